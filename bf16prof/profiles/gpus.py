@@ -1,0 +1,45 @@
+"""The table of GPUs: memory, arithmetic, memory bandwidth and links, each with its source (`gpus.toml`)."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+
+from bf16prof.errors import InputError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU model, with the vendor's figures.
+
+    * `memory_bytes`: what the CUDA driver reports as total memory where a source gives it, else the nominal size.
+    * `bf16_tflops`: dense bf16 matrix arithmetic, 1e12 FLOP/s, without sparsity.
+    * `hbm_gb_per_s`, `link_gb_per_s`: memory bandwidth, and the bidirectional GPU-to-GPU link bandwidth, 1e9 byte/s.
+    * `compute_capability`: CUDA's, e.g. (9, 0); it decides the size of PyTorch's cuBLAS workspace.
+    """
+
+    id: str
+    name: str
+    memory_bytes: int
+    bf16_tflops: float
+    hbm_gb_per_s: float
+    link_gb_per_s: float
+    compute_capability: tuple[int, int]
+    source: str
+
+
+@functools.cache
+def all_gpus() -> dict[str, Gpu]:
+    """Every GPU of the table by id."""
+    table = tomllib.loads((resources.files("bf16prof.profiles") / "gpus.toml").read_text(encoding="utf-8"))
+    return {id_: Gpu(id=id_, **{**row, "compute_capability": tuple(row["compute_capability"])}) for id_, row in table.items()}
+
+
+def find_gpu(id_: str) -> Gpu:
+    """The GPU of that id. Raises `InputError` naming the known ones."""
+    try:
+        return all_gpus()[id_]
+    except KeyError:
+        raise InputError(f"unknown GPU {id_!r}", hint="known: " + ", ".join(all_gpus())) from None

@@ -1,0 +1,94 @@
+"""Join records of the same case: every prediction against the measurement, with signed errors.
+
+The measurement is the reference where there is one (a run of ours, or an imported one); without it predictions stand side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bf16prof.errors import ToleranceExceeded
+from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
+
+REFERENCES = (Source.MEASURE, Source.IMPORT)
+
+QUANTITIES = (
+    "allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes", "device_bytes", "host_bytes", "step_time_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of one case by source. `errors` are signed and relative: (prediction - measured) / measured."""
+
+    case: Case
+    device: Device
+    quantity: str
+    values: dict[Source, float | int]
+    errors: dict[Source, float | None]
+
+
+def reconcile(records: list[MemoryRecord] | tuple[MemoryRecord, ...]) -> list[Comparison]:
+    """Comparisons of all quantities that at least one source knows, in the order in which the cases first appear.
+
+    Quantities are those of `QUANTITIES`, then `components.<name>` and `phases.<name>.peak_bytes` / `.end_bytes`.
+    """
+    groups: dict[tuple[Case, Device], dict[Source, MemoryRecord]] = {}
+    for record in records:
+        groups.setdefault((record.case, record.device), {})[record.source] = record
+    return [
+        comparison
+        for (case, device), by_source in groups.items()
+        for comparison in _compare(case, device, {s: _flatten(r) for s, r in by_source.items()})
+    ]
+
+
+def check_tolerance(comparisons: list[Comparison], tolerance: float) -> None:
+    """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than `tolerance` (0.05 = 5 %)."""
+    watched = {"allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes"}
+    worst = [
+        (abs(error), comparison, source, error)
+        for comparison in comparisons
+        if comparison.quantity in watched
+        for source, error in comparison.errors.items()
+        if error is not None and abs(error) > tolerance
+    ]
+    if worst:
+        _, comparison, source, error = max(worst, key=lambda row: row[0])
+        raise ToleranceExceeded(
+            f"{source} of {comparison.quantity} in {comparison.case.label} is {error:+.2%} off, more than the {tolerance:.2%} allowed",
+            hint=f"{len(worst)} of the compared quantities are outside the tolerance",
+        )
+
+
+def _flatten(record: MemoryRecord) -> dict[str, float | int]:
+    values: dict[str, float | int | None] = {name: getattr(record, name) for name in QUANTITIES}
+    if record.components:
+        values |= {f"components.{c}": record.components.get(c, 0) for c in Component}
+    for phase in Phase:
+        memory = record.phases.get(phase)
+        if memory is not None:
+            values[f"phases.{phase}.peak_bytes"] = memory.peak_bytes
+            values[f"phases.{phase}.end_bytes"] = memory.end_bytes
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _compare(case: Case, device: Device, by_source: dict[Source, dict[str, float | int]]) -> list[Comparison]:
+    reference = next((s for s in REFERENCES if s in by_source), None)
+    names = dict.fromkeys(name for values in by_source.values() for name in values)
+    out = []
+    for name in names:
+        values = {source: flat[name] for source, flat in by_source.items() if name in flat}
+        truth = values.get(reference) if reference else None
+        errors = {s: _relative(v, truth) for s, v in values.items() if s not in REFERENCES}
+        if any(values.values()):
+            out.append(Comparison(case, device, name, values, errors))
+    return out
+
+
+def _relative(value: float, truth: float | None) -> float | None:
+    if truth is None:
+        return None
+    if truth == 0:
+        return 0.0 if value == 0 else None
+    return (value - truth) / truth

@@ -1,0 +1,189 @@
+"""The vocabulary that every other part speaks: cases, components, phases and the record they meet in.
+
+All sources (`estimate`, `simulate`, `measure`, `import`) emit the same `MemoryRecord`; the reconciler and the reports read nothing else.
+Bytes are integers; `None` means "not known by this source" and is never replaced by a guess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+SCHEMA_VERSION = 1
+
+Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
+"""A number of bytes. Signed, because what attribution cannot explain (`other`) would show as negative if it counted too much."""
+
+STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+"""How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
+
+
+class Source(StrEnum):
+    """Where a record comes from."""
+
+    ESTIMATE = "estimate"
+    SIMULATE = "simulate"
+    MEASURE = "measure"
+    IMPORT = "import"
+
+
+class Component(StrEnum):
+    """What bytes are for. The bytes of all components add up to the record's `allocated_bytes`."""
+
+    PARAMETERS = "parameters"
+    GRADIENTS = "gradients"
+    MASTER_PARAMETERS = "master_parameters"
+    MASTER_GRADIENTS = "master_gradients"
+    MOMENTUM = "momentum"
+    VARIANCE = "variance"
+    ACTIVATIONS = "activations"
+    BUFFERS = "buffers"
+    WORKSPACE = "workspace"
+    ROUNDING = "rounding"
+    OTHER = "other"
+
+
+class Phase(StrEnum):
+    """The parts of a training job whose peaks are told apart, in the order in which they happen."""
+
+    INIT = "init"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    STEP = "step"
+
+
+class Device(StrEnum):
+    """The memory that a record is about: a GPU's caching allocator, or the CPU allocator of a gloo rank."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+class Offload(StrEnum):
+    """What DeepSpeed keeps in host memory instead of on the device."""
+
+    NONE = "none"
+    OPTIMIZER = "optimizer"
+    OPTIMIZER_AND_PARAMETERS = "optimizer+parameters"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to predict or to measure. Records of the same case are compared with each other."""
+
+    __pydantic_config__ = STRICT
+
+    profile: str
+    zero_stage: int
+    world_size: int
+    recipe: str
+    offload: Offload = Offload.NONE
+
+    @property
+    def label(self) -> str:
+        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`."""
+        tail = "" if self.offload is Offload.NONE else f"-offload-{self.offload}"
+        return f"zero{self.zero_stage}-w{self.world_size}-{self.recipe}{tail}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One named tensor, or one named kind of tensor, inside a component.
+
+    `bytes` are the bytes of its storages; `source` says where they are allocated (DeepSpeed's file and function, or PyTorch's).
+    """
+
+    __pydantic_config__ = STRICT
+
+    component: Component
+    name: str
+    bytes: Bytes
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """Allocated bytes during one phase: the highest, and at its end."""
+
+    __pydantic_config__ = STRICT
+
+    peak_bytes: Bytes | None = None
+    end_bytes: Bytes | None = None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step of a run: its loss, its wall-clock seconds and its memory by phase."""
+
+    __pydantic_config__ = STRICT
+
+    step: int
+    loss: float | None
+    time_s: float | None
+    allocated_bytes: Bytes | None
+    phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
+    warmup: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """What one source says of one case, on one device of the job (bytes on the rank that holds most).
+
+    * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
+    * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
+    * `reserved_bytes`: held by the caching allocator. `device_bytes`: used on the device by the process, as NVML sees it.
+    * `host_bytes`: held in host memory on behalf of the device (offloading).
+    * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
+    * `rank_allocated_bytes`: `allocated_bytes` of every rank.
+    """
+
+    __pydantic_config__ = STRICT
+
+    source: Source
+    case: Case
+    device: Device
+    parameters: int
+    gpu: str | None = None
+    allocated_bytes: Bytes | None = None
+    components: dict[Component, Bytes] = field(default_factory=dict)
+    items: tuple[Item, ...] = ()
+    peak_allocated_bytes: Bytes | None = None
+    peak_phase: Phase | None = None
+    run_peak_allocated_bytes: Bytes | None = None
+    phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
+    reserved_bytes: Bytes | None = None
+    device_bytes: Bytes | None = None
+    host_bytes: Bytes | None = None
+    step_time_s: float | None = None
+    step_time_iqr_s: float | None = None
+    tokens_per_s: float | None = None
+    loss: float | None = None
+    steps: tuple[StepRecord, ...] = ()
+    rank_allocated_bytes: tuple[Bytes, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.components and self.allocated_bytes is not None:
+            total = sum(self.components.values())
+            if total != self.allocated_bytes:
+                raise ValueError(f"components add up to {total}, allocated_bytes is {self.allocated_bytes}")
+
+
+def as_json(value: Any) -> Any:
+    """A record (or any part of one) as plain dicts, lists, strings and numbers, ready for `json.dumps`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def document(records: list[MemoryRecord] | tuple[MemoryRecord, ...], **more: Any) -> dict[str, Any]:
+    """The JSON document that every command prints: the schema version, the records, and what else the command adds."""
+    return {"schema_version": SCHEMA_VERSION, "records": as_json(list(records)), **{k: as_json(v) for k, v in more.items()}}

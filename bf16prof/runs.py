@@ -1,0 +1,183 @@
+"""A run directory: `run.json` (the manifest), `records.json`, one folder per case with one file per rank, `loss.csv`, `report.html`.
+
+Files are written atomically (a temporary file in the same folder, fsync, rename), so that a kill or a full disk leaves the old file
+whole. Files are read strictly: whatever is truncated, of another schema version, or not of the expected type is an `InputError` that
+names the file and the field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from bf16prof.errors import InputError
+from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, MemoryRecord, as_json, document
+
+MANIFEST = "run.json"
+RECORDS = "records.json"
+REPORT = "report.html"
+LOSSES = "loss.csv"
+
+
+class Status(StrEnum):
+    """How far a run, or one case of it, has come. Anything but `finished` means that numbers are missing or partial."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class CaseStatus:
+    """One case of a run: its status, one line on what went wrong, and the end of the failing rank's log."""
+
+    __pydantic_config__ = STRICT
+
+    case: Case
+    status: Status
+    message: str = ""
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run was: who ran what, where, and how it ended. Times are ISO 8601 in UTC."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    created: str
+    status: Status
+    device: Device
+    argv: tuple[str, ...]
+    cases: tuple[CaseStatus, ...]
+    profile: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    finished: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Run:
+    """A manifest, its records and the folder that they were read from."""
+
+    path: Path
+    manifest: Manifest
+    records: tuple[MemoryRecord, ...]
+
+
+@dataclass(frozen=True)
+class _Document:
+    __pydantic_config__ = {**STRICT, "extra": "allow"}
+
+    schema_version: int
+    records: tuple[MemoryRecord, ...]
+
+
+def create(path: Path, *, force: bool = False) -> None:
+    """Make an empty run directory. An existing one is refused, or with `force` emptied of the files of a run; nothing else is touched."""
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            if not force:
+                raise InputError(f"{path} exists and is not empty", hint="choose another --output-dir, or add --force to replace the run in it")
+            if not (path / MANIFEST).is_file():
+                raise InputError(f"{path} is not empty and holds no {MANIFEST}, so --force will not replace it")
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {path}: {error.strerror}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically. Raises `InputError` when the folder is read-only or the disk is full; the old file stays."""
+    if path.exists() and not path.is_file():  # a device or a pipe (-o /dev/stdout) cannot be replaced by a rename
+        _write_device(path, text)
+        return
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _write_device(path: Path, text: str) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass or plain value as JSON, atomically."""
+    write_text(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n")
+
+
+def save(run: Run) -> None:
+    """Write the manifest and the records of a run into its folder."""
+    write_json(run.path / RECORDS, document(run.records))
+    write_json(run.path / MANIFEST, run.manifest)
+
+
+def replace(run: Run, *, records: tuple[MemoryRecord, ...] | None = None, **changes: Any) -> Run:
+    """The same run with other records and with changes to its manifest."""
+    manifest = dataclasses.replace(run.manifest, **changes)
+    return Run(run.path, manifest, run.records if records is None else records)
+
+
+def load(path: Path) -> Run:
+    """Read a run directory (or its `run.json`). Raises `InputError` naming the file and the field that is wrong."""
+    folder = path.parent if path.name == MANIFEST else path
+    manifest: Manifest = read(folder / MANIFEST, Manifest)
+    return Run(folder, manifest, read(folder / RECORDS, _Document).records)
+
+
+def read(path: Path, kind: type[Any]) -> Any:
+    """Read a JSON file into a dataclass, strictly. Raises `InputError` naming the file and the field."""
+    import pydantic
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}") from error
+    _check_version(path, text)
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise InputError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _check_version(path: Path, text: str) -> None:
+    try:
+        head = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a complete JSON document ({str(error).splitlines()[0]})") from error
+    version = head.get("schema_version") if isinstance(head, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema_version is {version!r}, this bf16prof reads {SCHEMA_VERSION}")
