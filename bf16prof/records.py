@@ -117,7 +117,7 @@ class PhaseMemory:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step of a run: its loss, its wall-clock seconds and its memory by phase."""
+    """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase."""
 
     __pydantic_config__ = STRICT
 
@@ -127,6 +127,7 @@ class StepRecord:
     allocated_bytes: Bytes | None
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     warmup: bool = False
+    device_time_s: float | None = None
 
 
 @dataclass(frozen=True)

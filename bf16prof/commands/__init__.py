@@ -1,0 +1,1 @@
+"""One file per subcommand: arguments in, a call, a report out. No logic of their own."""

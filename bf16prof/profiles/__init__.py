@@ -1,0 +1,1 @@
+"""What to train and with what: profiles, precision recipes and GPUs, all of them data."""

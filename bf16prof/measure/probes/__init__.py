@@ -1,0 +1,55 @@
+"""Memory probes behind one interface: what a rank's allocator says, on a GPU (`cuda`) and on a CPU (`cpu`); `nvml` sees the whole device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bf16prof.records import Device
+
+
+class Probe(Protocol):
+    """Reads one rank's memory. Bytes, all of them.
+
+    `name` is the device in words, `device_type` is torch's word for it. Readings never allocate and never synchronise.
+    """
+
+    name: str
+    device: Device
+    device_type: str
+
+    def allocated_bytes(self) -> int:
+        """Bytes in live tensors now."""
+        ...
+
+    def take_phase_peak(self) -> int:
+        """The highest of `allocated_bytes` since the last call; starts again from now."""
+        ...
+
+    def run_peak_bytes(self) -> int:
+        """The highest of `allocated_bytes` since the probe was made, untouched by `take_phase_peak`."""
+        ...
+
+    def reserved_bytes(self) -> int | None:
+        """The most that the caching allocator has held; `None` where there is none."""
+        ...
+
+    def retries(self) -> int | None:
+        """How often the caching allocator had to give memory back and try again; `None` where there is none."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        ...
+
+
+def find_probe() -> Probe:
+    """The probe of the accelerator that is present: CUDA's where torch sees a GPU, else the CPU's."""
+    import torch
+
+    if torch.cuda.is_available():
+        from bf16prof.measure.probes.cuda import CudaProbe
+
+        return CudaProbe()
+    from bf16prof.measure.probes.cpu import CpuProbe
+
+    return CpuProbe()

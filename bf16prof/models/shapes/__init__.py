@@ -1,0 +1,69 @@
+"""The parameter inventory: every parameter of a model, in the order in which `nn.Module.parameters()` yields them, without torch."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from dataclasses import dataclass
+from functools import cached_property
+
+from bf16prof.errors import InputError
+from bf16prof.profiles.schema import ModelSettings
+
+CAST_BY_AUTOCAST = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
+"""Classes whose own parameters DeepSpeed communicates in autocast's dtype (`runtime/torch_autocast.py`, LOWER_PRECISION_SAFE_MODULES)."""
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter: its name, its shape, and the class of the module that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+
+    @cached_property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def cast_by_autocast(self) -> bool:
+        """Whether DeepSpeed communicates its gradient in autocast's dtype."""
+        return self.layer in CAST_BY_AUTOCAST
+
+
+def families() -> list[str]:
+    """The model families that this package knows."""
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+
+
+def inventory(model: ModelSettings) -> list[ParameterSpec]:
+    """The parameters of a model, each shared one once.
+
+    Raises `InputError` when the family is unknown or its sizes do not fit together.
+    """
+    if model.family not in families():
+        raise InputError(f"model.family: unknown family {model.family!r}", hint="known: " + ", ".join(families()))
+    require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
+    module = importlib.import_module(f"{__name__}.{model.family.replace('-', '_')}")
+    specs: list[ParameterSpec] = module.parameters(model)
+    return specs
+
+
+def require(fits: bool, message: str) -> None:
+    """Raise `InputError` with the message unless the condition holds."""
+    if not fits:
+        raise InputError(message)
+
+
+def linear(name: str, outputs: int, inputs: int, *, bias: bool = True, layer: str = "Linear") -> list[ParameterSpec]:
+    """The parameters of an `nn.Linear`: weight [outputs, inputs], bias [outputs]."""
+    weight = ParameterSpec(f"{name}.weight", (outputs, inputs), layer)
+    return [weight, ParameterSpec(f"{name}.bias", (outputs,), layer)] if bias else [weight]
+
+
+def layer_norm(name: str, width: int) -> list[ParameterSpec]:
+    """The parameters of an `nn.LayerNorm`: weight [width], bias [width]."""
+    return [ParameterSpec(f"{name}.{part}", (width,), "LayerNorm") for part in ("weight", "bias")]

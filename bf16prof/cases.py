@@ -1,0 +1,103 @@
+"""From what the user said to cases: the product of stages, world sizes and recipes over one profile.
+
+A `Job` is a case together with everything that its names stand for; sources take jobs and give records.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bf16prof.errors import InputError
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import Case, Device, Offload
+
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case with the profile and the recipe that it names, on the device it is predicted or measured for."""
+
+    case: Case
+    profile: Profile
+    recipe: Recipe
+    device: Device
+    gpu: Gpu | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A case that DeepSpeed would reject or silently spoil: why, and recipes that work in its place."""
+
+    case: Case
+    reason: str
+    alternatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user selected. Empty `recipes` means: all that can run."""
+
+    profile: Profile
+    stages: Sequence[int]
+    world_sizes: Sequence[int]
+    recipes: Sequence[str]
+    device: Device
+    gpu: Gpu | None = None
+    offload: Offload | None = None
+
+
+def expand(selection: Selection) -> list[Job]:
+    """All jobs of a selection, by stage, then world size, then recipe.
+
+    Raises `InputError` for an unknown stage, world size or recipe, and `Refused` for a recipe that no engine runs.
+    """
+    check_profile(selection.profile)
+    for stage in selection.stages:
+        if stage not in STAGES:
+            raise InputError(f"--zero {stage}: the ZeRO stage is 0, 1, 2 or 3")
+    for size in selection.world_sizes:
+        if not 1 <= size <= 2**20:
+            raise InputError(f"--gpus {size}: expected a number of ranks from 1 to {2**20}")
+    chosen = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)] or list(runnable_recipes().values())
+    profile = _with_offload(selection.profile, selection.offload)
+    offload = offload_of(profile)
+    return [
+        Job(Case(profile.name, stage, size, recipe.id, offload), profile, recipe, selection.device, selection.gpu)
+        for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), dict.fromkeys(selection.world_sizes), chosen)
+    ]
+
+
+def check_profile(profile: Profile) -> None:
+    """Raise `InputError` unless the model's and the workload's sizes fit together."""
+    from bf16prof.models.shapes import inventory
+
+    inventory(profile.model)
+    if profile.workload.sequence_length > profile.model.max_sequence_length:
+        raise InputError(
+            f"workload.sequence_length ({profile.workload.sequence_length}) is longer than "
+            f"model.max_sequence_length ({profile.model.max_sequence_length})"
+        )
+
+
+def offload_of(profile: Profile) -> Offload:
+    """What the profile's ZeRO settings keep in host memory."""
+    zero = profile.deepspeed.zero_optimization
+    if zero.offload_param.device != "none":
+        return Offload.OPTIMIZER_AND_PARAMETERS
+    return Offload.OPTIMIZER if zero.offload_optimizer.device != "none" else Offload.NONE
+
+
+def _with_offload(profile: Profile, offload: Offload | None) -> Profile:
+    """The profile with its offloading set as the user asked; as it is when nothing was asked."""
+    if offload is None:
+        return profile
+    zero = profile.deepspeed.zero_optimization
+    optimizer = zero.offload_optimizer.model_copy(update={"device": "none" if offload is Offload.NONE else "cpu"})
+    parameters = zero.offload_param.model_copy(update={"device": "cpu" if offload is Offload.OPTIMIZER_AND_PARAMETERS else "none"})
+    changed = zero.model_copy(update={"offload_optimizer": optimizer, "offload_param": parameters})
+    return profile.model_copy(update={"deepspeed": profile.deepspeed.model_copy(update={"zero_optimization": changed})})

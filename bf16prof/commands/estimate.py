@@ -1,0 +1,63 @@
+"""`bf16prof estimate`: the closed form, over a grid of ZeRO stages, GPU counts and recipes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bf16prof.commands import options as o
+from bf16prof.commands.output import check_files, hint, prediction_run, print_json, write_files
+from bf16prof.records import Device, MemoryRecord
+
+DEFAULT_GPU = "h100-80gb"
+
+
+def estimate(
+    profile: o.ProfileOption = "deepspeed-bf16-example",
+    zero: o.ZeroOption = "0,1,2,3",
+    gpus: Annotated[str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=o.SELECT)] = "1,2,4,8,16,32,64,128",
+    recipe: o.RecipeOption = "",
+    gpu: Annotated[str, typer.Option("--gpu", envvar="BF16PROF_GPU", help="The GPU to fit.", rich_help_panel=o.SELECT)] = DEFAULT_GPU,
+    device: Annotated[Device, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=o.SELECT)] = Device.GPU,
+    offload: o.OffloadOption = None,
+    sequence_length: o.SequenceOption = None,
+    micro_batch_size: o.MicroBatchOption = None,
+    gradient_accumulation_steps: o.AccumulationOption = None,
+    activation_checkpointing: o.CheckpointingOption = None,
+    set_: o.SetOption = None,
+    json_: o.JsonOption = False,
+    output: o.FilesOption = None,
+    force: o.ForceOption = False,
+    verbose: o.VerboseOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Predict the memory of one GPU in closed form: every persistent byte, in milliseconds, without torch."""
+    from bf16prof.estimate.predict import predict
+    from bf16prof.estimate.textbook import textbook
+
+    check_files(output, force)
+    resolved = o.resolve_profile(
+        profile, set_, sequence_length, micro_batch_size, gradient_accumulation_steps, activation_checkpointing
+    )
+    target = o.chosen_gpu(gpu) if device is Device.GPU else None
+    jobs, refused = o.select(resolved, zero, gpus, recipe, offload, device, target)
+    records = [predict(job) for job in jobs]
+    accounts = {job.case: textbook(record.parameters, job.case.zero_stage, job.case.world_size, job.recipe) for job, record in zip(jobs, records, strict=True)}
+    more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
+    write_files(output, [prediction_run(f"estimate {resolved.profile.name}", records, resolved.profile.model_dump(mode="json"))], **more)
+    if json_:
+        print_json(records, **more)
+        return
+    _show(records, refused, target, accounts, verbose)
+    hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {resolved.profile.name})", quiet)
+
+
+def _show(records: list[MemoryRecord], refused: list[o.Refusal], gpu: o.Gpu | None, accounts: dict[o.Case, dict[str, int]], verbose: bool) -> None:
+    from bf16prof.reports.console import breakdown, estimate_grid, make_console
+
+    console = make_console()
+    estimate_grid(records, refused, gpu, console, textbook=accounts)
+    if verbose or len(records) == 1:
+        for record in records:
+            breakdown(record, console)

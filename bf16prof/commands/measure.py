@@ -1,0 +1,137 @@
+"""`bf16prof measure`: real DeepSpeed ranks on this machine, reconciled with the estimate of the same cases."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bf16prof.commands import options as o
+from bf16prof.commands.output import check_files, hint, print_json, write_files
+from bf16prof.errors import InputError, RunFailed
+from bf16prof.reconcile import Comparison, check_tolerance, reconcile
+from bf16prof.records import Device
+from bf16prof.runs import REPORT, Run, Status, create, write_text
+
+if TYPE_CHECKING:
+    from bf16prof.measure.accelerator import TorchAnswer
+
+CPU_RANKS = 2
+
+
+def measure(
+    profile: o.ProfileOption = "cpu-demo",
+    zero: o.ZeroOption = "1,2,3",
+    recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
+    ranks: Annotated[
+        int | None,
+        typer.Option("--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT),
+    ] = None,
+    offload: o.OffloadOption = None,
+    sequence_length: o.SequenceOption = None,
+    micro_batch_size: o.MicroBatchOption = None,
+    gradient_accumulation_steps: o.AccumulationOption = None,
+    activation_checkpointing: o.CheckpointingOption = None,
+    set_: o.SetOption = None,
+    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-d", help="The run directory; runs/TIME-PROFILE if not given.", rich_help_panel=o.OUTPUT)
+    ] = None,
+    json_: o.JsonOption = False,
+    output: o.FilesOption = None,
+    force: o.ForceOption = False,
+    fail_over: o.TolerateOption = None,
+    verbose: o.VerboseOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Train for a few steps on real DeepSpeed ranks, measure every byte, and reconcile with the estimate.
+
+    The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
+    """
+    from bf16prof.measure.accelerator import require_torch
+    from bf16prof.measure.data import validate_spec
+    from bf16prof.measure.session import Plan
+    from bf16prof.measure.session import measure as run_measurement
+
+    check_files(output, force)
+    tolerance = None if fail_over is None else o.percentage(fail_over)
+    resolved = o.resolve_profile(
+        profile, set_, sequence_length, micro_batch_size, gradient_accumulation_steps, activation_checkpointing
+    )
+    validate_spec(resolved.profile.workload.data, readable=True)
+    torch = require_torch()
+    jobs, refused = o.select(resolved, zero, str(_ranks(ranks, torch)), recipe, offload, torch.device, _gpu(torch))
+    for refusal in refused:
+        hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
+    name = resolved.profile.name
+    folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+    create(folder, force=force)
+    with _watcher(len(jobs), quiet) as watcher:
+        run = run_measurement(Plan(name, jobs, folder, warmup, steps, timeout), watcher)
+    comparisons = reconcile(run.records)
+    _write_report(run, comparisons)
+    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
+    write_files(output, [run], **more)
+    if json_:
+        print_json(run.records, **more)
+    else:
+        _show(run, comparisons, verbose)
+        hint(f"report: {folder / REPORT}", False)
+        hint(f"next: bf16prof report {folder} --open", quiet)
+    _check(run, comparisons, tolerance)
+
+
+def _ranks(asked: int | None, torch: TorchAnswer) -> int:
+    if asked is not None and torch.gpus and asked > len(torch.gpus):
+        raise InputError(f"--num-gpus {asked}: torch sees {len(torch.gpus)} on this machine")
+    return asked if asked is not None else len(torch.gpus) or CPU_RANKS
+
+
+def _gpu(torch: TorchAnswer) -> o.Gpu | None:
+    """The GPU of this machine as an entry of the table: the one it is, or what torch says of it."""
+    if not torch.gpus:
+        return None
+    found = torch.gpus[0]
+    return o.Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
+
+
+def _watcher(cases: int, quiet: bool) -> Any:
+    from bf16prof.commands.progress import ProgressWatcher
+
+    return ProgressWatcher(cases, quiet)
+
+
+def _write_report(run: Run, comparisons: list[Comparison]) -> None:
+    from bf16prof.reports.html import render
+
+    write_text(run.path / REPORT, render([run], comparisons))
+
+
+def _show(run: Run, comparisons: list[Comparison], verbose: bool) -> None:
+    from bf16prof.reports.console import breakdown, make_console, reconciliation, run_summary
+
+    console = make_console()
+    run_summary(run, console)
+    reconciliation(run.records, comparisons, console)
+    if verbose:
+        for record in run.records:
+            breakdown(record, console)
+
+
+def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:
+    """Leave with 3 when a case failed, with 4 when a prediction is outside the tolerance."""
+    failed = [case for case in run.manifest.cases if case.status is not Status.FINISHED]
+    if failed:
+        first = failed[0]
+        raise RunFailed(
+            f"{len(failed)} of {len(run.manifest.cases)} cases did not finish; {first.case.label}: {first.status}: {first.message}",
+            hint=f"logs and partial results are in {run.path / first.case.label}",
+        )
+    if tolerance is not None:
+        check_tolerance(comparisons, tolerance)
+
+

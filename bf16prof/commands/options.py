@@ -1,0 +1,140 @@
+"""The selectors and outputs that subcommands share, and what they mean: a profile with overrides, and the cases over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from bf16prof.cases import Job, Refusal, Selection, expand
+from bf16prof.engine.constraints import admit
+from bf16prof.errors import InputError
+from bf16prof.profiles.gpus import Gpu, find_gpu
+from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
+from bf16prof.records import Case, Device, Offload
+
+SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", "-p", envvar="BF16PROF_PROFILE", help="A preset's name or a TOML file.", rich_help_panel=SELECT)
+]
+ZeroOption = Annotated[str, typer.Option("--zero", envvar="BF16PROF_ZERO", help="ZeRO stages, as 0,1,2,3.", rich_help_panel=SELECT)]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b; all that fit if not given.", rich_help_panel=SELECT)
+]
+OffloadOption = Annotated[
+    Offload | None,
+    typer.Option("--offload", envvar="BF16PROF_OFFLOAD", help="What stays in host memory; as in the profile if not given.", rich_help_panel=SELECT),
+]
+SequenceOption = Annotated[
+    int | None, typer.Option("--sequence-length", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN)
+]
+MicroBatchOption = Annotated[
+    int | None, typer.Option("--micro-batch-size", envvar="BF16PROF_MICRO_BATCH_SIZE", help="Sequences per rank.", rich_help_panel=TRAIN)
+]
+AccumulationOption = Annotated[
+    int | None,
+    typer.Option("--gradient-accumulation-steps", envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS", help="Micro-steps.", rich_help_panel=TRAIN),
+]
+CheckpointingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--activation-checkpointing/--no-activation-checkpointing",
+        envvar="BF16PROF_ACTIVATION_CHECKPOINTING",
+        help="Recompute activations in backward.",
+        rich_help_panel=TRAIN,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.", rich_help_panel=OUTPUT)]
+FilesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write a file: .json, .csv, .md or .html. May be repeated.", rich_help_panel=OUTPUT),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No hints and no progress.", rich_help_panel=OUTPUT)]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every component and item of every case.", rich_help_panel=OUTPUT)]
+TolerateOption = Annotated[
+    str | None,
+    typer.Option("--fail-over", metavar="5%", help="Leave with 4 if a memory prediction misses by more.", rich_help_panel=OUTPUT),
+]
+
+T = TypeVar("T")
+
+
+def resolve_profile(
+    name: str,
+    sets: Sequence[str] | None,
+    sequence_length: int | None = None,
+    micro_batch_size: int | None = None,
+    accumulation: int | None = None,
+    checkpointing: bool | None = None,
+) -> Resolved:
+    """The profile with the flags (and the variables that stand for flags) laid over it."""
+    flags = {
+        "sequence_length": sequence_length,
+        "micro_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "activation_checkpointing": checkpointing,
+    }
+    overrides = [parse_set(text) for text in sets or ()]
+    overrides += [
+        Override(f"workload.{key}", value, "--" + key.replace("_", "-")) for key, value in flags.items() if value is not None
+    ]
+    return load_profile(name, overrides)
+
+
+def select(
+    resolved: Resolved, zero: str, gpus: str, recipe: str, offload: Offload | None, device: Device, gpu: Gpu | None
+) -> tuple[list[Job], list[Refusal]]:
+    """The jobs that DeepSpeed runs, and the refusals of the others.
+
+    Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
+    that no case admits is passed over in silence.
+    """
+    from bf16prof.measure.data import validate_spec
+
+    validate_spec(resolved.profile.workload.data)
+    recipes = words(recipe)
+    jobs = expand(Selection(resolved.profile, numbers("--zero", zero), numbers("--gpus", gpus), recipes, device, gpu, offload))
+    admitted, refused = admit(jobs)
+    if not recipes:
+        possible = {job.case.recipe for job in admitted}
+        refused = [r for r in refused if r.case.recipe in possible]
+    return admitted, refused
+
+
+def chosen_gpu(name: str) -> Gpu:
+    """The GPU of that id."""
+    return find_gpu(name)
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """`1,2,4` as numbers. Raises `InputError` naming the flag."""
+    try:
+        found = [int(part) for part in words(text)]
+    except ValueError:
+        found = []
+    if not found:
+        raise InputError(f"{flag} {text}: expected whole numbers, as 1,2,4")
+    return found
+
+
+def words(text: str) -> list[str]:
+    """`a,b` as words; empty for an empty text."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def percentage(text: str) -> float:
+    """`5%` or `0.05` as 0.05. Raises `InputError` for anything else."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise InputError(f"--fail-over {text}: expected a share, as 5% or 0.05")
+    return value

@@ -1,0 +1,69 @@
+"""Where results go: a file whose suffix picks the format, or one JSON document on stdout; hints and errors on stderr."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bf16prof.errors import InputError
+from bf16prof.reconcile import reconcile
+from bf16prof.records import MemoryRecord, document
+from bf16prof.runs import CaseStatus, Manifest, Run, Status, write_text
+
+FORMATS = (".json", ".csv", ".md", ".html")
+
+
+def check_files(files: Sequence[Path] | None, force: bool) -> None:
+    """Raise `InputError`, before any work is done, for a suffix without a format, a missing folder, or a file that exists."""
+    for path in files or ():
+        if path.suffix not in FORMATS:
+            raise InputError(f"--output {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
+        if not path.parent.is_dir():
+            raise InputError(f"--output {path}: the folder {path.parent} does not exist")
+        if path.is_file() and not force:
+            raise InputError(f"--output {path}: the file exists", hint="add --force to replace it")
+
+
+def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(document(tuple(records), **more), indent=2, allow_nan=False))
+
+
+def write_files(files: Sequence[Path] | None, runs: Sequence[Run], **more: Any) -> None:
+    """Write every file in the format of its suffix."""
+    for path in files or ():
+        write_text(path, _render(path.suffix, runs, more))
+
+
+def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
+    records = [record for run in runs for record in run.records]
+    if suffix == ".json":
+        return json.dumps(document(records, **more), indent=2, allow_nan=False) + "\n"
+    if suffix == ".html":
+        from bf16prof.reports.html import render
+
+        return render(runs)
+    from bf16prof.reports import tables
+
+    make = tables.to_csv if suffix == ".csv" else tables.to_markdown
+    return make(records, reconcile(records))
+
+
+def prediction_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:
+    """Predictions as a run that was never on disk, so that reports treat them like any other."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    cases = tuple(CaseStatus(record.case, Status.FINISHED) for record in records)
+    manifest = Manifest(name, now, Status.FINISHED, records[0].device, tuple(sys.argv), cases, profile, finished=now)
+    return Run(Path(), manifest, tuple(records))
+
+
+def hint(text: str, quiet: bool) -> None:
+    """One line of advice on stderr."""
+    if not quiet:
+        typer.echo(text, err=True)

@@ -1,0 +1,77 @@
+"""The progress of a measurement on a terminal: case, phase, step, loss and memory of rank 0, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+import typer
+
+from bf16prof.cases import Job
+from bf16prof.measure.results import RankResult
+from bf16prof.measure.session import Watcher
+from bf16prof.runs import CaseStatus, Status
+
+
+class ProgressWatcher(Watcher):
+    """Draws a bar where stderr is a terminal; elsewhere one line per case; nothing when quiet."""
+
+    def __init__(self, cases: int, quiet: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from bf16prof.reports.console import make_console
+
+        self._cases = cases
+        self._quiet = quiet
+        self._interactive = sys.stderr.isatty() and not quiet
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=make_console(stderr=True), disable=not self._interactive, transient=True)
+        self._task = self._progress.add_task("starting", total=cases)
+        self._label = ""
+
+    def __enter__(self) -> ProgressWatcher:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def preparing(self) -> None:
+        """Compiling takes up to a minute the first time."""
+        self._say("checking compiled extensions (the first time they are built, which takes a minute)")
+
+    def case_begins(self, index: int, job: Job) -> None:
+        """Name the case that starts."""
+        self._label = f"[{index + 1}/{self._cases}] {job.case.label}"
+        self._progress.update(self._task, completed=index)
+        self._say(f"{self._label}: starting {job.case.world_size} ranks")
+
+    def progress(self, result: RankResult) -> None:
+        """Step, loss and memory of rank 0."""
+        from bf16prof.reports.units import gib
+
+        if not result.steps:
+            text = "engine is built" if result.parameters else "building the engine"
+        else:
+            last = result.steps[-1]
+            text = f"step {last.step + 1}  loss {last.loss:.3f}  peak {gib(result.run_peak_bytes)}"
+        self._progress.update(self._task, description=f"{self._label}: rank {result.rank}: {text}")
+
+    def case_ends(self, status: CaseStatus) -> None:
+        """One more done; a failure is said at once."""
+        self._progress.advance(self._task)
+        if status.status is not Status.FINISHED:
+            self._print(f"{self._label}: {status.status}: {status.message}")
+
+    def _say(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+        if not self._interactive and not self._quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        from bf16prof.reports.units import inert
+
+        if self._interactive:
+            self._progress.console.print(inert(text, None), markup=False, highlight=False)
+        else:
+            typer.echo(inert(text, None), err=True)

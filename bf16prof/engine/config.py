@@ -1,0 +1,164 @@
+"""From a job to DeepSpeed's JSON, and from that JSON to what DeepSpeed will make of it: dtypes, wrapper, optimizer.
+
+References are to DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from bf16prof.cases import Job
+from bf16prof.profiles.recipes import DTYPE_BYTES
+from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
+
+
+class Wrapper(StrEnum):
+    """The optimizer wrapper that DeepSpeed puts around the basic optimizer; it decides the whole memory layout."""
+
+    PLAIN = "none"
+    """No wrapper: the basic optimizer works on the parameters (stage 0 in fp32)."""
+    FUSED = "FP16_Optimizer"
+    """Stage 0 in bf16 or fp16 over FusedAdam: one flat master copy."""
+    UNFUSED = "FP16_UnfusedOptimizer"
+    """Stage 0 in bf16 or fp16 over any other optimizer: a master copy per parameter."""
+    BF16 = "BF16_Optimizer"
+    """Stage 1 with bf16 parameters and fp32 gradient accumulation."""
+    ZERO12 = "DeepSpeedZeroOptimizer"
+    ZERO3 = "DeepSpeedZeroOptimizer_Stage3"
+
+
+class BasicOptimizer(StrEnum):
+    """What updates the master parameters."""
+
+    FUSED_ADAM = "FusedAdam"
+    CPU_ADAM = "DeepSpeedCPUAdam"
+    TORCH_ADAM = "torch.optim"
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What DeepSpeed makes of a configuration. Dtypes are `fp32`, `bf16` or `fp16`."""
+
+    wrapper: Wrapper
+    optimizer: BasicOptimizer
+    parameter_dtype: str
+    gradient_dtype: str
+    """Of the gradients that are kept and accumulated."""
+    master_dtype: str
+    moment_dtype: str
+    communication_dtype: str
+    autocast_dtype: str
+    """`none` without torch.autocast."""
+    fused_kernel: bool
+    """Whether `torch.optim` runs its fused kernel, which keeps its step counters on the device."""
+
+    @property
+    def output_dtype(self) -> str:
+        """Dtype of the model's logits: those of a Linear layer."""
+        return self.parameter_dtype if self.autocast_dtype == "none" else self.autocast_dtype
+
+
+def deepspeed_config(job: Job) -> dict[str, Any]:
+    """DeepSpeed's JSON for a job: the profile's settings, the case's stage, the recipe's fragment. Defaults of DeepSpeed are left out."""
+    profile = job.profile
+    settings = profile.deepspeed.model_dump(exclude_defaults=True, by_alias=True)
+    zero = {"stage": job.case.zero_stage, **settings.pop("zero_optimization", {})}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": profile.workload.micro_batch_size,
+        "gradient_accumulation_steps": profile.workload.gradient_accumulation_steps,
+        "steps_per_print": 2**31,
+        "optimizer": optimizer_block(profile.optimizer),
+        **settings,
+        "zero_optimization": zero,
+    }
+    assert job.recipe.deepspeed is not None, "only runnable recipes become jobs"
+    for block, keys in job.recipe.deepspeed.items():
+        config[block] = {**keys, **config.get(block, {})}
+    return config
+
+
+def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:
+    """DeepSpeed's `optimizer` block."""
+    params: dict[str, Any] = {
+        "lr": optimizer.lr,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    if optimizer.torch_adam:
+        chosen = {"fused": optimizer.fused, "foreach": optimizer.foreach}
+        params |= {"torch_adam": True, **{key: value for key, value in chosen.items() if value is not None}}
+    return {"type": optimizer.type, "params": params}
+
+
+def zero_settings(config: Mapping[str, Any]) -> ZeroSettings:
+    """The ZeRO settings of a DeepSpeed configuration, DeepSpeed's defaults filled in."""
+    return ZeroSettings.model_validate({key: value for key, value in config["zero_optimization"].items() if key != "stage"})
+
+
+def overlaps_communication(config: Mapping[str, Any]) -> bool:
+    """`overlap_comm`, whose default depends on the stage (`runtime/zero/config.py`, overlap_comm_valid)."""
+    chosen = config["zero_optimization"].get("overlap_comm")
+    return bool(config["zero_optimization"]["stage"] == 3 if chosen is None else chosen)
+
+
+def engine_facts(config: Mapping[str, Any]) -> EngineFacts:
+    """What DeepSpeed makes of this configuration (`runtime/engine.py`: get_data_types, _configure_basic_optimizer, _do_optimizer_sanity_check)."""
+    parameter = _parameter_dtype(config)
+    gradient = config.get("data_types", {}).get("grad_accum_dtype") or parameter
+    optimizer = _basic_optimizer(config)
+    wrapper = _wrapper(config, parameter, gradient, optimizer)
+    bf16 = config.get("bf16", {})
+    low_precision_master = bf16.get("bf16_master_weights_and_grads", False) and wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
+    master = "bf16" if low_precision_master else "fp32"
+    fp32_moments = optimizer is BasicOptimizer.CPU_ADAM and not bf16.get("bf16_optimizer_states", False)
+    autocast = config.get("torch_autocast", {})
+    return EngineFacts(
+        wrapper=wrapper,
+        optimizer=optimizer,
+        parameter_dtype=parameter,
+        gradient_dtype=gradient,
+        master_dtype=master,
+        moment_dtype="fp32" if fp32_moments else master,
+        communication_dtype=config.get("communication_data_type") or parameter,
+        autocast_dtype={"torch.bfloat16": "bf16", "torch.float16": "fp16"}[autocast["dtype"]] if autocast.get("enabled") else "none",
+        fused_kernel=bool(config["optimizer"]["params"].get("fused")),
+    )
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element."""
+    return DTYPE_BYTES[dtype]
+
+
+def _parameter_dtype(config: Mapping[str, Any]) -> str:
+    if config.get("fp16", {}).get("enabled"):
+        return "fp16"
+    return "bf16" if config.get("bf16", {}).get("enabled") else "fp32"
+
+
+def offloads_optimizer(config: Mapping[str, Any]) -> bool:
+    """Whether the optimizer works in host memory (stages 1 to 3)."""
+    return bool(config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none")
+
+
+def _basic_optimizer(config: Mapping[str, Any]) -> BasicOptimizer:
+    if config["optimizer"]["params"].get("torch_adam"):
+        return BasicOptimizer.TORCH_ADAM
+    return BasicOptimizer.CPU_ADAM if offloads_optimizer(config) else BasicOptimizer.FUSED_ADAM
+
+
+def _wrapper(config: Mapping[str, Any], parameter: str, gradient: str, optimizer: BasicOptimizer) -> Wrapper:
+    stage = config["zero_optimization"]["stage"]
+    if stage == 3:
+        return Wrapper.ZERO3
+    if stage == 1 and parameter == "bf16" and gradient == "fp32" and not offloads_optimizer(config):
+        return Wrapper.BF16
+    if stage > 0:
+        return Wrapper.ZERO12
+    if parameter == "fp32":
+        return Wrapper.PLAIN
+    return Wrapper.FUSED if optimizer is BasicOptimizer.FUSED_ADAM else Wrapper.UNFUSED

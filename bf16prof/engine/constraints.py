@@ -1,0 +1,182 @@
+"""DeepSpeed's own constraints, checked before anything starts, and the configurations that it accepts but silently spoils.
+
+Each rule looks at the DeepSpeed JSON alone and says why it refuses; references are to DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bf16prof.cases import Job, Refusal
+from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer
+from bf16prof.errors import Refused
+from bf16prof.profiles.recipes import nearest, runnable_recipes
+from bf16prof.records import Offload
+
+Rule = Callable[[Mapping[str, Any]], str | None]
+
+
+def admit(jobs: Sequence[Job]) -> tuple[list[Job], list[Refusal]]:
+    """Part the jobs into those that DeepSpeed runs and the refusals of the others.
+
+    Raises `Refused`, with the reason and the nearest recipes that work, when none is left.
+    """
+    admitted, refused = [], []
+    for job in jobs:
+        reason = refusal_reason(job)
+        if reason is None:
+            admitted.append(job)
+        else:
+            refused.append(Refusal(job.case, reason, alternatives(job)))
+    if not admitted:
+        raise refused_error(refused[0])
+    return admitted, refused
+
+
+def refused_error(refusal: Refusal) -> Refused:
+    """The refusal as the error that ends a command."""
+    hint = "recipes that work here: " + ", ".join(refusal.alternatives) if refusal.alternatives else ""
+    return Refused(f"{refusal.case.label}: {refusal.reason}", hint=hint)
+
+
+def refusal_reason(job: Job) -> str | None:
+    """Why DeepSpeed cannot run this job as described; `None` if it can."""
+    config = deepspeed_config(job)
+    return next((reason for rule in RULES if (reason := rule(config))), None)
+
+
+def alternatives(job: Job) -> tuple[str, ...]:
+    """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that need offloading say so."""
+    others = list(runnable_recipes().values())
+    works = []
+    for id_ in [job.recipe.id, *nearest(job.recipe, others)]:
+        other = dataclasses.replace(job, recipe=next(r for r in others if r.id == id_))
+        if refusal_reason(other) is None:
+            works.append(id_)
+        elif job.case.offload is Offload.NONE and refusal_reason(_offloaded(other)) is None:
+            works.append(f"{id_} with --offload optimizer")
+    return tuple(works[:3])
+
+
+def _offloaded(job: Job) -> Job:
+    from bf16prof.cases import Selection, expand
+
+    selection = Selection(
+        job.profile, [job.case.zero_stage], [job.case.world_size], [job.recipe.id], job.device, job.gpu, Offload.OPTIMIZER
+    )
+    return expand(selection)[0]
+
+
+def _bf16(config: Mapping[str, Any], key: str) -> bool:
+    return bool(config.get("bf16", {}).get(key, False))
+
+
+def _stage(config: Mapping[str, Any]) -> int:
+    return int(config["zero_optimization"]["stage"])
+
+
+def _both_half_precisions(config: Mapping[str, Any]) -> str | None:
+    both = config.get("fp16", {}).get("enabled") and _bf16(config, "enabled")
+    return "fp16 and bf16 cannot be enabled together (runtime/config.py)" if both else None
+
+
+def _low_precision_master_needs_zero(config: Mapping[str, Any]) -> str | None:
+    flags = _bf16(config, "bf16_master_weights_and_grads") or _bf16(config, "bf16_optimizer_states")
+    if flags and _stage(config) == 0:
+        return "DeepSpeed keeps bf16 master weights only under ZeRO stage 1, 2 or 3 (runtime/config.py, _do_error_check)"
+    return None
+
+
+def _low_precision_states_need_master(config: Mapping[str, Any]) -> str | None:
+    if _bf16(config, "bf16_optimizer_states") and not _bf16(config, "bf16_master_weights_and_grads"):
+        return "bf16_optimizer_states needs bf16_master_weights_and_grads (runtime/config.py, _do_error_check)"
+    return None
+
+
+def _low_precision_master_needs_bf16(config: Mapping[str, Any]) -> str | None:
+    if _bf16(config, "bf16_master_weights_and_grads") and not _bf16(config, "enabled"):
+        return "bf16_master_weights_and_grads without bf16.enabled: DeepSpeed accepts it and truncates fp32 weights to bf16 at every step"
+    return None
+
+
+def _fp32_states_of_bf16_master_need_offload(config: Mapping[str, Any]) -> str | None:
+    if not _bf16(config, "bf16_master_weights_and_grads"):
+        return None
+    offload = offloads_optimizer(config)
+    if not offload and not _bf16(config, "bf16_optimizer_states"):
+        return "bf16 master weights with fp32 optimizer states need offload_optimizer and DeepSpeedCPUAdam (runtime/base_optimizer.py)"
+    if offload and engine_facts(config).optimizer is not BasicOptimizer.CPU_ADAM:
+        return "offloaded bf16 master weights need DeepSpeedCPUAdam: unset optimizer.torch_adam (runtime/zero/stage3.py)"
+    return None
+
+
+def _flags_ignored_by_bf16_optimizer(config: Mapping[str, Any]) -> str | None:
+    fp32_accumulation = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    low_precision = _bf16(config, "bf16_master_weights_and_grads")
+    if low_precision and fp32_accumulation and _stage(config) == 1 and not offloads_optimizer(config):
+        return "stage 1 with grad_accum_dtype fp32 takes DeepSpeed's BF16_Optimizer, which ignores the bf16 master flags (runtime/engine.py)"
+    return None
+
+
+def _accumulation_dtype_at_stage_0(config: Mapping[str, Any]) -> str | None:
+    facts = engine_facts(config)
+    if _stage(config) == 0 and facts.parameter_dtype != facts.gradient_dtype:
+        return "stage 0 accumulates gradients in the parameters' dtype only: unset data_types.grad_accum_dtype (runtime/engine.py)"
+    return None
+
+
+def _offload_needs_zero(config: Mapping[str, Any]) -> str | None:
+    zero = config["zero_optimization"]
+    if offloads_optimizer(config) and _stage(config) == 0:
+        return "offload_optimizer needs ZeRO stage 1, 2 or 3: at stage 0 DeepSpeedCPUAdam meets parameters on the GPU (ops/adam/cpu_adam.py)"
+    if zero.get("offload_param", {}).get("device", "none") != "none" and _stage(config) != 3:
+        return "offload_param works at stage 3 only; DeepSpeed ignores it at the others (runtime/zero/config.py)"
+    if zero.get("offload_optimizer", {}).get("ratio", 1.0) < 1.0 and _stage(config) != 3:
+        return "offload_optimizer.ratio below 1 works at stage 3 only (runtime/zero/config.py, offload_ratio_check)"
+    return None
+
+
+def _offloaded_parameters_keep_their_optimizer(config: Mapping[str, Any]) -> str | None:
+    offload_param = config["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
+    if offload_param and not offloads_optimizer(config):
+        return "offload_param without offload_optimizer is not modelled: offload both"
+    return None
+
+
+def _odd_allgather_bucket(config: Mapping[str, Any]) -> str | None:
+    odd = config["zero_optimization"].get("allgather_bucket_size", 0) % 2
+    return "allgather_bucket_size must be even at stages 1 and 2 (runtime/zero/stage_1_and_2.py)" if odd and _stage(config) in (1, 2) else None
+
+
+def _prescaling_with_reduce_scatter(config: Mapping[str, Any]) -> str | None:
+    scatters = config["zero_optimization"].get("reduce_scatter", True) and _stage(config) >= 2
+    if scatters and (config.get("prescale_gradients") or config.get("gradient_predivide_factor", 1.0) != 1.0):
+        return "prescale_gradients and gradient_predivide_factor do not work with reduce_scatter at stages 2 and 3 (runtime/zero)"
+    return None
+
+
+def _grad_norm_switch(config: Mapping[str, Any]) -> str | None:
+    if config["zero_optimization"].get("compute_grad_norm", True):
+        return None
+    clips = config.get("gradient_clipping", 1.0) > 0
+    if _stage(config) not in (1, 2) or clips or offloads_optimizer(config) or engine_facts(config).wrapper == "BF16_Optimizer":
+        return "compute_grad_norm=false works at stages 1 and 2 with gradient_clipping=0, without offloading and BF16_Optimizer (zero/stage_1_and_2.py)"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _both_half_precisions,
+    _low_precision_master_needs_zero,
+    _low_precision_states_need_master,
+    _low_precision_master_needs_bf16,
+    _fp32_states_of_bf16_master_need_offload,
+    _flags_ignored_by_bf16_optimizer,
+    _accumulation_dtype_at_stage_0,
+    _offload_needs_zero,
+    _offloaded_parameters_keep_their_optimizer,
+    _odd_allgather_bucket,
+    _prescaling_with_reduce_scatter,
+    _grad_norm_switch,
+)

@@ -1,0 +1,64 @@
+"""Phase marks: when init, forward, backward and step begin and end, attached to an engine rather than to a training loop.
+
+A mark closes the phase that is open and opens the next, so that everything a training script does between two marks (its loss function,
+its data) belongs to the phase before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bf16prof.records import Phase, PhaseMemory
+
+
+class PhaseMeter(Protocol):
+    """What phase marks need of a memory probe."""
+
+    def allocated_bytes(self) -> int:
+        """Bytes in live tensors now."""
+        ...
+
+    def take_phase_peak(self) -> int:
+        """The highest of `allocated_bytes` since the last call; starts again from now."""
+        ...
+
+
+class PhaseMarks:
+    """Collects the peak and the end of each phase; phases that come several times in a step keep the highest peak and the last end."""
+
+    def __init__(self, meter: PhaseMeter) -> None:
+        self._meter = meter
+        self._open: Phase | None = None
+        self._done: dict[Phase, PhaseMemory] = {}
+
+    def mark(self, phase: Phase | None) -> None:
+        """Close the open phase and open this one (`None`: open none)."""
+        peak, end = self._meter.take_phase_peak(), self._meter.allocated_bytes()
+        if self._open is not None:
+            before = self._done.get(self._open, PhaseMemory())
+            self._done[self._open] = PhaseMemory(peak_bytes=max(peak, before.peak_bytes or 0), end_bytes=end)
+        self._open = phase
+
+    def take(self) -> dict[Phase, PhaseMemory]:
+        """The phases since the last call, in the order of `Phase`."""
+        done, self._done = self._done, {}
+        return {phase: done[phase] for phase in Phase if phase in done}
+
+
+def attach(engine: Any, marks: PhaseMarks) -> None:
+    """Let a DeepSpeed engine set the marks itself: forward, backward and step at their entry, none when step returns."""
+    engine.register_forward_pre_hook(lambda *_: marks.mark(Phase.FORWARD))
+    engine.backward = _marked(engine.backward, marks, Phase.BACKWARD)
+    engine.step = _marked(engine.step, marks, Phase.STEP, after=True)
+
+
+def _marked(method: Callable[..., Any], marks: PhaseMarks, phase: Phase, *, after: bool = False) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        marks.mark(phase)
+        result = method(*args, **kwargs)
+        if after:
+            marks.mark(None)
+        return result
+
+    return call

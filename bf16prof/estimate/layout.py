@@ -1,0 +1,83 @@
+"""How DeepSpeed cuts parameters into partitions: padding, alignment, sub-groups, persistence. All counts are elements.
+
+References are to DeepSpeed 0.19.8, `deepspeed/runtime/zero/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bf16prof.profiles.schema import ZeroSettings
+
+NCCL_ALIGNMENT = 2
+"""`nccl_start_alignment_factor`: flat buffers of stages 1 and 2 are padded to this many elements per rank (stage_1_and_2.py)."""
+PARAMETER_ALIGNMENT_BYTES = 16
+"""With `parameter_alignment`, parameters start at multiples of this inside the flat buffer (stage_1_and_2.py)."""
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The smallest whole number not below a / b."""
+    return -(-a // b)
+
+
+def flat_numel(numels: Sequence[int], world_size: int, zero: ZeroSettings, element_bytes: int) -> int:
+    """Elements of the flat buffer of stages 1 and 2: all parameters, padded to `NCCL_ALIGNMENT` x ranks.
+
+    `numels` is in the order of the buffer; padding between parameters depends on it (stage_1_and_2.py, __init__).
+    """
+    spans = flat_spans(numels, world_size, zero, element_bytes)
+    alignment = NCCL_ALIGNMENT * world_size
+    return ceil_div(spans[-1][1], alignment) * alignment
+
+
+def flat_spans(numels: Sequence[int], world_size: int, zero: ZeroSettings, element_bytes: int) -> list[tuple[int, int]]:
+    """Where each parameter starts and ends in the flat buffer of stages 1 and 2, in its order there.
+
+    `round_robin_gradients` deals the parameters out to the ranks in turn (stage_1_and_2.py, _round_robin_reorder).
+    """
+    order = [n for rank in range(world_size) for n in numels[rank::world_size]] if zero.round_robin_gradients else numels
+    step = PARAMETER_ALIGNMENT_BYTES // element_bytes if zero.parameter_alignment else 1
+    spans, start = [], 0
+    for n in order:
+        spans.append((start, start + n))
+        start = ceil_div(start + n, step) * step
+    return spans
+
+
+def touched_numel(spans: Sequence[tuple[int, int]], partition: int) -> int:
+    """The most that any rank's partition touches: full sizes of all parameters that lie in it, even in part (get_partition_info)."""
+    touched: dict[int, int] = {}
+    for start, end in spans:
+        for rank in range(start // partition, (end - 1) // partition + 1):
+            touched[rank] = touched.get(rank, 0) + end - start
+    return max(touched.values())
+
+
+def partition_numels(numels: Sequence[int], world_size: int) -> list[int]:
+    """Elements of each parameter's partition at stage 3: every rank holds ceil(n / ranks), the last ones padded
+    (partition_parameters.py, _partition_param)."""
+    return [ceil_div(n, world_size) for n in numels]
+
+
+def sub_groups(partitions: Sequence[int], sub_group_size: int) -> list[int]:
+    """Elements of the stage-3 sub-groups: partitions are added until `sub_group_size` is reached (stage3.py, _create_fp16_sub_groups)."""
+    if sub_group_size >= sum(partitions):
+        return [sum(partitions)]
+    groups, current = [], 0
+    for index, size in enumerate(partitions):
+        current += size
+        if current >= sub_group_size or index == len(partitions) - 1:
+            groups.append(current)
+            current = 0
+    return groups
+
+
+def persistent(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
+    """Sizes of the parameters that stay gathered at stage 3 (parameter_offload.py, mark_persistent_parameters)."""
+    kept: list[int] = []
+    total = 0
+    for n in numels:
+        if n <= zero.param_persistence_threshold and n + total <= zero.model_persistence_threshold:
+            kept.append(n)
+            total += n
+    return kept

@@ -1,0 +1,239 @@
+"""What is allocated between two optimizer steps: every persistent tensor of every optimizer wrapper of DeepSpeed, as it lays them out.
+
+There are no persistent master gradients anywhere on the device: wrappers build them inside the step and drop them. References are to
+DeepSpeed 0.19.8 (`runtime/` unless said otherwise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
+from bf16prof.estimate.allocation import Allocation, allocation
+from bf16prof.estimate.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
+from bf16prof.models.shapes import ParameterSpec
+from bf16prof.profiles.schema import ZeroSettings
+from bf16prof.records import Component
+
+C = Component
+FP32_BYTES = 4
+FP64_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A DeepSpeed configuration over a list of parameters, ready to be laid out."""
+
+    config: Mapping[str, Any]
+    parameters: Sequence[ParameterSpec]
+    world_size: int
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What DeepSpeed makes of the configuration."""
+        return engine_facts(self.config)
+
+    @property
+    def zero(self) -> ZeroSettings:
+        """Its ZeRO settings."""
+        return zero_settings(self.config)
+
+    @property
+    def numels(self) -> list[int]:
+        """Elements of each parameter."""
+        return [p.numel for p in self.parameters]
+
+
+def model_states(engine: Engine) -> list[Allocation]:
+    """Everything that DeepSpeed holds between steps, from the second step on (moments are created lazily in the first)."""
+    return LAYOUTS[engine.facts.wrapper](engine)
+
+
+def _plain(engine: Engine) -> list[Allocation]:
+    facts, numels = engine.facts, engine.numels
+    size = dtype_bytes(facts.parameter_dtype)
+    parameters = allocation(C.PARAMETERS, "parameters", [size * n for n in numels], "the model's own tensors")
+    return [parameters, *_optimizer_states(facts, numels, dtype=facts.parameter_dtype)]
+
+
+def _fused(engine: Engine) -> list[Allocation]:
+    facts, total = engine.facts, sum(engine.numels)
+    source = "fp16/fused_optimizer.py __init__"
+    return [
+        allocation(C.PARAMETERS, "flat parameters", dtype_bytes(facts.parameter_dtype) * total, source),
+        allocation(C.MASTER_PARAMETERS, "master parameters", FP32_BYTES * total, source),
+        *_optimizer_states(facts, [total]),
+    ]
+
+
+def _unfused(engine: Engine) -> list[Allocation]:
+    facts, numels = engine.facts, engine.numels
+    size = dtype_bytes(facts.parameter_dtype)
+    return [
+        allocation(C.PARAMETERS, "parameters", [size * n for n in numels], "the model's own tensors"),
+        allocation(C.MASTER_PARAMETERS, "master parameters", [FP32_BYTES * n for n in numels], "fp16/unfused_optimizer.py __init__"),
+        *_optimizer_states(facts, numels),
+    ]
+
+
+def _bf16(engine: Engine) -> list[Allocation]:
+    facts = engine.facts
+    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), dtype_bytes("bf16"))
+    source = "bf16_optimizer.py _setup_for_real_optimizer"
+    return [
+        allocation(C.PARAMETERS, "flat parameters", dtype_bytes("bf16") * total, source),
+        allocation(C.MASTER_PARAMETERS, "master parameters", FP32_BYTES * total // engine.world_size, source),
+        allocation(C.GRADIENTS, "gradient partition", dtype_bytes(facts.gradient_dtype) * total, f"{source}: full size, not partitioned"),
+        *_optimizer_states(facts, [total // engine.world_size]),
+        _grad_norm(FP32_BYTES),
+    ]
+
+
+def _zero12(engine: Engine) -> list[Allocation]:
+    facts, zero = engine.facts, engine.zero
+    size, master = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype)
+    total = flat_numel(engine.numels, engine.world_size, zero, size)
+    own = total // engine.world_size
+    offload = offloads_optimizer(engine.config)
+    source = "zero/stage_1_and_2.py __init__"
+    out = [
+        allocation(C.PARAMETERS, "flat parameters", size * total, f"{source}: bit16_groups_flat"),
+        allocation(C.MASTER_PARAMETERS, "master parameters", master * own, f"{source}: single_partition_of_fp32_groups", on_host=offload),
+        *_optimizer_states(facts, [own], on_host=offload),
+    ]
+    if offload:
+        out += _zero12_offload(engine, own)
+    return [*out, _grad_norm(FP32_BYTES)] if zero.compute_grad_norm else out
+
+
+def _zero12_offload(engine: Engine, own: int) -> list[Allocation]:
+    """What stages 1 and 2 keep beside the states when the optimizer works on the host."""
+    facts = engine.facts
+    out = _zero2_accumulated(engine, own)
+    size, largest = dtype_bytes(facts.parameter_dtype), max(engine.numels)
+    source = "zero/stage_1_and_2.py __init__"
+    return out + [
+        allocation(
+            C.MASTER_GRADIENTS,
+            "master gradients",
+            dtype_bytes(facts.master_dtype) * own,
+            "zero/stage_1_and_2.py initialize_optimizer_states",
+            on_host=True,
+        ),
+        allocation(
+            C.BUFFERS,
+            "parameter copy for the host optimizer",
+            size * own,
+            f"{source}: param_buffer_of_bit16_for_cpu_offload_groups",
+            on_host=True,
+        ),
+        allocation(
+            C.BUFFERS, "gradient buffer for offloading (host)", size * largest, f"{source}: temp_grad_buffer_for_cpu_offload", on_host=True
+        ),
+        allocation(C.BUFFERS, "gradient buffer for offloading", size * largest, f"{source}: temp_grad_buffer_for_gpu_offload"),
+    ]
+
+
+def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
+    """Stage 2 with an offloaded fp32 master keeps, once it has accumulated, the gradients of all parameters that touch its partition."""
+    facts = engine.facts
+    accumulates = engine.config["gradient_accumulation_steps"] > 1
+    if engine.config["zero_optimization"]["stage"] != 2 or not accumulates or facts.master_dtype != "fp32":
+        return []
+    size = dtype_bytes(facts.parameter_dtype)
+    numel = touched_numel(flat_spans(engine.numels, engine.world_size, engine.zero, size), own)
+    source = "zero/stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu: accumulated_grads_in_cpu"
+    return [allocation(C.GRADIENTS, "accumulated gradients", size * numel, source, on_host=True)]
+
+
+def _zero3(engine: Engine) -> list[Allocation]:
+    facts, zero = engine.facts, engine.zero
+    size, master, gradient = (dtype_bytes(d) for d in (facts.parameter_dtype, facts.master_dtype, facts.gradient_dtype))
+    partitions = partition_numels(engine.numels, engine.world_size)
+    groups = sub_groups(partitions, zero.sub_group_size)
+    offload = offloads_optimizer(engine.config)
+    on_host = [index >= int((1 - zero.offload_optimizer.ratio) * len(groups)) if offload else False for index in range(len(groups))]
+    masters = "zero/stage3.py _create_fp32_partitions"
+    buffers = "zero/stage3.py _setup_for_real_optimizer"
+    out = [
+        allocation(
+            C.PARAMETERS,
+            "flat parameters",
+            size * sum(partitions),
+            "zero/stage3.py _create_fp16_partitions_with_defragmentation",
+            on_host=zero.offload_param.device != "none",
+        ),
+        *_persistent_parameters(engine, size),
+        allocation(C.GRADIENTS, "gradient partition", gradient * sum(partitions), f"{buffers}: grad_partitions_flat_buffer", on_host=offload),
+        *_reduce_buckets(engine, buffers),
+    ]
+    for host in sorted(set(on_host)):
+        sizes = [s for s, h in zip(groups, on_host, strict=True) if h is host]
+        out.append(allocation(C.MASTER_PARAMETERS, "master parameters", [master * s for s in sizes], masters, on_host=host))
+        out += _optimizer_states(facts, sizes, on_host=host)
+    if offload:
+        if zero.offload_optimizer.ratio < 1:
+            out.append(allocation(C.WORKSPACE, "placeholder of the second optimizer", size, "zero/stage3.py __init__: backup_gpu_tensor"))
+        source = "zero/stage3.py initialize_optimizer_states: kept when offloading"
+        for host in sorted(set(on_host)):
+            sizes = [master * s for s, h in zip(groups, on_host, strict=True) if h is host]
+            out.append(allocation(C.MASTER_GRADIENTS, "master gradients", sizes, source, on_host=host))
+    return [*out, _grad_norm(FP32_BYTES if offload else FP64_BYTES), allocation(C.WORKSPACE, "inf_or_nan_tracker", 1, "zero/stage3.py __init__")]
+
+
+def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
+    """Small parameters stay gathered beside their partition; on one rank a gathered parameter is its partition and costs nothing."""
+    kept = persistent(engine.numels, engine.zero)
+    if engine.world_size == 1 or not kept:
+        return []
+    sizes = [size * engine.world_size * s for s in partition_numels(kept, engine.world_size)]
+    return [allocation(C.PARAMETERS, "persistent parameters", sizes, "zero/stage3.py _post_step: gathered again after every step")]
+
+
+def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:
+    """Stage 3 allocates its reduce bucket at init, one per communication dtype, and keeps it."""
+    zero, facts = engine.zero, engine.facts
+    if not zero.contiguous_gradients:
+        return []
+    dtypes = {facts.communication_dtype}
+    if facts.autocast_dtype != "none":
+        dtypes = {facts.autocast_dtype if p.cast_by_autocast else facts.parameter_dtype for p in engine.parameters}
+    sizes = [dtype_bytes(d) * zero.reduce_bucket_size for d in sorted(dtypes)]
+    return [allocation(C.BUFFERS, "reduce bucket", sizes, f"{source}: ipg_buckets")]
+
+
+def _optimizer_states(facts: EngineFacts, numels: Sequence[int], *, on_host: bool = False, dtype: str | None = None) -> list[Allocation]:
+    """Both Adam moments of each master tensor, and the optimizer's own small tensors."""
+    size = dtype_bytes(dtype or facts.moment_dtype)
+    sizes = [size * n for n in numels]
+    source = {
+        BasicOptimizer.FUSED_ADAM: "deepspeed/ops/adam/fused_adam.py step",
+        BasicOptimizer.CPU_ADAM: "deepspeed/ops/adam/cpu_adam.py step",
+        BasicOptimizer.TORCH_ADAM: "torch/optim/adam.py _init_group",
+    }[facts.optimizer]
+    out = [
+        allocation(C.MOMENTUM, "optimizer state exp_avg", sizes, source, on_host=on_host),
+        allocation(C.VARIANCE, "optimizer state exp_avg_sq", sizes, source, on_host=on_host),
+    ]
+    if facts.optimizer is BasicOptimizer.TORCH_ADAM:
+        host = on_host or not facts.fused_kernel
+        out.append(allocation(C.WORKSPACE, "optimizer step counters", [FP32_BYTES] * len(numels), source, on_host=host))
+    if facts.optimizer is BasicOptimizer.FUSED_ADAM:
+        out.append(allocation(C.WORKSPACE, "FusedAdam._dummy_overflow_buf", FP32_BYTES, "deepspeed/ops/adam/fused_adam.py __init__"))
+    return out
+
+
+def _grad_norm(size: int) -> Allocation:
+    return allocation(C.WORKSPACE, "DeepSpeedEngine._global_grad_norm", size, "engine.py _take_model_step")
+
+
+LAYOUTS: dict[Wrapper, Callable[[Engine], list[Allocation]]] = {
+    Wrapper.PLAIN: _plain,
+    Wrapper.FUSED: _fused,
+    Wrapper.UNFUSED: _unfused,
+    Wrapper.BF16: _bf16,
+    Wrapper.ZERO12: _zero12,
+    Wrapper.ZERO3: _zero3,
+}

@@ -1,0 +1,74 @@
+"""Which accelerator torch sees, asked in a process of its own: a broken installation, or a driver that hangs, cannot take the command with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bf16prof.errors import InputError
+from bf16prof.measure.machine import package_version
+from bf16prof.records import Device
+
+TIMEOUT_S = 120.0
+
+_QUESTION = """
+import json, torch
+cuda = torch.cuda
+gpus = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+print(json.dumps({"cuda": torch.version.cuda, "gpus": [[g.name, g.total_memory, g.major, g.minor] for g in gpus]}))
+"""
+
+
+@dataclass(frozen=True)
+class TorchGpu:
+    """One GPU as torch sees it: name, total bytes, compute capability."""
+
+    name: str
+    total_bytes: int
+    compute_capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TorchAnswer:
+    """torch's CUDA version (`None` for a CPU build) and its GPUs."""
+
+    cuda: str | None
+    gpus: tuple[TorchGpu, ...]
+
+    @property
+    def device(self) -> Device:
+        """What ranks on this machine run on."""
+        return Device.GPU if self.gpus else Device.CPU
+
+
+def ask_torch() -> TorchAnswer | str:
+    """What torch says of its GPUs, or one line on why it could not be asked. Takes as long as importing torch once."""
+    if package_version("torch") is None:
+        return "torch is not installed"
+    try:
+        done = run([sys.executable, "-c", _QUESTION], TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {TIMEOUT_S:.0f} s"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return TorchAnswer(answer["cuda"], tuple(TorchGpu(name, total, (major, minor)) for name, total, major, minor in answer["gpus"]))
+
+
+def require_torch() -> TorchAnswer:
+    """What torch says; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
+    for package in ("torch", "deepspeed"):
+        if package_version(package) is None:
+            raise InputError(f"measuring needs {package}, which is not installed", hint="pip install 'bf16prof[train]'")
+    answer = ask_torch()
+    if isinstance(answer, str):
+        raise InputError(f"torch does not work: {answer}", hint="bf16prof doctor says what this machine can do")
+    return answer
+
+
+def run(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and keep what it prints."""
+    return subprocess.run(list(command), capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL)

@@ -1,0 +1,127 @@
+"""Compile what the ranks will need before they start: the counting allocator and DeepSpeed's own operators, once, then cached.
+
+Ranks that compile on their own wait for each other on lock files that a killed build leaves behind for ever. Here one process compiles,
+under a file lock that the system releases when its holder dies, in a cache folder of our own (by versions, since DeepSpeed overwrites
+operators of other versions in a shared one), where a lock file that is still there can only be a dead one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bf16prof.cases import Job
+from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
+from bf16prof.errors import InputError
+from bf16prof.measure.launcher import end_tree
+from bf16prof.measure.machine import package_version
+from bf16prof.measure.process import die_with_parent
+from bf16prof.records import Device
+
+CACHE_VARIABLE = "TORCH_EXTENSIONS_DIR"
+TIMEOUT_S = 900.0
+ALLOCATOR = "allocator"
+BUILDERS = {BasicOptimizer.FUSED_ADAM: "FusedAdamBuilder", BasicOptimizer.CPU_ADAM: "CPUAdamBuilder"}
+SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
+
+
+def prepare(jobs: Sequence[Job]) -> None:
+    """Compile everything that these jobs need and set `TORCH_EXTENSIONS_DIR` for the ranks.
+
+    Raises `InputError` with the compiler's last line when something does not compile.
+    """
+    folder = _cache_folder()
+    os.environ[CACHE_VARIABLE] = str(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "bf16prof.lock"):
+            missing = [part for part in needed(jobs) if not _marker(folder, part).exists()]
+            if missing:
+                _remove_stale_locks(folder)
+                _compile(missing, folder)
+    except OSError as error:
+        raise InputError(f"cannot write the extension cache {folder}: {error.strerror}", hint=f"set {CACHE_VARIABLE}") from error
+
+
+def needed(jobs: Sequence[Job]) -> list[str]:
+    """The parts that these jobs need compiled."""
+    on_cpu = any(job.device is Device.CPU for job in jobs)
+    optimizers = [engine_facts(deepspeed_config(job)).optimizer for job in jobs]
+    parts = [ALLOCATOR, SHARED_MEMORY_BUILDER] if on_cpu else []
+    return parts + list(dict.fromkeys(BUILDERS[o] for o in optimizers if o in BUILDERS))
+
+
+def _cache_folder() -> Path:
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    versions = f"torch{package_version('torch')}-deepspeed{package_version('deepspeed')}-py{sys.version_info[0]}{sys.version_info[1]}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bf16prof" / versions
+
+
+def _marker(folder: Path, part: str) -> Path:
+    return folder / f"{part}.compiled"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_stale_locks(folder: Path) -> None:
+    if folder.parent.name == "bf16prof":
+        for lock in folder.glob("*/lock"):
+            lock.unlink(missing_ok=True)
+
+
+def _compile(parts: Sequence[str], folder: Path) -> None:
+    log = folder / "compile.log"
+    with log.open("wb") as stream:
+        command = [sys.executable, "-m", "bf16prof.measure.prepare", str(folder), *parts]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            end_tree(process)
+    if code != 0:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        reason = f"no end after {TIMEOUT_S:g} s" if code is None else (lines or [f"exit code {code}"])[-1]
+        raise InputError(f"cannot compile {', '.join(parts)}: {reason}", hint=f"bf16prof doctor checks the compiler; the log is {log}")
+
+
+def _compile_part(part: str) -> None:
+    if part == ALLOCATOR:
+        from bf16prof.measure.probes.cpu import compile_allocator
+
+        compile_allocator()
+        return
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder(part)
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        if part == SHARED_MEMORY_BUILDER:  # DeepSpeed then goes without it
+            return
+        raise SystemExit(f"DeepSpeed cannot compile {part} on this machine")
+    builder.load()
+
+
+def main() -> None:
+    """Compile the parts named on the command line and mark each as done."""
+    die_with_parent()
+    folder, parts = Path(sys.argv[1]), sys.argv[2:]
+    for part in parts:
+        _compile_part(part)
+        _marker(folder, part).touch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Exact memory of a rank on CPU: a counting allocator around PyTorch's own (`allocator.cpp`), compiled on first use and cached.
+
+Every tensor's bytes are counted when its storage is allocated and freed, on any thread; RSS is no substitute (it hides frees and counts
+Python), and the profiler's memory events miss what other threads free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from bf16prof.records import Device
+
+LIMIT_VARIABLE = "BF16PROF_CPU_MEMORY_LIMIT"
+"""Bytes after which the allocator reports out of memory, as a GPU of that size would."""
+
+NAME = "bf16prof_allocator"
+
+
+def compile_allocator() -> Path:
+    """Compile the allocator, or find it compiled, in PyTorch's extension cache; the path of the shared library.
+
+    Raises `RuntimeError` or `OSError` when there is no C++ compiler (see `bf16prof doctor`).
+    """
+    from torch.utils import cpp_extension
+
+    source = Path(__file__).with_name("allocator.cpp")
+    return Path(cpp_extension.load(NAME, [str(source)], is_python_module=False, extra_cflags=["-O2"]))
+
+
+class CpuProbe:
+    """Counts the bytes of the tensors that this process allocates on the CPU from now on."""
+
+    name = "cpu"
+    device = Device.CPU
+    device_type = "cpu"
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(str(compile_allocator()))
+        for function in ("current", "run_peak", "take_phase_peak"):
+            getattr(self._library, f"bf16prof_{function}").restype = ctypes.c_int64
+        self._library.bf16prof_set_limit(ctypes.c_int64(int(os.environ.get(LIMIT_VARIABLE, "0"))))
+        self._library.bf16prof_install()
+
+    def allocated_bytes(self) -> int:
+        """Bytes in live tensors now."""
+        return int(self._library.bf16prof_current())
+
+    def take_phase_peak(self) -> int:
+        """The highest since the last call; starts again from now."""
+        return int(self._library.bf16prof_take_phase_peak())
+
+    def run_peak_bytes(self) -> int:
+        """The highest since the probe was made."""
+        return int(self._library.bf16prof_run_peak())
+
+    def reserved_bytes(self) -> None:
+        """The CPU allocator caches nothing."""
+        return
+
+    def retries(self) -> None:
+        """The CPU allocator never retries."""
+        return
+
+    def synchronize(self) -> None:
+        """CPU kernels are done when they return."""

@@ -1,0 +1,112 @@
+"""From what the ranks of a case wrote to the record of the case."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from bf16prof.cases import Job
+from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.results import RankResult
+from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, Source, StepRecord
+from bf16prof.runs import Status
+
+TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
+
+
+def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
+    """The record of the rank that holds most, with losses averaged over the ranks and step times of the slowest.
+
+    A case that did not finish gives what is known of it, and says in its notes that it is partial; `None` if no rank got as far as init.
+    """
+    ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
+    if not ranks:
+        return None
+    heaviest = max(ranks, key=lambda rank: (rank.allocated_bytes or 0, rank.run_peak_bytes or 0, -rank.rank))
+    steps = _job_steps(heaviest, ranks)
+    times = [s.time_s for s in steps if not s.warmup and s.time_s is not None]
+    median = statistics.median(times) if times else None
+    components, items = _components(heaviest)
+    phases = heaviest.training_phases()
+    peak_phase = _peak_phase(phases)
+    complete = outcome.status is Status.FINISHED
+    return MemoryRecord(
+        source=Source.MEASURE,
+        case=job.case,
+        device=job.device,
+        gpu=heaviest.device_name if heaviest.device_name != "cpu" else None,
+        parameters=heaviest.parameters,
+        allocated_bytes=heaviest.allocated_bytes,
+        components=components,
+        items=items,
+        peak_allocated_bytes=phases[peak_phase].peak_bytes if peak_phase else None,
+        peak_phase=peak_phase,
+        run_peak_allocated_bytes=heaviest.run_peak_bytes,
+        phases=phases,
+        reserved_bytes=heaviest.reserved_bytes,
+        device_bytes=heaviest.device_bytes,
+        host_bytes=sum(i.bytes for i in heaviest.host_items) if heaviest.host_items else None,
+        step_time_s=median,
+        step_time_iqr_s=_interquartile_range(times),
+        tokens_per_s=_tokens_per_step(job) / median if median else None,
+        loss=steps[-1].loss if steps else None,
+        steps=steps,
+        rank_allocated_bytes=tuple(rank.allocated_bytes for rank in ranks if rank.allocated_bytes is not None),
+        notes=() if complete else (f"partial: {outcome.status}: {outcome.message}",),
+    )
+
+
+def _components(rank: RankResult) -> tuple[dict[Component, int], tuple[Item, ...]]:
+    """Bytes by component; what the engine's tensors do not explain is `other`."""
+    if rank.allocated_bytes is None:
+        return {}, ()
+    totals: dict[Component, int] = {}
+    for item in rank.items:
+        totals[item.component] = totals.get(item.component, 0) + item.bytes
+    other = rank.allocated_bytes - sum(totals.values())
+    items = rank.items
+    if other:
+        totals[Component.OTHER] = totals.get(Component.OTHER, 0) + other
+        items = (*items, Item(Component.OTHER, "not held by the engine", other, "allocated less everything attributed"))
+    return {component: totals[component] for component in Component if component in totals}, items
+
+
+def _peak_phase(phases: dict[Phase, PhaseMemory]) -> Phase | None:
+    known = [phase for phase in TRAINING if phase in phases and phases[phase].peak_bytes is not None]
+    return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
+
+
+def _job_steps(heaviest: RankResult, ranks: Sequence[RankResult]) -> tuple[StepRecord, ...]:
+    """The heaviest rank's steps with the mean loss and the slowest time of all ranks that made the step."""
+    by_step: dict[int, list[StepRecord]] = {}
+    for rank in ranks:
+        for step in rank.steps:
+            by_step.setdefault(step.step, []).append(step)
+    return tuple(_job_step(step, by_step[step.step]) for step in heaviest.steps)
+
+
+def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
+    losses = [s.loss for s in all_ranks if s.loss is not None]
+    return StepRecord(
+        step=own.step,
+        loss=statistics.fmean(losses) if losses else None,
+        time_s=max(s.time_s for s in all_ranks if s.time_s is not None),
+        allocated_bytes=own.allocated_bytes,
+        phases=own.phases,
+        warmup=own.warmup,
+        device_time_s=own.device_time_s,
+    )
+
+
+def _interquartile_range(times: Sequence[float]) -> float | None:
+    if len(times) < 2:
+        return None
+    quartiles = statistics.quantiles(times, n=4, method="inclusive")
+    return quartiles[2] - quartiles[0]
+
+
+def _tokens_per_step(job: Job) -> int:
+    workload = job.profile.workload
+    per_rank = workload.micro_batch_size * workload.sequence_length * workload.gradient_accumulation_steps
+    return math.prod((per_rank, job.case.world_size))

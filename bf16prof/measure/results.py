@@ -1,0 +1,87 @@
+"""What one rank writes and the launching process reads: one JSON file per rank, rewritten as the rank proceeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Case, Device, Item, Phase, PhaseMemory, StepRecord
+from bf16prof.runs import Status, read, write_json
+
+
+@dataclass(frozen=True)
+class CaseSpec:
+    """What a worker is told: the case, the resolved profile, and how many steps to run. Read back strictly by every rank."""
+
+    __pydantic_config__ = STRICT
+
+    case: Case
+    profile: dict[str, Any]
+    device: Device
+    warmup: int
+    steps: int
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
+
+    `peak_bytes_by_phase` and friends follow `MemoryRecord`; `requested_bytes` is what did not fit when the rank ran out of memory.
+    """
+
+    __pydantic_config__ = STRICT
+
+    rank: int
+    pid: int
+    status: Status
+    device: Device
+    device_name: str
+    parameters: int = 0
+    message: str = ""
+    init: PhaseMemory = PhaseMemory()
+    steps: tuple[StepRecord, ...] = ()
+    allocated_bytes: Bytes | None = None
+    items: tuple[Item, ...] = ()
+    host_items: tuple[Item, ...] = ()
+    run_peak_bytes: Bytes | None = None
+    reserved_bytes: Bytes | None = None
+    device_bytes: Bytes | None = None
+    retries: int | None = None
+    mean_utilisation: float | None = None
+    mean_power_w: float | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def with_step(self, step: StepRecord) -> RankResult:
+        """The same result with one more step."""
+        return dataclasses.replace(self, steps=(*self.steps, step))
+
+    def training_phases(self) -> dict[Phase, PhaseMemory]:
+        """Init, and over all steps the highest peak and the last end of each phase."""
+        phases = {Phase.INIT: self.init}
+        for step in self.steps:
+            for phase, memory in step.phases.items():
+                before = phases.get(phase, PhaseMemory())
+                phases[phase] = PhaseMemory(max(memory.peak_bytes or 0, before.peak_bytes or 0), memory.end_bytes)
+        return phases
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    """Where a rank writes its result."""
+    return folder / f"rank{rank}.json"
+
+
+def save_rank(folder: Path, result: RankResult) -> None:
+    """Write a rank's result, atomically."""
+    write_json(rank_file(folder, result.rank), result)
+
+
+def load_rank(folder: Path, rank: int) -> RankResult | None:
+    """A rank's result; `None` when it has written none. Raises `InputError` for a file that cannot be read."""
+    path = rank_file(folder, rank)
+    if not path.exists():
+        return None
+    result: RankResult = read(path, RankResult)
+    return result

@@ -1,0 +1,132 @@
+"""A measurement: every case in turn on real ranks, its estimate beside it, and a run directory that is valid at every moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bf16prof.cases import Job
+from bf16prof.estimate.predict import predict
+from bf16prof.measure.launcher import SPEC, Outcome, launch
+from bf16prof.measure.machine import environment, hardware, versions
+from bf16prof.measure.prepare import prepare
+from bf16prof.measure.record import measured_record
+from bf16prof.measure.results import CaseSpec, RankResult
+from bf16prof.records import MemoryRecord, as_json
+from bf16prof.runs import LOSSES, CaseStatus, Manifest, Run, Status, replace, save, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and how: the jobs, the run directory, warm-up and measured steps, seconds that one case may take."""
+
+    name: str
+    jobs: Sequence[Job]
+    folder: Path
+    warmup: int
+    steps: int
+    timeout_s: float
+
+
+class Watcher:
+    """Told how a measurement proceeds; this one keeps quiet. `commands/measure.py` draws a progress bar."""
+
+    def preparing(self) -> None:
+        """Extensions are about to be compiled or found compiled."""
+
+    def case_begins(self, index: int, job: Job) -> None:
+        """Case number `index` (from 0) is about to start."""
+
+    def progress(self, result: RankResult) -> None:
+        """Rank 0 has come further."""
+
+    def case_ends(self, status: CaseStatus) -> None:
+        """The case that was running is over."""
+
+
+def measure(plan: Plan, watcher: Watcher) -> Run:
+    """Measure all cases into the run directory, which must exist and be empty.
+
+    A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on.
+    """
+    run = _begin(plan)
+    save(run)
+    try:
+        watcher.preparing()
+        prepare(plan.jobs)
+        for index, job in enumerate(plan.jobs):
+            run = _with_case(run, index, CaseStatus(job.case, Status.RUNNING))
+            save(run)
+            watcher.case_begins(index, job)
+            outcome = _run_case(plan, job, watcher.progress)
+            run = _finish_case(run, index, job, outcome)
+            save(run)
+            watcher.case_ends(run.manifest.cases[index])
+    except BaseException as error:
+        _save_aborted(run, Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED)
+        raise
+    run = replace(run, status=_overall(run.manifest.cases), finished=_now())
+    save(run)
+    write_text(plan.folder / LOSSES, _loss_table(run.records))
+    return run
+
+
+def _begin(plan: Plan) -> Run:
+    first = plan.jobs[0]
+    manifest = Manifest(
+        name=plan.name,
+        created=_now(),
+        status=Status.RUNNING,
+        device=first.device,
+        argv=tuple(sys.argv),
+        cases=tuple(CaseStatus(job.case, Status.PLANNED) for job in plan.jobs),
+        profile=first.profile.model_dump(mode="json"),
+        versions=versions(),
+        hardware=hardware(),
+        environment=environment(),
+    )
+    return Run(plan.folder, manifest, tuple(predict(job) for job in plan.jobs))
+
+
+def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
+    folder = plan.folder / job.case.label
+    folder.mkdir()
+    write_json(folder / SPEC, CaseSpec(job.case, job.profile.model_dump(mode="json"), job.device, plan.warmup, plan.steps))
+    return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
+
+
+def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
+    status = CaseStatus(job.case, outcome.status, outcome.message, outcome.log_tail)
+    record = measured_record(job, outcome)
+    return _with_case(replace(run, records=(*run.records, record)) if record else run, index, status)
+
+
+def _with_case(run: Run, index: int, status: CaseStatus) -> Run:
+    cases = list(run.manifest.cases)
+    cases[index] = status
+    return replace(run, cases=tuple(cases))
+
+
+def _save_aborted(run: Run, status: Status) -> None:
+    """The run as it stands, no case of it still `running` or `planned`."""
+    over = {Status.FINISHED, Status.FAILED, Status.OOM, Status.TIMEOUT}
+    cases = tuple(c if c.status in over else dataclasses.replace(c, status=Status.INTERRUPTED) for c in run.manifest.cases)
+    save(replace(run, cases=cases, status=status, finished=_now()))
+
+
+def _overall(cases: Sequence[CaseStatus]) -> Status:
+    return next((c.status for c in cases if c.status is not Status.FINISHED), Status.FINISHED)
+
+
+def _loss_table(records: Sequence[MemoryRecord]) -> str:
+    """The losses of all cases as CSV: case, step, loss (mean over the ranks)."""
+    rows = [f"{r.case.label},{s.step},{as_json(s.loss)}" for r in records for s in r.steps if s.loss is not None]
+    return "\n".join(["case,step,loss", *rows]) + "\n"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

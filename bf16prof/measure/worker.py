@@ -1,0 +1,202 @@
+"""One rank of a measurement: builds the model and the engine from the case, trains, and writes what its probe saw.
+
+Started by `measure/launcher.py` as `python -m bf16prof.measure.worker SPEC FOLDER`; talks to nobody but through its result file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bf16prof.cases import Job
+from bf16prof.measure.process import die_with_parent
+from bf16prof.measure.results import CaseSpec, RankResult, save_rank
+from bf16prof.profiles.recipes import find_recipe
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import Phase, StepRecord
+from bf16prof.runs import Status, read
+
+WRITE_EVERY_S = 1.0
+"""A partial result is written at most this often, and never inside a timed step."""
+
+
+class Rank:
+    """This process: its probe, its phase marks and its result so far."""
+
+    def __init__(self, spec: CaseSpec, folder: Path) -> None:
+        import torch
+
+        from bf16prof.engine.phases import PhaseMarks
+        from bf16prof.measure.probes import find_probe
+
+        self.spec, self.folder = spec, folder
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        self.probe = find_probe()
+        self.marks = PhaseMarks(self.probe)
+        self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)
+        self._written = 0.0
+
+    def save(self, *, force: bool = True, **changes: Any) -> None:
+        """Update the result and write it (without `force`: only if the last write is long ago)."""
+        self.result = dataclasses.replace(self.result, **changes)
+        if force or time.monotonic() - self._written > WRITE_EVERY_S:
+            save_rank(self.folder, self.result)
+            self._written = time.monotonic()
+
+    def run(self) -> None:
+        """The whole measurement of this rank."""
+        import deepspeed
+
+        from bf16prof.engine.phases import attach
+        from bf16prof.engine.training import TrainingLoop, build_engine
+
+        self.save()
+        deepspeed.init_distributed()
+        job = _job(self.spec)
+        self.marks.mark(Phase.INIT)
+        engine = build_engine(job)
+        gc.collect()
+        self.marks.mark(None)
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+        self.save(parameters=parameters, init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
+        attach(engine, self.marks)
+        loop = TrainingLoop(engine, job, _batches(job, self.rank, self.world_size, self.probe.device_type))
+        for index in range(self.spec.warmup + self.spec.steps):
+            self._step(loop, index)
+        self._finish(engine, loop)
+
+    def _step(self, loop: Any, index: int) -> None:
+        with _Timer(self.probe) as timer:
+            loss = loop.step()
+            self.probe.synchronize()
+        record = StepRecord(
+            step=index,
+            loss=loss,
+            time_s=timer.seconds,
+            device_time_s=timer.device_seconds,
+            allocated_bytes=self.probe.allocated_bytes(),
+            phases=self.marks.take(),
+            warmup=index < self.spec.warmup,
+        )
+        self.result = self.result.with_step(record)
+        self.save(force=False, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
+
+    def _finish(self, engine: Any, loop: Any) -> None:
+        from bf16prof.engine.attribution import attribute
+
+        allocated = self.probe.allocated_bytes()
+        items, host_items = attribute(engine, loop.kept, self.probe.device_type)
+        self.save(
+            status=Status.FINISHED,
+            allocated_bytes=allocated,
+            items=tuple(items),
+            host_items=tuple(host_items),
+            run_peak_bytes=self.probe.run_peak_bytes(),
+            reserved_bytes=self.probe.reserved_bytes(),
+            retries=self.probe.retries(),
+        )
+
+
+class _Timer:
+    """Seconds between entry and exit: by the monotonic clock, and on a GPU also by a pair of CUDA events."""
+
+    def __init__(self, probe: Any) -> None:
+        self._probe = probe
+        self._events: list[Any] = []
+        self.seconds = 0.0
+        self.device_seconds: float | None = None
+
+    def __enter__(self) -> _Timer:
+        self._probe.synchronize()
+        self._start = time.perf_counter()
+        self._event()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._event()
+        self._probe.synchronize()
+        self.seconds = time.perf_counter() - self._start
+        if len(self._events) == 2:
+            self.device_seconds = self._events[0].elapsed_time(self._events[1]) / 1000
+
+    def _event(self) -> None:
+        if self._probe.device_type == "cuda":
+            import torch
+
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+
+
+def _job(spec: CaseSpec) -> Job:
+    profile = Profile.model_validate(spec.profile)
+    return Job(spec.case, profile, find_recipe(spec.case.recipe), spec.device)
+
+
+def _batches(job: Job, rank: int, world_size: int, device_type: str) -> Any:
+    """A function that gives the next batch: token ids and labels, int64 [micro_batch, sequence], on the device."""
+    import torch
+
+    from bf16prof.measure.data import make_stream
+
+    workload = job.profile.workload
+    stream = make_stream(
+        workload.data,
+        vocab_size=job.profile.model.vocab_size,
+        sequence_length=workload.sequence_length,
+        micro_batch_size=workload.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=workload.seed,
+    )
+
+    def next_batch() -> Any:
+        inputs, labels = stream.next_batch()
+        return torch.tensor(inputs).to(device_type), torch.tensor(labels).to(device_type)
+
+    return next_batch
+
+
+def main() -> None:
+    """Run one rank; leave with 1 after writing why, if anything goes wrong."""
+    die_with_parent()
+    spec_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    _log_to(folder / f"rank{os.environ['RANK']}.log")
+    spec: CaseSpec = read(spec_path, CaseSpec)
+    rank = Rank(spec, folder)
+    try:
+        rank.run()
+    except BaseException as error:
+        rank.save(status=_status(error), message=f"{type(error).__name__}: {error}".splitlines()[0], run_peak_bytes=rank.probe.run_peak_bytes())
+        raise
+    # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _status(error: BaseException) -> Status:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return Status.OOM
+    return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else Status.FAILED
+
+
+def _log_to(path: Path) -> None:
+    """Send everything this process prints, from Python and from C++, to its log file."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+
+
+if __name__ == "__main__":
+    main()

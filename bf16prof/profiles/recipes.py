@@ -1,0 +1,97 @@
+"""Precision recipes: which dtype every component has, what runs them, and where they come from (`recipes.toml`)."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from bf16prof.errors import InputError, Refused
+from bf16prof.records import Component
+
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "none": 0}
+DTYPE_COMPONENTS = (
+    Component.PARAMETERS,
+    Component.GRADIENTS,
+    Component.MASTER_PARAMETERS,
+    Component.MASTER_GRADIENTS,
+    Component.MOMENTUM,
+    Component.VARIANCE,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One precision recipe.
+
+    * `dtypes`: by component, `none` where there is no such tensor. `extra`: further tensors that its optimizer keeps, by name.
+    * `autocast`: the dtype that `torch.autocast` computes in, `none` without it.
+    * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
+    * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where no engine here can, and then `not_run` says why.
+    """
+
+    id: str
+    title: str
+    learning: str
+    source: str
+    dtypes: dict[Component, str]
+    autocast: str = "none"
+    extra: dict[str, str] = field(default_factory=dict)
+    deepspeed: Mapping[str, Any] | None = None
+    not_run: str = ""
+
+    def bytes_per_parameter(self) -> dict[str, int]:
+        """Bytes that one parameter costs in each component, unpartitioned, at the moment when all of them exist."""
+        extra = {name: DTYPE_BYTES[dtype] for name, dtype in self.extra.items()}
+        return {str(c): DTYPE_BYTES[self.dtypes[c]] for c in DTYPE_COMPONENTS} | extra
+
+    @property
+    def steady_bytes_per_parameter(self) -> int:
+        """Bytes of one parameter between steps, all partitions together: everything but the transient master gradients."""
+        return sum(size for name, size in self.bytes_per_parameter().items() if name != Component.MASTER_GRADIENTS)
+
+
+@functools.cache
+def all_recipes() -> dict[str, Recipe]:
+    """Every recipe by id, in the order of the file."""
+    table = tomllib.loads((resources.files("bf16prof.profiles") / "recipes.toml").read_text(encoding="utf-8"))
+    return {id_: _recipe(id_, row) for id_, row in table.items()}
+
+
+def find_recipe(id_: str) -> Recipe:
+    """The recipe of that id. Raises `InputError` naming the known ones."""
+    try:
+        return all_recipes()[id_]
+    except KeyError:
+        raise InputError(f"unknown recipe {id_!r}", hint="known: " + ", ".join(all_recipes())) from None
+
+
+def runnable_recipes() -> dict[str, Recipe]:
+    """The recipes that a DeepSpeed engine can run."""
+    return {id_: recipe for id_, recipe in all_recipes().items() if recipe.deepspeed is not None}
+
+
+def require_runnable(recipe: Recipe) -> Recipe:
+    """The recipe itself, or `Refused` with the reason and the runnable recipes that come nearest to it."""
+    if recipe.deepspeed is None:
+        hint = "nearest that run: " + ", ".join(nearest(recipe, list(runnable_recipes().values()))[:3])
+        raise Refused(f"no DeepSpeed engine runs {recipe.id}: {recipe.not_run}", hint=hint)
+    return recipe
+
+
+def nearest(recipe: Recipe, candidates: list[Recipe]) -> list[str]:
+    """The ids of other recipes, those that share most dtypes first."""
+
+    def shared(other: Recipe) -> int:
+        return sum(recipe.dtypes[c] == other.dtypes[c] for c in DTYPE_COMPONENTS) * 2 + (recipe.autocast == other.autocast)
+
+    return [other.id for other in sorted(candidates, key=shared, reverse=True) if other.id != recipe.id]
+
+
+def _recipe(id_: str, row: dict[str, Any]) -> Recipe:
+    dtypes = {c: row["dtypes"][c] for c in DTYPE_COMPONENTS}
+    assert ("deepspeed" in row) != ("not_run" in row), f"recipe {id_} needs either deepspeed or not_run"
+    return Recipe(id=id_, **{**row, "dtypes": dtypes})

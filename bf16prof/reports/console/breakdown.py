@@ -1,0 +1,63 @@
+"""One record, component by component and item by item: where the bytes went, and who allocated them."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from bf16prof.records import Component, Item, MemoryRecord, Phase
+from bf16prof.reports.console.layout import Column, heading, note, safe, table
+from bf16prof.reports.units import gib, inert, seconds, whole
+from bf16prof.reports.views import MEMORY_TOTALS, case_label, component_name
+
+_COLUMNS = (Column("component", "left", key=True), Column("size"), Column("bytes"), Column("share"), Column("allocated by", "left"))
+
+
+def breakdown(record: MemoryRecord, console: Console) -> None:
+    """Print the components of one record, largest first, with their items, then its other totals and its notes."""
+    heading(console, Text.assemble(case_label(record.case), f", {record.source}, {inert(record.case.profile)}"))
+    rows: list[list[Text | str]] = []
+    for component, size in sorted(record.components.items(), key=lambda pair: -pair[1]):
+        if size:
+            items = sorted((i for i in record.items if i.component is component), key=lambda i: -i.bytes)
+            rows += _component(component, size, items, record.allocated_bytes)
+    rows.append(_row("allocated", record.allocated_bytes, record.allocated_bytes, "", "bold"))
+    columns = _COLUMNS if any(item.source for item in record.items) else _COLUMNS[:-1]
+    table(console, columns, [row[: len(columns)] for row in rows])
+    _totals(record, console)
+    for text in record.notes:
+        note(console, inert(text, 600))
+
+
+def _component(component: Component, size: int, items: list[Item], total: int | None) -> list[list[Text | str]]:
+    alone = items[0] if len(items) == 1 and items[0].bytes == size else None
+    if alone is not None:
+        return [_row(f"{component_name(component)}: {inert(alone.name)}", size, total, alone.source, "bold")]
+    rows = [_row(component_name(component), size, total, "", "bold")]
+    rows += [_row(f"  {inert(item.name)}", item.bytes, total, item.source) for item in items]
+    rest = size - sum(item.bytes for item in items)
+    if items and rest:
+        rows.append(_row("  (not itemised)", rest, total, ""))
+    return rows
+
+
+def _row(name: str, size: int | None, total: int | None, source: str, style: str = "") -> list[Text | str]:
+    share = f"{size / total * 100:.1f} %" if size is not None and total else ""
+    return [Text(name, style), Text(gib(size), style), Text(whole(size), style), Text(share, style), safe(source, "dim")]
+
+
+def _totals(record: MemoryRecord, console: Console) -> None:
+    parts = [
+        f"{label} {gib(value)}" + (f" (in {record.peak_phase})" if name == "peak_allocated_bytes" and record.peak_phase else "")
+        for name, label in MEMORY_TOTALS.items()
+        if name != "allocated_bytes" and (value := getattr(record, name)) is not None
+    ]
+    phases = [
+        f"{phase} {gib(memory.peak_bytes)}" for phase in Phase if (memory := record.phases.get(phase)) and memory.peak_bytes is not None
+    ]
+    if phases:
+        parts.append("peak by phase: " + ", ".join(phases))
+    if record.step_time_s is not None:
+        parts.append(f"step time {seconds(record.step_time_s)}")
+    for part in parts:
+        console.print(Text(part))

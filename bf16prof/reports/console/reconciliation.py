@@ -1,0 +1,124 @@
+"""Predictions beside the measurement: first one row per case, then every quantity of each case with its signed difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from bf16prof.reconcile import Comparison
+from bf16prof.records import MemoryRecord, Source
+from bf16prof.reports.console.layout import Column, heading, note, safe, table
+from bf16prof.reports.units import EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.views import CaseView, Line, case_views, headline, losses
+
+
+def reconciliation(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None, console: Console) -> None:
+    """Print the summary of all cases, then each case in detail. Without `comparisons` the records are reconciled here."""
+    views = case_views(records, comparisons)
+    if not views:
+        note(console, "No records.")
+        return
+    heading(console, "Summary")
+    _summary(views, console)
+    _verdict(views, console)
+    for view in views:
+        if view.comparisons:
+            heading(console, safe(view.label, limit=240))
+            _details(view, console)
+    note(console, f"Errors are (prediction - measured) / measured; 1 GiB = 2^30 bytes; {UNKNOWN} is not known by this source.")
+
+
+def verdict_text(line: Line, source: Source) -> Text:
+    """The difference of one prediction: "exact", or signed bytes and the signed relative error."""
+    if source not in line.differences:
+        return Text("")
+    difference, error = line.differences[source], line.errors.get(source)
+    if line.kind == "time":
+        return Text(signed_percent(error))
+    if difference == 0:
+        return Text(f"{EXACT} (0 B)", "green")
+    relative = "" if error is None else f" ({signed_percent(error)})"
+    return Text(signed_bytes(difference) + relative, "yellow" if error is None or abs(error) > 0.01 else "")
+
+
+def _summary(views: Sequence[CaseView], console: Console) -> None:
+    measured = any(view.reference for view in views)
+    sources = list(dict.fromkeys(r.source for view in views for r in view.predictions)) if measured else []
+    columns = [Column("case", "left", key=True), Column("measured" if measured else "allocated")]
+    for source in sources:
+        columns += [Column(str(source)), Column("error")]
+    columns += [Column("training peak"), Column("reserved"), Column("step time"), Column("loss")]
+    table(console, columns, [_summary_row(view, sources, measured) for view in views])
+    note(
+        console,
+        "Memory allocated between steps" + (" (measured, then predicted). " if measured else ". ") + "The rest is " + _rest(measured),
+    )
+
+
+def _rest(measured: bool) -> str:
+    return "measured where it was, else predicted." if measured else "predicted: nothing was measured."
+
+
+def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool) -> list[Text | str]:
+    main = view.reference if measured else view.main
+    row: list[Text | str] = [Text(view.label), gib(main.allocated_bytes if main else None)]
+    line = view.line("allocated_bytes")
+    for source in sources:
+        record = view.records.get(source)
+        row.append(gib(record.allocated_bytes if record else None))
+        row.append(verdict_text(line, source) if line and source in line.differences else UNKNOWN)
+    shown = view.main
+    row += [gib(shown.peak_allocated_bytes), gib(shown.reserved_bytes), seconds(shown.step_time_s), loss_text(shown)]
+    return row
+
+
+def loss_text(record: MemoryRecord) -> str:
+    """The first and the last loss of a record: "10.83 -> 7.912"; its final loss where no step is kept."""
+    curve = losses(record)
+    if not curve:
+        return number(record.loss)
+    return f"{number(curve[0][1])} -> {number(curve[-1][1])}"
+
+
+def _verdict(views: Sequence[CaseView], console: Console) -> None:
+    head = headline(views)
+    if not head.compared:
+        return
+    text = Text(f"Allocated memory: {head.exact} of {head.compared} predictions exact to the byte")
+    if head.worst and head.exact < head.compared:
+        view, line, source = head.worst
+        text.append(f"; largest error {signed_percent(line.errors[source])} ({source} of {view.label})")
+    if head.worst_peak:
+        view, line, source = head.worst_peak
+        text.append(f". Peaks: largest error {signed_percent(line.errors[source])} ({source} of {view.label}, {line.label})")
+    console.print(text.append("."))
+
+
+def _details(view: CaseView, console: Console) -> None:
+    sources = list(view.records)
+    columns = [Column("quantity", "left", key=True)]
+    for source in sources:
+        columns.append(Column(str(source)))
+        if any(source in line.differences for line in view.lines()):
+            columns.append(Column(f"{source} - {_reference(view)}"))
+    rows: list[list[Text | str]] = []
+    for line in view.lines():
+        style = "bold" if line.quantity == "allocated_bytes" else ""
+        row: list[Text | str] = [Text(line.label, style)]
+        for source in sources:
+            row.append(Text(_value(line, source), style))
+            if any(source in other.differences for other in view.lines()):
+                row.append(verdict_text(line, source))
+        rows.append(row)
+    table(console, columns, rows)
+
+
+def _reference(view: CaseView) -> str:
+    return str(view.reference.source) if view.reference else "measure"
+
+
+def _value(line: Line, source: Source) -> str:
+    value = line.values.get(source)
+    return seconds(value) if line.kind == "time" else gib(value)

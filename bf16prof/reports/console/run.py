@@ -1,0 +1,93 @@
+"""What a run was and how it ended: its machine, the status of each case, and the end of the log where a case failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.reports.console.layout import Column, heading, mark, safe, table
+from bf16prof.reports.console.reconciliation import loss_text
+from bf16prof.reports.units import gib, inert, inert_lines, number, seconds
+from bf16prof.reports.views import CaseView, case_label, prediction_text, run_views
+from bf16prof.runs import CaseStatus, Run, Status
+
+_STYLES = {Status.FINISHED: "green", Status.PLANNED: "dim", Status.RUNNING: "cyan"}
+
+
+def run_summary(run: Run, console: Console) -> None:
+    """Print the manifest of a run, one row per case, and what went wrong where something did."""
+    manifest = run.manifest
+    heading(console, Text.assemble("Run ", safe(manifest.name), ": ", _status(manifest.status, console)))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for name, text in _facts(run):
+        grid.add_row(name, Text(text))
+    console.print(grid)
+    views = {(view.case, view.device): view for view in run_views([run])}
+    _cases(run, views, console)
+    for status in manifest.cases:
+        if status.message or status.log_tail:
+            _failure(status, views.get((status.case, manifest.device)), console)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    manifest = run.manifest
+    ended = f", ended {inert(manifest.finished)}" if manifest.finished else ""
+    facts = [
+        ("folder", inert(run.path, 300)),
+        ("device", str(manifest.device)),
+        ("started", f"{inert(manifest.created)}{ended}"),
+        ("command", inert(" ".join(manifest.argv), 4000)),
+        ("hardware", _pairs(manifest.hardware)),
+        ("versions", _pairs(manifest.versions)),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{inert(name)} {inert(value, 200)}" for name, value in values.items())
+
+
+def _status(status: Status, console: Console) -> Text:
+    good = status is Status.FINISHED
+    symbol = mark(console, "good" if good else "tight" if status in _STYLES else "bad")
+    return Text(f"{symbol} {status}", _STYLES.get(status, "red"))
+
+
+def _cases(run: Run, views: Mapping[tuple[Case, Device], CaseView], console: Console) -> None:
+    columns = [Column("case", "left", key=True), Column("status", "left"), Column("allocated"), Column("training peak")]
+    columns += [Column("step time"), Column("IQR"), Column("tokens/s"), Column("loss")]
+    rows: list[list[Text | str]] = []
+    for status in run.manifest.cases:
+        view = views.get((status.case, run.manifest.device))
+        rows.append([Text(case_label(status.case)), _status(status.status, console), *_numbers(view)])
+    if rows:
+        table(console, columns, rows)
+
+
+def _numbers(view: CaseView | None) -> list[Text | str]:
+    record: MemoryRecord | None = view.reference if view else None
+    if record is None:
+        return [""] * 6
+    return [
+        gib(record.allocated_bytes),
+        gib(record.peak_allocated_bytes),
+        seconds(record.step_time_s),
+        seconds(record.step_time_iqr_s),
+        number(record.tokens_per_s),
+        loss_text(record),
+    ]
+
+
+def _failure(status: CaseStatus, view: CaseView | None, console: Console) -> None:
+    style = "" if status.status is Status.FINISHED else "red"
+    console.print(Text(f"{case_label(status.case)}: {status.status}: {inert(status.message, 600)}", style))
+    for prediction in view.predictions if view else []:
+        console.print(Text("  " + prediction_text(prediction)))
+    for line in inert_lines(status.log_tail):
+        console.print(Text(f"  | {line}", "dim"))

@@ -1,0 +1,219 @@
+"""What the reports show, before it is drawn: the records of one case side by side, line by line, and the headline over all cases.
+
+Console and HTML read these same views, so that they can never say different things.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bf16prof.reconcile import REFERENCES, Comparison, reconcile
+from bf16prof.records import Case, Component, Device, MemoryRecord, Offload, Phase, Source
+from bf16prof.reports.units import gib, inert
+from bf16prof.runs import Run
+
+MEMORY_TOTALS = {
+    "allocated_bytes": "allocated",
+    "peak_allocated_bytes": "training peak",
+    "run_peak_allocated_bytes": "whole-run peak",
+    "reserved_bytes": "reserved",
+    "device_bytes": "device (NVML)",
+    "host_bytes": "host",
+}
+"""How the quantities of a record are called in tables."""
+
+PEAKS = ("peak_allocated_bytes", "run_peak_allocated_bytes")
+
+_ORDER = (Source.MEASURE, Source.IMPORT, Source.ESTIMATE, Source.SIMULATE)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity of a case by source. `differences` (prediction - reference) and `errors` exist only where both are known."""
+
+    quantity: str
+    label: str
+    kind: str
+    values: dict[Source, int | float]
+    differences: dict[Source, int | float]
+    errors: dict[Source, float | None]
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """All records of one case, by source. `label` is unique among the views that were built together, and inert."""
+
+    case: Case
+    device: Device
+    label: str
+    run: str
+    records: dict[Source, MemoryRecord]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def reference(self) -> MemoryRecord | None:
+        """The measured (or imported) record."""
+        return next((self.records[s] for s in REFERENCES if s in self.records), None)
+
+    @property
+    def predictions(self) -> list[MemoryRecord]:
+        """The records that are not the reference, the estimate first."""
+        return [r for r in self.records.values() if r is not self.reference]
+
+    @property
+    def main(self) -> MemoryRecord:
+        """The record to show when there is room for one: the reference, else the first prediction."""
+        return self.reference or next(iter(self.records.values()))
+
+    def line(self, quantity: str) -> Line | None:
+        """One quantity side by side, or None when no source knows it."""
+        found = next((c for c in self.comparisons if c.quantity == quantity), None)
+        return _line(found) if found else None
+
+    def lines(self) -> list[Line]:
+        """Every quantity that some source knows: the components, then the totals, then the peaks of each phase, then the time."""
+        order = {"component": 0, "total": 1, "phase": 2, "time": 3}
+        return sorted((_line(c) for c in self.comparisons), key=lambda line: order[line.kind])
+
+
+@dataclass(frozen=True)
+class Headline:
+    """How good the predictions are, over all cases: how many are exact to the byte, and the largest error of memory."""
+
+    cases: int
+    measured: int
+    compared: int
+    exact: int
+    worst: tuple[CaseView, Line, Source] | None
+    worst_peak: tuple[CaseView, Line, Source] | None
+
+
+def case_views(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None = None) -> list[CaseView]:
+    """One view per case and device, in the order in which they first appear. Without `comparisons` the records are reconciled here."""
+    return _views([(0, record) for record in records], [""], comparisons)
+
+
+def run_views(runs: Sequence[Run], comparisons: Sequence[Comparison] | None = None) -> list[CaseView]:
+    """The views of several runs. Runs complete each other's cases; a case that two runs have from the same source is kept apart by run."""
+    owned = [(index, record) for index, run in enumerate(runs) for record in run.records]
+    return _views(owned, run_names(runs), comparisons)
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """A name per run, made unique with a number where two runs are called the same."""
+    names = [inert(run.manifest.name) for run in runs]
+    return [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
+
+
+def headline(views: Sequence[CaseView]) -> Headline:
+    """The summary of all comparisons of allocated and peak memory with a measurement."""
+    steady = [row for view in views if (line := view.line("allocated_bytes")) for row in _rows(view, line)]
+    peaks = [row for view in views for name in PEAKS if (line := view.line(name)) for row in _rows(view, line)]
+    exact = sum(row[1].differences[row[2]] == 0 for row in steady)
+    measured = sum(view.reference is not None for view in views)
+    return Headline(len(views), measured, len(steady), exact, _worst(steady), _worst(peaks))
+
+
+def losses(record: MemoryRecord) -> list[tuple[int, float]]:
+    """(step, loss) of the steps whose loss is a finite number."""
+    return [(s.step, s.loss) for s in record.steps if s.loss is not None and math.isfinite(s.loss)]
+
+
+def step_times(record: MemoryRecord) -> list[tuple[int, float, bool]]:
+    """(step, seconds, warm-up) of the steps whose time is known."""
+    return [(s.step, s.time_s, s.warmup) for s in record.steps if s.time_s is not None and math.isfinite(s.time_s)]
+
+
+def prediction_text(record: MemoryRecord) -> str:
+    """What a prediction had said, to stand beside a failure: "estimate: 14.60 GiB allocated, training peak 19.17 GiB"."""
+    peak = "unknown" if record.peak_allocated_bytes is None else gib(record.peak_allocated_bytes)
+    return f"{record.source}: {gib(record.allocated_bytes)} allocated, training peak {peak}"
+
+
+def _rows(view: CaseView, line: Line) -> list[tuple[CaseView, Line, Source]]:
+    return [(view, line, source) for source in line.differences]
+
+
+def _worst(rows: list[tuple[CaseView, Line, Source]]) -> tuple[CaseView, Line, Source] | None:
+    known = [row for row in rows if row[1].errors.get(row[2]) is not None]
+    return max(known, key=lambda row: abs(row[1].errors[row[2]] or 0.0), default=None)
+
+
+def _views(owned: list[tuple[int, MemoryRecord]], names: list[str], comparisons: Sequence[Comparison] | None) -> list[CaseView]:
+    groups: dict[tuple[Case, Device], list[tuple[int, MemoryRecord]]] = {}
+    for index, record in owned:
+        groups.setdefault((record.case, record.device), []).append((index, record))
+    parts = [(key, part) for key, members in groups.items() for part in _parts(members)]
+    given: dict[tuple[Case, Device], list[Comparison]] | None = None
+    if comparisons is not None:
+        given = {}
+        for comparison in comparisons:
+            given.setdefault((comparison.case, comparison.device), []).append(comparison)
+    labels = _labels(parts, names)
+    views = []
+    for (key, (run, records)), label in zip(parts, labels, strict=True):
+        found = reconcile(records) if given is None or run is not None else given.get(key, [])
+        by_source = {record.source: record for record in records}
+        ordered = {source: by_source[source] for source in _ORDER if source in by_source}
+        views.append(CaseView(*key, label, "" if run is None else names[run], ordered, tuple(found)))
+    return views
+
+
+def _parts(members: list[tuple[int, MemoryRecord]]) -> list[tuple[int | None, list[MemoryRecord]]]:
+    """The members of one case: together (run None), or by run when two runs have the same source."""
+    owners = {(record.source, index) for index, record in members}
+    if len({source for source, _ in owners}) == len(owners):
+        return [(None, [record for _, record in members])]
+    return [(run, [record for index, record in members if index == run]) for run in dict.fromkeys(index for index, _ in members)]
+
+
+def _labels(parts: Sequence[tuple[tuple[Case, Device], tuple[int | None, list[MemoryRecord]]]], names: list[str]) -> list[str]:
+    """The label of each case, with its profile, device and run only where these differ."""
+    many_profiles = len({case.profile for (case, _), _ in parts}) > 1
+    many_devices = len({device for (_, device), _ in parts}) > 1
+    labels = []
+    for (case, device), (run, _) in parts:
+        label = case_label(case)
+        if many_profiles:
+            label = f"{inert(case.profile)}: {label}"
+        if many_devices:
+            label += f" ({device})"
+        if run is not None:
+            label += f" [{names[run]}]"
+        labels.append(label)
+    return labels
+
+
+def case_label(case: Case) -> str:
+    """The label of a case with its recipe's name made inert."""
+    tail = "" if case.offload is Offload.NONE else f"-offload-{case.offload}"
+    return f"zero{case.zero_stage}-w{case.world_size}-{inert(case.recipe)}{tail}"
+
+
+def _line(comparison: Comparison) -> Line:
+    label, kind = _name(comparison.quantity)
+    truth = next((comparison.values[s] for s in REFERENCES if s in comparison.values), None)
+    values = {s: comparison.values[s] for s in _ORDER if s in comparison.values}
+    predictions = [s for s in values if s not in REFERENCES]
+    differences = {} if truth is None else {s: values[s] - truth for s in predictions}
+    return Line(comparison.quantity, label, kind, values, differences, {s: comparison.errors.get(s) for s in differences})
+
+
+def _name(quantity: str) -> tuple[str, str]:
+    """The label and the kind of one of the reconciler's quantities."""
+    if quantity in MEMORY_TOTALS:
+        return MEMORY_TOTALS[quantity], "total"
+    head, _, tail = quantity.partition(".")
+    if head == "components":
+        return component_name(Component(tail)), "component"
+    if head == "phases":
+        phase, _, instant = tail.partition(".")
+        return f"{Phase(phase)} {'peak' if instant == 'peak_bytes' else 'end'}", "phase"
+    return "step time", "time"
+
+
+def component_name(component: Component) -> str:
+    """A component's name for a person: "master parameters"."""
+    return component.value.replace("_", " ")

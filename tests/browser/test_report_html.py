@@ -1,0 +1,196 @@
+"""The HTML report in a real headless Chromium: it draws, it sorts, it loads nothing, and hostile names stay names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+import report_fixtures as fixtures
+
+from bf16prof.reports import html
+from bf16prof.runs import Run
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,900",
+)  # fmt: skip
+BLANK = "data:text/html,<title>blank</title>"
+PLOTS = ("figure-components", "figure-phases", "figure-timeline", "figure-times", "figure-losses")
+
+
+class Browser:
+    """A Chromium that keeps what happened since the page was opened."""
+
+    def __init__(self, driver: Any, folder: Path) -> None:
+        self.driver = driver
+        self._page = folder / "report.html"
+
+    def open(self, runs: list[Run]) -> None:
+        self._page.write_text(html.render(runs), encoding="utf-8")
+        self.driver.get(BLANK)
+        self.driver.get_log("browser")
+        self.driver.get_log("performance")
+        self.driver.get(self._page.as_uri())
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def complaints(self) -> list[str]:
+        """Console messages: errors, warnings and violations of the page's own policy."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Every URL that was asked for, but for the page itself."""
+        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert self._page.as_uri() in urls, "the log saw nothing"
+        return [url for url in urls if url != self._page.as_uri()]
+
+    def column(self, table: str, index: int) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].textContent.trim())"
+        return list(self.run(script, table, index))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        yield Browser(driver, tmp_path_factory.mktemp("report"))
+    finally:
+        driver.quit()
+
+
+@pytest.mark.parametrize("which", ["usual", "failed", "extreme", "estimate", "two", "empty"])
+def test_every_kind_of_run_opens_in_silence(browser: Browser, which: str) -> None:
+    runs = {
+        "usual": [fixtures.run()],
+        "failed": [fixtures.failed_run()],
+        "extreme": [fixtures.extreme_run()],
+        "estimate": [fixtures.run([fixtures.estimate(fixtures.case())])],
+        "two": [fixtures.run(), fixtures.run(name="again")],
+        "empty": [fixtures.run([])],
+    }
+    browser.open(runs[which])
+    assert browser.complaints() == []
+    assert browser.requests() == []
+    assert browser.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_all_plots_are_drawn(browser: Browser) -> None:
+    browser.open([fixtures.run()])
+    for plot in PLOTS:
+        marks = browser.run(
+            "return document.querySelectorAll(`#${arguments[0]} svg.main-svg :is(.point, .points path, .textpoint)`).length", plot
+        )
+        assert marks >= 6, plot
+    assert browser.run("return document.querySelectorAll('#figure-losses .scatterlayer .trace').length") == 6
+    assert browser.run("return document.querySelectorAll('#figure-components .barlayer .trace').length") == 7
+
+
+def test_the_logs_would_show_a_violation(browser: Browser) -> None:
+    """The proof that the silence of the other tests means something."""
+    browser.open([fixtures.run([])])
+    browser.run("const i = new Image(); i.src = 'https://example.invalid/x.png'; document.body.append(i)")
+    browser.run("try { eval('1') } catch (error) {}")
+    assert sum("Content Security Policy" in message for message in browser.complaints()) >= 1
+
+
+def test_nothing_offers_to_send_the_data_away(browser: Browser) -> None:
+    browser.open([fixtures.run()])
+    titles = browser.run("return [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title || '')")
+    assert not [title for title in titles if any(word in title.lower() for word in ("cloud", "upload", "chart studio", "edit", "plotly"))]
+    assert browser.run("return [...document.querySelectorAll('a[href]')].every(a => a.getAttribute('href').startsWith('#'))")
+
+
+def test_saving_a_figure_works_under_the_policy(browser: Browser) -> None:
+    browser.open([fixtures.run()])
+    script = "const done = arguments[0]; Plotly.toImage('figure-losses', {format: 'svg'}).then(done, error => done(String(error)))"
+    assert browser.driver.execute_async_script(script).startswith("data:image/svg+xml")
+    assert browser.complaints() == []
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(browser: Browser) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open([fixtures.failed_run()])
+    buttons = browser.driver.find_elements(By.CSS_SELECTOR, "#summary th button")
+    titles = [button.text.strip() for button in buttons]
+    estimate = titles.index("estimate")
+    buttons[estimate].click()
+    assert browser.column("#summary", estimate) == ["7.35 GiB", "8.80 GiB", "10.25 GiB", "11.70 GiB", "13.15 GiB", "14.60 GiB"]
+    buttons[estimate].send_keys(Keys.ENTER)
+    assert browser.column("#summary", estimate)[0] == "14.60 GiB"
+    states = browser.run("return [...document.querySelectorAll('#summary th')].map(h => h.getAttribute('aria-sort'))")
+    assert states[estimate] == "descending"
+    assert states.count("none") == len(states) - 1
+    measured = titles.index("measured")
+    for _ in range(2):
+        buttons[measured].click()
+        assert browser.column("#summary", measured) == ["14.60 GiB"] + ["–"] * 5  # noqa: RUF001
+
+
+def test_a_case_can_be_hidden_and_a_link_opens_its_details(browser: Browser) -> None:
+    from selenium.webdriver.common.by import By
+
+    browser.open([fixtures.run()])
+    visible = "return document.querySelectorAll('#figure-losses .scatterlayer .trace').length"
+    assert browser.run(visible) == 6
+    browser.run("document.querySelector('#losses .chips button').click()")
+    assert browser.run(visible) == 5
+    assert browser.run("return document.querySelector('#phases .chips button').getAttribute('aria-pressed')") == "false"
+    browser.driver.find_element(By.LINK_TEXT, "zero2-w2-bf16-full").click()
+    assert browser.run("return document.querySelector('#case-3').open")
+    assert "reduce bucket" in browser.driver.find_element(By.ID, "case-3").text
+
+
+def test_hostile_names_are_shown_and_do_nothing(browser: Browser) -> None:
+    browser.open([fixtures.hostile_run()])  # an alert would make the next call fail
+    assert browser.complaints() == []
+    assert browser.driver.title == "bf16prof: <script>alert(1)</script>"
+    assert browser.run("return document.querySelectorAll('img, #summary b b, .main-svg a, section script[src]').length") == 0
+    assert browser.run("return document.querySelector('h1').textContent") == "<script>alert(1)</script>"
+    headings = browser.run("return [...document.querySelectorAll('#figure-components .annotation-text')].map(t => t.textContent)")
+    assert headings[0] == "<script>alert(1)</script>: zero2-w2-<script>alert(1)</script>"
+    assert headings[6].startswith("<b>bold</b><a href='javascript:alert(2)'>%{x}</a>")
+    assert browser.requests() == []
+
+    browser.run("Plotly.Fx.hover('figure-losses', [{curveNumber: 6, pointNumber: 3}])")
+    hover = browser.run("return document.querySelector('#figure-losses .hoverlayer').textContent")
+    assert "<b>bold</b><a href='javascript:alert(2)'>%{x}</a>" in hover
+    assert browser.run("return document.querySelectorAll('.hoverlayer a').length") == 0
+
+
+def test_it_reads_in_the_dark_and_on_a_phone(browser: Browser) -> None:
+    browser.open([fixtures.run()])
+    ink = "return getComputedStyle(document.querySelector('#figure-losses .xtick text')).fill"
+    light = browser.run(ink)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        assert browser.run(ink) != light
+        assert browser.run("return document.documentElement.scrollWidth") <= 420
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,179 @@
+"""Runs to feed the reports with: a realistic one of six cases, partial and failed ones, and one whose every name is hostile."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepRecord
+from bf16prof.runs import CaseStatus, Manifest, Run, Status
+
+PARAMETERS = 1_557_611_200
+RECIPES = {"bf16-fp32-master": (2, 4), "bf16-full": (2, 2)}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "[/red][bold]red[/bold]",
+    "\x1b[31mred\x1b[0m\x07",
+    "two\nlines\r\tand a tab",
+    "\u202eright to left\u2066\u200b",
+    "=1+1",
+    "<b>bold</b><a href='javascript:alert(2)'>%{x}</a>",
+    "x" * 300,
+    '"};alert(3);//</style><img src=x onerror=alert(4)>',
+)
+
+
+def case(stage: int = 3, recipe: str = "bf16-fp32-master", world: int = 2, profile: str = "gpt2-1.5b") -> Case:
+    return Case(profile, stage, world, recipe)
+
+
+def components(which: Case, error: int = 0) -> dict[Component, int]:
+    """The textbook sizes of a case, sharded as ZeRO does; `error` bytes are added to the communication buckets."""
+    weight, state = RECIPES.get(which.recipe, (2, 4))
+    shard = PARAMETERS // which.world_size
+    return {
+        Component.PARAMETERS: weight * (shard if which.zero_stage >= 3 else PARAMETERS),
+        Component.GRADIENTS: weight * (shard if which.zero_stage >= 2 else PARAMETERS),
+        Component.MASTER_PARAMETERS: state * shard,
+        Component.MOMENTUM: state * shard,
+        Component.VARIANCE: state * shard,
+        Component.BUFFERS: 100_000_000 + error,
+        Component.ROUNDING: 123_904,
+    }
+
+
+def phases(allocated: int) -> dict[Phase, PhaseMemory]:
+    rise = {Phase.INIT: 0.55, Phase.FORWARD: 1.12, Phase.BACKWARD: 1.31, Phase.STEP: 1.22}
+    return {phase: PhaseMemory(int(allocated * factor), int(allocated * (factor + 1) / 2)) for phase, factor in rise.items()}
+
+
+def steps(allocated: int, which: Case, count: int = 12) -> tuple[StepRecord, ...]:
+    slower = 1.3 if which.zero_stage == 3 else 1.0
+    worse = 0.12 if which.recipe == "bf16-full" else 0.0
+    return tuple(
+        StepRecord(
+            step=i,
+            loss=3.1 + 7.7 * math.exp(-i / 4) + worse * i / count + 0.05 * math.sin(i * 3.1),
+            time_s=slower * (0.41 + 0.012 * math.sin(i * 2.3) + (1.1 if i == 0 else 0)),
+            allocated_bytes=allocated,
+            phases={phase: memory for phase, memory in phases(allocated).items() if phase is not Phase.INIT},
+            warmup=i < 3,
+        )
+        for i in range(count)
+    )
+
+
+def estimate(which: Case, error: int = 0) -> MemoryRecord:
+    parts = components(which, error)
+    allocated = sum(parts.values())
+    return MemoryRecord(
+        Source.ESTIMATE, which, Device.GPU, PARAMETERS, allocated_bytes=allocated, components=parts, phases=phases(allocated + 40_000_000),
+        peak_allocated_bytes=int((allocated + 40_000_000) * 1.31), peak_phase=Phase.BACKWARD,
+    )  # fmt: skip
+
+
+def measure(which: Case) -> MemoryRecord:
+    parts = components(which)
+    allocated = sum(parts.values())
+    curve = steps(allocated, which)
+    items = (
+        Item(
+            Component.PARAMETERS,
+            "parameters",
+            parts[Component.PARAMETERS],
+            "deepspeed/runtime/zero/partition_parameters.py: _partition_param",
+        ),
+        Item(Component.BUFFERS, "reduce bucket", 50_000_000, "deepspeed/runtime/zero/stage3.py: ipg_buckets"),
+        Item(Component.BUFFERS, "prefetch bucket", 40_000_000, "deepspeed/runtime/zero/stage3.py"),
+    )
+    return MemoryRecord(
+        Source.MEASURE, which, Device.GPU, PARAMETERS, gpu="NVIDIA H200", allocated_bytes=allocated, components=parts, items=items,
+        peak_allocated_bytes=int(allocated * 1.31), peak_phase=Phase.BACKWARD, run_peak_allocated_bytes=int(allocated * 1.31),
+        phases=phases(allocated), reserved_bytes=int(allocated * 1.4), device_bytes=int(allocated * 1.4) + 600 * 2**20,
+        step_time_s=curve[5].time_s, step_time_iqr_s=0.013, tokens_per_s=8192 / (curve[5].time_s or 1), loss=curve[-1].loss, steps=curve,
+        rank_allocated_bytes=(allocated, allocated - 512), notes=("NVML saw one process",),
+    )  # fmt: skip
+
+
+def cases(stages: tuple[int, ...] = (1, 2, 3)) -> list[Case]:
+    return [case(stage, recipe) for stage in stages for recipe in RECIPES]
+
+
+def run(records: list[MemoryRecord] | None = None, statuses: list[CaseStatus] | None = None, name: str = "sweep-2026-03-01") -> Run:
+    """A finished run; by default the six cases, each estimated exactly (but for the last) and measured."""
+    if records is None:
+        chosen = cases()
+        records = [r for which in chosen for r in (estimate(which, 0 if which is not chosen[-1] else 1200), measure(which))]
+    finished = [CaseStatus(which, Status.FINISHED) for which in dict.fromkeys(r.case for r in records)]
+    manifest = Manifest(
+        name=name,
+        created="2026-03-01T10:00:00Z",
+        finished="2026-03-01T10:09:41Z",
+        status=Status.FINISHED,
+        device=Device.GPU,
+        argv=("bf16prof", "measure", "--profile", "gpt2-1.5b", "--zero", "1,2,3", "--gpus", "2"),
+        cases=tuple(statuses or finished),
+        profile={
+            "model": {"family": "gpt2", "hidden_size": 1600, "num_layers": 48},
+            "workload": {"sequence_length": 1024, "micro_batch_size": 4},
+        },
+        versions={"bf16prof": "0.1.0", "torch": "2.13.0", "deepspeed": "0.19.8"},
+        hardware={"gpu": "2 x NVIDIA H200", "driver": "580.65"},
+        environment={"NCCL_DEBUG": "WARN"},
+    )
+    return Run(Path("runs") / "sweep", manifest, tuple(records))
+
+
+def failed_run() -> Run:
+    """Six cases planned: one finished, one out of memory, one crashed, the others never started; only the estimates are complete."""
+    chosen = cases()
+    tail = (
+        'step 3 rank 1\nTraceback (most recent call last):\n  File "worker.py", line 88\ntorch.OutOfMemoryError: tried to allocate 2.91 GiB'
+    )
+    statuses = [
+        CaseStatus(chosen[0], Status.FINISHED),
+        CaseStatus(chosen[1], Status.OOM, "rank 1 asked for 2.91 GiB with 138.2 GiB in use", tail),
+        CaseStatus(chosen[2], Status.FAILED, "rank 0 was killed by SIGSEGV", "last words"),
+        *(CaseStatus(which, Status.PLANNED) for which in chosen[3:]),
+    ]
+    whole = run([*(estimate(which) for which in chosen), measure(chosen[0])], statuses, "half a sweep")
+    return Run(whole.path, dataclasses.replace(whole.manifest, status=Status.OOM, finished=None), whole.records)
+
+
+def bare_record(which: Case | None = None, source: Source = Source.ESTIMATE) -> MemoryRecord:
+    """A record in which everything that may be unknown is."""
+    return MemoryRecord(source, which or case(), Device.GPU, PARAMETERS)
+
+
+def hostile_run() -> Run:
+    """One case per hostile string, which stands wherever a string may stand."""
+    records: list[MemoryRecord] = []
+    statuses = []
+    for text in HOSTILE:
+        which = Case(text, 2, 2, text)
+        item = Item(Component.BUFFERS, text, 1000, text)
+        records.append(estimate(which))
+        records.append(dataclasses.replace(measure(which), items=(item,), notes=(text,), gpu=text))
+        statuses.append(CaseStatus(which, Status.FAILED, text, f"{text}\n{text}"))
+    whole = run(records, statuses, HOSTILE[0])
+    pairs = {text: text for text in HOSTILE}
+    manifest = dataclasses.replace(
+        whole.manifest, argv=HOSTILE, created=HOSTILE[2], finished=HOSTILE[4], versions=pairs, hardware=pairs, environment=pairs,
+        profile={text: {text: text} for text in HOSTILE},
+    )  # fmt: skip
+    return Run(Path("runs") / "\x1b[31m</title>", manifest, whole.records)
+
+
+def extreme_run() -> Run:
+    """Losses that are missing, infinite, tiny or huge, and bytes at the edge of 64 bits."""
+    values = [None, 1e30, 1e-30, -5.0, 0.0, float("inf"), float("nan"), 3.2]
+    whole = measure(case())
+    curve = tuple(dataclasses.replace(step, loss=loss, time_s=loss) for step, loss in zip(whole.steps, values, strict=False))
+    huge = 2**62
+    odd = dataclasses.replace(
+        whole, steps=curve, loss=None, components={Component.PARAMETERS: huge + 5, Component.OTHER: -5}, allocated_bytes=huge,
+        step_time_s=1e-9, peak_allocated_bytes=2**63 - 1, phases={}, tokens_per_s=1e30,
+    )  # fmt: skip
+    guess = dataclasses.replace(estimate(case()), components={Component.PARAMETERS: 1}, allocated_bytes=1)
+    return run([guess, odd, bare_record(case(1)), bare_record(case(2), Source.MEASURE)])

@@ -1,0 +1,264 @@
+"""Records on a console: what is said, that nothing is cut off, and that hostile names do nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import report_fixtures as fixtures
+from rich.cells import cell_len
+from rich.console import Console
+
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.reconcile import reconcile
+from bf16prof.records import Case, Component, MemoryRecord, Offload, Source
+from bf16prof.reports import console as reports
+from bf16prof.reports.console.layout import PIPE_WIDTH
+
+CARD = Gpu("card", "Some card", 12 * 2**30, 1.0, 1.0, 1.0, (9, 0), "a test")
+
+
+@dataclass(frozen=True)
+class Refused:
+    case: Case
+    reason: str
+    alternatives: tuple[str, ...]
+
+
+def screen(width: int = PIPE_WIDTH, terminal: bool = False) -> Console:
+    colours: Literal["truecolor"] | None = "truecolor" if terminal else None
+    return Console(file=io.StringIO(), width=width, highlight=False, emoji=False, force_terminal=terminal, color_system=colours)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def grid(records: list[MemoryRecord], gpu: Gpu | None = None, width: int = PIPE_WIDTH, **more: object) -> str:
+    console = screen(width)
+    reports.estimate_grid(records, [], gpu, console, **more)  # type: ignore[arg-type]
+    return said(console)
+
+
+def without_peak(record: MemoryRecord) -> MemoryRecord:
+    return dataclasses.replace(record, peak_allocated_bytes=None)
+
+
+def line_with(text: str, *words: str) -> str:
+    return next(line for line in text.splitlines() if all(word in line for word in words))
+
+
+class TestGrid:
+    def test_rows_are_stages_and_gpus_and_columns_are_recipes(self) -> None:
+        text = grid([fixtures.estimate(case) for case in fixtures.cases()])
+        assert line_with(text, "ZeRO", "GPUs").split() == ["ZeRO", "GPUs", "bf16-fp32-master", "bf16-full"]
+        assert line_with(text, "14.60 GiB").split() == ["1", "2", "14.60", "GiB", "10.25", "GiB"]
+
+    def test_each_cell_says_in_words_whether_it_fits(self) -> None:
+        text = grid([without_peak(fixtures.estimate(case)) for case in fixtures.cases()], CARD)
+        assert "✗ 2.60 GiB over" in text
+        assert "✓ 1.75 GiB free" in text
+        assert "Some card with 12.00 GiB" in text
+
+    def test_less_than_the_margin_is_tight(self) -> None:
+        text = grid([without_peak(fixtures.estimate(fixtures.case(1, "bf16-full")))], CARD, margin_bytes=2 * 2**30)
+        assert "! 1.75 GiB free" in text
+        assert "less than the margin of 2.00 GiB" in text
+
+    def test_a_known_peak_decides(self) -> None:
+        text = grid([fixtures.estimate(fixtures.case(1, "bf16-full"))], CARD)
+        assert "peak 13.47 GiB" in text
+        assert "✗ 1.47 GiB over" in text
+        assert "not known by this source" not in text
+
+    def test_an_unknown_peak_is_said(self) -> None:
+        assert "The peak is not known by this source yet" in grid([without_peak(fixtures.estimate(fixtures.case()))])
+
+    def test_refusals_are_footnotes(self) -> None:
+        console = screen()
+        refused = [Refused(fixtures.case(recipe=name), "no master copy above stage 0", ("bf16-full",)) for name in ("bf16-pure", "apex-o1")]
+        reports.estimate_grid([fixtures.estimate(fixtures.case())], refused, None, console)
+        assert said(console).count("- [1]") == 2
+        assert "[1] bf16-pure, apex-o1: no master copy above stage 0; instead: bf16-full" in said(console)
+
+    def test_refusals_without_any_record(self) -> None:
+        console = screen()
+        reports.estimate_grid([], [Refused(fixtures.case(), "no", ())], CARD, console)
+        assert "[1] bf16-fp32-master: no" in said(console)
+
+    def test_textbook_rules_stand_under_the_estimate(self) -> None:
+        record = fixtures.estimate(fixtures.case())
+        text = grid([record], textbook={record.case: {"ZeRO paper 16N": 8 * fixtures.PARAMETERS}})
+        assert line_with(text, "ZeRO paper 16N").split()[-4:] == ["11.61", "GiB", "-0.80", "%"]
+
+    def test_offload_has_a_column_when_it_is_used(self) -> None:
+        case = dataclasses.replace(fixtures.case(), offload=Offload.OPTIMIZER)
+        assert "offload" in grid([fixtures.estimate(case)])
+        assert "offload" not in grid([fixtures.estimate(fixtures.case())])
+
+    def test_nothing_is_known(self) -> None:
+        assert "?" in grid([fixtures.bare_record()], CARD)
+
+
+class TestReconciliation:
+    def report(self, records: list[MemoryRecord], width: int = PIPE_WIDTH) -> str:
+        console = screen(width)
+        reports.reconciliation(records, reconcile(records), console)
+        return said(console)
+
+    def test_equality_is_called_exact(self) -> None:
+        text = self.report([fixtures.estimate(fixtures.case()), fixtures.measure(fixtures.case())])
+        assert line_with(text, "allocated", "11.70 GiB").endswith("exact (0 B)")
+        assert "1 of 1 predictions exact to the byte" in text
+        assert "exact" not in line_with(text, "training peak", "15.32 GiB")
+
+    def test_one_byte_is_not_exact(self) -> None:
+        text = self.report([fixtures.estimate(fixtures.case(), 1), fixtures.measure(fixtures.case())])
+        assert "+1 B (+0.000001 %)" in line_with(text, "buffers")
+        assert "0 of 1 predictions exact" in text
+
+    def test_sources_stand_side_by_side_with_the_measurement_first(self) -> None:
+        simulated = dataclasses.replace(fixtures.estimate(fixtures.case(), -2048), source=Source.SIMULATE)
+        text = self.report([simulated, fixtures.estimate(fixtures.case()), fixtures.measure(fixtures.case())])
+        header = line_with(text, "quantity")
+        assert header.index("measure") < header.index("estimate - measure") < header.index("simulate - measure")
+        assert "-2.00 KiB" in line_with(text, "buffers")
+
+    def test_predictions_alone(self) -> None:
+        text = self.report([fixtures.estimate(fixtures.case())])
+        assert "nothing was measured" in text
+        assert "11.70 GiB" in text
+
+    def test_nothing_known_and_nothing_at_all(self) -> None:
+        assert "zero3" in self.report([fixtures.bare_record(), fixtures.bare_record(source=Source.MEASURE)])
+        assert "No records." in self.report([])
+
+    def test_a_negative_component_is_shown(self) -> None:
+        record = dataclasses.replace(
+            fixtures.measure(fixtures.case()), components={Component.PARAMETERS: 100, Component.OTHER: -5}, allocated_bytes=95, items=()
+        )
+        assert "-5 B" in line_with(self.report([record]), "other")
+
+
+class TestBreakdown:
+    def test_components_add_up_and_items_are_named(self) -> None:
+        console = screen()
+        reports.breakdown(fixtures.measure(fixtures.case()), console)
+        assert "deepspeed/runtime/zero/stage3.py: ipg_buckets" in line_with(said(console), "reduce bucket", "50,000,000")
+        assert "10,000,000" in line_with(said(console), "(not itemised)")
+        assert "100.0 %" in line_with(said(console), "allocated", "GiB", "%")
+        assert "training peak 15.32 GiB (in backward)" in said(console)
+
+    def test_nothing_is_known(self) -> None:
+        console = screen()
+        reports.breakdown(fixtures.bare_record(), console)
+        assert "?" in said(console)
+
+
+class TestRunSummary:
+    def test_a_finished_run(self) -> None:
+        console = screen()
+        reports.run_summary(fixtures.run(), console)
+        row = "zero1-w2-bf16-full ✓ finished 10.25 GiB 13.42 GiB 399.5 ms 13.0 ms 20,506 10.8 -> 3.724"
+        assert " ".join(line_with(said(console), "zero1-w2-bf16-full").split()) == row
+
+    def test_failures_come_with_the_end_of_the_log_and_what_was_predicted(self) -> None:
+        console = screen()
+        reports.run_summary(fixtures.failed_run(), console)
+        assert "zero1-w2-bf16-full: oom: rank 1 asked for 2.91 GiB" in said(console)
+        assert "  estimate: 10.25 GiB allocated, training peak 13.47 GiB" in said(console)
+        assert "  | torch.OutOfMemoryError: tried to allocate 2.91 GiB" in said(console)
+        assert "✗ oom" in said(console)
+
+
+def everything(console: Console, which: str) -> str:
+    """All reports of one run on one console."""
+    run = {"usual": fixtures.run, "failed": fixtures.failed_run, "hostile": fixtures.hostile_run, "extreme": fixtures.extreme_run}[which]()
+    reports.run_summary(run, console)
+    reports.reconciliation(run.records, None, console)
+    reports.estimate_grid([r for r in run.records if r.source is Source.ESTIMATE], [], CARD, console)
+    for record in run.records[:4]:
+        reports.breakdown(record, console)
+    return said(console)
+
+
+@pytest.mark.parametrize("which", ["usual", "failed", "extreme"])
+def test_nothing_is_cut_off_in_a_pipe(which: str) -> None:
+    text = everything(screen(), which)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) < 400
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("which", ["usual", "failed", "hostile", "extreme"])
+def test_a_narrow_terminal_folds_and_never_crops(which: str, width: int) -> None:
+    text = everything(screen(width), which)
+    assert all(cell_len(line) <= width for line in text.splitlines())
+    if which == "usual":
+        wide = everything(screen(), which)
+        numbers = [word for word in wide.split() if word[0].isdigit()]
+        assert not [number for number in numbers if number not in text]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_hostile_names_are_inert(terminal: bool) -> None:
+    text = everything(screen(terminal=terminal), "hostile")
+    assert "[/red][bold]red[/bold]" in text
+    assert "<script>alert(1)</script>" in text
+    assert "\\x1b[31mred" in text
+    assert "\x1b[31mred\x1b[0m" not in text
+    assert not set("\x07\r\t\u202e\u2066\u200b") & set(text)
+    assert "x" * 301 not in text
+
+
+def test_the_same_input_gives_the_same_output() -> None:
+    assert everything(screen(80), "usual") == everything(screen(80), "usual")
+
+
+class TestMakeConsole:
+    @pytest.fixture(autouse=True)
+    def _environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_a_pipe_is_wide_and_has_no_colour(self) -> None:
+        console = reports.make_console()
+        assert console.width == PIPE_WIDTH
+        assert not console.is_terminal
+
+    @pytest.mark.parametrize(("columns", "width"), [("72", 72), ("1", 20), ("0", PIPE_WIDTH), ("wide", PIPE_WIDTH)])
+    def test_columns_limit_the_width(self, monkeypatch: pytest.MonkeyPatch, columns: str, width: int) -> None:
+        monkeypatch.setenv("COLUMNS", columns)
+        assert reports.make_console().width == width
+
+    def test_colour_can_be_forced_and_forbidden(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        console = reports.make_console()
+        assert console.is_terminal
+        assert console.width == PIPE_WIDTH
+        reports.run_summary(fixtures.run(), console)
+        assert "\x1b[32m" in capsys.readouterr().out
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert reports.make_console().no_color
+
+    def test_a_dumb_terminal_that_is_forced_keeps_the_width(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "dumb")
+        assert reports.make_console().width == PIPE_WIDTH
+
+    def test_stderr_is_another_stream(self) -> None:
+        assert reports.make_console(stderr=True).file is not reports.make_console().file
+
+    def test_an_ascii_stream_gets_ascii(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+        everything_ascii = reports.make_console()
+        reports.run_summary(fixtures.run(name="имя"), everything_ascii)
+        sys.stdout.flush()
+        assert b"Run ???: + finished" in raw.getvalue()
