@@ -38,8 +38,17 @@ def _examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines, EXIT_CODES])
 
 
-app.command(epilog=_examples("bf16prof estimate --profile llama3-8b --gpus 8,16 --gpu h100-80gb", "bf16prof estimate --profile deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-fp32-master,bf16-full --json"))(estimate)
-app.command(epilog=_examples("bf16prof measure --profile cpu-demo", "bf16prof measure --profile my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%"))(measure)
+app.command(
+    epilog=_examples(
+        "bf16prof estimate --profile llama3-8b --gpus 8,16 --gpu h100-80gb",
+        "bf16prof estimate --profile deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-fp32-master,bf16-full --json",
+    )
+)(estimate)
+app.command(
+    epilog=_examples(
+        "bf16prof measure --profile cpu-demo", "bf16prof measure --profile my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%"
+    )
+)(measure)
 app.command(epilog=_examples("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report RUN1 RUN2 -o both.html"))(report)
 app.command(epilog=_examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
 app.add_typer(profiles, name="profiles", epilog=_examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
@@ -53,7 +62,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def common(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     """Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes."""
 
 

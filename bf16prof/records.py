@@ -139,6 +139,8 @@ class MemoryRecord:
     * `reserved_bytes`: held by the caching allocator. `device_bytes`: used on the device by the process, as NVML sees it.
     * `host_bytes`: held in host memory on behalf of the device (offloading).
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
+    * `allocator_retries`: allocations that succeeded only after the cache was freed.
+    * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
     """
 
@@ -163,6 +165,9 @@ class MemoryRecord:
     step_time_iqr_s: float | None = None
     tokens_per_s: float | None = None
     loss: float | None = None
+    allocator_retries: int | None = None
+    gpu_utilisation: float | None = None
+    power_w: float | None = None
     steps: tuple[StepRecord, ...] = ()
     rank_allocated_bytes: tuple[Bytes, ...] = ()
     notes: tuple[str, ...] = ()

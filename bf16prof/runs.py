@@ -7,7 +7,6 @@ names the file and the field.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +15,7 @@ import tempfile
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bf16prof.errors import InputError
 from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, MemoryRecord, as_json, document
@@ -82,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Document:
-    __pydantic_config__ = {**STRICT, "extra": "allow"}
+    __pydantic_config__: ClassVar[Any] = {**STRICT, "extra": "allow"}
 
     schema_version: int
     records: tuple[MemoryRecord, ...]
@@ -93,7 +92,9 @@ def create(path: Path, *, force: bool = False) -> None:
     try:
         if path.is_dir() and any(path.iterdir()):
             if not force:
-                raise InputError(f"{path} exists and is not empty", hint="choose another --output-dir, or add --force to replace the run in it")
+                raise InputError(
+                    f"{path} exists and is not empty", hint="choose another --output-dir, or add --force to replace the run in it"
+                )
             if not (path / MANIFEST).is_file():
                 raise InputError(f"{path} is not empty and holds no {MANIFEST}, so --force will not replace it")
             shutil.rmtree(path)
@@ -107,20 +108,21 @@ def write_text(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():  # a device or a pipe (-o /dev/stdout) cannot be replaced by a rename
         _write_device(path, text)
         return
-    temporary = ""
+    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        temporary = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _write_device(path: Path, text: str) -> None:

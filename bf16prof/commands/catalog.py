@@ -21,11 +21,10 @@ recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, byt
 @profiles.command("list")
 def list_profiles(json_: o.JsonOption = False) -> None:
     """The presets, with their number of parameters."""
-    rows = [load_profile(name).profile for name in preset_names()]
-    table = [{"name": p.name, "parameters": sum(s.numel for s in inventory(p.model)), "description": p.description} for p in rows]
+    rows = [(p, sum(s.numel for s in inventory(p.model))) for p in (load_profile(name).profile for name in preset_names())]
     if json_:
-        return _json(profiles=table)
-    return _table(["profile", "parameters", "what it is"], [[row["name"], f"{row['parameters']:,}", row["description"]] for row in table])
+        return _json(profiles=[{"name": p.name, "parameters": count, "description": p.description} for p, count in rows])
+    return _table(["profile", "parameters", "what it is"], [[p.name, f"{count:,}", p.description] for p, count in rows])
 
 
 @profiles.command("show")
@@ -40,7 +39,14 @@ def show_profile(
     json_: o.JsonOption = False,
 ) -> None:
     """One profile: what it sets, or with --resolved every value and where it comes from."""
-    found = o.resolve_profile(name, set_, sequence_length, micro_batch_size, gradient_accumulation_steps, activation_checkpointing)
+    found = o.resolve_profile(
+        name,
+        set_,
+        sequence_length=sequence_length,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        activation_checkpointing=activation_checkpointing,
+    )
     parameters = sum(s.numel for s in inventory(found.profile.model))
     values = _flatten(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
     if json_:
@@ -70,7 +76,10 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], jso
     _table(["component", "dtype", "bytes per parameter"], rows)
     about = [
         ["recipe", f"{recipe.id}: {recipe.title}"],
-        ["bytes per parameter", f"{recipe.steady_bytes_per_parameter} between steps, {sum(sizes.values())} with {Component.MASTER_GRADIENTS} (in the step)"],
+        [
+            "bytes per parameter",
+            f"{recipe.steady_bytes_per_parameter} between steps, {sum(sizes.values())} with {Component.MASTER_GRADIENTS} (in the step)",
+        ],
         ["autocast", recipe.autocast],
         ["learning", recipe.learning],
         ["DeepSpeed", json.dumps(recipe.deepspeed) if recipe.deepspeed is not None else f"not run: {recipe.not_run}"],

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from bf16prof.cases import Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, prediction_run, print_json, write_files
-from bf16prof.records import Device, MemoryRecord
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.records import Case, Device, MemoryRecord
 
 DEFAULT_GPU = "h100-80gb"
 
@@ -16,10 +18,14 @@ DEFAULT_GPU = "h100-80gb"
 def estimate(
     profile: o.ProfileOption = "deepspeed-bf16-example",
     zero: o.ZeroOption = "0,1,2,3",
-    gpus: Annotated[str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=o.SELECT)] = "1,2,4,8,16,32,64,128",
+    gpus: Annotated[
+        str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=o.SELECT)
+    ] = "1,2,4,8,16,32,64,128",
     recipe: o.RecipeOption = "",
     gpu: Annotated[str, typer.Option("--gpu", envvar="BF16PROF_GPU", help="The GPU to fit.", rich_help_panel=o.SELECT)] = DEFAULT_GPU,
-    device: Annotated[Device, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=o.SELECT)] = Device.GPU,
+    device: Annotated[
+        Device, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=o.SELECT)
+    ] = Device.GPU,
     offload: o.OffloadOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
@@ -38,12 +44,20 @@ def estimate(
 
     check_files(output, force)
     resolved = o.resolve_profile(
-        profile, set_, sequence_length, micro_batch_size, gradient_accumulation_steps, activation_checkpointing
+        profile,
+        set_,
+        sequence_length=sequence_length,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        activation_checkpointing=activation_checkpointing,
     )
     target = o.chosen_gpu(gpu) if device is Device.GPU else None
-    jobs, refused = o.select(resolved, zero, gpus, recipe, offload, device, target)
+    jobs, refused = o.select(resolved, zero=zero, gpus=gpus, recipe=recipe, offload=offload, device=device, gpu=target)
     records = [predict(job) for job in jobs]
-    accounts = {job.case: textbook(record.parameters, job.case.zero_stage, job.case.world_size, job.recipe) for job, record in zip(jobs, records, strict=True)}
+    accounts = {
+        job.case: textbook(record.parameters, job.case.zero_stage, job.case.world_size, job.recipe)
+        for job, record in zip(jobs, records, strict=True)
+    }
     more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
     write_files(output, [prediction_run(f"estimate {resolved.profile.name}", records, resolved.profile.model_dump(mode="json"))], **more)
     if json_:
@@ -53,7 +67,9 @@ def estimate(
     hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {resolved.profile.name})", quiet)
 
 
-def _show(records: list[MemoryRecord], refused: list[o.Refusal], gpu: o.Gpu | None, accounts: dict[o.Case, dict[str, int]], verbose: bool) -> None:
+def _show(
+    records: list[MemoryRecord], refused: list[Refusal], gpu: Gpu | None, accounts: dict[Case, dict[str, int]], verbose: bool
+) -> None:
     from bf16prof.reports.console import breakdown, estimate_grid, make_console
 
     console = make_console()

@@ -11,8 +11,8 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, print_json, write_files
 from bf16prof.errors import InputError, RunFailed
+from bf16prof.profiles.gpus import Gpu
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Device
 from bf16prof.runs import REPORT, Run, Status, create, write_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def measure(
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
     ranks: Annotated[
         int | None,
-        typer.Option("--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT),
+        typer.Option(
+            "--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT
+        ),
     ] = None,
     offload: o.OffloadOption = None,
     sequence_length: o.SequenceOption = None,
@@ -60,11 +62,18 @@ def measure(
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     resolved = o.resolve_profile(
-        profile, set_, sequence_length, micro_batch_size, gradient_accumulation_steps, activation_checkpointing
+        profile,
+        set_,
+        sequence_length=sequence_length,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        activation_checkpointing=activation_checkpointing,
     )
     validate_spec(resolved.profile.workload.data, readable=True)
     torch = require_torch()
-    jobs, refused = o.select(resolved, zero, str(_ranks(ranks, torch)), recipe, offload, torch.device, _gpu(torch))
+    jobs, refused = o.select(
+        resolved, zero=zero, gpus=str(_ranks(ranks, torch)), recipe=recipe, offload=offload, device=torch.device, gpu=_gpu(torch)
+    )
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = resolved.profile.name
@@ -91,12 +100,12 @@ def _ranks(asked: int | None, torch: TorchAnswer) -> int:
     return asked if asked is not None else len(torch.gpus) or CPU_RANKS
 
 
-def _gpu(torch: TorchAnswer) -> o.Gpu | None:
+def _gpu(torch: TorchAnswer) -> Gpu | None:
     """The GPU of this machine as an entry of the table: the one it is, or what torch says of it."""
     if not torch.gpus:
         return None
     found = torch.gpus[0]
-    return o.Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
+    return Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
 
 
 def _watcher(cases: int, quiet: bool) -> Any:
@@ -133,5 +142,3 @@ def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> 
         )
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
-
-

@@ -13,7 +13,7 @@ from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
-from bf16prof.records import Case, Device, Offload
+from bf16prof.records import Device, Offload
 
 SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
 
@@ -22,11 +22,16 @@ ProfileOption = Annotated[
 ]
 ZeroOption = Annotated[str, typer.Option("--zero", envvar="BF16PROF_ZERO", help="ZeRO stages, as 0,1,2,3.", rich_help_panel=SELECT)]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b; all that fit if not given.", rich_help_panel=SELECT)
+    str,
+    typer.Option(
+        "--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b; all that fit if not given.", rich_help_panel=SELECT
+    ),
 ]
 OffloadOption = Annotated[
     Offload | None,
-    typer.Option("--offload", envvar="BF16PROF_OFFLOAD", help="What stays in host memory; as in the profile if not given.", rich_help_panel=SELECT),
+    typer.Option(
+        "--offload", envvar="BF16PROF_OFFLOAD", help="What stays in host memory; as in the profile if not given.", rich_help_panel=SELECT
+    ),
 ]
 SequenceOption = Annotated[
     int | None, typer.Option("--sequence-length", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN)
@@ -36,7 +41,9 @@ MicroBatchOption = Annotated[
 ]
 AccumulationOption = Annotated[
     int | None,
-    typer.Option("--gradient-accumulation-steps", envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS", help="Micro-steps.", rich_help_panel=TRAIN),
+    typer.Option(
+        "--gradient-accumulation-steps", envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS", help="Micro-steps.", rich_help_panel=TRAIN
+    ),
 ]
 CheckpointingOption = Annotated[
     bool | None,
@@ -53,7 +60,9 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.", rich_help_panel=OUTPUT)]
 FilesOption = Annotated[
     list[Path] | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write a file: .json, .csv, .md or .html. May be repeated.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Write a file: .json, .csv, .md or .html. May be repeated.", rich_help_panel=OUTPUT
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No hints and no progress.", rich_help_panel=OUTPUT)]
@@ -69,27 +78,26 @@ T = TypeVar("T")
 def resolve_profile(
     name: str,
     sets: Sequence[str] | None,
+    *,
     sequence_length: int | None = None,
     micro_batch_size: int | None = None,
-    accumulation: int | None = None,
-    checkpointing: bool | None = None,
+    gradient_accumulation_steps: int | None = None,
+    activation_checkpointing: bool | None = None,
 ) -> Resolved:
     """The profile with the flags (and the variables that stand for flags) laid over it."""
     flags = {
         "sequence_length": sequence_length,
         "micro_batch_size": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "activation_checkpointing": checkpointing,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "activation_checkpointing": activation_checkpointing,
     }
     overrides = [parse_set(text) for text in sets or ()]
-    overrides += [
-        Override(f"workload.{key}", value, "--" + key.replace("_", "-")) for key, value in flags.items() if value is not None
-    ]
+    overrides += [Override(f"workload.{key}", value, "--" + key.replace("_", "-")) for key, value in flags.items() if value is not None]
     return load_profile(name, overrides)
 
 
 def select(
-    resolved: Resolved, zero: str, gpus: str, recipe: str, offload: Offload | None, device: Device, gpu: Gpu | None
+    resolved: Resolved, *, zero: str, gpus: str, recipe: str, offload: Offload | None, device: Device, gpu: Gpu | None
 ) -> tuple[list[Job], list[Refusal]]:
     """The jobs that DeepSpeed runs, and the refusals of the others.
 

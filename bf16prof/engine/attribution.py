@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Component, Item
 
 C = Component
@@ -50,6 +51,7 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device_type: str) -> tupl
     `device_type` is torch's (`cuda`, `cpu`); ranks on CPU have one memory, so all their items are on the device.
     """
     seen: set[int] = set()
+    rounding = 0
     on_device: dict[tuple[Component, str], int] = {}
     on_host: dict[tuple[Component, str], int] = {}
     for component, name, holder in _claims(engine, kept):
@@ -58,6 +60,9 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device_type: str) -> tupl
             if size:
                 place = on_device if tensor.device.type == device_type else on_host
                 place[component, name] = place.get((component, name), 0) + size
+                rounding += -size % ALLOCATOR_BLOCK_BYTES if tensor.device.type == "cuda" else 0
+    if rounding:
+        on_device[C.ROUNDING, f"blocks rounded up to {ALLOCATOR_BLOCK_BYTES} bytes"] = rounding
     return _items(on_device), _items(on_host)
 
 

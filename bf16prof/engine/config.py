@@ -106,7 +106,10 @@ def overlaps_communication(config: Mapping[str, Any]) -> bool:
 
 
 def engine_facts(config: Mapping[str, Any]) -> EngineFacts:
-    """What DeepSpeed makes of this configuration (`runtime/engine.py`: get_data_types, _configure_basic_optimizer, _do_optimizer_sanity_check)."""
+    """What DeepSpeed makes of this configuration.
+
+    `runtime/engine.py`: get_data_types, _configure_basic_optimizer, _do_optimizer_sanity_check.
+    """
     parameter = _parameter_dtype(config)
     gradient = config.get("data_types", {}).get("grad_accum_dtype") or parameter
     optimizer = _basic_optimizer(config)

@@ -116,7 +116,9 @@ def _flags_ignored_by_bf16_optimizer(config: Mapping[str, Any]) -> str | None:
     fp32_accumulation = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     low_precision = _bf16(config, "bf16_master_weights_and_grads")
     if low_precision and fp32_accumulation and _stage(config) == 1 and not offloads_optimizer(config):
-        return "stage 1 with grad_accum_dtype fp32 takes DeepSpeed's BF16_Optimizer, which ignores the bf16 master flags (runtime/engine.py)"
+        return (
+            "stage 1 with grad_accum_dtype fp32 takes DeepSpeed's BF16_Optimizer, which ignores the bf16 master flags (runtime/engine.py)"
+        )
     return None
 
 
@@ -130,7 +132,9 @@ def _accumulation_dtype_at_stage_0(config: Mapping[str, Any]) -> str | None:
 def _offload_needs_zero(config: Mapping[str, Any]) -> str | None:
     zero = config["zero_optimization"]
     if offloads_optimizer(config) and _stage(config) == 0:
-        return "offload_optimizer needs ZeRO stage 1, 2 or 3: at stage 0 DeepSpeedCPUAdam meets parameters on the GPU (ops/adam/cpu_adam.py)"
+        return (
+            "offload_optimizer needs ZeRO stage 1, 2 or 3: at stage 0 DeepSpeedCPUAdam meets parameters on the GPU (ops/adam/cpu_adam.py)"
+        )
     if zero.get("offload_param", {}).get("device", "none") != "none" and _stage(config) != 3:
         return "offload_param works at stage 3 only; DeepSpeed ignores it at the others (runtime/zero/config.py)"
     if zero.get("offload_optimizer", {}).get("ratio", 1.0) < 1.0 and _stage(config) != 3:
@@ -147,7 +151,9 @@ def _offloaded_parameters_keep_their_optimizer(config: Mapping[str, Any]) -> str
 
 def _odd_allgather_bucket(config: Mapping[str, Any]) -> str | None:
     odd = config["zero_optimization"].get("allgather_bucket_size", 0) % 2
-    return "allgather_bucket_size must be even at stages 1 and 2 (runtime/zero/stage_1_and_2.py)" if odd and _stage(config) in (1, 2) else None
+    return (
+        "allgather_bucket_size must be even at stages 1 and 2 (runtime/zero/stage_1_and_2.py)" if odd and _stage(config) in (1, 2) else None
+    )
 
 
 def _prescaling_with_reduce_scatter(config: Mapping[str, Any]) -> str | None:
@@ -162,7 +168,9 @@ def _grad_norm_switch(config: Mapping[str, Any]) -> str | None:
         return None
     clips = config.get("gradient_clipping", 1.0) > 0
     if _stage(config) not in (1, 2) or clips or offloads_optimizer(config) or engine_facts(config).wrapper == "BF16_Optimizer":
-        return "compute_grad_norm=false works at stages 1 and 2 with gradient_clipping=0, without offloading and BF16_Optimizer (zero/stage_1_and_2.py)"
+        return (
+            "compute_grad_norm=false needs stage 1 or 2, gradient_clipping=0, no offloading and no BF16_Optimizer (zero/stage_1_and_2.py)"
+        )
     return None
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bf16prof.estimate.allocation import Allocation, allocation
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES, Gpu
 from bf16prof.records import Component
-
-BLOCK_BYTES = 512
-"""`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it (c10/cuda/CUDACachingAllocator.h)."""
 
 CUBLAS_THREADS = 2
 """A training step runs matrix products in two threads, the main one (forward) and autograd's (backward), each with its own cuBLAS handle
@@ -24,9 +21,9 @@ def gpu_additions(tensors: Sequence[Allocation], gpu: Gpu) -> list[Allocation]:
         [cublas_workspace_bytes(gpu)] * CUBLAS_THREADS,
         "ATen/cuda/CublasHandlePool.cpp getChosenWorkspaceSize",
     )
-    rounding = sum(-size % BLOCK_BYTES for a in tensors for size in a.sizes)
+    rounding = sum(-size % ALLOCATOR_BLOCK_BYTES for a in tensors for size in a.sizes)
     source = "c10/cuda/CUDACachingAllocator.cpp round_size"
-    return [workspace, allocation(Component.ROUNDING, f"blocks rounded up to {BLOCK_BYTES} bytes", rounding, source)]
+    return [workspace, allocation(Component.ROUNDING, f"blocks rounded up to {ALLOCATOR_BLOCK_BYTES} bytes", rounding, source)]
 
 
 def cublas_workspace_bytes(gpu: Gpu) -> int:

@@ -6,6 +6,7 @@ DeepSpeed 0.19.8 (`runtime/` unless said otherwise).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,28 +112,16 @@ def _zero12(engine: Engine) -> list[Allocation]:
 def _zero12_offload(engine: Engine, own: int) -> list[Allocation]:
     """What stages 1 and 2 keep beside the states when the optimizer works on the host."""
     facts = engine.facts
-    out = _zero2_accumulated(engine, own)
     size, largest = dtype_bytes(facts.parameter_dtype), max(engine.numels)
-    source = "zero/stage_1_and_2.py __init__"
-    return out + [
-        allocation(
-            C.MASTER_GRADIENTS,
-            "master gradients",
-            dtype_bytes(facts.master_dtype) * own,
-            "zero/stage_1_and_2.py initialize_optimizer_states",
-            on_host=True,
-        ),
-        allocation(
-            C.BUFFERS,
-            "parameter copy for the host optimizer",
-            size * own,
-            f"{source}: param_buffer_of_bit16_for_cpu_offload_groups",
-            on_host=True,
-        ),
-        allocation(
-            C.BUFFERS, "gradient buffer for offloading (host)", size * largest, f"{source}: temp_grad_buffer_for_cpu_offload", on_host=True
-        ),
-        allocation(C.BUFFERS, "gradient buffer for offloading", size * largest, f"{source}: temp_grad_buffer_for_gpu_offload"),
+    master_gradients = dtype_bytes(facts.master_dtype) * own
+    source = "zero/stage_1_and_2.py"
+    host = functools.partial(allocation, on_host=True)
+    return [
+        host(C.MASTER_GRADIENTS, "master gradients", master_gradients, f"{source} initialize_optimizer_states"),
+        host(C.BUFFERS, "parameter copy for the host optimizer", size * own, f"{source} param_buffer_of_bit16_for_cpu_offload_groups"),
+        host(C.BUFFERS, "gradient buffer for offloading (host)", size * largest, f"{source} temp_grad_buffer_for_cpu_offload"),
+        allocation(C.BUFFERS, "gradient buffer for offloading", size * largest, f"{source} temp_grad_buffer_for_gpu_offload"),
+        *_zero2_accumulated(engine, own),
     ]
 
 
@@ -166,7 +155,9 @@ def _zero3(engine: Engine) -> list[Allocation]:
             on_host=zero.offload_param.device != "none",
         ),
         *_persistent_parameters(engine, size),
-        allocation(C.GRADIENTS, "gradient partition", gradient * sum(partitions), f"{buffers}: grad_partitions_flat_buffer", on_host=offload),
+        allocation(
+            C.GRADIENTS, "gradient partition", gradient * sum(partitions), f"{buffers}: grad_partitions_flat_buffer", on_host=offload
+        ),
         *_reduce_buckets(engine, buffers),
     ]
     for host in sorted(set(on_host)):
@@ -180,7 +171,11 @@ def _zero3(engine: Engine) -> list[Allocation]:
         for host in sorted(set(on_host)):
             sizes = [master * s for s, h in zip(groups, on_host, strict=True) if h is host]
             out.append(allocation(C.MASTER_GRADIENTS, "master gradients", sizes, source, on_host=host))
-    return [*out, _grad_norm(FP32_BYTES if offload else FP64_BYTES), allocation(C.WORKSPACE, "inf_or_nan_tracker", 1, "zero/stage3.py __init__")]
+    return [
+        *out,
+        _grad_norm(FP32_BYTES if offload else FP64_BYTES),
+        allocation(C.WORKSPACE, "inf_or_nan_tracker", 1, "zero/stage3.py __init__"),
+    ]
 
 
 def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:

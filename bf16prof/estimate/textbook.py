@@ -12,7 +12,9 @@ from bf16prof.records import Component
 C = Component
 
 
-def zero_paper_bytes(parameters: float, stage: int, world_size: int, *, parameter: int = 2, gradient: int = 2, optimizer: int = 12) -> float:
+def zero_paper_bytes(
+    parameters: float, stage: int, world_size: int, *, parameter: int = 2, gradient: int = 2, optimizer: int = 12
+) -> float:
     """Model states per GPU by Rajbhandari et al. 2020 (arXiv 1910.02054), figure 1 and table 1: 2 + 2 + K bytes, K = 12 for Adam.
 
     Stage 1 partitions the K, stage 2 the gradients too, stage 3 everything.
@@ -29,16 +31,12 @@ def readme_bytes(parameters: float, stage: int, world_size: int, recipe: Recipe)
     """
     size = recipe.bytes_per_parameter()
     optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MASTER_GRADIENTS, C.MOMENTUM, C.VARIANCE))
-    return zero_paper_bytes(
-        parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer
-    )
+    return zero_paper_bytes(parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer)
 
 
 def textbook(parameters: int, stage: int, world_size: int, recipe: Recipe) -> dict[str, int]:
     """Both accountings of a recipe, in bytes per GPU."""
     size = recipe.bytes_per_parameter()
     optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MOMENTUM, C.VARIANCE))
-    paper = zero_paper_bytes(
-        parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer
-    )
+    paper = zero_paper_bytes(parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer)
     return {"ZeRO paper": round(paper), "example README": round(readme_bytes(parameters, stage, world_size, recipe))}

@@ -1,4 +1,4 @@
-"""Which accelerator torch sees, asked in a process of its own: a broken installation, or a driver that hangs, cannot take the command with it."""
+"""Which accelerator torch sees, asked in a process of its own: a broken installation or a hanging driver cannot take the command with it."""
 
 from __future__ import annotations
 
@@ -71,4 +71,6 @@ def require_torch() -> TorchAnswer:
 
 def run(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and keep what it prints."""
-    return subprocess.run(list(command), capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        list(command), capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL
+    )

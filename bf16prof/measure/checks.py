@@ -35,6 +35,7 @@ BF16_CAPABILITY = (8, 0)
 
 INSTALL = "pip install 'bf16prof[train]'"
 
+
 class State(StrEnum):
     """How a check came out: `ok`; `missing`, not on this machine; `warning`, there, but not as it should be."""
 

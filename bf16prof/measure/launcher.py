@@ -54,7 +54,12 @@ def launch(folder: Path, world_size: int, timeout_s: float, on_progress: Callabl
     """
     with _clean_shared_memory(), (folder / LAUNCHER_LOG).open("wb") as log:
         process = subprocess.Popen(
-            _command(folder, world_size), env=_environment(world_size), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            _command(folder, world_size),
+            env=_environment(world_size),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             finished = _wait(process, folder, time.monotonic() + timeout_s, on_progress)
@@ -62,7 +67,9 @@ def launch(folder: Path, world_size: int, timeout_s: float, on_progress: Callabl
             end_tree(process)
     ranks = tuple(load_rank(folder, rank) for rank in range(world_size))
     if not finished:
-        return Outcome(Status.TIMEOUT, f"not finished after {timeout_s:g} s: all ranks were ended", _tail(_slowest_log(folder, ranks)), ranks)
+        return Outcome(
+            Status.TIMEOUT, f"not finished after {timeout_s:g} s: all ranks were ended", _tail(_slowest_log(folder, ranks)), ranks
+        )
     return _outcome(folder, process.returncode, ranks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class RankResult:
     device_name: str
     parameters: int = 0
     message: str = ""
-    init: PhaseMemory = PhaseMemory()
+    init: PhaseMemory = field(default_factory=PhaseMemory)
     steps: tuple[StepRecord, ...] = ()
     allocated_bytes: Bytes | None = None
     items: tuple[Item, ...] = ()
@@ -49,9 +49,9 @@ class RankResult:
     run_peak_bytes: Bytes | None = None
     reserved_bytes: Bytes | None = None
     device_bytes: Bytes | None = None
-    retries: int | None = None
-    mean_utilisation: float | None = None
-    mean_power_w: float | None = None
+    allocator_retries: int | None = None
+    gpu_utilisation: float | None = None
+    power_w: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepRecord) -> RankResult:

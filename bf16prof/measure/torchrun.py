@@ -56,7 +56,7 @@ def main() -> None:
 
     target = Path(sys.argv[1])
     try:
-        run(parse_args(sys.argv[2:]))
+        run(parse_args(sys.argv[2:]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         failures = tuple(RankFailure(rank, f.exitcode, f.timestamp) for rank, f in error.failures.items())
         write_json(target, _Failures(failures))

@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bf16prof.measure.process import die_with_parent
 from bf16prof.measure.results import CaseSpec, RankResult, save_rank
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Phase, StepRecord
+from bf16prof.records import Component, Item, Phase, StepRecord
 from bf16prof.runs import Status, read
 
 WRITE_EVERY_S = 1.0
@@ -51,7 +52,19 @@ class Rank:
             self._written = time.monotonic()
 
     def run(self) -> None:
-        """The whole measurement of this rank."""
+        """The whole measurement of this rank, with NVML watching the GPU where there is one."""
+        with self._device_sampler() as sampler:
+            engine, loop = self._train()
+        if sampler is not None and (summary := sampler.summary()):
+            self.save(device_bytes=summary.peak_process_bytes, gpu_utilisation=summary.mean_utilisation, power_w=summary.mean_power_w)
+        self._finish(engine, loop)
+
+    def _device_sampler(self) -> AbstractContextManager[Any]:
+        from bf16prof.measure.probes.nvml import NvmlSampler, cuda_uuid
+
+        return NvmlSampler(cuda_uuid(int(os.environ["LOCAL_RANK"]))) if self.probe.device_type == "cuda" else nullcontext()
+
+    def _train(self) -> tuple[Any, Any]:
         import deepspeed
 
         from bf16prof.engine.phases import attach
@@ -70,7 +83,7 @@ class Rank:
         loop = TrainingLoop(engine, job, _batches(job, self.rank, self.world_size, self.probe.device_type))
         for index in range(self.spec.warmup + self.spec.steps):
             self._step(loop, index)
-        self._finish(engine, loop)
+        return engine, loop
 
     def _step(self, loop: Any, index: int) -> None:
         with _Timer(self.probe) as timer:
@@ -92,15 +105,18 @@ class Rank:
         from bf16prof.engine.attribution import attribute
 
         allocated = self.probe.allocated_bytes()
+        reserved = self.probe.reserved_bytes()
         items, host_items = attribute(engine, loop.kept, self.probe.device_type)
+        if workspaces := self.probe.free_workspaces():
+            items.append(Item(Component.WORKSPACE, "cuBLAS workspaces", workspaces, "measured: what freeing them gave back"))
         self.save(
             status=Status.FINISHED,
             allocated_bytes=allocated,
             items=tuple(items),
             host_items=tuple(host_items),
             run_peak_bytes=self.probe.run_peak_bytes(),
-            reserved_bytes=self.probe.reserved_bytes(),
-            retries=self.probe.retries(),
+            reserved_bytes=reserved,
+            allocator_retries=self.probe.retries(),
         )
 
 
@@ -130,7 +146,7 @@ class _Timer:
         if self._probe.device_type == "cuda":
             import torch
 
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)
 
@@ -174,7 +190,9 @@ def main() -> None:
     try:
         rank.run()
     except BaseException as error:
-        rank.save(status=_status(error), message=f"{type(error).__name__}: {error}".splitlines()[0], run_peak_bytes=rank.probe.run_peak_bytes())
+        rank.save(
+            status=_status(error), message=f"{type(error).__name__}: {error}".splitlines()[0], run_peak_bytes=rank.probe.run_peak_bytes()
+        )
         raise
     # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
     sys.stdout.flush()

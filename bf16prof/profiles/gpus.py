@@ -9,6 +9,9 @@ from importlib import resources
 
 from bf16prof.errors import InputError
 
+ALLOCATOR_BLOCK_BYTES = 512
+"""`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it (c10/cuda/CUDACachingAllocator.h)."""
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -98,7 +98,9 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     origin = next((o for k, o in origins.items() if k == key or k.startswith(key + ".")), default_origin)
     if first["type"] == "extra_forbidden":
         reason = REASONS.get(key)
-        return f"{origin}: {key}: refused: {reason}" if reason else f"{origin}: {key}: unknown key; expected one of {_expected(first['loc'])}"
+        return (
+            f"{origin}: {key}: refused: {reason}" if reason else f"{origin}: {key}: unknown key; expected one of {_expected(first['loc'])}"
+        )
     if first["type"] == "missing":
         return f"{origin}: {key}: missing"
     return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {str(first['input'])[:60]!r}"

@@ -64,7 +64,7 @@ class WorkloadSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """The optimizer, as in DeepSpeed's `optimizer` block. Without `torch_adam`, DeepSpeed picks FusedAdam (DeepSpeedCPUAdam when offloading)."""
+    """DeepSpeed's `optimizer` block. Without `torch_adam`, DeepSpeed picks FusedAdam, or DeepSpeedCPUAdam when offloading."""
 
     type: Literal["Adam", "AdamW"] = "AdamW"
     lr: Annotated[float, Field(gt=0)] = 1e-4

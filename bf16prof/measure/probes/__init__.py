@@ -1,4 +1,4 @@
-"""Memory probes behind one interface: what a rank's allocator says, on a GPU (`cuda`) and on a CPU (`cpu`); `nvml` sees the whole device."""
+"""Memory probes behind one interface: what a rank's allocator says, on a GPU (`cuda`) or a CPU (`cpu`); `nvml` sees the whole device."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class Probe(Protocol):
 
     def retries(self) -> int | None:
         """How often the caching allocator had to give memory back and try again; `None` where there is none."""
+        ...
+
+    def free_workspaces(self) -> int:
+        """Free the workspaces that libraries (cuBLAS) hold inside the allocator; the bytes that this gave back. Call it last."""
         ...
 
     def synchronize(self) -> None:

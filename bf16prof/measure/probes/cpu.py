@@ -63,5 +63,9 @@ class CpuProbe:
         """The CPU allocator never retries."""
         return
 
+    def free_workspaces(self) -> int:
+        """Libraries keep no workspaces in the CPU allocator."""
+        return 0
+
     def synchronize(self) -> None:
         """CPU kernels are done when they return."""

@@ -37,12 +37,18 @@ class CudaProbe:
         return max(self._run_peak, torch.cuda.max_memory_allocated())
 
     def reserved_bytes(self) -> int:
-        """What the allocator holds now. `reset_peak_memory_stats` resets the reserved peak too, and cached memory is given back only on a retry."""
+        """What the allocator holds now, which is the most it has held: it gives memory back only on a retry."""
         return torch.cuda.memory_reserved()
 
     def retries(self) -> int:
         """`num_alloc_retries`: allocations that failed first, then succeeded after the cache was freed."""
         return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
+
+    def free_workspaces(self) -> int:
+        """Free cuBLAS's workspaces, one per thread that has run a matrix product; the bytes that this gave back."""
+        before = torch.cuda.memory_allocated()
+        torch._C._cuda_clearCublasWorkspaces()
+        return before - torch.cuda.memory_allocated()
 
     def synchronize(self) -> None:
         """Wait for the device."""
