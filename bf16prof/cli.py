@@ -85,7 +85,8 @@ def main() -> NoReturn:
 def _fail(message: str, hint: str, code: int) -> int:
     from bf16prof.reports.units import inert
 
-    typer.echo(f"bf16prof: {inert(message, None)}", err=True)
+    if message:  # there is none where the help page was the answer
+        typer.echo(f"bf16prof: {inert(message, None)}", err=True)
     if hint:
         typer.echo(f"  hint: {inert(hint, None)}", err=True)
     return code

@@ -109,4 +109,4 @@ def _table(headers: list[str], rows: list[list[str]]) -> None:
     from bf16prof.reports.console.layout import Column, table
 
     console = make_console()
-    table(console, [Column(header) for header in headers], rows)
+    table(console, [Column(header, "left", key=index == 0) for index, header in enumerate(headers)], rows)

@@ -13,6 +13,8 @@ from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Case, Device, MemoryRecord
 
 DEFAULT_GPU = "h100-80gb"
+FEW_CASES = 12
+"""Up to this many cases the textbook accountings are shown beside ours; more would drown the grid (`-v` shows them all)."""
 
 
 def estimate(
@@ -73,7 +75,7 @@ def _show(
     from bf16prof.reports.console import breakdown, estimate_grid, make_console
 
     console = make_console()
-    estimate_grid(records, refused, gpu, console, textbook=accounts)
+    estimate_grid(records, refused, gpu, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
     if verbose or len(records) == 1:
         for record in records:
             breakdown(record, console)

@@ -27,5 +27,5 @@ def gpu_additions(tensors: Sequence[Allocation], gpu: Gpu) -> list[Allocation]:
 
 
 def cublas_workspace_bytes(gpu: Gpu) -> int:
-    """PyTorch's default cuBLAS workspace: 32 MiB on Hopper and Blackwell, 2 x 4096 KiB + 8 x 16 KiB on older GPUs."""
-    return 32 * 2**20 if gpu.compute_capability[0] in (9, 10) else (2 * 4096 + 8 * 16) * 2**10
+    """PyTorch's default cuBLAS workspace: 32 MiB on Hopper (compute capability 9.0), 2 x 4096 KiB + 8 x 16 KiB on every other GPU."""
+    return 32 * 2**20 if gpu.compute_capability == (9, 0) else (2 * 4096 + 8 * 16) * 2**10

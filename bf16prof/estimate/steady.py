@@ -31,17 +31,17 @@ class Engine:
     parameters: Sequence[ParameterSpec]
     world_size: int
 
-    @property
+    @functools.cached_property
     def facts(self) -> EngineFacts:
         """What DeepSpeed makes of the configuration."""
         return engine_facts(self.config)
 
-    @property
+    @functools.cached_property
     def zero(self) -> ZeroSettings:
         """Its ZeRO settings."""
         return zero_settings(self.config)
 
-    @property
+    @functools.cached_property
     def numels(self) -> list[int]:
         """Elements of each parameter."""
         return [p.numel for p in self.parameters]

@@ -1,4 +1,4 @@
-"""Which accelerator torch sees, asked in a process of its own: a broken installation or a hanging driver cannot take the command with it."""
+"""Which accelerator torch sees, asked in a process of its own: a broken torch or a hanging driver cannot take the command with it."""
 
 from __future__ import annotations
 

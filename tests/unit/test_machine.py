@@ -39,7 +39,7 @@ def with_gpus(*gpus: tuple[str, int, int]) -> str:
     return f"""
 from types import SimpleNamespace as N
 version = N(cuda="12.8")
-gpus = [N(name=n, total_memory=m, major=c) for n, m, c in {gpus!r}]
+gpus = [N(name=n, total_memory=m, major=c, minor=0) for n, m, c in {gpus!r}]
 cuda = N(is_available=lambda: True, device_count=lambda: len(gpus), get_device_properties=lambda i: gpus[i])
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import pkgutil
@@ -39,6 +40,7 @@ def families() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
 
 
+@functools.cache
 def inventory(model: ModelSettings) -> list[ParameterSpec]:
     """The parameters of a model, each shared one once.
 

@@ -50,7 +50,7 @@ def _totals(record: MemoryRecord, console: Console) -> None:
     parts = [
         f"{label} {gib(value)}" + (f" (in {record.peak_phase})" if name == "peak_allocated_bytes" and record.peak_phase else "")
         for name, label in MEMORY_TOTALS.items()
-        if name != "allocated_bytes" and (value := getattr(record, name)) is not None
+        if name != "allocated_bytes" and (value := getattr(record, name))
     ]
     phases = [
         f"{phase} {gib(memory.peak_bytes)}" for phase in Phase if (memory := record.phases.get(phase)) and memory.peak_bytes is not None

@@ -1,4 +1,4 @@
-"""Predictions beside the measurement: first one row per case, then every quantity of each case with its signed difference."""
+"""Predictions beside the measurement: every quantity of each case with its signed difference, then one row per case."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from bf16prof.reports.views import CaseView, Line, case_views, headline, losses
 
 
 def reconciliation(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None, console: Console) -> None:
-    """Print the summary of all cases, then each case in detail. Without `comparisons` the records are reconciled here."""
+    """Print each case in detail, then the summary of all, where a reader's eye ends up. Without `comparisons` they are made here."""
     views = case_views(records, comparisons)
     if not views:
         note(console, "No records.")
         return
-    heading(console, "Summary")
-    _summary(views, console)
-    _verdict(views, console)
     for view in views:
         if view.comparisons:
             heading(console, safe(view.label, limit=240))
             _details(view, console)
+    heading(console, "Summary")
+    _summary(views, console)
+    _verdict(views, console)
     note(console, f"Errors are (prediction - measured) / measured; 1 GiB = 2^30 bytes; {UNKNOWN} is not known by this source.")
 
 

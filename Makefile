@@ -1,0 +1,53 @@
+# The two commands of the README are `make demo` and `make test`; the rest serves those who develop.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test lint format bench pictures gpu-check clean
+
+help: ## Say what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.train
+
+demo: $(VENV)/.train ## Real DeepSpeed ranks on this machine, measured and reconciled with the estimate
+	$(BIN)/bf16prof measure --profile cpu-demo
+
+test: lint ## Lint, strict types, all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev ## Lint and strict types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
+	$(BIN)/python benchmarks/estimate.py
+
+pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
+	$(BIN)/python docs/make_pictures.py
+
+gpu-check: $(VENV)/.train ## On a GPU machine: the whole chain, and what to compare
+	$(BIN)/bf16prof doctor
+	$(BIN)/bf16prof measure --profile gpu-check --zero 0,1,2,3 --recipe bf16-fp32-master,bf16-full,bf16-full-autocast --verbose
+	@echo
+	@echo 'Compare, for each case above: "allocated" should be exact or differ only in "workspace"; "other" should be 0 B;'
+	@echo 'please send the run directory (run.json, records.json, rank*.json) with any difference.'
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
