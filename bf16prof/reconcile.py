@@ -5,6 +5,7 @@ The measurement is the reference where there is one (a run of ours, or an import
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.errors import ToleranceExceeded
@@ -15,6 +16,13 @@ REFERENCES = (Source.MEASURE, Source.IMPORT)
 QUANTITIES = (
     "allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes", "device_bytes", "host_bytes", "step_time_s",
 )  # fmt: skip
+
+NAMES = (
+    *QUANTITIES,
+    *(f"components.{component}" for component in Component),
+    *(f"phases.{phase}.{instant}_bytes" for phase in Phase for instant in ("peak", "end")),
+)
+"""Everything that is compared, in the order in which it is listed."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +36,19 @@ class Comparison:
     errors: dict[Source, float | None]
 
 
-def reconcile(records: list[MemoryRecord] | tuple[MemoryRecord, ...]) -> list[Comparison]:
+def reconcile(records: Sequence[MemoryRecord]) -> list[Comparison]:
     """Comparisons of all quantities that at least one source knows, in the order in which the cases first appear.
 
     Quantities are those of `QUANTITIES`, then `components.<name>` and `phases.<name>.peak_bytes` / `.end_bytes`.
     """
-    groups: dict[tuple[Case, Device], dict[Source, MemoryRecord]] = {}
-    for record in records:
-        groups.setdefault((record.case, record.device), {})[record.source] = record
     return [
         comparison
-        for (case, device), by_source in groups.items()
+        for (case, device), by_source in _groups(records)
         for comparison in _compare(case, device, {s: _flatten(r) for s, r in by_source.items()})
     ]
 
 
-def check_tolerance(comparisons: list[Comparison], tolerance: float) -> None:
+def check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:
     """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than `tolerance` (0.05 = 5 %)."""
     watched = {"allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes"}
     worst = [
@@ -61,6 +66,19 @@ def check_tolerance(comparisons: list[Comparison], tolerance: float) -> None:
         )
 
 
+def _groups(records: Sequence[MemoryRecord]) -> list[tuple[tuple[Case, Device], dict[Source, MemoryRecord]]]:
+    """Records of the same case and device by source; where a source speaks twice of a case (two runs), a second group begins."""
+    groups: list[tuple[tuple[Case, Device], dict[Source, MemoryRecord]]] = []
+    for record in records:
+        key = (record.case, record.device)
+        free = next((by_source for other, by_source in groups if other == key and record.source not in by_source), None)
+        if free is None:
+            groups.append((key, {record.source: record}))
+        else:
+            free[record.source] = record
+    return groups
+
+
 def _flatten(record: MemoryRecord) -> dict[str, float | int]:
     values: dict[str, float | int | None] = {name: getattr(record, name) for name in QUANTITIES}
     if record.components:
@@ -75,9 +93,8 @@ def _flatten(record: MemoryRecord) -> dict[str, float | int]:
 
 def _compare(case: Case, device: Device, by_source: dict[Source, dict[str, float | int]]) -> list[Comparison]:
     reference = next((s for s in REFERENCES if s in by_source), None)
-    names = dict.fromkeys(name for values in by_source.values() for name in values)
     out = []
-    for name in names:
+    for name in NAMES:
         values = {source: flat[name] for source, flat in by_source.items() if name in flat}
         truth = values.get(reference) if reference else None
         errors = {s: _relative(v, truth) for s, v in values.items() if s not in REFERENCES}

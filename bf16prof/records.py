@@ -18,6 +18,12 @@ SCHEMA_VERSION = 1
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A number of bytes. Signed, because what attribution cannot explain (`other`) would show as negative if it counted too much."""
 
+Size = Annotated[int, Interval(ge=0, lt=2**63)]
+"""A number of bytes, parameters or steps that cannot be negative."""
+
+Amount = Annotated[float, Interval(ge=0)]
+"""Seconds, watts, rates and shares: never negative."""
+
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
 
@@ -78,8 +84,8 @@ class Case:
     __pydantic_config__ = STRICT
 
     profile: str
-    zero_stage: int
-    world_size: int
+    zero_stage: Annotated[int, Interval(ge=0, le=3)]
+    world_size: Annotated[int, Interval(ge=1, le=2**20)]
     recipe: str
     offload: Offload = Offload.NONE
 
@@ -111,8 +117,8 @@ class PhaseMemory:
 
     __pydantic_config__ = STRICT
 
-    peak_bytes: Bytes | None = None
-    end_bytes: Bytes | None = None
+    peak_bytes: Size | None = None
+    end_bytes: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,13 @@ class StepRecord:
 
     __pydantic_config__ = STRICT
 
-    step: int
+    step: Size
     loss: float | None
-    time_s: float | None
-    allocated_bytes: Bytes | None
+    time_s: Amount | None
+    allocated_bytes: Size | None
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     warmup: bool = False
-    device_time_s: float | None = None
+    device_time_s: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -149,27 +155,27 @@ class MemoryRecord:
     source: Source
     case: Case
     device: Device
-    parameters: int
+    parameters: Size
     gpu: str | None = None
-    allocated_bytes: Bytes | None = None
+    allocated_bytes: Size | None = None
     components: dict[Component, Bytes] = field(default_factory=dict)
     items: tuple[Item, ...] = ()
-    peak_allocated_bytes: Bytes | None = None
+    peak_allocated_bytes: Size | None = None
     peak_phase: Phase | None = None
-    run_peak_allocated_bytes: Bytes | None = None
+    run_peak_allocated_bytes: Size | None = None
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
-    reserved_bytes: Bytes | None = None
-    device_bytes: Bytes | None = None
-    host_bytes: Bytes | None = None
-    step_time_s: float | None = None
-    step_time_iqr_s: float | None = None
-    tokens_per_s: float | None = None
+    reserved_bytes: Size | None = None
+    device_bytes: Size | None = None
+    host_bytes: Size | None = None
+    step_time_s: Amount | None = None
+    step_time_iqr_s: Amount | None = None
+    tokens_per_s: Amount | None = None
     loss: float | None = None
-    allocator_retries: int | None = None
-    gpu_utilisation: float | None = None
-    power_w: float | None = None
+    allocator_retries: Size | None = None
+    gpu_utilisation: Amount | None = None
+    power_w: Amount | None = None
     steps: tuple[StepRecord, ...] = ()
-    rank_allocated_bytes: tuple[Bytes, ...] = ()
+    rank_allocated_bytes: tuple[Size, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -97,20 +97,28 @@ def create(path: Path, *, force: bool = False) -> None:
                 )
             if not (path / MANIFEST).is_file():
                 raise InputError(f"{path} is not empty and holds no {MANIFEST}, so --force will not replace it")
-            shutil.rmtree(path)
+            _empty(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot create {path}: {error.strerror}") from error
 
 
+def _empty(path: Path) -> None:
+    """Remove the files of a run and the folders of its cases, which `Case.label` names; the manifest last, so that it can be repeated."""
+    for folder in path.glob("zero[0-3]-w*"):
+        shutil.rmtree(folder)
+    for name in (RECORDS, REPORT, LOSSES, MANIFEST):
+        (path / name).unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically. Raises `InputError` when the folder is read-only or the disk is full; the old file stays."""
-    if path.exists() and not path.is_file():  # a device or a pipe (-o /dev/stdout) cannot be replaced by a rename
-        _write_device(path, text)
-        return
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        if path.exists() and not path.is_file():  # a device or a pipe (-o /dev/stdout) cannot be replaced by a rename
+            path.write_text(text, encoding="utf-8")
+            return
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -123,14 +131,6 @@ def write_text(path: Path, text: str) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _write_device(path: Path, text: str) -> None:
-    try:
-        with path.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

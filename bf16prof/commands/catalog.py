@@ -29,6 +29,7 @@ def list_profiles(json_: o.JsonOption = False) -> None:
 
 @profiles.command("show")
 def show_profile(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="A preset's name or a TOML file.")],
     resolved: Annotated[bool, typer.Option("--resolved", help="Every value with where it comes from, defaults included.")] = False,
     sequence_length: o.SequenceOption = None,
@@ -42,6 +43,7 @@ def show_profile(
     found = o.resolve_profile(
         name,
         set_,
+        context,
         sequence_length=sequence_length,
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,

@@ -18,6 +18,7 @@ FEW_CASES = 12
 
 
 def estimate(
+    context: typer.Context,
     profile: o.ProfileOption = "deepspeed-bf16-example",
     zero: o.ZeroOption = "0,1,2,3",
     gpus: Annotated[
@@ -48,6 +49,7 @@ def estimate(
     resolved = o.resolve_profile(
         profile,
         set_,
+        context,
         sequence_length=sequence_length,
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,

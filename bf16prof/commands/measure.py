@@ -22,6 +22,7 @@ CPU_RANKS = 2
 
 
 def measure(
+    context: typer.Context,
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
@@ -54,6 +55,7 @@ def measure(
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
+    from bf16prof.estimate.predict import predict
     from bf16prof.measure.accelerator import require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
@@ -64,6 +66,7 @@ def measure(
     resolved = o.resolve_profile(
         profile,
         set_,
+        context,
         sequence_length=sequence_length,
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -80,15 +83,15 @@ def measure(
     folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
     create(folder, force=force)
     with _watcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, folder, warmup, steps, timeout), watcher)
+        run = run_measurement(Plan(name, jobs, tuple(predict(job) for job in jobs), folder, warmup, steps, timeout), watcher)
     comparisons = reconcile(run.records)
-    _write_report(run, comparisons)
+    _write_report(run)
     more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)
     else:
-        _show(run, comparisons, verbose)
+        _show(run, verbose)
         hint(f"report: {folder / REPORT}", False)
         hint(f"next: bf16prof report {folder} --open", quiet)
     _check(run, comparisons, tolerance)
@@ -114,18 +117,18 @@ def _watcher(cases: int, quiet: bool) -> Any:
     return ProgressWatcher(cases, quiet)
 
 
-def _write_report(run: Run, comparisons: list[Comparison]) -> None:
+def _write_report(run: Run) -> None:
     from bf16prof.reports.html import render
 
-    write_text(run.path / REPORT, render([run], comparisons))
+    write_text(run.path / REPORT, render([run]))
 
 
-def _show(run: Run, comparisons: list[Comparison], verbose: bool) -> None:
+def _show(run: Run, verbose: bool) -> None:
     from bf16prof.reports.console import breakdown, make_console, reconciliation, run_summary
 
     console = make_console()
     run_summary(run, console)
-    reconciliation(run.records, comparisons, console)
+    reconciliation([run], console)
     if verbose:
         for record in run.records:
             breakdown(record, console)

@@ -78,6 +78,7 @@ T = TypeVar("T")
 def resolve_profile(
     name: str,
     sets: Sequence[str] | None,
+    context: typer.Context,
     *,
     sequence_length: int | None = None,
     micro_batch_size: int | None = None,
@@ -92,8 +93,14 @@ def resolve_profile(
         "activation_checkpointing": activation_checkpointing,
     }
     overrides = [parse_set(text) for text in sets or ()]
-    overrides += [Override(f"workload.{key}", value, "--" + key.replace("_", "-")) for key, value in flags.items() if value is not None]
+    overrides += [Override(f"workload.{key}", value, _origin(context, key)) for key, value in flags.items() if value is not None]
     return load_profile(name, overrides)
+
+
+def _origin(context: typer.Context, parameter: str) -> str:
+    """The flag that the user typed, or the variable that stood for it."""
+    source = context.get_parameter_source(parameter)
+    return f"BF16PROF_{parameter.upper()}" if source and source.name == "ENVIRONMENT" else "--" + parameter.replace("_", "-")
 
 
 def select(

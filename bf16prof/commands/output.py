@@ -24,10 +24,13 @@ def check_files(files: Sequence[Path] | None, force: bool) -> None:
     for path in files or ():
         if path.suffix not in FORMATS:
             raise InputError(f"--output {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
-        if not path.parent.is_dir():
-            raise InputError(f"--output {path}: the folder {path.parent} does not exist")
-        if path.is_file() and not force:
-            raise InputError(f"--output {path}: the file exists", hint="add --force to replace it")
+        try:
+            if not path.parent.is_dir():
+                raise InputError(f"--output {path}: the folder {path.parent} does not exist")
+            if path.is_file() and not force:
+                raise InputError(f"--output {path}: the file exists", hint="add --force to replace it")
+        except OSError as error:
+            raise InputError(f"--output {path}: {error.strerror}") from error
 
 
 def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
@@ -51,8 +54,7 @@ def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
         return render(runs)
     from bf16prof.reports import tables
 
-    make = tables.to_csv if suffix == ".csv" else tables.to_markdown
-    return make(records, reconcile(records))
+    return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(records, reconcile(records))
 
 
 def prediction_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:

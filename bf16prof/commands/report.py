@@ -37,7 +37,7 @@ def report(
     else:
         from bf16prof.reports.console import make_console, reconciliation
 
-        reconciliation(records, comparisons, make_console())
+        reconciliation(loaded, make_console())
     for path in files:
         hint(f"wrote {path}", quiet)
     if open_:

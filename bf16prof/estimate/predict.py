@@ -11,7 +11,7 @@ from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import inventory
-from bf16prof.records import Component, Device, Item, MemoryRecord, Source
+from bf16prof.records import Component, Device, Item, MemoryRecord, Phase, PhaseMemory, Source
 
 
 def predict(job: Job) -> MemoryRecord:
@@ -36,11 +36,11 @@ def predict(job: Job) -> MemoryRecord:
         parameters=sum(p.numel for p in parameters),
         allocated_bytes=sum(components.values()),
         components=components,
+        phases={phase: PhaseMemory(end_bytes=sum(components.values()) if phase is Phase.STEP else None) for phase in Phase},
         items=tuple(Item(a.component, a.name, a.bytes, a.source) for a in device if a.bytes),
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
     )
 
 
 def _components(allocations: Sequence[Allocation]) -> dict[Component, int]:
-    totals = {component: sum(a.bytes for a in allocations if a.component is component) for component in Component}
-    return {component: total for component, total in totals.items() if total}
+    return {component: sum(a.bytes for a in allocations if a.component is component) for component in Component}

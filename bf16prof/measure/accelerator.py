@@ -15,9 +15,10 @@ from bf16prof.records import Device
 TIMEOUT_S = 120.0
 
 _QUESTION = """
-import json, torch
+import json, os, torch
 cuda = torch.cuda
-gpus = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+wanted = os.environ.get("DS_ACCELERATOR") != "cpu" and cuda.is_available()
+gpus = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if wanted else []
 print(json.dumps({"cuda": torch.version.cuda, "gpus": [[g.name, g.total_memory, g.major, g.minor] for g in gpus]}))
 """
 
@@ -33,7 +34,7 @@ class TorchGpu:
 
 @dataclass(frozen=True)
 class TorchAnswer:
-    """torch's CUDA version (`None` for a CPU build) and its GPUs."""
+    """torch's CUDA version (`None` for a CPU build) and its GPUs: none where DeepSpeed is told to use the CPU (`DS_ACCELERATOR=cpu`)."""
 
     cuda: str | None
     gpus: tuple[TorchGpu, ...]

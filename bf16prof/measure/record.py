@@ -64,15 +64,10 @@ def _components(rank: RankResult) -> tuple[dict[Component, int], tuple[Item, ...
     """Bytes by component; what the engine's tensors do not explain is `other`."""
     if rank.allocated_bytes is None:
         return {}, ()
-    totals: dict[Component, int] = {}
-    for item in rank.items:
-        totals[item.component] = totals.get(item.component, 0) + item.bytes
-    other = rank.allocated_bytes - sum(totals.values())
     items = rank.items
-    if other:
-        totals[Component.OTHER] = totals.get(Component.OTHER, 0) + other
+    if other := rank.allocated_bytes - sum(item.bytes for item in items):
         items = (*items, Item(Component.OTHER, "not held by the engine", other, "allocated less everything attributed"))
-    return {component: totals[component] for component in Component if component in totals}, items
+    return {c: sum(item.bytes for item in items if item.component is c) for c in Component}, items
 
 
 def _peak_phase(phases: dict[Phase, PhaseMemory]) -> Phase | None:

@@ -1,4 +1,4 @@
-"""A measurement: every case in turn on real ranks, its estimate beside it, and a run directory that is valid at every moment."""
+"""A measurement: every case in turn on real ranks, its predictions beside it, and a run directory that is valid at every moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.cases import Job
-from bf16prof.estimate.predict import predict
 from bf16prof.measure.launcher import SPEC, Outcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.prepare import prepare
@@ -22,10 +21,11 @@ from bf16prof.runs import LOSSES, CaseStatus, Manifest, Run, Status, replace, sa
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and how: the jobs, the run directory, warm-up and measured steps, seconds that one case may take."""
+    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case."""
 
     name: str
     jobs: Sequence[Job]
+    predictions: tuple[MemoryRecord, ...]
     folder: Path
     warmup: int
     steps: int
@@ -89,7 +89,7 @@ def _begin(plan: Plan) -> Run:
         hardware=hardware(),
         environment=environment(),
     )
-    return Run(plan.folder, manifest, tuple(predict(job) for job in plan.jobs))
+    return Run(plan.folder, manifest, plan.predictions)
 
 
 def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:

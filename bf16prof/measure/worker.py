@@ -19,7 +19,7 @@ from bf16prof.measure.process import die_with_parent
 from bf16prof.measure.results import CaseSpec, RankResult, save_rank
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Component, Item, Phase, StepRecord
+from bf16prof.records import Component, Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, read
 
 WRITE_EVERY_S = 1.0
@@ -33,13 +33,13 @@ class Rank:
         import torch
 
         from bf16prof.engine.phases import PhaseMarks
-        from bf16prof.measure.probes import find_probe
+        from bf16prof.measure.probes import make_probe
 
         self.spec, self.folder = spec, folder
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        if torch.cuda.is_available():
+        if spec.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        self.probe = find_probe()
+        self.probe = make_probe(spec.device)
         self.marks = PhaseMarks(self.probe)
         self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)
         self._written = 0.0

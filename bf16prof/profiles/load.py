@@ -5,6 +5,7 @@ Every value remembers where it came from (`Resolved.origins`), so that `profiles
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from bf16prof.errors import InputError
-from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.schema import Profile, ZeroSettings
 
 REASONS = {
     "deepspeed.memory_breakdown": "it resets torch's peak counter on rank 0 (see_memory_usage), so no peak could be measured",
@@ -57,13 +58,14 @@ def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
     label, origin, text = _read(name)
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
         raise InputError(f"{origin}: not valid TOML: {error}") from error
     table.setdefault("name", label)
-    origins = dict.fromkeys(leaves(table), origin)
+    origins = dict.fromkeys(map(_documented, leaves(table)), origin)
     for override in overrides:
         _lay(table, override)
-        origins.update(dict.fromkeys(leaves(_nest(override)), override.origin))
+        origins = {key: o for key, o in origins.items() if not key.startswith(f"{override.key}.")}
+        origins |= dict.fromkeys(map(_documented, leaves(_nest(override))), override.origin)
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:
@@ -78,7 +80,7 @@ def parse_set(text: str, origin: str = "--set") -> Override:
         raise InputError(f"{origin} {text!r}: expected section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     return Override(key.strip(), parsed, origin)
 
@@ -89,6 +91,13 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> list[str]:
     for key, value in table.items():
         names += leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
     return names
+
+
+def _documented(key: str) -> str:
+    """The key as DeepSpeed documents it, where a short name stands for it."""
+    table, _, last = key.rpartition(".")
+    field = ZeroSettings.model_fields.get(last) if table == "deepspeed.zero_optimization" else None
+    return f"{table}.{field.alias}" if field and field.alias else key
 
 
 def explain(error: ValidationError, origins: Mapping[str, str], default_origin: str) -> str:
@@ -103,7 +112,14 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
         )
     if first["type"] == "missing":
         return f"{origin}: {key}: missing"
-    return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {str(first['input'])[:60]!r}"
+    return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_shown(first['input'])}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(str(value)[:60])
+    except ValueError:  # Python prints no integer of more than 4,300 digits; TOML can hold one in hexadecimal
+        return "a number of thousands of digits"
 
 
 def _expected(location: Sequence[int | str]) -> str:
@@ -124,11 +140,12 @@ def _read(name: str) -> tuple[str, str, str]:
     if name in preset_names():
         return name, f"preset {name}", (_presets() / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
-    if path.suffix != ".toml" and not path.exists():
-        raise InputError(f"unknown profile {name!r}", hint="presets: " + ", ".join(preset_names()) + "; or the path of a .toml file")
     try:
         return path.stem, str(path), path.read_text(encoding="utf-8")
     except OSError as error:
+        if path.suffix != ".toml" and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            hint = "presets: " + ", ".join(preset_names()) + "; or the path of a .toml file"
+            raise InputError(f"unknown profile {name!r}", hint=hint) from None
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path}: not UTF-8 text") from error

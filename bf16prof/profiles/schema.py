@@ -20,6 +20,7 @@ def _whole(value: object) -> object:
 
 Count = Annotated[int, Field(gt=0, lt=2**40)]
 Elements = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=sys.maxsize)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["fp32", "fp16", "bf16"]
 
 
@@ -35,7 +36,7 @@ class ModelSettings(Settings):
     family: str
     """One of `bf16prof.models.families()`."""
     hidden_size: Count
-    num_layers: Count
+    num_layers: Annotated[int, Field(gt=0, lt=2**14)]
     num_heads: Count
     vocab_size: Count
     max_sequence_length: Count
@@ -68,7 +69,7 @@ class OptimizerSettings(Settings):
 
     type: Literal["Adam", "AdamW"] = "AdamW"
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     torch_adam: bool = False
@@ -120,6 +121,8 @@ class ZeroSettings(Settings):
     use_all_reduce_for_fetch_params: bool = Field(False, alias="stage3_use_all_reduce_for_fetch_params")
     allgather_sequential: bool = Field(False, alias="stage3_allgather_sequential")
     memory_efficient_linear: bool = True
+    zero_hpz_partition_size: Elements = 1
+    """Ranks that share a secondary copy of the parameters between forward and backward (ZeRO++ hpZ)."""
     offload_optimizer: OffloadOptimizerSettings = OffloadOptimizerSettings()
     offload_param: OffloadParamSettings = OffloadParamSettings()
 

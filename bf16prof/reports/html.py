@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from bf16prof.reconcile import Comparison
 from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, document
 from bf16prof.reports import figures, palette
 from bf16prof.reports.units import EXACT, gib, inert, inert_lines, number, seconds, signed_bytes, signed_percent, whole
@@ -66,14 +65,14 @@ class Tile:
     style: str = ""
 
 
-def render(runs: Sequence[Run], comparisons: Sequence[Comparison] | None = None) -> str:
-    """The report of these runs. Without `comparisons` their records are reconciled here.
+def render(runs: Sequence[Run]) -> str:
+    """The report of these runs.
 
     Records of the same case complete each other across runs; where two runs hold the same source of a case, they stay apart.
     """
     import jinja2
 
-    views = run_views(runs, comparisons)
+    views = run_views(runs)
     drawn = figures.all_figures(views)
     loader = jinja2.FunctionLoader(_template)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)

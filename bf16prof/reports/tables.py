@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bf16prof.reconcile import Comparison
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
 from bf16prof.reports.units import gib, inert, number, seconds, signed_bytes, signed_percent
-from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, case_views
+from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_views
+from bf16prof.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,9 +63,9 @@ def csv_text(value: object) -> object:
     return ("'" if _FORMULA.match(value) or value.startswith(("\t", "\r", "\n")) else "") + inert(value, limit=None)
 
 
-def to_markdown(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None = None) -> str:
+def to_markdown(runs: Sequence[Run]) -> str:
     """Two Markdown tables with one row per record: its totals and errors, then its components. Columns without a value are left out."""
-    views = case_views(records, comparisons)
+    views = run_views(runs)
     totals = [_totals(view, record) for view in views for record in view.records.values()]
     parts = [_components(view, record) for view in views for record in view.records.values() if record.components]
     text = _markdown(totals)

@@ -90,15 +90,13 @@ class Headline:
     worst_peak: tuple[CaseView, Line, Source] | None
 
 
-def case_views(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None = None) -> list[CaseView]:
-    """One view per case and device, in the order in which they first appear. Without `comparisons` the records are reconciled here."""
-    return _views([(0, record) for record in records], [""], comparisons)
+def run_views(runs: Sequence[Run]) -> list[CaseView]:
+    """One view per case and device of several runs, reconciled, in the order in which they first appear.
 
-
-def run_views(runs: Sequence[Run], comparisons: Sequence[Comparison] | None = None) -> list[CaseView]:
-    """The views of several runs. Runs complete each other's cases; a case that two runs have from the same source is kept apart by run."""
+    Runs complete each other's cases; a case that two runs have from the same source is kept apart by run.
+    """
     owned = [(index, record) for index, run in enumerate(runs) for record in run.records]
-    return _views(owned, run_names(runs), comparisons)
+    return _views(owned, run_names(runs))
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -141,23 +139,17 @@ def _worst(rows: list[tuple[CaseView, Line, Source]]) -> tuple[CaseView, Line, S
     return max(known, key=lambda row: abs(row[1].errors[row[2]] or 0.0), default=None)
 
 
-def _views(owned: list[tuple[int, MemoryRecord]], names: list[str], comparisons: Sequence[Comparison] | None) -> list[CaseView]:
+def _views(owned: list[tuple[int, MemoryRecord]], names: list[str]) -> list[CaseView]:
     groups: dict[tuple[Case, Device], list[tuple[int, MemoryRecord]]] = {}
     for index, record in owned:
         groups.setdefault((record.case, record.device), []).append((index, record))
     parts = [(key, part) for key, members in groups.items() for part in _parts(members)]
-    given: dict[tuple[Case, Device], list[Comparison]] | None = None
-    if comparisons is not None:
-        given = {}
-        for comparison in comparisons:
-            given.setdefault((comparison.case, comparison.device), []).append(comparison)
     labels = _labels(parts, names)
     views = []
     for (key, (run, records)), label in zip(parts, labels, strict=True):
-        found = reconcile(records) if given is None or run is not None else given.get(key, [])
         by_source = {record.source: record for record in records}
         ordered = {source: by_source[source] for source in _ORDER if source in by_source}
-        views.append(CaseView(*key, label, "" if run is None else names[run], ordered, tuple(found)))
+        views.append(CaseView(*key, label, "" if run is None else names[run], ordered, tuple(reconcile(records))))
     return views
 
 

@@ -14,7 +14,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.reconcile import reconcile
 from bf16prof.records import Case, Component, MemoryRecord, Offload, Source
 from bf16prof.reports import console as reports
 from bf16prof.reports.console.layout import PIPE_WIDTH
@@ -108,7 +107,7 @@ class TestGrid:
 class TestReconciliation:
     def report(self, records: list[MemoryRecord], width: int = PIPE_WIDTH) -> str:
         console = screen(width)
-        reports.reconciliation(records, reconcile(records), console)
+        reports.reconciliation([fixtures.run(records)], console)
         return said(console)
 
     def test_equality_is_called_exact(self) -> None:
@@ -180,7 +179,7 @@ def everything(console: Console, which: str) -> str:
     """All reports of one run on one console."""
     run = {"usual": fixtures.run, "failed": fixtures.failed_run, "hostile": fixtures.hostile_run, "extreme": fixtures.extreme_run}[which]()
     reports.run_summary(run, console)
-    reports.reconciliation(run.records, None, console)
+    reports.reconciliation([run], console)
     reports.estimate_grid([r for r in run.records if r.source is Source.ESTIMATE], [], CARD, console)
     for record in run.records[:4]:
         reports.breakdown(record, console)

@@ -12,10 +12,9 @@ from html.parser import HTMLParser
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.reconcile import reconcile
 from bf16prof.records import Device, Source
 from bf16prof.reports import figures, html
-from bf16prof.reports.views import case_views, headline, run_views
+from bf16prof.reports.views import headline, run_views
 from bf16prof.runs import Run
 
 
@@ -121,12 +120,6 @@ def test_losses_that_are_not_numbers_are_skipped() -> None:
     assert figure.series == (0,)
 
 
-def test_given_comparisons_are_used() -> None:
-    records = [fixtures.estimate(fixtures.case()), fixtures.measure(fixtures.case())]
-    comparisons = [dataclasses.replace(c, errors=dict.fromkeys(c.errors, 0.4321)) for c in reconcile(records)]
-    assert "+43.21 %" in html.render([fixtures.run(records)], comparisons)
-
-
 class TestViews:
     def test_runs_complete_each_other(self) -> None:
         case = fixtures.case()
@@ -144,7 +137,7 @@ class TestViews:
         gpu = fixtures.estimate(fixtures.case())
         other = fixtures.estimate(fixtures.case(profile="llama"))
         cpu = dataclasses.replace(gpu, device=Device.CPU)
-        labels = [view.label for view in case_views([gpu, other, cpu])]
+        labels = [view.label for view in run_views([fixtures.run([gpu, other, cpu])])]
         assert labels == [
             "gpt2-1.5b: zero3-w2-bf16-fp32-master (gpu)",
             "llama: zero3-w2-bf16-fp32-master (gpu)",
@@ -154,7 +147,7 @@ class TestViews:
     def test_the_largest_error_is_found_with_its_sign(self) -> None:
         records = [fixtures.estimate(fixtures.case(1), -70_000_000), fixtures.measure(fixtures.case(1))]
         records += [fixtures.estimate(fixtures.case(2), 1000), fixtures.measure(fixtures.case(2))]
-        worst = headline(case_views(records)).worst
+        worst = headline(run_views([fixtures.run(records)])).worst
         assert worst is not None
         assert worst[0].case.zero_stage == 1
         assert worst[1].differences == {Source.ESTIMATE: -70_000_000}

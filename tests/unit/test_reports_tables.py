@@ -72,17 +72,17 @@ def test_other_cells_stay(text: object) -> None:
 
 
 def test_markdown_is_for_people() -> None:
-    text = tables.to_markdown([fixtures.estimate(fixtures.case()), fixtures.measure(fixtures.case())])
+    text = tables.to_markdown([fixtures.run([fixtures.estimate(fixtures.case()), fixtures.measure(fixtures.case())])])
     assert "| zero3-w2-bf16-fp32-master | gpt2-1.5b | estimate |   11.70 GiB |             exact |" in text
     assert "| parameters" in text or "parameters |" in text
 
 
 def test_markdown_of_hostile_names_keeps_its_shape() -> None:
-    records = fixtures.hostile_run().records
-    text = tables.to_markdown(records)
+    run = fixtures.hostile_run()
+    text = tables.to_markdown([run])
     tables_of_it = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     for table in tables_of_it:
-        assert len(table) == len(records) + 2
+        assert len(table) == len(run.records) + 2
         assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert "<script>" not in text
     assert "<a href" not in text
@@ -96,9 +96,9 @@ def test_markdown_of_pipes_and_newlines() -> None:
 def test_nothing_at_all() -> None:
     assert tables.to_csv([]).startswith("source,profile,zero_stage")
     assert tables.to_markdown([]) == "No records.\n"
-    assert "estimate" in tables.to_markdown([fixtures.bare_record(), fixtures.bare_record(source=Source.MEASURE)])
+    assert "estimate" in tables.to_markdown([fixtures.run([fixtures.bare_record(), fixtures.bare_record(source=Source.MEASURE)])])
 
 
 def test_the_same_input_gives_the_same_output() -> None:
-    assert tables.to_markdown(fixtures.failed_run().records) == tables.to_markdown(fixtures.failed_run().records)
+    assert tables.to_markdown([fixtures.failed_run()]) == tables.to_markdown([fixtures.failed_run()])
     assert tables.to_csv(fixtures.failed_run().records) == tables.to_csv(fixtures.failed_run().records)

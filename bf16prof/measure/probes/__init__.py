@@ -46,11 +46,9 @@ class Probe(Protocol):
         ...
 
 
-def find_probe() -> Probe:
-    """The probe of the accelerator that is present: CUDA's where torch sees a GPU, else the CPU's."""
-    import torch
-
-    if torch.cuda.is_available():
+def make_probe(device: Device) -> Probe:
+    """The probe of that device: the CUDA allocator's for a GPU, else the CPU's."""
+    if device is Device.GPU:
         from bf16prof.measure.probes.cuda import CudaProbe
 
         return CudaProbe()

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.reconcile import Comparison
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.console.layout import Column, heading, note, safe, table
 from bf16prof.reports.units import EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
-from bf16prof.reports.views import CaseView, Line, case_views, headline, losses
+from bf16prof.reports.views import CaseView, Line, headline, losses, run_views
+from bf16prof.runs import Run
 
 
-def reconciliation(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None, console: Console) -> None:
-    """Print each case in detail, then the summary of all, where a reader's eye ends up. Without `comparisons` they are made here."""
-    views = case_views(records, comparisons)
+def reconciliation(runs: Sequence[Run], console: Console) -> None:
+    """Print each case in detail, then the summary of all, where a reader's eye ends up."""
+    views = run_views(runs)
     if not views:
         note(console, "No records.")
         return
