@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Case, Device, Offload
+from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, Offload
 
 STAGES = (0, 1, 2, 3)
 
@@ -27,6 +28,28 @@ class Job:
     recipe: Recipe
     device: Device
     gpu: Gpu | None = None
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job as another process reads it from a file: names for what ships with the package, everything else in full."""
+
+    __pydantic_config__ = STRICT
+
+    case: Case
+    profile: dict[str, Any]
+    device: Device
+    gpu: Gpu | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def of(cls, job: Job) -> JobFile:
+        """The file of a job."""
+        return cls(job.case, job.profile.model_dump(mode="json"), job.device, job.gpu)
+
+    def job(self) -> Job:
+        """The job again."""
+        return Job(self.case, Profile.model_validate(self.profile), find_recipe(self.case.recipe), self.device, self.gpu)
 
 
 @dataclass(frozen=True)

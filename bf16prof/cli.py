@@ -17,10 +17,10 @@ from bf16prof.commands.catalog import profiles, recipes
 from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
 from bf16prof.commands.measure import measure
+from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.report import report
 from bf16prof.errors import Bf16profError
 
-EXIT_CODES = "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over, 130 interrupted."
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -34,25 +34,21 @@ app = typer.Typer(
 )
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(["Examples:", *lines, EXIT_CODES])
-
-
 app.command(
-    epilog=_examples(
+    epilog=examples(
         "bf16prof estimate --profile llama3-8b --gpus 8,16 --gpu h100-80gb",
         "bf16prof estimate --profile deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-fp32-master,bf16-full --json",
     )
 )(estimate)
 app.command(
-    epilog=_examples(
+    epilog=examples(
         "bf16prof measure --profile cpu-demo", "bf16prof measure --profile my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%"
     )
 )(measure)
-app.command(epilog=_examples("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report RUN1 RUN2 -o both.html"))(report)
-app.command(epilog=_examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
-app.add_typer(profiles, name="profiles", epilog=_examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
-app.add_typer(recipes, name="recipes", epilog=_examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
+app.command(epilog=examples("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report RUN1 RUN2 -o both.html"))(report)
+app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
+app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
+app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
 
 
 def _version(wanted: bool) -> None:
@@ -73,6 +69,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(args=[_dashes(argument) for argument in sys.argv[1:]], standalone_mode=False)
+        if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
+            raise KeyboardInterrupt
     except Bf16profError as error:
         code = _fail(error.message, error.hint, error.exit_code)
     except typer.exceptions.TyperException as error:

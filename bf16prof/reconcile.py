@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bf16prof.errors import ToleranceExceeded
+from bf16prof.errors import InputError, ToleranceExceeded
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
 
 REFERENCES = (Source.MEASURE, Source.IMPORT)
@@ -41,42 +41,38 @@ def reconcile(records: Sequence[MemoryRecord]) -> list[Comparison]:
 
     Quantities are those of `QUANTITIES`, then `components.<name>` and `phases.<name>.peak_bytes` / `.end_bytes`.
     """
+    groups: dict[tuple[Case, Device], dict[Source, MemoryRecord]] = {}
+    for record in records:
+        groups.setdefault((record.case, record.device), {})[record.source] = record
     return [
         comparison
-        for (case, device), by_source in _groups(records)
+        for (case, device), by_source in groups.items()
         for comparison in _compare(case, device, {s: _flatten(r) for s, r in by_source.items()})
     ]
 
 
 def check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:
-    """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than `tolerance` (0.05 = 5 %)."""
+    """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than `tolerance` (0.05 = 5 %).
+
+    Raises `InputError` when there is nothing to hold it against: no measurement, or none of these quantities predicted.
+    """
     watched = {"allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes"}
-    worst = [
+    errors = [
         (abs(error), comparison, source, error)
         for comparison in comparisons
         if comparison.quantity in watched
         for source, error in comparison.errors.items()
-        if error is not None and abs(error) > tolerance
+        if error is not None
     ]
+    if not errors:
+        raise InputError("--fail-over: there is no measurement of a predicted memory to compare with")
+    worst = [row for row in errors if row[0] > tolerance]
     if worst:
         _, comparison, source, error = max(worst, key=lambda row: row[0])
         raise ToleranceExceeded(
             f"{source} of {comparison.quantity} in {comparison.case.label} is {error:+.2%} off, more than the {tolerance:.2%} allowed",
             hint=f"{len(worst)} of the compared quantities are outside the tolerance",
         )
-
-
-def _groups(records: Sequence[MemoryRecord]) -> list[tuple[tuple[Case, Device], dict[Source, MemoryRecord]]]:
-    """Records of the same case and device by source; where a source speaks twice of a case (two runs), a second group begins."""
-    groups: list[tuple[tuple[Case, Device], dict[Source, MemoryRecord]]] = []
-    for record in records:
-        key = (record.case, record.device)
-        free = next((by_source for other, by_source in groups if other == key and record.source not in by_source), None)
-        if free is None:
-            groups.append((key, {record.source: record}))
-        else:
-            free[record.source] = record
-    return groups
 
 
 def _flatten(record: MemoryRecord) -> dict[str, float | int]:

@@ -69,6 +69,12 @@ class Manifest:
     finished: str | None = None
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        try:
+            json.dumps(self.profile, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"profile: {error}") from error
+
 
 @dataclass(frozen=True)
 class Run:
@@ -154,7 +160,13 @@ def load(path: Path) -> Run:
     """Read a run directory (or its `run.json`). Raises `InputError` naming the file and the field that is wrong."""
     folder = path.parent if path.name == MANIFEST else path
     manifest: Manifest = read(folder / MANIFEST, Manifest)
-    return Run(folder, manifest, read(folder / RECORDS, _Document).records)
+    return Run(folder, manifest, load_records(folder / RECORDS))
+
+
+def load_records(path: Path) -> tuple[MemoryRecord, ...]:
+    """The records of a JSON document, as every command writes it. Raises `InputError` naming the file and the field."""
+    found: _Document = read(path, _Document)
+    return found.records
 
 
 def read(path: Path, kind: type[Any]) -> Any:

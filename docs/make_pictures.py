@@ -42,8 +42,10 @@ def report_picture(report: Path, target: Path) -> None:
     """A screenshot of the top of the report in headless Chromium."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
-            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            f"--user-data-dir={profile}", f"--window-size={WINDOW}", "--virtual-time-budget=4000", f"--screenshot={target}", report.as_uri(),
+            "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking",
+            f"--user-data-dir={profile}", f"--window-size={WINDOW}", "--virtual-time-budget=4000",
+            f"--screenshot={target}", report.as_uri(),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -18,7 +18,7 @@ profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, a
 recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
 
 
-@profiles.command("list")
+@profiles.command("list", epilog=o.examples("bf16prof profiles list", "bf16prof profiles list --json"))
 def list_profiles(json_: o.JsonOption = False) -> None:
     """The presets, with their number of parameters."""
     rows = [(p, sum(s.numel for s in inventory(p.model))) for p in (load_profile(name).profile for name in preset_names())]
@@ -27,7 +27,12 @@ def list_profiles(json_: o.JsonOption = False) -> None:
     return _table(["profile", "parameters", "what it is"], [[p.name, f"{count:,}", p.description] for p, count in rows])
 
 
-@profiles.command("show")
+@profiles.command(
+    "show",
+    epilog=o.examples(
+        "bf16prof profiles show cpu-demo --resolved", "bf16prof profiles show my.toml --set deepspeed.zero_optimization.overlap_comm=false"
+    ),
+)
 def show_profile(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A preset's name or a TOML file.")],
@@ -57,7 +62,7 @@ def show_profile(
     return _table(["key", "value", "from"], [*rows, ["(parameters)", f"{parameters:,}", "computed"]])
 
 
-@recipes.command("list")
+@recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))
 def list_recipes(json_: o.JsonOption = False) -> None:
     """All recipes with their bytes per parameter (unpartitioned, between steps) and what runs them."""
     found = list(all_recipes().values())
@@ -67,7 +72,7 @@ def list_recipes(json_: o.JsonOption = False) -> None:
     return _table(["recipe", "bytes", "learning", "runs on", "what it is"], rows)
 
 
-@recipes.command("show")
+@recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
 def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], json_: o.JsonOption = False) -> None:
     """One recipe: the dtype and the bytes of every component, how it runs or why it does not, and its source."""
     recipe = find_recipe(name)

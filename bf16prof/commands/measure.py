@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +81,7 @@ def measure(
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = resolved.profile.name
-    folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+    folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(name)}"
     create(folder, force=force)
     with _watcher(len(jobs), quiet) as watcher:
         run = run_measurement(Plan(name, jobs, tuple(predict(job) for job in jobs), folder, warmup, steps, timeout), watcher)
@@ -95,6 +96,11 @@ def measure(
         hint(f"report: {folder / REPORT}", False)
         hint(f"next: bf16prof report {folder} --open", quiet)
     _check(run, comparisons, tolerance)
+
+
+def slug(name: str) -> str:
+    """A profile's name as part of a folder's: letters, digits, dots and dashes."""
+    return re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "profile"
 
 
 def _ranks(asked: int | None, torch: TorchAnswer) -> int:

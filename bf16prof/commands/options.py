@@ -16,6 +16,13 @@ from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.records import Device, Offload
 
 SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
+EXIT_CODES = "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over, 130 interrupted."
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: examples to type, and the exit codes."""
+    return "\n\n".join(["Examples:", *lines, EXIT_CODES])
+
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", "-p", envvar="BF16PROF_PROFILE", help="A preset's name or a TOML file.", rich_help_panel=SELECT)

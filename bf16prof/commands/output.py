@@ -14,6 +14,7 @@ import typer
 from bf16prof.errors import InputError
 from bf16prof.reconcile import reconcile
 from bf16prof.records import MemoryRecord, document
+from bf16prof.reports.units import inert
 from bf16prof.runs import CaseStatus, Manifest, Run, Status, write_text
 
 FORMATS = (".json", ".csv", ".md", ".html")
@@ -68,4 +69,4 @@ def prediction_run(name: str, records: Sequence[MemoryRecord], profile: dict[str
 def hint(text: str, quiet: bool) -> None:
     """One line of advice on stderr."""
     if not quiet:
-        typer.echo(text, err=True)
+        typer.echo(inert(text, None), err=True)

@@ -54,7 +54,8 @@ class ProgressWatcher(Watcher):
             text = "engine is built" if result.parameters else "building the engine"
         else:
             last = result.steps[-1]
-            text = f"step {last.step + 1}  loss {last.loss:.3f}  peak {gib(result.run_peak_bytes)}"
+            loss = "not finite" if last.loss is None else f"{last.loss:.3f}"
+            text = f"step {last.step + 1}  loss {loss}  peak {gib(result.run_peak_bytes)}"
         self._progress.update(self._task, description=f"{self._label}: rank {result.rank}: {text}")
 
     def case_ends(self, status: CaseStatus) -> None:

@@ -9,7 +9,8 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, print_json, write_files
-from bf16prof.reconcile import check_tolerance, reconcile
+from bf16prof.reconcile import check_tolerance
+from bf16prof.reports.views import run_views
 from bf16prof.runs import REPORT, load
 
 
@@ -30,7 +31,7 @@ def report(
         check_files([Path(REPORT)], force)
     files = output or [loaded[0].path / REPORT if len(loaded) == 1 else Path(REPORT)]
     records = [record for run in loaded for record in run.records]
-    comparisons = reconcile(records)
+    comparisons = [comparison for view in run_views(loaded) for comparison in view.comparisons]
     write_files(files, loaded, comparisons=comparisons)
     if json_:
         print_json(records, comparisons=comparisons)

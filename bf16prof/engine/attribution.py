@@ -42,14 +42,18 @@ STATES = {
 }
 """Optimizer states by the key under which optimizers keep them."""
 
+HOST = torch.device("cpu")
+
 Claim = tuple[Component, str, Any]
 
 
-def attribute(engine: Any, kept: Mapping[str, Tensor], device_type: str) -> tuple[list[Item], list[Item]]:
+def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.device) -> tuple[list[Item], list[Item]]:
     """The items of everything the engine and the loop hold: on the device, and on the host.
 
-    `device_type` is torch's (`cuda`, `cpu`); ranks on CPU have one memory, so all their items are on the device.
+    `device` is the one that the job runs on (`cuda`, `cpu`, or a dry run's `cpu:0`); ranks on CPU have one memory, so all their
+    items are on the device.
     """
+    home = torch.device(device)
     seen: set[int] = set()
     rounding = 0
     on_device: dict[tuple[Component, str], int] = {}
@@ -58,12 +62,18 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device_type: str) -> tupl
         for tensor in _tensors(holder):
             size = _claim_storage(tensor, seen)
             if size:
-                place = on_device if tensor.device.type == device_type else on_host
+                here = _is_on(tensor.device, home)
+                place = on_device if here else on_host
                 place[component, name] = place.get((component, name), 0) + size
-                rounding += -size % ALLOCATOR_BLOCK_BYTES if tensor.device.type == "cuda" else 0
+                rounding += -size % ALLOCATOR_BLOCK_BYTES if here and home != HOST else 0
     if rounding:
         on_device[C.ROUNDING, f"blocks rounded up to {ALLOCATOR_BLOCK_BYTES} bytes"] = rounding
     return _items(on_device), _items(on_host)
+
+
+def _is_on(device: torch.device, home: torch.device) -> bool:
+    """Whether a device is the job's own; a home without an index is any device of its type."""
+    return device.type == home.type and home.index in (None, device.index)
 
 
 def _items(sizes: Mapping[tuple[Component, str], int]) -> list[Item]:
@@ -101,6 +111,7 @@ def _claims(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[Claim]:
     yield C.BUFFERS, "reduce bucket", [vars(b) for b in getattr(wrapper, "ipg_buckets", {}).values() if hasattr(b, "__dict__")]
     for optimizer in (basic, getattr(wrapper, "optimizer", None), getattr(wrapper, "backup_optimizer", None)):
         yield from _states(optimizer)
+    yield C.WORKSPACE, "placeholder of the second optimizer", getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
     for name, tensor in kept.items():
         yield C.ACTIVATIONS, f"{name} kept by the training loop", tensor
     for holder in (engine, wrapper, basic):

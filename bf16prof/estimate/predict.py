@@ -21,7 +21,8 @@ def predict(job: Job) -> MemoryRecord:
     """
     config = deepspeed_config(job)
     parameters = inventory(job.profile.model)
-    tensors = model_states(Engine(config, parameters, job.case.world_size)) + kept_by_the_loop(job.profile, engine_facts(config))
+    states = model_states(Engine(config, parameters, job.case.world_size, job.device))
+    tensors = states + kept_by_the_loop(job.profile, engine_facts(config))
     host = [] if job.device is Device.CPU else [a for a in tensors if a.on_host]
     device = [a for a in tensors if a not in host]
     if job.device is Device.GPU:
@@ -36,7 +37,7 @@ def predict(job: Job) -> MemoryRecord:
         parameters=sum(p.numel for p in parameters),
         allocated_bytes=sum(components.values()),
         components=components,
-        phases={phase: PhaseMemory(end_bytes=sum(components.values()) if phase is Phase.STEP else None) for phase in Phase},
+        phases={phase: PhaseMemory() for phase in Phase},
         items=tuple(Item(a.component, a.name, a.bytes, a.source) for a in device if a.bytes),
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
     )

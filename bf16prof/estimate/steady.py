@@ -16,7 +16,7 @@ from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Component
+from bf16prof.records import Component, Device
 
 C = Component
 FP32_BYTES = 4
@@ -30,6 +30,7 @@ class Engine:
     config: Mapping[str, Any]
     parameters: Sequence[ParameterSpec]
     world_size: int
+    device: Device = Device.GPU
 
     @functools.cached_property
     def facts(self) -> EngineFacts:
@@ -106,7 +107,7 @@ def _zero12(engine: Engine) -> list[Allocation]:
     ]
     if offload:
         out += _zero12_offload(engine, own)
-    return [*out, _grad_norm(FP32_BYTES)] if zero.compute_grad_norm else out
+    return [*out, _grad_norm(FP32_BYTES, on_host=offload)] if zero.compute_grad_norm else out
 
 
 def _zero12_offload(engine: Engine, own: int) -> list[Allocation]:
@@ -139,43 +140,52 @@ def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
 
 def _zero3(engine: Engine) -> list[Allocation]:
     facts, zero = engine.facts, engine.zero
-    size, master, gradient = (dtype_bytes(d) for d in (facts.parameter_dtype, facts.master_dtype, facts.gradient_dtype))
-    partitions = partition_numels(engine.numels, engine.world_size)
-    groups = sub_groups(partitions, zero.sub_group_size)
+    size, gradient = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.gradient_dtype)
+    own = sum(partition_numels(engine.numels, engine.world_size))
     offload = offloads_optimizer(engine.config)
-    on_host = [index >= int((1 - zero.offload_optimizer.ratio) * len(groups)) if offload else False for index in range(len(groups))]
-    masters = "zero/stage3.py _create_fp32_partitions"
+    flat = "zero/stage3.py _create_fp16_partitions_with_defragmentation"
     buffers = "zero/stage3.py _setup_for_real_optimizer"
-    out = [
-        allocation(
-            C.PARAMETERS,
-            "flat parameters",
-            size * sum(partitions),
-            "zero/stage3.py _create_fp16_partitions_with_defragmentation",
-            on_host=zero.offload_param.device != "none",
-        ),
-        *_persistent_parameters(engine, size),
-        allocation(
-            C.GRADIENTS, "gradient partition", gradient * sum(partitions), f"{buffers}: grad_partitions_flat_buffer", on_host=offload
-        ),
-        *_reduce_buckets(engine, buffers),
-    ]
-    for host in sorted(set(on_host)):
-        sizes = [s for s, h in zip(groups, on_host, strict=True) if h is host]
-        out.append(allocation(C.MASTER_PARAMETERS, "master parameters", [master * s for s in sizes], masters, on_host=host))
-        out += _optimizer_states(facts, sizes, on_host=host)
-    if offload:
-        if zero.offload_optimizer.ratio < 1:
-            out.append(allocation(C.WORKSPACE, "placeholder of the second optimizer", size, "zero/stage3.py __init__: backup_gpu_tensor"))
-        source = "zero/stage3.py initialize_optimizer_states: kept when offloading"
-        for host in sorted(set(on_host)):
-            sizes = [master * s for s, h in zip(groups, on_host, strict=True) if h is host]
-            out.append(allocation(C.MASTER_GRADIENTS, "master gradients", sizes, source, on_host=host))
     return [
-        *out,
-        _grad_norm(FP32_BYTES if offload else FP64_BYTES),
-        allocation(C.WORKSPACE, "inf_or_nan_tracker", 1, "zero/stage3.py __init__"),
+        allocation(C.PARAMETERS, "flat parameters", size * own, flat, on_host=zero.offload_param.device != "none"),
+        *_persistent_parameters(engine, size),
+        allocation(C.GRADIENTS, "gradient partition", gradient * own, f"{buffers}: grad_partitions_flat_buffer", on_host=offload),
+        *_reduce_buckets(engine, buffers),
+        *_zero3_states(engine),
+        _grad_norm(FP32_BYTES if offload else FP64_BYTES, on_host=offload),
+        allocation(C.WORKSPACE, "inf_or_nan_tracker", 1, "zero/stage3.py __init__", on_host=offload),
     ]
+
+
+def _zero3_states(engine: Engine) -> list[Allocation]:
+    """Master parameters, moments and, when offloading, master gradients by sub-group; `ratio` keeps the first sub-groups on the device."""
+    facts, zero = engine.facts, engine.zero
+    master = dtype_bytes(facts.master_dtype)
+    groups = sub_groups(partition_numels(engine.numels, engine.world_size), zero.sub_group_size)
+    offload = offloads_optimizer(engine.config)
+    kept = int((1 - zero.offload_optimizer.ratio) * len(groups)) if offload else len(groups)
+    out = []
+    for numels, host in ((groups[:kept], False), (groups[kept:], True)):
+        if not numels:
+            continue
+        sizes = [master * n for n in numels]
+        out.append(allocation(C.MASTER_PARAMETERS, "master parameters", sizes, "zero/stage3.py _create_fp32_partitions", on_host=host))
+        if offload:
+            source = "zero/stage3.py initialize_optimizer_states: kept when offloading"
+            out.append(allocation(C.MASTER_GRADIENTS, "master gradients", sizes, source, on_host=host))
+        hybrid = offload and not host and engine.device is Device.GPU
+        out += _optimizer_states(facts, numels, on_host=host, dtype=facts.master_dtype if hybrid else None)
+    return [*out, *_second_optimizer(engine, kept)] if zero.offload_optimizer.ratio < 1 and offload else out
+
+
+def _second_optimizer(engine: Engine, kept: int) -> list[Allocation]:
+    """The torch.optim.AdamW of the sub-groups that stay: its step counters, or the placeholder it was made with while it has none to do.
+
+    On CPU ranks every sub-group counts as offloaded: its device has the same name as the host (zero/stage3.py _optimizer_step).
+    """
+    if kept and engine.device is Device.GPU:
+        return [allocation(C.WORKSPACE, "optimizer step counters", [FP32_BYTES] * kept, "torch/optim/adam.py _init_group", on_host=True)]
+    size = dtype_bytes(engine.facts.parameter_dtype)
+    return [allocation(C.WORKSPACE, "placeholder of the second optimizer", size, "zero/stage3.py __init__: backup_gpu_tensor")]
 
 
 def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
@@ -220,8 +230,8 @@ def _optimizer_states(facts: EngineFacts, numels: Sequence[int], *, on_host: boo
     return out
 
 
-def _grad_norm(size: int) -> Allocation:
-    return allocation(C.WORKSPACE, "DeepSpeedEngine._global_grad_norm", size, "engine.py _take_model_step")
+def _grad_norm(size: int, *, on_host: bool = False) -> Allocation:
+    return allocation(C.WORKSPACE, "DeepSpeedEngine._global_grad_norm", size, "engine.py _take_model_step", on_host=on_host)
 
 
 LAYOUTS: dict[Wrapper, Callable[[Engine], list[Allocation]]] = {

@@ -98,7 +98,7 @@ def _parse(spec: str) -> _Spec:
         return _Spec(text=True, bpe=kind == "text-bpe", path=Path(path).expanduser())
     if not colon and kind in ("synthetic", "pydoc", "pydoc-bpe"):
         return _Spec(text=kind != "synthetic", bpe=kind == "pydoc-bpe")
-    raise InputError(f"unknown data {spec!r}", hint=KNOWN)
+    raise InputError(f"workload.data: unknown data {spec!r}", hint=KNOWN)
 
 
 class _MarkovRows:

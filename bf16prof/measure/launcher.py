@@ -17,17 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from bf16prof.measure.results import RankResult, load_rank
+from bf16prof.processes import child_environment, end_tree
 from bf16prof.runs import Status
 
 SPEC = "spec.json"
 FAILURES = "failures.json"
 LAUNCHER_LOG = "launcher.log"
 POLL_S = 0.2
-GRACE_S = 3.0
-"""How long ranks get between SIGTERM and SIGKILL."""
 LOG_LINES = 15
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_NAMES = "deepspeed_allreduce_buffer_*"
@@ -73,29 +70,6 @@ def launch(folder: Path, world_size: int, timeout_s: float, on_progress: Callabl
     return _outcome(folder, process.returncode, ranks)
 
 
-def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all its descendants: SIGTERM, then SIGKILL for what is left after `GRACE_S`."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
-    for child in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 def _command(folder: Path, world_size: int) -> list[str]:
     return [
         sys.executable, "-m", "bf16prof.measure.torchrun", str(folder / FAILURES),
@@ -105,7 +79,7 @@ def _command(folder: Path, world_size: int) -> list[str]:
 
 
 def _environment(world_size: int) -> dict[str, str]:
-    variables = {key: value for key, value in os.environ.items() if key not in UNWANTED_VARIABLES}
+    variables = {key: value for key, value in child_environment().items() if key not in UNWANTED_VARIABLES}
     threads = max(1, (os.cpu_count() or 1) // world_size)
     return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **variables}
 

@@ -2,7 +2,8 @@
 
 Ranks that compile on their own wait for each other on lock files that a killed build leaves behind for ever. Here one process compiles,
 under a file lock that the system releases when its holder dies, in a cache folder of our own (by versions, since DeepSpeed overwrites
-operators of other versions in a shared one), where a lock file that is still there can only be a dead one.
+operators of other versions in a shared one). Ranks take torch's lock files even to load what is compiled; so whoever finds itself the
+only user of our folder removes those that are there: they can only be dead ones.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
 from bf16prof.errors import InputError
-from bf16prof.measure.launcher import end_tree
 from bf16prof.measure.machine import package_version
-from bf16prof.measure.process import die_with_parent
+from bf16prof.processes import child_environment, die_with_parent, end_tree
 from bf16prof.records import Device
 
 CACHE_VARIABLE = "TORCH_EXTENSIONS_DIR"
@@ -31,21 +34,34 @@ SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
 
 
 def prepare(jobs: Sequence[Job]) -> None:
-    """Compile everything that these jobs need and set `TORCH_EXTENSIONS_DIR` for the ranks.
+    """Compile everything that these jobs need and set `TORCH_EXTENSIONS_DIR` (and `PATH`, if need be) for the ranks.
 
     Raises `InputError` with the compiler's last line when something does not compile.
     """
     folder = _cache_folder()
     os.environ[CACHE_VARIABLE] = str(folder)
+    if shutil.which("ninja") is None:  # torch runs it by name, and pip puts it where only an activated environment looks
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "bf16prof.lock"):
+        with extension_cache(), _locked(folder / "bf16prof.lock"):
             missing = [part for part in needed(jobs) if not _marker(folder, part).exists()]
             if missing:
-                _remove_stale_locks(folder)
                 _compile(missing, folder)
     except OSError as error:
         raise InputError(f"cannot write the extension cache {folder}: {error.strerror}", hint=f"set {CACHE_VARIABLE}") from error
+
+
+@contextlib.contextmanager
+def extension_cache() -> Iterator[None]:
+    """Use the extension cache; its only user first removes the lock files that killed processes have left in it."""
+    folder = _cache_folder()
+    with (folder / "users.lock").open("w") as handle:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_stale_locks(folder)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
 
 
 def needed(jobs: Sequence[Job]) -> list[str]:
@@ -84,7 +100,9 @@ def _compile(parts: Sequence[str], folder: Path) -> None:
     log = folder / "compile.log"
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "bf16prof.measure.prepare", str(folder), *parts]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=child_environment(), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
         try:
             code = process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -115,8 +133,9 @@ def _compile_part(part: str) -> None:
 
 
 def main() -> None:
-    """Compile the parts named on the command line and mark each as done."""
-    die_with_parent()
+    """Compile the parts named on the command line and mark each as done; compilers die with this process, and it with its parent."""
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    die_with_parent(signal.SIGTERM)
     folder, parts = Path(sys.argv[1]), sys.argv[2:]
     for part in parts:
         _compile_part(part)

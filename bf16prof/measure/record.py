@@ -30,7 +30,6 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
     components, items = _components(heaviest)
     phases = heaviest.training_phases()
     peak_phase = _peak_phase(phases)
-    complete = outcome.status is Status.FINISHED
     return MemoryRecord(
         source=Source.MEASURE,
         case=job.case,
@@ -56,8 +55,15 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
         power_w=heaviest.power_w,
         steps=steps,
         rank_allocated_bytes=tuple(rank.allocated_bytes for rank in ranks if rank.allocated_bytes is not None),
-        notes=() if complete else (f"partial: {outcome.status}: {outcome.message}",),
+        notes=_notes(outcome, steps),
     )
+
+
+def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
+    notes = [] if outcome.status is Status.FINISHED else [f"partial: {outcome.status}: {outcome.message}"]
+    if lost := [step.step + 1 for step in steps if step.loss is None]:
+        notes.append(f"the loss was not finite in {len(lost)} of {len(steps)} steps, first in step {lost[0]}")
+    return tuple(notes)
 
 
 def _components(rank: RankResult) -> tuple[dict[Component, int], tuple[Item, ...]]:
@@ -88,7 +94,7 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
     losses = [s.loss for s in all_ranks if s.loss is not None]
     return StepRecord(
         step=own.step,
-        loss=statistics.fmean(losses) if losses else None,
+        loss=statistics.fmean(losses) if len(losses) == len(all_ranks) else None,
         time_s=max(s.time_s for s in all_ranks if s.time_s is not None),
         allocated_bytes=own.allocated_bytes,
         phases=own.phases,

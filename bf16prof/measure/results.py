@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Case, Device, Item, Phase, PhaseMemory, StepRecord
+from bf16prof.cases import JobFile
+from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Device, Item, Phase, PhaseMemory, StepRecord
 from bf16prof.runs import Status, read, write_json
 
 
 @dataclass(frozen=True)
-class CaseSpec:
-    """What a worker is told: the case, the resolved profile, and how many steps to run. Read back strictly by every rank."""
+class RankTask:
+    """What every rank of a case is told: the job, and how many steps to run before and while measuring."""
 
     __pydantic_config__ = STRICT
 
-    case: Case
-    profile: dict[str, Any]
-    device: Device
+    job: JobFile
     warmup: int
     steps: int
     schema_version: int = SCHEMA_VERSION

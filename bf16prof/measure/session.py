@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bf16prof.cases import Job
+from bf16prof.cases import Job, JobFile
 from bf16prof.measure.launcher import SPEC, Outcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
-from bf16prof.measure.prepare import prepare
+from bf16prof.measure.prepare import extension_cache, prepare
 from bf16prof.measure.record import measured_record
-from bf16prof.measure.results import CaseSpec, RankResult
+from bf16prof.measure.results import RankResult, RankTask
 from bf16prof.records import MemoryRecord, as_json
 from bf16prof.runs import LOSSES, CaseStatus, Manifest, Run, Status, replace, save, write_json, write_text
 
@@ -95,8 +95,9 @@ def _begin(plan: Plan) -> Run:
 def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
     folder = plan.folder / job.case.label
     folder.mkdir()
-    write_json(folder / SPEC, CaseSpec(job.case, job.profile.model_dump(mode="json"), job.device, plan.warmup, plan.steps))
-    return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
+    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps))
+    with extension_cache():
+        return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
 
 
 def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:

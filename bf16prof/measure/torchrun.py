@@ -5,14 +5,16 @@ Run as `python -m bf16prof.measure.torchrun FAILURES.json TORCHRUN-ARGUMENTS...`
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bf16prof.measure.process import die_with_parent
+from bf16prof.measure.results import load_rank, rank_file
+from bf16prof.processes import die_with_parent
 from bf16prof.records import SCHEMA_VERSION, STRICT
-from bf16prof.runs import read, write_json
+from bf16prof.runs import Status, read, write_json
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class RankFailure:
     rank: int
     code: int
     time: int
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal killed it that was not torchrun's own."""
+        return self.code < 0 and self.code != -signal.SIGTERM
 
     @property
     def reason(self) -> str:
@@ -40,12 +47,21 @@ class _Failures:
 
 
 def load_failures(path: Path) -> list[RankFailure]:
-    """The failed ranks, the first to fail first; empty when there are none."""
+    """The failed ranks, the one that failed by itself first; empty when there are none.
+
+    torchrun's times are whole seconds, and when one rank fails the others lose their connection within milliseconds. So a rank that a
+    signal killed comes before all that raised, those in the order in which they wrote why, and last the ranks that torchrun ended.
+    """
     if not path.exists():
         return []
     found: _Failures = read(path, _Failures)
-    # Ranks that torchrun itself ended after the first failure carry its SIGTERM and a later time.
-    return sorted(found.failures, key=lambda f: (f.code == -signal.SIGTERM, f.time, f.rank))
+    return sorted(found.failures, key=lambda f: (not f.killed, _raised_at(path.parent, f.rank), f.code == -signal.SIGTERM, f.time, f.rank))
+
+
+def _raised_at(folder: Path, rank: int) -> float:
+    """When the rank wrote that it failed; infinity if it did not."""
+    result = load_rank(folder, rank)
+    return rank_file(folder, rank).stat().st_mtime if result is not None and result.status is Status.FAILED else math.inf
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """One rank of a measurement: builds the model and the engine from the case, trains, and writes what its probe saw.
 
-Started by `measure/launcher.py` as `python -m bf16prof.measure.worker SPEC FOLDER`; talks to nobody but through its result file.
+Started by `measure/launcher.py` as `python -m bf16prof.measure.worker TASK FOLDER`; talks to nobody but through its result file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import os
 import sys
 import time
@@ -15,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.measure.process import die_with_parent
-from bf16prof.measure.results import CaseSpec, RankResult, save_rank
-from bf16prof.profiles.recipes import find_recipe
-from bf16prof.profiles.schema import Profile
+from bf16prof.measure.results import RankResult, RankTask, save_rank
+from bf16prof.processes import die_with_parent
 from bf16prof.records import Component, Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, read
 
@@ -29,17 +28,17 @@ WRITE_EVERY_S = 1.0
 class Rank:
     """This process: its probe, its phase marks and its result so far."""
 
-    def __init__(self, spec: CaseSpec, folder: Path) -> None:
+    def __init__(self, task: RankTask, folder: Path) -> None:
         import torch
 
         from bf16prof.engine.phases import PhaseMarks
         from bf16prof.measure.probes import make_probe
 
-        self.spec, self.folder = spec, folder
+        self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        if spec.device is Device.GPU:
+        if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        self.probe = make_probe(spec.device)
+        self.probe = make_probe(self.job.device)
         self.marks = PhaseMarks(self.probe)
         self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)
         self._written = 0.0
@@ -72,16 +71,17 @@ class Rank:
 
         self.save()
         deepspeed.init_distributed()
-        job = _job(self.spec)
+        job = self.job
         self.marks.mark(Phase.INIT)
         engine = build_engine(job)
         gc.collect()
+        self.probe.settle()
         self.marks.mark(None)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
         self.save(parameters=parameters, init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
         loop = TrainingLoop(engine, job, _batches(job, self.rank, self.world_size, self.probe.device_type))
-        for index in range(self.spec.warmup + self.spec.steps):
+        for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop
 
@@ -89,14 +89,15 @@ class Rank:
         with _Timer(self.probe) as timer:
             loss = loop.step()
             self.probe.synchronize()
+        self.probe.settle()
         record = StepRecord(
             step=index,
-            loss=loss,
+            loss=loss if math.isfinite(loss) else None,
             time_s=timer.seconds,
             device_time_s=timer.device_seconds,
             allocated_bytes=self.probe.allocated_bytes(),
             phases=self.marks.take(),
-            warmup=index < self.spec.warmup,
+            warmup=index < self.task.warmup,
         )
         self.result = self.result.with_step(record)
         self.save(force=False, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
@@ -151,11 +152,6 @@ class _Timer:
             self._events.append(event)
 
 
-def _job(spec: CaseSpec) -> Job:
-    profile = Profile.model_validate(spec.profile)
-    return Job(spec.case, profile, find_recipe(spec.case.recipe), spec.device)
-
-
 def _batches(job: Job, rank: int, world_size: int, device_type: str) -> Any:
     """A function that gives the next batch: token ids and labels, int64 [micro_batch, sequence], on the device."""
     import torch
@@ -183,10 +179,9 @@ def _batches(job: Job, rank: int, world_size: int, device_type: str) -> Any:
 def main() -> None:
     """Run one rank; leave with 1 after writing why, if anything goes wrong."""
     die_with_parent()
-    spec_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     _log_to(folder / f"rank{os.environ['RANK']}.log")
-    spec: CaseSpec = read(spec_path, CaseSpec)
-    rank = Rank(spec, folder)
+    rank = Rank(read(task_path, RankTask), folder)
     try:
         rank.run()
     except BaseException as error:

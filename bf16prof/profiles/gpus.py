@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from bf16prof.errors import InputError
+from bf16prof.records import STRICT
 
 ALLOCATOR_BLOCK_BYTES = 512
 """`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it (c10/cuda/CUDACachingAllocator.h)."""
@@ -22,6 +23,8 @@ class Gpu:
     * `hbm_gb_per_s`, `link_gb_per_s`: memory bandwidth, and the bidirectional GPU-to-GPU link bandwidth, 1e9 byte/s.
     * `compute_capability`: CUDA's, e.g. (9, 0); it decides the size of PyTorch's cuBLAS workspace.
     """
+
+    __pydantic_config__ = STRICT
 
     id: str
     name: str

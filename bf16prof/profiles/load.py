@@ -104,7 +104,8 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     """One line for a validation error: where the value came from, its key, and what was expected."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    origin = next((o for k, o in origins.items() if k == key or k.startswith(key + ".")), default_origin)
+    documented = _documented(key)
+    origin = next((o for k, o in origins.items() if k == documented or k.startswith(documented + ".")), default_origin)
     if first["type"] == "extra_forbidden":
         reason = REASONS.get(key)
         return (

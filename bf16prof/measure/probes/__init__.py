@@ -41,6 +41,10 @@ class Probe(Protocol):
         """Free the workspaces that libraries (cuBLAS) hold inside the allocator; the bytes that this gave back. Call it last."""
         ...
 
+    def settle(self) -> None:
+        """Wait until memory that is free in principle is counted as free. Never inside a timed step."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
         ...

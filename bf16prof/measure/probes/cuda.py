@@ -50,6 +50,9 @@ class CudaProbe:
         torch._C._cuda_clearCublasWorkspaces()
         return before - torch.cuda.memory_allocated()
 
+    def settle(self) -> None:
+        """The caching allocator counts a block as free as soon as its tensor is gone."""
+
     def synchronize(self) -> None:
         """Wait for the device."""
         torch.cuda.synchronize()

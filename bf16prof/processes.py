@@ -1,0 +1,59 @@
+"""Processes of ours: they never outlive their parent, and they are ended as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+PARENT_VARIABLE = "BF16PROF_PARENT"
+"""The process id of whoever started this process, which may be dead before this process gets to ask."""
+
+GRACE_S = 3.0
+"""How long ranks get between SIGTERM and SIGKILL."""
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment for a child that calls `die_with_parent`."""
+    return {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+
+
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Ask Linux to kill this process when its parent dies, however the parent dies; a no-op elsewhere. The request survives exec."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = int(os.environ.get(PARENT_VARIABLE, os.getppid()))
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:  # it died before the request was in place
+        os._exit(1)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all its descendants: SIGTERM, then SIGKILL for what is left after `GRACE_S`."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(alive, timeout=GRACE_S)
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

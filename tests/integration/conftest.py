@@ -1,0 +1,39 @@
+"""Measurements that several tests look at are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import TEXT, Finished, inside, measure
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement that is over: how it ended and its run directory."""
+
+    finished: Finished
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured]:
+    """A function that measures as told, with a witness in every rank; the same words twice measure once."""
+    made: dict[tuple[str, ...], Measured] = {}
+
+    def get(*arguments: str) -> Measured:
+        if arguments not in made:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            made[arguments] = Measured(measure(folder, *arguments, env=inside("witness")), folder)
+        return made[arguments]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """One case, trained for some steps on the Python language reference, without any injection."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return Measured(measure(folder, "--zero", "2", "--recipe", "bf16-fp32-master", sets=TEXT, steps=40), folder)

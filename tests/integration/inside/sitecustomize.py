@@ -1,0 +1,47 @@
+"""First on PYTHONPATH of a measurement, this does in every rank what `INSIDE` says: nothing in bf16prof knows of it.
+
+witness    count all live tensors that Python's garbage collector knows and write them to `witness<RANK>.json` beside the rank's result;
+           this shares nothing with bf16prof's allocator and attribution
+raise      let rank 1 raise in its second step
+"""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def witness() -> None:
+    import torch
+
+    from bf16prof.engine import attribution
+
+    attribute = attribution.attribute
+
+    def witnessed(engine: Any, *arguments: Any) -> Any:
+        storages = [o.untyped_storage() for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu"]
+        unique = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        path = Path(sys.argv[2]) / f"witness{os.environ['RANK']}.json"
+        path.write_text(json.dumps({"live_bytes": sum(unique.values()), "wrapper": type(engine.optimizer).__name__}), encoding="utf-8")
+        return attribute(engine, *arguments)
+
+    attribution.attribute = witnessed  # type: ignore[assignment]
+
+
+def raise_in_rank_1() -> None:
+    from bf16prof.engine.training import TrainingLoop
+
+    step = TrainingLoop.step
+
+    def raising(loop: Any) -> float:
+        if loop.loss is not None and os.environ["RANK"] == "1":
+            raise ValueError("the test says so\nin two lines")
+        return step(loop)
+
+    TrainingLoop.step = raising  # type: ignore[method-assign, assignment]
+
+
+if "RANK" in os.environ:
+    {"witness": witness, "raise": raise_in_rank_1}[os.environ["INSIDE"]]()

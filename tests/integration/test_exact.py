@@ -1,0 +1,135 @@
+"""Real DeepSpeed ranks hold, to the byte, what the estimate says; and what they are said to hold is what their processes hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from conftest import Measured
+from harness import TINY, read_json
+
+from bf16prof.models.modules import build
+from bf16prof.profiles.load import load_profile, parse_set
+from bf16prof.profiles.schema import Profile
+
+pytestmark = pytest.mark.timeout(280)
+
+SET = "--set"
+OFFLOAD = ("--offload", "optimizer", SET, "optimizer.torch_adam=false")
+LLAMA = ("model.family=llama", "model.hidden_size=72", "model.num_heads=6", "model.num_kv_heads=2", "model.tie_embeddings=true")
+BF16, FULL = "bf16-fp32-master", "bf16-full"
+
+
+def sets(*values: str) -> tuple[str, ...]:
+    return tuple(word for value in values for word in (SET, value))
+
+
+UNEVEN = ("--zero", "1,2,3", "--recipe", f"{BF16},{FULL}")
+ACCUMULATING_GPT2 = ("--zero", "0", "--recipe", f"{BF16},fp32", "--gradient-accumulation-steps", "2", *sets("model.family=gpt2"))
+CHECKPOINTED_LLAMA = ("--zero", "3", "--recipe", "autocast-fp32,bf16-full-autocast", "--activation-checkpointing", *sets(*LLAMA))
+FP32_ACCUMULATION = (
+    "--zero", "1,2", "--recipe", BF16,
+    *sets(
+        "deepspeed.data_types.grad_accum_dtype=fp32",
+        "deepspeed.zero_optimization.round_robin_gradients=true",
+        "deepspeed.zero_optimization.parameter_alignment=true",
+    ),
+)  # fmt: skip
+THREE_RANKS = (
+    "--zero", "3", "--recipe", BF16, "--num-gpus", "3",
+    *sets("deepspeed.zero_optimization.sub_group_size=20011", "deepspeed.zero_optimization.stage3_model_persistence_threshold=500"),
+)  # fmt: skip
+LOW_PRECISION_HOST = ("--zero", "3", "--recipe", "bf16-master", *OFFLOAD)
+ACCUMULATING_HOST = ("--zero", "2", "--recipe", BF16, "--gradient-accumulation-steps", "2", *OFFLOAD)
+HOST_PARAMETERS = ("--zero", "3", "--recipe", BF16, "--offload", "optimizer+parameters")
+FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, *sets("optimizer.torch_adam=false"))
+
+CASES = [
+    *((UNEVEN, stage, recipe, wrapper) for stage, wrapper in (
+        (1, "DeepSpeedZeroOptimizer"), (2, "DeepSpeedZeroOptimizer"), (3, "DeepSpeedZeroOptimizer_Stage3"),
+    ) for recipe in (BF16, FULL)),
+    (ACCUMULATING_GPT2, 0, BF16, "FP16_UnfusedOptimizer"),
+    (ACCUMULATING_GPT2, 0, "fp32", "AdamW"),
+    (CHECKPOINTED_LLAMA, 3, "autocast-fp32", "DeepSpeedZeroOptimizer_Stage3"),
+    (CHECKPOINTED_LLAMA, 3, "bf16-full-autocast", "DeepSpeedZeroOptimizer_Stage3"),
+    (FP32_ACCUMULATION, 1, BF16, "BF16_Optimizer"),
+    (FP32_ACCUMULATION, 2, BF16, "DeepSpeedZeroOptimizer"),
+    (THREE_RANKS, 3, BF16, "DeepSpeedZeroOptimizer_Stage3"),
+    (LOW_PRECISION_HOST, 3, "bf16-master", "DeepSpeedZeroOptimizer_Stage3"),
+    (ACCUMULATING_HOST, 2, BF16, "DeepSpeedZeroOptimizer"),
+    (HOST_PARAMETERS, 3, BF16, "DeepSpeedZeroOptimizer_Stage3"),
+    (FUSED_ADAM, 0, BF16, "FP16_Optimizer"),
+    (FUSED_ADAM, 2, BF16, "DeepSpeedZeroOptimizer"),
+]  # fmt: skip
+NAMES = {
+    UNEVEN: "uneven", ACCUMULATING_GPT2: "gpt2-accumulating", CHECKPOINTED_LLAMA: "llama-checkpointed",
+    FP32_ACCUMULATION: "fp32-accumulation", THREE_RANKS: "three-ranks", LOW_PRECISION_HOST: "bf16-master-offloaded",
+    ACCUMULATING_HOST: "offloaded-accumulating", HOST_PARAMETERS: "parameters-offloaded", FUSED_ADAM: "fused-adam",
+}  # fmt: skip
+IDS = [f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe, _ in CASES]
+
+Measure = Callable[..., Measured]
+Run = tuple[str, ...]
+
+
+def profile(run: Run) -> Profile:
+    """The profile that a run's words stand for."""
+    values = [*TINY, *(value for word, value in pairwise(run) if word == SET)]
+    return load_profile("cpu-demo", [parse_set(value) for value in values]).profile
+
+
+@pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), CASES, ids=IDS)
+def test_every_byte_is_predicted_and_named(measured: Measure, run: Run, stage: int, recipe: str, wrapper: str) -> None:
+    done = measured(*run)
+    measurement, estimate = (done.finished.record(source, stage, recipe) for source in ("measure", "estimate"))
+
+    assert measurement["components"].get("other", 0) == 0
+    assert measurement["components"] == estimate["components"]
+    assert measurement["allocated_bytes"] == estimate["allocated_bytes"] == sum(measurement["components"].values())
+    assert measurement["allocated_bytes"] == max(measurement["rank_allocated_bytes"])
+    assert measurement["peak_allocated_bytes"] > measurement["allocated_bytes"]
+    assert measurement["run_peak_allocated_bytes"] >= max(phase["peak_bytes"] for phase in measurement["phases"].values())
+
+
+@pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), CASES, ids=IDS)
+def test_the_allocator_counts_the_live_tensors_of_each_rank(measured: Measure, run: Run, stage: int, recipe: str, wrapper: str) -> None:
+    done = measured(*run)
+    measurement = done.finished.record("measure", stage, recipe)
+    ranks = measurement["case"]["world_size"]
+    (case,) = done.folder.glob(f"zero{stage}-w{ranks}-{recipe}*")
+    witnesses = [read_json(case / f"witness{rank}.json") for rank in range(ranks)]
+
+    assert [witness["live_bytes"] for witness in witnesses] == measurement["rank_allocated_bytes"]
+    assert {witness["wrapper"] for witness in witnesses} == {wrapper}
+
+
+@pytest.mark.parametrize("run", NAMES, ids=NAMES.values())
+def test_parameters_are_those_of_the_torch_module(measured: Measure, run: Run) -> None:
+    module = build(profile(run).model, activation_checkpointing=False)
+    expected = sum(parameter.numel() for parameter in module.parameters())
+
+    assert {record["parameters"] for record in measured(*run).finished.document["records"]} == {expected}
+
+
+def test_steps_are_recorded_with_the_warm_up_marked(measured: Measure) -> None:
+    steps = measured(*UNEVEN).finished.record("measure", 3, FULL)["steps"]
+
+    assert [(step["step"], step["warmup"]) for step in steps] == [(0, True), (1, False), (2, False)]
+    assert all(step["time_s"] > 0 and set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
+
+
+def test_accumulation_keeps_one_step_of_three_phases(measured: Measure) -> None:
+    steps = measured(*ACCUMULATING_GPT2).finished.record("measure", 0, "fp32")["steps"]
+
+    assert len(steps) == 3
+    assert all(set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
+
+
+def test_checkpointing_keeps_fewer_activations(measured: Measure) -> None:
+    """The same llama without it: less is alive at the end of forward with it."""
+    with_it = measured(*CHECKPOINTED_LLAMA).finished.record("measure", 3, "bf16-full-autocast")
+    without = measured("--zero", "3", "--recipe", "bf16-full-autocast", *sets(*LLAMA)).finished.record("measure", 3, "bf16-full-autocast")
+
+    assert with_it["phases"]["forward"]["end_bytes"] < without["phases"]["forward"]["end_bytes"]
+    assert with_it["allocated_bytes"] == without["allocated_bytes"]

@@ -1,0 +1,236 @@
+"""What is imported when, and in which direction: heavy libraries late, and packages only from the floors below (architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bf16prof
+
+PACKAGE = Path(bf16prof.__file__).parent
+TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
+DRAWING = {"pandas", "plotly", "jinja2"}
+
+FLOORS: list[set[str]] = [
+    {"errors", "processes"},
+    {"records"},
+    {"profiles", "reconcile", "runs", "reports", "imports"},
+    {"models", "cases"},
+    {"engine", "estimate"},
+    {"simulate", "measure", "plan"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+"""Parts of the package from the ground up. A part imports from its own floor or from below."""
+
+STRANGERS = [
+    ("estimate", "measure"),
+    ("estimate", "simulate"),
+    ("reports", "measure"),
+    ("reports", "simulate"),
+    ("reports", "estimate"),
+    ("simulate", "measure"),
+    ("measure", "simulate"),
+    ("measure", "estimate"),
+    ("engine", "estimate"),
+    ("profiles", "reports"),
+    ("profiles", "runs"),
+    ("reconcile", "reports"),
+    ("reconcile", "runs"),
+    ("runs", "reports"),
+    ("models", "cases"),
+]
+"""Parts that could see each other by their floors and must not."""
+
+
+def after(program: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after running a program."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{program}\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}), file=sys.stderr)"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def running(*arguments: str) -> str:
+    """A program that runs the command line and survives its exit."""
+    return (
+        f"sys.argv = ['bf16prof', *{arguments!r}]\nfrom bf16prof.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("estimate", "--help"),
+        ("measure", "--help"),
+        ("estimate", "-p", "gpt2-xl"),
+        ("estimate", "-p", "gpt2-xl", "--json"),
+        ("profiles", "list"),
+        ("profiles", "show", "llama3-8b", "--resolved"),
+        ("recipes", "list"),
+        ("recipes", "show", "bf16-full"),
+    ],
+    ids=" ".join,
+)
+def test_commands_that_only_compute_load_no_heavy_library(arguments: tuple[str, ...]) -> None:
+    loaded = after(running(*arguments))
+
+    assert "bf16prof" in loaded
+    assert not loaded & (TRAINING | DRAWING), loaded & (TRAINING | DRAWING)
+
+
+def test_a_report_is_drawn_without_torch(tmp_path: Path) -> None:
+    import report_fixtures as fixtures
+
+    from bf16prof import runs
+
+    whole = fixtures.run()
+    runs.save(runs.Run(tmp_path, whole.manifest, whole.records))
+
+    loaded = after(running("report", str(tmp_path)))
+
+    assert not loaded & TRAINING
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_help_loads_neither_the_closed_form_nor_the_reports() -> None:
+    program = running("--help") + "\nassert not [m for m in sys.modules if m.startswith(('bf16prof.estimate.', 'bf16prof.reports.html'))]"
+
+    after(program)
+
+
+BLOCK = """
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "deepspeed", "transformers", "tokenizers"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def modules(part: str) -> list[str]:
+    """The dotted names of the modules of a part."""
+    path = PACKAGE / part
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    return [".".join(("bf16prof", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__") for file in files]
+
+
+@pytest.mark.parametrize("part", ["estimate", "reports", "profiles", "records", "reconcile", "runs", "cases", "models/shapes", "commands"])
+def test_a_part_imports_without_torch_and_deepspeed(part: str) -> None:
+    names = modules(part)
+    assert names
+
+    loaded = after(BLOCK + "\n".join(f"import {name}" for name in names))
+
+    assert not loaded & {"torch", "deepspeed"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("estimate", "-p", "gpt2-xl", "-o", "FOLDER/x.html", "-o", "FOLDER/x.csv", "-o", "FOLDER/x.md"), ("doctor",)],
+    ids=lambda a: a[0],
+)
+def test_commands_work_where_torch_and_deepspeed_are_not_installed(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    after(BLOCK + running(*(a.replace("FOLDER", str(tmp_path)) for a in arguments)))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import of bf16prof's own in a file, wherever it stands, those for type checkers only left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        node
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and ast.unparse(guard.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for node in ast.walk(guard)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            name = node.module or ""
+            yield from ((node.lineno, f"bf16prof.{alias.name}") for alias in node.names) if name == "bf16prof" else [(node.lineno, name)]
+
+
+def edges() -> Iterator[tuple[str, str, str]]:
+    """Every import from one part of the package to another: from, to, and where it stands."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE)
+        part = relative.parts[0].removesuffix(".py")
+        for line, name in imports(path):
+            if name.startswith("bf16prof."):
+                target = name.split(".")[1]
+                if target not in (part, "__version__") and part != "__init__":
+                    yield part, target, f"{relative}:{line}"
+
+
+def test_every_part_has_a_floor() -> None:
+    parts = {
+        path.stem for path in PACKAGE.iterdir() if (path.suffix == ".py" or (path / "__init__.py").is_file()) and path.stem != "__init__"
+    }
+
+    assert parts <= set().union(*FLOORS)
+
+
+def test_imports_go_downwards() -> None:
+    floor = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+
+    upwards = [f"{where}: {part} imports {target}" for part, target, where in edges() if floor[target] > floor[part]]
+
+    assert upwards == []
+
+
+def test_parts_that_must_not_know_each_other_do_not() -> None:
+    found = [f"{where}: {part} imports {target}" for part, target, where in edges() if (part, target) in STRANGERS]
+
+    assert found == []
+
+
+def test_the_graph_has_the_edges_that_the_house_is_built_on() -> None:
+    """So that an empty graph does not pass the tests above."""
+    graph = {(part, target) for part, target, _ in edges()}
+
+    assert {
+        ("commands", "estimate"),
+        ("commands", "measure"),
+        ("measure", "engine"),
+        ("engine", "profiles"),
+        ("reports", "records"),
+    } <= graph
+
+
+HEAVY = TRAINING | DRAWING | {"pynvml"}
+TORCH_CODE = ("models/modules/", "engine/training.py", "engine/attribution.py", "measure/probes/cuda.py", "simulate/")
+"""Files that are torch code from top to bottom: only ranks and the dry run import them."""
+
+
+def test_heavy_libraries_are_imported_inside_functions() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = str(path.relative_to(PACKAGE))
+        if relative.startswith(TORCH_CODE):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            found += [f"{relative}:{node.lineno}: {name}" for name in names if name.partition(".")[0] in HEAVY]
+
+    assert found == []

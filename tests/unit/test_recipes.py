@@ -1,0 +1,114 @@
+"""Precision recipes: all of them there, their bytes as their sources state them, and what they give DeepSpeed accepted by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bf16prof.errors import InputError, Refused
+from bf16prof.profiles.recipes import all_recipes, find_recipe, nearest, require_runnable, runnable_recipes
+from bf16prof.records import Component
+
+PRODUCT = (
+    "fp32", "bf16-fp32-master", "bf16-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "bf16-pure", "bf16-fp32-states",
+    "fp16-fp32-master", "nemo-bf16", "megatron-bf16", "collage-light", "collage-plus", "apex-o1", "apex-o2",
+    "bf16-stochastic-rounding", "bf16-kahan",
+)  # fmt: skip
+
+
+def test_every_recipe_that_was_promised_is_there_and_no_other() -> None:
+    assert set(all_recipes()) == set(PRODUCT)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "why"),
+    [
+        ("nemo-bf16", 2 + 2 + 4 + 8, "forum thread, approach 1: bf16 weights and gradients, fp32 master and optimizer state"),
+        ("megatron-bf16", 2 + 4 + 4 + 8, "Megatron-LM docs, distributed optimizer: 18 bytes without partitioning, fp32 main gradients"),
+        ("bf16-fp32-states", 2 + 2 + 8, "forum thread and Collage's D-MW: no master copy"),
+        ("bf16-pure", 2 + 2 + 4, "Collage, Table 2, option A: everything bf16"),
+        ("bf16-stochastic-rounding", 2 + 2 + 4, "as bf16-pure: rounding takes no memory"),
+        ("bf16-kahan", 2 + 2 + 4 + 2, "one bf16 compensation per parameter"),
+        ("collage-light", 10, "Collage, Table 2"),
+        ("collage-plus", 12, "Collage, Table 2"),
+        ("apex-o1", 4 + 4 + 8, "fp32 training with fp16 operators"),
+        ("bf16-fp32-master", 16, "ZeRO paper: 2 + 2 + 12"),
+        ("fp16-fp32-master", 16, "ZeRO paper: 2 + 2 + 12"),
+        ("bf16-full", 10, "published README, 12 with the master gradients that no step leaves behind"),
+        ("bf16-full-autocast", 10, "the same tensors as bf16-full"),
+        ("fp32", 4 + 4 + 4 + 8, "DeepSpeed keeps a master copy of fp32 parameters too (memory-model.md, section 1)"),
+    ],
+)
+def test_bytes_per_parameter_between_steps_are_those_of_the_source(recipe: str, size: int, why: str) -> None:
+    assert find_recipe(recipe).steady_bytes_per_parameter == size, why
+
+
+@pytest.mark.parametrize(("recipe", "total"), [("bf16-fp32-master", 20), ("bf16-full-autocast", 12)])
+def test_the_published_readme_counts_master_gradients_too(recipe: str, total: int) -> None:
+    """DeepSpeedExamples training/bf16_master_weight/README.md: 20 and 12 bytes per parameter in all."""
+    assert sum(find_recipe(recipe).bytes_per_parameter().values()) == total
+
+
+def test_the_published_readme_by_component() -> None:
+    baseline, low = (find_recipe(r).bytes_per_parameter() for r in ("bf16-fp32-master", "bf16-full"))
+
+    rows = [(baseline[c], low[c]) for c in ("parameters", "gradients", "master_parameters", "master_gradients", "momentum", "variance")]
+    assert rows == [(2, 2), (2, 2), (4, 2), (4, 2), (4, 2), (4, 2)]
+
+
+@pytest.mark.parametrize("recipe", all_recipes().values(), ids=lambda r: r.id)
+def test_a_recipe_either_runs_or_says_why_not_and_names_its_source(recipe: Any) -> None:
+    assert (recipe.deepspeed is None) == bool(recipe.not_run)
+    assert recipe.source
+    assert recipe.title
+    assert recipe.learning in ("fp32 master", "bf16 only", "stochastic rounding", "compensated")
+    assert set(recipe.dtypes.values()) | set(recipe.extra.values()) <= {"fp32", "bf16", "fp16", "none"}
+    assert recipe.dtypes[Component.PARAMETERS] != "none"
+
+
+@pytest.mark.parametrize("recipe", runnable_recipes().values(), ids=lambda r: r.id)
+def test_what_a_recipe_gives_deepspeed_is_accepted_by_its_own_models(recipe: Any) -> None:
+    """DeepSpeed's pydantic models forbid unknown keys, so a misspelt one fails here."""
+    from deepspeed.runtime.config import get_torch_autocast_dtype, get_torch_autocast_enabled
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+
+    blocks = dict(recipe.deepspeed)
+    bf16 = DeepSpeedBF16Config(**blocks.pop("bf16", {}))
+    fp16 = DeepSpeedFP16Config(**blocks.pop("fp16", {}))
+    enabled = get_torch_autocast_enabled(recipe.deepspeed)
+    dtype = get_torch_autocast_dtype(recipe.deepspeed)
+    blocks.pop("torch_autocast", None)
+
+    assert not blocks, "no other block belongs to a recipe"
+    assert recipe.dtypes[Component.PARAMETERS] == ("fp16" if fp16.enabled else "bf16" if bf16.enabled else "fp32")
+    assert recipe.dtypes[Component.MASTER_PARAMETERS] == ("bf16" if bf16.bf16_master_weights_and_grads else "fp32")
+    assert recipe.dtypes[Component.MOMENTUM] == ("bf16" if bf16.bf16_optimizer_states else "fp32")
+    assert (recipe.autocast != "none") == enabled
+    assert str(dtype) == {"bf16": "torch.bfloat16", "none": "None"}[recipe.autocast]
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown recipe 'bf17'") as caught:
+        find_recipe("bf17")
+
+    assert all(id_ in caught.value.hint for id_ in PRODUCT)
+
+
+@pytest.mark.parametrize("id_", sorted(set(PRODUCT) - set(runnable_recipes())))
+def test_a_recipe_that_nothing_runs_is_refused_with_the_nearest_that_run(id_: str) -> None:
+    with pytest.raises(Refused) as caught:
+        require_runnable(find_recipe(id_))
+
+    assert caught.value.exit_code == 2
+    assert find_recipe(id_).not_run in caught.value.message
+    offered = caught.value.hint.removeprefix("nearest that run: ").split(", ")
+    assert set(offered) <= set(runnable_recipes())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "closest"),
+    [("nemo-bf16", "bf16-fp32-master"), ("apex-o2", "fp16-fp32-master"), ("apex-o1", "fp32"), ("bf16-pure", "bf16-full")],
+)
+def test_the_nearest_recipe_is_the_one_a_person_would_name(recipe: str, closest: str) -> None:
+    assert nearest(find_recipe(recipe), list(runnable_recipes().values()))[0] == closest

@@ -1,0 +1,157 @@
+"""Predictions beside measurements: signed errors, what is missing, and the tolerance."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from bf16prof.errors import InputError, ToleranceExceeded
+from bf16prof.reconcile import Comparison, check_tolerance, reconcile
+from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, PhaseMemory, Source
+
+CASE = Case("p", 3, 4, "bf16-full")
+
+
+def record(source: Source, case: Case = CASE, /, **values: Any) -> MemoryRecord:
+    return MemoryRecord(source, case, values.pop("device", Device.GPU), 1000, **values)
+
+
+def found(records: list[MemoryRecord]) -> dict[str, Comparison]:
+    """Comparisons of one case by quantity."""
+    return {comparison.quantity: comparison for comparison in reconcile(records)}
+
+
+@pytest.mark.parametrize(("predicted", "error"), [(110, 0.1), (90, -0.1), (100, 0.0), (0, -1.0), (400, 3.0)])
+@pytest.mark.parametrize("reference", [Source.MEASURE, Source.IMPORT])
+@pytest.mark.parametrize("prediction", [Source.ESTIMATE, Source.SIMULATE])
+def test_errors_are_signed_and_relative_to_the_measurement(prediction: Source, reference: Source, predicted: int, error: float) -> None:
+    comparison = found([record(prediction, allocated_bytes=predicted), record(reference, allocated_bytes=100)])["allocated_bytes"]
+
+    assert comparison.values == {prediction: predicted, reference: 100}
+    assert comparison.errors == {prediction: pytest.approx(error)}
+
+
+def test_every_prediction_has_its_own_error() -> None:
+    sizes = {Source.ESTIMATE: 90, Source.SIMULATE: 101, Source.MEASURE: 100}
+
+    comparison = found([record(source, allocated_bytes=size) for source, size in sizes.items()])["allocated_bytes"]
+
+    assert comparison.errors == {Source.ESTIMATE: pytest.approx(-0.1), Source.SIMULATE: pytest.approx(0.01)}
+
+
+def test_our_own_measurement_is_the_reference_before_an_imported_one() -> None:
+    records = [record(s, allocated_bytes=b) for s, b in ((Source.IMPORT, 50), (Source.MEASURE, 100), (Source.ESTIMATE, 100))]
+
+    comparison = found(records)["allocated_bytes"]
+
+    assert comparison.errors == {Source.ESTIMATE: 0.0}
+    assert comparison.values[Source.IMPORT] == 50
+
+
+def test_a_measured_zero_has_no_relative_error() -> None:
+    comparisons = found(
+        [
+            record(Source.ESTIMATE, allocated_bytes=100, components={Component.PARAMETERS: 90, Component.OTHER: 10}),
+            record(Source.MEASURE, allocated_bytes=90, components={Component.PARAMETERS: 90, Component.OTHER: 0}),
+        ]
+    )
+
+    assert comparisons["components.other"].errors == {Source.ESTIMATE: None}
+    assert comparisons["components.parameters"].errors == {Source.ESTIMATE: 0.0}
+    assert "components.momentum" not in comparisons, "nobody has any"
+
+
+def test_predictions_without_a_measurement_stand_side_by_side() -> None:
+    comparison = found([record(Source.ESTIMATE, allocated_bytes=1), record(Source.SIMULATE, allocated_bytes=2)])["allocated_bytes"]
+
+    assert comparison.values == {Source.ESTIMATE: 1, Source.SIMULATE: 2}
+    assert comparison.errors == {Source.ESTIMATE: None, Source.SIMULATE: None}
+
+
+def test_what_one_source_does_not_know_is_not_compared() -> None:
+    comparisons = found([record(Source.ESTIMATE, allocated_bytes=100), record(Source.MEASURE, allocated_bytes=100, reserved_bytes=150)])
+
+    assert comparisons["reserved_bytes"].values == {Source.MEASURE: 150}
+    assert comparisons["reserved_bytes"].errors == {}
+    assert "peak_allocated_bytes" not in comparisons
+
+
+def test_what_the_measurement_does_not_know_leaves_the_prediction_without_an_error() -> None:
+    comparison = found([record(Source.SIMULATE, reserved_bytes=100), record(Source.MEASURE, allocated_bytes=1)])["reserved_bytes"]
+
+    assert comparison.errors == {Source.SIMULATE: None}
+
+
+def test_phases_are_compared_instant_by_instant() -> None:
+    comparisons = found(
+        [
+            record(Source.SIMULATE, phases={Phase.BACKWARD: PhaseMemory(120, 80), Phase.STEP: PhaseMemory(None, 50)}),
+            record(Source.MEASURE, phases={Phase.BACKWARD: PhaseMemory(100, 100), Phase.STEP: PhaseMemory(70, 50)}),
+        ]
+    )
+
+    assert comparisons["phases.backward.peak_bytes"].errors == {Source.SIMULATE: pytest.approx(0.2)}
+    assert comparisons["phases.backward.end_bytes"].errors == {Source.SIMULATE: pytest.approx(-0.2)}
+    assert comparisons["phases.step.end_bytes"].errors == {Source.SIMULATE: 0.0}
+    assert comparisons["phases.step.peak_bytes"].errors == {}
+
+
+@pytest.mark.parametrize("change", [{"zero_stage": 2}, {"world_size": 8}, {"recipe": "fp32"}, {"profile": "q"}])
+def test_different_cases_are_never_compared(change: dict[str, Any]) -> None:
+    other = dataclasses.replace(CASE, **change)
+
+    comparisons = reconcile([record(Source.ESTIMATE, allocated_bytes=1), record(Source.MEASURE, other, allocated_bytes=2)])
+
+    assert [(c.case, len(c.values)) for c in comparisons] == [(CASE, 1), (other, 1)]
+
+
+def test_a_prediction_for_a_gpu_is_not_compared_with_ranks_on_a_cpu() -> None:
+    comparisons = reconcile([record(Source.ESTIMATE, allocated_bytes=1), record(Source.MEASURE, device=Device.CPU, allocated_bytes=2)])
+
+    assert [c.errors for c in comparisons] == [{Source.ESTIMATE: None}, {}]
+
+
+def test_no_records_no_comparisons() -> None:
+    assert reconcile([]) == []
+
+
+@pytest.mark.parametrize("quantity", ["allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes"])
+@pytest.mark.parametrize("reference", [Source.MEASURE, Source.IMPORT])
+@pytest.mark.parametrize(("predicted", "ends"), [(1051, True), (949, True), (1050, False), (950, False), (1000, False)])
+def test_the_tolerance_holds_in_both_directions(quantity: str, reference: Source, predicted: int, ends: bool) -> None:
+    comparisons = reconcile([record(Source.ESTIMATE, **{quantity: predicted}), record(reference, **{quantity: 1000})])
+
+    if not ends:
+        check_tolerance(comparisons, 0.05)
+        return
+    with pytest.raises(ToleranceExceeded, match=f"estimate of {quantity} in zero3-w4-bf16-full is .5.10% off") as caught:
+        check_tolerance(comparisons, 0.05)
+    assert caught.value.exit_code == 4
+
+
+def test_the_worst_prediction_is_named_and_the_others_are_counted() -> None:
+    records = [
+        record(Source.ESTIMATE, allocated_bytes=110, reserved_bytes=50),
+        record(Source.SIMULATE, allocated_bytes=101, reserved_bytes=100),
+        record(Source.MEASURE, allocated_bytes=100, reserved_bytes=100),
+    ]
+
+    with pytest.raises(ToleranceExceeded, match=r"estimate of reserved_bytes .* -50.00% off, more than the 0.50%") as caught:
+        check_tolerance(reconcile(records), 0.005)
+
+    assert "3 of the compared quantities" in caught.value.hint
+
+
+@pytest.mark.parametrize("quantity", ["step_time_s", "device_bytes"])
+def test_other_quantities_do_not_count_for_the_tolerance(quantity: str) -> None:
+    exact = {"allocated_bytes": 7}
+    comparisons = reconcile([record(Source.ESTIMATE, **exact, **{quantity: 1}), record(Source.MEASURE, **exact, **{quantity: 1000})])
+
+    check_tolerance(comparisons, 0.0)
+
+
+def test_a_tolerance_without_a_measurement_is_bad_input() -> None:
+    with pytest.raises(InputError, match="no measurement"):
+        check_tolerance(reconcile([record(Source.ESTIMATE, allocated_bytes=1)]), 0.05)

@@ -1,0 +1,60 @@
+"""The textbook accountings against the tables that they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from published import rows
+
+from bf16prof.estimate.textbook import readme_bytes, textbook, zero_paper_bytes
+from bf16prof.profiles.recipes import find_recipe
+
+PAPER = rows("ZeRO Table 1", "model_states_per_gpu")
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda row: f"stage{row['zero_stage']}-dp{row['gpus']}")
+def test_the_zero_papers_table(row: dict[str, Any]) -> None:
+    """Rajbhandari et al., table 1, 7.5B column: gigabytes (1e9) with three significant digits."""
+    value = zero_paper_bytes(row["parameters"], row["zero_stage"], row["gpus"]) / 1e9
+
+    assert value == pytest.approx(row["value"], rel=0.005, abs=0.005)
+
+
+def test_the_zero_papers_table_is_whole() -> None:
+    assert {(row["zero_stage"], row["gpus"]) for row in PAPER} == {(s, g) for s in (1, 2, 3) for g in (1, 4, 16, 64, 256, 1024)}
+
+
+def test_without_zero_everything_is_on_every_gpu() -> None:
+    """Figure 1 of the paper: 7.5B parameters take (2 + 2 + 12) * 7.5e9 = 120 GB on each GPU, whatever their number."""
+    assert zero_paper_bytes(7.5e9, 0, 1) == zero_paper_bytes(7.5e9, 0, 64) == 120e9
+
+
+BASELINE, LOW = rows("seed README", "bytes_per_param_sum")
+
+
+@pytest.mark.parametrize(("recipe", "row"), [("bf16-fp32-master", BASELINE), ("bf16-full-autocast", LOW)])
+def test_the_published_readme(recipe: str, row: dict[str, Any]) -> None:
+    """Its memory breakdown: 20N bytes for the baseline, 12N in bf16 throughout, all of it partitioned at stage 3."""
+    parameters = row["parameters"]
+
+    assert readme_bytes(parameters, 3, row["gpus"], find_recipe(recipe)) == row["value"] * parameters / row["gpus"]
+    assert readme_bytes(parameters, 0, row["gpus"], find_recipe(recipe)) == row["value"] * parameters
+
+
+def test_both_accountings_side_by_side_for_the_published_run() -> None:
+    """16 * 6,858,007,633 / 4 = 27,432,030,532 and 20 * 6,858,007,633 / 4 = 34,290,038,165 bytes."""
+    accounts = textbook(6_858_007_633, 3, 4, find_recipe("bf16-fp32-master"))
+
+    assert accounts == {"ZeRO paper": 27_432_030_532, "example README": 34_290_038_165}
+
+
+def test_stages_1_and_2_of_a_low_precision_recipe() -> None:
+    """bf16-full on 4 GPUs, 1,000 parameters. Stage 1: 2 + 2 + 6/4 = 5.5 bytes; stage 2: 2 + (2 + 6)/4 = 4 bytes per parameter.
+
+    With master gradients (README): 2 + 2 + 8/4 = 6 and 2 + (2 + 8)/4 = 4.5.
+    """
+    recipe = find_recipe("bf16-full")
+
+    assert textbook(1000, 1, 4, recipe) == {"ZeRO paper": 5500, "example README": 6000}
+    assert textbook(1000, 2, 4, recipe) == {"ZeRO paper": 4000, "example README": 4500}
