@@ -19,6 +19,7 @@ from bf16prof.commands.estimate import estimate
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.report import report
+from bf16prof.commands.simulate import simulate
 from bf16prof.errors import Bf16profError
 
 INTERRUPTED = 130
@@ -45,6 +46,12 @@ app.command(
         "bf16prof measure --profile cpu-demo", "bf16prof measure --profile my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%"
     )
 )(measure)
+app.command(
+    epilog=examples(
+        "bf16prof simulate --profile deepspeed-bf16-example --zero 3 --gpus 4",
+        "bf16prof simulate --profile llama3-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100-80gb --json",
+    )
+)(simulate)
 app.command(epilog=examples("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report RUN1 RUN2 -o both.html"))(report)
 app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
 app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))

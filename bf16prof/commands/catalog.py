@@ -45,15 +45,7 @@ def show_profile(
     json_: o.JsonOption = False,
 ) -> None:
     """One profile: what it sets, or with --resolved every value and where it comes from."""
-    found = o.resolve_profile(
-        name,
-        set_,
-        context,
-        sequence_length=sequence_length,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        activation_checkpointing=activation_checkpointing,
-    )
+    found = o.resolve_profile(context, name)
     parameters = sum(s.numel for s in inventory(found.profile.model))
     values = _flatten(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
     if json_:

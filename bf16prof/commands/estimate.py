@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from bf16prof.cases import Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, prediction_run, print_json, write_files
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 
-DEFAULT_GPU = "h100-80gb"
 FEW_CASES = 12
 """Up to this many cases the textbook accountings are shown beside ours; more would drown the grid (`-v` shows them all)."""
 
@@ -21,14 +18,10 @@ def estimate(
     context: typer.Context,
     profile: o.ProfileOption = "deepspeed-bf16-example",
     zero: o.ZeroOption = "0,1,2,3",
-    gpus: Annotated[
-        str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=o.SELECT)
-    ] = "1,2,4,8,16,32,64,128",
+    gpus: o.GpusOption = "1,2,4,8,16,32,64,128",
     recipe: o.RecipeOption = "",
-    gpu: Annotated[str, typer.Option("--gpu", envvar="BF16PROF_GPU", help="The GPU to fit.", rich_help_panel=o.SELECT)] = DEFAULT_GPU,
-    device: Annotated[
-        Device, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=o.SELECT)
-    ] = Device.GPU,
+    gpu: o.GpuOption = o.DEFAULT_GPU,
+    device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
@@ -46,16 +39,8 @@ def estimate(
     from bf16prof.estimate.textbook import textbook
 
     check_files(output, force)
-    resolved = o.resolve_profile(
-        profile,
-        set_,
-        context,
-        sequence_length=sequence_length,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        activation_checkpointing=activation_checkpointing,
-    )
-    target = o.chosen_gpu(gpu) if device is Device.GPU else None
+    resolved = o.resolve_profile(context, profile)
+    target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = o.select(resolved, zero=zero, gpus=gpus, recipe=recipe, offload=offload, device=device, gpu=target)
     records = [predict(job) for job in jobs]
     accounts = {

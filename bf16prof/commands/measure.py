@@ -42,6 +42,7 @@ def measure(
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-d", help="The run directory; runs/TIME-PROFILE if not given.", rich_help_panel=o.OUTPUT)
     ] = None,
@@ -56,23 +57,17 @@ def measure(
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
+    from bf16prof.commands.progress import ProgressWatcher, simulation_progress
     from bf16prof.estimate.predict import predict
     from bf16prof.measure.accelerator import require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
+    from bf16prof.simulate.runner import simulate as dry_run
 
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
-    resolved = o.resolve_profile(
-        profile,
-        set_,
-        context,
-        sequence_length=sequence_length,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        activation_checkpointing=activation_checkpointing,
-    )
+    resolved = o.resolve_profile(context, profile)
     validate_spec(resolved.profile.workload.data, readable=True)
     torch = require_torch()
     jobs, refused = o.select(
@@ -83,8 +78,12 @@ def measure(
     name = resolved.profile.name
     folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(name)}"
     create(folder, force=force)
-    with _watcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predict(job) for job in jobs), folder, warmup, steps, timeout), watcher)
+    predictions = [predict(job) for job in jobs]
+    if simulate:
+        with simulation_progress(len(jobs), quiet) as on_done:
+            predictions += dry_run(jobs, on_done)
+    with ProgressWatcher(len(jobs), quiet) as watcher:
+        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)
     comparisons = reconcile(run.records)
     _write_report(run)
     more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
@@ -115,12 +114,6 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
         return None
     found = torch.gpus[0]
     return Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
-
-
-def _watcher(cases: int, quiet: bool) -> Any:
-    from bf16prof.commands.progress import ProgressWatcher
-
-    return ProgressWatcher(cases, quiet)
 
 
 def _write_report(run: Run) -> None:

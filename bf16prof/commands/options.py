@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from bf16prof.cases import Job, Refusal, Selection, expand
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
-from bf16prof.profiles.gpus import Gpu, find_gpu
+from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.records import Device, Offload
 
@@ -33,6 +32,12 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b; all that fit if not given.", rich_help_panel=SELECT
     ),
+]
+DEFAULT_GPU = "h100-80gb"
+GpusOption = Annotated[str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=SELECT)]
+GpuOption = Annotated[str, typer.Option("--gpu", envvar="BF16PROF_GPU", help="The GPU to fit.", rich_help_panel=SELECT)]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=SELECT)
 ]
 OffloadOption = Annotated[
     Offload | None,
@@ -79,28 +84,15 @@ TolerateOption = Annotated[
     typer.Option("--fail-over", metavar="5%", help="Leave with 4 if a memory prediction misses by more.", rich_help_panel=OUTPUT),
 ]
 
-T = TypeVar("T")
+WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing")
+"""Flags that stand for keys of the profile's `[workload]`."""
 
 
-def resolve_profile(
-    name: str,
-    sets: Sequence[str] | None,
-    context: typer.Context,
-    *,
-    sequence_length: int | None = None,
-    micro_batch_size: int | None = None,
-    gradient_accumulation_steps: int | None = None,
-    activation_checkpointing: bool | None = None,
-) -> Resolved:
-    """The profile with the flags (and the variables that stand for flags) laid over it."""
-    flags = {
-        "sequence_length": sequence_length,
-        "micro_batch_size": micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "activation_checkpointing": activation_checkpointing,
-    }
-    overrides = [parse_set(text) for text in sets or ()]
-    overrides += [Override(f"workload.{key}", value, _origin(context, key)) for key, value in flags.items() if value is not None]
+def resolve_profile(context: typer.Context, name: str) -> Resolved:
+    """The profile with the command's `--set` and workload flags (and the variables that stand for flags) laid over it."""
+    given = context.params
+    overrides = [parse_set(text) for text in given["set_"] or ()]
+    overrides += [Override(f"workload.{key}", given[key], _origin(context, key)) for key in WORKLOAD_FLAGS if given[key] is not None]
     return load_profile(name, overrides)
 
 
@@ -128,11 +120,6 @@ def select(
         possible = {job.case.recipe for job in admitted}
         refused = [r for r in refused if r.case.recipe in possible]
     return admitted, refused
-
-
-def chosen_gpu(name: str) -> Gpu:
-    """The GPU of that id."""
-    return find_gpu(name)
 
 
 def numbers(flag: str, text: str) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import typer
@@ -76,3 +78,16 @@ class ProgressWatcher(Watcher):
             self._progress.console.print(inert(text, None), markup=False, highlight=False)
         else:
             typer.echo(inert(text, None), err=True)
+
+
+@contextlib.contextmanager
+def simulation_progress(jobs: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of the dry runs that are done, where stderr is a terminal; a function that is told how many are."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from bf16prof.reports.console import make_console
+
+    columns = (TextColumn("dry runs"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=make_console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("", total=jobs)
+        yield lambda done: progress.update(task, completed=done)

@@ -59,11 +59,16 @@ def ask_torch() -> TorchAnswer | str:
     return TorchAnswer(answer["cuda"], tuple(TorchGpu(name, total, (major, minor)) for name, total, major, minor in answer["gpus"]))
 
 
-def require_torch() -> TorchAnswer:
-    """What torch says; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
+def require_packages(purpose: str) -> None:
+    """Raise `InputError` with a hint unless torch and DeepSpeed are installed."""
     for package in ("torch", "deepspeed"):
         if package_version(package) is None:
-            raise InputError(f"measuring needs {package}, which is not installed", hint="pip install 'bf16prof[train]'")
+            raise InputError(f"{purpose} needs {package}, which is not installed", hint="pip install 'bf16prof[train]'")
+
+
+def require_torch() -> TorchAnswer:
+    """What torch says; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
+    require_packages("measuring")
     answer = ask_torch()
     if isinstance(answer, str):
         raise InputError(f"torch does not work: {answer}", hint="bf16prof doctor says what this machine can do")

@@ -64,8 +64,8 @@ class CaseView:
 
     @property
     def main(self) -> MemoryRecord:
-        """The record to show when there is room for one: the reference, else the first prediction."""
-        return self.reference or next(iter(self.records.values()))
+        """The record to show when there is room for one: the reference, else the dry run, which knows the peaks, else the estimate."""
+        return self.reference or self.records.get(Source.SIMULATE) or next(iter(self.records.values()))
 
     def line(self, quantity: str) -> Line | None:
         """One quantity side by side, or None when no source knows it."""

@@ -87,7 +87,9 @@ FLAGS = {
     "estimate": SELECTORS | OVERRIDES | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
     "measure": SELECTORS | OVERRIDES | OUTPUT | {
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
+        "--simulate",
     },
+    "simulate": SELECTORS | OVERRIDES | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
     "report": OUTPUT | {"--open", "--fail-over", "runs"},
     "doctor": {"--json"},
     "profiles list": {"--json"},

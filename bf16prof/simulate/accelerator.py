@@ -1,0 +1,191 @@
+"""The accelerator that DeepSpeed is told it runs on: a GPU as far as its decisions go (streams, overlap, prefetch, pinned host memory, the
+memory that is left), a second CPU device as far as PyTorch goes (`tracker.GPU`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+from bf16prof.simulate.tracker import GPU, HOST, Tracker
+
+
+class GpuStream:
+    """A CUDA stream, as far as DeepSpeed uses one."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def wait_stream(self, _: GpuStream) -> None:
+        """Order work after another stream's."""
+
+    def wait_event(self, _: GpuEvent) -> None:
+        """Order work after an event."""
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+
+    def record_event(self, event: GpuEvent | None = None) -> GpuEvent:
+        """An event at this point of the stream."""
+        return event or GpuEvent()
+
+
+class GpuEvent:
+    """A CUDA event; everything has happened already."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def record(self, _: GpuStream | None = None) -> None:
+        """Mark a point of a stream."""
+
+    def wait(self, _: GpuStream | None = None) -> None:
+        """Order work after this event."""
+
+    def query(self) -> bool:
+        """Whether it has happened."""
+        return True
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+
+    def elapsed_time(self, _: GpuEvent) -> float:
+        """Milliseconds between two events."""
+        return 0.0
+
+
+class StubOperators:
+    """DeepSpeed's compiled operators work in place on memory that fake tensors do not have; all of them allocate nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+class StubBuilder:
+    """Builds `StubOperators` in place of compiled ones."""
+
+    NAME = name = "bf16prof_stub"
+
+    def load(self, *_: Any, **__: Any) -> StubOperators:
+        """The operators."""
+        return StubOperators()
+
+    def is_compatible(self, *_: Any, **__: Any) -> bool:
+        """They always are."""
+        return True
+
+
+class _Simulated(CPU_Accelerator):  # type: ignore[misc]
+    """What both simulated devices share: operators that are not compiled."""
+
+    def create_op_builder(self, class_name: str) -> StubBuilder | None:
+        """A builder of operators that do nothing; none for the shared-memory collectives, without which DeepSpeed asks PyTorch's."""
+        return None if class_name == "ShareMemCommBuilder" else StubBuilder()
+
+    def get_op_builder(self, class_name: str) -> type[StubBuilder]:
+        """The class of that builder."""
+        return StubBuilder
+
+
+class SimulatedCpu(_Simulated):
+    """A gloo rank on CPU, as `measure` runs it where there is no GPU."""
+
+
+class SimulatedGpu(_Simulated):
+    """A GPU of a given size. What DeepSpeed's CUDA accelerator asks of the driver is answered from the tracker."""
+
+    def __init__(self, tracker: Tracker, memory_bytes: int) -> None:
+        super().__init__()
+        self._name = str(GPU)
+        self._tracker = tracker
+        self._memory_bytes = memory_bytes
+        self._stream = GpuStream()
+
+    def is_synchronized_device(self) -> bool:
+        """GPUs run behind the host."""
+        return False
+
+    def device_name(self, device_index: int | None = None) -> str:
+        """The simulated GPU, whichever index is asked for."""
+        return str(GPU)
+
+    def device(self, device_index: int | None = None) -> torch.device:
+        """The simulated GPU."""
+        return GPU
+
+    def current_device(self) -> int:
+        """Its index."""
+        return 0
+
+    def current_device_name(self) -> str:
+        """Its name."""
+        return str(GPU)
+
+    def is_fp16_supported(self) -> bool:
+        """GPUs with bf16 have fp16 as well."""
+        return True
+
+    def on_accelerator(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is on the simulated GPU."""
+        return tensor.device == GPU
+
+    @property
+    def Stream(self) -> type[GpuStream]:
+        """The class of streams."""
+        return GpuStream
+
+    @contextlib.contextmanager
+    def stream(self, _: GpuStream) -> Iterator[None]:
+        """Work of this block is on that stream."""
+        yield
+
+    def current_stream(self, device_index: int | None = None) -> GpuStream:
+        """The stream in use."""
+        return self._stream
+
+    default_stream = current_stream
+
+    @property
+    def Event(self) -> type[GpuEvent]:
+        """The class of events."""
+        return GpuEvent
+
+    def memory_allocated(self, device_index: int | None = None) -> int:
+        """Bytes in live tensors."""
+        return self._tracker.device.current
+
+    max_memory_allocated = memory_reserved = max_memory_reserved = memory_cached = max_memory_cached = memory_allocated
+
+    def total_memory(self, device_index: int | None = None) -> int:
+        """The GPU's memory."""
+        return self._memory_bytes
+
+    def available_memory(self, device_index: int | None = None) -> int:
+        """What is left of it."""
+        return self._memory_bytes - self._tracker.device.current
+
+    def pin_memory(self, tensor: torch.Tensor, make_copy: bool = True, match_shape: bool = True) -> torch.Tensor:
+        """Pinned memory is a new allocation on the host."""
+        return torch.empty_like(tensor, device=HOST)
+
+    _torch_pin_memory = pin_memory
+
+
+def _legacy(dtype: torch.dtype) -> property:
+    """`torch.cuda.FloatTensor` and its kin: tensors on the GPU from values."""
+    return property(lambda self: lambda data: torch.tensor(data, dtype=dtype, device=GPU))
+
+
+for _name, _dtype in {
+    "BFloat16Tensor": torch.bfloat16,
+    "ByteTensor": torch.uint8,
+    "DoubleTensor": torch.float64,
+    "FloatTensor": torch.float32,
+    "HalfTensor": torch.float16,
+    "IntTensor": torch.int32,
+    "LongTensor": torch.int64,
+}.items():
+    setattr(SimulatedGpu, _name, _legacy(_dtype))

@@ -1,0 +1,115 @@
+"""What must be replaced in PyTorch and DeepSpeed so that the real engine runs on fake tensors, each with its reason.
+
+Everything is put back when the world is left. Nothing here changes what DeepSpeed allocates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from bf16prof.simulate.accelerator import StubBuilder
+from bf16prof.simulate.tracker import GPU
+
+_DATA: Any = torch.Tensor.data
+
+RNG_STATE_BYTES = torch.get_rng_state().numel()
+
+RANK_COMPARISONS = ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks")
+"""ZeRO-3's checks that all ranks agree compare what other ranks sent; a fake process group delivers nothing."""
+
+COMPILED_OPTIMIZERS = {"deepspeed.ops.adam.fused_adam": "FusedAdamBuilder", "deepspeed.ops.adam.cpu_adam": "CPUAdamBuilder"}
+
+COMPARING_MODULES = tuple(
+    f"deepspeed.runtime.zero.{name}"
+    for name in ("utils", "partition_parameters", "partitioned_param_coordinator", "parameter_offload", "stage3")
+)
+
+
+@contextlib.contextmanager
+def shims(autocast_device: str) -> Iterator[None]:
+    """Replace, and put back at the end. `autocast_device` is what `torch.autocast` is to take for the simulated device."""
+    with contextlib.ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: Any, *, create: bool = False) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value, create=create))
+
+        # `nn.Module.to` swaps fake parameters for new objects, which fails where something holds a weak reference to one; the plain way,
+        # which real tensors take, works on fake ones as well.
+        replace(nn.Module, "_apply", _apply)
+        # `parameter.data = tensor` moves a real parameter to the tensor's device; a fake one has to be told.
+        replace(FakeTensor, "data", property(_DATA.__get__, _set_data), create=True)
+        # The random generator's state is read and written as raw memory, which fake tensors do not have. Checkpointing keeps one per layer.
+        for owner in (torch, torch.random):
+            replace(owner, "get_rng_state", lambda: torch.empty(RNG_STATE_BYTES, dtype=torch.uint8))
+            replace(owner, "set_rng_state", lambda state: None)
+        # A fake tensor made from values remembers them as a real tensor on the host, wherever it was asked for.
+        replace(torch, "tensor", _tensor)
+        # Streams of the simulated GPU are not PyTorch's.
+        replace(FakeTensor, "record_stream", lambda self, stream: None, create=True)
+        replace(torch.amp.autocast_mode, "autocast", torch.amp.autocast_mode.autocast)
+        replace(torch, "autocast", _autocast(autocast_device))
+        # DeepSpeed's compiled optimizers read memory; their Python halves, which allocate the states, stay.
+        for module, builder in COMPILED_OPTIMIZERS.items():
+            replace(importlib.import_module(module), builder, StubBuilder)
+        for module in COMPARING_MODULES:
+            loaded = importlib.import_module(module)
+            for name in RANK_COMPARISONS:
+                if hasattr(loaded, name):
+                    replace(loaded, name, lambda *_, **__: None)
+        yield
+
+
+def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+    """`nn.Module._apply` as it treats parameters whose type does not change."""
+    if recurse:
+        for child in self.children():
+            child._apply(fn)  # type: ignore[no-untyped-call]
+    for parameter in self._parameters.values():
+        if parameter is not None:
+            with torch.no_grad():
+                parameter.data = fn(parameter.data)
+            if parameter.grad is not None:
+                parameter.grad.data = fn(parameter.grad.data)
+    for name, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[name] = fn(buffer)
+    return self
+
+
+_REAL_TENSOR = torch.tensor
+
+
+def _tensor(data: Any, *, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    """`torch.tensor`, without the values where the simulated GPU is asked for."""
+    if device is None or torch.device(device) != GPU:
+        return _REAL_TENSOR(data, device=device, **kwargs)
+    with _disable_current_modes():
+        shape = _REAL_TENSOR(data, **kwargs)
+    return torch.empty(shape.shape, dtype=shape.dtype, device=GPU, requires_grad=shape.requires_grad)
+
+
+def _set_data(self: FakeTensor, value: torch.Tensor) -> None:
+    _DATA.__set__(self, value)
+    if isinstance(value, FakeTensor):
+        self.fake_device = value.fake_device
+
+
+def _autocast(device_type: str) -> Any:
+    """`torch.autocast` for the simulated device, under whichever name it is asked for."""
+    real = torch.autocast
+
+    class Autocast(real):  # type: ignore[misc, valid-type]
+        def __init__(self, device_type_: str = "", *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("device_type", None)
+            super().__init__(device_type, *args, **kwargs)
+
+    return Autocast
