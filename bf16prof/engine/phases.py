@@ -25,15 +25,22 @@ class PhaseMeter(Protocol):
 
 
 class PhaseMarks:
-    """Collects the peak and the end of each phase; phases that come several times in a step keep the highest peak and the last end."""
+    """Collects the peak and the end of each phase; phases that come several times in a step keep the highest peak and the last end.
 
-    def __init__(self, meter: PhaseMeter) -> None:
+    `settle`, where there is one, is called before every reading: it waits until what is free is counted as free. Time that is measured
+    must not contain such waits, so it is unset for timed steps.
+    """
+
+    def __init__(self, meter: PhaseMeter, settle: Callable[[], None] | None = None) -> None:
+        self.settle = settle
         self._meter = meter
         self._open: Phase | None = None
         self._done: dict[Phase, PhaseMemory] = {}
 
     def mark(self, phase: Phase | None) -> None:
         """Close the open phase and open this one (`None`: open none)."""
+        if self.settle is not None:
+            self.settle()
         peak, end = self._meter.take_phase_peak(), self._meter.allocated_bytes()
         if self._open is not None:
             before = self._done.get(self._open, PhaseMemory())

@@ -57,9 +57,15 @@ class RankResult:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def training_phases(self) -> dict[Phase, PhaseMemory]:
-        """Init, and over all steps the highest peak and the last end of each phase."""
+        """Init, and of each phase the highest peak and the last end of the warm-up steps.
+
+        In these memory settles at every mark (see `worker.py`). In timed steps it does not, and gloo's threads may hold a bucket into
+        the next phase: that is in `steps` and in the run's peak, and says nothing of the job. The first step of all is not like the
+        others, so with fewer than two warm-up steps all steps count.
+        """
+        settled = [step for step in self.steps if step.warmup]
         phases = {Phase.INIT: self.init}
-        for step in self.steps:
+        for step in settled if len(settled) > 1 else self.steps:
             for phase, memory in step.phases.items():
                 before = phases.get(phase, PhaseMemory())
                 phases[phase] = PhaseMemory(max(memory.peak_bytes or 0, before.peak_bytes or 0), memory.end_bytes)

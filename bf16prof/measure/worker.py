@@ -39,7 +39,7 @@ class Rank:
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         self.probe = make_probe(self.job.device)
-        self.marks = PhaseMarks(self.probe)
+        self.marks = PhaseMarks(self.probe, self.probe.settle)
         self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)
         self._written = 0.0
 
@@ -75,7 +75,6 @@ class Rank:
         self.marks.mark(Phase.INIT)
         engine = build_engine(job)
         gc.collect()
-        self.probe.settle()
         self.marks.mark(None)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
         self.save(parameters=parameters, init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
@@ -86,6 +85,7 @@ class Rank:
         return engine, loop
 
     def _step(self, loop: Any, index: int) -> None:
+        self.marks.settle = self.probe.settle if index < self.task.warmup else None
         with _Timer(self.probe) as timer:
             loss = loop.step()
             self.probe.synchronize()

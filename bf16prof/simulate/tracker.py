@@ -25,6 +25,8 @@ from bf16prof.records import Device
 CPU_SCRATCH: dict[Any, Callable[..., int]] = {
     # gloo's reduce-scatter works on a clone of its input (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp).
     torch.ops.c10d._reduce_scatter_base_.default: lambda output, source, *_: source.untyped_storage().nbytes(),
+    # gloo's all-gather receives into a flat tensor of its own (AsyncAllgatherWork).
+    torch.ops.c10d._allgather_base_.default: lambda output, *_: output.untyped_storage().nbytes(),
 }
 """What kernels on the CPU allocate while they run, beyond their outputs, in bytes by operator."""
 

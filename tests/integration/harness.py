@@ -104,7 +104,7 @@ def measure_arguments(folder: Path, *arguments: str, sets: Sequence[str] = TINY,
     """The arguments of `bf16prof measure` for a small model into that folder."""
     return [
         "measure", *(word for value in sets for word in ("--set", value)),
-        "--warmup", "1", "--steps", str(steps), "--timeout", "120", "--output-dir", str(folder), *arguments,
+        "--warmup", "2", "--steps", str(steps), "--timeout", "120", "--output-dir", str(folder), *arguments,
     ]  # fmt: skip
 
 
