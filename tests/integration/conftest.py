@@ -26,7 +26,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured
     def get(*arguments: str) -> Measured:
         if arguments not in made:
             folder = tmp_path_factory.mktemp("runs") / "run"
-            made[arguments] = Measured(measure(folder, *arguments, env=inside("witness")), folder)
+            made[arguments] = Measured(measure(folder, *arguments, warmup=2, steps=1, env=inside("witness")), folder)
         return made[arguments]
 
     return get

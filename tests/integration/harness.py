@@ -100,17 +100,19 @@ def bf16prof(*arguments: str, env: Mapping[str, str] | None = None) -> Finished:
     return finish(start(*arguments, env=env))
 
 
-def measure_arguments(folder: Path, *arguments: str, sets: Sequence[str] = TINY, steps: int = 2) -> list[str]:
+def measure_arguments(folder: Path, *arguments: str, sets: Sequence[str] = TINY, warmup: int = 1, steps: int = 2) -> list[str]:
     """The arguments of `bf16prof measure` for a small model into that folder."""
     return [
         "measure", *(word for value in sets for word in ("--set", value)),
-        "--warmup", "2", "--steps", str(steps), "--timeout", "120", "--output-dir", str(folder), *arguments,
+        "--warmup", str(warmup), "--steps", str(steps), "--timeout", "120", "--output-dir", str(folder), *arguments,
     ]  # fmt: skip
 
 
-def measure(folder: Path, *arguments: str, sets: Sequence[str] = TINY, steps: int = 2, env: Mapping[str, str] | None = None) -> Finished:
+def measure(
+    folder: Path, *arguments: str, sets: Sequence[str] = TINY, warmup: int = 1, steps: int = 2, env: Mapping[str, str] | None = None
+) -> Finished:
     """Run `bf16prof measure --json` for a small model to its end."""
-    return bf16prof(*measure_arguments(folder, "--json", *arguments, sets=sets, steps=steps), env=env)
+    return bf16prof(*measure_arguments(folder, "--json", *arguments, sets=sets, warmup=warmup, steps=steps), env=env)
 
 
 def end(process: subprocess.Popen[str]) -> None:
