@@ -77,11 +77,11 @@ def measure(
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = resolved.profile.name
     folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(name)}"
-    create(folder, force=force)
     predictions = [predict(job) for job in jobs]
     if simulate:
         with simulation_progress(len(jobs), quiet) as on_done:
             predictions += dry_run(jobs, on_done)
+    create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
         run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)
     comparisons = reconcile(run.records)

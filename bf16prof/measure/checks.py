@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bf16prof.measure.accelerator import TorchAnswer, ask_torch, run
 from bf16prof.measure.machine import package_version, version_tuple
+from bf16prof.measure.prepare import cache_folder
 from bf16prof.measure.probes import nvml
 
 MINIMUM = {"torch": (2, 6), "deepspeed": (0, 18, 3)}
@@ -179,9 +180,8 @@ def _space(name: str, folder: Path, wanted: int, hint: str) -> Check:
 
 
 def _extension_cache() -> Check:
-    """Where compiled ops are kept (torch/utils/cpp_extension.py). A lock left by a killed build makes the next one wait for ever."""
-    name, cache = "extension cache", os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions").expanduser()
+    """Where compiled ops are kept. A lock left by a killed build makes the next one wait for ever in a folder that is not ours."""
+    name, folder = "extension cache", cache_folder()
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check(name, State.WARNING, f"{folder} cannot be written", "set TORCH_EXTENSIONS_DIR to a folder that can")

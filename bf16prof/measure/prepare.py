@@ -38,7 +38,7 @@ def prepare(jobs: Sequence[Job]) -> None:
 
     Raises `InputError` with the compiler's last line when something does not compile.
     """
-    folder = _cache_folder()
+    folder = cache_folder()
     os.environ[CACHE_VARIABLE] = str(folder)
     if shutil.which("ninja") is None:  # torch runs it by name, and pip puts it where only an activated environment looks
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
@@ -55,7 +55,7 @@ def prepare(jobs: Sequence[Job]) -> None:
 @contextlib.contextmanager
 def extension_cache() -> Iterator[None]:
     """Use the extension cache; its only user first removes the lock files that killed processes have left in it."""
-    folder = _cache_folder()
+    folder = cache_folder()
     with (folder / "users.lock").open("w") as handle:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +72,8 @@ def needed(jobs: Sequence[Job]) -> list[str]:
     return parts + list(dict.fromkeys(BUILDERS[o] for o in optimizers if o in BUILDERS))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled extensions are kept: `TORCH_EXTENSIONS_DIR`, or a folder of our own for these versions."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
     versions = f"torch{package_version('torch')}-deepspeed{package_version('deepspeed')}-py{sys.version_info[0]}{sys.version_info[1]}"

@@ -35,8 +35,8 @@ COMPARING_MODULES = tuple(
 
 
 @contextlib.contextmanager
-def shims(autocast_device: str) -> Iterator[None]:
-    """Replace, and put back at the end. `autocast_device` is what `torch.autocast` is to take for the simulated device."""
+def shims() -> Iterator[None]:
+    """Replace, and put back at the end."""
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any, *, create: bool = False) -> None:
@@ -55,8 +55,8 @@ def shims(autocast_device: str) -> Iterator[None]:
         replace(torch, "tensor", _tensor)
         # Streams of the simulated GPU are not PyTorch's.
         replace(FakeTensor, "record_stream", lambda self, stream: None, create=True)
-        replace(torch.amp.autocast_mode, "autocast", torch.amp.autocast_mode.autocast)
-        replace(torch, "autocast", _autocast(autocast_device))
+        # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
+        replace(torch, "autocast", _cpu_autocast())
         # DeepSpeed's compiled optimizers read memory; their Python halves, which allocate the states, stay.
         for module, builder in COMPILED_OPTIMIZERS.items():
             replace(importlib.import_module(module), builder, StubBuilder)
@@ -103,13 +103,13 @@ def _set_data(self: FakeTensor, value: torch.Tensor) -> None:
         self.fake_device = value.fake_device
 
 
-def _autocast(device_type: str) -> Any:
-    """`torch.autocast` for the simulated device, under whichever name it is asked for."""
+def _cpu_autocast() -> Any:
+    """`torch.autocast` for the CPU, which every simulated device is to PyTorch, under whichever name it is asked for."""
     real = torch.autocast
 
     class Autocast(real):  # type: ignore[misc, valid-type]
         def __init__(self, device_type_: str = "", *args: Any, **kwargs: Any) -> None:
             kwargs.pop("device_type", None)
-            super().__init__(device_type, *args, **kwargs)
+            super().__init__("cpu", *args, **kwargs)
 
     return Autocast

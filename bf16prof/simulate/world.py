@@ -38,7 +38,7 @@ def world(world_size: int, device: Device, gpu: Gpu | None) -> Iterator[Tracker]
     dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     try:
         deepspeed.init_distributed()
-        with shims("cpu"), FakeTensorMode(allow_non_fake_inputs=True), tracker:
+        with shims(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
             yield tracker
     finally:
         dist.destroy_process_group()
