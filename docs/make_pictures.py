@@ -16,22 +16,36 @@ from rich.console import Console
 from rich.text import Text
 
 DOCS = Path(__file__).parent
-COLUMNS = 108
-PROMPT = "$ bf16prof measure --profile cpu-demo --zero 2,3\n"
+COLUMNS = 144
+PROMPT = "$ bf16prof measure --profile cpu-demo --zero 2,3 --simulate\n"
 WINDOW = "1280,1500"
+LAST_CASE = "zero3-w2-bf16-full"
 
 
 def demo(folder: Path) -> str:
     """The demo's output, as a terminal of that width would show it."""
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "bf16prof", "measure", "--profile", "cpu-demo", "--zero", "2,3", "-d", str(folder), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "bf16prof",
+        "measure",
+        "--profile",
+        "cpu-demo",
+        "--zero",
+        "2,3",
+        "--simulate",
+        "-d",
+        str(folder),
+        "--quiet",
+    ]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def terminal_picture(output: str, target: Path) -> None:
     """Draw what the terminal shows at the end: the last case in detail and the summary."""
     lines = output.splitlines()
-    start = max(index for index, line in enumerate(lines) if "zero3-w2-bf16-full" in line and "estimate" not in line and len(line) < 60)
+    start = max(index for index, line in enumerate(lines) if Text.from_ansi(line).plain.strip() == LAST_CASE)
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(PROMPT, "bold green"))
     console.print(Text.from_ansi("\n".join(lines[start:])))
