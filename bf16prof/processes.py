@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -33,6 +35,17 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     if os.getppid() != parent:  # it died before the request was in place
         os._exit(1)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+        try:
+            yield process
+        finally:
+            end_tree(process)
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ Bytes are integers; `None` means "not known by this source" and is never replace
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
@@ -183,6 +184,37 @@ class MemoryRecord:
             total = sum(self.components.values())
             if total != self.allocated_bytes:
                 raise ValueError(f"components add up to {total}, allocated_bytes is {self.allocated_bytes}")
+
+
+TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
+"""The phases that repeat; init comes once, before them."""
+
+
+def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
+    """The phases of both: of each the highest peak, and the end of `now` where it has one."""
+    merged = dict(before)
+    for phase, memory in now.items():
+        known = before.get(phase, PhaseMemory())
+        merged[phase] = PhaseMemory(max(known.peak_bytes or 0, memory.peak_bytes or 0), memory.end_bytes)
+    return merged
+
+
+def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
+    """The training phase with the highest peak; `None` when no peak is known."""
+    known = [phase for phase in TRAINING if phase in phases and phases[phase].peak_bytes is not None]
+    return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
+
+
+def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[Item, ...]:
+    """The items, and what they leave unexplained of the allocated bytes as one more."""
+    other = allocated_bytes - sum(item.bytes for item in items)
+    rest = [Item(Component.OTHER, "not held by the engine", other, "allocated less everything attributed")] if other else []
+    return (*items, *rest)
+
+
+def by_component(items: Sequence[Item]) -> dict[Component, int]:
+    """Bytes of every component, 0 where it has no item."""
+    return {component: sum(item.bytes for item in items if item.component is component) for component in Component}
 
 
 def as_json(value: Any) -> Any:

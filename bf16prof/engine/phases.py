@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bf16prof.records import Phase, PhaseMemory
+from bf16prof.records import Phase, PhaseMemory, merge_phases
 
 
 class PhaseMeter(Protocol):
@@ -43,8 +43,7 @@ class PhaseMarks:
             self.settle()
         peak, end = self._meter.take_phase_peak(), self._meter.allocated_bytes()
         if self._open is not None:
-            before = self._done.get(self._open, PhaseMemory())
-            self._done[self._open] = PhaseMemory(peak_bytes=max(peak, before.peak_bytes or 0), end_bytes=end)
+            self._done = merge_phases(self._done, {self._open: PhaseMemory(peak, end)})
         self._open = phase
 
     def take(self) -> dict[Phase, PhaseMemory]:

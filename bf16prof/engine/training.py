@@ -35,6 +35,11 @@ def build_engine(job: Job) -> Any:
     return engine
 
 
+def parameter_count(engine: Any) -> int:
+    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+
+
 class TrainingLoop:
     """Runs optimizer steps on an engine and holds what such a loop holds between them."""
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config, engine_facts
-from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import inventory
-from bf16prof.records import Component, Device, Item, MemoryRecord, Phase, PhaseMemory, Source
+from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, by_component
 
 
 def predict(job: Job) -> MemoryRecord:
@@ -28,7 +25,8 @@ def predict(job: Job) -> MemoryRecord:
     if job.device is Device.GPU:
         assert job.gpu is not None, "a prediction for a GPU needs one"
         device += gpu_additions(device, job.gpu)
-    components = _components(device)
+    items = tuple(Item(a.component, a.name, a.bytes, a.source) for a in device if a.bytes)
+    components = by_component(items)
     return MemoryRecord(
         source=Source.ESTIMATE,
         case=job.case,
@@ -38,10 +36,6 @@ def predict(job: Job) -> MemoryRecord:
         allocated_bytes=sum(components.values()),
         components=components,
         phases={phase: PhaseMemory() for phase in Phase},
-        items=tuple(Item(a.component, a.name, a.bytes, a.source) for a in device if a.bytes),
+        items=items,
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
     )
-
-
-def _components(allocations: Sequence[Allocation]) -> dict[Component, int]:
-    return {component: sum(a.bytes for a in allocations if a.component is component) for component in Component}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.measure.results import RankResult, load_rank
-from bf16prof.processes import child_environment, end_tree
+from bf16prof.processes import child_environment, started
 from bf16prof.runs import Status
 
 SPEC = "spec.json"
@@ -49,19 +49,8 @@ def launch(folder: Path, world_size: int, timeout_s: float, on_progress: Callabl
 
     `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
     """
-    with _clean_shared_memory(), (folder / LAUNCHER_LOG).open("wb") as log:
-        process = subprocess.Popen(
-            _command(folder, world_size),
-            env=_environment(world_size),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            finished = _wait(process, folder, time.monotonic() + timeout_s, on_progress)
-        finally:
-            end_tree(process)
+    with _clean_shared_memory(), started(_command(folder, world_size), folder / LAUNCHER_LOG, _environment(world_size)) as process:
+        finished = _wait(process, folder, time.monotonic() + timeout_s, on_progress)
     ranks = tuple(load_rank(folder, rank) for rank in range(world_size))
     if not finished:
         return Outcome(

@@ -23,7 +23,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
 from bf16prof.errors import InputError
 from bf16prof.measure.machine import package_version
-from bf16prof.processes import child_environment, die_with_parent, end_tree
+from bf16prof.processes import child_environment, die_with_parent, started
 from bf16prof.records import Device
 
 CACHE_VARIABLE = "TORCH_EXTENSIONS_DIR"
@@ -99,17 +99,10 @@ def _remove_stale_locks(folder: Path) -> None:
 
 def _compile(parts: Sequence[str], folder: Path) -> None:
     log = folder / "compile.log"
-    with log.open("wb") as stream:
-        command = [sys.executable, "-m", "bf16prof.measure.prepare", str(folder), *parts]
-        process = subprocess.Popen(
-            command, env=child_environment(), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-        )
-        try:
-            code = process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            end_tree(process)
+    command = [sys.executable, "-m", "bf16prof.measure.prepare", str(folder), *parts]
+    code = None
+    with contextlib.suppress(subprocess.TimeoutExpired), started(command, log, child_environment()) as process:
+        code = process.wait(TIMEOUT_S)
     if code != 0:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         reason = f"no end after {TIMEOUT_S:g} s" if code is None else (lines or [f"exit code {code}"])[-1]

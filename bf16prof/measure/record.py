@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from bf16prof.cases import Job
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.results import RankResult
-from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, Source, StepRecord
+from bf16prof.records import MemoryRecord, Source, StepRecord, by_component, peak_phase, with_other
 from bf16prof.runs import Status
-
-TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
 
 
 def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
@@ -27,20 +25,21 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
     steps = _job_steps(heaviest, ranks)
     times = [s.time_s for s in steps if not s.warmup and s.time_s is not None]
     median = statistics.median(times) if times else None
-    components, items = _components(heaviest)
+    allocated = heaviest.allocated_bytes
+    items = () if allocated is None else with_other(heaviest.items, allocated)
     phases = heaviest.training_phases()
-    peak_phase = _peak_phase(phases)
+    highest = peak_phase(phases)
     return MemoryRecord(
         source=Source.MEASURE,
         case=job.case,
         device=job.device,
         gpu=heaviest.device_name if heaviest.device_name != "cpu" else None,
         parameters=heaviest.parameters,
-        allocated_bytes=heaviest.allocated_bytes,
-        components=components,
+        allocated_bytes=allocated,
+        components={} if allocated is None else by_component(items),
         items=items,
-        peak_allocated_bytes=phases[peak_phase].peak_bytes if peak_phase else None,
-        peak_phase=peak_phase,
+        peak_allocated_bytes=phases[highest].peak_bytes if highest else None,
+        peak_phase=highest,
         run_peak_allocated_bytes=heaviest.run_peak_bytes,
         phases=phases,
         reserved_bytes=heaviest.reserved_bytes,
@@ -64,21 +63,6 @@ def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     if lost := [step.step + 1 for step in steps if step.loss is None]:
         notes.append(f"the loss was not finite in {len(lost)} of {len(steps)} steps, first in step {lost[0]}")
     return tuple(notes)
-
-
-def _components(rank: RankResult) -> tuple[dict[Component, int], tuple[Item, ...]]:
-    """Bytes by component; what the engine's tensors do not explain is `other`."""
-    if rank.allocated_bytes is None:
-        return {}, ()
-    items = rank.items
-    if other := rank.allocated_bytes - sum(item.bytes for item in items):
-        items = (*items, Item(Component.OTHER, "not held by the engine", other, "allocated less everything attributed"))
-    return {c: sum(item.bytes for item in items if item.component is c) for c in Component}, items
-
-
-def _peak_phase(phases: dict[Phase, PhaseMemory]) -> Phase | None:
-    known = [phase for phase in TRAINING if phase in phases and phases[phase].peak_bytes is not None]
-    return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
 
 
 def _job_steps(heaviest: RankResult, ranks: Sequence[RankResult]) -> tuple[StepRecord, ...]:

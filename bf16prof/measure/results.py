@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import JobFile
-from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Device, Item, Phase, PhaseMemory, StepRecord
+from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Device, Item, Phase, PhaseMemory, StepRecord, merge_phases
 from bf16prof.runs import Status, read, write_json
 
 
@@ -27,7 +27,7 @@ class RankTask:
 class RankResult:
     """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
 
-    `peak_bytes_by_phase` and friends follow `MemoryRecord`; `requested_bytes` is what did not fit when the rank ran out of memory.
+    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`.
     """
 
     __pydantic_config__ = STRICT
@@ -66,9 +66,7 @@ class RankResult:
         settled = [step for step in self.steps if step.warmup]
         phases = {Phase.INIT: self.init}
         for step in settled if len(settled) > 1 else self.steps:
-            for phase, memory in step.phases.items():
-                before = phases.get(phase, PhaseMemory())
-                phases[phase] = PhaseMemory(max(memory.peak_bytes or 0, before.peak_bytes or 0), memory.end_bytes)
+            phases = merge_phases(phases, step.phases)
         return phases
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.cases import Job
+from bf16prof.engine.workspace import CUBLAS_NAME
 from bf16prof.measure.results import RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Component, Device, Item, Phase, StepRecord
@@ -67,7 +68,7 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import TrainingLoop, build_engine
+        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count
 
         self.save()
         deepspeed.init_distributed()
@@ -76,8 +77,7 @@ class Rank:
         engine = build_engine(job)
         gc.collect()
         self.marks.mark(None)
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-        self.save(parameters=parameters, init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
+        self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
         loop = TrainingLoop(engine, job, _batches(job, self.rank, self.world_size, self.probe.device_type))
         for index in range(self.task.warmup + self.task.steps):
@@ -109,7 +109,7 @@ class Rank:
         reserved = self.probe.reserved_bytes()
         items, host_items = attribute(engine, loop.kept, self.probe.device_type)
         if workspaces := self.probe.free_workspaces():
-            items.append(Item(Component.WORKSPACE, "cuBLAS workspaces", workspaces, "measured: what freeing them gave back"))
+            items.append(Item(Component.WORKSPACE, CUBLAS_NAME, workspaces, "measured: what freeing them gave back"))
         self.save(
             status=Status.FINISHED,
             allocated_bytes=allocated,

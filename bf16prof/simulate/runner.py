@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import RunFailed
-from bf16prof.processes import child_environment, end_tree
+from bf16prof.processes import child_environment, started
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, write_json
 
@@ -40,15 +40,9 @@ def simulate(jobs: Sequence[Job], on_done: Callable[[int], None] = lambda _: Non
         for index, job in enumerate(jobs):
             write_json(job_file(folder, index), JobFile.of(job))
         log = folder / "log"
-        with log.open("wb") as stream:
-            command = [sys.executable, "-m", "bf16prof.simulate.worker", str(folder), str(len(jobs))]
-            process = subprocess.Popen(
-                command, env=child_environment(), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-            )
-            try:
-                _watch(process, folder, len(jobs), on_done)
-            finally:
-                end_tree(process)
+        command = [sys.executable, "-m", "bf16prof.simulate.worker", str(folder), str(len(jobs))]
+        with started(command, log, child_environment()) as process:
+            _watch(process, folder, len(jobs), on_done)
         return [_record(folder, index, job, log) for index, job in enumerate(jobs)]
 
 

@@ -36,11 +36,10 @@ HOST = torch.device("cpu")
 
 @dataclass
 class Memory:
-    """Allocated bytes of one place: now, the highest since `take_peak`, the highest of all."""
+    """Allocated bytes of one place: now, and the highest since `Tracker.take_phase_peak`."""
 
     current: int = 0
     phase_peak: int = 0
-    run_peak: int = 0
 
     def add(self, size: int) -> None:
         """Allocate."""
@@ -50,7 +49,6 @@ class Memory:
     def touch(self, size: int) -> None:
         """Allocate and free at once."""
         self.phase_peak = max(self.phase_peak, self.current + size)
-        self.run_peak = max(self.run_peak, self.current + size)
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -62,14 +60,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, device: Device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device, self.host = Memory(), Memory()
-        self.operators = 0
         self._gpu = device is Device.GPU
         self._scratch = {} if self._gpu else CPU_SCRATCH
         self._live: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
-        self.operators += 1
         if func is torch.ops.aten._local_scalar_dense.default:
             return scalar_answer(args[0])
         for each in args:
