@@ -85,6 +85,10 @@ class _Simulated(CPU_Accelerator):  # type: ignore[misc]
         """A builder of operators that do nothing; none for the shared-memory collectives, without which DeepSpeed asks PyTorch's."""
         return None if class_name == "ShareMemCommBuilder" else StubBuilder()
 
+    def device_count(self) -> int:
+        """One: this rank's own. (DeepSpeed's CPU accelerator starts a process to count NUMA nodes, at every call.)"""
+        return 1
+
     def get_op_builder(self, class_name: str) -> type[StubBuilder]:
         """The class of that builder."""
         return StubBuilder

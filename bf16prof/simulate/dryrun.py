@@ -30,7 +30,7 @@ from bf16prof.records import (
 from bf16prof.simulate.tracker import Tracker
 from bf16prof.simulate.world import torch_device, world
 
-STEPS = 3
+STEPS = 2
 """The first step creates the moments, ZeRO-3 records its trace in it and prefetches from the second on; the third repeats the second."""
 
 

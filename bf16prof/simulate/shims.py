@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
+import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -17,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bf16prof.simulate.accelerator import StubBuilder
+from bf16prof.simulate.ranks import replacements
 from bf16prof.simulate.tracker import GPU
 
 _DATA: Any = torch.Tensor.data
@@ -37,6 +41,7 @@ COMPARING_MODULES = tuple(
 @contextlib.contextmanager
 def shims() -> Iterator[None]:
     """Replace, and put back at the end."""
+    leave_out_the_compiler()
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any, *, create: bool = False) -> None:
@@ -57,15 +62,46 @@ def shims() -> Iterator[None]:
         replace(FakeTensor, "record_stream", lambda self, stream: None, create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
         replace(torch, "autocast", _cpu_autocast())
+        # Nothing is compiled here; asking for it would import the whole compiler.
+        replace(torch, "compile", _not_compiled)
         # DeepSpeed's compiled optimizers read memory; their Python halves, which allocate the states, stay.
         for module, builder in COMPILED_OPTIMIZERS.items():
             replace(importlib.import_module(module), builder, StubBuilder)
+        for owner, name, value in replacements():
+            replace(owner, name, value, create=True)
         for module in COMPARING_MODULES:
             loaded = importlib.import_module(module)
             for name in RANK_COMPARISONS:
                 if hasattr(loaded, name):
                     replace(loaded, name, lambda *_, **__: None)
         yield
+
+
+class _Compiler(types.ModuleType):
+    """`torch._dynamo` before anybody needs more of it than its submodules and `disable`; the rest is imported when it is asked for."""
+
+    def disable(self, function: Any = None, *_: Any, **__: Any) -> Any:
+        """Nothing is compiled, so nothing has to be kept from it."""
+        return function if function is not None else lambda f: f
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or self.__dict__.get("_loading") or importlib.util.find_spec(f"{self.__name__}.{name}"):
+            raise AttributeError(name)  # a submodule is imported without the rest
+        self.__dict__["_loading"] = True
+        assert self.__spec__ is not None and self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def leave_out_the_compiler() -> None:
+    """Let fake tensors read the compiler's settings without importing it, which would take as long as the dry run itself."""
+    if "torch._dynamo" in sys.modules:
+        return
+    spec = importlib.util.find_spec("torch._dynamo")
+    assert spec is not None
+    module = _Compiler("torch._dynamo")
+    module.__spec__, module.__path__, module.__file__, module.__package__ = spec, spec.submodule_search_locations, spec.origin, spec.name
+    sys.modules["torch._dynamo"] = torch._dynamo = module
 
 
 def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
@@ -101,6 +137,11 @@ def _set_data(self: FakeTensor, value: torch.Tensor) -> None:
     _DATA.__set__(self, value)
     if isinstance(value, FakeTensor):
         self.fake_device = value.fake_device
+
+
+def _not_compiled(model: Any = None, **_: Any) -> Any:
+    """`torch.compile`, which leaves a function as it is."""
+    return model if model is not None else lambda function: function
 
 
 def _cpu_autocast() -> Any:

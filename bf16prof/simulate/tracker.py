@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Device
+from bf16prof.simulate.memo import Memo
+
+DEVICE_OF = torch.ops.prim.device.default
 
 CPU_SCRATCH: dict[Any, Callable[..., int]] = {
     # gloo's reduce-scatter works on a clone of its input (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp).
@@ -63,15 +66,33 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._gpu = device is Device.GPU
         self._scratch = {} if self._gpu else CPU_SCRATCH
         self._live: dict[int, weakref.ref[Any]] = {}
+        self._memo = Memo()
+        self._works: dict[Any, Any] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
+        if func is DEVICE_OF:
+            return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default:
             return scalar_answer(args[0])
+        if func.namespace == "c10d":
+            return self._collective(func, args, kwargs or {})
+        question = self._memo.question(func, args, kwargs or {})
+        if question is not None and (known := self._memo.recall(question)):
+            out, fresh = known
+            for tensor in fresh:
+                self.see(tensor)
+            return out
         for each in args:
             if isinstance(each, Tensor) and not isinstance(each, FakeTensor):
                 self.see(each)  # a Python number that autograd keeps as a tensor
         out = func(*args, **(kwargs or {}))
+        if question is not None:
+            self._memo.learn(question, out)
         if scratch := self._scratch.get(func):
             self.device.touch(scratch(*args))
         if isinstance(out, Tensor):
@@ -80,6 +101,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for each in out:
                 if isinstance(each, Tensor):
                     self.see(each)
+        return out
+
+    def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A collective of the fake process group: it moves nothing, gives its first argument back, and its work is done at once."""
+        if scratch := self._scratch.get(func):
+            self.device.touch(scratch(*args))
+        if func in self._works:
+            return args[0], self._works[func]
+        out = func(*args, **kwargs)
+        if isinstance(out, tuple) and _same(out[0], args[0]):
+            self._works[func] = out[1]
         return out
 
     def see(self, tensor: Tensor) -> None:
@@ -115,6 +147,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The highest since the last call; starts again from now."""
         peak, self.device.phase_peak = self.device.phase_peak, self.device.current
         return peak
+
+
+def _same(out: Any, given: Any) -> bool:
+    return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
 
 
 def scalar_answer(tensor: Tensor) -> float | int | bool:
