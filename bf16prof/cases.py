@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.errors import InputError
+from bf16prof.profiles.ds_config import BatchSizes
 from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, Offload
@@ -63,7 +65,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user selected. Empty `recipes` means: all that can run."""
+    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of ranks derives its batch sizes."""
 
     profile: Profile
     stages: Sequence[int]
@@ -72,6 +74,7 @@ class Selection:
     device: Device
     gpu: Gpu | None = None
     offload: Offload | None = None
+    batch: BatchSizes | None = None
 
 
 def expand(selection: Selection) -> list[Job]:
@@ -89,22 +92,25 @@ def expand(selection: Selection) -> list[Job]:
     chosen = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)] or list(runnable_recipes().values())
     profile = _with_offload(selection.profile, selection.offload)
     offload = offload_of(profile)
+    on = {size: _with_batch(profile, selection.batch, size) for size in selection.world_sizes}
     return [
-        Job(Case(profile.name, stage, size, recipe.id, offload), profile, recipe, selection.device, selection.gpu)
-        for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), dict.fromkeys(selection.world_sizes), chosen)
+        Job(Case(profile.name, stage, size, recipe.id, offload), on[size], recipe, selection.device, selection.gpu)
+        for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), on, chosen)
     ]
 
 
 def check_profile(profile: Profile) -> None:
-    """Raise `InputError` unless the model's and the workload's sizes fit together."""
-    from bf16prof.models.shapes import inventory
+    """Raise `InputError` unless the model's and the workload's sizes fit together, as far as that can be known without building it."""
+    from bf16prof.models.shapes import inventory, require
 
-    inventory(profile.model)
-    if profile.workload.sequence_length > profile.model.max_sequence_length:
-        raise InputError(
-            f"workload.sequence_length ({profile.workload.sequence_length}) is longer than "
-            f"model.max_sequence_length ({profile.model.max_sequence_length})"
-        )
+    model = profile.model
+    if isinstance(model, ModelSettings):
+        inventory(model)
+    elif not model.inputs:
+        require(model.vocab_size > 0, "token ids need a vocabulary")
+    key, longest = model.longest_sequence or ("", profile.workload.sequence_length)
+    if profile.workload.sequence_length > longest:
+        raise InputError(f"workload.sequence_length ({profile.workload.sequence_length}) is longer than {key} ({longest})")
 
 
 def offload_of(profile: Profile) -> Offload:
@@ -124,3 +130,12 @@ def _with_offload(profile: Profile, offload: Offload | None) -> Profile:
     parameters = zero.offload_param.model_copy(update={"device": "cpu" if offload is Offload.OPTIMIZER_AND_PARAMETERS else "none"})
     changed = zero.model_copy(update={"offload_optimizer": optimizer, "offload_param": parameters})
     return profile.model_copy(update={"deepspeed": profile.deepspeed.model_copy(update={"zero_optimization": changed})})
+
+
+def _with_batch(profile: Profile, batch: BatchSizes | None, world_size: int) -> Profile:
+    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks."""
+    if batch is None:
+        return profile
+    micro, accumulation = batch.on(world_size)
+    workload = profile.workload.model_copy(update={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation})
+    return profile.model_copy(update={"workload": workload})

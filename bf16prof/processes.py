@@ -37,6 +37,12 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
+def threads_per_rank(world_size: int) -> int:
+    """Threads that each of so many CPU ranks on this machine computes with, unless `OMP_NUM_THREADS` says otherwise."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdigit() and int(chosen) else max(1, (os.cpu_count() or 1) // world_size)
+
+
 @contextlib.contextmanager
 def started(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended."""

@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.request import resolve_profile
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.load import load_profile, preset_names
+from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
 from bf16prof.records import Component, as_json, document
+from bf16prof.reports.units import UNKNOWN
 
 profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
 recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
@@ -45,13 +48,14 @@ def show_profile(
     json_: o.JsonOption = False,
 ) -> None:
     """One profile: what it sets, or with --resolved every value and where it comes from."""
-    found = o.resolve_profile(context, name)
-    parameters = sum(s.numel for s in inventory(found.profile.model))
+    found = resolve_profile(context, name)
+    is_known = isinstance(found.profile.model, ModelSettings)
+    parameters = sum(s.numel for s in inventory(found.profile.model)) if is_known else None
     values = _flatten(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
     if json_:
         return _json(profile=values, origins=found.origins, parameters=parameters)
     rows = [[key, json.dumps(value), found.origins.get(key, "default")] for key, value in values.items()]
-    return _table(["key", "value", "from"], [*rows, ["(parameters)", f"{parameters:,}", "computed"]])
+    return _table(["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]])
 
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))

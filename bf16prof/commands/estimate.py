@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from bf16prof.cases import Refusal
+from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, prediction_run, print_json, write_files
+from bf16prof.commands.request import read_request, select
+from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 
@@ -23,6 +25,9 @@ def estimate(
     gpu: o.GpuOption = o.DEFAULT_GPU,
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
+    hf_config: o.HfConfigOption = None,
+    model: o.ModelOption = None,
+    ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -39,21 +44,31 @@ def estimate(
     from bf16prof.estimate.textbook import textbook
 
     check_files(output, force)
-    resolved = o.resolve_profile(context, profile)
+    request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
-    jobs, refused = o.select(resolved, zero=zero, gpus=gpus, recipe=recipe, offload=offload, device=device, gpu=target)
+    jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
+    _require_closed_form(jobs)
     records = [predict(job) for job in jobs]
     accounts = {
         job.case: textbook(record.parameters, job.case.zero_stage, job.case.world_size, job.recipe)
         for job, record in zip(jobs, records, strict=True)
     }
     more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
-    write_files(output, [prediction_run(f"estimate {resolved.profile.name}", records, resolved.profile.model_dump(mode="json"))], **more)
+    write_files(output, [prediction_run(f"estimate {request.profile.name}", records, jobs[0].profile.model_dump(mode="json"))], **more)
     if json_:
         print_json(records, **more)
         return
     _show(records, refused, target, accounts, verbose)
-    hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {resolved.profile.name})", quiet)
+    hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", quiet)
+
+
+def _require_closed_form(jobs: list[Job]) -> None:
+    """Raise `Refused` for the first job without a closed form: a dry run knows what no formula does."""
+    from bf16prof.estimate.predict import closed_form_gap
+
+    for job in jobs:
+        if gap := closed_form_gap(job):
+            raise Refused(f"{job.case.label}: no closed form: {gap}", hint="bf16prof simulate with the same flags runs the real engine dry")
 
 
 def _show(

@@ -11,6 +11,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, print_json, write_files
+from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
@@ -34,6 +35,9 @@ def measure(
         ),
     ] = None,
     offload: o.OffloadOption = None,
+    hf_config: o.HfConfigOption = None,
+    model: o.ModelOption = None,
+    ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -57,9 +61,9 @@ def measure(
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
-    from bf16prof.commands.progress import ProgressWatcher, simulation_progress
-    from bf16prof.estimate.predict import predict
-    from bf16prof.measure.accelerator import require_torch
+    from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
+    from bf16prof.estimate.predict import closed_form_gap, predict
+    from bf16prof.measure.accelerator import require_model_library, require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
@@ -67,20 +71,19 @@ def measure(
 
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
-    resolved = o.resolve_profile(context, profile)
-    validate_spec(resolved.profile.workload.data, readable=True)
+    request = read_request(context)
+    validate_spec(request.profile.workload.data, readable=True)
+    require_model_library(request.profile.model)
     torch = require_torch()
-    jobs, refused = o.select(
-        resolved, zero=zero, gpus=str(_ranks(ranks, torch)), recipe=recipe, offload=offload, device=torch.device, gpu=_gpu(torch)
-    )
+    jobs, refused = select(request, gpus=str(_ranks(ranks, torch)), device=torch.device, gpu=_gpu(torch))
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
-    name = resolved.profile.name
+    name = request.profile.name
     folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(name)}"
-    predictions = [predict(job) for job in jobs]
+    predictions = [predict(job) for job in jobs if closed_form_gap(job) is None]
     if simulate:
-        with simulation_progress(len(jobs), quiet) as on_done:
-            predictions += dry_run(jobs, on_done)
+        with SimulationProgress(jobs, quiet) as progress:
+            predictions += dry_run(jobs, progress)
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
         run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)
@@ -134,11 +137,12 @@ def _show(run: Run, verbose: bool) -> None:
 
 
 def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:
-    """Leave with 3 when a case failed, with 4 when a prediction is outside the tolerance."""
+    """Leave with 3 when a case failed (2 if no rank could use what the user said), with 4 when a prediction is outside the tolerance."""
     failed = [case for case in run.manifest.cases if case.status is not Status.FINISHED]
     if failed:
         first = failed[0]
-        raise RunFailed(
+        kind = InputError if all(case.status is Status.REFUSED for case in failed) else RunFailed
+        raise kind(
             f"{len(failed)} of {len(run.manifest.cases)} cases did not finish; {first.case.label}: {first.status}: {first.message}",
             hint=f"logs and partial results are in {run.path / first.case.label}",
         )

@@ -1,4 +1,4 @@
-"""The selectors and outputs that subcommands share, and what they mean: a profile with overrides, and the cases over it."""
+"""The flags that subcommands share, and how their values are written; what they mean together is in `request.py`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bf16prof.cases import Job, Refusal, Selection, expand
-from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
-from bf16prof.profiles.gpus import Gpu
-from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.records import Device, Offload
 
 SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
@@ -43,6 +39,36 @@ OffloadOption = Annotated[
     Offload | None,
     typer.Option(
         "--offload", envvar="BF16PROF_OFFLOAD", help="What stays in host memory; as in the profile if not given.", rich_help_panel=SELECT
+    ),
+]
+HfConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--hf-config",
+        metavar="FILE",
+        envvar="BF16PROF_HF_CONFIG",
+        help="Train this Hugging Face config.json's model instead.",
+        rich_help_panel=TRAIN,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        envvar="BF16PROF_MODEL",
+        help="Train the module that your function returns instead.",
+        rich_help_panel=TRAIN,
+    ),
+]
+DsConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ds-config",
+        metavar="FILE",
+        envvar="BF16PROF_DS_CONFIG",
+        help="Your DeepSpeed JSON, with its stage and precision, instead of the profile's [deepspeed].",
+        rich_help_panel=TRAIN,
     ),
 ]
 SequenceOption = Annotated[
@@ -83,43 +109,6 @@ TolerateOption = Annotated[
     str | None,
     typer.Option("--fail-over", metavar="5%", help="Leave with 4 if a memory prediction misses by more.", rich_help_panel=OUTPUT),
 ]
-
-WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing")
-"""Flags that stand for keys of the profile's `[workload]`."""
-
-
-def resolve_profile(context: typer.Context, name: str) -> Resolved:
-    """The profile with the command's `--set` and workload flags (and the variables that stand for flags) laid over it."""
-    given = context.params
-    overrides = [parse_set(text) for text in given["set_"] or ()]
-    overrides += [Override(f"workload.{key}", given[key], _origin(context, key)) for key in WORKLOAD_FLAGS if given[key] is not None]
-    return load_profile(name, overrides)
-
-
-def _origin(context: typer.Context, parameter: str) -> str:
-    """The flag that the user typed, or the variable that stood for it."""
-    source = context.get_parameter_source(parameter)
-    return f"BF16PROF_{parameter.upper()}" if source and source.name == "ENVIRONMENT" else "--" + parameter.replace("_", "-")
-
-
-def select(
-    resolved: Resolved, *, zero: str, gpus: str, recipe: str, offload: Offload | None, device: Device, gpu: Gpu | None
-) -> tuple[list[Job], list[Refusal]]:
-    """The jobs that DeepSpeed runs, and the refusals of the others.
-
-    Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
-    that no case admits is passed over in silence.
-    """
-    from bf16prof.measure.data import validate_spec
-
-    validate_spec(resolved.profile.workload.data)
-    recipes = words(recipe)
-    jobs = expand(Selection(resolved.profile, numbers("--zero", zero), numbers("--gpus", gpus), recipes, device, gpu, offload))
-    admitted, refused = admit(jobs)
-    if not recipes:
-        possible = {job.case.recipe for job in admitted}
-        refused = [r for r in refused if r.case.recipe in possible]
-    return admitted, refused
 
 
 def numbers(flag: str, text: str) -> list[int]:

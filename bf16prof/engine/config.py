@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Any
 
 from bf16prof.cases import Job
+from bf16prof.profiles.ds_config import known_keys
 from bf16prof.profiles.recipes import DTYPE_BYTES
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
+from bf16prof.profiles.settings import short_dtype
 
 
 class Wrapper(StrEnum):
@@ -36,6 +38,8 @@ class BasicOptimizer(StrEnum):
     FUSED_ADAM = "FusedAdam"
     CPU_ADAM = "DeepSpeedCPUAdam"
     TORCH_ADAM = "torch.optim"
+    OTHER = "not Adam"
+    """One of DeepSpeed's or PyTorch's others, as the user's own JSON may name it."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,13 @@ class EngineFacts:
 
 
 def deepspeed_config(job: Job) -> dict[str, Any]:
-    """DeepSpeed's JSON for a job: the profile's settings, the case's stage, the recipe's fragment. Defaults of DeepSpeed are left out."""
+    """DeepSpeed's JSON for a job: the profile's settings, the case's stage, the recipe's fragment; over them what the profile has besides.
+
+    Defaults of DeepSpeed are left out.
+    """
     profile = job.profile
     settings = profile.deepspeed.model_dump(exclude_defaults=True, by_alias=True)
+    more = settings.pop("more", {})
     zero = {"stage": job.case.zero_stage, **settings.pop("zero_optimization", {})}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": profile.workload.micro_batch_size,
@@ -77,7 +85,20 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
     assert job.recipe.deepspeed is not None, "only runnable recipes become jobs"
     for block, keys in job.recipe.deepspeed.items():
         config[block] = {**keys, **config.get(block, {})}
-    return config
+    return {**_merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
+
+
+REPLACED = ("optimizer", "scheduler")
+"""Blocks of which only one can be right."""
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables laid over one another."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:
@@ -95,8 +116,8 @@ def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:
 
 
 def zero_settings(config: Mapping[str, Any]) -> ZeroSettings:
-    """The ZeRO settings of a DeepSpeed configuration, DeepSpeed's defaults filled in."""
-    return ZeroSettings.model_validate({key: value for key, value in config["zero_optimization"].items() if key != "stage"})
+    """The ZeRO settings of a DeepSpeed configuration that profiles know, DeepSpeed's defaults filled in."""
+    return ZeroSettings.model_validate(known_keys(ZeroSettings, config["zero_optimization"])[0])
 
 
 def overlaps_communication(config: Mapping[str, Any]) -> bool:
@@ -127,8 +148,8 @@ def engine_facts(config: Mapping[str, Any]) -> EngineFacts:
         master_dtype=master,
         moment_dtype="fp32" if fp32_moments else master,
         communication_dtype=config.get("communication_data_type") or parameter,
-        autocast_dtype={"torch.bfloat16": "bf16", "torch.float16": "fp16"}[autocast["dtype"]] if autocast.get("enabled") else "none",
-        fused_kernel=bool(config["optimizer"]["params"].get("fused")),
+        autocast_dtype=str(short_dtype(autocast.get("dtype"))) if autocast.get("enabled") else "none",
+        fused_kernel=bool(_optimizer_params(config).get("fused")),
     )
 
 
@@ -148,8 +169,19 @@ def offloads_optimizer(config: Mapping[str, Any]) -> bool:
     return bool(config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none")
 
 
+def optimizer_type(config: Mapping[str, Any]) -> str:
+    """The name of the basic optimizer, in small letters."""
+    return str(config["optimizer"].get("type", "")).lower()
+
+
+def _optimizer_params(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config["optimizer"].get("params") or {}
+
+
 def _basic_optimizer(config: Mapping[str, Any]) -> BasicOptimizer:
-    if config["optimizer"]["params"].get("torch_adam"):
+    if optimizer_type(config) not in ("adam", "adamw"):
+        return BasicOptimizer.OTHER
+    if _optimizer_params(config).get("torch_adam"):
         return BasicOptimizer.TORCH_ADAM
     return BasicOptimizer.CPU_ADAM if offloads_optimizer(config) else BasicOptimizer.FUSED_ADAM
 

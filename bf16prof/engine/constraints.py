@@ -12,7 +12,7 @@ from typing import Any
 from bf16prof.cases import Job, Refusal
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer
 from bf16prof.errors import Refused
-from bf16prof.profiles.recipes import nearest, runnable_recipes
+from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.records import Offload
 
 Rule = Callable[[Mapping[str, Any]], str | None]
@@ -48,7 +48,12 @@ def refusal_reason(job: Job) -> str | None:
 
 
 def alternatives(job: Job) -> tuple[str, ...]:
-    """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that need offloading say so."""
+    """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that need offloading say so.
+
+    None where the precision is the user's own.
+    """
+    if job.recipe.id == DS_CONFIG:
+        return ()
     others = list(runnable_recipes().values())
     works = []
     for id_ in [job.recipe.id, *nearest(job.recipe, others)]:
@@ -166,7 +171,7 @@ def _prescaling_with_reduce_scatter(config: Mapping[str, Any]) -> str | None:
 def _grad_norm_switch(config: Mapping[str, Any]) -> str | None:
     if config["zero_optimization"].get("compute_grad_norm", True):
         return None
-    clips = config.get("gradient_clipping", 1.0) > 0
+    clips = config.get("gradient_clipping", 1.0) > 0  # the default of all versions that have the switch
     if _stage(config) not in (1, 2) or clips or offloads_optimizer(config) or engine_facts(config).wrapper == "BF16_Optimizer":
         return (
             "compute_grad_norm=false needs stage 1 or 2, gradient_clipping=0, no offloading and no BF16_Optimizer (zero/stage_1_and_2.py)"

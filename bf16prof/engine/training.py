@@ -1,12 +1,16 @@
 """The model, the engine and one optimizer step of a job, as the published example's loop writes it.
 
-That loop keeps logits, loss and batch in local variables until the next step replaces them, so they are alive when memory is read
+That loop keeps outputs, loss and batch in local variables until the next step replaces them, so they are alive when memory is read
 between steps; ours keeps them as attributes for the same reason, and `kept` names them.
+
+Any model can be trained here. It is called with the tensors of `batch_spec`: described inputs as keywords; token ids as the first argument,
+and labels as `labels` if its forward has such a parameter. What it returns is, or has, or is made into a loss: see `loss_of`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,22 +19,30 @@ from torch import Tensor, nn
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config, engine_facts
+from bf16prof.errors import InputError
+from bf16prof.models.foreign import told_of_zero3
 from bf16prof.models.modules import build
+from bf16prof.profiles.models import HuggingFaceSettings
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-Batch = tuple[Tensor, Tensor]
-"""Token ids and labels, both int64 [micro_batch, sequence]."""
+Batch = dict[str, Tensor]
+"""The tensors of one micro-batch by name, as `batch_spec` describes them."""
 
 
 def build_engine(job: Job) -> Any:
-    """The DeepSpeed engine of a job, on the accelerator that DeepSpeed finds; the process group must be initialised."""
+    """The DeepSpeed engine of a job, on the accelerator that DeepSpeed finds; the process group must be initialised.
+
+    Raises `InputError` when the model is the user's own and cannot be built.
+    """
     import deepspeed
 
-    workload = job.profile.workload
+    workload, config = job.profile.workload, deepspeed_config(job)
     torch.manual_seed(workload.seed)
-    model = build(job.profile.model, activation_checkpointing=workload.activation_checkpointing)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=deepspeed_config(job))
+    with _zero_init(job, config):
+        model = build(job.profile.model, activation_checkpointing=workload.activation_checkpointing)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=config)
     engine.train()
     return engine
 
@@ -40,18 +52,23 @@ def parameter_count(engine: Any) -> int:
     return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
 
 
+def takes_labels(model: nn.Module) -> bool:
+    """Whether the model computes its loss itself, from labels that are its input ids: it shifts them, as transformers' models do."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
 class TrainingLoop:
     """Runs optimizer steps on an engine and holds what such a loop holds between them."""
 
     def __init__(self, engine: Any, job: Job, next_batch: Callable[[], Batch]) -> None:
         self._engine = engine
+        self._model = job.profile.model
         self._next_batch = next_batch
-        self._loss_function = nn.CrossEntropyLoss()
+        self._passes_labels = takes_labels(engine.module)
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
         self._autocast_dtype = TORCH_DTYPES.get(engine_facts(deepspeed_config(job)).autocast_dtype)
-        self.input_ids: Tensor | None = None
-        self.labels: Tensor | None = None
-        self.logits: Tensor | None = None
+        self.batch: Batch = {}
+        self.outputs: Any = None
         self.loss: Tensor | None = None
 
     def step(self) -> float:
@@ -61,10 +78,10 @@ class TrainingLoop:
         """
         losses = []
         for _ in range(self._micro_steps):
-            self.input_ids, self.labels = self._next_batch()
+            self.batch = self._next_batch()
             with self._autocast():
-                self.logits = self._engine(self.input_ids)
-                self.loss = self._loss_function(self.logits.view(-1, self.logits.shape[-1]), self.labels.view(-1))
+                self.outputs = self._forward()
+                self.loss = loss_of(self.outputs, self.batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
             self._engine.backward(self.loss)
             self._engine.step()
             losses.append(self.loss.item())
@@ -73,10 +90,64 @@ class TrainingLoop:
     @property
     def kept(self) -> dict[str, Tensor]:
         """The tensors that the loop keeps alive between steps, by name."""
-        named = {"logits": self.logits, "loss": self.loss, "input ids": self.input_ids, "labels": self.labels}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        if self.loss is None:
+            return {}
+        outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
+        return {name.replace("_", " "): tensor for name, tensor in {**outputs, "loss": self.loss, **self.batch}.items()}
+
+    def _forward(self) -> Any:
+        if self._model.inputs:
+            return self._engine(**self.batch)
+        labels = {"labels": self.batch["labels"]} if self._passes_labels else {}
+        return self._engine(self.batch["input_ids"], **labels)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(device_type=self._engine.device.type, dtype=self._autocast_dtype)
+
+
+def loss_of(outputs: Any, labels: Tensor | None, vocab_size: int | None) -> Tensor:
+    """The loss of what a model returned; the first of these that there is:
+
+    the scalar that it returned; its `loss`; the first scalar of a tuple; the cross-entropy of its first floating tensor against the labels,
+    if that is [*labels' shape, vocabulary]; the mean of that tensor, which trains nothing and needs the same memory.
+
+    Raises `InputError` when there is no tensor that a loss could be made of.
+    """
+    tensors = named_tensors(outputs)
+    floating = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    own = next((tensor for name, tensor in tensors.items() if name == "loss"), None)
+    scalars = [tensor for tensor in floating if tensor.dim() == 0] if isinstance(outputs, Tensor | tuple | list) else []
+    if own is not None or scalars:
+        return own if own is not None else scalars[0]
+    if not floating:
+        raise InputError(f"the model returned {type(outputs).__name__} without a floating-point tensor that could be its loss")
+    first = floating[0]
+    if labels is not None and vocab_size is not None and first.shape[:-1] == labels.shape and first.shape[-1] >= vocab_size:
+        return nn.functional.cross_entropy(first.reshape(-1, first.shape[-1]), labels.reshape(-1))
+    return first.float().mean()
+
+
+def named_tensors(outputs: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors in what a model returned, by the names or numbers that they have there; one tensor alone is its logits."""
+    if isinstance(outputs, Tensor):
+        return {name or "logits": outputs}
+    if isinstance(outputs, tuple | list):
+        parts = {f"{name or 'output'} {index}": part for index, part in enumerate(outputs)}
+    else:
+        fields = outputs if isinstance(outputs, Mapping) else {} if name else getattr(outputs, "__dict__", {})
+        parts = {f"{name} {key}".strip(): part for key, part in fields.items()}
+    return {key: tensor for inner, part in parts.items() for key, tensor in named_tensors(part, inner).items()}
+
+
+def _zero_init(job: Job, config: dict[str, Any]) -> AbstractContextManager[Any]:
+    """What the model is built inside: `deepspeed.zero.Init` where that was asked for."""
+    import deepspeed
+
+    if not job.profile.workload.zero_init or job.case.zero_stage != 3:
+        return nullcontext()
+    if isinstance(job.profile.model, HuggingFaceSettings):
+        return told_of_zero3(config)
+    context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=config)
+    return context

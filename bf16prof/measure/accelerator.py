@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from bf16prof.errors import InputError
 from bf16prof.measure.machine import package_version
+from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.records import Device
 
 TIMEOUT_S = 120.0
@@ -62,8 +63,18 @@ def ask_torch() -> TorchAnswer | str:
 def require_packages(purpose: str) -> None:
     """Raise `InputError` with a hint unless torch and DeepSpeed are installed."""
     for package in ("torch", "deepspeed"):
-        if package_version(package) is None:
-            raise InputError(f"{purpose} needs {package}, which is not installed", hint="pip install 'bf16prof[train]'")
+        _require(package, purpose, "pip install 'bf16prof[train]'")
+
+
+def require_model_library(model: Model) -> None:
+    """Raise `InputError` with a hint unless the library that builds this model is installed."""
+    if isinstance(model, HuggingFaceSettings):
+        _require("transformers", "a Hugging Face configuration", "pip install transformers")
+
+
+def _require(package: str, purpose: str, hint: str) -> None:
+    if package_version(package) is None:
+        raise InputError(f"{purpose} needs {package}, which is not installed", hint=hint)
 
 
 def require_torch() -> TorchAnswer:

@@ -8,7 +8,6 @@ no process of its own outlives it.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.measure.results import RankResult, load_rank
-from bf16prof.processes import child_environment, started
+from bf16prof.processes import child_environment, started, threads_per_rank
 from bf16prof.runs import Status
 
 SPEC = "spec.json"
@@ -69,8 +68,7 @@ def _command(folder: Path, world_size: int) -> list[str]:
 
 def _environment(world_size: int) -> dict[str, str]:
     variables = {key: value for key, value in child_environment().items() if key not in UNWANTED_VARIABLES}
-    threads = max(1, (os.cpu_count() or 1) // world_size)
-    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **variables}
+    return {"TOKENIZERS_PARALLELISM": "false", **variables, "OMP_NUM_THREADS": str(threads_per_rank(world_size))}
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, deadline: float, on_progress: Callable[[RankResult], None]) -> bool:
@@ -91,10 +89,9 @@ def _outcome(folder: Path, code: int, ranks: tuple[RankResult | None, ...]) -> O
     from bf16prof.measure.torchrun import load_failures
 
     failures = load_failures(folder / FAILURES)
-    out_of_memory = next((r for r in ranks if r is not None and r.status is Status.OOM), None)
-    if out_of_memory is not None:
-        log = _tail(folder / f"rank{out_of_memory.rank}.log")
-        return Outcome(Status.OOM, f"rank {out_of_memory.rank}: {out_of_memory.message}", log, ranks)
+    cause = next((r for r in ranks if r is not None and r.status in (Status.OOM, Status.REFUSED)), None)
+    if cause is not None:  # whichever rank failed first
+        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", _tail(folder / f"rank{cause.rank}.log"), ranks)
     if failures:
         first = failures[0]
         result = ranks[first.rank] if first.rank < len(ranks) else None

@@ -16,11 +16,12 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
+from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer, optimizer_type
 from bf16prof.errors import InputError
 from bf16prof.measure.machine import package_version
 from bf16prof.processes import child_environment, die_with_parent, started
@@ -30,6 +31,9 @@ CACHE_VARIABLE = "TORCH_EXTENSIONS_DIR"
 TIMEOUT_S = 900.0
 ALLOCATOR = "allocator"
 BUILDERS = {BasicOptimizer.FUSED_ADAM: "FusedAdamBuilder", BasicOptimizer.CPU_ADAM: "CPUAdamBuilder"}
+OTHER_BUILDERS = {"lion": ("FusedLionBuilder", "CPULionBuilder"), "lamb": ("FusedLambBuilder", ""), "adagrad": ("", "CPUAdagradBuilder")}
+"""What DeepSpeed's optimizers other than Adam are compiled by, on the device and when offloading (`runtime/engine.py`)."""
+
 SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
 
 
@@ -67,9 +71,15 @@ def extension_cache() -> Iterator[None]:
 def needed(jobs: Sequence[Job]) -> list[str]:
     """The parts that these jobs need compiled."""
     on_cpu = any(job.device is Device.CPU for job in jobs)
-    optimizers = [engine_facts(deepspeed_config(job)).optimizer for job in jobs]
     parts = [ALLOCATOR, SHARED_MEMORY_BUILDER] if on_cpu else []
-    return parts + list(dict.fromkeys(BUILDERS[o] for o in optimizers if o in BUILDERS))
+    builders = [_optimizer_builder(deepspeed_config(job)) for job in jobs]
+    return parts + list(dict.fromkeys(builder for builder in builders if builder))
+
+
+def _optimizer_builder(config: Mapping[str, Any]) -> str:
+    """What compiles the optimizer of a configuration; empty for one of PyTorch's."""
+    others = OTHER_BUILDERS.get(optimizer_type(config), ("", ""))
+    return BUILDERS.get(engine_facts(config).optimizer, others[offloads_optimizer(config)])
 
 
 def cache_folder() -> Path:

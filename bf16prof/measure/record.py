@@ -47,7 +47,7 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
         host_bytes=sum(i.bytes for i in heaviest.host_items) if heaviest.host_items else None,
         step_time_s=median,
         step_time_iqr_s=_interquartile_range(times),
-        tokens_per_s=_tokens_per_step(job) / median if median else None,
+        tokens_per_s=_tokens_per_step(job) / median if median and not job.profile.model.inputs else None,
         loss=steps[-1].loss if steps else None,
         allocator_retries=heaviest.allocator_retries,
         gpu_utilisation=heaviest.gpu_utilisation,

@@ -114,7 +114,7 @@ def _with_case(run: Run, index: int, status: CaseStatus) -> Run:
 
 def _save_aborted(run: Run, status: Status) -> None:
     """The run as it stands, no case of it still `running` or `planned`."""
-    over = {Status.FINISHED, Status.FAILED, Status.OOM, Status.TIMEOUT}
+    over = {Status.FINISHED, Status.FAILED, Status.REFUSED, Status.OOM, Status.TIMEOUT}
     cases = tuple(c if c.status in over else dataclasses.replace(c, status=Status.INTERRUPTED) for c in run.manifest.cases)
     save(replace(run, cases=cases, status=status, finished=_now()))
 

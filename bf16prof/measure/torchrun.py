@@ -61,7 +61,8 @@ def load_failures(path: Path) -> list[RankFailure]:
 def _raised_at(folder: Path, rank: int) -> float:
     """When the rank wrote that it failed; infinity if it did not."""
     result = load_rank(folder, rank)
-    return rank_file(folder, rank).stat().st_mtime if result is not None and result.status is Status.FAILED else math.inf
+    raised = result is not None and result.status in (Status.FAILED, Status.REFUSED)
+    return rank_file(folder, rank).stat().st_mtime if raised else math.inf
 
 
 def main() -> None:

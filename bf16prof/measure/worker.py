@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bf16prof.cases import Job
 from bf16prof.engine.workspace import CUBLAS_NAME
+from bf16prof.errors import Bf16profError, InputError
+from bf16prof.measure.batches import make_batches
 from bf16prof.measure.results import RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Component, Device, Item, Phase, StepRecord
@@ -68,7 +69,7 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count
+        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count, takes_labels
 
         self.save()
         deepspeed.init_distributed()
@@ -79,7 +80,8 @@ class Rank:
         self.marks.mark(None)
         self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
-        loop = TrainingLoop(engine, job, _batches(job, self.rank, self.world_size, self.probe.device_type))
+        batches = make_batches(job, self.rank, self.world_size, self.probe.device_type, shifted=not takes_labels(engine.module))
+        loop = TrainingLoop(engine, job, batches)
         for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop
@@ -152,30 +154,6 @@ class _Timer:
             self._events.append(event)
 
 
-def _batches(job: Job, rank: int, world_size: int, device_type: str) -> Any:
-    """A function that gives the next batch: token ids and labels, int64 [micro_batch, sequence], on the device."""
-    import torch
-
-    from bf16prof.measure.data import make_stream
-
-    workload = job.profile.workload
-    stream = make_stream(
-        workload.data,
-        vocab_size=job.profile.model.vocab_size,
-        sequence_length=workload.sequence_length,
-        micro_batch_size=workload.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=workload.seed,
-    )
-
-    def next_batch() -> Any:
-        inputs, labels = stream.next_batch()
-        return torch.tensor(inputs).to(device_type), torch.tensor(labels).to(device_type)
-
-    return next_batch
-
-
 def main() -> None:
     """Run one rank; leave with 1 after writing why, if anything goes wrong."""
     die_with_parent()
@@ -185,9 +163,7 @@ def main() -> None:
     try:
         rank.run()
     except BaseException as error:
-        rank.save(
-            status=_status(error), message=f"{type(error).__name__}: {error}".splitlines()[0], run_peak_bytes=rank.probe.run_peak_bytes()
-        )
+        rank.save(status=_status(error), message=_message(error), run_peak_bytes=rank.probe.run_peak_bytes())
         raise
     # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
     sys.stdout.flush()
@@ -200,7 +176,16 @@ def _status(error: BaseException) -> Status:
 
     if isinstance(error, torch.OutOfMemoryError):
         return Status.OOM
+    if isinstance(error, InputError):
+        return Status.REFUSED
     return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else Status.FAILED
+
+
+def _message(error: BaseException) -> str:
+    """One line on what went wrong."""
+    if isinstance(error, Bf16profError):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _log_to(path: Path) -> None:

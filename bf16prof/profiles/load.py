@@ -13,19 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from bf16prof.errors import InputError
-from bf16prof.profiles.schema import Profile, ZeroSettings
-
-REASONS = {
-    "deepspeed.memory_breakdown": "it resets torch's peak counter on rank 0 (see_memory_usage), so no peak could be measured",
-    "deepspeed.zero_optimization.stage": "the ZeRO stage belongs to the case: use --zero",
-    "deepspeed.fp16": "the precision belongs to the recipe: use --recipe",
-    "deepspeed.torch_autocast": "the precision belongs to the recipe: use --recipe",
-    "deepspeed.bf16.enabled": "the precision belongs to the recipe: use --recipe",
-    "deepspeed.optimizer": "the optimizer has a table of its own: [optimizer]",
-}
+from bf16prof.profiles.explain import documented, explain
+from bf16prof.profiles.models import KINDS
+from bf16prof.profiles.plain import read_json_object
+from bf16prof.profiles.schema import Profile
 
 
 @dataclass(frozen=True)
@@ -55,21 +49,21 @@ def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
 
     Raises `InputError` naming the file, the key and what was expected.
     """
-    label, origin, text = _read(name)
+    source = _read(name)
     try:
-        table = tomllib.loads(text)
+        table = tomllib.loads(source.text)
     except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
-        raise InputError(f"{origin}: not valid TOML: {error}") from error
-    table.setdefault("name", label)
-    origins = dict.fromkeys(map(_documented, leaves(table)), origin)
+        raise InputError(f"{source.origin}: not valid TOML: {error}") from error
+    table.setdefault("name", source.label)
+    origins = dict.fromkeys(map(documented, leaves(table)), source.origin) | _read_hf_config(table, source.folder)
     for override in overrides:
-        _lay(table, override)
-        origins = {key: o for key, o in origins.items() if not key.startswith(f"{override.key}.")}
-        origins |= dict.fromkeys(map(_documented, leaves(_nest(override))), override.origin)
+        replaced = _lay(table, override)
+        origins = {key: o for key, o in origins.items() if not key.startswith(f"{replaced}.")}
+        origins |= dict.fromkeys(map(documented, leaves(_nest(override))), override.origin) | _read_hf_config(table, Path())
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:
-        raise InputError(explain(error, origins, origin)) from error
+        raise InputError(explain(error, origins, source.origin)) from error
     return Resolved(profile, origins)
 
 
@@ -93,56 +87,27 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _documented(key: str) -> str:
-    """The key as DeepSpeed documents it, where a short name stands for it."""
-    table, _, last = key.rpartition(".")
-    field = ZeroSettings.model_fields.get(last) if table == "deepspeed.zero_optimization" else None
-    return f"{table}.{field.alias}" if field and field.alias else key
-
-
-def explain(error: ValidationError, origins: Mapping[str, str], default_origin: str) -> str:
-    """One line for a validation error: where the value came from, its key, and what was expected."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    documented = _documented(key)
-    origin = next((o for k, o in origins.items() if k == documented or k.startswith(documented + ".")), default_origin)
-    if first["type"] == "extra_forbidden":
-        reason = REASONS.get(key)
-        return (
-            f"{origin}: {key}: refused: {reason}" if reason else f"{origin}: {key}: unknown key; expected one of {_expected(first['loc'])}"
-        )
-    if first["type"] == "missing":
-        return f"{origin}: {key}: missing"
-    return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_shown(first['input'])}"
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(str(value)[:60])
-    except ValueError:  # Python prints no integer of more than 4,300 digits; TOML can hold one in hexadecimal
-        return "a number of thousands of digits"
-
-
-def _expected(location: Sequence[int | str]) -> str:
-    model: type[BaseModel] = Profile
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
-    return ", ".join(field.alias or name for name, field in model.model_fields.items())
-
-
 def _presets() -> Any:
     return resources.files("bf16prof.profiles") / "presets"
 
 
-def _read(name: str) -> tuple[str, str, str]:
-    """The label, the origin and the text of a profile given by preset name or path."""
+@dataclass(frozen=True)
+class _Source:
+    """A profile as it is stored: what it is called, where it came from, its text, and where its paths start."""
+
+    label: str
+    origin: str
+    text: str
+    folder: Path
+
+
+def _read(name: str) -> _Source:
+    """The text of a profile given by preset name or path."""
     if name in preset_names():
-        return name, f"preset {name}", (_presets() / f"{name}.toml").read_text(encoding="utf-8")
+        return _Source(name, f"preset {name}", (_presets() / f"{name}.toml").read_text(encoding="utf-8"), Path())
     path = Path(name)
     try:
-        return path.stem, str(path), path.read_text(encoding="utf-8")
+        return _Source(path.stem, str(path), path.read_text(encoding="utf-8"), path.parent)
     except OSError as error:
         if path.suffix != ".toml" and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             hint = "presets: " + ", ".join(preset_names()) + "; or the path of a .toml file"
@@ -152,6 +117,16 @@ def _read(name: str) -> tuple[str, str, str]:
         raise InputError(f"cannot read {path}: not UTF-8 text") from error
 
 
+def _read_hf_config(table: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Put the content of the file that `model.hf_config` names in its place; its keys, and that they came from this file."""
+    model = table.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("hf_config"), str):
+        return {}
+    path = folder / model["hf_config"]
+    model["hf_config"] = read_json_object(path)
+    return dict.fromkeys(["model.hf_config", *leaves(model["hf_config"], "model.hf_config.")], str(path))
+
+
 def _nest(override: Override) -> dict[str, Any]:
     nested: Any = override.value
     for part in reversed(override.key.split(".")):
@@ -159,9 +134,15 @@ def _nest(override: Override) -> dict[str, Any]:
     return dict(nested)
 
 
-def _lay(table: dict[str, Any], override: Override) -> None:
-    """Put the override's value into the nested table; DeepSpeed's long and short names of a key replace each other."""
+def _lay(table: dict[str, Any], override: Override) -> str:
+    """Put the override's value into the nested table; the key whose whole content it has replaced.
+
+    DeepSpeed's long and short names of a key replace each other, and a key that names another kind of model makes a new `[model]` table.
+    """
     *path, last = override.key.split(".")
+    if path == ["model"] and last in KINDS and isinstance(table.get("model"), dict) and last not in table["model"]:
+        table["model"] = {last: override.value}
+        return "model"
     for part in path:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
@@ -169,3 +150,4 @@ def _lay(table: dict[str, Any], override: Override) -> None:
     for alias in {f"stage3_{last}", last.removeprefix("stage3_")} - {last}:
         table.pop(alias, None)
     table[last] = override.value
+    return override.key

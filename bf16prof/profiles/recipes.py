@@ -54,6 +54,10 @@ class Recipe:
         return sum(size for name, size in self.bytes_per_parameter().items() if name != Component.MASTER_GRADIENTS)
 
 
+DS_CONFIG = "ds-config"
+"""The id under which a case runs whose precision a DeepSpeed JSON of the user's own describes and no recipe does."""
+
+
 @functools.cache
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by id, in the order of the file."""
@@ -63,10 +67,18 @@ def all_recipes() -> dict[str, Recipe]:
 
 def find_recipe(id_: str) -> Recipe:
     """The recipe of that id. Raises `InputError` naming the known ones."""
+    if id_ == DS_CONFIG:
+        return _of_the_user()
     try:
         return all_recipes()[id_]
     except KeyError:
         raise InputError(f"unknown recipe {id_!r}", hint="known: " + ", ".join(all_recipes())) from None
+
+
+def _of_the_user() -> Recipe:
+    """What stands for a precision that is no recipe's; what it is lies in the profile (`deepspeed.more`)."""
+    title = "the precision of the user's DeepSpeed JSON"
+    return Recipe(DS_CONFIG, title, "not known", "--ds-config", dict.fromkeys(DTYPE_COMPONENTS, "none"), deepspeed={})
 
 
 def runnable_recipes() -> dict[str, Recipe]:

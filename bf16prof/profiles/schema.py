@@ -1,6 +1,6 @@
-"""What a profile may say: the schema of the TOML file, with the meaning and unit of every key.
+"""What a profile may say: the schema of the TOML file, with the meaning and unit of every key (the model's: see `models.py`).
 
-Unknown keys and wrong types are refused (see `load.py`, which turns pydantic's errors into one line with file and key).
+Unknown keys and wrong types are refused (see `explain.py`, which turns pydantic's errors into one line with file and key).
 The ZeRO keys and their defaults are DeepSpeed's own (`deepspeed/runtime/zero/config.py`, 0.19.8): those that move memory, and those
 that a run needs. What decides the precision (`bf16`, `fp16`, `torch_autocast`) belongs to the recipe, and the stage to the case.
 """
@@ -8,45 +8,14 @@ that a run needs. What decides the precision (`bf16`, `fp16`, `torch_autocast`) 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-
-def _whole(value: object) -> object:
-    """5e8 is how DeepSpeed's documentation writes bucket sizes: a float without a fraction is a whole number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, Field(gt=0, lt=2**40)]
-Elements = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=sys.maxsize)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Dtype = Literal["fp32", "fp16", "bf16"]
-
-
-class Settings(BaseModel):
-    """Base of all tables: frozen, strict about types, and closed to unknown keys. DeepSpeed's short names are read as well."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)
-
-
-class ModelSettings(Settings):
-    """The model: its family and its sizes."""
-
-    family: str
-    """One of `bf16prof.models.families()`."""
-    hidden_size: Count
-    num_layers: Annotated[int, Field(gt=0, lt=2**14)]
-    num_heads: Count
-    vocab_size: Count
-    max_sequence_length: Count
-    """Rows of the position table, for families that have one; the longest sequence for all."""
-    intermediate_size: Count | None = None
-    """Width of the MLP; the family's own rule when absent (4 x hidden_size)."""
-    num_kv_heads: Count | None = None
-    """Key and value heads of grouped-query attention; as many as heads when absent."""
-    tie_embeddings: bool | None = None
-    """Whether the output head shares the token embedding; the family's own habit when absent."""
+from bf16prof.profiles.models import Model
+from bf16prof.profiles.plain import checked
+from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
 
 class WorkloadSettings(Settings):
@@ -61,6 +30,9 @@ class WorkloadSettings(Settings):
     """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`, non-reentrant)."""
     data: str = "synthetic"
     """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measure/data.py`)."""
+    zero_init: bool = False
+    """Build the model inside `deepspeed.zero.Init` (at stage 3): each parameter is partitioned as soon as it exists. Without it every rank
+    first builds the whole model, as a script does that knows nothing of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
 
@@ -68,7 +40,7 @@ class OptimizerSettings(Settings):
     """DeepSpeed's `optimizer` block. Without `torch_adam`, DeepSpeed picks FusedAdam, or DeepSpeedCPUAdam when offloading."""
 
     type: Literal["Adam", "AdamW"] = "AdamW"
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: Annotated[float, Field(ge=0)] = 1e-4
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -141,17 +113,31 @@ class Bf16Settings(Settings):
     immediate_grad_update: bool = False
 
 
+def _more(value: dict[str, Any]) -> dict[str, Any]:
+    zero = value.get("zero_optimization")
+    taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
+    if taken:
+        raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
+    return checked(value)
+
+
+TAKEN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown")
+"""Keys of DeepSpeed's JSON that are not for `more`: they belong to the workload, or would spoil what is measured."""
+
+
 class DeepSpeedSettings(Settings):
     """The rest of DeepSpeed's JSON."""
 
-    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
-    """Clip the global gradient norm to this; 0 turns it off (DeepSpeed's default is 1.0: runtime/constants.py)."""
+    gradient_clipping: Annotated[float, Field(ge=0)] | None = None
+    """Clip the global gradient norm to this; 0 turns it off. DeepSpeed's own default when absent: 1.0 in 0.19.8, 0 in earlier versions."""
     communication_data_type: Dtype | None = None
     prescale_gradients: bool = False
     gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
     data_types: DataTypeSettings = DataTypeSettings()
     bf16: Bf16Settings = Bf16Settings()
     zero_optimization: ZeroSettings = ZeroSettings()
+    more: Annotated[dict[str, Any], AfterValidator(_more)] = Field(default_factory=dict)
+    """Anything else of DeepSpeed's JSON, laid over all the above; an `optimizer` or a `scheduler` replaces the one there is."""
 
 
 class Profile(Settings):
@@ -160,7 +146,7 @@ class Profile(Settings):
     name: str = ""
     """How records call this profile: the preset's or the file's name."""
     description: str = ""
-    model: ModelSettings
+    model: Model
     workload: WorkloadSettings
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()

@@ -8,7 +8,8 @@ from typing import Any
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.profiles.schema import ModelSettings, Profile
+from bf16prof.profiles.models import ModelSettings
+from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, Offload
 
 SMALL_MODEL = {

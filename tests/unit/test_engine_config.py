@@ -80,6 +80,8 @@ def test_wrapper_optimizer_and_dtypes_are_those_of_the_engine(stage: int, recipe
 @pytest.mark.parametrize("recipe", ["bf16-fp32-master", "fp32"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_settings_are_those_of_the_engine(stage: int, recipe: str) -> None:
+    from deepspeed.runtime import constants
+
     # GIVEN settings by DeepSpeed's long and short names, and defaults
     job = a_job(stage, recipe, stage3_param_persistence_threshold=17, sub_group_size=123, max_live_parameters=99)
     config = deepspeed_config(job)
@@ -90,8 +92,17 @@ def test_zero_settings_are_those_of_the_engine(stage: int, recipe: str) -> None:
         if name not in ("overlap_comm", "offload_optimizer", "offload_param"):
             assert getattr(theirs, name) == getattr(ours, name), name
     assert theirs.overlap_comm == overlaps_communication(config)
-    assert engine.gradient_clipping() == job.profile.deepspeed.gradient_clipping
+    assert engine.gradient_clipping() == constants.GRADIENT_CLIPPING_DEFAULT
     assert engine.train_micro_batch_size_per_gpu() == job.profile.workload.micro_batch_size
+
+
+@pytest.mark.usefixtures("three_ranks")
+@pytest.mark.parametrize("clipping", [0.0, 0.5, 1.0])
+def test_a_gradient_clipping_that_is_asked_for_reaches_the_engine(clipping: float) -> None:
+    job = a_job(2, "bf16-full", deepspeed={"gradient_clipping": clipping})
+
+    assert deepspeed_config(job)["gradient_clipping"] == clipping, "1.0 too: earlier versions of DeepSpeed have another default"
+    assert build_engine(job).gradient_clipping() == clipping
 
 
 def test_every_stage_and_every_recipe_is_admitted_somewhere() -> None:

@@ -90,6 +90,25 @@ def test_commands_that_only_compute_load_no_heavy_library(arguments: tuple[str, 
     assert not loaded & (TRAINING | DRAWING), loaded & (TRAINING | DRAWING)
 
 
+def test_a_deepspeed_json_is_read_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"bf16": {"enabled": true}, "optimizer": {"type": "Adam"}, "zero_optimization": {"stage": 2}}')
+
+    loaded = after(running("estimate", "--ds-config", str(path)))
+
+    assert not loaded & (TRAINING | DRAWING)
+
+
+@pytest.mark.parametrize("table", ["hf_config = { model_type = 'llama' }", "factory = 'this:that'"])
+def test_a_profile_of_another_model_is_shown_without_torch_and_without_its_code(table: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(f"[workload]\nsequence_length = 5\n[model]\n{table}\n")
+
+    loaded = after(running("profiles", "show", str(path), "--resolved"))
+
+    assert not loaded & (TRAINING | DRAWING | {"this"})
+
+
 def test_a_report_is_drawn_without_torch(tmp_path: Path) -> None:
     import report_fixtures as fixtures
 

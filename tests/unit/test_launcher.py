@@ -15,7 +15,7 @@ import pytest
 
 from bf16prof import processes
 from bf16prof.errors import InputError
-from bf16prof.measure import launcher
+from bf16prof.measure import launcher, worker
 from bf16prof.measure.launcher import Outcome, launch
 from bf16prof.measure.results import RankResult, load_rank, rank_file, save_rank
 from bf16prof.measure.torchrun import RankFailure, load_failures
@@ -97,6 +97,26 @@ def test_out_of_memory_is_the_cause_whichever_rank_failed_first(tmp_path: Path) 
     found = outcome(tmp_path, 1, result(0, Status.FAILED, "connection closed"), result(1, Status.OOM, "tried to allocate 5 bytes"))
 
     assert (found.status, found.message) == (Status.OOM, "rank 1: tried to allocate 5 bytes")
+
+
+def test_what_a_rank_could_not_use_is_the_cause_whichever_rank_failed_first(tmp_path: Path) -> None:
+    write_failures(tmp_path, (0, 1, 100), (1, 1, 100))
+    found = outcome(tmp_path, 1, result(0, Status.FAILED, "connection closed"), result(1, Status.REFUSED, "no such model"))
+
+    assert (found.status, found.message) == (Status.REFUSED, "rank 1: no such model")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InputError("no such model", hint="install it"), Status.REFUSED, "no such model (install it)"),
+        (InputError("no such model"), Status.REFUSED, "no such model"),
+        (ValueError("one\ntwo"), Status.FAILED, "ValueError: one"),
+        (KeyboardInterrupt(), Status.INTERRUPTED, "KeyboardInterrupt: "),
+    ],
+)
+def test_a_rank_says_in_one_way_what_stopped_it(error: BaseException, status: Status, message: str) -> None:
+    assert (worker._status(error), worker._message(error)) == (status, message)
 
 
 def test_the_log_of_torchrun_stands_in_for_an_empty_one_of_the_rank(tmp_path: Path) -> None:

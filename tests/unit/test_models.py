@@ -13,10 +13,10 @@ from jobs import model_settings, profile
 
 from bf16prof.models.modules import build
 from bf16prof.models.shapes import CAST_BY_AUTOCAST, families, inventory
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import Model, ModelSettings
 
 
-def module_inventory(model: ModelSettings) -> list[tuple[str, tuple[int, ...], str]]:
+def module_inventory(model: Model) -> list[tuple[str, tuple[int, ...], str]]:
     """Name, shape and holder's class of every parameter of the torch module, each shared one once, in torch's own order."""
     with torch.device("meta"):
         module = build(model, activation_checkpointing=False)
@@ -26,7 +26,7 @@ def module_inventory(model: ModelSettings) -> list[tuple[str, tuple[int, ...], s
     ]
 
 
-def our_inventory(model: ModelSettings) -> list[tuple[str, tuple[int, ...], str]]:
+def our_inventory(model: Model) -> list[tuple[str, tuple[int, ...], str]]:
     return [(p.name, p.shape, p.layer) for p in inventory(model)]
 
 
@@ -76,7 +76,7 @@ def hugging_face(config: Any) -> Counter[int]:
     return Counter(p.numel() for p in model.parameters())
 
 
-def our_sizes(model: ModelSettings) -> Counter[int]:
+def our_sizes(model: Model) -> Counter[int]:
     return Counter(p.numel for p in inventory(model))
 
 

@@ -70,7 +70,7 @@ def test_defaults_are_deepspeeds_own() -> None:
     for name in ZeroSettings.model_fields:
         if name not in ("offload_optimizer", "offload_param", "overlap_comm"):
             assert getattr(ours, name) == getattr(theirs, name), name
-    assert DeepSpeedSettings().gradient_clipping == constants.GRADIENT_CLIPPING_DEFAULT
+    assert DeepSpeedSettings().gradient_clipping is None, "it differs between DeepSpeed's versions, so it is left to DeepSpeed"
     assert DeepSpeedSettings().prescale_gradients == constants.PRESCALE_GRADIENTS_DEFAULT
     assert DeepSpeedSettings().gradient_predivide_factor == constants.GRADIENT_PREDIVIDE_FACTOR_DEFAULT
 

@@ -12,6 +12,7 @@ from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult
 from bf16prof.profiles.load import load_profile, parse_set
+from bf16prof.profiles.models import FactorySettings
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, PhaseMemory, StepRecord
 from bf16prof.runs import Status
@@ -47,6 +48,15 @@ def record(*ranks: RankResult | None, status: Status = Status.FINISHED, message:
     found = measured_record(JOB, Outcome(status, message, "", ranks))
     assert found is not None
     return found
+
+
+def test_a_model_that_reads_no_tokens_has_no_tokens_per_second() -> None:
+    image = FactorySettings.model_validate({"factory": "a:b", "inputs": {"x": {"dtype": "fp32", "shape": ["micro_batch", 3]}}})
+    job = dataclasses.replace(JOB, profile=JOB.profile.model_copy(update={"model": image}))
+    found = measured_record(job, Outcome(Status.FINISHED, "", "", (rank(0, step(0)), rank(1, step(0)))))
+
+    assert found is not None
+    assert (found.step_time_s, found.tokens_per_s) == (1.0, None)
 
 
 def test_components_are_the_items_and_what_is_left_is_other() -> None:

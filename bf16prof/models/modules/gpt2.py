@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bf16prof.models.modules import run_layers
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import ModelSettings
 
 
 class Attention(nn.Module):

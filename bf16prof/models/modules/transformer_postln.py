@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.models.modules import run_layers
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import ModelSettings
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bf16prof.errors import InputError
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import Model, ModelSettings
 
 CAST_BY_AUTOCAST = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
 """Classes whose own parameters DeepSpeed communicates in autocast's dtype (`runtime/torch_autocast.py`, LOWER_PRECISION_SAFE_MODULES)."""
@@ -40,12 +40,18 @@ def families() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
 
 
-@functools.cache
-def inventory(model: ModelSettings) -> list[ParameterSpec]:
+def inventory(model: Model) -> list[ParameterSpec]:
     """The parameters of a model, each shared one once.
 
-    Raises `InputError` when the family is unknown or its sizes do not fit together.
+    Raises `InputError` when the model is not of a family, the family is unknown or its sizes do not fit together.
     """
+    if not isinstance(model, ModelSettings):
+        raise InputError("model: only the code that builds this model knows its parameters", hint="a model of a family has a list of them")
+    return _inventory(model)
+
+
+@functools.cache
+def _inventory(model: ModelSettings) -> list[ParameterSpec]:
     if model.family not in families():
         raise InputError(f"model.family: unknown family {model.family!r}", hint="known: " + ", ".join(families()))
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")

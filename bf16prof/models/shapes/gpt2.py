@@ -6,7 +6,7 @@ Sizes and order as in Hugging Face's GPT2LMHeadModel; the projections are stored
 from __future__ import annotations
 
 from bf16prof.models.shapes import ParameterSpec, layer_norm, linear, require
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import ModelSettings
 
 
 def parameters(model: ModelSettings) -> list[ParameterSpec]:

@@ -6,7 +6,7 @@ Sizes and order as in Hugging Face's LlamaForCausalLM; no biases.
 from __future__ import annotations
 
 from bf16prof.models.shapes import ParameterSpec, linear, require
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import ModelSettings
 
 
 def parameters(model: ModelSettings) -> list[ParameterSpec]:

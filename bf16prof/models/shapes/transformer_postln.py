@@ -6,7 +6,7 @@ Structure: DeepSpeedExamples training/bf16_master_weight (train.py, SimpleTransf
 from __future__ import annotations
 
 from bf16prof.models.shapes import ParameterSpec, layer_norm, linear, require
-from bf16prof.profiles.schema import ModelSettings
+from bf16prof.profiles.models import ModelSettings
 
 
 def parameters(model: ModelSettings) -> list[ParameterSpec]:

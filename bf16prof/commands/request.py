@@ -1,0 +1,136 @@
+"""What a command's flags mean together: a profile with everything laid over it, and the cases over that.
+
+From below: the profile, the user's DeepSpeed JSON, another model, `--set`, the flags of the workload. A variable stands for its flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from bf16prof.cases import Job, Refusal, Selection, expand
+from bf16prof.commands.options import numbers, words
+from bf16prof.engine.constraints import admit
+from bf16prof.errors import InputError
+from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
+from bf16prof.profiles.recipes import DS_CONFIG
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import Device, Offload
+
+WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing")
+"""Flags that stand for keys of the profile's `[workload]`."""
+
+BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: a profile, and the cases over it as far as flags or a DeepSpeed JSON say them.
+
+    `any_gpus`: numbers of GPUs are not the user's own, so those that the JSON's batch sizes do not fit are left out.
+    """
+
+    profile: Profile
+    zero: str
+    recipe: str
+    offload: Offload | None
+    batch: BatchSizes | None = None
+    any_gpus: bool = False
+
+
+def read_request(context: typer.Context) -> Request:
+    """The request of a command that has cases. Stages and recipes that the user named win over those of a DeepSpeed JSON."""
+    given = context.params
+    named = {key: _source(context, key) in ("COMMANDLINE", "ENVIRONMENT") for key in ("zero", "recipe", "gpus")}
+    if DS_CONFIG in words(given["recipe"]):
+        raise InputError(f"--recipe {DS_CONFIG}: leave --recipe out: the file of --ds-config says the precision")
+    path: Path | None = given["ds_config"]
+    file = None if path is None else read_ds_config(path, precision=not named["recipe"])
+    ours = _overrides(context)
+    profile = load_profile(given["profile"], [*(file.overrides if file else ()), *ours]).profile
+    if file is None:
+        return Request(profile, given["zero"], given["recipe"], given["offload"])
+    zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
+    batch = _batch(file, profile, {override.key for override in ours})
+    return Request(profile, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+
+
+def resolve_profile(context: typer.Context, name: str) -> Resolved:
+    """A profile with the flags of a command that has no cases laid over it, and where each value came from."""
+    return load_profile(name, _overrides(context))
+
+
+def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
+    """The jobs that DeepSpeed runs, and the refusals of the others.
+
+    Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
+    that no case admits is passed over in silence, and so is a number of GPUs that the batch sizes do not fit.
+    """
+    from bf16prof.measure.data import validate_spec
+
+    validate_spec(request.profile.workload.data)
+    recipes, stages, sizes = words(request.recipe), numbers("--zero", request.zero), numbers("--gpus", gpus)
+    if request.any_gpus and request.batch is not None:
+        sizes = [size for size in sizes if request.batch.fit(size)] or sizes
+    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch))
+    admitted, refused = admit(jobs)
+    if not recipes:
+        possible = {job.case.recipe for job in admitted}
+        refused = [r for r in refused if r.case.recipe in possible]
+    return admitted, refused
+
+
+def _overrides(context: typer.Context) -> list[Override]:
+    """What flags lay over the profile, from below."""
+    given = context.params
+    overrides = _model(context)
+    overrides += [parse_set(text) for text in given["set_"] or ()]
+    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in WORKLOAD_FLAGS if given[key] is not None]
+
+
+def _model(context: typer.Context) -> list[Override]:
+    """Another model in the place of the profile's, which is called after it. A flag wins over the variable of the other."""
+    given = {key: value for key in ("hf_config", "model") if (value := context.params.get(key)) is not None}
+    flags = {key: value for key, value in given.items() if _source(context, key) == "COMMANDLINE"} or given
+    if len(flags) > 1:
+        raise InputError(" and ".join(_origin(context, key) for key in flags) + " exclude each other: there is one model")
+    return [override for key, value in flags.items() for override in _named_model(key, value, _origin(context, key))]
+
+
+def _named_model(key: str, value: Any, origin: str) -> list[Override]:
+    if key == "model":
+        name, setting = str(value).rpartition(":")[2], Override("model.factory", value, origin)
+    else:
+        folder = value.absolute().parent.name
+        name, setting = folder if value.name == "config.json" and folder else value.stem, Override("model.hf_config", str(value), origin)
+    return [Override("name", name, origin), Override("description", "", origin), setting]
+
+
+def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:
+    """The batch sizes of the file, those that the user set in their place; where the file has none, the profile's micro-batch.
+
+    With both of the others known, train_batch_size follows from them.
+    """
+    workload, batch = profile.workload, file.batch
+    typed = {key for key in BATCH_FLAGS if f"workload.{key}" in set_}
+    micro = workload.micro_batch_size if "micro_batch_size" in typed else batch.micro
+    accumulation = workload.gradient_accumulation_steps if "gradient_accumulation_steps" in typed else batch.accumulation
+    train = None if typed and micro is not None and accumulation is not None else batch.train
+    if train is None and micro is None:
+        micro = workload.micro_batch_size
+    return BatchSizes(batch.origin, train, micro, accumulation)
+
+
+def _source(context: typer.Context, parameter: str) -> str:
+    source = context.get_parameter_source(parameter)
+    return source.name if source else ""
+
+
+def _origin(context: typer.Context, parameter: str) -> str:
+    """The flag that the user typed, or the variable that stood for it."""
+    return f"BF16PROF_{parameter.upper()}" if _source(context, parameter) == "ENVIRONMENT" else "--" + parameter.replace("_", "-")

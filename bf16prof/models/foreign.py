@@ -1,0 +1,159 @@
+"""Models that are not ours: architectures of the transformers library, and what a function of the user's own returns.
+
+Both are code of others, which raises what it likes: whatever goes wrong while it builds a model becomes one line for the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bf16prof.errors import InputError
+from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INSTALL = "pip install transformers"
+NOT_OF_THE_ARCHITECTURE = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+"""Keys of a configuration that say which class it is for, where remote code lies, and how a checkpoint is stored."""
+
+
+def from_hf_config(settings: HuggingFaceSettings, activation_checkpointing: bool) -> nn.Module:
+    """The model of a Hugging Face configuration with random weights in fp32, ready to be trained."""
+    import torch
+
+    model_type = settings.hf_config["model_type"]
+    with _one_line(f"transformers cannot build this {model_type!r} model"):
+        config = _config(settings.hf_config)
+        cls = _model_class(settings.hf_config.get("architectures"), config)
+        chosen = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+        model: nn.Module = cls._from_config(config, dtype=torch.float32, **chosen)
+        _checkpoint(model, activation_checkpointing)
+    if not settings.inputs and "input_ids" not in inspect.signature(model.forward).parameters:
+        raise InputError(f"{cls.__name__} is not called with token ids: describe what it is called with in [model.inputs.NAME] tables")
+    return model.train()
+
+
+def from_factory(settings: FactorySettings, activation_checkpointing: bool) -> nn.Module:
+    """What the user's function returns, ready to be trained."""
+    from torch import nn
+
+    function = _imported(settings.factory)
+    with _one_line(f"model.factory {settings.factory} failed"):
+        model = function()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model.factory {settings.factory} returned {type(model).__name__}, not a torch.nn.Module")
+    with _one_line(f"the model of model.factory {settings.factory}"):
+        _checkpoint(model, activation_checkpointing)
+    return model.train()
+
+
+@contextlib.contextmanager
+def told_of_zero3(config: Mapping[str, Any]) -> Iterator[None]:
+    """Let transformers know, as the Trainer does, that ZeRO-3 will run: it then builds and initialises models inside `zero.Init`.
+
+    An outer `zero.Init` would leave it with parameters that are gone before it initialises them.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    told = _Zero3(dict(config))
+    integration.set_hf_deepspeed_config(told)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        integration.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+class _Zero3:
+    """What transformers asks its `HfDeepSpeedConfig`, which needs the accelerate library."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        """Whether models are partitioned while they are built."""
+        return True
+
+
+def _config(content: Mapping[str, Any]) -> Any:
+    transformers = _transformers()
+    if content["model_type"] not in transformers.CONFIG_MAPPING:
+        version = transformers.__version__
+        raise InputError(f"transformers {version} does not know the model_type {content['model_type'][:60]!r}", hint=f"{INSTALL} --upgrade")
+    rest = {key: value for key, value in content.items() if key not in NOT_OF_THE_ARCHITECTURE}
+    config = transformers.AutoConfig.for_model(content["model_type"], **rest)
+    for part in (config, config.get_text_config()):  # a cache of keys and values is for generating
+        part.use_cache = False
+    return config
+
+
+def _model_class(architectures: object, config: Any) -> Any:
+    """The class that the configuration names, else the first language model class that transformers has for it."""
+    transformers = _transformers()
+    if isinstance(architectures, list) and architectures:
+        found = getattr(transformers, str(architectures[0]), None)
+        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+            raise InputError(
+                f"transformers {transformers.__version__} has no architecture {str(architectures[0])[:60]!r}",
+                hint="without architectures in the configuration, the language model of its model_type is taken",
+            )
+        return found
+    for auto in ("CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", ""):
+        mapping = getattr(transformers, f"MODEL_FOR_{auto}_MAPPING" if auto else "MODEL_MAPPING")
+        if type(config) in mapping:
+            cls = mapping[type(config)]
+            return cls[0] if isinstance(cls, tuple) else cls
+    raise InputError(f"transformers {transformers.__version__} has no model for the model_type {config.model_type!r}")
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(f"a Hugging Face configuration needs transformers, which cannot be imported: {error}", hint=INSTALL) from error
+    return transformers
+
+
+def _imported(factory: str) -> Any:
+    """The function behind `package.module:function`; the working directory comes first, as it does for a script that lies in it."""
+    module_name, _, path = factory.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    with _one_line(f"model.factory {factory}: cannot import {module_name}"):
+        found: Any = importlib.import_module(module_name)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if not callable(found):
+        raise InputError(f"model.factory {factory}: {module_name} has no function {path}")
+    return found
+
+
+def _checkpoint(model: Any, wanted: bool) -> None:
+    """Let the model recompute its layers in backward, if that is wanted, by the switch that transformers' models have."""
+    if not wanted:
+        return
+    switches = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the second is the older name
+    switch = next((getattr(model, name) for name in switches if hasattr(model, name)), None)
+    if switch is None:
+        raise InputError(f"workload.activation_checkpointing: {type(model).__name__} has no gradient_checkpointing_enable")
+    switch({"use_reentrant": False})
+
+
+@contextlib.contextmanager
+def _one_line(doing: str) -> Iterator[None]:
+    """Whatever the code of others raises, as an `InputError`; running out of memory is not its fault."""
+    import torch
+
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"{doing}: {type(error).__name__}: {' '.join(lines)[:300]}") from error

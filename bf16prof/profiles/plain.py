@@ -1,0 +1,88 @@
+"""Plain JSON from a user's file: what is read here can be stored in a run's manifest and sent to ranks as it is.
+
+A file may be anything: missing, endless, nested without end, with numbers and characters that JSON has no place for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from bf16prof.errors import InputError
+
+LARGEST_BYTES = 16 * 2**20
+DEEPEST = 32
+"""Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `InputError` naming the file and what is wrong with it."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_BYTES + 1)
+        if len(content) > LARGEST_BYTES:
+            raise InputError(f"cannot read {path}: larger than {LARGEST_BYTES >> 20} MiB")
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    if wrong := problem(found):
+        raise InputError(f"{path}: {wrong}")
+    return found
+
+
+def checked(value: dict[str, Any]) -> dict[str, Any]:
+    """The table itself; pydantic's error when it holds something that JSON cannot."""
+    if wrong := problem(value):
+        raise PydanticCustomError("plain", "expected what JSON can hold ({wrong})", {"wrong": wrong})
+    return value
+
+
+def problem(value: object, key: str = "", depth: int = 0) -> str | None:
+    """What in nested tables and lists JSON cannot hold, with its dotted key; `None` if nothing."""
+    if depth > DEEPEST:
+        return f"nested more than {DEEPEST} deep"
+    if isinstance(value, dict):
+        return _first(problem(name, f"{key}.{name}", depth) or problem(item, f"{key}.{name}", depth + 1) for name, item in value.items())
+    if isinstance(value, list):
+        return _first(problem(item, f"{key}.{index}", depth + 1) for index, item in enumerate(value))
+    if isinstance(value, str):
+        return None if value.isascii() or _is_text(value) else f"{_shown(key)}: no Unicode text"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{_shown(key)}: {value} is no number of JSON"
+    return None if value is None or isinstance(value, int | float) else f"{_shown(key)}: {type(value).__name__} is no type of JSON"
+
+
+def _first(problems: Iterable[str | None]) -> str | None:
+    return next((found for found in problems if found), None)
+
+
+def _shown(key: str) -> str:
+    return key.removeprefix(".").encode(errors="backslashreplace").decode()[:120]
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. DeepSpeed, too, refuses a key that is there twice."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)[:60]!r} is there twice")
+    return table
