@@ -1,0 +1,191 @@
+"""What CUDA kernels allocate while they run and free before they return: no output shows it, so fake tensors do not either.
+
+Sources are in PyTorch's `aten/src/ATen/native`, unless said otherwise. Every function gives bytes for the arguments of its operator, and
+none for tensors that are not on the simulated GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.simulate.cuda_operators.attention import HALF
+from bf16prof.simulate.tracker import GPU
+
+FLOAT_BYTES = 4
+
+FLASH_ROWS = 128
+"""`mha_bwd` rounds the queries up to it (transformers/cuda/flash_attn/flash_api.cpp)."""
+
+EMBEDDING_WITHOUT_SORT = 3072
+"""Up to so many indices `embedding_dense_backward_cuda` needs no sort (cuda/Embedding.cu)."""
+
+EMBEDDING_ROWS_PER_THREAD = 10
+"""`NROWS_PER_THREAD` (cuda/EmbeddingBackwardKernel.cu)."""
+
+MULTIPROCESSORS = 108
+"""Of an A100. More of them raise the width up to which the norms' backward splits its rows: 1728 for 108, 2112 for 132."""
+
+_ATEN = torch.ops.aten
+
+
+def _blocks(*sizes: int) -> int:
+    """Bytes of so many allocations, each rounded up as the caching allocator does."""
+    return sum(_round_up(size, ALLOCATOR_BLOCK_BYTES) for size in sizes)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _copies(*tensors: Tensor) -> int:
+    """Bytes of the copies that `contiguous()` makes."""
+    return _blocks(*(tensor.nbytes for tensor in tensors if not tensor.is_contiguous()))
+
+
+def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *_: Any, **__: Any) -> int:
+    """`mha_bwd`: dQ in fp32, a sum per row, dK and dV for every head of the query; `_flash_attention_backward`: contiguous copies."""
+    batch, heads, queries, dim = query.shape
+    rows, columns = _round_up(queries, FLASH_ROWS), _round_up(dim, 32 if dim <= 128 else 64)
+    sizes = [batch * heads * rows * columns * FLOAT_BYTES, batch * heads * rows * FLOAT_BYTES]
+    return _blocks(*sizes) + _full_heads(query, key) + _copies(grad.transpose(1, 2), out.transpose(1, 2))
+
+
+def _cudnn_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *_: Any, **__: Any) -> int:
+    """The same in cuDNN's own terms: dQ_accum, softmax_sum, dK_fullhead and dV_fullhead, and `dO` in the layout of `O`.
+
+    Source: include/cudnn_frontend/node/scaled_dot_product_flash_attention.h of cudnn-frontend, cudnn/MHA.cpp. What cuDNN's closed engine
+    adds is not public.
+    """
+    batch, heads, queries, dim = query.shape
+    sizes = [batch * heads * queries * dim * FLOAT_BYTES, batch * heads * queries * FLOAT_BYTES]
+    return _blocks(*sizes, 0 if grad.stride() == out.stride() else grad.nbytes) + _full_heads(query, key)
+
+
+def _full_heads(query: Tensor, key: Tensor) -> int:
+    """Gradients of key and value before they are summed over the heads of a group."""
+    batch, heads, keys, dim = *query.shape[:2], *key.shape[2:]
+    return 0 if key.shape[1] == heads else 2 * _blocks(batch * heads * keys * dim * key.itemsize)
+
+
+def _efficient_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """`kNeedsOutputAccumulatorBuffer` (transformers/cuda/mem_eff_attention/kernel_forward.h): wide heads of half precision."""
+    wide = max(key.shape[-1], value.shape[-1]) > 128 and query.dtype in HALF
+    return _blocks(math.prod(query.shape[:3]) * value.shape[-1] * FLOAT_BYTES) if wide else 0
+
+
+def _efficient_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """`_efficient_attention_backward` (transformers/cuda/attention_backward.cu): delta and the kernel's workspace.
+
+    In fp32 the kernel does not compute delta; then the product that is summed for it may be larger than the workspace.
+    """
+    delta = math.prod(query.shape[:3]) * FLOAT_BYTES
+    held = _blocks(delta, _efficient_workspace(query, key, value))
+    if query.dtype not in HALF:
+        held = max(held, _blocks(math.prod(query.shape[:3]) * value.shape[-1] * FLOAT_BYTES, delta))
+    return held + _copies(grad.transpose(1, 2))
+
+
+def _efficient_workspace(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """`workspace_size` (mem_eff_attention/kernel_backward.h) of the kernel that `cutlassB.h` lists first for the head dimension."""
+    batch, heads, queries, dim = query.shape
+    widest = max(dim, value.shape[-1])
+    tile = 64 if widest <= 64 else 128
+    key_tile = 128 if 64 < widest <= 128 else 64
+    elements = -(-queries // tile) * -(-dim // tile) * (4 + tile * tile)
+    if widest > tile and query.dtype in HALF:
+        splits = max(1, min(-(-key.shape[2] // key_tile), 200 // (batch * heads)))
+        elements += splits * key_tile * sum(_round_up(each.shape[-1], tile) for each in (query, value))
+    return batch * heads * _round_up(elements, 4) * FLOAT_BYTES
+
+
+def _layer_norm_backward(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+    """`layer_norm_backward_cuda` (cuda/layer_norm_kernel.cu)."""
+    return _copies(grad, input) + 2 * _partial_sums(input, math.prod(shape))
+
+
+def _rms_norm_backward(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+    """`_fused_rms_norm_backward_cuda`, the same kernels without a bias."""
+    return _copies(grad, input) + _partial_sums(input, math.prod(shape))
+
+
+def _partial_sums(input: Tensor, width: int) -> int:
+    """`LaunchGammaBetaBackwardCUDAKernel`: the weights' gradients of many narrow rows are summed in two passes."""
+    rows = input.numel() // width
+    if rows <= 64 * 1024 or width // 32 >= MULTIPROCESSORS // 2:
+        return 0
+    return _blocks(min(32 * 1024 // -(-width // 32), -(-rows // 32)) * width * input.itemsize)
+
+
+def _embedding_backward(grad: Tensor, indices: Tensor, vocabulary: int, padding: int, by_frequency: bool, **_: Any) -> int:
+    """`embedding_dense_backward_cuda` and `embedding_backward_cuda_kernel`: sorted indices, and partial sums of rows in fp32."""
+    count, width = indices.numel(), grad.shape[-1]
+    copies = _copies(grad, indices)
+    if count <= EMBEDDING_WITHOUT_SORT and not by_frequency:
+        return copies
+    segments = min(count, vocabulary)
+    partial = count // EMBEDDING_ROWS_PER_THREAD + segments
+    lists = [count] * (4 if by_frequency else 3) + [segments, segments, partial, 1, 1]
+    return copies + _blocks(*(each * indices.itemsize for each in lists), partial * width * max(grad.itemsize, FLOAT_BYTES))
+
+
+def _softmax_backward(grad: Tensor, output: Tensor, *_: Any, **__: Any) -> int:
+    """`softmax_backward_cuda_out` (cuda/SoftMax.cu): the product of both."""
+    return _blocks(grad.numel() * max(grad.itemsize, output.itemsize))
+
+
+def _safe_softmax(input: Tensor, dim: int, *_: Any, **__: Any) -> int:
+    """`_safe_softmax` (transformers/attention.cpp): which scores are masked, and in which rows all are."""
+    return _blocks(input.numel(), input.numel() // max(input.shape[dim], 1))
+
+
+def _reduction(input: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
+    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32."""
+    result = dtype or (input.dtype if input.dtype.is_floating_point else torch.int64)
+    if input.dtype is result or (input.dtype in HALF and result is torch.float32):
+        return 0
+    return _blocks(input.numel() * result.itemsize)
+
+
+def _contiguous_arguments(*args: Any, **_: Any) -> int:
+    return _copies(*(each for each in args if isinstance(each, Tensor)))
+
+
+def _on_the_gpu(scratch: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(scratch)
+    def call(*args: Any, **kwargs: Any) -> int:
+        return scratch(*args, **kwargs) if args[0].device == GPU else 0
+
+    return call
+
+
+_SCRATCH: dict[Any, Callable[..., int]] = {
+    _ATEN._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    _ATEN._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
+    _ATEN._scaled_dot_product_efficient_attention.default: _efficient_forward,
+    _ATEN._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+    _ATEN.native_layer_norm.default: _contiguous_arguments,
+    _ATEN.native_layer_norm_backward.default: _layer_norm_backward,
+    _ATEN._fused_rms_norm.default: _contiguous_arguments,
+    _ATEN._fused_rms_norm_backward.default: _rms_norm_backward,
+    _ATEN.embedding_dense_backward.default: _embedding_backward,
+    _ATEN._softmax.default: _contiguous_arguments,
+    _ATEN._softmax_backward_data.default: _softmax_backward,
+    _ATEN._log_softmax.default: _contiguous_arguments,
+    _ATEN._log_softmax_backward_data.default: _contiguous_arguments,
+    _ATEN._safe_softmax.default: _safe_softmax,
+    _ATEN.sum.default: _reduction,
+    _ATEN.sum.dim_IntList: _reduction,
+    _ATEN.mean.default: _reduction,
+    _ATEN.mean.dim: _reduction,
+    _ATEN.linalg_vector_norm.default: _reduction,
+}
+
+CUDA_SCRATCH: dict[Any, Callable[..., int]] = {operator: _on_the_gpu(scratch) for operator, scratch in _SCRATCH.items()}
+"""What kernels on a GPU allocate while they run, beyond their outputs, in bytes by operator; called with the operator's arguments."""
