@@ -138,12 +138,58 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class PhaseStart:
+    """A phase begins before this event of a timeline."""
+
+    __pydantic_config__ = STRICT
+
+    phase: Phase
+    event: Size
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bytes by component over one optimizer step, after each of the `events` (numbers of allocations and frees since the step began)."""
+
+    __pydantic_config__ = STRICT
+
+    events: tuple[Size, ...]
+    phases: tuple[PhaseStart, ...]
+    components: dict[Component, tuple[Bytes, ...]]
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Where a job first asks for more than its GPU has.
+
+    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when.
+    * `requested_bytes`, beyond the `allocated_bytes` and `reserved_bytes` at that moment; `limit_bytes` is what the allocator may reserve.
+    * `holders`: the bytes that are allocated then, by component, biggest first.
+    """
+
+    __pydantic_config__ = STRICT
+
+    phase: Phase
+    step: Size | None
+    tensor: str
+    requested_bytes: Size
+    allocated_bytes: Size
+    reserved_bytes: Size
+    limit_bytes: Size
+    holders: dict[Component, Bytes]
+
+
+@dataclass(frozen=True)
 class MemoryRecord:
-    """What one source says of one case, on one device of the job (bytes on the rank that holds most).
+    """What one source says of one case, on one device of the job (bytes on the rank that holds most; of rank 0 in a dry run).
 
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
-    * `reserved_bytes`: held by the caching allocator. `device_bytes`: used on the device by the process, as NVML sees it.
+      `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
+    * `reserved_bytes`: the most that the caching allocator has held; `fragmentation_bytes` of it were not allocated at that moment.
+      `device_bytes`: used on the device by the process, as NVML sees it; `device_items` are what comes on top of the reserved bytes.
+    * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
+    * `timeline`: bytes by component over the last step.
     * `host_bytes`: held in host memory on behalf of the device (offloading).
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
@@ -164,9 +210,14 @@ class MemoryRecord:
     peak_allocated_bytes: Size | None = None
     peak_phase: Phase | None = None
     run_peak_allocated_bytes: Size | None = None
+    peak_components: dict[Component, Bytes] = field(default_factory=dict)
+    peak_items: tuple[Item, ...] = ()
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     reserved_bytes: Size | None = None
+    fragmentation_bytes: Size | None = None
     device_bytes: Size | None = None
+    device_items: tuple[Item, ...] = ()
+    out_of_memory: OutOfMemory | None = None
     host_bytes: Size | None = None
     step_time_s: Amount | None = None
     step_time_iqr_s: Amount | None = None
@@ -177,13 +228,17 @@ class MemoryRecord:
     power_w: Amount | None = None
     steps: tuple[StepRecord, ...] = ()
     rank_allocated_bytes: tuple[Size, ...] = ()
+    timeline: Timeline | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.components and self.allocated_bytes is not None:
-            total = sum(self.components.values())
-            if total != self.allocated_bytes:
-                raise ValueError(f"components add up to {total}, allocated_bytes is {self.allocated_bytes}")
+        _require_sum("components", self.components, "allocated_bytes", self.allocated_bytes)
+        _require_sum("peak_components", self.peak_components, "peak_allocated_bytes", self.peak_allocated_bytes)
+
+
+def _require_sum(name: str, parts: Mapping[Component, int], total_name: str, total: int | None) -> None:
+    if parts and total is not None and sum(parts.values()) != total:
+        raise ValueError(f"{name} add up to {sum(parts.values())}, {total_name} is {total}")
 
 
 TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)

@@ -27,12 +27,16 @@ LOSSES = "loss.csv"
 
 
 class Status(StrEnum):
-    """How far a run, or one case of it, has come. Anything but `finished` means that numbers are missing or partial."""
+    """How far a run, or one case of it, has come. Anything but `finished` means that numbers are missing or partial.
+
+    `refused`: what the user said could not be used, which only the ranks could find out.
+    """
 
     PLANNED = "planned"
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
+    REFUSED = "refused"
     OOM = "oom"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
@@ -118,16 +122,21 @@ def _empty(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Raises `InputError` when the folder is read-only or the disk is full; the old file stays."""
+    """Write a text file in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically. Raises `InputError` when the folder is read-only or the disk is full; the old file stays."""
     temporary = None
     try:
         if path.exists() and not path.is_file():  # a device or a pipe (-o /dev/stdout) cannot be replaced by a rename
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             return
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", dir=path.parent)
         temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o644)

@@ -12,7 +12,6 @@ from typing import Any
 import typer
 
 from bf16prof.errors import InputError
-from bf16prof.reconcile import reconcile
 from bf16prof.records import MemoryRecord, document
 from bf16prof.reports.units import inert
 from bf16prof.runs import CaseStatus, Manifest, Run, Status, write_text
@@ -25,13 +24,20 @@ def check_files(files: Sequence[Path] | None, force: bool) -> None:
     for path in files or ():
         if path.suffix not in FORMATS:
             raise InputError(f"--output {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
-        try:
-            if not path.parent.is_dir():
-                raise InputError(f"--output {path}: the folder {path.parent} does not exist")
-            if path.is_file() and not force:
-                raise InputError(f"--output {path}: the file exists", hint="add --force to replace it")
-        except OSError as error:
-            raise InputError(f"--output {path}: {error.strerror}") from error
+        check_path("--output", path, force)
+
+
+def check_path(flag: str, path: Path | None, force: bool) -> None:
+    """Raise `InputError` for a file that cannot be written: its folder is missing, or it exists and nobody said `--force`."""
+    if path is None:
+        return
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"{flag} {path}: the folder {path.parent} does not exist")
+        if path.is_file() and not force:
+            raise InputError(f"{flag} {path}: the file exists", hint="add --force to replace it")
+    except OSError as error:
+        raise InputError(f"{flag} {path}: {error.strerror}") from error
 
 
 def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
@@ -55,7 +61,7 @@ def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
         return render(runs)
     from bf16prof.reports import tables
 
-    return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(records, reconcile(records))
+    return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(runs)
 
 
 def prediction_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from types import TracebackType
 
 import typer
@@ -13,6 +12,8 @@ from bf16prof.cases import Job
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.session import Watcher
 from bf16prof.runs import CaseStatus, Status
+from bf16prof.simulate.runner import Watcher as SimulationWatcher
+from bf16prof.simulate.task import Progress
 
 
 class ProgressWatcher(Watcher):
@@ -80,14 +81,43 @@ class ProgressWatcher(Watcher):
             typer.echo(inert(text, None), err=True)
 
 
-@contextlib.contextmanager
-def simulation_progress(jobs: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of the dry runs that are done, where stderr is a terminal; a function that is told how many are."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+class SimulationProgress(SimulationWatcher):
+    """Draws a bar where stderr is a terminal: how many dry runs are done, and of those that run the phase, the layer and the bytes."""
 
-    from bf16prof.reports.console import make_console
+    def __init__(self, jobs: Sequence[Job], quiet: bool) -> None:
+        import rich.progress as r
 
-    columns = (TextColumn("dry runs"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=make_console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task("", total=jobs)
-        yield lambda done: progress.update(task, completed=done)
+        from bf16prof.reports.console import make_console
+
+        self._jobs = jobs
+        columns = (
+            r.BarColumn(bar_width=20),
+            r.MofNCompleteColumn(),
+            r.TimeElapsedColumn(),
+            r.TextColumn("{task.description}", markup=False),
+        )
+        disable = quiet or not sys.stderr.isatty()
+        self._progress = r.Progress(*columns, console=make_console(stderr=True), disable=disable, transient=True)
+        self._task = self._progress.add_task("dry run: importing DeepSpeed", total=len(jobs))
+
+    def __enter__(self) -> SimulationProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def progress(self, done: int, running: Sequence[tuple[int, Progress]]) -> None:
+        """Show where the dry runs are."""
+        words = "; ".join(f"{self._jobs[index].case.label}: {_where(progress)}" for index, progress in running)
+        self._progress.update(self._task, completed=done, description=words or "dry run: importing DeepSpeed")
+
+
+def _where(progress: Progress) -> str:
+    """`step 2 backward, layer 3 of 32, 18.80 GiB`."""
+    from bf16prof.reports.units import gib
+
+    phase = f"{progress.phase or 'between phases'}"
+    step = "" if progress.step < 0 else f"step {progress.step + 1} "
+    layer = f", {progress.layer}" if progress.layer else ""
+    return f"{step}{phase}{layer}, {gib(progress.allocated_bytes)}"

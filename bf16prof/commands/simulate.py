@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, prediction_run, print_json, write_files
+from bf16prof.commands.output import check_files, check_path, hint, prediction_run, print_json, write_files
+from bf16prof.commands.request import read_request, select
+from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device
 
@@ -19,11 +24,24 @@ def simulate(
     gpu: o.GpuOption = o.DEFAULT_GPU,
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
+    hf_config: o.HfConfigOption = None,
+    model: o.ModelOption = None,
+    ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
     set_: o.SetOption = None,
+    expandable_segments: Annotated[
+        bool,
+        typer.Option(
+            "--expandable-segments", help="The allocator as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.", rich_help_panel=o.SELECT
+        ),
+    ] = False,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option("--snapshot", metavar="FILE", help="Write a memory snapshot for pytorch.org/memory_viz.", rich_help_panel=o.OUTPUT),
+    ] = None,
     json_: o.JsonOption = False,
     output: o.FilesOption = None,
     force: o.ForceOption = False,
@@ -31,20 +49,25 @@ def simulate(
     quiet: o.QuietOption = False,
 ) -> None:
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
-    from bf16prof.commands.progress import simulation_progress
-    from bf16prof.estimate.predict import predict
-    from bf16prof.measure.accelerator import require_packages
+    from bf16prof.commands.progress import SimulationProgress
+    from bf16prof.estimate.predict import closed_form_gap, predict
+    from bf16prof.measure.accelerator import require_model_library, require_packages
+    from bf16prof.simulate.runner import Options
     from bf16prof.simulate.runner import simulate as run
 
     check_files(output, force)
+    check_path("--snapshot", snapshot, force)
     require_packages("simulating")
-    resolved = o.resolve_profile(context, profile)
+    request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
-    jobs, refused = o.select(resolved, zero=zero, gpus=gpus, recipe=recipe, offload=offload, device=device, gpu=target)
-    with simulation_progress(len(jobs), quiet) as on_done:
-        records = run(jobs, on_done)
-    both = [*records, *(predict(job) for job in jobs)]
-    result = prediction_run(f"simulate {resolved.profile.name}", both, resolved.profile.model_dump(mode="json"))
+    require_model_library(request.profile.model)
+    jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
+    if snapshot is not None and len(jobs) != 1:
+        raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
+    with SimulationProgress(jobs, quiet) as progress:
+        records = run(jobs, progress, Options(expandable_segments, snapshot))
+    both = [*records, *(predict(job) for job in jobs if closed_form_gap(job) is None)]
+    result = prediction_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
     write_files(output, [result], refused=refused)
     if json_:
         print_json(records, refused=refused)
@@ -53,6 +76,6 @@ def simulate(
 
     console = make_console()
     reconciliation([result], console)
-    for record in records if verbose else ():
+    for record in records if verbose or len(records) == 1 else ():
         breakdown(record, console)
     hint("next: bf16prof measure --simulate   (the same on real ranks, where there are any)", quiet)

@@ -58,17 +58,22 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.devic
     rounding = 0
     on_device: dict[tuple[Component, str], int] = {}
     on_host: dict[tuple[Component, str], int] = {}
-    for component, name, holder in _claims(engine, kept):
-        for tensor in _tensors(holder):
-            size = _claim_storage(tensor, seen)
-            if size:
-                here = _is_on(tensor.device, home)
-                place = on_device if here else on_host
-                place[component, name] = place.get((component, name), 0) + size
-                rounding += -size % ALLOCATOR_BLOCK_BYTES if here and home != HOST else 0
+    for component, name, tensor in held(engine, kept):
+        if size := _claim_storage(tensor, seen):
+            here = _is_on(tensor.device, home)
+            place = on_device if here else on_host
+            place[component, name] = place.get((component, name), 0) + size
+            rounding += -size % ALLOCATOR_BLOCK_BYTES if here and home != HOST else 0
     if rounding:
         on_device[C.ROUNDING, f"blocks rounded up to {ALLOCATOR_BLOCK_BYTES} bytes"] = rounding
     return _items(on_device), _items(on_host)
+
+
+def held(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[tuple[Component, str, Tensor]]:
+    """Every tensor that the engine and the loop hold, with its component and name, the most telling claim to a storage first."""
+    for component, name, holder in _claims(engine, kept):
+        for tensor in _tensors(holder):
+            yield component, name, tensor
 
 
 def _is_on(device: torch.device, home: torch.device) -> bool:
@@ -77,7 +82,7 @@ def _is_on(device: torch.device, home: torch.device) -> bool:
 
 
 def _items(sizes: Mapping[tuple[Component, str], int]) -> list[Item]:
-    return [Item(component, name, size, "measured: tensors held by the engine") for (component, name), size in sizes.items()]
+    return [Item(component, name, size, "tensors held by the engine") for (component, name), size in sizes.items()]
 
 
 def _claim_storage(tensor: Tensor, seen: set[int]) -> int:
@@ -101,6 +106,7 @@ def _claims(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[Claim]:
     yield C.PARAMETERS, "secondary partitions", [getattr(p, "ds_secondary_tensor", None) for p in parameters]
     persistent = [p for p in parameters if getattr(p, "ds_persist", False)]
     yield C.PARAMETERS, "persistent parameters", [p.data for p in persistent]
+    yield C.PARAMETERS, "gathered parameters", [p.data for p in parameters if hasattr(p, "ds_tensor")]
     yield C.PARAMETERS, "parameters", [p.data for p in parameters]
     yield C.PARAMETERS, "model buffers", list(engine.module.buffers())
     for component, name, attributes in HOLDERS[2:]:

@@ -28,11 +28,14 @@ class PhaseMarks:
     """Collects the peak and the end of each phase; phases that come several times in a step keep the highest peak and the last end.
 
     `settle`, where there is one, is called before every reading: it waits until what is free is counted as free. Time that is measured
-    must not contain such waits, so it is unset for timed steps.
+    must not contain such waits, so it is unset for timed steps. `on_mark` is told of each phase that begins.
     """
 
-    def __init__(self, meter: PhaseMeter, settle: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, meter: PhaseMeter, settle: Callable[[], None] | None = None, on_mark: Callable[[Phase | None], None] = lambda _: None
+    ) -> None:
         self.settle = settle
+        self._on_mark = on_mark
         self._meter = meter
         self._open: Phase | None = None
         self._done: dict[Phase, PhaseMemory] = {}
@@ -45,6 +48,7 @@ class PhaseMarks:
         if self._open is not None:
             self._done = merge_phases(self._done, {self._open: PhaseMemory(peak, end)})
         self._open = phase
+        self._on_mark(phase)
 
     def take(self) -> dict[Phase, PhaseMemory]:
         """The phases since the last call, in the order of `Phase`."""

@@ -4,6 +4,7 @@ memory that is left), a second CPU device as far as PyTorch goes (`tracker.GPU`)
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ from bf16prof.simulate.tracker import GPU, HOST, Tracker
 
 
 class GpuStream:
-    """A CUDA stream, as far as DeepSpeed uses one."""
+    """A CUDA stream, as far as DeepSpeed uses one. Number 0 is the default stream."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+    _numbers = itertools.count(1)
+
+    def __init__(self, *_: Any, number: int | None = None, **__: Any) -> None:
+        self.number = next(self._numbers) if number is None else number
 
     def wait_stream(self, _: GpuStream) -> None:
         """Order work after another stream's."""
@@ -106,7 +109,7 @@ class SimulatedGpu(_Simulated):
         self._name = str(GPU)
         self._tracker = tracker
         self._memory_bytes = memory_bytes
-        self._stream = GpuStream()
+        self._default = self._current = GpuStream(number=0)
 
     def is_synchronized_device(self) -> bool:
         """GPUs run behind the host."""
@@ -142,15 +145,26 @@ class SimulatedGpu(_Simulated):
         return GpuStream
 
     @contextlib.contextmanager
-    def stream(self, _: GpuStream) -> Iterator[None]:
-        """Work of this block is on that stream."""
-        yield
+    def stream(self, stream: GpuStream) -> Iterator[None]:
+        """Work of this block is on that stream, and what it allocates belongs to it."""
+        before = self._current
+        self._use(stream)
+        try:
+            yield
+        finally:
+            self._use(before)
+
+    def _use(self, stream: GpuStream) -> None:
+        self._current = stream
+        self._tracker.ledger.stream = stream.number
 
     def current_stream(self, device_index: int | None = None) -> GpuStream:
         """The stream in use."""
-        return self._stream
+        return self._current
 
-    default_stream = current_stream
+    def default_stream(self, device_index: int | None = None) -> GpuStream:
+        """The stream that is in use where no other was chosen."""
+        return self._default
 
     @property
     def Event(self) -> type[GpuEvent]:
@@ -159,9 +173,22 @@ class SimulatedGpu(_Simulated):
 
     def memory_allocated(self, device_index: int | None = None) -> int:
         """Bytes in live tensors."""
-        return self._tracker.device.current
+        return self._tracker.ledger.allocated_bytes()
 
-    max_memory_allocated = memory_reserved = max_memory_reserved = memory_cached = max_memory_cached = memory_allocated
+    def memory_reserved(self, device_index: int | None = None) -> int:
+        """Bytes that the caching allocator holds."""
+        return self._tracker.ledger.reserved_bytes()
+
+    max_memory_allocated = memory_allocated
+    max_memory_reserved = memory_cached = max_memory_cached = memory_reserved
+
+    def empty_cache(self) -> None:
+        """Give back what the caching allocator holds for nobody."""
+        self._tracker.ledger.empty_cache()
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        """Wait for all streams."""
+        self._tracker.ledger.synchronize()
 
     def total_memory(self, device_index: int | None = None) -> int:
         """The GPU's memory."""
@@ -169,7 +196,7 @@ class SimulatedGpu(_Simulated):
 
     def available_memory(self, device_index: int | None = None) -> int:
         """What is left of it."""
-        return self._memory_bytes - self._tracker.device.current
+        return self._memory_bytes - self._tracker.ledger.allocated_bytes()
 
     def pin_memory(self, tensor: torch.Tensor, make_copy: bool = True, match_shape: bool = True) -> torch.Tensor:
         """Pinned memory is a new allocation on the host."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from bf16prof.cases import Job
-from bf16prof.engine.attribution import attribute
+from bf16prof.engine.attribution import attribute, held
+from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
-from bf16prof.engine.workspace import CUBLAS_NAME, CUBLAS_SOURCE, CUBLAS_THREADS, cublas_workspace_bytes
+from bf16prof.engine.workspace import CUBLAS_NAME, CUBLAS_SOURCE
 from bf16prof.records import (
-    TRAINING,
     Component,
     Device,
     Item,
@@ -27,67 +30,173 @@ from bf16prof.records import (
     peak_phase,
     with_other,
 )
-from bf16prof.simulate.tracker import Tracker
-from bf16prof.simulate.world import torch_device, world
+from bf16prof.simulate.device import beside_the_allocator
+from bf16prof.simulate.history import items_at, timeline, training_peak
+from bf16prof.simulate.ledger import Ledger
+from bf16prof.simulate.repeat import last_step, repeat
+from bf16prof.simulate.shims import library_shims
+from bf16prof.simulate.task import Progress, Task
+from bf16prof.simulate.tracker import GPU, HOST, Tracker
+from bf16prof.simulate.versions import check
+from bf16prof.simulate.world import world
 
-STEPS = 2
-"""The first step creates the moments, ZeRO-3 records its trace in it and prefetches from the second on; the third repeats the second."""
+MOST_REPEATS = 12
+"""A training job that this project measures takes 3 + 10 steps."""
+
+OnProgress = Callable[[Progress], None]
 
 
-def dry_run(job: Job) -> MemoryRecord:
-    """Run the job as one rank of its world (one dry run per process) and record it."""
+def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[MemoryRecord, Ledger]:
+    """Run the task's job as one rank of its world (one dry run per process): its record, and the ledger that it was read from."""
     warnings.simplefilter("ignore")  # PyTorch's and DeepSpeed's own, about private interfaces and CPUs
-    with world(job.case.world_size, job.device, job.gpu) as tracker:
-        marks = PhaseMarks(tracker)
-        marks.mark(Phase.INIT)
-        engine = build_engine(job)
+    import deepspeed
+
+    job = task.job.job()
+    notes = (f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}", *check(deepspeed.__version__))
+    with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
+        if task.snapshot:
+            tracker.ledger.keep_trace()
+        rank = Rank(job, tracker, on_progress)
+        record = dataclasses.replace(rank.run(task.steps), notes=notes)
+        return record, tracker.ledger
+
+
+class Rank:
+    """The rank that is run: its phase marks, which label what the engine holds at each of them, and its progress."""
+
+    def __init__(self, job: Job, tracker: Tracker, on_progress: OnProgress) -> None:
+        self._job, self._tracker, self._ledger = job, tracker, tracker.ledger
+        self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
+        self._on_progress = on_progress
+        self._engine: Any = None
+        self._loop: TrainingLoop | None = None
+        self._ledger.before_verdict = self._label
+        self._is_repeating = False
+
+    def run(self, steps: int) -> MemoryRecord:
+        """Init, the steps, and the record."""
+        self._marks.mark(Phase.INIT)
+        gc.freeze()  # what has been imported is no garbage; looking at it takes longer than the dry run
+        self._engine = build_engine(self._job)
         gc.collect()
-        marks.mark(None)
-        phases = marks.take()
-        attach(engine, marks)
-        loop = TrainingLoop(engine, job, _batches(job))
-        for _ in range(STEPS):
-            loop.step()
-            phases = merge_phases(phases, marks.take())
-        items, _ = attribute(engine, loop.kept, torch_device(job.device))
-        return _record(job, tracker, parameter_count(engine), phases, items)
+        self._marks.mark(None)
+        phases = self._marks.take()
+        attach(self._engine, self._marks)
+        self._watch(self._engine.module)
+        self._loop = TrainingLoop(self._engine, self._job, self._batches())
+        with library_shims():
+            for _ in range(steps):
+                self._ledger.begin_step()
+                self._loop.step()
+                phases = merge_phases(phases, self._marks.take())
+        return self._record(self._loop, self._repeated(phases))
+
+    def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
+        """The phases over as many further steps as it takes the caching allocator to settle."""
+        self._is_repeating = True
+        before = None
+        for _ in range(MOST_REPEATS if self._ledger.allocator else 0):
+            if (step := last_step(self._ledger)) is None:
+                break
+            self._ledger.begin_step()
+            for mark in repeat(self._ledger, step):
+                self._marks.mark(mark.phase)
+            now = self._marks.take(), self._ledger.peak_reserved
+            phases = merge_phases(phases, now[0])
+            if now == before:
+                break
+            before = now
+        return phases
+
+    def _on_mark(self, phase: Phase | None) -> None:
+        self._label()
+        self._ledger.mark(phase)
+        self._say()
+
+    def _label(self) -> None:
+        """Let the engine say what it holds."""
+        if self._engine is not None and not self._is_repeating:
+            self._tracker.claim(held(self._engine, self._loop.kept if self._loop else {}))
+
+    def _say(self, layer: str = "") -> None:
+        phase = self._ledger.marks[-1].phase if self._ledger.marks else None
+        self._on_progress(Progress(phase, self._ledger.step, layer, self._ledger.allocated_bytes()))
+
+    def _watch(self, model: nn.Module) -> None:
+        """Say which layer runs, and label gradients as soon as they are there."""
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            hook = parameter.register_post_accumulate_grad_hook(self._claim_gradient)  # type: ignore[no-untyped-call]
+            hooks: Any = parameter._post_accumulate_grad_hooks
+            hooks.move_to_end(hook.id, last=False)  # before DeepSpeed's, which take the gradient away
+        for layer, name in _layers(model):
+            layer.register_forward_pre_hook(lambda *_, name=name: self._say(name))
+
+    def _claim_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._tracker.claim([(Component.GRADIENTS, "parameter gradients", parameter.grad)])
+
+    def _batches(self) -> Callable[[], Batch]:
+        """Batches without values, of the job's shape, on its device."""
+        spec = batch_spec(self._job)
+        return lambda: {
+            name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device=self._home) for name, tensor in spec.items()
+        }
+
+    @property
+    def _home(self) -> torch.device:
+        return HOST if self._job.gpu is None else GPU
+
+    def _record(self, loop: TrainingLoop, phases: Mapping[Phase, PhaseMemory]) -> MemoryRecord:
+        job, ledger = self._job, self._ledger
+        items, _ = attribute(self._engine, loop.kept, self._home)
+        allocated = ledger.allocated_bytes()
+        explained = with_other([*items, *self._of_the_device()], allocated)
+        peak_items = items_at(ledger, training_peak(ledger))
+        highest = peak_phase(phases)
+        assert highest is not None, "every phase has run"
+        allocator = ledger.allocator
+        beside = beside_the_allocator(job.case.world_size) if allocator else ()
+        return MemoryRecord(
+            source=Source.SIMULATE,
+            case=job.case,
+            device=Device.CPU if allocator is None else Device.GPU,
+            gpu=job.gpu.id if job.gpu else None,
+            parameters=parameter_count(self._engine),
+            allocated_bytes=allocated,
+            components=by_component(explained),
+            items=explained,
+            peak_allocated_bytes=phases[highest].peak_bytes,
+            peak_phase=highest,
+            peak_components=by_component(peak_items),
+            peak_items=peak_items,
+            run_peak_allocated_bytes=max(memory.peak_bytes or 0 for memory in phases.values()),
+            phases=dict(phases),
+            reserved_bytes=ledger.peak_reserved if allocator else None,
+            fragmentation_bytes=ledger.peak_reserved - ledger.allocated_at_peak_reserved if allocator else None,
+            device_bytes=ledger.peak_reserved + sum(item.bytes for item in beside) if allocator else None,
+            device_items=beside,
+            out_of_memory=ledger.out_of_memory,
+            host_bytes=self._tracker.host_bytes if allocator else None,
+            allocator_retries=allocator.retries if allocator else None,
+            timeline=timeline(ledger, ledger.step),
+        )
+
+    def _of_the_device(self) -> list[Item]:
+        """What the GPU adds to the tensors that the engine holds, besides rounding."""
+        allocator = self._ledger.allocator
+        if allocator is None:
+            return []
+        workspace = sum(a.bytes for a in self._ledger.live() if a.label[1] == CUBLAS_NAME)
+        source = "c10/cuda/CUDACachingAllocator.cpp should_split"
+        items = [
+            Item(Component.WORKSPACE, CUBLAS_NAME, workspace, CUBLAS_SOURCE),
+            Item(Component.ROUNDING, "remainders of blocks too small to be split off", allocator.tail_bytes, source),
+        ]
+        return [item for item in items if item.bytes]
 
 
-def _batches(job: Job) -> Callable[[], Batch]:
-    """Batches without values, of the job's shape, on its device."""
-    workload = job.profile.workload
-    shape = (workload.micro_batch_size, workload.sequence_length)
-    place = torch_device(job.device)
-    return lambda: (torch.empty(shape, dtype=torch.int64, device=place), torch.empty(shape, dtype=torch.int64, device=place))
-
-
-def _record(job: Job, tracker: Tracker, parameters: int, phases: Mapping[Phase, PhaseMemory], items: list[Item]) -> MemoryRecord:
-    workspace = 0
-    if job.device is Device.GPU:
-        assert job.gpu is not None, "a dry run for a GPU needs one"
-        workspace = CUBLAS_THREADS * cublas_workspace_bytes(job.gpu)
-        items = [*items, Item(Component.WORKSPACE, CUBLAS_NAME, workspace, CUBLAS_SOURCE)]
-    allocated = tracker.allocated_bytes() + workspace
-    explained = with_other(items, allocated)
-    phases = {phase: _with_workspace(memory, workspace if phase in TRAINING else 0) for phase, memory in phases.items()}
-    highest = peak_phase(phases)
-    assert highest is not None, "every phase has run"
-    return MemoryRecord(
-        source=Source.SIMULATE,
-        case=job.case,
-        device=job.device,
-        gpu=job.gpu.id if job.gpu else None,
-        parameters=parameters,
-        allocated_bytes=allocated,
-        components=by_component(explained),
-        items=explained,
-        peak_allocated_bytes=phases[highest].peak_bytes,
-        peak_phase=highest,
-        run_peak_allocated_bytes=max(memory.peak_bytes or 0 for memory in phases.values()),
-        phases=phases,
-        host_bytes=tracker.host.current if job.device is Device.GPU else None,
-    )
-
-
-def _with_workspace(memory: PhaseMemory, workspace: int) -> PhaseMemory:
-    return PhaseMemory((memory.peak_bytes or 0) + workspace, (memory.end_bytes or 0) + workspace)
+def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The layers of the longest list of modules in the model, each with its number."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    longest = max(lists, key=len, default=nn.ModuleList())
+    return ((layer, f"layer {index + 1} of {len(longest)}") for index, layer in enumerate(longest))

@@ -25,6 +25,9 @@ ABSOLUTE_OFFSET = {torch.ops.aten.as_strided.default, torch.ops.aten.view.dtype}
 """Views whose offset is not that of their input plus a constant."""
 
 
+SERIAL = "_bf16prof_serial"
+"""Attribute of a fake tensor that is its own (`shims._hash`)."""
+
 SLICE = torch.ops.aten.slice.Tensor
 
 
@@ -72,7 +75,7 @@ class Memo:
     """Remembers answers; makes fake tensors from them."""
 
     def __init__(self) -> None:
-        self._answers: dict[Hashable, tuple[type | None, tuple[Answer, ...]] | None] = {}
+        self._answers: dict[Hashable, tuple[type | None, tuple[Answer, ...]]] = {}
         self._predictable: dict[Operator, bool] = {}
         self._template: dict[str, Any] = {}
 
@@ -98,12 +101,10 @@ class Memo:
 
     def recall(self, question: Question) -> tuple[Any, list[FakeTensor]] | None:
         """The answer to the question and those of its tensors that have new storages; `None` when it was never asked."""
-        if isinstance(question.key, View):
-            container, answers = None, (question.key,)
-        elif known := self._answers.get(question.key):
-            container, answers = known
-        else:
+        known = (None, (question.key,)) if isinstance(question.key, View) else self._answers.get(question.key)
+        if known is None:
             return None
+        container, answers = known
         fresh: list[FakeTensor] = []
         outputs = [self._make(answer, question.tensors, fresh) for answer in answers]
         return (outputs[0] if container is None else container(outputs)), fresh
@@ -111,14 +112,16 @@ class Memo:
     def learn(self, question: Question, out: Any) -> None:
         """Remember an answer, if it can be made again."""
         container = type(out) if isinstance(out, tuple | list) else None
+        outputs = out if container else (out,)
         try:
-            answers = tuple(_answer(each, question.tensors) for each in (out if container else (out,)))
+            answers = tuple(_answer(each, question.tensors) for each in outputs)
         except _Indescribable:
             return
-        if not self._template:
-            self._template = next((dict(each.__dict__) for each in (out if container else (out,)) if isinstance(each, FakeTensor)), {})
-        fresh = [each.untyped_storage()._cdata for each, a in zip(out if container else (out,), answers, strict=True) if isinstance(a, Fresh)]
-        if len(set(fresh)) == len(fresh) and self._template:
+        fakes = [each for each, answer in zip(outputs, answers, strict=True) if isinstance(answer, Fresh | View)]
+        if fakes and not self._template:
+            self._template = {name: value for name, value in fakes[0].__dict__.items() if name != SERIAL}
+        fresh = [each.untyped_storage()._cdata for each, answer in zip(outputs, answers, strict=True) if isinstance(answer, Fresh)]
+        if len(set(fresh)) == len(fresh):
             self._answers[question.key] = (container, answers)
 
     def _make(self, answer: Answer, tensors: list[FakeTensor], fresh: list[FakeTensor]) -> FakeTensor | None:
@@ -140,7 +143,7 @@ class Memo:
     def _fake(self, bare: Tensor, device: torch.device) -> FakeTensor:
         """A fake tensor on that device over a bare one without memory (`FakeTensor.__new__`, without its checks)."""
         made: FakeTensor = Tensor._make_subclass(FakeTensor, bare, False, dispatch_device=True, device_for_backend_keys=device)
-        torch._C._set_throw_on_mutable_data_ptr(made)
+        torch._C._set_warn_deprecated_on_mutable_data_ptr(made)
         made.__dict__.update(self._template)
         made.__dict__["_fake_device"] = device
         return made
@@ -148,13 +151,13 @@ class Memo:
 
 def _slice(tensor: FakeTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Question | None:
     """`aten.slice` knows its answer without being asked before: DeepSpeed cuts flat buffers at thousands of different places."""
-    size, stride = tensor.shape[dim], tensor.stride()
+    size, stride = int(tensor.shape[dim]), list(map(int, tensor.stride()))
     first, last, _ = slice(start, end, step).indices(size)
     shape = list(tensor.shape)
     shape[dim] = max(0, -(-(last - first) // step))
-    strides = list(stride)
-    strides[dim] *= step
-    return Question(View(0, first * stride[dim], tuple(shape), tuple(strides), tensor.dtype, tensor.fake_device), [tensor])
+    offset = first * stride[dim]
+    stride[dim] *= step
+    return Question(View(0, offset, tuple(shape), tuple(stride), tensor.dtype, tensor.fake_device), [tensor])
 
 
 class _Indescribable(Exception):
@@ -185,7 +188,7 @@ def _answer(out: Any, tensors: list[FakeTensor]) -> Answer:
     storage = out.untyped_storage()
     for index, tensor in enumerate(tensors):
         if tensor.untyped_storage()._cdata == storage._cdata:
-            offset = out.storage_offset() - tensor.storage_offset()
+            offset = int(out.storage_offset()) - int(tensor.storage_offset())
             return View(index, offset, tuple(out.shape), tuple(out.stride()), out.dtype, out.fake_device)
     answer = Fresh(tuple(out.shape), tuple(out.stride()), out.dtype, out.fake_device)
     extent = 1 + sum((size - 1) * step for size, step in zip(answer.shape, answer.stride, strict=True)) if out.numel() else 0

@@ -8,60 +8,117 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
-from bf16prof.errors import RunFailed
+from bf16prof.errors import InputError, RunFailed
 from bf16prof.processes import child_environment, started
 from bf16prof.records import MemoryRecord
-from bf16prof.runs import load_records, write_json
+from bf16prof.runs import load_records, read, write_bytes, write_json
+from bf16prof.simulate.task import Fault, Progress, Task
 
 POLL_S = 0.05
+STEPS = 2
+"""The first step creates the moments, and ZeRO-3 records its trace in it; every step after the second repeats the second."""
 
 
-def job_file(folder: Path, index: int) -> Path:
-    """Where a job is written."""
-    return folder / f"job{index}.json"
+@dataclass(frozen=True)
+class Files:
+    """Where task number `index` is written, and what appears beside it."""
+
+    folder: Path
+    index: int
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}{self.index}"
+
+    @property
+    def task(self) -> Path:
+        """What to do (`Task`)."""
+        return self._file("task").with_suffix(".json")
+
+    @property
+    def record(self) -> Path:
+        """The record, when it is done."""
+        return self._file("record").with_suffix(".json")
+
+    @property
+    def fault(self) -> Path:
+        """Why there is none (`Fault`)."""
+        return self._file("fault").with_suffix(".json")
+
+    @property
+    def progress(self) -> Path:
+        """How far it has come (`Progress`)."""
+        return self._file("progress").with_suffix(".json")
+
+    @property
+    def snapshot(self) -> Path:
+        """The allocator's snapshot, where one was asked for."""
+        return self._file("snapshot").with_suffix(".pickle")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a record or a fault."""
+        return self.record.exists() or self.fault.exists()
 
 
-def record_file(folder: Path, index: int) -> Path:
-    """Where its record appears."""
-    return folder / f"record{index}.json"
+class Watcher:
+    """Told how the dry runs proceed; this one keeps quiet."""
+
+    def progress(self, done: int, running: Sequence[tuple[int, Progress]]) -> None:
+        """So many are done, and these, by index, have come so far."""
 
 
-def simulate(jobs: Sequence[Job], on_done: Callable[[int], None] = lambda _: None) -> list[MemoryRecord]:
-    """The records of these jobs, in their order; `on_done` is told how many are done.
+@dataclass(frozen=True)
+class Options:
+    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only)."""
 
-    Raises `RunFailed` with the last line of the log when a dry run ends without a record. On KeyboardInterrupt all processes are ended.
+    expandable_segments: bool = False
+    snapshot: Path | None = None
+
+
+def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
+    """The records of these jobs, in their order.
+
+    Raises `InputError` when a model or a configuration cannot be used, and `RunFailed` when a dry run breaks. On KeyboardInterrupt all
+    processes are ended.
     """
+    options = options or Options()
+    assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
     with tempfile.TemporaryDirectory(prefix="bf16prof-") as name:
-        folder = Path(name)
-        for index, job in enumerate(jobs):
-            write_json(job_file(folder, index), JobFile.of(job))
-        log = folder / "log"
-        command = [sys.executable, "-m", "bf16prof.simulate.worker", str(folder), str(len(jobs))]
+        tasks = [Files(Path(name), index) for index in range(len(jobs))]
+        for files, job in zip(tasks, jobs, strict=True):
+            write_json(files.task, Task(JobFile.of(job), STEPS, options.expandable_segments, options.snapshot is not None))
+        log = Path(name) / "log"
+        command = [sys.executable, "-m", "bf16prof.simulate.worker", name, str(len(jobs))]
         with started(command, log, child_environment()) as process:
-            _watch(process, folder, len(jobs), on_done)
-        return [_record(folder, index, job, log) for index, job in enumerate(jobs)]
+            _watch(process, tasks, watcher or Watcher())
+        records = [_record(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
+        if options.snapshot is not None:
+            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes())
+        return records
 
 
-def _watch(process: subprocess.Popen[bytes], folder: Path, count: int, on_done: Callable[[int], None]) -> None:
-    done = -1
-    while True:
-        ended = process.poll() is not None
-        now = sum(record_file(folder, index).exists() for index in range(count))
-        if now != done:
-            on_done(done := now)
-        if ended:
-            return
+def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Watcher) -> None:
+    while process.poll() is None:
+        over = [files.is_over for files in tasks]
+        running = [files for files, is_over in zip(tasks, over, strict=True) if not is_over and files.progress.exists()]
+        watcher.progress(sum(over), [(files.index, read(files.progress, Progress)) for files in running])
+        if any(files.fault.exists() for files in tasks):
+            return  # nobody gets a table without it
         time.sleep(POLL_S)
 
 
-def _record(folder: Path, index: int, job: Job, log: Path) -> MemoryRecord:
-    path = record_file(folder, index)
-    if not path.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        reason = lines[-1] if lines else "no output"
-        raise RunFailed(f"the dry run of {job.case.label} failed: {reason}", hint="please report this, with the job")
-    return load_records(path)[0]
+def _record(files: Files, job: Job, log: Path) -> MemoryRecord:
+    if files.record.exists():
+        return load_records(files.record)[0]
+    if files.fault.exists():
+        fault: Fault = read(files.fault, Fault)
+        if fault.is_input:
+            raise InputError(fault.message, hint=fault.hint)
+        raise RunFailed(f"the dry run of {job.case.label} failed: {fault.message}", hint="please report this, with the job")
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    raise RunFailed(f"the dry run of {job.case.label} ended early: {lines[-1] if lines else 'no output'}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -20,8 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bf16prof.simulate.accelerator import StubBuilder
+from bf16prof.simulate.memo import SERIAL
 from bf16prof.simulate.ranks import replacements
-from bf16prof.simulate.tracker import GPU
+from bf16prof.simulate.tracker import GPU, Tracker
+from bf16prof.simulate.versions import does_not_fit
 
 _DATA: Any = torch.Tensor.data
 
@@ -39,19 +41,23 @@ COMPARING_MODULES = tuple(
 
 
 @contextlib.contextmanager
-def shims() -> Iterator[None]:
+def shims(tracker: Tracker) -> Iterator[None]:
     """Replace, and put back at the end."""
-    leave_out_the_compiler()
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any, *, create: bool = False) -> None:
-            stack.enter_context(mock.patch.object(owner, name, value, create=create))
+            try:
+                stack.enter_context(mock.patch.object(owner, name, value, create=create))
+            except AttributeError as error:
+                raise does_not_fit(f"there is no {name} in {getattr(owner, '__name__', owner)}") from error
 
         # `nn.Module.to` swaps fake parameters for new objects, which fails where something holds a weak reference to one; the plain way,
         # which real tensors take, works on fake ones as well.
         replace(nn.Module, "_apply", _apply)
         # `parameter.data = tensor` moves a real parameter to the tensor's device; a fake one has to be told.
         replace(FakeTensor, "data", property(_DATA.__get__, _set_data), create=True)
+        # DeepSpeed keeps parameters in sets, whose order follows their addresses; a dry run gives the same result every time.
+        replace(FakeTensor, "__hash__", _hash)
         # The random generator's state is read and written as raw memory, which fake tensors do not have. Checkpointing keeps one per layer.
         for owner in (torch, torch.random):
             replace(owner, "get_rng_state", lambda: torch.empty(RNG_STATE_BYTES, dtype=torch.uint8))
@@ -59,49 +65,47 @@ def shims() -> Iterator[None]:
         # A fake tensor made from values remembers them as a real tensor on the host, wherever it was asked for.
         replace(torch, "tensor", _tensor)
         # Streams of the simulated GPU are not PyTorch's.
-        replace(FakeTensor, "record_stream", lambda self, stream: None, create=True)
+        replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
         replace(torch, "autocast", _cpu_autocast())
         # Nothing is compiled here; asking for it would import the whole compiler.
         replace(torch, "compile", _not_compiled)
         # DeepSpeed's compiled optimizers read memory; their Python halves, which allocate the states, stay.
         for module, builder in COMPILED_OPTIMIZERS.items():
-            replace(importlib.import_module(module), builder, StubBuilder)
+            replace(_module(module), builder, StubBuilder)
         for owner, name, value in replacements():
             replace(owner, name, value, create=True)
         for module in COMPARING_MODULES:
-            loaded = importlib.import_module(module)
+            loaded = _module(module)
             for name in RANK_COMPARISONS:
                 if hasattr(loaded, name):
                     replace(loaded, name, lambda *_, **__: None)
         yield
 
 
-class _Compiler(types.ModuleType):
-    """`torch._dynamo` before anybody needs more of it than its submodules and `disable`; the rest is imported when it is asked for."""
-
-    def disable(self, function: Any = None, *_: Any, **__: Any) -> Any:
-        """Nothing is compiled, so nothing has to be kept from it."""
-        return function if function is not None else lambda f: f
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or self.__dict__.get("_loading") or importlib.util.find_spec(f"{self.__name__}.{name}"):
-            raise AttributeError(name)  # a submodule is imported without the rest
-        self.__dict__["_loading"] = True
-        assert self.__spec__ is not None and self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
+@contextlib.contextmanager
+def library_shims() -> Iterator[None]:
+    """Replace in libraries that have been imported with the model; put back at the end."""
+    with contextlib.ExitStack() as stack:
+        for module, name, value in _ASKING_FOR_VALUES:
+            if hasattr(sys.modules.get(module), name):
+                stack.enter_context(mock.patch.object(sys.modules[module], name, value))
+        yield
 
 
-def leave_out_the_compiler() -> None:
-    """Let fake tensors read the compiler's settings without importing it, which would take as long as the dry run itself."""
-    if "torch._dynamo" in sys.modules:
-        return
-    spec = importlib.util.find_spec("torch._dynamo")
-    assert spec is not None
-    module = _Compiler("torch._dynamo")
-    module.__spec__, module.__path__, module.__file__, module.__package__ = spec, spec.submodule_search_locations, spec.origin, spec.name
-    sys.modules["torch._dynamo"] = torch._dynamo = module
+_ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
+    # Transformers takes a model on fake tensors for one that is traced and then builds attention masks that training does without.
+    ("transformers.utils.import_utils", "is_fake_tensor", lambda _: False),
+    # It looks at the positions for several sequences in one row. A dry run's positions have no values; they are one sequence's.
+    ("transformers.masking_utils", "find_packed_sequence_indices", lambda *_, **__: None),
+)
+
+
+def _module(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise does_not_fit(f"there is no module {name}") from error
 
 
 def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
@@ -137,6 +141,17 @@ def _set_data(self: FakeTensor, value: torch.Tensor) -> None:
     _DATA.__set__(self, value)
     if isinstance(value, FakeTensor):
         self.fake_device = value.fake_device
+
+
+_serials = itertools.count()
+
+
+def _hash(self: FakeTensor) -> int:
+    """A tensor's number among those whose hash was ever asked for."""
+    if SERIAL not in self.__dict__:
+        self.__dict__[SERIAL] = next(_serials)
+    serial: int = self.__dict__[SERIAL]
+    return serial
 
 
 def _not_compiled(model: Any = None, **_: Any) -> Any:

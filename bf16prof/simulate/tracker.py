@@ -1,6 +1,6 @@
-"""Every storage that the dry run allocates: when it begins, when it ends, where it lives.
+"""Sees every storage that the dry run allocates, and tells the ledger when it begins and when it ends.
 
-A dispatch mode looks at each operator's outputs and counts the storages it has not seen; a weak reference tells when one is gone. Fake
+A dispatch mode looks at each operator's outputs and enters the storages it has not seen; a weak reference tells when one is gone. Fake
 tensors own storages without memory, so sizes, sharing and lifetimes are those of the real thing.
 
 The host is `cpu`; the simulated GPU is `cpu:0`. To PyTorch both are CPUs, so that autograd runs without a driver, yet they are different
@@ -10,8 +10,7 @@ devices: fake tensors refuse to mix them, and copies between them allocate, as b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,94 +18,100 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import Device
+from bf16prof.engine.workspace import CUBLAS_NAME
+from bf16prof.records import Component, Phase
+from bf16prof.simulate.labels import Labels
+from bf16prof.simulate.ledger import Allocation, Label, Ledger
 from bf16prof.simulate.memo import Memo
-
-DEVICE_OF = torch.ops.prim.device.default
-
-CPU_SCRATCH: dict[Any, Callable[..., int]] = {
-    # gloo's reduce-scatter works on a clone of its input (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp).
-    torch.ops.c10d._reduce_scatter_base_.default: lambda output, source, *_: source.untyped_storage().nbytes(),
-    # gloo's all-gather receives into a flat tensor of its own (AsyncAllgatherWork).
-    torch.ops.c10d._allgather_base_.default: lambda output, *_: output.untyped_storage().nbytes(),
-}
-"""What kernels on the CPU allocate while they run, beyond their outputs, in bytes by operator."""
 
 GPU = torch.device("cpu", 0)
 HOST = torch.device("cpu")
 
+DEVICE_OF = torch.ops.prim.device.default
+ITEM = torch.ops.aten._local_scalar_dense.default
+MATRIX_PRODUCTS = frozenset({
+    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default,
+    torch.ops.aten.addmv.default, torch.ops.aten.mv.default, torch.ops.aten.dot.default,
+})  # fmt: skip
+"""Operators that cuBLAS computes."""
 
-@dataclass
-class Memory:
-    """Allocated bytes of one place: now, and the highest since `Tracker.take_phase_peak`."""
-
-    current: int = 0
-    phase_peak: int = 0
-
-    def add(self, size: int) -> None:
-        """Allocate."""
-        self.current += size
-        self.touch(0)
-
-    def touch(self, size: int) -> None:
-        """Allocate and free at once."""
-        self.phase_peak = max(self.phase_peak, self.current + size)
+Scratch = Mapping[Any, Callable[..., int]]
+"""By operator, the bytes that its kernel allocates while it runs beyond its outputs, as a function of its arguments."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts storages on the device and on the host; speaks the language of a memory probe.
+    """Feeds a ledger.
 
-    For a GPU, sizes are rounded up as its caching allocator does. Ranks on CPU have one memory: everything is on the device.
+    `home` is the simulated GPU, or the host for CPU ranks, which have one memory; what is elsewhere counts as host memory.
+    `cublas_workspace` bytes are allocated by the first matrix product of each thread: the one that runs forward, and autograd's own.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, ledger: Ledger, home: torch.device, scratch: Scratch, cublas_workspace: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.device, self.host = Memory(), Memory()
-        self._gpu = device is Device.GPU
-        self._scratch = {} if self._gpu else CPU_SCRATCH
-        self._live: dict[int, weakref.ref[Any]] = {}
+        self.ledger = ledger
+        self.host_bytes = 0
+        self._home = home
+        self._scratch = scratch
+        self._workspace = cublas_workspace
+        self._threads: set[bool] = set()
+        self._live: dict[int, tuple[weakref.ref[Any], Allocation | None]] = {}
+        self._labels = Labels()
         self._memo = Memo()
         self._works: dict[Any, Any] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False
+        return False  # nothing is compiled, and the guard against it costs more than most operators here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
         if func is DEVICE_OF:
             return args[0].fake_device
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is ITEM:
             return scalar_answer(args[0])
-        if func.namespace == "c10d":
-            return self._collective(func, args, kwargs or {})
-        question = self._memo.question(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if self._workspace and func in MATRIX_PRODUCTS:
+            self._use_cublas()
+        question = self._memo.question(func, args, kwargs)
         if question is not None and (known := self._memo.recall(question)):
-            out, fresh = known
-            for tensor in fresh:
-                self.see(tensor)
-            return out
-        for each in args:
-            if isinstance(each, Tensor) and not isinstance(each, FakeTensor):
-                self.see(each)  # a Python number that autograd keeps as a tensor
-        out = func(*args, **(kwargs or {}))
-        if question is not None:
-            self._memo.learn(question, out)
+            out = known[0]
+            self._see_all(func, known[1])
+        else:
+            self._see_all(func, (each for each in args if not isinstance(each, FakeTensor)))
+            out = self._collective(func, args, kwargs) if func.namespace == "c10d" else func(*args, **kwargs)
+            if question is not None:
+                self._memo.learn(question, out)
+            self._see_all(func, out if isinstance(out, tuple | list) else (out,))
         if scratch := self._scratch.get(func):
-            self.device.touch(scratch(*args))
-        if isinstance(out, Tensor):
-            self.see(out)
-        elif isinstance(out, tuple | list):
-            for each in out:
-                if isinstance(each, Tensor):
-                    self.see(each)
+            self.ledger.touch(scratch(*args, **kwargs), (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
         return out
+
+    def claim(self, tensors: Iterable[tuple[Component, str, Tensor]]) -> None:
+        """Label the storages of these tensors; the first claim to a storage counts."""
+        self.ledger.relabel(self._claims(tensors))
+
+    def use_on_stream(self, tensor: Tensor, stream: int) -> None:
+        """`Tensor.record_stream`."""
+        known = self._live.get(tensor.untyped_storage()._cdata)
+        if known is not None and known[1] is not None:
+            self.ledger.use_on_stream(known[1], stream)
+
+    def _claims(self, tensors: Iterable[tuple[Component, str, Tensor]]) -> Iterator[tuple[Allocation, Label]]:
+        claimed: set[int] = set()
+        for component, name, tensor in tensors:
+            key = 0 if tensor.device.type == "meta" else tensor.untyped_storage()._cdata
+            if key not in claimed and (known := self._live.get(key)) and known[1] is not None:
+                claimed.add(key)
+                yield known[1], (component, name)
+
+    def _use_cublas(self) -> None:
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward not in self._threads:
+            self._threads.add(in_backward)
+            self.ledger.begin(self._workspace, (Component.WORKSPACE, CUBLAS_NAME))
 
     def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A collective of the fake process group: it moves nothing, gives its first argument back, and its work is done at once."""
-        if scratch := self._scratch.get(func):
-            self.device.touch(scratch(*args))
         if func in self._works:
             return args[0], self._works[func]
         out = func(*args, **kwargs)
@@ -114,39 +119,44 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._works[func] = out[1]
         return out
 
-    def see(self, tensor: Tensor) -> None:
-        """Count the tensor's storage, unless it is known or has no memory (`meta`)."""
-        device = tensor.device
-        if device.type == "meta":
-            return
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._live:
-            return
-        size = storage.nbytes()
-        if self._gpu and device == GPU:
-            size = -(-size // ALLOCATOR_BLOCK_BYTES) * ALLOCATOR_BLOCK_BYTES
-        memory = self.device if not self._gpu or device == GPU else self.host
-        memory.add(size)
-        self._live[key] = weakref.ref(storage, self._end(key, memory, size))
+    def _see_all(self, func: Any, values: Iterable[Any]) -> None:
+        """Enter the storages of those values that are tensors, unless they are known or have no memory (`meta`)."""
+        for tensor in values:
+            if not isinstance(tensor, Tensor):
+                continue
+            device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+            if device.type == "meta":
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._live:
+                continue
+            size = storage.nbytes()
+            if device == self._home:
+                allocation = self.ledger.begin(size, self._labels.label(func, self._phase()))
+                self._live[key] = weakref.ref(storage, self._end(key, allocation)), allocation
+            else:
+                self.host_bytes += size
+                self._live[key] = weakref.ref(storage, self._end_on_host(key, size)), None
 
-    def _end(self, key: int, memory: Memory, size: int) -> Callable[[Any], None]:
-        live = self._live
+    def _phase(self) -> Phase | None:
+        return self.ledger.marks[-1].phase if self.ledger.marks else None
+
+    def _end(self, key: int, allocation: Allocation) -> Callable[[Any], None]:
+        live, end = self._live, self.ledger.end
 
         def gone(_: Any) -> None:
-            memory.current -= size
             live.pop(key, None)
+            end(allocation)
 
         return gone
 
-    def allocated_bytes(self) -> int:
-        """Bytes in live tensors on the device now."""
-        return self.device.current
+    def _end_on_host(self, key: int, size: int) -> Callable[[Any], None]:
+        def gone(_: Any) -> None:
+            self._live.pop(key, None)
+            self.host_bytes -= size
 
-    def take_phase_peak(self) -> int:
-        """The highest since the last call; starts again from now."""
-        peak, self.device.phase_peak = self.device.phase_peak, self.device.current
-        return peak
+        return gone
 
 
 def _same(out: Any, given: Any) -> bool:

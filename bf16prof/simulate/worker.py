@@ -1,48 +1,95 @@
 """The process that dry-runs jobs: imports torch and DeepSpeed once, then forks for every job, as many at a time as there are cores.
 
-Run as `python -m bf16prof.simulate.worker FOLDER COUNT`; reads `jobN.json` and writes `recordN.json` (see `runner.py`).
+Run as `python -m bf16prof.simulate.worker FOLDER COUNT`; for task N it writes a record, or a fault (`runner.Files`), and its progress.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import sys
+import time
+import traceback
 from pathlib import Path
 
-from bf16prof.cases import JobFile
+from bf16prof.errors import Bf16profError, InputError
 from bf16prof.processes import die_with_parent
-from bf16prof.records import document
+from bf16prof.records import as_json, document
 from bf16prof.runs import read, write_json
-from bf16prof.simulate.runner import job_file, record_file
+from bf16prof.simulate.runner import Files
+from bf16prof.simulate.task import Fault, Progress, Task
+
+SAY_EVERY_S = 0.1
 
 
-def run_job(folder: Path, index: int) -> None:
-    """One job in this process, which must do nothing else before or after."""
+def run_task(files: Files) -> None:
+    """One task in this process, which must do nothing else before or after."""
     from bf16prof.simulate.dryrun import dry_run
 
-    task: JobFile = read(job_file(folder, index), JobFile)
-    write_json(record_file(folder, index), document([dry_run(task.job())]))
+    try:
+        task: Task = read(files.task, Task)
+        record, ledger = dry_run(task, _Reporter(files.progress))
+        if task.snapshot:
+            from bf16prof.simulate.snapshot import write_snapshot
+
+            write_snapshot(files.snapshot, ledger)
+        write_json(files.record, document([record]))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the process that waits has to hear of it
+        traceback.print_exc()
+        write_json(files.fault, _fault(error))
+    sys.stderr.flush()
     os._exit(0)
 
 
-def _job_process(folder: Path, index: int) -> None:
+class _Reporter:
+    """Writes the progress to a file, not too often."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._last = path, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._last > SAY_EVERY_S:
+            self._last = time.monotonic()
+            fresh = self._path.with_suffix(".new")
+            fresh.write_text(json.dumps(as_json(progress)), encoding="utf-8")
+            fresh.replace(self._path)
+
+
+def _fault(error: Exception) -> Fault:
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Bf16profError):
+        return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
+    if _comes_from_checking(error):
+        return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
+    return Fault(f"{type(error).__name__}: {line}", "", is_input=False)
+
+
+def _comes_from_checking(error: Exception) -> bool:
+    """Whether DeepSpeed, reading its configuration or building its engine, has said no."""
+    frames = traceback.extract_tb(error.__traceback__)
+    building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
+    by_deepspeed = any(package in frames[-1].filename for package in (f"{os.sep}deepspeed{os.sep}", f"{os.sep}pydantic{os.sep}"))
+    return building and by_deepspeed and isinstance(error, AssertionError | ValueError | NotImplementedError | RuntimeError | TypeError)
+
+
+def _task_process(files: Files) -> None:
     die_with_parent()
-    run_job(folder, index)
+    run_task(files)
 
 
 def main() -> None:
-    """Run all jobs of the folder."""
+    """Run all tasks of the folder."""
     die_with_parent()
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     if count == 1:
-        run_job(folder, 0)
+        run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
     import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
 
     context = multiprocessing.get_context("fork")
-    waiting = [context.Process(target=_job_process, args=(folder, index)) for index in range(count)]
+    waiting = [context.Process(target=_task_process, args=(Files(folder, index),)) for index in range(count)]
     running: list[multiprocessing.process.BaseProcess] = []
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):

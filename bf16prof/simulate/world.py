@@ -13,16 +13,26 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bf16prof.engine.workspace import cublas_workspace_bytes
+from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.records import Device
+from bf16prof.simulate.allocator import CachingAllocator
 from bf16prof.simulate.autocast import register_cuda_list
+from bf16prof.simulate.compiler import leave_out_the_compiler
+from bf16prof.simulate.cpu_scratch import CPU_SCRATCH
+from bf16prof.simulate.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
+from bf16prof.simulate.device import beside_the_allocator
+from bf16prof.simulate.ledger import Ledger
 from bf16prof.simulate.shims import shims
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
 
 
 @contextlib.contextmanager
-def world(world_size: int, device: Device, gpu: Gpu | None) -> Iterator[Tracker]:
-    """Enter as rank 0 of `world_size` ranks. One world per process: DeepSpeed and torch.distributed keep global state."""
+def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False) -> Iterator[Tracker]:
+    """Enter as rank 0 of `world_size` ranks, on GPUs of that kind or, without one, on CPUs.
+
+    One world per process: DeepSpeed and torch.distributed keep global state.
+    """
     os.environ |= {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
@@ -31,21 +41,24 @@ def world(world_size: int, device: Device, gpu: Gpu | None) -> Iterator[Tracker]
 
     from bf16prof.simulate.accelerator import SimulatedCpu, SimulatedGpu
 
-    tracker = Tracker(device)
-    policy = register_cuda_list() if device is Device.GPU else None
-    accelerator = SimulatedCpu() if gpu is None or device is Device.CPU else SimulatedGpu(tracker, gpu.memory_bytes)
-    set_accelerator(accelerator)
-    dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
-    try:
+    with contextlib.ExitStack() as stack:
+        if gpu is None:
+            torch.set_num_threads(threads_per_rank(world_size))  # scratch of many kernels grows with it
+            tracker = Tracker(Ledger(), HOST, CPU_SCRATCH)
+            set_accelerator(SimulatedCpu())
+        else:
+            limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size))
+            allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
+            tracker = Tracker(Ledger(allocator), GPU, CUDA_SCRATCH, cublas_workspace_bytes(gpu))
+            set_accelerator(SimulatedGpu(tracker, gpu.memory_bytes))
+            for library in (register_cuda_list(), register_cuda_operators(gpu.compute_capability)):
+                stack.callback(library._destroy)
+            stack.enter_context(cuda_optimizers())
+        dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+        stack.callback(dist.destroy_process_group)
         deepspeed.init_distributed()
-        with shims(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
-            yield tracker
-    finally:
-        dist.destroy_process_group()
-        if policy is not None:
-            policy._destroy()  # type: ignore[no-untyped-call]
-
-
-def torch_device(device: Device) -> torch.device:
-    """Where the job's tensors live in a simulated world."""
-    return GPU if device is Device.GPU else HOST
+        leave_out_the_compiler()
+        stack.enter_context(shims(tracker))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(tracker)
+        yield tracker

@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 import bf16prof
 from bf16prof import cli, runs
+from bf16prof.cases import Job, Selection
+from bf16prof.commands import request
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
 from bf16prof.estimate import predict
 
@@ -82,14 +84,17 @@ OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
     "--no-activation-checkpointing", "--set",
 }  # fmt: skip
+FOREIGN = {"--hf-config", "--model", "--ds-config"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
-    "estimate": SELECTORS | OVERRIDES | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
-    "measure": SELECTORS | OVERRIDES | OUTPUT | {
+    "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
+    "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
         "--simulate",
     },
-    "simulate": SELECTORS | OVERRIDES | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
+    "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
+        "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
+    },
     "report": OUTPUT | {"--open", "--fail-over", "runs"},
     "doctor": {"--json"},
     "profiles list": {"--json"},
@@ -193,6 +198,10 @@ def test_underscores_in_flags_are_read_as_dashes_and_values_are_left_alone(main:
         (("estimate", "--set", "model.bogus=1"), ["--set: model.bogus: unknown key"]),
         (("estimate", "--set", "workload.data=cloud"), ["unknown data 'cloud'"]),
         (("estimate", "--set"), ["--set"]),
+        (("estimate", "--hf-config", "none.json"), ["cannot read none.json: No such file"]),
+        (("estimate", "--hf-config", "/"), ["cannot read /: Is a directory"]),
+        (("estimate", "--ds-config", "none.json"), ["cannot read none.json: No such file"]),
+        (("estimate", "--model", "train.py"), ["--model: model.factory: expected PACKAGE.MODULE:FUNCTION, got 'train.py'"]),
         (("estimate", "--bogus"), ["--bogus"]),
         (("estimate", "extra"), ["extra"]),
         (("simulacrum",), ["simulacrum"]),
@@ -516,6 +525,169 @@ def test_selectors_have_variables_and_flags_win(  # noqa: PLR0917 - one row of t
     assert selected(flag, other) == {values[1]}
 
 
+# Models and configurations of the user's own.
+
+LLAMA = {"model_type": "llama", "hidden_size": 8, "vocab_size": 301, "rope_theta": 1e4}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with files of the user's own in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-llama").mkdir()
+    for name in ("tiny-llama/config.json", "other.json", "config.json"):
+        (tmp_path / name).write_text(json.dumps(LLAMA))
+    (tmp_path / "mine.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "hf.toml").write_text('[model]\nhf_config = "other.json"\nattn_implementation = "eager"\n[workload]\nsequence_length = 5\n')
+    (tmp_path / "factory.toml").write_text("[model]\nfactory = 'mine:make'\nvocab_size = 9\n[workload]\nsequence_length = 5\n")
+    return tmp_path
+
+
+def ds_json(folder: Path, **content: Any) -> Path:
+    path = folder / "ds.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("--hf-config", "tiny-llama/config.json"), "tiny-llama"),
+        (("--hf-config", "other.json"), "other"),
+        (("--model", "mine:make"), "make"),
+        (("--model", "pkg.mine:Things.make"), "Things.make"),
+        (("--model", "mine:make", "--set", "name=called"), "called"),
+    ],
+)
+def test_a_case_is_called_after_the_model_that_was_asked_for(
+    arguments: tuple[str, ...], name: str, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The closed form knows none of them, and says so of the case; nothing of the user's is imported."""
+    message = refused(main("estimate", "--gpus", "2", "--zero", "3", "--recipe", "bf16-full", *arguments))
+    assert message.startswith("bf16prof: zero3-w2-bf16-full: no closed form: only the code that builds this model knows its parameters")
+    assert "bf16prof simulate" in message
+
+    seen: list[str] = []
+
+    def expand(selection: Selection) -> list[Job]:
+        seen.append(selection.profile.name)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(request, "expand", expand)
+    refused(main("estimate", *arguments))
+    assert seen == [name]
+
+
+def test_a_configuration_in_the_root_is_called_by_its_stem() -> None:
+    (name, _, setting) = request._named_model("hf_config", Path("/config.json"), "--hf-config")
+
+    assert (name.key, name.value) == ("name", "config")
+    assert (setting.key, setting.value) == ("model.hf_config", "/config.json")
+
+
+@pytest.mark.usefixtures("folder")
+def test_there_is_one_model_and_a_flag_wins_over_a_variable(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ("--hf-config", "other.json", "--model", "mine:make")
+    assert "--hf-config and --model exclude each other" in refused(main("estimate", *both))
+
+    monkeypatch.setenv("BF16PROF_MODEL", "nonsense")
+    assert "BF16PROF_MODEL: model.factory: expected PACKAGE.MODULE:FUNCTION" in refused(main("estimate"))
+    assert "no closed form" in refused(main("estimate", "--hf-config", "other.json"))
+
+    monkeypatch.setenv("BF16PROF_HF_CONFIG", "none.json")
+    assert "BF16PROF_HF_CONFIG and BF16PROF_MODEL exclude each other" in refused(main("estimate"))
+    assert "no closed form" in refused(main("estimate", "--model", "mine:make"))
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("name", "key", "value", "origin"),
+    [
+        ("hf.toml", "model.hf_config.hidden_size", 8, "other.json"),
+        ("hf.toml", "model.attn_implementation", "eager", "hf.toml"),
+        ("factory.toml", "model.factory", "mine:make", "factory.toml"),
+        ("factory.toml", "model.vocab_size", 9, "factory.toml"),
+    ],
+)
+@pytest.mark.parametrize("resolved", [(), ("--resolved",)])
+def test_profiles_of_other_models_are_shown(  # noqa: PLR0917 - one row of the table
+    name: str, key: str, value: object, origin: str, resolved: tuple[str, ...], main: Main
+) -> None:
+    code, out, _ = main("profiles", "show", name, *resolved, "--json")
+    document = json.loads(out)
+
+    assert code == 0
+    assert (document["profile"][key], document["origins"][key], document["parameters"]) == (value, origin, None)
+    assert re.search(r"\(parameters\) +\? +computed", main("profiles", "show", name, *resolved)[1])
+
+
+def cases(main: Main, *arguments: str | Path) -> set[tuple[int, int, str]]:
+    code, out, err = main("estimate", "-p", "cpu-demo", "--json", *arguments)
+    assert code == 0, err
+    found = [record["case"] for record in json.loads(out)["records"]]
+    return {(case["zero_stage"], case["world_size"], case["recipe"]) for case in found}
+
+
+BF16_FULL = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+
+
+def test_a_deepspeed_json_says_the_case_and_flags_and_variables_win(folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = ("--ds-config", ds_json(folder, bf16=BF16_FULL, zero_optimization={"stage": 2}), "--gpus", "2")
+
+    assert cases(main, *ds) == {(2, 2, "bf16-full")}
+    assert cases(main, *ds, "--zero", "1,3") == {(1, 2, "bf16-full"), (3, 2, "bf16-full")}
+    assert cases(main, *ds, "--recipe", "fp32") == {(2, 2, "fp32")}
+    assert "unknown recipe" in refused(main("estimate", *ds, "--recipe", "int8"))
+    assert "leave --recipe out" in refused(main("estimate", *ds, "--recipe", "ds-config"))
+    assert "leave --recipe out" in refused(main("estimate", "--recipe", "ds-config"))
+    monkeypatch.setenv("BF16PROF_ZERO", "3")
+    assert cases(main, *ds) == {(3, 2, "bf16-full")}
+    monkeypatch.setenv("BF16PROF_DS_CONFIG", str(folder / "none.json"))
+    assert "cannot read" in refused(main("estimate"))
+    assert cases(main, *ds) == {(3, 2, "bf16-full")}
+
+
+def test_batch_sizes_of_a_deepspeed_json(folder: Path, main: Main) -> None:
+    ds = ("--ds-config", ds_json(folder, train_batch_size=12, bf16={"enabled": True}))
+
+    assert {world for _, world, _ in cases(main, *ds)} == {1, 2, 4}, "of 1, 2, 4, 8, ... those that divide it"
+    message = refused(main("estimate", *ds, "--gpus", "4,5"))
+    assert "train_batch_size is not equal to micro_batch_per_gpu * gradient_acc_step * world_size: 12 != 2 * 1 * 5" in message
+    assert cases(main, *ds, "--gpus", "4", "--micro-batch-size", "3") == {(0, 4, "bf16-fp32-master")}
+    assert "12 != 5 * 0 * 4" in refused(main("estimate", *ds, "--gpus", "4", "--set", "workload.micro_batch_size=5"))
+    both = ("--micro-batch-size", "5", "--gradient-accumulation-steps", "7")
+    assert cases(main, *ds, "--gpus", "4", *both) == {(0, 4, "bf16-fp32-master")}, "the job's batch size follows from the user's own"
+
+
+def test_a_predicted_case_has_the_batch_of_its_number_of_ranks(folder: Path, main: Main) -> None:
+    """Logits of 2 micro-batches, or of 1, in bf16: the only bytes of ZeRO-0 that depend on the number of ranks."""
+    ds = ("--ds-config", ds_json(folder, train_batch_size=4, gradient_accumulation_steps=2, bf16={"enabled": True}), "--gpus", "1,2")
+
+    records = json.loads(main("estimate", "-p", "cpu-demo", "--device", "cpu", "--json", *ds)[1])["records"]
+
+    assert [r["components"]["activations"] for r in records] == [n * 128 * (257 * 2 + 16) + 2 for n in (2, 1)]
+
+
+def test_a_precision_that_is_no_recipe_has_a_case_of_its_own(folder: Path, main: Main) -> None:
+    autocast = {"enabled": True, "dtype": "bfloat16"}
+
+    message = refused(main("estimate", "--gpus", "2", "--ds-config", ds_json(folder, bf16={"enabled": True}, torch_autocast=autocast)))
+
+    assert "zero0-w2-ds-config: no closed form: the DeepSpeed JSON describes a precision that is no recipe's" in message
+
+
+def test_measuring_a_hugging_face_model_without_transformers_is_one_line(folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bf16prof.measure import accelerator
+
+    monkeypatch.setattr(accelerator, "package_version", lambda name: None if name == "transformers" else "1")
+
+    for command in ("measure", "simulate"):
+        message = refused(main(command, "--hf-config", folder / "other.json"))
+        assert "needs transformers, which is not installed" in message
+        assert "pip install transformers" in message
+
+
 # Hostile names.
 
 
@@ -543,7 +715,9 @@ def test_a_hostile_profile_name_is_inert_everywhere(name: str, main: Main, tmp_p
 
 
 @pytest.mark.parametrize("text", fixtures.HOSTILE, ids=range(len(fixtures.HOSTILE)))
-@pytest.mark.parametrize("flag", ["--profile", "--recipe", "--gpu", "--zero", "--set", "-o", "--offload"])
+@pytest.mark.parametrize(
+    "flag", ["--profile", "--recipe", "--gpu", "--zero", "--set", "-o", "--offload", "--hf-config", "--model", "--ds-config"]
+)
 def test_hostile_arguments_are_refused_in_one_inert_line(
     flag: str, text: str, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
