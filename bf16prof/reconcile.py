@@ -14,7 +14,8 @@ from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Sourc
 REFERENCES = (Source.MEASURE, Source.IMPORT)
 
 QUANTITIES = (
-    "allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes", "device_bytes", "host_bytes", "step_time_s",
+    "allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes", "fragmentation_bytes", "device_bytes",
+    "host_bytes", "step_time_s",
 )  # fmt: skip
 
 NAMES = (

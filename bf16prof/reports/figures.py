@@ -1,52 +1,21 @@
-"""The figures of the HTML report, as Plotly figures in plain dicts turned into HTML fragments.
+"""The figures of the HTML report that show all cases in one: components, peaks by phase, steps, step times and losses.
 
-Rules that all of them keep: names are escaped for Plotly's own pseudo-HTML and never stand in a hover template; colours are fixed
-(`palette.py`); text and grid take their colour from the page's style sheet, so that one fragment serves light, dark and print.
+They keep the rules of `plots.py`. The figures of one case are in `step_figure.py`.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.records import Component, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
+from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
 from bf16prof.reports.units import EXACT, gib, number, scale, seconds, signed_percent, whole
 from bf16prof.reports.views import CaseView, component_name, losses, step_times
 
-_CONFIG = {
-    "showSendToCloud": False,
-    "displaylogo": False,
-    "responsive": True,
-    "modeBarButtonsToRemove": ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "select2d", "lasso2d", "autoScale2d"],
-    "toImageButtonOptions": {"format": "svg"},
-}
-_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#666"}
-_GRID = "rgba(128,128,128,0.25)"
-_MARGIN = {"l": 12, "r": 12, "t": 30, "b": 44}
 _HEADER = 1.15
 _PHASE_ORDER = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
-
-Trace = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure ready for the page: the id of its element, its HTML fragment (a div and the script that draws in it), and the numbers of
-    the views that it draws as lines."""
-
-    id: str
-    html: str
-    series: tuple[int, ...] = ()
-
-
-def bundle() -> str:
-    """Plotly's own JavaScript, as shipped with the Python package."""
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
 
 
 def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
@@ -72,7 +41,7 @@ def components(views: Sequence[CaseView]) -> Figure | None:
     traces.append(_totals_trace(rows, divisor))
     layout = rows.layout(f"allocated between steps ({unit})") | {"barmode": "relative", "bargap": 0.18}
     layout["xaxis"]["range"] = [min(0, *(_least(r) / divisor for _, _, r in rows.records)), largest / divisor * 1.3]
-    return _figure("figure-components", traces, layout)
+    return figure("figure-components", traces, layout)
 
 
 def _least(record: MemoryRecord) -> int:
@@ -136,7 +105,7 @@ def phase_peaks(views: Sequence[CaseView]) -> Figure | None:
     traces = [trace for phase in Phase if (trace := _phase_trace(phase, rows, divisor))]
     layout = rows.layout(f"peak allocated ({unit})")
     layout["xaxis"]["rangemode"] = "tozero"
-    return _figure("figure-phases", traces, layout)
+    return figure("figure-phases", traces, layout)
 
 
 def _phase_trace(phase: Phase, rows: _Rows, divisor: int) -> Trace | None:
@@ -178,14 +147,14 @@ def timeline(views: Sequence[CaseView]) -> Figure | None:
         | {
             "customdata": [[gib(size), what] for _, size, what in points],
             "hovertemplate": "%{fullData.name}<br>%{customdata[1]}: %{customdata[0]}<extra></extra>",
-            "name": _label(view.label),
+            "name": plotly_text(view.label),
         }
         for i, view, points in curves
         if points
     ]
-    layout = _layout(360, "step", f"allocated ({unit})")
+    layout = base_layout(360, "step", f"allocated ({unit})")
     layout["xaxis"]["tickformat"] = "d"
-    return _figure("figure-timeline", traces, layout)
+    return figure("figure-timeline", traces, layout)
 
 
 def _timeline_points(steps: Iterable[StepRecord]) -> list[tuple[float, int, str]]:
@@ -221,7 +190,7 @@ def times(views: Sequence[CaseView]) -> Figure | None:
     )
     layout = rows.layout("seconds per step")
     layout["xaxis"]["rangemode"] = "tozero"
-    return _figure("figure-times", traces, layout)
+    return figure("figure-times", traces, layout)
 
 
 def _dots_trace(rows: _Rows, warmup: bool) -> Trace:
@@ -248,16 +217,16 @@ def loss_curves(views: Sequence[CaseView]) -> Figure | None:
         | {
             "customdata": [number(loss) for _, loss in curve],
             "hovertemplate": "%{fullData.name}<br>step %{x}: %{customdata}<extra></extra>",
-            "name": _label(view.label),
+            "name": plotly_text(view.label),
         }
         for i, view, curve in curves
         if curve
     ]
     if not traces:
         return None
-    layout = _layout(380, "step", "loss")
+    layout = base_layout(380, "step", "loss")
     layout["xaxis"]["tickformat"] = "d"
-    return _figure("figure-losses", traces, layout)
+    return figure("figure-losses", traces, layout)
 
 
 def case_styles(views: Sequence[CaseView]) -> list[tuple[str, str]]:
@@ -303,7 +272,7 @@ class _Rows:
         self._end = y
 
     def layout(self, title: str) -> dict[str, Any]:
-        layout = _layout(int(self._end * 26 + 88), title, "")
+        layout = base_layout(int(self._end * 26 + 88), title, "")
         layout["yaxis"] |= {
             "range": [self._end - 0.4, -0.6],
             "tickvals": [y for _, y, _ in self.records],
@@ -314,45 +283,8 @@ class _Rows:
             "ticklabelstandoff": 6,
         }
         layout["annotations"] = [
-            {"x": 0, "xref": "paper", "xanchor": "left", "y": y, "text": f"<b>{_label(label)}</b>", "showarrow": False}
+            {"x": 0, "xref": "paper", "xanchor": "left", "y": y, "text": f"<b>{plotly_text(label)}</b>", "showarrow": False}
             for y, label in self._headings
         ]
         layout["hovermode"] = "closest"
         return layout
-
-
-def _layout(height: int, x_title: str, y_title: str) -> dict[str, Any]:
-    axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "automargin": True}
-    return {
-        "height": height,
-        "autosize": True,
-        "margin": dict(_MARGIN),
-        "font": _FONT,
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "showlegend": False,
-        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
-        "dragmode": "zoom",
-        "xaxis": axis | {"title": {"text": x_title}},
-        "yaxis": axis | ({"title": {"text": y_title}} if y_title else {}),
-    }
-
-
-def _label(name: str) -> str:
-    """A name for Plotly, which reads `<b>`, `<a href>` and entities in text."""
-    return html.escape(name, quote=False)
-
-
-def _figure(id_: str, traces: list[Trace], layout: dict[str, Any]) -> Figure:
-    import plotly.io
-
-    fragment = plotly.io.to_html(
-        {"data": traces, "layout": layout},
-        full_html=False,
-        include_plotlyjs=False,
-        include_mathjax=False,
-        div_id=id_,
-        config=_CONFIG,
-        default_height=f"{layout['height']}px",
-    )
-    return Figure(id_, str(fragment), tuple(trace["meta"] for trace in traces if "meta" in trace))

@@ -1,68 +1,28 @@
 """One or more runs as one HTML file that needs nothing else: no network, no other file, and the same bytes for the same runs.
 
 The page works under `Content-Security-Policy: default-src 'none'` with inline script and style, and says so itself in a meta tag.
-Every text from a run passes through `units.inert` and Jinja's autoescape; figures escape for themselves (`figures.py`).
+Every text from a run passes through `units.inert` and Jinja's autoescape; figures escape for themselves (`plots.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, document
-from bf16prof.reports import figures, palette
-from bf16prof.reports.units import EXACT, gib, inert, inert_lines, number, seconds, signed_bytes, signed_percent, whole
-from bf16prof.reports.views import (
-    CaseView,
-    Headline,
-    Line,
-    case_label,
-    component_name,
-    headline,
-    losses,
-    prediction_text,
-    run_names,
-    run_views,
-)  # fmt: skip
+from bf16prof.reports import figures, palette, plots
+from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
+from bf16prof.reports.step_panels import panels, with_thin_timelines
+from bf16prof.reports.summary import summary, tiles
+from bf16prof.reports.units import gib, inert, inert_lines, seconds, whole
+from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
+from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views
 from bf16prof.runs import CaseStatus, Run, Status
 
 _MOST_ITEMS = 100
 _NOT_STARTED = (Status.PLANNED, Status.RUNNING)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell: what is read, what it sorts by (the text where there is none), its class, and a link or a component's colour."""
-
-    text: str
-    value: float | None = None
-    style: str = ""
-    link: str = ""
-    colour: str = ""
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that sorts by a click on a header. `numeric` says which columns are right-aligned."""
-
-    caption: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    sortable: bool = True
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the headline: what it is, the number, what it means, and whether it is good news."""
-
-    title: str
-    text: str
-    detail: str
-    style: str = ""
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -72,20 +32,24 @@ def render(runs: Sequence[Run]) -> str:
     """
     import jinja2
 
+    runs = with_thin_timelines(runs)
     views = run_views(runs)
     drawn = figures.all_figures(views)
+    inside, left_out = panels(views)
     loader = jinja2.FunctionLoader(_template)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["inert"] = inert
     return environment.get_template("report.html.j2").render(
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
-        tiles=_tiles(runs, views),
+        tiles=tiles(runs, views),
         failures=[failure for run in runs for failure in _failures(run, views)],
-        summary=_summary(views),
+        summary=summary(views),
         details=[_details(index, view) for index, view in enumerate(views)],
         figures=drawn,
-        plotly=figures.bundle() if any(drawn.values()) else "",
+        panels=inside,
+        panels_left_out=left_out,
+        plotly=plots.bundle() if any(drawn.values()) or any(panel.figure for panel in inside) else "",
         components=_component_legend(views),
         phases=[(str(phase), symbol, colour) for phase, (colour, _, symbol) in palette.PHASES.items()],
         series=[
@@ -115,137 +79,9 @@ def _finite(value: Any) -> Any:
 
 
 def _component_legend(views: Sequence[CaseView]) -> list[tuple[str, str]]:
-    used = {component for view in views for record in view.records.values() for component, size in record.components.items() if size}
+    records = [record for view in views for record in view.records.values()]
+    used = {component for record in records for component, size in (*record.components.items(), *record.peak_components.items()) if size}
     return [(component_name(component), palette.COMPONENTS[component]) for component in Component if component in used]
-
-
-def _tiles(runs: Sequence[Run], views: Sequence[CaseView]) -> list[Tile]:
-    head = headline(views)
-    tiles = [_steady_tile(head), *_peak_tile(head)]
-    smallest = min((v for v in views if v.main.allocated_bytes is not None), key=lambda v: v.main.allocated_bytes or 0, default=None)
-    if smallest:
-        instant = f"{smallest.label}, allocated between steps, {_kind(smallest.main)}"
-        tiles.append(Tile("Least memory", gib(smallest.main.allocated_bytes), instant))
-    fastest = min((v for v in views if v.main.step_time_s is not None), key=lambda v: v.main.step_time_s or 0.0, default=None)
-    if fastest:
-        tiles.append(
-            Tile("Fastest step", seconds(fastest.main.step_time_s), f"{fastest.label}, {number(fastest.main.tokens_per_s)} tokens/s")
-        )
-    statuses = [status.status for run in runs for status in run.manifest.cases]
-    done = statuses.count(Status.FINISHED)
-    if statuses:
-        others = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s is not Status.FINISHED)
-        tiles.append(Tile("Cases finished", f"{done} of {len(statuses)}", others or "none missing", "" if done == len(statuses) else "bad"))
-    return tiles
-
-
-def _steady_tile(head: Headline) -> Tile:
-    title = "Predicted allocated memory"
-    if not head.compared:
-        return Tile(title, "not measured" if not head.measured else "not predicted", f"{head.cases} cases, nothing to compare")
-    if head.exact == head.compared:
-        return Tile(title, EXACT, f"to the byte, {head.exact} of {head.compared} predictions", "good")
-    exact = f"{head.exact} of {head.compared} exact"
-    if head.worst is None:
-        return Tile(title, exact, "predictions, to the byte")
-    view, line, source = head.worst
-    error = signed_percent(line.errors[source])
-    where = f"largest error {error}, {source} of {view.label}" if head.exact else f"largest error, {source} of {view.label}"
-    return Tile(title, exact if head.exact else error, where, _error_style(line, source))
-
-
-def _peak_tile(head: Headline) -> list[Tile]:
-    if head.worst_peak is None:
-        return []
-    view, line, source = head.worst_peak
-    text = EXACT if line.errors[source] == 0 else signed_percent(line.errors[source])
-    return [Tile("Predicted peaks", text, f"largest error, {source} of {view.label}, {line.label}", _error_style(line, source))]
-
-
-def _error_style(line: Line, source: Source) -> str:
-    error = line.errors.get(source)
-    if error is None:
-        return "warn"
-    return "good" if abs(error) <= 0.01 else "warn" if abs(error) <= 0.05 else "bad"
-
-
-def _kind(record: MemoryRecord) -> str:
-    return {Source.MEASURE: "measured", Source.IMPORT: "imported"}.get(record.source, f"predicted ({record.source})")
-
-
-def _summary(views: Sequence[CaseView]) -> Table:
-    sources = [s for s in Source if any(r.source is s for view in views for r in view.predictions)]
-    measured = any(view.reference for view in views)
-    headers = ["case"] + (["measured"] if measured else [])
-    for source in sources:
-        headers += [str(source)] + (["error"] if measured else [])
-    headers += [
-        "training peak",
-        *([f"{s} error" for s in sources] if measured else []),
-        "reserved",
-        "device (NVML)",
-        "step time",
-        "tokens/s",
-        "loss",
-    ]
-    rows = tuple(_summary_row(index, view, sources, measured) for index, view in enumerate(views))
-    return _without_empty(Table("All cases", tuple(headers), rows))
-
-
-def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured: bool) -> tuple[Cell, ...]:
-    cells = [Cell(view.label, link=f"#case-{index}")]
-    steady, peak = view.line("allocated_bytes"), view.line("peak_allocated_bytes")
-    if measured:
-        cells.append(_bytes(view.reference.allocated_bytes if view.reference else None))
-    for source in sources:
-        record = view.records.get(source)
-        cells.append(_bytes(record.allocated_bytes if record else None))
-        cells += [_difference(steady, source)] if measured else []
-    main = view.main
-    cells.append(_bytes(main.peak_allocated_bytes, title=f"{_kind(main)}, in {main.peak_phase}" if main.peak_phase else _kind(main)))
-    cells += [_difference(peak, source) for source in sources] if measured else []
-    cells += [_bytes(main.reserved_bytes), _bytes(main.device_bytes)]
-    spread = f"interquartile range {seconds(main.step_time_iqr_s)}" if main.step_time_iqr_s is not None else ""
-    cells.append(_unknown() if main.step_time_s is None else Cell(seconds(main.step_time_s), main.step_time_s, "number", title=spread))
-    cells.append(_unknown() if main.tokens_per_s is None else Cell(number(main.tokens_per_s), main.tokens_per_s, "number"))
-    return (*cells, _loss(main))
-
-
-def _without_empty(table: Table) -> Table:
-    """The table without the columns that no row knows."""
-    kept = [i for i in range(len(table.headers)) if any(row[i].style != "unknown" for row in table.rows)]
-    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
-    return Table(table.caption, tuple(table.headers[i] for i in kept), rows, table.sortable)
-
-
-def _unknown() -> Cell:
-    return Cell("–", style="unknown", title="not known by this source")  # noqa: RUF001
-
-
-def _bytes(value: int | None, *, title: str = "") -> Cell:
-    if value is None:
-        return _unknown()
-    return Cell(gib(value), value, "number", title=f"{whole(value)} B" + (f", {title}" if title else ""))
-
-
-def _difference(line: Line | None, source: Source) -> Cell:
-    if line is None or source not in line.differences:
-        return _unknown()
-    difference, error = line.differences[source], line.errors.get(source)
-    style = f"number {_error_style(line, source)}"
-    if line.kind == "time":
-        return Cell(signed_percent(error), error, style)
-    if difference == 0:
-        return Cell(EXACT, 0, "number good", title="0 B")
-    text = signed_bytes(difference) if error is None else f"{signed_bytes(difference)} ({signed_percent(error)})"
-    return Cell(text, difference if error is None else error, style, title=f"{difference:+,} B")
-
-
-def _loss(record: MemoryRecord) -> Cell:
-    curve = losses(record)
-    if curve:
-        return Cell(f"{number(curve[0][1])} → {number(curve[-1][1])}", curve[-1][1], "number")
-    return _unknown() if record.loss is None else Cell(number(record.loss), record.loss, "number")
 
 
 def _details(index: int, view: CaseView) -> dict[str, Any]:
@@ -255,15 +91,20 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
         "id": f"case-{index}",
         "label": view.label,
         "total": gib(record.allocated_bytes),
-        "kind": _kind(record),
+        "kind": provenance(record),
         "parameters": whole(record.parameters),
         "profile": inert(view.case.profile),
         "gpu": inert(record.gpu) if record.gpu else "",
+        "verdict": case_verdict(view),
         "lines": _lines_table(view),
         "items": [table for r in records if (table := _items_table(r))],
-        "notes": [f"{r.source}: {inert(text, 600)}" for r in records for text in r.notes],
+        "notes": [f"{r.source}: {text}" for r in records for text in _notes(r)],
         "ranks": ", ".join(f"rank {rank}: {gib(size)}" for rank, size in enumerate(record.rank_allocated_bytes[:64])),
     }
+
+
+def _notes(record: MemoryRecord) -> list[str]:
+    return [text for text in [beside_the_allocator(record), *(inert(note, 600) for note in record.notes)] if text]
 
 
 def _lines_table(view: CaseView) -> Table:
@@ -276,7 +117,7 @@ def _lines_table(view: CaseView) -> Table:
         cells = [Cell(line.label, style="total" if line.quantity == "allocated_bytes" else "", colour=_swatch(line))]
         for source in view.records:
             cells.append(_value(line, source))
-            cells += [_difference(line, source)] if view.reference and source is not view.reference.source else []
+            cells += [difference_cell(line, source)] if view.reference and source is not view.reference.source else []
         rows.append(tuple(cells))
     return Table(f"{view.label}: every quantity by source", tuple(headers), tuple(rows))
 
@@ -290,8 +131,8 @@ def _swatch(line: Line) -> str:
 def _value(line: Line, source: Source) -> Cell:
     value = line.values.get(source)
     if value is None:
-        return _unknown()
-    return Cell(seconds(value), value, "number") if line.kind == "time" else _bytes(int(value))
+        return unknown_cell()
+    return Cell(seconds(value), value, "number") if line.kind == "time" else bytes_cell(int(value))
 
 
 def _items_table(record: MemoryRecord) -> Table | None:
@@ -302,7 +143,7 @@ def _items_table(record: MemoryRecord) -> Table | None:
         (
             Cell(inert(item.name), colour=palette.COMPONENTS[item.component]),
             Cell(component_name(item.component)),
-            _bytes(item.bytes),
+            bytes_cell(item.bytes),
             Cell(inert(item.source, 200)),
         )
         for item in largest

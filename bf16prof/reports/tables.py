@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bf16prof.reconcile import Comparison
+from bf16prof.reconcile import NAMES
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
-from bf16prof.reports.units import gib, inert, number, seconds, signed_bytes, signed_percent
-from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_views
+from bf16prof.reports.units import NAME_LIMIT, gib, inert, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.verdict import verdict
+from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_names, run_views
 from bf16prof.runs import Run
 
 if TYPE_CHECKING:
@@ -22,35 +23,27 @@ _FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
 
-def frame(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None = None) -> pd.DataFrame:
-    """One row per record: the case, every total, `components.<name>`, `phases.<name>.peak_bytes` / `.end_bytes`, times and loss.
+def frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per record: the case, every total, `components.<name>` between steps, `peak_components.<name>`, phases, times and loss.
 
-    Bytes are nullable integers (Int64), what is not known is missing. With `comparisons` there is one column `error.<quantity>` for each
-    quantity that has an error, filled for the source of the row.
+    Bytes are nullable integers (Int64), what is not known is missing. There is one column `error.<quantity>` for each quantity that has an
+    error, filled for the source of the row, and a column `run` if there are several: the same case of two runs is compared within its run.
     """
     import pandas as pd
 
+    records = [record for run in runs for record in run.records]
     rows = [_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row)) or list(_row_names())
-    columns: dict[str, Any] = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        if name in _FLOATS:
-            columns[name] = pd.Series([float("nan") if v is None else v for v in values], dtype="float64")
-        elif name in _WHOLE or "bytes" in name or name.startswith("components."):
-            columns[name] = _integers(values)
-        else:
-            columns[name] = pd.Series(values, dtype="object")
-    for quantity in dict.fromkeys(c.quantity for c in comparisons or [] if any(e is not None for e in c.errors.values())):
-        found = {(c.case, c.device, s): e for c in comparisons or [] if c.quantity == quantity for s, e in c.errors.items()}
-        errors = [found.get((r.case, r.device, r.source)) for r in records]
-        columns[f"error.{quantity}"] = pd.Series([float("nan") if e is None else e for e in errors], dtype="float64")
-    return pd.DataFrame(columns)
+    columns = {name: _column(name, [row.get(name) for row in rows]) for name in names}
+    if len(runs) > 1:
+        named = [name for name, run in zip(run_names(runs), runs, strict=True) for _ in run.records]
+        columns = {"run": pd.Series(named, dtype="object"), **columns}
+    return pd.DataFrame({**columns, **_error_columns(run_views(runs), records)})
 
 
-def to_csv(records: Sequence[MemoryRecord], comparisons: Sequence[Comparison] | None = None) -> str:
+def to_csv(runs: Sequence[Run]) -> str:
     """The frame as CSV. No text in it can be taken for a formula by a spreadsheet; what is not known is empty."""
-    table = frame(records, comparisons)
+    table = frame(runs)
     for name in [name for name, dtype in table.dtypes.items() if str(dtype) == "object"]:
         table[name] = table[name].map(csv_text, na_action="ignore")
     return table.to_csv(index=False, lineterminator="\n")
@@ -64,23 +57,55 @@ def csv_text(value: object) -> object:
 
 
 def to_markdown(runs: Sequence[Run]) -> str:
-    """Two Markdown tables with one row per record: its totals and errors, then its components. Columns without a value are left out."""
-    views = run_views(runs)
-    totals = [_totals(view, record) for view in views for record in view.records.values()]
-    parts = [_components(view, record) for view in views for record in view.records.values() if record.components]
-    text = _markdown(totals)
-    if parts:
-        text += "\nComponents (they add up to what is allocated between steps):\n\n" + _markdown(parts)
+    """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
+
+    Where a job runs out of memory, a line under the first table says how.
+    """
+    known = [(view, record) for view in run_views(runs) for record in view.records.values()]
+    steady = [_components(view, record, record.components) for view, record in known if record.components]
+    peak = [_components(view, record, record.peak_components) for view, record in known if record.peak_components]
+    shortages = [(view, said) for view, record in known if (said := verdict(record)) and not said.fits]
+    text = _markdown([_totals(view, record) for view, record in known])
+    if shortages:
+        text += "\n" + "".join(f"* {markdown_text(view.label)}: {markdown_text(said.text, None)}\n" for view, said in shortages)
+    if steady:
+        text += "\nComponents (they add up to what is allocated between steps):\n\n" + _markdown(steady)
+    if peak:
+        text += "\nAt the training peak (they add up to it):\n\n" + _markdown(peak)
     return text
 
 
-def markdown_text(value: str) -> str:
+def markdown_text(value: str, limit: int | None = NAME_LIMIT) -> str:
     """A text for a cell of a Markdown table: nothing in it is markup, and it stays on its line."""
-    return html.escape(_MARKDOWN.sub(r"\\\1", inert(value)), quote=False)
+    return html.escape(_MARKDOWN.sub(r"\\\1", inert(value, limit)), quote=False)
+
+
+def _column(name: str, values: list[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
+    if name in _FLOATS:
+        return _floats(values)
+    if name in _WHOLE or "bytes" in name or "components." in name:
+        return _integers(values)
+    return pd.Series(values, dtype="object")
+
+
+def _error_columns(views: Sequence[CaseView], records: Sequence[MemoryRecord]) -> dict[str, pd.Series[Any]]:
+    """The errors of each quantity that has any, for each record the one of its own view."""
+    errors = {
+        (id(view.records[source]), comparison.quantity): error
+        for view in views
+        for comparison in view.comparisons
+        for source, error in comparison.errors.items()
+        if error is not None
+    }
+    quantities = [name for name in NAMES if any(quantity == name for _, quantity in errors)]
+    return {f"error.{name}": _floats([errors.get((id(record), name)) for record in records]) for name in quantities}
 
 
 def _row(record: MemoryRecord) -> dict[str, Any]:
     case = record.case
+    said = verdict(record)
     row: dict[str, Any] = {
         "source": str(record.source),
         "profile": case.profile,
@@ -93,7 +118,9 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         "parameters": record.parameters,
         **{name: getattr(record, name) for name in MEMORY_TOTALS},
         "peak_phase": None if record.peak_phase is None else str(record.peak_phase),
+        "out_of_memory": said.text if said and not said.fits else None,
         **{f"components.{c}": record.components.get(c, 0) if record.components else None for c in Component},
+        **{f"peak_components.{c}": record.peak_components.get(c, 0) if record.peak_components else None for c in Component},
     }
     for phase in Phase:
         memory = record.phases.get(phase)
@@ -106,6 +133,12 @@ def _row_names() -> list[str]:
     return list(_row(MemoryRecord(Source.ESTIMATE, Case("", 0, 1, ""), Device.GPU, 0)))
 
 
+def _floats(values: Sequence[float | None]) -> pd.Series[Any]:
+    import pandas as pd
+
+    return pd.Series([float("nan") if value is None else value for value in values], dtype="float64")
+
+
 def _integers(values: list[int | None]) -> pd.Series[Any]:
     import pandas as pd
 
@@ -114,22 +147,24 @@ def _integers(values: list[int | None]) -> pd.Series[Any]:
 
 
 def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
-    row = {"case": case_label(record.case), "profile": record.case.profile, "source": str(record.source)}
+    row = {"case": case_label(record.case), "run": view.run, "profile": record.case.profile, "source": str(record.source)}
     for name, label in MEMORY_TOTALS.items():
         row[label] = _known(getattr(record, name), gib)
         line = view.line(name)
         if line and record.source in line.differences:
             error, difference = line.errors.get(record.source), line.differences[record.source]
             row[f"{label} error"] = f"{signed_bytes(difference)} ({signed_percent(error)})" if difference else "exact"
+    said = verdict(record)
+    row["on the GPU"] = said.short if said else ""
     row["step time"] = _known(record.step_time_s, seconds)
     row["tokens/s"] = _known(record.tokens_per_s, number)
     row["loss"] = _known(record.loss, number)
     return row
 
 
-def _components(view: CaseView, record: MemoryRecord) -> dict[str, str]:
-    row = {"case": case_label(view.case), "source": str(record.source)}
-    return row | {str(component): gib(size) for component in Component if (size := record.components.get(component))}
+def _components(view: CaseView, record: MemoryRecord, sizes: Mapping[Component, int]) -> dict[str, str]:
+    row = {"case": case_label(view.case), "run": view.run, "source": str(record.source)}
+    return row | {str(component): gib(size) for component in Component if (size := sizes.get(component))}
 
 
 def _known(value: Any, show: Any) -> str:
@@ -144,5 +179,5 @@ def _markdown(rows: list[dict[str, str]]) -> str:
     longest_first = sorted(rows, key=lambda row: -len(row))
     names = [name for name in dict.fromkeys(n for row in longest_first for n in row) if any(row.get(name) for row in rows)]
     table = pd.DataFrame([{name: markdown_text(row.get(name, "")) for name in names} for row in rows])
-    left = ("case", "profile", "source")
+    left = ("case", "run", "profile", "source", "on the GPU")
     return str(table.to_markdown(index=False, disable_numparse=True, colalign=["left" if n in left else "right" for n in names])) + "\n"

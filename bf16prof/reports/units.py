@@ -36,6 +36,19 @@ def gib(value: int | float | None) -> str:
     return f"{value:,.0f} B" if divisor == 1 else f"{value / divisor:,.2f} {unit}"
 
 
+def part_of(value: int, total: int | None) -> str:
+    """A part of a whole: "24.10 of 79.11 GiB", with two units only where they differ."""
+    part, unit = gib(value).split(" ")
+    if total is None:
+        return gib(value)
+    return f"{part} of {gib(total)}" if unit == scale(total)[1] else f"{part} {unit} of {gib(total)}"
+
+
+def share(value: int | None, total: int | None) -> str:
+    """A part of a whole as "12.3 %"; empty where one of them is not known."""
+    return f"{value / total * 100:.1f} %" if value is not None and total else ""
+
+
 def whole(value: int | None) -> str:
     """An exact integer with thousands separated: "27,637,000,192"."""
     return UNKNOWN if value is None else f"{value:,}"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
-from bf16prof.records import Case, Component, Device, MemoryRecord, Offload, Phase, Source
-from bf16prof.reports.units import gib, inert
+from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Offload, Phase, Source
+from bf16prof.reports.units import inert
 from bf16prof.runs import Run
 
 MEMORY_TOTALS = {
@@ -19,10 +19,14 @@ MEMORY_TOTALS = {
     "peak_allocated_bytes": "training peak",
     "run_peak_allocated_bytes": "whole-run peak",
     "reserved_bytes": "reserved",
+    "fragmentation_bytes": "fragmentation",
     "device_bytes": "device (NVML)",
     "host_bytes": "host",
 }
 """How the quantities of a record are called in tables."""
+
+PEAK_ITEMS = 12
+"""So many of the tensors that are alive at the peak are shown by name."""
 
 PEAKS = ("peak_allocated_bytes", "run_peak_allocated_bytes")
 
@@ -124,10 +128,16 @@ def step_times(record: MemoryRecord) -> list[tuple[int, float, bool]]:
     return [(s.step, s.time_s, s.warmup) for s in record.steps if s.time_s is not None and math.isfinite(s.time_s)]
 
 
-def prediction_text(record: MemoryRecord) -> str:
-    """What a prediction had said, to stand beside a failure: "estimate: 14.60 GiB allocated, training peak 19.17 GiB"."""
-    peak = "unknown" if record.peak_allocated_bytes is None else gib(record.peak_allocated_bytes)
-    return f"{record.source}: {gib(record.allocated_bytes)} allocated, training peak {peak}"
+def provenance(record: MemoryRecord) -> str:
+    """Whether a number was measured: "measured", "imported" or "predicted (estimate)"."""
+    return {Source.MEASURE: "measured", Source.IMPORT: "imported"}.get(record.source, f"predicted ({record.source})")
+
+
+def largest(items: Sequence[Item], most: int) -> tuple[list[Item], list[Item]]:
+    """The largest items, biggest first, and the rest, which is never a single one."""
+    ordered = sorted(items, key=lambda item: -item.bytes)
+    cut = len(ordered) if len(ordered) == most + 1 else most
+    return ordered[:cut], ordered[cut:]
 
 
 def _rows(view: CaseView, line: Line) -> list[tuple[CaseView, Line, Source]]:

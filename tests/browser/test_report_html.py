@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ class Browser:
     def run(self, script: str, *arguments: object) -> Any:
         return self.driver.execute_script(script, *arguments)
 
+    def wait(self, script: str, *arguments: object) -> None:
+        """Wait until a script returns true, at most five seconds."""
+        deadline = time.monotonic() + 5
+        while not self.run(script, *arguments):
+            assert time.monotonic() < deadline, script
+            time.sleep(0.05)
+
     def complaints(self) -> list[str]:
         """Console messages: errors, warnings and violations of the page's own policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
@@ -79,13 +87,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         driver.quit()
 
 
-@pytest.mark.parametrize("which", ["usual", "failed", "extreme", "estimate", "two", "empty"])
+@pytest.mark.parametrize("which", ["usual", "failed", "extreme", "estimate", "simulated", "two", "empty"])
 def test_every_kind_of_run_opens_in_silence(browser: Browser, which: str) -> None:
     runs = {
         "usual": [fixtures.run()],
         "failed": [fixtures.failed_run()],
         "extreme": [fixtures.extreme_run()],
         "estimate": [fixtures.run([fixtures.estimate(fixtures.case())])],
+        "simulated": [fixtures.simulated_run()],
         "two": [fixtures.run(), fixtures.run(name="again")],
         "empty": [fixtures.run([])],
     }
@@ -163,6 +172,44 @@ def test_a_case_can_be_hidden_and_a_link_opens_its_details(browser: Browser) -> 
     assert "reduce bucket" in browser.driver.find_element(By.ID, "case-3").text
 
 
+SHOWN = "return [...document.querySelectorAll('.panel')].filter(p => p.getClientRects().length).map(p => p.id)"
+
+
+def test_one_step_is_shown_for_one_case_at_a_time(browser: Browser) -> None:
+    browser.open([fixtures.simulated_run()])
+    assert browser.run(SHOWN) == ["step-0"]
+    browser.run("document.querySelectorAll('.choice button')[2].click()")
+    assert browser.run(SHOWN) == ["step-2"]
+    pressed = "return [...document.querySelectorAll('.choice button')].map(b => b.getAttribute('aria-pressed') === 'true')"
+    assert browser.run(pressed) == [False, False, True, False, False, False]
+    assert "runs out of memory" in browser.run("return document.querySelector('#step-2 .verdict.bad').textContent")
+    assert browser.complaints() == []
+
+
+def test_the_areas_of_a_step_are_drawn_as_wide_as_the_page(browser: Browser) -> None:
+    browser.open([fixtures.simulated_run()])
+    for index in (0, 3):
+        browser.run("document.querySelectorAll('.choice button')[arguments[0]].click()", index)
+        areas = "return document.querySelectorAll(`#figure-step-${arguments[0]} .scatterlayer .fills path`).length"
+        assert browser.run(areas, index) >= 8
+        names = "return [...document.querySelectorAll(`#figure-step-${arguments[0]} .annotation-text`)].map(t => t.textContent)"
+        assert browser.run(names, index)[:3] == ["forward", "backward", "step"]
+        gap = (
+            "const [svg, box] = [`#figure-step-${arguments[0]} .main-svg`, '.panel:not([hidden]) figure']"
+            ".map(q => document.querySelector(q).getBoundingClientRect().width); return Math.abs(svg - box)"
+        )
+        browser.wait(f"{gap} < 1", index)
+
+
+def test_choosing_a_case_leaves_the_legends_of_the_others_alone(browser: Browser) -> None:
+    browser.open([fixtures.run(list(fixtures.simulated_run().records) + list(fixtures.run().records[1::2]))])
+    browser.run("document.querySelectorAll('.choice button')[1].click()")
+    assert browser.run("return document.querySelectorAll('#figure-losses .scatterlayer .trace').length") == 6
+    browser.run("document.querySelector('#losses .chips button').click()")
+    assert browser.run("return document.querySelectorAll('#figure-losses .scatterlayer .trace').length") == 5
+    assert browser.run(SHOWN) == ["step-1"]
+
+
 def test_hostile_names_are_shown_and_do_nothing(browser: Browser) -> None:
     browser.open([fixtures.hostile_run()])  # an alert would make the next call fail
     assert browser.complaints() == []
@@ -190,6 +237,9 @@ def test_it_reads_in_the_dark_and_on_a_phone(browser: Browser) -> None:
     )
     try:
         assert browser.run(ink) != light
+        browser.open([fixtures.simulated_run()])
+        ground = "return getComputedStyle(document.querySelector('#figure-step-0 .annotation rect.bg')).fill"
+        assert browser.run(ground) == browser.run("return getComputedStyle(document.querySelector('section')).backgroundColor")
         assert browser.run("return document.documentElement.scrollWidth") <= 420
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

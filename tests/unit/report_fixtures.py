@@ -6,7 +6,20 @@ import dataclasses
 import math
 from pathlib import Path
 
-from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepRecord
+from bf16prof.records import (
+    Case,
+    Component,
+    Device,
+    Item,
+    MemoryRecord,
+    OutOfMemory,
+    Phase,
+    PhaseMemory,
+    PhaseStart,
+    Source,
+    StepRecord,
+    Timeline,
+)
 from bf16prof.runs import CaseStatus, Manifest, Run, Status
 
 PARAMETERS = 1_557_611_200
@@ -96,6 +109,50 @@ def measure(which: Case) -> MemoryRecord:
     )  # fmt: skip
 
 
+def timeline(which: Case, points: int = 800) -> Timeline:
+    """A step in which activations rise in forward and fall in backward, while gradients come; the highest point is in backward."""
+    parts = components(which)
+    backward, step = points // 4, points * 3 // 4
+    sizes: dict[Component, list[int]] = {c: [size] * points for c, size in parts.items()}
+    sizes[Component.ACTIVATIONS] = [max(0, min(i, backward + (backward - i) // 2)) * 2**23 for i in range(points)]
+    sizes[Component.MASTER_GRADIENTS] = [0] * step + [2**20] * (points - step)
+    sizes[Component.WORKSPACE] = [2**28 if i == backward + 1 else 2**20 for i in range(points)]
+    starts = (PhaseStart(Phase.FORWARD, 4), PhaseStart(Phase.BACKWARD, 2 * backward), PhaseStart(Phase.STEP, 2 * step))
+    return Timeline(tuple(range(0, 2 * points, 2)), starts, {c: tuple(values) for c, values in sizes.items()})
+
+
+def simulate(which: Case, points: int = 800) -> MemoryRecord:
+    """A dry run on an H100: exact between steps, with the inside of a step, what is alive at its peak, and what the device adds."""
+    line = timeline(which, points)
+    peak, at = max((sum(values), i) for i, values in enumerate(zip(*line.components.values(), strict=True)))
+    alive = {c: values[at] for c, values in line.components.items()}
+    items = tuple(Item(c, f"all {c}", size, "simulated") for c, size in alive.items() if c is not Component.ACTIVATIONS)
+    layers = tuple(Item(Component.ACTIVATIONS, f"layer {i}", alive[Component.ACTIVATIONS] // 32, "simulated") for i in range(32))
+    extra = (Item(Component.WORKSPACE, "CUDA context", 500 * 2**20, "assumed: 500 MiB"),)
+    reserved = peak + 3 * 2**29
+    return dataclasses.replace(
+        estimate(which), source=Source.SIMULATE, gpu="h100-80gb", phases=phases(peak), peak_allocated_bytes=peak, peak_phase=Phase.BACKWARD,
+        run_peak_allocated_bytes=peak + 2**20, peak_components=alive, peak_items=(*items, *layers), reserved_bytes=reserved,
+        fragmentation_bytes=2**29, device_bytes=reserved + 500 * 2**20, device_items=extra, timeline=line,
+    )  # fmt: skip
+
+
+def shortage(which: Case) -> MemoryRecord:
+    """The same, on a GPU that runs out in backward of the first step."""
+    allocated = {Component.ACTIVATIONS: 4 * 2**30, Component.PARAMETERS: 8 * 2**30, Component.ROUNDING: 2**20, Component.MOMENTUM: 2**31}
+    short = OutOfMemory(
+        Phase.BACKWARD, 0, "parameter gradients", 384 * 2**20, sum(allocated.values()), 16 * 2**30 - 2**28, 16 * 2**30, allocated,
+    )  # fmt: skip
+    return dataclasses.replace(simulate(which), out_of_memory=short)
+
+
+def simulated_run(records: list[MemoryRecord] | None = None, name: str = "dry") -> Run:
+    """Estimates and dry runs of six cases, two of which run out of memory."""
+    chosen = cases()
+    made = [r for which in chosen for r in (estimate(which), (shortage if which in chosen[1:3] else simulate)(which))]
+    return run(made if records is None else records, name=name)
+
+
 def cases(stages: tuple[int, ...] = (1, 2, 3)) -> list[Case]:
     return [case(stage, recipe) for stage in stages for recipe in RECIPES]
 
@@ -146,21 +203,30 @@ def bare_record(which: Case | None = None, source: Source = Source.ESTIMATE) -> 
     return MemoryRecord(source, which or case(), Device.GPU, PARAMETERS)
 
 
-def hostile_run() -> Run:
-    """One case per hostile string, which stands wherever a string may stand."""
+def hostile_simulation(which: Case, text: str) -> MemoryRecord:
+    short = shortage(which)
+    item = Item(Component.BUFFERS, text, 1000, text)
+    assert short.out_of_memory is not None
+    full = dataclasses.replace(short.out_of_memory, tensor=text)
+    return dataclasses.replace(short, out_of_memory=full, gpu=text, peak_items=(item,), device_items=(item,), notes=(text,))
+
+
+def hostile_run(texts: tuple[str, ...] = HOSTILE) -> Run:
+    """One case per hostile string, which stands wherever a string may stand; harmless `texts` make a run of the same shape."""
     records: list[MemoryRecord] = []
     statuses = []
-    for text in HOSTILE:
+    for text in texts:
         which = Case(text, 2, 2, text)
         item = Item(Component.BUFFERS, text, 1000, text)
         records.append(estimate(which))
+        records.append(hostile_simulation(which, text))
         records.append(dataclasses.replace(measure(which), items=(item,), notes=(text,), gpu=text))
         statuses.append(CaseStatus(which, Status.FAILED, text, f"{text}\n{text}"))
-    whole = run(records, statuses, HOSTILE[0])
-    pairs = {text: text for text in HOSTILE}
+    whole = run(records, statuses, texts[0])
+    pairs = {text: text for text in texts}
     manifest = dataclasses.replace(
-        whole.manifest, argv=HOSTILE, created=HOSTILE[2], finished=HOSTILE[4], versions=pairs, hardware=pairs, environment=pairs,
-        profile={text: {text: text} for text in HOSTILE},
+        whole.manifest, argv=texts, created=texts[2], finished=texts[4], versions=pairs, hardware=pairs, environment=pairs,
+        profile={text: {text: text} for text in texts},
     )  # fmt: skip
     return Run(Path("runs") / "\x1b[31m</title>", manifest, whole.records)
 

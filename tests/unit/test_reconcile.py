@@ -144,7 +144,7 @@ def test_the_worst_prediction_is_named_and_the_others_are_counted() -> None:
     assert "3 of the compared quantities" in caught.value.hint
 
 
-@pytest.mark.parametrize("quantity", ["step_time_s", "device_bytes"])
+@pytest.mark.parametrize("quantity", ["step_time_s", "fragmentation_bytes", "device_bytes"])
 def test_other_quantities_do_not_count_for_the_tolerance(quantity: str) -> None:
     exact = {"allocated_bytes": 7}
     comparisons = reconcile([record(Source.ESTIMATE, **exact, **{quantity: 1}), record(Source.MEASURE, **exact, **{quantity: 1000})])

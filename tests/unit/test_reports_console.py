@@ -159,6 +159,97 @@ class TestBreakdown:
         assert "?" in said(console)
 
 
+class TestPeak:
+    def report(self, record: MemoryRecord, width: int = PIPE_WIDTH) -> str:
+        console = screen(width)
+        reports.breakdown(record, console)
+        return said(console).partition("At the training peak (backward)")[2]
+
+    def test_components_stand_beside_those_between_steps_and_add_up(self) -> None:
+        record = fixtures.simulate(fixtures.case())
+        text = self.report(record).partition("largest")[0]
+        assert line_with(text, "activations").split()[:5] == ["activations", "0", "B", "1.55", "GiB"]
+        assert line_with(text, "allocated").split()[1:] == [
+            "11.70",
+            "GiB",
+            "13.50",
+            "GiB",
+            f"{record.peak_allocated_bytes:,}",
+            "100.0",
+            "%",
+        ]
+        sizes = [int(line.split()[-3].replace(",", "")) for line in text.splitlines() if line.endswith("%")]
+        assert sum(sizes[:-1]) == sizes[-1] == record.peak_allocated_bytes
+        assert sizes[:-1] == sorted(sizes[:-1], reverse=True)
+
+    def test_the_largest_tensors_are_named_and_the_rest_is_counted(self) -> None:
+        record = fixtures.simulate(fixtures.case())
+        rows = [line for line in self.report(record).partition("largest")[2].splitlines() if line.endswith("%")]
+        assert len(rows) == 13
+        assert rows[-1].startswith(f"({len(record.peak_items) - 12} smaller ones)")
+        assert sum(int(row.split()[-3].replace(",", "")) for row in rows) == sum(item.bytes for item in record.peak_items)
+        assert self.report(dataclasses.replace(record, peak_items=record.peak_items[:3])).count("smaller ones") == 0
+
+    def test_what_the_device_adds_and_the_verdict_follow(self) -> None:
+        text = self.report(fixtures.simulate(fixtures.case()))
+        assert "on the device besides the allocator: CUDA context 500.00 MiB (assumed: 500 MiB)" in text
+        assert "fragmentation 512.00 MiB" in text
+        assert "✓ fits h100-80gb: 13.50 GiB at most allocated, 15.00 GiB reserved, 15.49 of 79.18 GiB on the device" in text
+
+    def test_who_knows_no_peak_shows_none(self) -> None:
+        console = screen()
+        reports.breakdown(fixtures.measure(fixtures.case()), console)
+        assert "At the training peak" not in said(console)
+        assert "fits" not in said(console)
+
+
+class TestVerdict:
+    def report(self, width: int = PIPE_WIDTH, terminal: bool = False) -> str:
+        console = screen(width, terminal)
+        reports.reconciliation([fixtures.simulated_run()], console)
+        return said(console)
+
+    def test_every_case_has_a_line_of_its_own_and_a_cell_in_the_summary(self) -> None:
+        text = self.report()
+        assert text.count("✓ fits h100-80gb: ") == 4
+        assert text.count("✗ runs out of memory on h100-80gb in the backward phase of the first step, allocating 384.00 MiB for") == 2
+        summary = text.partition("Summary")[2]
+        assert line_with(summary, "zero1-w2-bf16-fp32-master").split()[-2:] == ["✓", "yes"]
+        assert line_with(summary, "zero1-w2-bf16-full").split()[-2:] == ["✗", "no"]
+
+    def test_in_a_pipe_a_verdict_is_one_whole_line(self) -> None:
+        lines = [line for line in self.report().splitlines() if line.startswith("✗ runs out")]
+        assert all(line.endswith("all other numbers are as if there were room") for line in lines)
+        assert "\x1b" not in self.report()
+
+    def test_a_narrow_terminal_folds_it(self) -> None:
+        assert " ".join(self.report(60).split()).count("all other numbers are as if there were room") == 2
+
+    def test_where_there_is_colour_a_shortage_is_red(self) -> None:
+        lines = self.report(terminal=True).splitlines()
+        assert all(line.startswith("\x1b[31m") for line in lines if "runs out of memory" in line)
+        assert all(line.startswith("\x1b[32m") for line in lines if "✓ fits" in line)
+
+    def test_no_verdict_no_column(self) -> None:
+        console = screen()
+        reports.reconciliation([fixtures.run()], console)
+        assert "fits" not in said(console)
+
+    def test_the_summary_leaves_out_what_no_case_knows(self) -> None:
+        assert "step time" not in self.report().partition("Summary")[2]
+        console = screen()
+        reports.reconciliation([fixtures.run()], console)
+        assert "step time" in said(console).partition("Summary")[2]
+
+    def test_totals_stand_side_by_side(self) -> None:
+        console = screen()
+        case = fixtures.case()
+        reports.reconciliation([fixtures.run([fixtures.simulate(case), fixtures.measure(case)])], console)
+        assert line_with(said(console), "reserved", "16.38 GiB").endswith("-1.37 GiB (-8.39 %)")
+        assert line_with(said(console), "fragmentation").split()[1:] == ["?", "512.00", "MiB"]
+        assert "device (NVML)" in said(console)
+
+
 class TestRunSummary:
     def test_a_finished_run(self) -> None:
         console = screen()
@@ -177,16 +268,17 @@ class TestRunSummary:
 
 def everything(console: Console, which: str) -> str:
     """All reports of one run on one console."""
-    run = {"usual": fixtures.run, "failed": fixtures.failed_run, "hostile": fixtures.hostile_run, "extreme": fixtures.extreme_run}[which]()
+    makers = {"usual": fixtures.run, "failed": fixtures.failed_run, "hostile": fixtures.hostile_run, "extreme": fixtures.extreme_run}
+    run = {**makers, "simulated": fixtures.simulated_run}[which]()
     reports.run_summary(run, console)
     reports.reconciliation([run], console)
     reports.estimate_grid([r for r in run.records if r.source is Source.ESTIMATE], [], CARD, console)
-    for record in run.records[:4]:
+    for record in run.records[:6]:
         reports.breakdown(record, console)
     return said(console)
 
 
-@pytest.mark.parametrize("which", ["usual", "failed", "extreme"])
+@pytest.mark.parametrize("which", ["usual", "failed", "extreme", "simulated"])
 def test_nothing_is_cut_off_in_a_pipe(which: str) -> None:
     text = everything(screen(), which)
     assert "…" not in text
@@ -194,11 +286,11 @@ def test_nothing_is_cut_off_in_a_pipe(which: str) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-@pytest.mark.parametrize("which", ["usual", "failed", "hostile", "extreme"])
+@pytest.mark.parametrize("which", ["usual", "failed", "hostile", "extreme", "simulated"])
 def test_a_narrow_terminal_folds_and_never_crops(which: str, width: int) -> None:
     text = everything(screen(width), which)
     assert all(cell_len(line) <= width for line in text.splitlines())
-    if which == "usual":
+    if which in {"usual", "simulated"}:
         wide = everything(screen(), which)
         numbers = [word for word in wide.split() if word[0].isdigit()]
         assert not [number for number in numbers if number not in text]

@@ -54,6 +54,7 @@ def runs() -> dict[str, list[Run]]:
         "estimate only": [fixtures.run([fixtures.estimate(fixtures.case())])],
         "bare": [fixtures.run([fixtures.bare_record()])],
         "no records": [fixtures.run([])],
+        "simulated": [fixtures.simulated_run()],
         "two": [fixtures.run(), fixtures.failed_run()],
         "none": [],
     }
@@ -80,8 +81,9 @@ def test_the_page_loads_nothing() -> None:
 
 
 def test_names_cannot_leave_their_place() -> None:
-    usual, hostile = Page(html.render(runs()["usual"])), Page(html.render(runs()["hostile"]))
-    assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in usual.tags}
+    harmless = fixtures.hostile_run(tuple(f"name {i}" for i in range(len(fixtures.HOSTILE))))
+    usual, hostile = Page(html.render([harmless])), Page(html.render(runs()["hostile"]))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in usual.tags]
     assert len(hostile.scripts) == len(usual.scripts)
     assert "<script>alert(1)</script>" in hostile.text
     assert "\\x1b[31mred" in hostile.text
@@ -111,6 +113,7 @@ def test_the_headline_says_whether_the_prediction_is_exact() -> None:
     assert "5 of 6 exact" in html.render([fixtures.run()])
     assert "not measured" in html.render([fixtures.run([fixtures.estimate(fixtures.case())])])
     assert "-100.00 %" in html.render([fixtures.extreme_run()])
+    assert "4 of 6 cases" in html.render([fixtures.simulated_run()])
 
 
 def test_losses_that_are_not_numbers_are_skipped() -> None:

@@ -7,14 +7,16 @@ from rich.text import Text
 
 from bf16prof.records import Component, Item, MemoryRecord, Phase
 from bf16prof.reports.console.layout import Column, heading, note, safe, table
-from bf16prof.reports.units import gib, inert, seconds, whole
+from bf16prof.reports.console.peak import training_peak, verdict_line
+from bf16prof.reports.units import gib, inert, seconds, share, whole
+from bf16prof.reports.verdict import beside_the_allocator, verdict
 from bf16prof.reports.views import MEMORY_TOTALS, case_label, component_name
 
 _COLUMNS = (Column("component", "left", key=True), Column("size"), Column("bytes"), Column("share"), Column("allocated by", "left"))
 
 
 def breakdown(record: MemoryRecord, console: Console) -> None:
-    """Print the components of one record, largest first, with their items, then its other totals and its notes."""
+    """Print the components of one record, largest first, with their items; the same for its peak; its other totals, verdict and notes."""
     heading(console, Text.assemble(case_label(record.case), f", {record.source}, {inert(record.case.profile)}"))
     rows: list[list[Text | str]] = []
     for component, size in sorted(record.components.items(), key=lambda pair: -pair[1]):
@@ -24,7 +26,11 @@ def breakdown(record: MemoryRecord, console: Console) -> None:
     rows.append(_row("allocated", record.allocated_bytes, record.allocated_bytes, "", "bold"))
     columns = _COLUMNS if any(item.source for item in record.items) else _COLUMNS[:-1]
     table(console, columns, [row[: len(columns)] for row in rows])
+    training_peak(record, console)
     _totals(record, console)
+    found = verdict(record)
+    if found:
+        verdict_line(found, console)
     for text in record.notes:
         note(console, inert(text, 600))
 
@@ -42,8 +48,8 @@ def _component(component: Component, size: int, items: list[Item], total: int | 
 
 
 def _row(name: str, size: int | None, total: int | None, source: str, style: str = "") -> list[Text | str]:
-    share = f"{size / total * 100:.1f} %" if size is not None and total else ""
-    return [Text(name, style), Text(gib(size), style), Text(whole(size), style), Text(share, style), safe(source, "dim")]
+    numbers = [Text(text, style) for text in (gib(size), whole(size), share(size, total))]
+    return [Text(name, style), *numbers, safe(source, "dim")]
 
 
 def _totals(record: MemoryRecord, console: Console) -> None:
@@ -59,5 +65,6 @@ def _totals(record: MemoryRecord, console: Console) -> None:
         parts.append("peak by phase: " + ", ".join(phases))
     if record.step_time_s is not None:
         parts.append(f"step time {seconds(record.step_time_s)}")
+    parts += [text for text in [beside_the_allocator(record)] if text]
     for part in parts:
         console.print(Text(part))

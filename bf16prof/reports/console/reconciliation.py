@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 from bf16prof.records import MemoryRecord, Source
-from bf16prof.reports.console.layout import Column, heading, note, safe, table
+from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
+from bf16prof.reports.console.peak import verdict_line
 from bf16prof.reports.units import EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.verdict import Verdict, case_verdict
 from bf16prof.reports.views import CaseView, Line, headline, losses, run_views
 from bf16prof.runs import Run
 
@@ -24,6 +26,9 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
         if view.comparisons:
             heading(console, safe(view.label, limit=240))
             _details(view, console)
+        found = case_verdict(view)
+        if found:
+            verdict_line(found, console)
     heading(console, "Summary")
     _summary(views, console)
     _verdict(views, console)
@@ -49,8 +54,10 @@ def _summary(views: Sequence[CaseView], console: Console) -> None:
     columns = [Column("case", "left", key=True), Column("measured" if measured else "allocated")]
     for source in sources:
         columns += [Column(str(source)), Column("error")]
-    columns += [Column("training peak"), Column("reserved"), Column("step time"), Column("loss")]
-    table(console, columns, [_summary_row(view, sources, measured) for view in views])
+    columns += [Column("training peak"), Column("reserved"), Column("fits"), Column("step time"), Column("loss")]
+    rows = [_summary_row(view, sources, measured, console) for view in views]
+    known = [i for i in range(len(columns)) if i < 2 or any(str(row[i]) != UNKNOWN for row in rows)]
+    table(console, [columns[i] for i in known], [[row[i] for i in known] for row in rows])
     note(
         console,
         "Memory allocated between steps" + (" (measured, then predicted). " if measured else ". ") + "The rest is " + _rest(measured),
@@ -61,7 +68,7 @@ def _rest(measured: bool) -> str:
     return "measured where it was, else predicted." if measured else "predicted: nothing was measured."
 
 
-def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool) -> list[Text | str]:
+def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool, console: Console) -> list[Text | str]:
     main = view.reference if measured else view.main
     row: list[Text | str] = [Text(view.label), gib(main.allocated_bytes if main else None)]
     line = view.line("allocated_bytes")
@@ -70,8 +77,14 @@ def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool) -> l
         row.append(gib(record.allocated_bytes if record else None))
         row.append(verdict_text(line, source) if line and source in line.differences else UNKNOWN)
     shown = view.main
-    row += [gib(shown.peak_allocated_bytes), gib(shown.reserved_bytes), seconds(shown.step_time_s), loss_text(shown)]
-    return row
+    row += [gib(shown.peak_allocated_bytes), gib(shown.reserved_bytes), _fits(case_verdict(view), console)]
+    return [*row, seconds(shown.step_time_s), loss_text(shown)]
+
+
+def _fits(found: Verdict | None, console: Console) -> Text:
+    if found is None:
+        return Text(UNKNOWN)
+    return Text(f"{mark(console, 'good')} yes", "green") if found.fits else Text(f"{mark(console, 'bad')} no", "red")
 
 
 def loss_text(record: MemoryRecord) -> str:

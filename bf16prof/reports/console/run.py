@@ -12,7 +12,8 @@ from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, safe, table
 from bf16prof.reports.console.reconciliation import loss_text
 from bf16prof.reports.units import gib, inert, inert_lines, number, seconds
-from bf16prof.reports.views import CaseView, case_label, prediction_text, run_views
+from bf16prof.reports.verdict import prediction_text
+from bf16prof.reports.views import CaseView, case_label, run_views
 from bf16prof.runs import CaseStatus, Run, Status
 
 _STYLES = {Status.FINISHED: "green", Status.PLANNED: "dim", Status.RUNNING: "cyan"}

@@ -19,13 +19,13 @@
     rows.sort((a, b) => unknown(a) - unknown(b) || (descending ? -1 : 1) * compare(key(a, column), key(b, column)));
     table.tBodies[0].append(...rows);
   };
-  for (const button of document.querySelectorAll("table.sortable th button")) {
+  for (const button of document.querySelectorAll("th button")) {
     button.addEventListener("click", () => sort(button.parentElement));
   }
 
   // Legends: one click shows or hides a case in every figure that draws it as a line.
   const plots = [...document.querySelectorAll(".js-plotly-plot")];
-  for (const chip of document.querySelectorAll(".chips button")) {
+  for (const chip of document.querySelectorAll(".chips button[data-series]")) {
     chip.addEventListener("click", () => {
       const shown = chip.getAttribute("aria-pressed") !== "true";
       const series = Number(chip.dataset.series);
@@ -34,6 +34,18 @@
         const traces = plot.data.flatMap((trace, index) => (trace.meta === series ? [index] : []));
         if (traces.length) Plotly.restyle(plot, { visible: shown }, traces);
       }
+    });
+  }
+
+  // One step: one case at a time. A figure that was drawn while hidden does not know its width.
+  const choices = [...document.querySelectorAll(".choice button")];
+  for (const choice of choices) {
+    choice.addEventListener("click", () => {
+      for (const other of choices) {
+        other.setAttribute("aria-pressed", String(other === choice));
+        document.getElementById(other.dataset.panel).hidden = other !== choice;
+      }
+      for (const plot of plots) if (plot.closest(".panel:not([hidden])")) Plotly.Plots.resize(plot);
     });
   }
 

@@ -1,0 +1,71 @@
+"""Tables of the HTML report: cells that say what is read and what they sort by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bf16prof.records import Source
+from bf16prof.reports.units import EXACT, gib, signed_bytes, signed_percent, whole
+from bf16prof.reports.views import Line
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: what is read, what it sorts by (the text where there is none), its class, and a link or a component's colour."""
+
+    text: str
+    value: float | None = None
+    style: str = ""
+    link: str = ""
+    colour: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that sorts by a click on a header."""
+
+    caption: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def unknown_cell() -> Cell:
+    """What stands where no source knows a value."""
+    return Cell("–", style="unknown", title="not known by this source")  # noqa: RUF001
+
+
+def bytes_cell(value: int | None, *, title: str = "") -> Cell:
+    """Bytes for a person, with the exact number as its tooltip."""
+    if value is None:
+        return unknown_cell()
+    return Cell(gib(value), value, "number", title=f"{whole(value)} B" + (f", {title}" if title else ""))
+
+
+def difference_cell(line: Line | None, source: Source) -> Cell:
+    """By how much a prediction misses the reference."""
+    if line is None or source not in line.differences:
+        return unknown_cell()
+    difference, error = line.differences[source], line.errors.get(source)
+    style = f"number {error_style(line, source)}"
+    if line.kind == "time":
+        return Cell(signed_percent(error), error, style)
+    if difference == 0:
+        return Cell(EXACT, 0, "number good", title="0 B")
+    text = signed_bytes(difference) if error is None else f"{signed_bytes(difference)} ({signed_percent(error)})"
+    return Cell(text, difference if error is None else error, style, title=f"{difference:+,} B")
+
+
+def error_style(line: Line, source: Source) -> str:
+    """How good a prediction is: good up to 1 %, bad beyond 5 %."""
+    error = line.errors.get(source)
+    if error is None:
+        return "warn"
+    return "good" if abs(error) <= 0.01 else "warn" if abs(error) <= 0.05 else "bad"
+
+
+def without_empty(table: Table) -> Table:
+    """The table without the columns that no row knows."""
+    kept = [i for i in range(len(table.headers)) if any(row[i].style != "unknown" for row in table.rows)]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return Table(table.caption, tuple(table.headers[i] for i in kept), rows)

@@ -1,0 +1,54 @@
+"""What is alive at the training peak, by component and by name, and whether the job has room on its GPU."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from bf16prof.records import Component, MemoryRecord
+from bf16prof.reports.console.layout import Column, heading, mark, table
+from bf16prof.reports.units import gib, inert, share, whole
+from bf16prof.reports.verdict import Verdict
+from bf16prof.reports.views import PEAK_ITEMS, component_name, largest
+
+_COMPONENTS = (Column("component", "left", key=True), Column("between steps"), Column("at the peak"), Column("bytes"), Column("share"))
+_ITEMS = (Column("largest", "left", key=True), Column("component", "left"), Column("size"), Column("bytes"), Column("share"))
+
+
+def training_peak(record: MemoryRecord, console: Console) -> None:
+    """Print what a record knows of the moment of its training peak: a table by component, then the largest tensors by name."""
+    if not record.peak_components:
+        return
+    phase = f" ({record.peak_phase})" if record.peak_phase else ""
+    heading(console, f"At the training peak{phase}")
+    table(console, _COMPONENTS, _component_rows(record))
+    if record.peak_items:
+        table(console, _ITEMS, _item_rows(record))
+
+
+def verdict_line(verdict: Verdict, console: Console) -> None:
+    """Print whether a job has room, in words and with a mark; the colour only repeats it."""
+    symbol = mark(console, "good" if verdict.fits else "bad")
+    console.print(Text(f"{symbol} {verdict.text}", "green" if verdict.fits else "red"))
+
+
+def _component_rows(record: MemoryRecord) -> list[list[Text | str]]:
+    used = [c for c in Component if record.peak_components.get(c) or record.components.get(c)]
+    rows = []
+    for component in sorted(used, key=lambda c: -record.peak_components.get(c, 0)):
+        between = record.components.get(component, 0) if record.components else None
+        rows.append(_row(component_name(component), gib(between), record.peak_components.get(component, 0), record))
+    return [*rows, _row("allocated", gib(record.allocated_bytes), sum(record.peak_components.values()), record, "bold")]
+
+
+def _item_rows(record: MemoryRecord) -> list[list[Text | str]]:
+    shown, rest = largest(record.peak_items, PEAK_ITEMS)
+    rows = [_row(inert(item.name), component_name(item.component), item.bytes, record) for item in shown]
+    if rest:
+        rows.append(_row(f"({len(rest)} smaller ones)", "", sum(item.bytes for item in rest), record))
+    return rows
+
+
+def _row(name: str, second: str, size: int, record: MemoryRecord, style: str = "") -> list[Text | str]:
+    total = sum(record.peak_components.values())
+    return [Text(text, style) for text in (name, second, gib(size), whole(size), share(size, total))]

@@ -1,0 +1,124 @@
+"""The section "Memory over one step" of the HTML report: one panel per case, of which the page shows one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bf16prof.records import Component, MemoryRecord
+from bf16prof.reports import palette
+from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
+from bf16prof.reports.plots import Figure
+from bf16prof.reports.step_figure import STACK, step_figure, thinned
+from bf16prof.reports.units import gib, inert, share
+from bf16prof.reports.verdict import Verdict, beside_the_allocator, verdict
+from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
+from bf16prof.runs import Run
+
+MOST_PANELS = 24
+MANY = 4
+"""Beyond so many timelines each is drawn, and kept in the page, with fewer points."""
+
+FEW_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one record knows of the inside of a step: whether it has room, the figure with the names and colours of its
+    components, and tables of what is alive at the peak."""
+
+    id: str
+    label: str
+    verdict: Verdict | None
+    figure: Figure | None
+    components: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def panels(views: Sequence[CaseView]) -> tuple[list[Panel], int]:
+    """Panels of the records that know a timeline or what is alive at their peak, and how many such records are left out."""
+    known = [(v, r) for v in views for r in v.records.values() if r.timeline or r.peak_components]
+    counts = {id(view): sum(view is other for other, _ in known) for view, _ in known}
+    made = [
+        _panel(f"step-{index}", view.label + (f", {record.source}" if counts[id(view)] > 1 else ""), record)
+        for index, (view, record) in enumerate(known[:MOST_PANELS])
+    ]
+    return made, len(known) - len(made)
+
+
+def with_thin_timelines(runs: Sequence[Run]) -> list[Run]:
+    """The runs with their timelines as the page draws and keeps them: whole if there are few, else thinned."""
+    if sum(record.timeline is not None for run in runs for record in run.records) <= MANY:
+        return list(runs)
+    return [dataclasses.replace(run, records=tuple(map(_thin, run.records))) for run in runs]
+
+
+def _thin(record: MemoryRecord) -> MemoryRecord:
+    return record if record.timeline is None else dataclasses.replace(record, timeline=thinned(record.timeline, FEW_POINTS))
+
+
+def _panel(id_: str, label: str, record: MemoryRecord) -> Panel:
+    return Panel(
+        id_,
+        label,
+        verdict(record),
+        step_figure(f"figure-{id_}", record, record.timeline) if record.timeline else None,
+        tuple((component_name(c), palette.COMPONENTS[c]) for c in STACK if record.timeline and any(record.timeline.components.get(c, ()))),
+        tuple(table for table in (_component_table(record), _item_table(record)) if table.rows),
+        tuple(text for text in (_earlier_peak(record), beside_the_allocator(record)) if text),
+    )
+
+
+def _earlier_peak(record: MemoryRecord) -> str:
+    """A line for a run whose peak lies in another step than the one that is drawn."""
+    drawn = max((sum(values) for values in zip(*record.timeline.components.values(), strict=False)), default=0) if record.timeline else 0
+    peak = record.peak_allocated_bytes
+    if not drawn or peak is None or gib(peak) == gib(drawn):
+        return ""
+    return f"the training peak, {gib(peak)}, lies in an earlier step than the last, which is drawn"
+
+
+def _component_table(record: MemoryRecord) -> Table:
+    total = sum(record.peak_components.values())
+    used = [c for c in Component if record.peak_components.get(c)]
+    rows = [
+        (
+            Cell(component_name(c), colour=palette.COMPONENTS[c]),
+            bytes_cell(record.components.get(c, 0)) if record.components else unknown_cell(),
+            bytes_cell(record.peak_components[c]),
+            _share(record.peak_components[c], total),
+        )
+        for c in used
+    ]
+    if used:
+        sums = (bytes_cell(record.allocated_bytes), bytes_cell(total), _share(total, total))
+        rows.append((Cell("allocated", style="total"), *sums))
+    return Table(f"By component at the training peak{_phase(record)}", ("component", "between steps", "at the peak", "share"), tuple(rows))
+
+
+def _item_table(record: MemoryRecord) -> Table:
+    shown, rest = largest(record.peak_items, PEAK_ITEMS)
+    total = sum(item.bytes for item in record.peak_items)
+    rows = [
+        (
+            Cell(inert(item.name), colour=palette.COMPONENTS[item.component]),
+            Cell(component_name(item.component)),
+            bytes_cell(item.bytes),
+            _share(item.bytes, total),
+        )
+        for item in shown
+    ]
+    if rest:
+        size = sum(item.bytes for item in rest)
+        rows.append((Cell(f"{len(rest)} smaller ones"), Cell(""), bytes_cell(size), _share(size, total)))
+    return Table(f"Largest tensors at the training peak{_phase(record)}", ("name", "component", "size", "share"), tuple(rows))
+
+
+def _phase(record: MemoryRecord) -> str:
+    return f" ({record.peak_phase})" if record.peak_phase else ""
+
+
+def _share(size: int, total: int) -> Cell:
+    return Cell(share(size, total), size / total if total else 0, "number")
