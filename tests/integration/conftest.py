@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import TEXT, Finished, inside, measure
+from harness import SHORT, TEXT, TINY, Finished, inside, measure
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured
     def get(*arguments: str) -> Measured:
         if arguments not in made:
             folder = tmp_path_factory.mktemp("runs") / "run"
-            made[arguments] = Measured(measure(folder, *arguments, warmup=2, steps=1, env=inside("witness")), folder)
+            sets = SHORT if "--hf-config" in arguments else TINY
+            made[arguments] = Measured(measure(folder, *arguments, sets=sets, warmup=2, steps=1, env=inside("witness")), folder)
         return made[arguments]
 
     return get

@@ -27,6 +27,9 @@ TINY = (
 )  # fmt: skip
 """A model of 64,102 parameters whose tensors do not divide evenly among ranks."""
 
+SHORT = TINY[5:]
+"""Its workload, for models that have sizes of their own."""
+
 TEXT = (*TINY, "model.vocab_size=257", "workload.data=pydoc")
 """The same over the bytes of the Python language reference."""
 

@@ -1,32 +1,53 @@
 """The dry run against the allocator: real ranks on CPU, and the same cases on fake tensors, phase by phase.
 
-What is allocated at the end of init, backward and step is equal to the byte, and so is the peak of the step but for less than a kilobyte
-that kernels need for scalars. The other peaks are a little higher on real ranks: kernels and gloo use scratch space that fake ones do
-not, some ten kilobytes, which is up to 2 % of models as small as these (0.7 % of the `cpu-demo` profile).
+What is allocated at the end of init, backward and step is equal to the byte, and so are the peaks but for what gloo's threads still hold
+when a collective is over, which is different from step to step of one run, and for eight bytes a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import Measured
-from test_exact import CASES, IDS
+from test_exact import BF16, CASES, FULL, IDS, LLAMA, Run, sets
 
 from bf16prof import runs
 from bf16prof.cases import JobFile
-from bf16prof.records import Component, MemoryRecord, Phase, Source
+from bf16prof.measure.results import load_rank
+from bf16prof.records import Component, MemoryRecord, Phase, PhaseMemory, Source
 from bf16prof.simulate.runner import simulate
 
 pytestmark = pytest.mark.timeout(280)
 
-ENDS = ("init", "backward", "step")
-SCALARS = 1024
-"""Bytes that may be missing in the peak of the step: scalars that kernels make of Python numbers, and a norm's fp64 copy of a small
-gradient."""
-SCRATCH = 0.02
+DATA = Path(__file__).parents[1] / "data"
+FOUR_RANKS = ("--zero", "1,3", "--recipe", FULL, "--num-gpus", "4", "--gradient-accumulation-steps", "3", *sets("model.family=gpt2"))
+FOUR_LLAMAS = ("--zero", "2", "--recipe", BF16, "--num-gpus", "4", "--activation-checkpointing", *sets(*LLAMA))
+HF_LLAMA = ("--zero", "2,3", "--recipe", BF16, "--hf-config", str(DATA / "hf-llama.json"), "--activation-checkpointing")
+HF_GPT2 = ("--zero", "0,3", "--recipe", "fp32", "--hf-config", str(DATA / "hf-gpt2.json"), "--gradient-accumulation-steps", "3")
+ZERO_INIT = ("--zero", "3", "--recipe", FULL, *sets("workload.zero_init=true"))
+MORE: dict[str, list[tuple[Run, int, str]]] = {
+    "four-gpt2": [(FOUR_RANKS, 1, FULL), (FOUR_RANKS, 3, FULL)],
+    "four-llama": [(FOUR_LLAMAS, 2, BF16)],
+    "hf-llama": [(HF_LLAMA, 2, BF16), (HF_LLAMA, 3, BF16)],
+    "hf-gpt2": [(HF_GPT2, 0, "fp32"), (HF_GPT2, 3, "fp32")],
+    "zero-init": [(ZERO_INIT, 3, FULL)],
+}
+ALL = [case[:3] for case in CASES] + [case for cases in MORE.values() for case in cases]
+ALL_IDS = IDS + [f"{name}-zero{stage}" for name, cases in MORE.items() for _, stage, _ in cases]
 
-Pairs = dict[tuple[int, str], tuple[MemoryRecord, MemoryRecord]]
+ENDS = ("init", "backward", "step")
+LATE_IN_STEP = 640
+"""Bytes of small collectives of the step (norms, overflow flags, small parameters) that gloo has finished and still holds."""
+LATE = 0.002
+"""The same for gradients of small tensors in backward, as a share of the peak; and eight bytes a layer, a number that autograd keeps."""
+LATE_IN_INIT = 0.03
+"""ZeRO-3's init gathers one parameter after the other, of which gloo may still hold the last."""
+
+Phases = dict[Phase, PhaseMemory]
+Pairs = dict[tuple[int, str], tuple[MemoryRecord, Phases, MemoryRecord]]
+"""By stage and recipe: the measured record, the phases of its rank 0, and the dry run's record, which is of rank 0."""
 
 
 @pytest.fixture(scope="session")
@@ -36,34 +57,42 @@ def simulated(measured: Callable[..., Measured]) -> Callable[[tuple[str, ...]], 
 
     def get(words: tuple[str, ...]) -> Pairs:
         if words not in made:
-            run = runs.load(measured(*words).folder)
+            folder = measured(*words).folder
+            run = runs.load(folder)
             real = [record for record in run.records if record.source is Source.MEASURE]
             dry = simulate([JobFile(record.case, run.manifest.profile, record.device).job() for record in real])
-            made[words] = {(a.case.zero_stage, a.case.recipe): (a, b) for a, b in zip(real, dry, strict=True)}
+            made[words] = {(a.case.zero_stage, a.case.recipe): (a, rank0(folder, a), b) for a, b in zip(real, dry, strict=True)}
         return made[words]
 
     return get
 
 
-@pytest.mark.parametrize(("words", "stage", "recipe"), [case[:3] for case in CASES], ids=IDS)
+@pytest.mark.parametrize(("words", "stage", "recipe"), ALL, ids=ALL_IDS)
 def test_the_dry_run_holds_what_real_ranks_hold(
     simulated: Callable[[tuple[str, ...]], Pairs], words: tuple[str, ...], stage: int, recipe: str
 ) -> None:
-    real, dry = simulated(words)[stage, recipe]
+    real, phases, dry = simulated(words)[stage, recipe]
 
     assert dry.parameters == real.parameters
     assert dry.allocated_bytes == real.allocated_bytes
     assert dry.components == real.components
     assert dry.components[Component.OTHER] == 0
     for phase in ENDS:
-        assert dry.phases[Phase(phase)].end_bytes == real.phases[Phase(phase)].end_bytes, phase
-    assert 0 <= peak(real, "step") - peak(dry, "step") <= SCALARS
-    for phase in ("init", "forward", "backward"):
-        assert 0 <= peak(real, phase) - peak(dry, phase) <= SCRATCH * peak(real, phase), phase
+        assert dry.phases[Phase(phase)].end_bytes == phases[Phase(phase)].end_bytes, phase
+    for phase, late in {"init": LATE_IN_INIT, "forward": LATE, "backward": LATE}.items():
+        assert 0 <= peak(phases, phase) - peak(dry.phases, phase) <= late * peak(phases, phase), phase
+    assert 0 <= peak(phases, "step") - peak(dry.phases, "step") <= LATE_IN_STEP
 
 
-def peak(record: MemoryRecord, phase: str) -> int:
+def rank0(folder: Path, record: MemoryRecord) -> Phases:
+    """The phases of rank 0; those of a record are of the rank that holds most."""
+    result = load_rank(folder / record.case.label, 0)
+    assert result is not None
+    return result.training_phases()
+
+
+def peak(phases: Phases, phase: str) -> int:
     """The peak of a phase, which both sources know."""
-    found = record.phases[Phase(phase)].peak_bytes
+    found = phases[Phase(phase)].peak_bytes
     assert found is not None
     return found

@@ -1,0 +1,64 @@
+"""What the dry run leaves out to be fast changes nothing: remembered answers, DeepSpeed's loops over ranks, and steps that repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import environment
+from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
+
+from bf16prof.cases import Job, JobFile
+from bf16prof.records import Device, Offload
+from bf16prof.runs import write_json
+from bf16prof.simulate.task import Task
+
+pytestmark = pytest.mark.timeout(280)
+
+SCRIPT = Path(__file__).with_name("trace_fully.py")
+ACCUMULATING = "workload.gradient_accumulation_steps=2"
+CHECKPOINTING = "workload.activation_checkpointing=true"
+JOBS = [
+    *jobs((*SMALL, CHECKPOINTING), [3], 7, ["bf16-full-autocast"]),
+    *jobs((*LLAMA, ACCUMULATING), [3], 4, ["bf16-fp32-master"]),
+    *jobs((*LLAMA, f"{ZERO}.zero_hpz_partition_size=2"), [3], 4, ["bf16-fp32-master"]),
+    *jobs((*GPT2, ACCUMULATING, CHECKPOINTING), [1, 2], 5, ["bf16-full"]),
+    *jobs(GPT2, [0], 4, ["autocast-fp32"]),
+    *jobs(SMALL, [3], 2, ["bf16-full"], Offload.OPTIMIZER_AND_PARAMETERS),
+]
+IDS = [f"{job.profile.model.family}-{job.case.label}-{index}" for index, job in enumerate(JOBS)]
+
+
+def trace(folder: Path, job: Job, what: str, steps: int = 2) -> dict[str, Any]:
+    task = folder / f"{what}.json"
+    write_json(task, Task(JobFile.of(job), steps))
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), str(task), what], env=environment(), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    record: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])["records"][0]
+    if "autocast" in job.case.recipe:
+        del record["timeline"]  # autocast forgets its casted weights in the order of their addresses
+    return record
+
+
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
+def test_a_full_trace_gives_the_same_record(tmp_path: Path, job: Job) -> None:
+    assert trace(tmp_path, job, "answers,ranks") == trace(tmp_path, job, "nothing")
+
+
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
+def test_steps_that_are_run_are_those_that_are_repeated(tmp_path: Path, job: Job) -> None:
+    """On CPU ranks, where the order of events is all there is; and on a GPU, where the caching allocator settles meanwhile."""
+    on_cpu = dataclasses.replace(job, device=Device.CPU, gpu=None)
+    if job.case.offload is Offload.NONE:
+        assert trace(tmp_path, on_cpu, "steps", steps=4) == trace(tmp_path, on_cpu, "nothing")
+
+    run, repeated = trace(tmp_path, job, "steps", steps=14), trace(tmp_path, job, "nothing")
+    for key in ("allocated_bytes", "components", "peak_allocated_bytes", "peak_phase", "phases", "reserved_bytes", "peak_components"):
+        assert run[key] == repeated[key], key
