@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,35 +45,55 @@ def threads_per_rank(world_size: int) -> int:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended."""
+def started(
+    command: Sequence[str], log: Path, env: Mapping[str, str], first: signal.Signals = signal.SIGTERM
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended.
+
+    `first` is the signal that they get first: SIGKILL where there is nothing that they could put in order.
+    """
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
         try:
             yield process
         finally:
-            end_tree(process)
+            end_tree(process, first)
 
 
-def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all its descendants: SIGTERM, then SIGKILL for what is left after `GRACE_S`."""
+def end_tree(process: subprocess.Popen[bytes], first: signal.Signals = signal.SIGTERM) -> None:
+    """End a process and all its descendants: `first`, then SIGKILL for what is left after `GRACE_S`."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         family = []
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, first)
     for child in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
+            child.send_signal(first)
+    alive = _alive_after(family, GRACE_S)
     for child in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    psutil.wait_procs(alive, timeout=GRACE_S)
+    _alive_after(alive, GRACE_S)
     try:
         process.wait(GRACE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _alive_after(processes: Sequence[psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """Those that still run when all have ended or the time is over. A zombie that its new parent has not buried yet has ended."""
+    deadline = time.monotonic() + limit_s
+    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -105,10 +105,12 @@ def _model(context: typer.Context) -> list[Override]:
 def _named_model(key: str, value: Any, origin: str) -> list[Override]:
     if key == "model":
         name, setting = str(value).rpartition(":")[2], Override("model.factory", value, origin)
+        own = [Override("workload.activation_checkpointing", False, origin)]  # what the function returns checkpoints for itself, or not
     else:
         folder = value.absolute().parent.name
         name, setting = folder if value.name == "config.json" and folder else value.stem, Override("model.hf_config", str(value), origin)
-    return [Override("name", name, origin), Override("description", "", origin), setting]
+        own = []
+    return [Override("name", name, origin), Override("description", "", origin), setting, *own]
 
 
 def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:

@@ -61,7 +61,20 @@ class GpuEvent:
 
 
 class StubOperators:
-    """DeepSpeed's compiled operators work in place on memory that fake tensors do not have; all of them allocate nothing."""
+    """DeepSpeed's compiled operators read memory that fake tensors do not have. The optimizers' work in place and allocate nothing."""
+
+    @staticmethod
+    def quantize(tensor: torch.Tensor, groups: int, bits: int, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """ZeRO++'s quantized weights and their scales (csrc/quantization/pt_binding.cpp, `quantize`)."""
+        shape = (*tensor.shape[:-1], tensor.shape[-1] * bits // 8)
+        scales = torch.empty((groups, 1), dtype=torch.float32, device=tensor.device)
+        return torch.empty(shape, dtype=torch.int8, device=tensor.device), scales
+
+    @staticmethod
+    def dequantize(tensor: torch.Tensor, scales: torch.Tensor, groups: int, bits: int, _: Any) -> torch.Tensor:
+        """The weights again, in fp16 (`dequantize`)."""
+        shape = (*tensor.shape[:-1], tensor.shape[-1] * 8 // bits)
+        return torch.empty(shape, dtype=torch.float16, device=tensor.device)
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None

@@ -70,8 +70,9 @@ class Rank:
         self._on_progress = on_progress
         self._engine: Any = None
         self._loop: TrainingLoop | None = None
-        self._ledger.before_verdict = self._label
+        self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
+        self._layer = ""
 
     def run(self, steps: int) -> MemoryRecord:
         """Init, the steps, and the record."""
@@ -118,8 +119,13 @@ class Rank:
         if self._engine is not None and not self._is_repeating:
             self._tracker.claim(held(self._engine, self._loop.kept if self._loop else {}))
 
-    def _say(self, layer: str = "") -> None:
+    def _enter(self, layer: str) -> None:
+        self._layer = layer
+        self._say()
+
+    def _say(self) -> None:
         phase = self._ledger.marks[-1].phase if self._ledger.marks else None
+        layer = self._layer if phase in (Phase.FORWARD, Phase.BACKWARD) else ""
         self._on_progress(Progress(phase, self._ledger.step, layer, self._ledger.allocated_bytes()))
 
     def _watch(self, model: nn.Module) -> None:
@@ -129,7 +135,7 @@ class Rank:
             hooks: Any = parameter._post_accumulate_grad_hooks
             hooks.move_to_end(hook.id, last=False)  # before DeepSpeed's, which take the gradient away
         for layer, name in _layers(model):
-            layer.register_forward_pre_hook(lambda *_, name=name: self._say(name))
+            layer.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
 
     def _claim_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:

@@ -18,6 +18,9 @@ Label = tuple[Component, str]
 """What a storage is for: its component, and the name under which it is listed."""
 
 
+TICK = 256
+
+
 @dataclass(slots=True, eq=False)
 class Allocation:
     """One storage on the device: the bytes of the storage, the bytes that the allocator holds for it, and what it is for."""
@@ -70,6 +73,8 @@ class Ledger:
         """Called before the holders of an out-of-memory verdict are added up, to label what is not labelled yet."""
         self.trace: list[TraceEntry] = []
         self.peak_reserved = self.allocated_at_peak_reserved = 0
+        self.on_tick: Callable[[], None] = lambda: None
+        """Called every `TICK` allocations, to say how far the run has come."""
         self._allocated = self._phase_peak = 0
         self._ended: deque[Allocation] = deque()
 
@@ -87,6 +92,8 @@ class Ledger:
         self.events.append(allocation.index + 1)
         self._allocated += allocation.held
         self._phase_peak = max(self._phase_peak, self._allocated)
+        if allocation.index % TICK == 0:
+            self.on_tick()
         return allocation
 
     def end(self, allocation: Allocation) -> None:

@@ -4,6 +4,7 @@ that has imported both. torch-free on this side.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
             write_json(files.task, Task(JobFile.of(job), STEPS, options.expandable_segments, options.snapshot is not None))
         log = Path(name) / "log"
         command = [sys.executable, "-m", "bf16prof.simulate.worker", name, str(len(jobs))]
-        with started(command, log, child_environment()) as process:
+        with started(command, log, child_environment(), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or Watcher())
         records = [_record(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
         if options.snapshot is not None:

@@ -32,7 +32,11 @@ RNG_STATE_BYTES = torch.get_rng_state().numel()
 RANK_COMPARISONS = ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks")
 """ZeRO-3's checks that all ranks agree compare what other ranks sent; a fake process group delivers nothing."""
 
-COMPILED_OPTIMIZERS = {"deepspeed.ops.adam.fused_adam": "FusedAdamBuilder", "deepspeed.ops.adam.cpu_adam": "CPUAdamBuilder"}
+BUILDERS = "deepspeed.ops.op_builder"
+NEEDED_BUILDERS = {"deepspeed.ops.adam.fused_adam": "FusedAdamBuilder", "deepspeed.ops.adam.cpu_adam": "CPUAdamBuilder"}
+NO_BUILDER = "ShareMemCommBuilder"
+"""Where DeepSpeed's compiled operators are asked for, who must have taken some from there, and the one that is not stubbed: without it
+DeepSpeed's collectives are PyTorch's."""
 
 COMPARING_MODULES = tuple(
     f"deepspeed.runtime.zero.{name}"
@@ -70,16 +74,19 @@ def shims(tracker: Tracker) -> Iterator[None]:
         replace(torch, "autocast", _cpu_autocast())
         # Nothing is compiled here; asking for it would import the whole compiler.
         replace(torch, "compile", _not_compiled)
-        # DeepSpeed's compiled optimizers read memory; their Python halves, which allocate the states, stay.
-        for module, builder in COMPILED_OPTIMIZERS.items():
+        # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
+        for module, builder in NEEDED_BUILDERS.items():
             replace(_module(module), builder, StubBuilder)
+        builders = {name for name in vars(_module(BUILDERS)) if name.endswith("Builder")} - {NO_BUILDER, *NEEDED_BUILDERS.values()}
+        for loaded in [module for name, module in sys.modules.items() if name.startswith("deepspeed.ops")]:
+            for builder in builders & vars(loaded).keys():
+                replace(loaded, builder, StubBuilder)
         for owner, name, value in replacements():
             replace(owner, name, value, create=True)
         for module in COMPARING_MODULES:
-            loaded = _module(module)
             for name in RANK_COMPARISONS:
-                if hasattr(loaded, name):
-                    replace(loaded, name, lambda *_, **__: None)
+                if hasattr(_module(module), name):
+                    replace(_module(module), name, lambda *_, **__: None)
         yield
 
 

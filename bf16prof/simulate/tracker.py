@@ -57,7 +57,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[weakref.ref[Any], Allocation | None]] = {}
         self._labels = Labels()
         self._memo = Memo()
-        self._works: dict[Any, Any] = {}
+        self._work: Any = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -112,11 +112,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A collective of the fake process group: it moves nothing, gives its first argument back, and its work is done at once."""
-        if func in self._works:
-            return args[0], self._works[func]
+        returns = len(func._schema.returns)
+        if self._work is not None and returns:
+            return (args[0], self._work) if returns == 2 else self._work
         out = func(*args, **kwargs)
-        if isinstance(out, tuple) and _same(out[0], args[0]):
-            self._works[func] = out[1]
+        if returns == 2 and _same(out[0], args[0]):
+            self._work = out[1]
         return out
 
     def _see_all(self, func: Any, values: Iterable[Any]) -> None:

@@ -67,11 +67,12 @@ def _fault(error: Exception) -> Fault:
 
 
 def _comes_from_checking(error: Exception) -> bool:
-    """Whether DeepSpeed, reading its configuration or building its engine, has said no."""
+    """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it meets in a step."""
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
     by_deepspeed = any(package in frames[-1].filename for package in (f"{os.sep}deepspeed{os.sep}", f"{os.sep}pydantic{os.sep}"))
-    return building and by_deepspeed and isinstance(error, AssertionError | ValueError | NotImplementedError | RuntimeError | TypeError)
+    said = isinstance(error, AssertionError | NotImplementedError) or type(error).__module__.startswith("deepspeed")
+    return by_deepspeed and (said or (building and isinstance(error, ValueError | RuntimeError | TypeError)))
 
 
 def _task_process(files: Files) -> None:
