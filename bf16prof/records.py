@@ -157,6 +157,11 @@ class Timeline:
     phases: tuple[PhaseStart, ...]
     components: dict[Component, tuple[Bytes, ...]]
 
+    def __post_init__(self) -> None:
+        for component, sizes in self.components.items():
+            if len(sizes) != len(self.events):
+                raise ValueError(f"{component} has {len(sizes)} values, the timeline has {len(self.events)} events")
+
 
 @dataclass(frozen=True)
 class OutOfMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from bf16prof.commands.output import check_files, check_path, hint, prediction_r
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Device
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import Device, MemoryRecord, Phase
 
 
 def simulate(
@@ -78,4 +80,12 @@ def simulate(
     reconciliation([result], console)
     for record in records if verbose or len(records) == 1 else ():
         breakdown(record, console)
-    hint("next: bf16prof measure --simulate   (the same on real ranks, where there are any)", quiet)
+    hint(_next(records, request.profile), quiet)
+
+
+def _next(records: Sequence[MemoryRecord], profile: Profile) -> str:
+    """The command to type next."""
+    in_init = any(r.out_of_memory is not None and r.out_of_memory.phase is Phase.INIT and r.case.zero_stage == 3 for r in records)
+    if in_init and not profile.workload.zero_init:
+        return "next: the same with --set workload.zero_init=true   (ZeRO-3 then never has the whole model on the device)"
+    return "next: bf16prof measure --simulate   (the same on real ranks, where there are any)"
