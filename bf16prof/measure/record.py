@@ -14,14 +14,15 @@ from bf16prof.runs import Status
 
 
 def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
-    """The record of the rank that holds most, with losses averaged over the ranks and step times of the slowest.
+    """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
+    the slowest. That another rank's peak is higher is said in the notes.
 
     A case that did not finish gives what is known of it, and says in its notes that it is partial; `None` if no rank got as far as init.
     """
     ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
     if not ranks:
         return None
-    heaviest = max(ranks, key=lambda rank: (rank.allocated_bytes or 0, rank.run_peak_bytes or 0, -rank.rank))
+    heaviest = max(ranks, key=_weight)
     steps = _job_steps(heaviest, ranks)
     times = [s.time_s for s in steps if not s.warmup and s.time_s is not None]
     median = statistics.median(times) if times else None
@@ -54,7 +55,7 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
         power_w=heaviest.power_w,
         steps=steps,
         rank_allocated_bytes=tuple(rank.allocated_bytes for rank in ranks if rank.allocated_bytes is not None),
-        notes=_notes(outcome, steps),
+        notes=(*_notes(outcome, steps), *_higher_peak(heaviest, ranks)),
     )
 
 
@@ -63,6 +64,22 @@ def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     if lost := [step.step + 1 for step in steps if step.loss is None]:
         notes.append(f"the loss was not finite in {len(lost)} of {len(steps)} steps, first in step {lost[0]}")
     return tuple(notes)
+
+
+def _higher_peak(heaviest: RankResult, ranks: Sequence[RankResult]) -> list[str]:
+    """That another rank's peak is higher by more than a thousandth: at ZeRO stages 1 and 2 parameters straddle partitions."""
+    highest = max(ranks, key=lambda rank: rank.run_peak_bytes or 0)
+    own = heaviest.run_peak_bytes or 0
+    more = (highest.run_peak_bytes or 0) - own
+    if more * 1000 <= own:
+        return []
+    return [f"the peak of rank {highest.rank} is {more} bytes higher than that of rank {heaviest.rank}, of which this is"]
+
+
+def _weight(rank: RankResult) -> tuple[int, int, int]:
+    """What a rank holds between steps, or has held if it never got there; of equal ones the first."""
+    known = rank.allocated_bytes is not None
+    return rank.allocated_bytes or 0, 0 if known else rank.run_peak_bytes or 0, -rank.rank
 
 
 def _job_steps(heaviest: RankResult, ranks: Sequence[RankResult]) -> tuple[StepRecord, ...]:

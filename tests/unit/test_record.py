@@ -161,3 +161,11 @@ def test_host_bytes_are_those_of_the_host_items() -> None:
 
     assert record(rank(0, step(0), host_items=host), rank(1)).host_bytes == 411
     assert record(rank(0, step(0)), rank(1)).host_bytes is None
+
+
+def test_a_higher_peak_of_another_rank_is_said() -> None:
+    other = record(rank(0, step(0), run_peak_bytes=1000), rank(1, step(0), run_peak_bytes=1100))
+    late = record(rank(0, step(0), run_peak_bytes=1000), rank(1, step(0), run_peak_bytes=1001))
+
+    assert other.notes == ("the peak of rank 1 is 100 bytes higher than that of rank 0, of which this is",)
+    assert late.notes == ()
