@@ -27,7 +27,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured
         if arguments not in made:
             folder = tmp_path_factory.mktemp("runs") / "run"
             sets = SHORT if "--hf-config" in arguments else TINY
-            made[arguments] = Measured(measure(folder, *arguments, sets=sets, warmup=2, steps=1, env=inside("witness")), folder)
+            made[arguments] = Measured(measure(folder, *arguments, sets=sets, warmup=4, steps=1, env=inside("witness")), folder)
         return made[arguments]
 
     return get

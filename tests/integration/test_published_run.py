@@ -79,7 +79,7 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Real ranks of the oldest supported DeepSpeed, and the dry run of the same cases with it."""
     folder = tmp_path_factory.mktemp("oldest") / "run"
     words = ("--simulate", "--zero", "0,2,3", "--recipe", "bf16-fp32-master")
-    return measure(folder, *words, warmup=2, steps=1, env=deepspeed(OLDEST))
+    return measure(folder, *words, warmup=3, steps=1, env=deepspeed(OLDEST))
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -263,7 +263,7 @@ def program_whose_prediction_runs(statement: str) -> Result:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_is_one_line_and_exit_code_130(number: signal.Signals) -> None:
-    result = program_whose_prediction_runs(f"os.kill(os.getpid(), {number:d})")
+    result = program_whose_prediction_runs(f"(os.kill(os.getpid(), {number:d}), __import__('time').sleep(5))")
 
     assert result == (130, "", "bf16prof: interrupted\n")
 
