@@ -64,7 +64,7 @@ def estimate(
 
 def _require_closed_form(jobs: list[Job]) -> None:
     """Raise `Refused` for the first job without a closed form: a dry run knows what no formula does."""
-    from bf16prof.estimate.predict import closed_form_gap
+    from bf16prof.estimate.gap import closed_form_gap
 
     for job in jobs:
         if gap := closed_form_gap(job):

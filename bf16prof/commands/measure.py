@@ -62,7 +62,8 @@ def measure(
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
-    from bf16prof.estimate.predict import closed_form_gap, predict
+    from bf16prof.estimate.gap import closed_form_gap
+    from bf16prof.estimate.predict import predict
     from bf16prof.measure.accelerator import require_model_library, require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan

@@ -52,7 +52,8 @@ def simulate(
 ) -> None:
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
     from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.estimate.predict import closed_form_gap, predict
+    from bf16prof.estimate.gap import closed_form_gap
+    from bf16prof.estimate.predict import predict
     from bf16prof.measure.accelerator import require_model_library, require_packages
     from bf16prof.simulate.runner import Options
     from bf16prof.simulate.runner import simulate as run

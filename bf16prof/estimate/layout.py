@@ -5,6 +5,7 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/zero/`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from bf16prof.profiles.schema import ZeroSettings
@@ -13,6 +14,8 @@ NCCL_ALIGNMENT = 2
 """`nccl_start_alignment_factor`: flat buffers of stages 1 and 2 are padded to this many elements per rank (stage_1_and_2.py)."""
 PARAMETER_ALIGNMENT_BYTES = 16
 """With `parameter_alignment`, parameters start at multiples of this inside the flat buffer (stage_1_and_2.py)."""
+
+REMEMBERED = 64
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -35,10 +38,14 @@ def flat_spans(numels: Sequence[int], world_size: int, zero: ZeroSettings, eleme
 
     `round_robin_gradients` deals the parameters out to the ranks in turn (stage_1_and_2.py, _round_robin_reorder).
     """
-    order = [n for rank in range(world_size) for n in numels[rank::world_size]] if zero.round_robin_gradients else numels
     step = PARAMETER_ALIGNMENT_BYTES // element_bytes if zero.parameter_alignment else 1
+    return _spans(tuple(numels), world_size if zero.round_robin_gradients else 1, step)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _spans(numels: tuple[int, ...], ranks: int, step: int) -> list[tuple[int, int]]:
     spans, start = [], 0
-    for n in order:
+    for n in (n for rank in range(ranks) for n in numels[rank::ranks]):
         spans.append((start, start + n))
         start = ceil_div(start + n, step) * step
     return spans

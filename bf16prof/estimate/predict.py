@@ -1,101 +1,57 @@
-"""From a job to its record: the steady state in closed form. What is not known yet - peaks, reserved memory, time - stays null.
-
-Not every job has a closed form: a model that only the code of others can build, or a part of DeepSpeed that is not modelled, has none.
-"""
+"""From a job to its record, in closed form: the steady state, and the peak of every phase. Reserved memory and time stay null."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, zero_settings
+from bf16prof.engine.config import deepspeed_config, engine_facts
+from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.kept import kept_by_the_loop
+from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import inventory
-from bf16prof.profiles.models import ModelSettings
-from bf16prof.profiles.recipes import DS_CONFIG
-from bf16prof.profiles.schema import OptimizerSettings
-from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, by_component
-
-WITHOUT_TENSORS: Mapping[str, frozenset[str]] = {
-    "": frozenset({
-        "scheduler", "optimizer", "zero_optimization", "steps_per_print", "wall_clock_breakdown", "dump_state", "comms_logger", "log_level",
-        "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "activation_checkpointing", "aio", "checkpoint", "fp16",
-        "disable_python_gc", "dataloader_drop_last", "timers", "vocabulary_size",
-    }),
-    "zero_optimization": frozenset({
-        "stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save",
-        "load_from_fp32_weights", "elastic_checkpoint", "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks",
-        "pipeline_loading_checkpoint", "cpu_offload_use_pin_memory", "offload_optimizer", "offload_param",
-    }),
-    "zero_optimization.offload_optimizer": frozenset({
-        "nvme_path", "buffer_count", "buffer_size", "pipeline_read", "pipeline_write", "fast_init",
-    }),
-    "zero_optimization.offload_param": frozenset({"nvme_path", "buffer_count", "buffer_size", "max_in_cpu"}),
-    "fp16": frozenset({
-        "auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "consecutive_hysteresis", "min_loss_scale",
-    }),
-}  # fmt: skip
-"""Keys of DeepSpeed's JSON, by table, that profiles do not have and that allocate nothing between steps."""
-
-ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"}
-
-
-def closed_form_gap(job: Job) -> str | None:
-    """Why this job has no closed form; `None` if it has one."""
-    if not isinstance(job.profile.model, ModelSettings):
-        return "only the code that builds this model knows its parameters"
-    if job.recipe.id == DS_CONFIG:
-        return "the DeepSpeed JSON describes a precision that is no recipe's"
-    config = deepspeed_config(job)
-    if engine_facts(config).optimizer is BasicOptimizer.OTHER:
-        return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
-    params = sorted(set(config["optimizer"].get("params") or {}) - ADAM_PARAMS)
-    unknown = [f"optimizer.params.{name}" for name in params] + _with_tensors(job.profile.deepspeed.more)
-    if job.case.zero_stage == 3 and zero_settings(config).zero_hpz_partition_size > 1:
-        unknown.append("zero_optimization.zero_hpz_partition_size")
-    return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
-
-
-def _with_tensors(more: Mapping[str, Any], table: str = "") -> list[str]:
-    """The dotted keys that may allocate something, of those that profiles do not have."""
-    found = []
-    for key, value in more.items():
-        name = f"{table}.{key}".removeprefix(".")
-        if key not in WITHOUT_TENSORS[table]:
-            found.append(name)
-        elif name in WITHOUT_TENSORS and isinstance(value, Mapping):
-            found += _with_tensors(value, name)
-    return found
+from bf16prof.records import Device, Item, MemoryRecord, Source, by_component, peak_phase
 
 
 def predict(job: Job) -> MemoryRecord:
-    """The record of a job that DeepSpeed runs (`engine.constraints.admit`) and that has a closed form (`closed_form_gap`).
+    """The record of a job that DeepSpeed runs (`engine.constraints.admit`).
 
     On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which holds both.
     """
     config = deepspeed_config(job)
-    parameters = inventory(job.profile.model)
-    states = model_states(Engine(config, parameters, job.case.world_size, job.device))
-    tensors = states + kept_by_the_loop(job.profile, engine_facts(config))
+    engine = Engine(config, inventory(job.profile.model), job.case.world_size, job.device)
+    tensors = model_states(engine) + kept_by_the_loop(job.profile, engine_facts(config))
     host = [] if job.device is Device.CPU else [a for a in tensors if a.on_host]
-    device = [a for a in tensors if a not in host]
-    if job.device is Device.GPU:
-        assert job.gpu is not None, "a prediction for a GPU needs one"
-        device += gpu_additions(device, job.gpu)
-    items = tuple(Item(a.component, a.name, a.bytes, a.source) for a in device if a.bytes)
+    items = _items(job, [a for a in tensors if a not in host])
     components = by_component(items)
+    found = peaks(job, engine, items)
+    highest = peak_phase(found.phases)
+    assert highest is not None, "every phase is predicted"
+    alive = found.items(highest)
     return MemoryRecord(
         source=Source.ESTIMATE,
         case=job.case,
         device=job.device,
         gpu=job.gpu.id if job.gpu else None,
-        parameters=sum(p.numel for p in parameters),
+        parameters=sum(engine.numels),
         allocated_bytes=sum(components.values()),
         components=components,
-        phases={phase: PhaseMemory() for phase in Phase},
+        phases=dict(found.phases),
         items=items,
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
+        peak_allocated_bytes=found.phases[highest].peak_bytes,
+        peak_phase=highest,
+        peak_items=alive,
+        peak_components=by_component(alive),
+        run_peak_allocated_bytes=max(memory.peak_bytes or 0 for memory in found.phases.values()),
     )
+
+
+def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
+    allocations = list(device)
+    if job.device is Device.GPU:
+        assert job.gpu is not None, "a prediction for a GPU needs one"
+        allocations += gpu_additions(allocations, job.gpu)
+    return tuple(Item(a.component, a.name, a.bytes, a.source) for a in allocations if a.bytes)

@@ -17,7 +17,8 @@ from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
 from bf16prof.engine.constraints import alternatives, refusal_reason
 from bf16prof.errors import InputError
-from bf16prof.estimate.predict import closed_form_gap, predict
+from bf16prof.estimate.gap import closed_form_gap
+from bf16prof.estimate.predict import predict
 from bf16prof.measure.prepare import needed
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.load import Override, load_profile

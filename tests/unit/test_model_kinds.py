@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from bf16prof.cases import JobFile, Selection, check_profile, expand
 from bf16prof.engine.batch import TensorSpec, batch_spec
 from bf16prof.errors import InputError
-from bf16prof.estimate.predict import closed_form_gap
+from bf16prof.estimate.gap import closed_form_gap
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.plain import DEEPEST, problem, read_json_object

@@ -116,6 +116,8 @@ def _cell(record: MemoryRecord, gpu: Gpu | None, console: Console, margin_bytes:
     text = Text(gib(record.allocated_bytes), "bold")
     if record.peak_allocated_bytes is not None:
         text.append(f"\npeak {gib(record.peak_allocated_bytes)}", "not bold")
+        if (record.run_peak_allocated_bytes or 0) > record.peak_allocated_bytes:
+            text.append(f"\ninit {gib(record.run_peak_allocated_bytes)}", "not bold")
     need = _need(record)
     if gpu is not None and need is not None:
         free = gpu.memory_bytes - need
@@ -129,7 +131,9 @@ def _cell(record: MemoryRecord, gpu: Gpu | None, console: Console, margin_bytes:
 
 
 def _need(record: MemoryRecord) -> int | None:
-    return record.allocated_bytes if record.peak_allocated_bytes is None else record.peak_allocated_bytes
+    """The most that the job holds, init included, as far as it is known."""
+    known = (record.run_peak_allocated_bytes, record.peak_allocated_bytes, record.allocated_bytes)
+    return next((size for size in known if size is not None), None)
 
 
 def _textbook_cell(size: int, record: MemoryRecord) -> Text:

@@ -1,0 +1,303 @@
+"""Stages 0 to 2: where the gradients of parameters go, from the moment they are there to the end of backward.
+
+References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bf16prof.estimate.passes import Meter, Peak
+from bf16prof.estimate.steady import FP64_BYTES
+from bf16prof.models.autograd.tape import GRADIENT, Label
+from bf16prof.records import Component, Phase
+
+Key = tuple[int, str]
+
+IPG: Label = (Component.BUFFERS, "reduce bucket")
+FLATTENED: Label = (Component.BUFFERS, "all-reduce buffer")
+NORM: Label = (Component.WORKSPACE, "gradient norm")
+PARTITION: Label = (Component.GRADIENTS, "gradient partition")
+MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
+"""Stage 0 reduces so many elements at a time (engine.py)."""
+
+
+class Gradients:
+    """Stage 0: gradients stay where they are until the step; they are reduced at the end of the last backward."""
+
+    def __init__(self, meter: Meter, numels: Mapping[Key, int]) -> None:
+        self.meter, self.numels = meter, numels
+        self.kept: dict[Key, int] = {}
+        self.is_boundary = True
+
+    def start(self, *, is_boundary: bool) -> None:
+        """A micro-step begins, perhaps the last before the optimizer's step."""
+        self.is_boundary = is_boundary
+
+    def ready(self, key: Key, size: int) -> None:
+        """A gradient is there: the tape has counted it. A later one is added to the first and freed."""
+        if key in self.kept:
+            self.meter.give(GRADIENT, size)
+        else:
+            self.kept[key] = size
+
+    def finish(self) -> None:
+        """The end of backward: `buffered_allreduce_fallback` copies buckets of gradients into flat ones (engine.py)."""
+        if not self.is_boundary:
+            return
+        bucket = numel = 0
+        for key, size in self.kept.items():
+            bucket, numel = bucket + size, numel + self.numels[key]
+            if numel > MEMORY_OPT_ALLREDUCE_SIZE:
+                self.meter.touch(FLATTENED, bucket)
+                bucket = numel = 0
+        self.meter.touch(FLATTENED, bucket)
+
+
+@dataclass
+class Bucket:
+    """`IPGBucket`: parameters whose gradients wait to be reduced together."""
+
+    keys: list[Key] = field(default_factory=list)
+    elements: int = 0
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How stages 1 and 2 reduce, whatever the number of ranks.
+
+    * `bucket_size`: elements of a bucket; `buffers`: buckets of each communication dtype.
+    * `width`: bytes of an element of the buckets.
+    * `early`: as soon as a bucket is full (stage 2, `overlap_comm`); `always`: in every micro-step (stage 2).
+    """
+
+    bucket_size: int
+    buffers: int
+    contiguous: bool
+    width: int
+    early: bool
+    always: bool
+    master: int = 0
+    """Bytes of an element of the master gradients in host memory, when offloading; else 0."""
+
+
+@dataclass(eq=False)
+class Flush:
+    """A bucket is reduced: its parameters with the bytes of their gradients, and where in the program that happens."""
+
+    keys: tuple[Key, ...]
+    sizes: tuple[int, ...]
+    elements: int
+    wire: int
+    at: Peak
+    _reach: tuple[object, tuple[int, int]] | None = None
+
+    def reach(self, spans: Mapping[Key, tuple[int, int]]) -> tuple[int, int]:
+        """Where its parameters start and end in the flat buffer."""
+        if self._reach is None or self._reach[0] is not spans:
+            mine = [spans[key] for key in self.keys]
+            self._reach = spans, (min(start for start, _ in mine), max(end for _, end in mine))
+        return self._reach[1]
+
+
+class PartitionedGradients(Gradients):
+    """Stages 1 and 2 (zero/stage_1_and_2.py): gradients go through a bucket into the partition of this rank.
+
+    What depends on the partition is left out, and written down as `Flush` and `END` in the meter's log (see `partitioned`).
+    """
+
+    END = "end of a backward pass"
+
+    def __init__(self, meter: Meter, numels: Mapping[Key, int], wires: Mapping[Key, int], how: Reduction) -> None:
+        super().__init__(meter, numels)
+        self.how, self._wires = how, wires
+        self._buckets: dict[int, Bucket] = {wire: Bucket() for wire in sorted(set(wires.values()))}
+        self._buffers: tuple[int, ...] = ()
+        self._late: tuple[int, ...] = ()
+        """Gradients too large for a bucket, which stage 1 lets go of at the end, unless they are copied to the partition."""
+
+    def ready(self, key: Key, size: int) -> None:
+        """`process_gradients`."""
+        self._setup()
+        super().ready(key, size)
+        if self.how.early and (self.is_boundary or self.how.always):
+            self._reduce(key)
+
+    def finish(self) -> None:
+        """`reduce_gradients` and `independent_gradient_partition_epilogue`."""
+        if not (self.is_boundary or self.how.always):
+            return
+        if not self.how.early:
+            for key in [key for key in self.numels if key in self.kept]:
+                self._reduce(key)
+        for wire in self._buckets:
+            self._flush(wire)
+        self.meter.give(IPG, *self._buffers)
+        self._buffers = ()
+        self.meter.give(GRADIENT, *self._late)
+        self._late = ()
+        self.meter.interrupt(self.END)
+
+    def _setup(self) -> None:
+        """`setup_buckets`."""
+        if not self._buffers and self.how.contiguous:
+            self._buffers = (self.how.bucket_size * self.how.width,) * self.how.buffers * len(self._buckets)
+            self.meter.take(IPG, *self._buffers)
+
+    def _reduce(self, key: Key) -> None:
+        """`reduce_independent_p_g_buckets_and_remove_grads`."""
+        numel, wire = self.numels[key], self._wires[key]
+        if self._buckets[wire].elements + numel > self.how.bucket_size:
+            self._flush(wire)
+        if self.how.contiguous and numel <= self.how.bucket_size:
+            self.meter.give(GRADIENT, self.kept[key])
+            self.kept[key] = 0
+        elif self.how.contiguous and self.how.master:
+            self.meter.touch(GRADIENT, self.kept[key])  # a clone takes its place
+        self._buckets[wire].keys.append(key)
+        self._buckets[wire].elements += numel
+
+    def _flush(self, wire: int) -> None:
+        """`reduce_ipg_grads`."""
+        bucket, self._buckets[wire] = self._buckets[wire], Bucket()
+        if not bucket.keys:
+            return
+        meter = self.meter
+        sizes = tuple(self.kept.pop(key) for key in bucket.keys)
+        at = Peak(meter.level, meter.section, meter.events, dict(meter.held))
+        meter.interrupt(Flush(tuple(bucket.keys), sizes, bucket.elements, wire, at))
+        if self.how.always:
+            meter.give(GRADIENT, *sizes)
+        else:
+            self._late += sizes
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of the flat buffer of stages 1 and 2: where every parameter is in it, and which partition is its own, in elements."""
+
+    spans: Mapping[Key, tuple[int, int]]
+    partition: int
+    rank: int = 0
+
+    @functools.cached_property
+    def own(self) -> dict[Key, int]:
+        """Elements of each parameter that lie in the partition."""
+        first, last = self.rank * self.partition, (self.rank + 1) * self.partition
+        own = {}
+        for key, (start, end) in self.spans.items():
+            if start >= last:
+                break
+            if end > first:
+                own[key] = min(end, last) - max(start, first)
+        return own
+
+    def chunks(self, keys: Sequence[Key], bucket_size: int) -> Iterator[tuple[int, int]]:
+        """What is reduced at once: elements, and slices, one per change of rank (`average_tensor`, `allreduce_and_scatter`)."""
+        numel = slices = 0
+        last = -1
+        for start, end in (self.spans[key] for key in keys):
+            for rank in range(start // self.partition, (end - 1) // self.partition + 1):
+                if rank != last and numel > bucket_size:
+                    yield numel, slices
+                    numel = slices = 0
+                slices += rank != last
+                numel += min(end, (rank + 1) * self.partition) - max(start, rank * self.partition)
+                last = rank
+        yield numel, slices
+
+
+Found = tuple[int, Peak, int, int, Label]
+"""A level that is reached: the peak of the walk that it comes from, the partition's bytes then, and what is taken for a moment, as what."""
+
+
+def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share: Share) -> Meter:
+    """The levels and peaks of `walked` with what depends on the partition filled in.
+
+    The first bucket that holds a parameter of this rank brings a buffer for all of them (`copy_grads_in_partition`); those of later
+    micro-steps are added to the first.
+    """
+    own = how.width * sum(numels[key] for key in share.own)
+    found: dict[Phase, Found] = {}
+    extra = new = kept = before = early = 0
+    for moment in walked.log or ():
+        if isinstance(moment, tuple):
+            phase, peak = moment
+            if phase not in found or peak.level + extra > found[phase][0]:
+                found[phase] = (peak.level + extra, peak, extra, 0, FLATTENED)
+        elif isinstance(moment, Flush):
+            at, most = moment.at, _reduced(moment, how, share)
+            level = at.level + extra + _held(walked, most)
+            if level > found[Phase.BACKWARD][0]:
+                found[Phase.BACKWARD] = (level, at, extra, most, FLATTENED)
+            if offloaded := _offloaded(moment, how, share):
+                level = at.level + extra + offloaded
+                if level > found[Phase.BACKWARD][0]:
+                    found[Phase.BACKWARD] = (level, at, extra, offloaded, NORM)
+            if taken := _taken(moment, how, share, own, new):
+                extra, new = extra + _held(walked, taken), new + taken
+                if at.level + extra > found[Phase.BACKWARD][0]:
+                    found[Phase.BACKWARD] = (at.level + extra, at, extra, 0, FLATTENED)
+            if not how.always and (moved := _moved(moment, share)):
+                extra, early = extra - moved, early + moved
+        else:
+            extra, early = extra + early, 0
+            before = kept
+            extra, kept, new = (extra - _held(walked, new), kept, 0) if kept else (extra, new, 0)
+    return _filled(walked, found, extra, before)
+
+
+def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -> int:
+    """Bytes that the partition takes when a bucket is reduced."""
+    if how.master:
+        return 0  # it is in host memory
+    if flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+        return 0
+    if how.contiguous:
+        return own if not already and any(key in share.own for key in flush.keys) else 0
+    return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
+
+
+def _offloaded(flush: Flush, how: Reduction, share: Share) -> int:
+    """What moving a gradient to the host takes: its norm in fp64, then a cast (`set_norm_for_param_grad_in_gpu`)."""
+    if not how.master or flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+        return 0
+    return FP64_BYTES * max((share.own.get(key, 0) for key in flush.keys), default=0)
+
+
+def _moved(flush: Flush, share: Share) -> int:
+    """Bytes of gradients that are freed because they have been copied to the partition."""
+    if flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+        return 0
+    return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
+
+
+def _filled(walked: Meter, found: Mapping[Phase, Found], extra: int, before: int) -> Meter:
+    meter = walked.copy()
+    meter.level, meter.log = walked.level + extra, None
+    meter.held = walked.held | {PARTITION: extra}
+    for phase, (level, peak, partition, more, label) in found.items():
+        held = dict(peak.held)
+        for name, size in ((PARTITION, partition), (label, more)):
+            held[name] = held.get(name, 0) + size
+        meter.peaks[phase] = Peak(level, peak.section, peak.events, held)
+    meter.peak = meter.peaks[meter.phase]
+    meter.ends[Phase.FORWARD] += before
+    meter.ends[Phase.BACKWARD] += extra
+    return meter
+
+
+def _held(meter: Meter, size: int) -> int:
+    return -(-size // meter.block) * meter.block
+
+
+def _reduced(flush: Flush, how: Reduction, share: Share) -> int:
+    """The most that reducing a bucket takes: a flat copy of slices of several ranks, and a cast to the communication dtype."""
+    first, last = flush.reach(share.spans)
+    alone = first // share.partition == (last - 1) // share.partition
+    wire = flush.wire if flush.wire != how.width else 0
+    if alone or flush.elements <= how.bucket_size:
+        return flush.elements * (wire if alone else how.width + wire)
+    return max(numel * ((how.width if slices > 1 else 0) + wire) for numel, slices in share.chunks(flush.keys, how.bucket_size))

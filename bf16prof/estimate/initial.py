@@ -1,0 +1,165 @@
+"""Init: from the whole model on the device to what is allocated before the first step, wrapper by wrapper.
+
+References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.estimate.layout import flat_numel, partition_numels, persistent, sub_groups
+from bf16prof.estimate.passes import Meter
+from bf16prof.estimate.steady import FP32_BYTES, Engine
+from bf16prof.models.autograd.tape import Label
+from bf16prof.profiles.schema import ZeroSettings
+from bf16prof.records import Component, Device, Phase
+
+C = Component
+MODEL: Label = (C.PARAMETERS, "the whole model")
+FLAT: Label = (C.PARAMETERS, "flat parameters")
+PARTITIONED: Label = (C.PARAMETERS, "partitioned parameters")
+MASTER: Label = (C.MASTER_PARAMETERS, "master parameters")
+FIRST: Label = (C.MASTER_GRADIENTS, "gradients for the first optimizer call")
+GRADIENTS: Label = (C.GRADIENTS, "gradient partition")
+BUCKET: Label = (C.BUFFERS, "reduce bucket")
+OFFLOADING: Label = (C.BUFFERS, "gradient buffer for offloading")
+GATHERED: Label = (C.PARAMETERS, "gathered parameters")
+PERSISTENT: Label = (C.PARAMETERS, "persistent parameters")
+MOMENTS: tuple[Label, Label] = ((C.MOMENTUM, "optimizer state exp_avg"), (C.VARIANCE, "optimizer state exp_avg_sq"))
+SMALL: Label = (C.WORKSPACE, "small tensors of the optimizer")
+
+
+def initial(engine: Engine, meter: Meter) -> None:
+    """The init phase, from nothing."""
+    meter.begin(Phase.INIT)
+    size = dtype_bytes(engine.facts.parameter_dtype)
+    if engine.device is Device.CPU and size != FP32_BYTES:
+        meter.take(MODEL, *(FP32_BYTES * n for n in engine.numels))  # the model is built in fp32, in the ranks' one memory
+        meter.exchange(MODEL, MODEL, ((FP32_BYTES * n, size * n) for n in engine.numels))
+    else:
+        meter.take(MODEL, *(size * n for n in engine.numels))
+    if engine.facts.optimizer is BasicOptimizer.FUSED_ADAM and engine.device is Device.GPU:
+        meter.take(SMALL, FP32_BYTES)
+    _WRAPPERS[engine.facts.wrapper](engine, meter, size)
+    meter.ends[Phase.INIT] = meter.level
+
+
+def _plain(engine: Engine, meter: Meter, size: int) -> None:
+    """The model, and nothing else before the first step."""
+
+
+def _fused(engine: Engine, meter: Meter, size: int) -> None:
+    """fp16/fused_optimizer.py: flat parameters, the master copy, and a first call of the optimizer on zero gradients."""
+    total = sum(engine.numels)
+    meter.take(FLAT, size * total)
+    meter.give(MODEL, *(size * n for n in engine.numels))
+    meter.take(MODEL, size * total)  # a clone
+    meter.take(MASTER, FP32_BYTES * total)
+    meter.give(MODEL, size * total)
+    meter.take(FIRST, FP32_BYTES * total)
+    for label in MOMENTS:
+        meter.take(label, FP32_BYTES * total)
+    meter.give(FIRST, FP32_BYTES * total)
+
+
+def _unfused(engine: Engine, meter: Meter, size: int) -> None:
+    """fp16/unfused_optimizer.py: a master copy of each parameter, and a first call of the optimizer on zero gradients."""
+    sizes = [FP32_BYTES * n for n in engine.numels]
+    meter.take(MASTER, *sizes)
+    meter.take(FIRST, *sizes)
+    for label in MOMENTS:
+        meter.take(label, *sizes)
+    if not engine.facts.fused_kernel and engine.device is Device.GPU:
+        meter.touch(SMALL, *sizes)
+    meter.give(FIRST, *sizes)
+
+
+def _bf16(engine: Engine, meter: Meter, size: int) -> None:
+    """bf16_optimizer.py: flat parameters, the master partition, and gradients of full size."""
+    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), size)
+    meter.take(FLAT, size * total)
+    meter.give(MODEL, *(size * n for n in engine.numels))
+    meter.take(MASTER, FP32_BYTES * total // engine.world_size)
+    meter.take(GRADIENTS, dtype_bytes(engine.facts.gradient_dtype) * total)
+
+
+def _zero12(engine: Engine, meter: Meter, size: int) -> None:
+    """zero/stage_1_and_2.py: the model is flattened on the device; the master partition is cast from a clone."""
+    total = flat_numel(engine.numels, engine.world_size, engine.zero, size)
+    own = total // engine.world_size
+    master = dtype_bytes(engine.facts.master_dtype)
+    meter.take(FLAT, size * total)
+    meter.give(MODEL, *(size * n for n in engine.numels))
+    if offloads_optimizer(engine.config):
+        meter.touch(FLAT, size * own)
+        meter.take(OFFLOADING, size * max(engine.numels))
+        return
+    if master == size:
+        meter.take(MASTER, master * own)
+    else:
+        meter.take(FLAT, size * own)
+        meter.take(MASTER, master * own)
+        meter.give(FLAT, size * own)
+    meter.touch(FIRST, master * own)
+
+
+def _zero3(engine: Engine, meter: Meter, size: int) -> None:
+    """zero/partition_parameters.py and zero/stage3.py: parameters are cut one by one, put together, and copied by sub-group."""
+    facts, zero, world = engine.facts, engine.zero, engine.world_size
+    own = partition_numels(engine.numels, world)
+    keeps_parameters = zero.offload_param.device == "none"
+    part = size if keeps_parameters else 0
+    meter.exchange(MODEL, PARTITIONED, ((size * numel, part * s) for numel, s in zip(engine.numels, own, strict=True)))
+    if keeps_parameters:
+        meter.give(PARTITIONED, *(size * part for part in own))
+        meter.take(FLAT, size * sum(own))
+    if not offloads_optimizer(engine.config):
+        _zero3_states(engine, meter, [dtype_bytes(facts.master_dtype) * n for n in sub_groups(own, zero.sub_group_size)])
+    if zero.contiguous_gradients:
+        meter.take(BUCKET, *_buckets(engine))
+    if not offloads_optimizer(engine.config):
+        meter.take(GRADIENTS, dtype_bytes(facts.gradient_dtype) * sum(own))
+    _zero3_hooks(engine, meter, size)
+
+
+def _zero3_states(engine: Engine, meter: Meter, groups: list[int]) -> None:
+    """`_create_fp32_partitions`: a sub-group is converted, unless its dtype is the master's, and cloned; a conversion stays for a while."""
+    converts = engine.facts.master_dtype != engine.facts.parameter_dtype
+    last = 0
+    for group in groups:
+        if converts:
+            meter.take(MASTER, group)
+            meter.give(MASTER, last)
+            last = group
+        meter.take(MASTER, group)
+    meter.give(MASTER, last)
+    meter.touch(FIRST, max(groups))
+
+
+def _buckets(engine: Engine) -> list[int]:
+    zero, facts = engine.zero, engine.facts
+    dtypes = {facts.communication_dtype}
+    if facts.autocast_dtype != "none":
+        dtypes = {facts.autocast_dtype if p.cast_by_autocast else facts.parameter_dtype for p in engine.parameters}
+    return [dtype_bytes(d) * zero.reduce_bucket_size for d in sorted(dtypes)]
+
+
+def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
+    """`_create_gradient_handling_hooks` gathers every parameter for a moment; persistent ones stay."""
+    kept = set(persistent(engine.numels, engine.zero))
+    world = engine.world_size
+    whole = [(n, size * world * -(-n // world)) for n in engine.numels]
+    meter.take(PERSISTENT, *(bytes_ for n, bytes_ in whole if n in kept))
+    copies = 2 if world == 1 and engine.zero.offload_param.device != "none" else 1
+    meter.touch(GATHERED, *[max((bytes_ for n, bytes_ in whole if n not in kept), default=0)] * copies)
+
+
+_WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {
+    Wrapper.PLAIN: _plain,
+    Wrapper.FUSED: _fused,
+    Wrapper.UNFUSED: _unfused,
+    Wrapper.BF16: _bf16,
+    Wrapper.ZERO12: _zero12,
+    Wrapper.ZERO3: _zero3,
+}

@@ -1,0 +1,167 @@
+"""Forward and backward: the activations of a `Program` and, at its events, what the engine allocates and frees beside them.
+
+An engine strategy (`estimate/gradients.py`, `estimate/gathers.py`) is told of every event. Levels are bytes above what is allocated
+between steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bf16prof.estimate.program import Program
+from bf16prof.models.autograd.tape import Label
+from bf16prof.records import Phase
+
+
+@dataclass
+class Peak:
+    """The highest level of a phase: where in the program it is reached, and what the engine holds beside the activations then."""
+
+    level: int = 0
+    section: int = 0
+    events: int = 0
+    held: dict[Label, int] = field(default_factory=dict)
+
+
+class Meter:
+    """Bytes above the steady state, and the peaks of the phases."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self.level = 0
+        self.held: dict[Label, int] = {}
+        self.peaks: dict[Phase, Peak] = {}
+        self.ends: dict[Phase, int] = {}
+        self.peak = Peak()
+        self.phase = Phase.INIT
+        self.section = self.events = 0
+        self.log: list[Any] | None = None
+        """Where it is kept: the peaks between interruptions, each with its phase, and what interrupted."""
+
+    def copy(self) -> Meter:
+        """The same levels and peaks, to go on from."""
+        other = Meter(self.block)
+        other.level, other.held, other.ends, other.phase = self.level, dict(self.held), dict(self.ends), self.phase
+        other.peaks = {phase: dataclasses.replace(peak) for phase, peak in self.peaks.items()}
+        other.peak = other.peaks.get(self.phase, Peak())
+        other.section, other.events = self.section, self.events
+        return other
+
+    def begin(self, phase: Phase) -> None:
+        """A phase begins, or begins again in the next micro-step."""
+        self.phase = phase
+        self.peak = self.peaks.setdefault(phase, Peak(-1)) if self.log is None else self._logged()
+        self.see(self.level, self.events)
+
+    def interrupt(self, moment: object) -> None:
+        """Something happens that is filled in later: what comes after it is measured apart."""
+        assert self.log is not None, "a meter that is interrupted keeps a log"
+        self.log.append(moment)
+        self.begin(self.phase)
+
+    def _logged(self) -> Peak:
+        assert self.log is not None
+        peak = Peak(-1)
+        self.log.append((self.phase, peak))
+        return peak
+
+    def see(self, level: int, events: int) -> None:
+        """A level has been reached after so many events of the section."""
+        if level > self.peak.level:
+            self.peak.level, self.peak.section, self.peak.events, self.peak.held = level, self.section, events, dict(self.held)
+
+    def take(self, label: Label, *sizes: int) -> None:
+        """The engine allocates storages of these sizes."""
+        block, total = self.block, 0
+        for size in sizes:
+            total += -(-size // block) * block
+        if total:
+            self.level += total
+            self.held[label] = self.held.get(label, 0) + sum(sizes)
+            if self.level > self.peak.level:
+                self.see(self.level, self.events)
+
+    def give(self, label: Label, *sizes: int) -> None:
+        """The engine frees them."""
+        block, total = self.block, 0
+        for size in sizes:
+            total += -(-size // block) * block
+        if total:
+            self.level -= total
+            self.held[label] = self.held.get(label, 0) - sum(sizes)
+
+    def exchange(self, old: Label, new: Label, pairs: Iterable[tuple[int, int]]) -> None:
+        """One after the other, the engine allocates the second of each pair and frees the first."""
+        block, level, best, given, taken = self.block, self.level, self.peak.level, 0, 0
+        for before, after in pairs:
+            level += -(-after // block) * block
+            given, taken = given + before, taken + after
+            if level > best:
+                best = level
+                self.peak.held = self.held | {old: self.held.get(old, 0) - given + before, new: self.held.get(new, 0) + taken}
+            level -= -(-before // block) * block
+        self.level, self.peak.level = level, best
+        self.held[old] = self.held.get(old, 0) - given
+        self.held[new] = self.held.get(new, 0) + taken
+
+    def touch(self, label: Label, *sizes: int) -> None:
+        """The engine allocates them for a moment."""
+        self.take(label, *sizes)
+        self.give(label, *sizes)
+
+    def fold(self, sizes: Mapping[Label, int]) -> None:
+        """What a micro-step leaves belongs to what is held from now on."""
+        for label, size in sizes.items():
+            self.held[label] = self.held.get(label, 0) + size
+
+
+Handler = Callable[[Any, int], None]
+
+
+def walk(program: Program, meter: Meter, handlers: Mapping[str, Handler]) -> None:
+    """One micro-step: forward and backward once."""
+    meter.section = meter.events = 0
+    meter.begin(Phase.FORWARD)
+    for index, (section, shift) in enumerate(program.sections):
+        meter.section = index
+        for highest, at, net, kind, subject, size, end in section.segments:
+            if meter.level + highest > meter.peak.level:
+                meter.see(meter.level + highest, at)
+            meter.level += net
+            if not kind:
+                continue
+            meter.events = end
+            if kind == "backward":
+                meter.ends[Phase.FORWARD] = meter.level
+                meter.begin(Phase.BACKWARD)
+            elif kind in handlers:
+                handlers[kind](_shifted(subject, shift) if subject is not None and shift else subject, size)
+        meter.events = 0
+    meter.section, meter.events = len(program.sections) - 1, len(program.sections[-1][0].events)
+
+
+def close(program: Program, meter: Meter) -> None:
+    """A micro-step is over."""
+    meter.ends[Phase.BACKWARD] = meter.level
+    meter.fold(program.net)
+
+
+def _shifted(subject: Any, shift: int) -> Any:
+    first, second = subject
+    if isinstance(first, tuple):
+        return (_shifted(first, shift), (second, shift))
+    return (first + shift, second) if first >= 0 else subject
+
+
+def activations(program: Program, peak: Peak) -> dict[Label, int]:
+    """By label, the activations at a peak."""
+    sizes: dict[Label, int] = {}
+    sections = program.sections
+    parts: Sequence[Mapping[Label, int]] = [section.net for section, _ in sections[: peak.section]]
+    for part in (*parts, sections[peak.section][0].sizes(peak.events)):
+        for label, size in part.items():
+            sizes[label] = sizes.get(label, 0) + size
+    return {label: size for label, size in sizes.items() if size}

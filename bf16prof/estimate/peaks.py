@@ -1,0 +1,62 @@
+"""The peaks of all phases of a job, and what is alive at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bf16prof.cases import Job
+from bf16prof.estimate.initial import initial
+from bf16prof.estimate.passes import Meter, activations
+from bf16prof.estimate.program import Program
+from bf16prof.estimate.sources import source_of
+from bf16prof.estimate.steady import Engine
+from bf16prof.estimate.training import LOGITS, LOSS, block_bytes, passes
+from bf16prof.models.autograd.tape import Label
+from bf16prof.records import Component, Item, Phase, PhaseMemory
+
+ROUNDED: Label = (Component.ROUNDING, "blocks rounded up by the allocator")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The phases, and from what their peaks follow."""
+
+    phases: Mapping[Phase, PhaseMemory]
+    steady: Sequence[Item]
+    meter: Meter
+    program: Program
+
+    def items(self, phase: Phase) -> tuple[Item, ...]:
+        """What is alive at the peak of a training phase, biggest first; what the allocator's rounding adds comes last in the sum."""
+        peak = self.meter.peaks[phase]
+        sizes: dict[Label, int] = {}
+        for item in self.steady:
+            _add(sizes, (item.component, item.name), item.bytes)
+        for part in (peak.held, activations(self.program, peak) if phase is not Phase.STEP else {}):
+            for label, size in part.items():
+                _add(sizes, label, size)
+        sizes = {label: size for label, size in sizes.items() if label[0] is not Component.ROUNDING and size}
+        total = self.phases[phase].peak_bytes or 0
+        if rest := total - sum(sizes.values()):
+            sizes[ROUNDED] = rest
+        known = {(item.component, item.name): item.source for item in self.steady}
+        ordered = sorted(sizes.items(), key=lambda pair: -pair[1])
+        return tuple(Item(*label, size, known.get(label) or source_of(label)) for label, size in ordered)
+
+
+def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
+    sizes[label] = sizes.get(label, 0) + size
+
+
+def peaks(job: Job, engine: Engine, steady: Sequence[Item]) -> Peaks:
+    """The peaks of a job that holds these items between two steps."""
+    start = Meter(block_bytes(job))
+    initial(engine, start)
+    base = sum(item.bytes for item in steady)
+    held = {(item.component, item.name): item.bytes for item in steady}
+    meter, program = passes(job, engine, (held[LOGITS], held[LOSS]))
+    phases = {Phase.INIT: PhaseMemory(start.peaks[Phase.INIT].level, start.ends[Phase.INIT])}
+    for phase, peak in meter.peaks.items():
+        phases[phase] = PhaseMemory(base + peak.level, base + meter.ends[phase])
+    return Peaks(phases, steady, meter, program)

@@ -1,0 +1,146 @@
+"""The optimizer step: what every wrapper allocates and frees between the end of backward and the next forward pass.
+
+References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.estimate.gathers import Gathers
+from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
+from bf16prof.estimate.layout import partition_numels, persistent, sub_groups
+from bf16prof.estimate.passes import Meter
+from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine
+from bf16prof.models.autograd.tape import GRADIENT, Label
+from bf16prof.records import Component, Device, Phase
+
+FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
+OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
+TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
+PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
+
+
+def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
+    """The step phase of the last micro-step; ZeRO-3 has let go of gathered parameters already."""
+    meter.begin(Phase.STEP)
+    if isinstance(gradients, Gathers):
+        _zero3(engine, meter)
+    elif isinstance(gradients, Share):
+        _zero12(engine, meter, gradients)
+    else:
+        _STAGE_0[engine.facts.wrapper](engine, meter, gradients)
+    meter.ends[Phase.STEP] = meter.level
+
+
+def _update(engine: Engine, meter: Meter, numels: Sequence[int]) -> None:
+    """The basic optimizer's temporaries: PyTorch's own updates a list of tensors with a temporary list, FusedAdam none."""
+    facts = engine.facts
+    if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
+        return
+    size = dtype_bytes(facts.moment_dtype)
+    if engine.device is Device.GPU:
+        meter.touch(TEMPORARIES, *(size * n for n in numels))
+    else:
+        meter.touch(TEMPORARIES, 2 * size * max(numels))
+
+
+def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
+    """No wrapper: the gradients of the parameters are used as they are and then dropped."""
+    _update(engine, meter, engine.numels)
+    meter.give(GRADIENT, *gradients.kept.values())
+
+
+def _fused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
+    """fp16/fused_optimizer.py step: an fp32 copy of every gradient, then a flat one; all others go before the update."""
+    copies = [FP32_BYTES * n for n in engine.numels]
+    flat = FP32_BYTES * sum(engine.numels)
+    meter.take(FOR_THE_OPTIMIZER, *copies)
+    meter.take(FOR_THE_OPTIMIZER, flat)
+    meter.give(FOR_THE_OPTIMIZER, *copies)
+    meter.give(GRADIENT, *gradients.kept.values())
+    meter.give(FOR_THE_OPTIMIZER, flat)
+
+
+def _unfused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
+    """fp16/unfused_optimizer.py step: an fp32 copy of every gradient."""
+    copies = [FP32_BYTES * n for n in engine.numels]
+    meter.take(FOR_THE_OPTIMIZER, *copies)
+    _update(engine, meter, engine.numels)
+    meter.give(FOR_THE_OPTIMIZER, *copies)
+    meter.give(GRADIENT, *gradients.kept.values())
+
+
+def _bf16(engine: Engine, meter: Meter, gradients: Gradients) -> None:
+    """bf16_optimizer.py step."""
+    meter.give(GRADIENT, *gradients.kept.values())
+
+
+def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
+    """zero/stage_1_and_2.py step: the norm of every gradient in fp64, one flat copy of them, and another in the master's dtype."""
+    facts = engine.facts
+    width, master = dtype_bytes(facts.gradient_dtype), dtype_bytes(facts.master_dtype)
+    own = list(share.own.values())
+    if offloads_optimizer(engine.config):
+        _drop(meter)
+        return
+    if engine.zero.compute_grad_norm and own:
+        meter.touch(NORM, FP64_BYTES * max(own))
+    partition = share.partition
+    flat = width * partition if len(own) > 1 or sum(own) < partition else 0
+    meter.take(FOR_THE_OPTIMIZER, flat)
+    if master != width:
+        meter.take(FOR_THE_OPTIMIZER, master * partition)
+        meter.give(FOR_THE_OPTIMIZER, flat)
+        flat = master * partition
+    _drop(meter)
+    _update(engine, meter, [partition])
+    meter.give(FOR_THE_OPTIMIZER, flat)
+
+
+def _drop(meter: Meter) -> None:
+    meter.give(PARTITION, meter.held.get(PARTITION, 0))
+
+
+def _zero3(engine: Engine, meter: Meter) -> None:
+    """zero/stage3.py step: overflow and norms, then sub-group by sub-group a flat copy of the gradients in the master's dtype."""
+    facts, zero, world = engine.facts, engine.zero, engine.world_size
+    width, master, size = (dtype_bytes(d) for d in (facts.gradient_dtype, facts.master_dtype, facts.parameter_dtype))
+    own = partition_numels(engine.numels, world)
+    kept = partition_numels(persistent(engine.numels, zero), world) if world > 1 else []
+    meter.give(PERSISTENT, *(size * world * s for s in kept))
+    if not offloads_optimizer(engine.config):
+        if facts.parameter_dtype == "fp16":
+            meter.touch(OVERFLOW, sum(own))
+        meter.touch(NORM, FP64_BYTES * max(own))
+        groups = sub_groups(own, zero.sub_group_size)
+        for group, count in zip(groups, _counts(own, groups), strict=True):
+            flat = width * group if count > 1 else 0
+            meter.take(FOR_THE_OPTIMIZER, flat)
+            if master != width:
+                meter.take(FOR_THE_OPTIMIZER, master * group)
+                meter.give(FOR_THE_OPTIMIZER, flat)
+                flat = master * group
+            _update(engine, meter, [group])
+            meter.give(FOR_THE_OPTIMIZER, flat)
+    meter.take(PERSISTENT, *(size * world * s for s in kept))
+
+
+def _counts(own: Sequence[int], totals: Sequence[int]) -> list[int]:
+    """How many partitions are in each sub-group."""
+    counts, index = [], 0
+    for total in totals:
+        first, reached = index, 0
+        while reached < total:
+            reached, index = reached + own[index], index + 1
+        counts.append(index - first)
+    return counts
+
+
+_STAGE_0: Mapping[Wrapper, Callable[[Engine, Meter, Gradients], None]] = {
+    Wrapper.PLAIN: _plain,
+    Wrapper.FUSED: _fused,
+    Wrapper.UNFUSED: _unfused,
+    Wrapper.BF16: _bf16,
+}

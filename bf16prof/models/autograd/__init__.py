@@ -1,0 +1,1 @@
+"""A miniature of PyTorch's autograd, without torch: which storages a forward and backward pass keeps, and when it lets go of them."""

@@ -1,0 +1,340 @@
+"""PyTorch's operators as a `Tape` sees them: what each allocates, what it saves for backward, and what its backward allocates.
+
+Formulas of the derivatives are those of `tools/autograd/derivatives.yaml`; the dtypes under autocast those of CUDA
+(`aten/src/ATen/autocast_mode.h`). A backward function unpacks what was saved at its start and holds it to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
+
+FP32 = 4
+TOKEN_BYTES = 8
+EMBEDDING_WITHOUT_SORT = 3072
+EMBEDDING_ROWS_PER_THREAD = 10
+"""See `simulate/cuda_operators/scratch.py`."""
+
+
+def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
+    """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient (`validate_outputs`)."""
+    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), x.layout)
+
+
+def _same(_: Node, grads: list[Any]) -> Sequence[Any]:
+    return grads
+
+
+def autocast(tape: Tape, x: Tensor) -> Tensor:
+    """`cached_cast`: into autocast's dtype; a parameter's cast is kept until autocast is left."""
+    width = tape.precision.autocast
+    if not width or x.width <= width:
+        return x
+    if not isinstance(x, Parameter):
+        return cast(tape, x, width)
+    if x.key not in tape.casts:
+        tape.casts[x.key] = cast(tape, x, width)
+    return tape.casts[x.key]
+
+
+def to_fp32(tape: Tape, x: Tensor) -> Tensor:
+    """What autocast does to the inputs of operators on its fp32 list."""
+    return cast(tape, x, FP32) if tape.precision.autocast and tape.precision.has_fp32_islands else x
+
+
+def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """a + b, where b may be repeated over the batch."""
+    rows = b.numel
+
+    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+        return (grads[0], grads[0] if rows == grads[0].numel else tape.new(rows, grads[0].width, "sum"))
+
+    return tape.new(a.numel, max(a.width, b.width), "add", tape.node((a, b), run))
+
+
+def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
+    """a * b; without b, a times a number."""
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        out = [tape.new(grads[0].numel, grads[0].width, "mul", None, grads[0].layout) if edge else None for edge in node.edges]
+        del saved
+        return out
+
+    kept = (b if a.node else None, a if b is not None and b.node else None)
+    return tape.new(a.numel, a.width if b is None else max(a.width, b.width), "mul", tape.node((a, b), run, *kept))
+
+
+def negative(tape: Tape, x: Tensor) -> Tensor:
+    """-x."""
+    return tape.new(x.numel, x.width, "neg", tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "neg"),)))
+
+
+def concatenate(tape: Tape, *parts: Tensor) -> Tensor:
+    """`torch.cat`, whose backward gives views."""
+    sizes = [each.numel for each in parts]
+
+    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+        return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
+
+    return tape.new(sum(sizes), parts[0].width, "cat", tape.node(parts, run))
+
+
+def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Views of parts of x, whose gradients are put together again."""
+    total, width = x.numel, x.width
+    node = tape.node((x,), lambda _, grads: (tape.new(total, width, "cat"),))
+    whole = tape.detached(x)
+    return [Tensor(whole.storage, size, width, node, slot) for slot, size in enumerate(sizes)]
+
+
+def select(tape: Tape, x: Tensor, count: int) -> list[Tensor]:
+    """x[0], x[1], ...: each has a gradient as large as x, and these are added up."""
+    total, width = x.numel, x.width
+
+    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+        return (tape.new(total, width, "select_backward", None, STRIDED),)
+
+    return [Tensor(x.storage, total // count, width, tape.node((x,), run)) for _ in range(count)]
+
+
+def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
+    """`gelu` or `silu`."""
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        out = tape.new(grads[0].numel, grads[0].width, f"{name}_backward")
+        del saved
+        return (out,)
+
+    return tape.new(x.numel, x.width, name, tape.node((x,), run, x))
+
+
+def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`native_layer_norm` over rows as wide as the weight; the statistics of half-precision rows are kept in fp32."""
+    x, weight, bias = to_fp32(tape, x), to_fp32(tape, weight), to_fp32(tape, bias)
+    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", weight.numel, 2))
+    out = tape.new(x.numel, x.width, "native_layer_norm", node)
+    rows = x.numel // weight.numel
+    mean, deviation = tape.new(rows, x.width, "native_layer_norm"), tape.new(rows, x.width, "native_layer_norm")
+    tape.save(node, x, weight, bias, cast(tape, mean, FP32), cast(tape, deviation, FP32))
+    return out
+
+
+def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
+    """`_fused_rms_norm`."""
+    x, weight = to_fp32(tape, x), to_fp32(tape, weight)
+    node = tape.node((x, weight), _norm_backward(tape, "_fused_rms_norm_backward", weight.numel, 1))
+    out = tape.new(x.numel, x.width, "_fused_rms_norm", node)
+    tape.save(node, x, weight, tape.new(x.numel // weight.numel, FP32, "_fused_rms_norm"))
+    return out
+
+
+def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        size = saved[0].width
+        out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
+        del saved
+        return out
+
+    return run
+
+
+def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
+    """`_softmax` (or one of its kin), under autocast in fp32 (for bf16 by way of a copy)."""
+    wide = FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else x.width
+    source = x if tape.precision.is_fp16 else cast(tape, x, wide)
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        grad = tape.new(grads[0].numel, grads[0].width, "_softmax_backward_data")
+        tape.touch(grad.bytes, "_softmax_backward_data")
+        del saved
+        return (grad,)
+
+    out = tape.new(x.numel, wide, name, tape.node((source,), run))
+    tape.save(out.node, tape.detached(out))
+    return out
+
+
+def mean(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """The mean over one dimension, whose gradient is never asked for."""
+    return tape.new(numel, x.width, "mean")
+
+
+def contiguous(tape: Tape, x: Tensor) -> Tensor:
+    """`x.contiguous()`, or what `reshape` makes of it."""
+    return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone", tape.node((x,), _same))
+
+
+def strided(x: Tensor) -> Tensor:
+    """x itself, seen in another order of dimensions."""
+    x.layout = STRIDED
+    return x
+
+
+def reshaped(tape: Tape, x: Tensor) -> Tensor:
+    """A view in another shape and order, whose gradient is copied where it cannot be viewed in the old shape."""
+    out = strided(x.view())
+    out.node, out.slot = tape.node((x,), lambda _, grads: (_viewable(tape, grads[0]),)), 0
+    return out
+
+
+def swapped(tape: Tape, x: Tensor) -> Tensor:
+    """A matrix product's result with its dimensions swapped: the gradient comes swapped and is copied."""
+    out = strided(x.view())
+    out.node, out.slot = tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "clone"),)), 0
+    return out
+
+
+def _viewable(tape: Tape, x: Tensor) -> Tensor:
+    return tape.new(x.numel, x.width, "clone") if x.layout == STRIDED else x
+
+
+def _rows(tape: Tape, x: Tensor) -> Tensor:
+    return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
+
+
+def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, transposed: bool = False) -> Tensor:
+    """`bmm` of two batches of matrices, of which b may be transposed. b's gradient comes first."""
+    a, b = autocast(tape, a), autocast(tape, b)
+    sizes = (a.numel, b.numel)
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        of_b = tape.new(sizes[1], grads[0].width, "bmm", None, VIEWABLE if transposed else STRIDED)
+        of_a = tape.new(sizes[0], grads[0].width, "bmm", None, STRIDED)
+        del saved
+        return (of_a, of_b)
+
+    return tape.new(numel, a.width, "bmm", tape.node((a, b), run, a, b), STRIDED)
+
+
+def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool = False) -> Tensor:
+    """`F.linear` of x [..., inputs]: `addmm` with a bias, `mm` without or where x is copied; under ZeRO-3 DeepSpeed's own."""
+    if tape.zero3:
+        return _zero3_linear(tape, x, weight, bias, inputs, is_matrix=is_matrix)
+    bias = None if bias is None else autocast(tape, bias)
+    weight = autocast(tape, weight)
+    x = autocast(tape, x)
+    if bias is not None and x.layout != CONTIGUOUS:
+        return _add_bias(tape, _matrix_product(tape, contiguous(tape, x), weight, inputs), bias)
+    return _matrix_product(tape, x, weight, inputs, bias)
+
+
+def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None) -> Tensor:
+    of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        width = grads[0].width
+        if not of_bias:
+            second = tape.new(of_weight, width, "mm")
+            first = tape.new(of_x, width, "mm")
+            del saved
+            return (first, second)
+        first, second = tape.new(of_x, width, "mm"), tape.new(of_weight, width, "mm")
+        del saved
+        return (tape.new(of_bias, width, "sum"), first, second)
+
+    node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
+    return tape.new(of_x // inputs * (of_weight // inputs), x.width, "mm" if bias is None else "addmm", node)
+
+
+def _add_bias(tape: Tape, x: Tensor, bias: Tensor) -> Tensor:
+    rows = bias.numel
+    node = tape.node((x, bias), lambda _, grads: (grads[0], tape.new(rows, grads[0].width, "sum")))
+    return tape.new(x.numel, x.width, "add", node)
+
+
+def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool) -> Tensor:
+    """`LinearFunctionForZeroStage3`: saves its arguments as they came, and casts and copies them again in backward."""
+    half = tape.precision.autocast
+    of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
+    is_view = not isinstance(weight, Parameter)
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        width = half or grads[0].width
+        weight = cast(tape, tape.detached(saved[1]), width)
+        first = _product_with(tape, grads[0], width, of_x, "mm")
+        if is_view:
+            del weight  # autocast caches casts of parameters only
+        copied = _rows(tape, grads[0])
+        grad = cast(tape, copied, width)
+        rows = _rows(tape, tape.detached(saved[0]))
+        x = cast(tape, rows, width)
+        second = tape.new(of_weight, width, "mm")
+        del x, rows, grad, copied
+        third = tape.new(of_bias, FP32 if half else grads[0].width, "sum") if of_bias else None
+        del saved
+        return (first, second, third) if of_bias else (first, second)
+
+    fused = is_matrix and bias is not None
+    node = tape.node((x, weight) if bias is None else (x, weight, bias), run)
+    casts = [cast(tape, tape.detached(each), half) for each in ((bias, weight) if fused else (weight,)) if half and each is not None]
+    numel = of_x // inputs * (of_weight // inputs)
+    out = _product_with(tape, tape.detached(x), half or x.width, numel, "addmm" if fused else "mm", node=node)
+    del casts
+    tape.save(node, x, weight, bias)
+    return out
+
+
+def _product_with(tape: Tape, x: Tensor, width: int, numel: int, name: str, *, node: Node | None = None) -> Tensor:
+    """A matrix product with x, cast and copied for it if need be."""
+    narrow = cast(tape, tape.detached(x), width)
+    rows = _rows(tape, narrow)
+    out = tape.new(numel, width, name, node)
+    del rows, narrow
+    return out
+
+
+def embedding(tape: Tape, weight: Tensor, rows: int, width: int, indices: Tensor | None = None) -> Tensor:
+    """Rows of a table, by indices that are kept (`None`: the loop's own); its gradient is as large as the table."""
+    table = weight.numel
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        grad = tape.new(table, grads[0].width, "embedding_dense_backward")
+        tape.touch(_embedding_scratch(rows, table // width, width), "embedding_dense_backward")
+        del saved
+        return (grad,)
+
+    return tape.new(rows * width, weight.width, "embedding", tape.node((weight,), run, indices))
+
+
+def _embedding_scratch(rows: int, vocabulary: int, width: int) -> int:
+    """`embedding_dense_backward_cuda` and `embedding_backward_cuda_kernel` (cuda/Embedding.cu): sorted indices, partial sums in fp32."""
+    if rows <= EMBEDDING_WITHOUT_SORT:
+        return 0
+    segments = min(rows, vocabulary)
+    partial = rows // EMBEDDING_ROWS_PER_THREAD + segments
+    return (3 * rows + 2 * segments + partial) * TOKEN_BYTES + partial * width * FP32
+
+
+def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
+    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast."""
+    kept = cast(tape, logits, FP32) if tape.precision.autocast else logits
+    wide, numel = kept.width, kept.numel
+
+    def of_logits(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        grad = tape.new(numel, wide, "_log_softmax_backward_data")
+        del saved
+        return (grad,)
+
+    def of_loss(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        grad = tape.new(numel, wide, "nll_loss_backward")
+        del saved
+        return (grad,)
+
+    probabilities = tape.new(numel, wide, "_log_softmax", tape.node((kept,), of_logits))
+    tape.save(probabilities.node, tape.detached(probabilities))
+    node = tape.node((probabilities,), of_loss, tape.detached(probabilities))
+    loss = tape.new(1, wide, "nll_loss_forward", node)
+    tape.save(node, tape.new(1, wide, "nll_loss_forward"))
+    return loss

@@ -1,0 +1,370 @@
+"""A miniature of PyTorch's autograd that allocates nothing: what a model's forward and backward pass keep, and when they let go.
+
+A model family writes its forward pass with the operators of `operators.py`. Storages end when nobody holds them any more, exactly
+as in PyTorch, because Python's own reference counts decide it here as well; the graph is run backwards in PyTorch's order (`torch/csrc/
+autograd/engine.cpp`: the node that was recorded last goes first). What comes out is a list of events: storages that begin and end,
+gradients that are ready, modules that are entered and left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bf16prof.records import Component
+
+Label = tuple[Component, str]
+"""What a storage is for: its component and its name."""
+
+GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
+LAST = 1 << 60
+"""Gradients of parameters are entered as soon as they are there (`sequence_nr` of `AccumulateGrad`, accumulate_grad.h)."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast), whose kind may be `fp16`.
+
+    `has_fp32_islands`: CUDA's autocast runs norms and softmax in fp32, a CPU's does not.
+    """
+
+    parameter: int
+    autocast: int = 0
+    is_fp16: bool = False
+    has_fp32_islands: bool = True
+
+
+class Event(NamedTuple):
+    """What happens to a storage (`bytes` come or go) or at a module (`kind` and `subject`)."""
+
+    kind: str
+    subject: Any
+    bytes: int
+
+
+class Storage:
+    """Memory of one tensor; its end is an event."""
+
+    __slots__ = ("_events", "bytes", "label")
+
+    def __init__(self, events: list[Event], size: int, label: Label) -> None:
+        self._events, self.bytes, self.label = events, size, label
+        events.append(Event("memory", label, size))
+
+    def __del__(self) -> None:
+        if self.bytes:
+            self._events.append(Event("memory", self.label, -self.bytes))
+
+
+class Pin:
+    """A view of a gathered parameter (ZeRO-3): holds the parameter's memory even when DeepSpeed lets go of it."""
+
+    __slots__ = ("_events", "_number", "_parameter")
+    bytes = 0
+
+    def __init__(self, events: list[Event], number: int, parameter: Parameter) -> None:
+        self._events, self._number, self._parameter = events, number, parameter
+        events.append(Event("pin", (parameter.key, number), 0))
+
+    def __del__(self) -> None:
+        self._events.append(Event("unpin", (self._parameter.key, self._number), 0))
+
+
+STRIDED, VIEWABLE, CONTIGUOUS = range(3)
+"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order."""
+
+
+class Tensor:
+    """A tensor: its storage, elements, bytes per element, the node that made it, and how its elements lie in memory."""
+
+    __slots__ = ("__weakref__", "layout", "node", "numel", "slot", "storage", "width")
+
+    def __init__(self, storage: Any, numel: int, width: int, node: Node | None = None, slot: int = 0, *, layout: int = CONTIGUOUS) -> None:
+        self.storage, self.numel, self.width, self.node, self.slot, self.layout = storage, numel, width, node, slot, layout
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return self.numel * self.width
+
+    def view(self) -> Tensor:
+        """The same elements and history."""
+        return Tensor(self.storage, self.numel, self.width, self.node, self.slot, layout=self.layout)
+
+
+class Parameter(Tensor):
+    """A parameter of the model. `key` is (layer or -1, name); its memory is the engine's business."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, tape: Tape, key: tuple[int, str], numel: int, width: int) -> None:
+        super().__init__(None, numel, width)
+        self.key = key
+        self.node = Node(LAST, _accumulate(tape, key), (), (), (width,))
+
+
+Run = Callable[["Node", list[Any]], Sequence[Any]]
+
+
+class Node:
+    """A function of the graph: who gets its gradients, what it saved, and how it computes them."""
+
+    __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "widths")
+
+    def __init__(
+        self, sequence: int, run: Run, saved: tuple[Any, ...], edges: tuple[tuple[Node, int] | None, ...], widths: tuple[int, ...]
+    ) -> None:
+        self.sequence, self.run, self.saved, self.edges, self.widths = sequence, run, saved, edges, widths
+
+    def unpack(self) -> list[Any]:
+        """What was saved, recomputed where checkpointing dropped it."""
+        return [each.unpack() if isinstance(each, Held) else each for each in self.saved]
+
+
+def _accumulate(tape: Tape, key: tuple[int, str]) -> Run:
+    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+        grad: Tensor = grads[0]
+        tape.hand_over(grad, key)
+        return ()
+
+    return run
+
+
+class StopRecomputation(Exception):
+    """Everything that backward needs of a checkpointed layer has been recomputed (`torch.utils.checkpoint`, early stop)."""
+
+
+class Held:
+    """Stands for a saved tensor of a checkpointed layer (`_Holder`)."""
+
+    __slots__ = ("__weakref__", "frame", "value")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.value: Tensor | None = None
+
+    def unpack(self) -> Tensor:
+        """The tensor, which is handed out once."""
+        if not self.frame.is_recomputed:
+            self.frame.recompute()
+        value, self.value = self.value, None
+        assert value is not None, "unpacked twice"
+        return value
+
+
+class Frame:
+    """A checkpointed layer: its function and its input, and what its recomputation saved (`checkpoint.py`, _CheckpointFrame)."""
+
+    def __init__(self, tape: Tape, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        self._tape, self._function, self._inputs = tape, function, inputs
+        self._held: list[weakref.ref[Held]] = []
+        self._seen = 0
+        self.is_recomputed = False
+
+    def pack(self, _: Tensor) -> Held:
+        """Forward: drop the tensor."""
+        held = Held(self)
+        self._held.append(weakref.ref(held))
+        return held
+
+    def _repack(self, tensor: Tensor) -> None:
+        """Recomputation: give the tensor to whoever stands for it."""
+        held = self._held[self._seen]()
+        self._seen += 1
+        if held is not None:
+            held.value = self._tape.detached(tensor)
+        if self._seen == len(self._held):
+            raise StopRecomputation
+
+    def recompute(self) -> None:
+        """Run the layer again, up to the last tensor that was saved."""
+        self.is_recomputed = True
+        hooks, cache = self._tape.pack, self._tape.casts
+        self._tape.pack, self._tape.casts = self._repack, {}
+        with contextlib.suppress(StopRecomputation):
+            self._function(*self._inputs)
+        self._tape.pack, self._tape.casts = hooks, cache
+
+
+class Tape:
+    """Records a forward pass and runs it backwards."""
+
+    def __init__(self, precision: Precision, *, zero3: bool = False) -> None:
+        self.precision = precision
+        self.zero3 = zero3
+        """Whether modules have ZeRO-3's hooks, and linear layers are DeepSpeed's (`zero/linear.py`)."""
+        self.events: list[Event] = []
+        self.phase = "forward"
+        self.pack: Callable[[Tensor], Any] | None = None
+        self.casts: dict[tuple[int, str], Tensor] = {}
+        """Autocast's cache of weights."""
+        self.layer = -1
+        self._sequence = self._pins = 0
+        self._labels: dict[tuple[str, str], Label] = {}
+        self._parameters: dict[tuple[int, str], Parameter] = {}
+        self._waiting: dict[tuple[int, str], int] = {}
+
+    def new(self, numel: int, width: int, operator: str, node: Node | None = None, layout: int = CONTIGUOUS) -> Tensor:
+        """A new tensor that `operator` makes."""
+        return Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+
+    def touch(self, size: int, operator: str) -> None:
+        """Scratch memory of a kernel."""
+        if size:
+            label = (Component.WORKSPACE, f"scratch of {operator}")
+            self.events += (Event("memory", label, size), Event("memory", label, -size))
+
+    def parameter(self, name: str, numel: int) -> Parameter:
+        """A parameter of the layer that is running."""
+        key = (self.layer, name)
+        if key not in self._parameters:
+            self._parameters[key] = Parameter(self, key, numel, self.precision.parameter)
+        return self._parameters[key]
+
+    def detached(self, tensor: Tensor) -> Tensor:
+        """The same memory without history."""
+        storage = self._pin(tensor) if isinstance(tensor, Parameter) else tensor.storage
+        return Tensor(storage, tensor.numel, tensor.width, layout=tensor.layout)
+
+    def _pin(self, tensor: Tensor) -> Any:
+        if not isinstance(tensor, Parameter) or not self.zero3:
+            return tensor.storage
+        self._pins += 1
+        return Pin(self.events, self._pins, tensor)
+
+    def node(self, inputs: Sequence[Tensor | None], run: Run, *saved: Tensor | None) -> Node | None:
+        """The node of an operator, if any input needs a gradient. It saves its inputs before the operator runs."""
+        if all(each is None or each.node is None for each in inputs):
+            return None
+        self._sequence += 1
+        edges = tuple(None if each is None or each.node is None else (each.node, each.slot) for each in inputs)
+        node = Node(self._sequence, run, (), edges, tuple(each.width if each is not None else 0 for each in inputs))
+        self.save(node, *saved)
+        return node
+
+    def save(self, node: Node | None, *tensors: Tensor | None) -> None:
+        """Save more for the node's backward: what the operator computed."""
+        if node is not None and tensors:
+            pack = self.pack
+            node.saved += tensors if pack is None else tuple(pack(each) if each is not None else None for each in tensors)
+
+    def mark(self, kind: str, subject: Any = None) -> None:
+        """An event of the training loop or of a module."""
+        self.events.append(Event(kind, subject, 0))
+
+    def hand_over(self, grad: Tensor, key: tuple[int, str]) -> None:
+        """The gradient of a parameter is there, and belongs to the engine from now on."""
+        storage: Storage = grad.storage
+        self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", GRADIENT, storage.bytes))
+        self.events.append(Event("gradient", key, storage.bytes))
+        storage.bytes = 0
+
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`."""
+        frame = Frame(self, function, inputs)
+        outer, self.pack = self.pack, frame.pack
+        try:
+            return function(*inputs)
+        finally:
+            self.pack = outer
+
+    def cut(self, x: Tensor, number: int) -> Tensor:
+        """The border before a layer, seen again from the other side in backward."""
+        self.mark("cut", number)
+        return self._alias(x, lambda: self.mark("cut backward", number))
+
+    def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`)."""
+        if not self.zero3:
+            return forward(*inputs)
+        key = (self.layer, name)
+        self.mark("fetch", key)
+        self._waiting[key] = 0
+        entered = []
+        for each in inputs:
+            self._waiting[key] += each.node is not None
+            entered.append(self._alias(each, lambda: self._leave(key)))
+        out = forward(*entered)
+        self.mark("release", key)
+        return self._alias(out, lambda: self.mark("fetch backward", key))
+
+    def _leave(self, key: tuple[int, str]) -> None:
+        self._waiting[key] -= 1
+        if self._waiting[key] == 0:
+            self.mark("release backward", key)
+
+    def _alias(self, x: Tensor, when_backward: Callable[[], None]) -> Tensor:
+        out = x.view()
+        if x.node is None:
+            return out
+
+        def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+            when_backward()
+            return grads
+
+        out.node, out.slot = self.node((x,), run), 0
+        return out
+
+    def _label(self, operator: str) -> Label:
+        key = (operator, self.phase)
+        if key not in self._labels:
+            self._labels[key] = (Component.ACTIVATIONS, f"{operator} ({self.phase})")
+        return self._labels[key]
+
+    def backward(self, root: Tensor, grad: Tensor) -> None:
+        """Run the graph from `root` with its gradient."""
+        assert root.node is not None
+        start: Node = root.node
+        missing = _dependencies(start)
+        buffers: dict[Node, list[Any]] = {start: [grad]}
+        del grad
+        root.node = None
+        ready = [(-start.sequence, 0, start)]
+        pushed = 0
+        del start
+        while ready:
+            node = heapq.heappop(ready)[2]
+            grads = buffers.pop(node)
+            outputs = list(node.run(node, grads))
+            del grads
+            for index in range(len(outputs)):
+                if outputs[index] is not None and outputs[index].width != node.widths[index]:
+                    outputs[index] = self.new(outputs[index].numel, node.widths[index], "_to_copy")
+            node.saved = ()
+            for index, edge in enumerate(node.edges):
+                if edge is None:
+                    continue
+                following = edge[0]
+                self._receive(buffers.setdefault(following, []), edge[1], outputs, index)
+                missing[following] -= 1
+                if missing[following] == 0:
+                    pushed += 1
+                    heapq.heappush(ready, (-following.sequence, pushed, following))
+
+    def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
+        """`InputBuffer::add`: a second gradient is added to the first in a new tensor, then both are let go."""
+        buffer += [None] * (slot + 1 - len(buffer))
+        grad, outputs[index] = outputs[index], None
+        known = buffer[slot]
+        if grad is not None:
+            buffer[slot] = grad if known is None else self.new(grad.numel, grad.width, "add", None, known.layout)
+
+
+def _dependencies(start: Node) -> dict[Node, int]:
+    """How many gradients each node waits for (`Engine::compute_dependencies`)."""
+    missing: dict[Node, int] = {start: 0}
+    stack = [start]
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is None:
+                continue
+            if edge[0] in missing:
+                missing[edge[0]] += 1
+            else:
+                missing[edge[0]] = 1
+                stack.append(edge[0])
+    return missing

@@ -1,0 +1,93 @@
+"""Llama (see `modules/llama.py`)."""
+
+from __future__ import annotations
+
+import functools
+
+from bf16prof.models.autograd.attention import Heads, attention
+from bf16prof.models.autograd.operators import (
+    FP32,
+    activation,
+    add,
+    cast,
+    concatenate,
+    contiguous,
+    embedding,
+    linear,
+    mul,
+    negative,
+    reshaped,
+    rms_norm,
+    split,
+)
+from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.tapes import Run, run_layers
+
+
+def forward(tape: Tape, run: Run, layers: int) -> Tensor:
+    """Logits of every position."""
+    model, hidden = run.model, run.model.hidden_size
+    table = tape.parameter("embed_tokens.weight", model.vocab_size * hidden)
+    head = table if model.tie_embeddings else tape.parameter("lm_head.weight", model.vocab_size * hidden)
+    x = tape.module("embed_tokens", lambda: embedding(tape, table, run.tokens, hidden))
+    cos, sin = _rotary(tape, run, x.width)
+    out = _norm(tape, "norm", run_layers(tape, run, layers, _block, x, cos, sin), hidden)
+    return tape.module("lm_head", lambda x: linear(tape, x, head, None, hidden), out)
+
+
+def _rotary(tape: Tape, run: Run, width: int) -> tuple[Tensor, Tensor]:
+    """Tables of cosines and sines, computed in fp32."""
+    size = run.model.hidden_size // run.model.num_heads
+    frequencies = tape.new(size // 2, FP32, "pow")
+    outer = tape.new(run.sequence * size // 2, FP32, "mul")
+    angles = tape.new(run.sequence * size, FP32, "repeat")
+    del outer
+    cos = cast(tape, tape.new(angles.numel, FP32, "cos"), width)
+    sin = cast(tape, tape.new(angles.numel, FP32, "sin"), width)
+    del frequencies
+    return cos, sin
+
+
+def _norm(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
+    weight = tape.parameter(f"{name}.weight", hidden)
+    return tape.module(name, lambda x: rms_norm(tape, x, weight), x)
+
+
+def _linear(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
+    weight = tape.parameter(f"{name}.weight", inputs * outputs)
+    return tape.module(name, lambda x: linear(tape, x, weight, None, inputs), x)
+
+
+def _block(tape: Tape, run: Run, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    hidden = run.model.hidden_size
+    attend = functools.partial(_attention, tape, run)
+    x = add(tape, x, tape.module("self_attn", attend, _norm(tape, "input_layernorm", x, hidden), cos, sin))
+    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, run, x), _norm(tape, "post_attention_layernorm", x, hidden)))
+
+
+def _attention(tape: Tape, run: Run, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    hidden, heads = run.model.hidden_size, run.model.num_heads
+    groups, width = run.model.num_kv_heads or heads, hidden // heads
+    q, k, v = (
+        reshaped(tape, _linear(tape, f"self_attn.{name}_proj", x, hidden, width * n))
+        for name, n in (("q", heads), ("k", groups), ("v", groups))
+    )
+    shape = Heads(run.batch, heads, groups, run.sequence, width, run.capability)
+    attended = attention(tape, _rotate(tape, q, cos, sin), _rotate(tape, k, cos, sin), v, shape)
+    return _linear(tape, "self_attn.o_proj", contiguous(tape, attended), hidden, hidden)
+
+
+def _rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = split(tape, x, [x.numel // 2] * 2)
+    return add(tape, mul(tape, x, cos), mul(tape, concatenate(tape, negative(tape, second), first), sin))
+
+
+def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
+    hidden, wide = run.model.hidden_size, run.intermediate
+    return _linear(
+        tape, "mlp.down_proj", mul(tape, _gate(tape, x, hidden, wide), _linear(tape, "mlp.up_proj", x, hidden, wide)), wide, hidden
+    )
+
+
+def _gate(tape: Tape, x: Tensor, hidden: int, wide: int) -> Tensor:
+    return activation(tape, "silu", _linear(tape, "mlp.gate_proj", x, hidden, wide))

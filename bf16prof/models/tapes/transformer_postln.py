@@ -1,0 +1,98 @@
+"""The model of the published example (see `modules/transformer_postln.py`): `nn.MultiheadAttention` with averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bf16prof.models.autograd.operators import (
+    activation,
+    add,
+    contiguous,
+    embedding,
+    layer_norm,
+    linear,
+    mean,
+    mul,
+    product,
+    reshaped,
+    select,
+    softmax,
+    split,
+    strided,
+    swapped,
+)
+from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.tapes import Run, run_layers
+
+
+def forward(tape: Tape, run: Run, layers: int) -> Tensor:
+    """Logits of every position."""
+    model, hidden = run.model, run.model.hidden_size
+    positions = tape.new(run.sequence, 8, "arange")
+    table = tape.parameter("embedding.weight", model.vocab_size * hidden)
+    rows = tape.parameter("pos_embedding.weight", model.max_sequence_length * hidden)
+    x = add(
+        tape,
+        tape.module("embedding", lambda: embedding(tape, table, run.tokens, hidden)),
+        tape.module("pos_embedding", lambda: embedding(tape, rows, run.tokens, hidden, positions)),
+    )
+    return _linear(tape, "output_proj", run_layers(tape, run, layers, _block, x), hidden, model.vocab_size)
+
+
+def _norm(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
+    weight, bias = (tape.parameter(f"{name}.{part}", hidden) for part in ("weight", "bias"))
+    return tape.module(name, lambda x: layer_norm(tape, x, weight, bias), x)
+
+
+def _linear(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
+    weight, bias = tape.parameter(f"{name}.weight", inputs * outputs), tape.parameter(f"{name}.bias", outputs)
+    return tape.module(name, lambda x: linear(tape, x, weight, bias, inputs), x)
+
+
+def _block(tape: Tape, run: Run, x: Tensor) -> Tensor:
+    hidden = run.model.hidden_size
+    weights: list[Tensor] = []
+    attended = tape.module("attention", lambda q, k, v: _attention(tape, run, (q, k, v), weights), x, x, x)
+    x = _norm(tape, "norm1", add(tape, x, attended), hidden)
+    mixed = tape.module("ff", lambda x: _mlp(tape, run, x), x)
+    x = _norm(tape, "norm2", add(tape, x, mixed), hidden)
+    return x  # noqa: RET504 - as in the module, the names live to the end
+
+
+def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
+    hidden = run.model.hidden_size
+    x = _linear(tape, "ff.0", x, hidden, run.intermediate)
+    x = tape.module("ff.1", lambda x: activation(tape, "gelu", x), x)
+    return _linear(tape, "ff.2", x, run.intermediate, hidden)
+
+
+def _attention(tape: Tape, run: Run, inputs: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
+    """`F.multi_head_attention_forward` with need_weights, batch first (torch/nn/functional.py)."""
+    hidden, heads = run.model.hidden_size, run.model.num_heads
+    scores = run.batch * heads * run.sequence**2
+    q, k, v = _projected(tape, run, inputs)
+    scaled = mul(tape, q)
+    attn = product(tape, scaled, k, scores, transposed=True)
+    del scaled, k
+    attn = softmax(tape, attn)
+    mixed = product(tape, attn, v, q.numel)
+    del v
+    mixed = contiguous(tape, mixed)
+    weight, bias = tape.parameter("attention.out_proj.weight", hidden * hidden), tape.parameter("attention.out_proj.bias", hidden)
+    mixed = linear(tape, mixed, weight, bias, hidden, is_matrix=True)
+    attn = mean(tape, attn, scores // heads)
+    weights.append(attn)
+    return swapped(tape, mixed) if run.batch > 1 else mixed
+
+
+def _projected(tape: Tape, run: Run, given: Sequence[Tensor]) -> list[Tensor]:
+    """`_in_projection_packed`: one product for the three, or three when ZeRO-3's hooks made them different tensors."""
+    hidden = run.model.hidden_size
+    weight, bias = tape.parameter("attention.in_proj_weight", 3 * hidden * hidden), tape.parameter("attention.in_proj_bias", 3 * hidden)
+    inputs = [strided(each.view()) if run.batch > 1 else each for each in given]
+    if not tape.zero3:
+        projected = contiguous(tape, reshaped(tape, linear(tape, inputs[0], weight, bias, hidden)))
+        return [reshaped(tape, each) for each in select(tape, projected, 3)]
+    weights = split(tape, weight, [hidden * hidden] * 3)
+    biases = split(tape, bias, [hidden] * 3)
+    return [reshaped(tape, linear(tape, x, w, b, hidden)) for x, w, b in zip(inputs, weights, biases, strict=True)]

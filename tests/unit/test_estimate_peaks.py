@@ -1,0 +1,107 @@
+"""The peaks of the closed form: the published example's numbers, and what must hold for every job."""
+
+from __future__ import annotations
+
+import pytest
+
+from bf16prof.cases import Job, Selection, expand
+from bf16prof.engine.constraints import admit
+from bf16prof.estimate.predict import predict
+from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import load_profile, parse_set
+from bf16prof.records import Device, MemoryRecord, Offload, Phase, peak_phase
+
+GIB = 2**30
+SMALL = (
+    "model.hidden_size=64",
+    "model.vocab_size=1000",
+    "model.num_layers=5",
+    "model.num_heads=4",
+    "workload.sequence_length=32",
+    "optimizer.torch_adam=false",
+)
+ZERO = "deepspeed.zero_optimization"
+
+
+def job(recipe: str, stage: int, world: int, *sets: str, profile: str = "cpu-demo", offload: Offload | None = None) -> Job:
+    chosen = load_profile(profile, [parse_set(each) for each in sets]).profile
+    return admit(expand(Selection(chosen, [stage], [world], [recipe], Device.GPU, find_gpu("h100-80gb"), offload)))[0][0]
+
+
+def small(stage: int, *sets: str, recipe: str = "bf16-fp32-master", world: int = 4) -> MemoryRecord:
+    return predict(job(recipe, stage, world, *SMALL, "optimizer.fused=false", *sets))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "allocated", "peak", "phase"),
+    [("bf16-fp32-master", 25.74, 31.38, Phase.STEP), ("bf16-full-autocast", 16.17, 18.84, Phase.BACKWARD)],
+)
+def test_the_published_example(recipe: str, allocated: float, peak: float, phase: Phase) -> None:
+    record = predict(job(recipe, 3, 4, "model.vocab_size=50000", profile="deepspeed-bf16-example"))
+
+    assert (record.allocated_bytes or 0) / GIB == pytest.approx(allocated, rel=0.01)
+    assert (record.peak_allocated_bytes or 0) / GIB == pytest.approx(peak, rel=0.01)
+    assert record.peak_phase is phase
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("family", ["transformer-postln", "gpt2", "llama"])
+@pytest.mark.parametrize("recipe", ["fp32", "bf16-fp32-master", "autocast-fp32"])
+def test_what_holds_for_every_job(stage: int, family: str, recipe: str) -> None:
+    record = small(stage, f"model.family={family}", recipe=recipe)
+
+    assert list(record.phases) == list(Phase)
+    assert all((memory.peak_bytes or 0) >= (memory.end_bytes or 0) > 0 for memory in record.phases.values())
+    assert record.phases[Phase.STEP].end_bytes == record.allocated_bytes
+    assert record.peak_phase is peak_phase(record.phases)
+    assert sum(item.bytes for item in record.peak_items) == record.peak_allocated_bytes
+    assert all(item.bytes > 0 for item in record.peak_items)
+    assert all(item.source for item in record.peak_items)
+    assert (record.run_peak_allocated_bytes or 0) >= (record.peak_allocated_bytes or 0)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_checkpointing_never_raises_the_peak_of_forward(stage: int) -> None:
+    without, with_ = (small(stage, f"workload.activation_checkpointing={flag}") for flag in ("false", "true"))
+
+    assert (with_.phases[Phase.FORWARD].peak_bytes or 0) < (without.phases[Phase.FORWARD].peak_bytes or 0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 9])
+def test_layers_beyond_the_third_add_the_same(layers: int) -> None:
+    one, two, three = (
+        small(0, f"model.num_layers={n}", "workload.activation_checkpointing=false").phases[Phase.FORWARD].peak_bytes or 0
+        for n in (layers, layers + 1, layers + 2)
+    )
+
+    assert three - two == pytest.approx(two - one, abs=8 * 512)
+
+
+def test_fewer_live_parameters_lower_the_peak_of_zero3() -> None:
+    tight = (f"{ZERO}.stage3_max_live_parameters=1", f"{ZERO}.stage3_prefetch_bucket_size=0", f"{ZERO}.stage3_max_reuse_distance=0")
+
+    assert (small(3, *tight).peak_allocated_bytes or 0) < (small(3).peak_allocated_bytes or 0)
+
+
+def test_one_rank_gathers_nothing() -> None:
+    assert not [item for item in small(3, world=1).peak_items if item.name in {"gathered parameters", "all-gather buckets"}]
+
+
+def test_accumulating_keeps_gradients_between_micro_steps() -> None:
+    once, often = (small(0, f"workload.gradient_accumulation_steps={steps}") for steps in (1, 4))
+
+    assert (often.phases[Phase.FORWARD].peak_bytes or 0) - (once.phases[Phase.FORWARD].peak_bytes or 0) >= 2 * once.parameters
+
+
+def test_overlapping_communication_takes_a_second_bucket() -> None:
+    single, double = (small(2, f"{ZERO}.reduce_bucket_size=1000000", f"{ZERO}.overlap_comm={flag}") for flag in ("false", "true"))
+
+    assert (double.phases[Phase.BACKWARD].peak_bytes or 0) - (single.phases[Phase.BACKWARD].peak_bytes or 0) == pytest.approx(2e6, abs=512)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloading_lowers_the_peak_of_the_step(stage: int) -> None:
+    kept = predict(job("bf16-full", stage, 2, *SMALL))
+    offloaded = predict(job("bf16-full", stage, 2, *SMALL, offload=Offload.OPTIMIZER))
+
+    assert (offloaded.phases[Phase.STEP].peak_bytes or 0) < (kept.phases[Phase.STEP].peak_bytes or 0)
