@@ -306,10 +306,11 @@ class Gathers:
         flat = 0 if in_place else sum(own) * world * width
         cast = [each * self._settings.gradient for each in own] if width != self._settings.gradient else []
         self._meter.take(SCATTERED, bucket.cast, flat, *cast)
+        self._meter.give(SCATTERED, bucket.cast, *([flat] if cast else []))
         if self._settings.offloads:
             largest = max(own)
             self._meter.touch(NORM, largest * self._settings.gradient, largest * FP64_BYTES * self._is_boundary)
-        self._meter.give(SCATTERED, bucket.cast, flat, *cast)
+        self._meter.give(SCATTERED, *(cast or [flat]))
         self._meter.give(GRADIENT, bucket.large)
         self._buckets[width] = Reducing()
 

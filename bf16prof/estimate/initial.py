@@ -149,10 +149,20 @@ def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
     """`_create_gradient_handling_hooks` gathers every parameter for a moment; persistent ones stay."""
     kept = set(persistent(engine.numels, engine.zero))
     world = engine.world_size
-    whole = [(n, size * world * -(-n // world)) for n in engine.numels]
-    meter.take(PERSISTENT, *(bytes_ for n, bytes_ in whole if n in kept))
     copies = 2 if world == 1 and engine.zero.offload_param.device != "none" else 1
-    meter.touch(GATHERED, *[max((bytes_ for n, bytes_ in whole if n not in kept), default=0)] * copies)
+    before: list[int] = []
+    stays: list[int] = []
+    highest = held = largest = 0
+    for n in engine.numels:
+        whole = size * world * -(-n // world)
+        if n in kept:
+            stays.append(whole)
+            held += whole
+        elif held + whole > highest:
+            highest, largest, before = held + whole, whole, list(stays)
+    meter.take(PERSISTENT, *before)
+    meter.touch(GATHERED, *[largest] * copies)
+    meter.take(PERSISTENT, *stays[len(before) :])
 
 
 _WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {
