@@ -10,9 +10,9 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.request import resolve_profile
-from bf16prof.models.shapes import inventory
+from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.load import load_profile, preset_names
-from bf16prof.profiles.models import ModelSettings
+from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
 from bf16prof.records import Component, as_json, document
 from bf16prof.reports.units import UNKNOWN
@@ -49,8 +49,7 @@ def show_profile(
 ) -> None:
     """One profile: what it sets, or with --resolved every value and where it comes from."""
     found = resolve_profile(context, name)
-    is_known = isinstance(found.profile.model, ModelSettings)
-    parameters = sum(s.numel for s in inventory(found.profile.model)) if is_known else None
+    parameters = _parameter_count(found.profile.model)
     values = _flatten(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
     if json_:
         return _json(profile=values, origins=found.origins, parameters=parameters)
@@ -89,6 +88,14 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], jso
         ["source", recipe.source],
     ]
     return _table(["", ""], about)
+
+
+def _parameter_count(model: Model) -> int | None:
+    """Elements of the model's parameters; `None` if only building it tells."""
+    try:
+        return sum(spec.numel for spec in inventory(model))
+    except NoInventory:
+        return None
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, zero_settings
-from bf16prof.profiles.models import ModelSettings
+from bf16prof.models.shapes import NoInventory, inventory
+from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings
 
@@ -37,8 +38,8 @@ ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"
 
 def closed_form_gap(job: Job) -> str | None:
     """Why this job has no closed form; `None` if it has one."""
-    if not isinstance(job.profile.model, ModelSettings):
-        return "only the code that builds this model knows its parameters"
+    if gap := _model_gap(job.profile.model):
+        return gap
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
@@ -49,6 +50,17 @@ def closed_form_gap(job: Job) -> str | None:
     if job.case.zero_stage == 3 and zero_settings(config).zero_hpz_partition_size > 1:
         unknown.append("zero_optimization.zero_hpz_partition_size")
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
+
+
+def _model_gap(model: Model) -> str | None:
+    """Why it is not known what this model holds, or what the training loop keeps of what it returns."""
+    if model.inputs:
+        return "what a model with [model.inputs] returns is not known"
+    try:
+        inventory(model)
+    except NoInventory as error:
+        return error.message
+    return None
 
 
 def _with_tensors(more: Mapping[str, Any], table: str = "") -> list[str]:

@@ -1,9 +1,13 @@
-"""What a training loop keeps alive between steps: its local variables of the last micro-batch (see `engine/training.py`)."""
+"""What is alive between steps beside DeepSpeed's own: the model's buffers, and a training loop's local variables of the last micro-batch
+(see `engine/training.py`).
+"""
 
 from __future__ import annotations
 
 from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.estimate.allocation import Allocation, allocation
+from bf16prof.models.shapes import NoInventory
+from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Component
 
@@ -14,11 +18,31 @@ TOKEN_BYTES = 8
 def kept_by_the_loop(profile: Profile, facts: EngineFacts) -> list[Allocation]:
     """Logits [micro_batch, sequence, vocabulary], the loss, token ids and labels, in the dtypes that the recipe gives them.
 
-    The loss of bf16 logits is bf16; under autocast `cross_entropy` runs and returns fp32, on CUDA and on CPU.
+    The loss of bf16 logits is bf16; under autocast `cross_entropy` runs and returns fp32, on CUDA and on CPU. transformers' models return
+    the logits as their head gives them, and a loss in fp32 (5.23.0, `loss/loss_utils.py`, ForCausalLMLoss).
     """
     tokens = profile.workload.micro_batch_size * profile.workload.sequence_length
     logits = dtype_bytes(facts.output_dtype) * tokens * profile.model.vocab_size
-    loss = dtype_bytes(facts.parameter_dtype if facts.autocast_dtype == "none" else "fp32")
+    in_fp32 = facts.autocast_dtype != "none" or isinstance(profile.model, HuggingFaceSettings)
+    loss = dtype_bytes("fp32" if in_fp32 else facts.parameter_dtype)
     sizes = {"logits": logits, "loss": loss, "input ids": TOKEN_BYTES * tokens, "labels": TOKEN_BYTES * tokens}
     source = "local variables of the training loop"
     return [allocation(Component.ACTIVATIONS, f"{name} kept by the training loop", size, source) for name, size in sizes.items()]
+
+
+def model_buffers(model: Model) -> list[Allocation]:
+    """The buffers of a model of transformers', where its skeleton is known; our families have none."""
+    from bf16prof.models.shapes.huggingface import skeleton
+
+    if not isinstance(model, HuggingFaceSettings):
+        return []
+    try:
+        buffers = skeleton(model.hf_config).buffers
+    except NoInventory:  # its parameters are those of a safetensors file
+        return []
+    held, other = [b.bytes for b in buffers if b.is_registered], [b.bytes for b in buffers if not b.is_registered]
+    source = "the model's own tensors, which DeepSpeed does not cast"
+    return [
+        allocation(Component.PARAMETERS, "model buffers", held, source),
+        allocation(Component.OTHER, "tensors that modules keep as plain attributes", other, source),
+    ]

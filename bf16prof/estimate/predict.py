@@ -8,7 +8,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
-from bf16prof.estimate.kept import kept_by_the_loop
+from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import inventory
@@ -22,7 +22,7 @@ def predict(job: Job) -> MemoryRecord:
     """
     config = deepspeed_config(job)
     engine = Engine(config, inventory(job.profile.model), job.case.world_size, job.device)
-    tensors = model_states(engine) + kept_by_the_loop(job.profile, engine_facts(config))
+    tensors = [*model_states(engine), *model_buffers(job.profile.model), *kept_by_the_loop(job.profile, engine_facts(config))]
     host = [] if job.device is Device.CPU else [a for a in tensors if a.on_host]
     items = _items(job, [a for a in tensors if a not in host])
     components = by_component(items)

@@ -83,6 +83,10 @@ class InputSettings(Settings):
 Inputs = dict[Annotated[str, Field(pattern=r"^[^\W\d]\w*$")], InputSettings]
 
 
+Shape = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**40)], ...], Field(strict=False)]
+"""The extents of a tensor."""
+
+
 class HuggingFaceSettings(Settings):
     """A model of the transformers library with random weights, built from its configuration without network or remote code.
 
@@ -93,6 +97,10 @@ class HuggingFaceSettings(Settings):
     hf_config: Annotated[dict[str, Any], AfterValidator(_hf_config)]
     """Hugging Face's `config.json`: in a file the path (from the file's folder; from the working directory when given by a flag), once
     loaded its content."""
+    safetensors: Annotated[dict[str, Shape], Field(min_length=1)] | None = None
+    """The parameters of a checkpoint, for models that have no closed form otherwise: in a file the path of a `model.safetensors` or of a
+    `model.safetensors.index.json` beside its parts, once loaded names and shapes. A closed form then counts them in the file's order, which
+    is the alphabet's: totals and ZeRO-3's partitions are exact; where a sub-group or a rank's share of a flat buffer ends may differ."""
     attn_implementation: str | None = None
     """`sdpa`, `eager`, ...; when absent transformers' own choice, which is sdpa wherever the architecture has it."""
     inputs: Inputs = Field(default_factory=dict)

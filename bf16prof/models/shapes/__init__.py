@@ -10,19 +10,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bf16prof.errors import InputError
-from bf16prof.profiles.models import Model, ModelSettings
+from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 
 CAST_BY_AUTOCAST = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
 """Classes whose own parameters DeepSpeed communicates in autocast's dtype (`runtime/torch_autocast.py`, LOWER_PRECISION_SAFE_MODULES)."""
 
 
+class NoInventory(InputError):
+    """Only building the model tells what it holds; the message says why."""
+
+
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One parameter: its name, its shape, and the class of the module that holds it."""
+    """One parameter: its name, its shape, the class of the module that holds it, and that of another one that shares it."""
 
     name: str
     shape: tuple[int, ...]
     layer: str
+    tied: str = ""
 
     @cached_property
     def numel(self) -> int:
@@ -32,22 +37,37 @@ class ParameterSpec:
     @property
     def cast_by_autocast(self) -> bool:
         """Whether DeepSpeed communicates its gradient in autocast's dtype."""
-        return self.layer in CAST_BY_AUTOCAST
+        return not CAST_BY_AUTOCAST.isdisjoint((self.layer, self.tied))
 
 
 def families() -> list[str]:
     """The model families that this package knows."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
 def inventory(model: Model) -> list[ParameterSpec]:
-    """The parameters of a model, each shared one once.
+    """The parameters of a model, each shared one once; those of a safetensors file where the model names one.
 
-    Raises `InputError` when the model is not of a family, the family is unknown or its sizes do not fit together.
+    Raises `NoInventory` when only building the model tells, `InputError` when a family is unknown or its sizes do not fit together.
     """
-    if not isinstance(model, ModelSettings):
-        raise InputError("model: only the code that builds this model knows its parameters", hint="a model of a family has a list of them")
-    return _inventory(model)
+    if isinstance(model, ModelSettings):
+        return _inventory(model)
+    if isinstance(model, HuggingFaceSettings):
+        return _of_hugging_face(model)
+    raise NoInventory("only the code that builds this model knows its parameters")
+
+
+def _of_hugging_face(model: HuggingFaceSettings) -> list[ParameterSpec]:
+    """Of a safetensors file as it lists them, else of the model that transformers builds.
+
+    In a file the classes of modules are not known: for autocast, tensors of two dimensions and more count as those of `nn.Linear`, all others
+    as not cast, so both kinds of reduce bucket are there, as in every model with linear layers and norms.
+    """
+    from bf16prof.models.shapes.huggingface import skeleton
+
+    if model.safetensors is None:
+        return list(skeleton(model.hf_config).parameters)
+    return [ParameterSpec(name, shape, "Linear" if len(shape) > 1 else "") for name, shape in model.safetensors.items()]
 
 
 @functools.cache
