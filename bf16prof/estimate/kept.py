@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.estimate.allocation import Allocation, allocation
+from bf16prof.estimate.layout import ceil_div
 from bf16prof.models.shapes import NoInventory
-from bf16prof.profiles.models import HuggingFaceSettings, Model
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Component
+from bf16prof.records import Component, Device
 
 TOKEN_BYTES = 8
 """Token ids are int64."""
@@ -30,17 +33,23 @@ def kept_by_the_loop(profile: Profile, facts: EngineFacts) -> list[Allocation]:
     return [allocation(Component.ACTIVATIONS, f"{name} kept by the training loop", size, source) for name, size in sizes.items()]
 
 
-def model_buffers(model: Model) -> list[Allocation]:
-    """The buffers of a model of transformers', where its skeleton is known; our families have none."""
+def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
+    """The buffers of a model of transformers', where its skeleton is known; our families have none.
+
+    What no module has registered is what attribution leaves unexplained, on a GPU in whole blocks.
+    """
     from bf16prof.models.shapes.huggingface import skeleton
 
-    if not isinstance(model, HuggingFaceSettings):
+    if not isinstance(job.profile.model, HuggingFaceSettings):
         return []
     try:
-        buffers = skeleton(model.hf_config).buffers
+        buffers = skeleton(job.profile.model.hf_config).buffers
     except NoInventory:  # its parameters are those of a safetensors file
         return []
-    held, other = [b.bytes for b in buffers if b.is_registered], [b.bytes for b in buffers if not b.is_registered]
+    of_a_value = facts.parameter_dtype if job.profile.workload.zero_init and job.case.zero_stage == 3 else "fp32"
+    block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
+    held = [dtype_bytes(of_a_value if b.is_value else "fp32") * b.numel for b in buffers if b.is_registered]
+    other = [block * ceil_div(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]
     source = "the model's own tensors, which DeepSpeed does not cast"
     return [
         allocation(Component.PARAMETERS, "model buffers", held, source),

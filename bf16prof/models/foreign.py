@@ -6,6 +6,7 @@ Both are code of others, which raises what it likes: whatever goes wrong while i
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import inspect
 import sys
@@ -86,7 +87,7 @@ def _config(content: Mapping[str, Any]) -> Any:
     if content["model_type"] not in transformers.CONFIG_MAPPING:
         version = transformers.__version__
         raise InputError(f"transformers {version} does not know the model_type {content['model_type'][:60]!r}", hint=f"{INSTALL} --upgrade")
-    rest = {key: value for key, value in content.items() if key not in NOT_OF_THE_ARCHITECTURE}
+    rest = copy.deepcopy({key: value for key, value in content.items() if key not in NOT_OF_THE_ARCHITECTURE})  # it fills in tables
     config = transformers.AutoConfig.for_model(content["model_type"], **rest)
     for part in (config, config.get_text_config()):  # a cache of keys and values is for generating
         part.use_cache = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ from bf16prof.errors import InputError
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
 from bf16prof.profiles.plain import read_json_object
+from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.profiles.schema import Profile
 
 
@@ -55,11 +56,11 @@ def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
     except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
         raise InputError(f"{source.origin}: not valid TOML: {error}") from error
     table.setdefault("name", source.label)
-    origins = dict.fromkeys(map(documented, leaves(table)), source.origin) | _read_hf_config(table, source.folder)
+    origins = dict.fromkeys(map(documented, leaves(table)), source.origin) | _read_files(table, source.folder)
     for override in overrides:
         replaced = _lay(table, override)
         origins = {key: o for key, o in origins.items() if not key.startswith(f"{replaced}.")}
-        origins |= dict.fromkeys(map(documented, leaves(_nest(override))), override.origin) | _read_hf_config(table, Path())
+        origins |= dict.fromkeys(map(documented, leaves(_nest(override))), override.origin) | _read_files(table, Path())
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:
@@ -117,14 +118,20 @@ def _read(name: str) -> _Source:
         raise InputError(f"cannot read {path}: not UTF-8 text") from error
 
 
-def _read_hf_config(table: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Put the content of the file that `model.hf_config` names in its place; its keys, and that they came from this file."""
+FILES: dict[str, Callable[[Path], dict[str, Any]]] = {"hf_config": read_json_object, "safetensors": read_shapes}
+"""Keys of a model that name a file, whose content takes the place of its path."""
+
+
+def _read_files(table: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Put the contents of the files that the model names in their place; their keys, and which file they came from."""
     model = table.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("hf_config"), str):
-        return {}
-    path = folder / model["hf_config"]
-    model["hf_config"] = read_json_object(path)
-    return dict.fromkeys(["model.hf_config", *leaves(model["hf_config"], "model.hf_config.")], str(path))
+    origins: dict[str, str] = {}
+    for key, content in FILES.items():
+        if isinstance(model, dict) and isinstance(model.get(key), str):
+            path = folder / model[key]
+            model[key] = content(path)
+            origins |= dict.fromkeys([f"model.{key}", *leaves(model[key], f"model.{key}.")], str(path))
+    return origins
 
 
 def _nest(override: Override) -> dict[str, Any]:
@@ -137,7 +144,8 @@ def _nest(override: Override) -> dict[str, Any]:
 def _lay(table: dict[str, Any], override: Override) -> str:
     """Put the override's value into the nested table; the key whose whole content it has replaced.
 
-    DeepSpeed's long and short names of a key replace each other, and a key that names another kind of model makes a new `[model]` table.
+    DeepSpeed's long and short names of a key replace each other, a key that names another kind of model makes a new `[model]` table, and
+    another Hugging Face configuration is not the one that a list of parameters belongs to.
     """
     *path, last = override.key.split(".")
     if path == ["model"] and last in KINDS and isinstance(table.get("model"), dict) and last not in table["model"]:
@@ -149,5 +157,7 @@ def _lay(table: dict[str, Any], override: Override) -> str:
             raise InputError(f"{override.origin} {override.key}: {part} is not a table")
     for alias in {f"stage3_{last}", last.removeprefix("stage3_")} - {last}:
         table.pop(alias, None)
+    if override.key == "model.hf_config":
+        table.pop("safetensors", None)
     table[last] = override.value
     return override.key

@@ -25,19 +25,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             content = stream.read(LARGEST_BYTES + 1)
-        if len(content) > LARGEST_BYTES:
-            raise InputError(f"cannot read {path}: larger than {LARGEST_BYTES >> 20} MiB")
-        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # a path that cannot be one
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if len(content) > LARGEST_BYTES:
+        raise InputError(f"cannot read {path}: larger than {LARGEST_BYTES >> 20} MiB")
+    return parse_json_object(content, str(path))
+
+
+def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
+    """The object in a file's content. Raises `InputError` naming the origin and what is wrong with it."""
+    try:
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: not UTF-8 text") from error
+        raise InputError(f"cannot read {origin}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{origin}: not valid JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(found).__name__}")
+        raise InputError(f"{origin}: expected a JSON object, got {type(found).__name__}")
     if wrong := problem(found):
-        raise InputError(f"{path}: {wrong}")
+        raise InputError(f"{origin}: {wrong}")
     return found
 
 

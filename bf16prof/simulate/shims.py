@@ -38,6 +38,8 @@ NO_BUILDER = "ShareMemCommBuilder"
 """Where DeepSpeed's compiled operators are asked for, who must have taken some from there, and the one that is not stubbed: without it
 DeepSpeed's collectives are PyTorch's."""
 
+PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
+
 COMPARING_MODULES = tuple(
     f"deepspeed.runtime.zero.{name}"
     for name in ("utils", "partition_parameters", "partitioned_param_coordinator", "parameter_offload", "stage3")
@@ -68,6 +70,7 @@ def shims(tracker: Tracker) -> Iterator[None]:
             replace(owner, "set_rng_state", lambda state: None)
         # A fake tensor made from values remembers them as a real tensor on the host, wherever it was asked for.
         replace(torch, "tensor", _tensor)
+        replace(_module(PARTITIONING), "_orig_torch_tensor", _tensor)  # what `zero.Init` calls, and leaves behind
         # Streams of the simulated GPU are not PyTorch's.
         replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
@@ -128,6 +131,8 @@ def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
                 parameter.grad.data = fn(parameter.grad.data)
     for name, buffer in self._buffers.items():
         if buffer is not None:
+            if isinstance(buffer, FakeTensor):
+                buffer.constant = None  # one that remembers its value is copied as a real tensor of the host, wherever it should go
             self._buffers[name] = fn(buffer)
     return self
 
@@ -147,7 +152,7 @@ def _tensor(data: Any, *, device: Any = None, **kwargs: Any) -> torch.Tensor:
 def _set_data(self: FakeTensor, value: torch.Tensor) -> None:
     _DATA.__set__(self, value)
     if isinstance(value, FakeTensor):
-        self.fake_device = value.fake_device
+        self.fake_device, self.constant = value.fake_device, None
 
 
 _serials = itertools.count()

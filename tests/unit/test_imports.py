@@ -99,6 +99,14 @@ def test_a_deepspeed_json_is_read_without_torch(tmp_path: Path) -> None:
     assert not loaded & (TRAINING | DRAWING)
 
 
+def test_a_hugging_face_configuration_has_its_closed_form_without_torch_and_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-6}')
+
+    loaded = after(running("estimate", "--hf-config", str(tmp_path / "config.json"), "--json"))
+
+    assert not loaded & (TRAINING | DRAWING | {"safetensors"})
+
+
 @pytest.mark.parametrize("table", ["hf_config = { model_type = 'llama' }", "factory = 'this:that'"])
 def test_a_profile_of_another_model_is_shown_without_torch_and_without_its_code(table: str, tmp_path: Path) -> None:
     path = tmp_path / "p.toml"

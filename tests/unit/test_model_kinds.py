@@ -266,11 +266,20 @@ def test_learned_positions_limit_the_sequence(config: dict[str, Any], limit: int
             check_profile(settings)
 
 
-@pytest.mark.parametrize("model", [HuggingFaceSettings(hf_config=LLAMA), FactorySettings(factory="a:b")])
-def test_foreign_models_have_no_closed_form(model: Any) -> None:
+@pytest.mark.parametrize("model", [HuggingFaceSettings(hf_config={**LLAMA, "model_type": "bert"}), FactorySettings(factory="a:b")])
+def test_models_that_only_their_code_knows_have_no_closed_form(model: Any) -> None:
     settings = profile("cpu-demo").model_copy(update={"model": model, "name": "x"})
 
     assert "parameters" in (closed_form_gap(expand(Selection(settings, [1], [2], ["bf16-full"], Device.CPU))[0]) or "")
+
+
+def test_described_inputs_leave_open_what_a_model_returns() -> None:
+    inputs = {"input_ids": {"dtype": "int64", "shape": ["micro_batch", "sequence"]}}
+    settings = profile("cpu-demo", model__hf_config={"model_type": "gpt2", "vocab_size": 5}, model__inputs=inputs)
+
+    gap = closed_form_gap(expand(Selection(settings, [1], [2], ["bf16-full"], Device.CPU))[0])
+
+    assert gap == "what a model with [model.inputs] returns is not known"
 
 
 def test_a_profile_of_a_family_reads_as_before(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def inventory(model: Model) -> list[ParameterSpec]:
 def _of_hugging_face(model: HuggingFaceSettings) -> list[ParameterSpec]:
     """Of a safetensors file as it lists them, else of the model that transformers builds.
 
-    In a file the classes of modules are not known: for autocast, tensors of two dimensions and more count as those of `nn.Linear`, all others
-    as not cast, so both kinds of reduce bucket are there, as in every model with linear layers and norms.
+    A file does not say which class holds a tensor: for autocast, one of two dimensions or more counts as that of an `nn.Linear`, any other
+    as not cast, so that both kinds of reduce bucket are there, as in every model with linear layers and norms.
     """
     from bf16prof.models.shapes.huggingface import skeleton
 

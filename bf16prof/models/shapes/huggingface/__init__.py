@@ -25,25 +25,20 @@ NOT_MODELLED = (
 )  # fmt: skip
 """Keys that, when set, change what a model holds or what it returns, and the training loop keeps."""
 
-FP32_BYTES = 4
-
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """A tensor that is no parameter and that the model holds on its device: always fp32, which DeepSpeed 0.19.8 leaves as it is
+    """A tensor of fp32 that is no parameter and that the model holds on its device. DeepSpeed 0.19.8 leaves its dtype as it is
     (`runtime/engine.py`, _configure_distributed_model: only parameters are cast).
 
-    `is_registered`: whether `nn.Module.buffers()` knows it; a plain attribute belongs to nobody.
+    * `is_registered`: whether `nn.Module.buffers()` knows it; a plain attribute belongs to nobody.
+    * `is_value`: whether it is made of a number by `torch.tensor`, to which `zero.Init` gives the parameters' dtype.
     """
 
     name: str
     numel: int
     is_registered: bool = True
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of its storage."""
-        return FP32_BYTES * self.numel
+    is_value: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,11 @@ def model_types() -> Mapping[str, Family]:
 
 def skeleton(hf_config: Mapping[str, Any]) -> Skeleton:
     """The skeleton of the model that transformers builds from this configuration. Raises `NoInventory` saying why there is none."""
-    return _skeleton(json.dumps(hf_config))
+    try:
+        content = json.dumps(hf_config)
+    except ValueError as error:  # Python prints no integer of more than 4,300 digits
+        raise NoInventory("model.hf_config holds a number of thousands of digits") from error
+    return _skeleton(content)
 
 
 @functools.lru_cache(maxsize=16)
@@ -103,5 +102,5 @@ def _family(values: Mapping[str, Any]) -> Family:
     architecture = named[0] if isinstance(named, list) and named else None
     if family is None or architecture not in (None, family.architecture):
         what = architecture if isinstance(architecture, str) else f"the model of model_type {shown(model_type)}"
-        raise NoInventory(f"only transformers itself knows the parameters of {what:.60}")
+        raise NoInventory(f"only transformers itself knows the parameters of {what:.60}; a checkpoint lists them too (model.safetensors)")
     return family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from bf16prof.models.shapes import NoInventory
 
@@ -23,7 +23,7 @@ class Config:
         value = self.values.get(key)
         if not _is_whole(value) or not 0 < value < most:
             raise NoInventory(f"model.hf_config.{key}: expected a whole number above 0, got {shown(value)}")
-        return int(value)
+        return value
 
     def count_or(self, key: str, otherwise: int) -> int:
         """A whole number above 0; `otherwise` when it is `null` or absent."""
@@ -63,11 +63,8 @@ class Config:
 
 def shown(value: object) -> str:
     """A value in a message."""
-    try:
-        return repr(value)[:60]
-    except ValueError:  # Python prints no integer of more than 4,300 digits
-        return "a number of thousands of digits"
+    return repr(value)[:60]
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

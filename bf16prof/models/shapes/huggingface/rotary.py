@@ -44,6 +44,8 @@ def frequencies(kind: object, turned: int, prefix: str) -> list[BufferSpec]:
     """
     if kind not in KINDS:
         raise NoInventory(f"model.hf_config.rope_parameters.rope_type: {shown(kind)} is not modelled")
+    if kind == "yarn" and turned % 2:
+        raise NoInventory(f"model.hf_config.{PARTIAL}: yarn over an odd number of dimensions ({turned}) is not modelled")
     count = -(-turned // 2)
     buffers = [BufferSpec(f"{prefix}inv_freq", count), BufferSpec(f"{prefix}original_inv_freq", count)]
     return [*buffers, BufferSpec(f"{prefix}long_inv_freq", count, is_registered=False)] if kind == "longrope" else buffers

@@ -45,7 +45,7 @@ def _model(config: Config, family: str, norms: Sequence[str], turning: Sequence[
             *weights(name, norm, sizes.hidden, *norms),
         ]
 
-    scale = BufferSpec("model.embed_tokens.embed_scale", 1)
+    scale = BufferSpec("model.embed_tokens.embed_scale", 1, is_value=True)
     return decoder(config, layer, norm=norm, buffers=[scale, *turning], embedding=f"{family}TextScaledWordEmbedding")
 
 
