@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench pictures gpu-check clean
+.PHONY: help demo test lint format bench peaks pictures gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +45,9 @@ format: $(VENV)/.dev ## Format the code
 bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/simulate.py
+
+peaks: $(VENV)/.dev ## Search the worst case of the closed form's peaks against the dry run
+	PYTHONPATH=tests/integration $(BIN)/python benchmarks/peaks.py 0 1 2
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

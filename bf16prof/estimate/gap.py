@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, zero_settings
+from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
 from bf16prof.models.shapes import NoInventory, inventory
-from bf16prof.profiles.models import Model
+from bf16prof.profiles.models import Model, ModelSettings
 from bf16prof.profiles.recipes import DS_CONFIG
-from bf16prof.profiles.schema import OptimizerSettings
+from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
+from bf16prof.records import Device
 
 WITHOUT_TENSORS: Mapping[str, frozenset[str]] = {
     "": frozenset({
@@ -73,3 +74,32 @@ def _with_tensors(more: Mapping[str, Any], table: str = "") -> list[str]:
         elif name in WITHOUT_TENSORS and isinstance(value, Mapping):
             found += _with_tensors(value, name)
     return found
+
+
+def peaks_gap(job: Job) -> str | None:
+    """Why the peaks of this job have no closed form, though its steady state has one; `None` if they have.
+
+    What was never held against the dry run is not predicted.
+    """
+    if not isinstance(job.profile.model, ModelSettings):
+        return "activations are known for the families of profiles only"
+    if job.device is Device.CPU:
+        return "scratch memory of CPU kernels is not modelled"
+    if job.profile.workload.zero_init and job.case.zero_stage == 3:
+        return "workload.zero_init is not modelled"
+    config = deepspeed_config(job)
+    facts = engine_facts(config)
+    if facts.wrapper is Wrapper.BF16 or facts.parameter_dtype != facts.gradient_dtype:
+        return "gradients that are accumulated in another dtype than the parameters' are not modelled"
+    if facts.optimizer is BasicOptimizer.TORCH_ADAM and not facts.fused_kernel:
+        return "temporaries of torch.optim without fused=true are not modelled"
+    return _switched(zero_settings(config))
+
+
+def _switched(zero: ZeroSettings) -> str | None:
+    """A ZeRO switch that takes DeepSpeed through code that the closed form does not know."""
+    usual = ZeroSettings()
+    for name in ("contiguous_gradients", "reduce_scatter", "memory_efficient_linear", "use_all_reduce_for_fetch_params"):
+        if getattr(zero, name) != getattr(usual, name):
+            return f"zero_optimization.{name}={str(getattr(zero, name)).lower()} is not modelled"
+    return "offload_optimizer.ratio below 1 is not modelled" if zero.offload_optimizer.ratio < 1 else None

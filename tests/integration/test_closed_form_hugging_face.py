@@ -13,7 +13,8 @@ from hugging_face import TINY, config
 
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.constraints import admit
-from bf16prof.estimate.predict import closed_form_gap, predict
+from bf16prof.estimate.gap import closed_form_gap
+from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, MemoryRecord

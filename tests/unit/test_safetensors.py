@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from bf16prof.cases import Job, JobFile, Selection, expand
 from bf16prof.errors import InputError
-from bf16prof.estimate.predict import closed_form_gap, predict
+from bf16prof.estimate.gap import closed_form_gap
+from bf16prof.estimate.predict import predict
 from bf16prof.models.modules import build
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.load import load_profile, parse_set
