@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bf16prof.models.autograd.attention import Heads, attention
-from bf16prof.models.autograd.operators import activation, add, contiguous, embedding, layer_norm, linear, split
+from bf16prof.models.autograd.operators import activation, add, contiguous, embedding, linear, split
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.tapes import Run, run_layers
+from bf16prof.models.tapes.layers import linear_layer, norm_layer
 
 
 def forward(tape: Tape, run: Run, layers: int) -> Tensor:
@@ -22,35 +23,25 @@ def forward(tape: Tape, run: Run, layers: int) -> Tensor:
     tied = model.tie_embeddings is None or model.tie_embeddings
     head = table if tied else tape.parameter("lm_head.weight", model.vocab_size * hidden)
     return tape.module(
-        "lm_head", lambda x: linear(tape, x, head, None, hidden), _norm(tape, "ln_f", run_layers(tape, run, layers, _block, x), hidden)
+        "lm_head", lambda x: linear(tape, x, head, None, hidden), norm_layer(tape, "ln_f", run_layers(tape, run, layers, _block, x), hidden)
     )
-
-
-def _norm(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
-    weight, bias = (tape.parameter(f"{name}.{part}", hidden) for part in ("weight", "bias"))
-    return tape.module(name, lambda x: layer_norm(tape, x, weight, bias), x)
-
-
-def _linear(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
-    weight, bias = tape.parameter(f"{name}.weight", inputs * outputs), tape.parameter(f"{name}.bias", outputs)
-    return tape.module(name, lambda x: linear(tape, x, weight, bias, inputs), x)
 
 
 def _block(tape: Tape, run: Run, x: Tensor) -> Tensor:
     hidden = run.model.hidden_size
-    x = add(tape, x, tape.module("attn", lambda x: _attention(tape, run, x), _norm(tape, "ln_1", x, hidden)))
-    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, run, x), _norm(tape, "ln_2", x, hidden)))
+    x = add(tape, x, tape.module("attn", lambda x: _attention(tape, run, x), norm_layer(tape, "ln_1", x, hidden)))
+    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, run, x), norm_layer(tape, "ln_2", x, hidden)))
 
 
 def _attention(tape: Tape, run: Run, x: Tensor) -> Tensor:
     hidden, heads = run.model.hidden_size, run.model.num_heads
     shape = Heads(run.batch, heads, heads, run.sequence, hidden // heads, run.capability)
-    q, k, v = split(tape, _linear(tape, "attn.c_attn", x, hidden, 3 * hidden), [run.tokens * hidden] * 3)
+    q, k, v = split(tape, linear_layer(tape, "attn.c_attn", x, hidden, 3 * hidden), [run.tokens * hidden] * 3)
     attended = attention(tape, q, k, v, shape)
-    return _linear(tape, "attn.c_proj", contiguous(tape, attended), hidden, hidden)
+    return linear_layer(tape, "attn.c_proj", contiguous(tape, attended), hidden, hidden)
 
 
 def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
     hidden = run.model.hidden_size
-    wide = activation(tape, "gelu", _linear(tape, "mlp.c_fc", x, hidden, run.intermediate))
-    return _linear(tape, "mlp.c_proj", wide, run.intermediate, hidden)
+    wide = activation(tape, "gelu", linear_layer(tape, "mlp.c_fc", x, hidden, run.intermediate))
+    return linear_layer(tape, "mlp.c_proj", wide, run.intermediate, hidden)

@@ -9,7 +9,6 @@ from bf16prof.models.autograd.operators import (
     add,
     contiguous,
     embedding,
-    layer_norm,
     linear,
     mean,
     mul,
@@ -23,6 +22,7 @@ from bf16prof.models.autograd.operators import (
 )
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.tapes import Run, run_layers
+from bf16prof.models.tapes.layers import linear_layer, norm_layer
 
 
 def forward(tape: Tape, run: Run, layers: int) -> Tensor:
@@ -36,34 +36,24 @@ def forward(tape: Tape, run: Run, layers: int) -> Tensor:
         tape.module("embedding", lambda: embedding(tape, table, run.tokens, hidden)),
         tape.module("pos_embedding", lambda: embedding(tape, rows, run.tokens, hidden, positions)),
     )
-    return _linear(tape, "output_proj", run_layers(tape, run, layers, _block, x), hidden, model.vocab_size)
-
-
-def _norm(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
-    weight, bias = (tape.parameter(f"{name}.{part}", hidden) for part in ("weight", "bias"))
-    return tape.module(name, lambda x: layer_norm(tape, x, weight, bias), x)
-
-
-def _linear(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
-    weight, bias = tape.parameter(f"{name}.weight", inputs * outputs), tape.parameter(f"{name}.bias", outputs)
-    return tape.module(name, lambda x: linear(tape, x, weight, bias, inputs), x)
+    return linear_layer(tape, "output_proj", run_layers(tape, run, layers, _block, x), hidden, model.vocab_size)
 
 
 def _block(tape: Tape, run: Run, x: Tensor) -> Tensor:
     hidden = run.model.hidden_size
     weights: list[Tensor] = []
     attended = tape.module("attention", lambda q, k, v: _attention(tape, run, (q, k, v), weights), x, x, x)
-    x = _norm(tape, "norm1", add(tape, x, attended), hidden)
+    x = norm_layer(tape, "norm1", add(tape, x, attended), hidden)
     mixed = tape.module("ff", lambda x: _mlp(tape, run, x), x)
-    x = _norm(tape, "norm2", add(tape, x, mixed), hidden)
+    x = norm_layer(tape, "norm2", add(tape, x, mixed), hidden)
     return x  # noqa: RET504 - as in the module, the names live to the end
 
 
 def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
     hidden = run.model.hidden_size
-    x = _linear(tape, "ff.0", x, hidden, run.intermediate)
+    x = linear_layer(tape, "ff.0", x, hidden, run.intermediate)
     x = tape.module("ff.1", lambda x: activation(tape, "gelu", x), x)
-    return _linear(tape, "ff.2", x, run.intermediate, hidden)
+    return linear_layer(tape, "ff.2", x, run.intermediate, hidden)
 
 
 def _attention(tape: Tape, run: Run, inputs: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
