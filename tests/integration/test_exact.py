@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from conftest import Measured
+from conftest import WARMUP, Measured
 from harness import TINY, read_json
 
 from bf16prof.models.modules import build
@@ -115,14 +115,14 @@ def test_parameters_are_those_of_the_torch_module(measured: Measure, run: Run) -
 def test_steps_are_recorded_with_the_warm_up_marked(measured: Measure) -> None:
     steps = measured(*UNEVEN).finished.record("measure", 3, FULL)["steps"]
 
-    assert [(step["step"], step["warmup"]) for step in steps] == [(0, True), (1, True), (2, False)]
+    assert [(step["step"], step["warmup"]) for step in steps] == [*((index, True) for index in range(WARMUP)), (WARMUP, False)]
     assert all(step["time_s"] > 0 and set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
 
 
 def test_accumulation_keeps_one_step_of_three_phases(measured: Measure) -> None:
     steps = measured(*ACCUMULATING_GPT2).finished.record("measure", 0, "fp32")["steps"]
 
-    assert len(steps) == 3
+    assert len(steps) == WARMUP + 1
     assert all(set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
 
 
