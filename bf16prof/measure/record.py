@@ -67,13 +67,22 @@ def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
 
 
 def _higher_peak(heaviest: RankResult, ranks: Sequence[RankResult]) -> list[str]:
-    """That another rank's peak is higher by more than a thousandth: at ZeRO stages 1 and 2 parameters straddle partitions."""
-    highest = max(ranks, key=lambda rank: rank.run_peak_bytes or 0)
-    own = heaviest.run_peak_bytes or 0
-    more = (highest.run_peak_bytes or 0) - own
+    """That another rank's peak is higher by more than a thousandth: at ZeRO stages 1 and 2 parameters straddle partitions.
+
+    Told by steps in which memory settles only; else it may be gloo that has not let go of something yet.
+    """
+    if any(sum(step.warmup for step in rank.steps) < 2 for rank in ranks):
+        return []
+    highest = max(ranks, key=_settled_peak)
+    own = _settled_peak(heaviest)
+    more = _settled_peak(highest) - own
     if more * 1000 <= own:
         return []
     return [f"the peak of rank {highest.rank} is {more} bytes higher than that of rank {heaviest.rank}, of which this is"]
+
+
+def _settled_peak(rank: RankResult) -> int:
+    return max(memory.peak_bytes or 0 for memory in rank.training_phases().values())
 
 
 def _weight(rank: RankResult) -> tuple[int, int, int]:
