@@ -254,7 +254,8 @@ def test_every_error_has_its_exit_code(error: type[Bf16profError], code: int, ma
 def program_whose_prediction_runs(statement: str) -> Result:
     """`bf16prof estimate` in a process of its own, some other code in the place of the prediction."""
     source = (
-        "import os, sys, bf16prof.cli, bf16prof.estimate.predict as p\n"
+        "import os, signal, sys, bf16prof.cli, bf16prof.estimate.predict as p\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with SIGINT ignored
         f"p.predict = lambda job: {statement}\nsys.argv = ['bf16prof', 'estimate']\nbf16prof.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60)
