@@ -16,7 +16,7 @@ from bf16prof.simulate.runner import simulate
 
 pytestmark = pytest.mark.timeout(280)
 
-SEEDS = range(4)
+SEEDS = range(2)
 EACH = 10
 
 

@@ -66,7 +66,11 @@ def test_a_drawn_model_is_transformers_own(model_type: str, data: st.DataObject)
     except InputError:
         assume(False)
 
-    assert_same(content, module)
+    try:
+        assert_same(content, module)
+    except NoInventory as error:  # the one thing drawn here that has no closed form, and says so
+        assume("odd number of dimensions" not in error.message)
+        raise
 
 
 LLAMA3 = {
