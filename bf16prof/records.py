@@ -97,6 +97,10 @@ class Case:
         return f"zero{self.zero_stage}-w{self.world_size}-{self.recipe}{tail}"
 
 
+Label = tuple[Component, str]
+"""What a storage is for: its component, and the name under which it is listed."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One named tensor, or one named kind of tensor, inside a component.

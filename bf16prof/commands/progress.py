@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any, Self
 
 import typer
 
@@ -16,7 +17,20 @@ from bf16prof.simulate.runner import Watcher as SimulationWatcher
 from bf16prof.simulate.task import Progress
 
 
-class ProgressWatcher(Watcher):
+class _Bar:
+    """A bar that is drawn between entry and exit."""
+
+    _progress: Any
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+class ProgressWatcher(_Bar, Watcher):
     """Draws a bar where stderr is a terminal; elsewhere one line per case; nothing when quiet."""
 
     def __init__(self, cases: int, quiet: bool) -> None:
@@ -31,13 +45,6 @@ class ProgressWatcher(Watcher):
         self._progress = Progress(*columns, console=make_console(stderr=True), disable=not self._interactive, transient=True)
         self._task = self._progress.add_task("starting", total=cases)
         self._label = ""
-
-    def __enter__(self) -> ProgressWatcher:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._progress.stop()
 
     def preparing(self) -> None:
         """Compiling takes up to a minute the first time."""
@@ -81,7 +88,7 @@ class ProgressWatcher(Watcher):
             typer.echo(inert(text, None), err=True)
 
 
-class SimulationProgress(SimulationWatcher):
+class SimulationProgress(_Bar, SimulationWatcher):
     """Draws a bar where stderr is a terminal: how many dry runs are done, and of those that run the phase, the layer and the bytes."""
 
     def __init__(self, jobs: Sequence[Job], quiet: bool) -> None:
@@ -99,13 +106,6 @@ class SimulationProgress(SimulationWatcher):
         disable = quiet or not sys.stderr.isatty()
         self._progress = r.Progress(*columns, console=make_console(stderr=True), disable=disable, transient=True)
         self._task = self._progress.add_task("dry run: importing DeepSpeed", total=len(jobs))
-
-    def __enter__(self) -> SimulationProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._progress.stop()
 
     def progress(self, done: int, running: Sequence[tuple[int, Progress]]) -> None:
         """Show where the dry runs are."""

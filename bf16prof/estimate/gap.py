@@ -7,6 +7,7 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
+from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import Model, ModelSettings
 from bf16prof.profiles.recipes import DS_CONFIG
@@ -76,24 +77,23 @@ def _with_tensors(more: Mapping[str, Any], table: str = "") -> list[str]:
     return found
 
 
-def peaks_gap(job: Job) -> str | None:
+def peaks_gap(job: Job, engine: Engine) -> str | None:
     """Why the peaks of this job have no closed form, though its steady state has one; `None` if they have.
 
     What was never held against the dry run is not predicted.
     """
     if not isinstance(job.profile.model, ModelSettings):
         return "activations are known for the families of profiles only"
-    if job.device is Device.CPU:
+    if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     if job.profile.workload.zero_init and job.case.zero_stage == 3:
         return "workload.zero_init is not modelled"
-    config = deepspeed_config(job)
-    facts = engine_facts(config)
+    facts = engine.facts
     if facts.wrapper is Wrapper.BF16 or facts.parameter_dtype != facts.gradient_dtype:
         return "gradients that are accumulated in another dtype than the parameters' are not modelled"
     if facts.optimizer is BasicOptimizer.TORCH_ADAM and not facts.fused_kernel:
         return "temporaries of torch.optim without fused=true are not modelled"
-    return _switched(zero_settings(config))
+    return _switched(engine.zero)
 
 
 def _switched(zero: ZeroSettings) -> str | None:

@@ -14,8 +14,8 @@ from typing import Any
 from bf16prof.estimate.gradients import NORM
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP64_BYTES
-from bf16prof.models.autograd.tape import GRADIENT, Label
-from bf16prof.records import Component
+from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.records import Component, Label
 
 Key = tuple[int, str]
 
@@ -89,7 +89,7 @@ class Gathers:
         settings: Settings,
     ) -> None:
         """`widths`: bytes of an element of each parameter on the wire; `owned`: parameters of each module; `trace`: modules as they run."""
-        self._meter, self._numels, self._widths, self._owned, self._trace, self._settings = meter, numels, widths, owned, trace, settings
+        self._meter, self._numels, self._widths, self._owned, self._settings = meter, numels, widths, owned, settings
         self._order = [(key, step) for step, module in enumerate(trace) for key in owned.get(module, ())]
         self._uses: dict[Key, list[int]] = {}
         self._distance = [0]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from bf16prof.estimate.passes import Meter, Peak
 from bf16prof.estimate.steady import FP64_BYTES
-from bf16prof.models.autograd.tape import GRADIENT, Label
-from bf16prof.records import Component, Phase
+from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.records import Component, Label, Phase
 
 Key = tuple[int, str]
 

@@ -11,9 +11,7 @@ from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offload
 from bf16prof.estimate.layout import flat_numel, partition_numels, persistent, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine
-from bf16prof.models.autograd.tape import Label
-from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Component, Device, Phase
+from bf16prof.records import Component, Label, Phase
 
 C = Component
 MODEL: Label = (C.PARAMETERS, "the whole model")
@@ -34,12 +32,8 @@ def initial(engine: Engine, meter: Meter) -> None:
     """The init phase, from nothing."""
     meter.begin(Phase.INIT)
     size = dtype_bytes(engine.facts.parameter_dtype)
-    if engine.device is Device.CPU and size != FP32_BYTES:
-        meter.take(MODEL, *(FP32_BYTES * n for n in engine.numels))  # the model is built in fp32, in the ranks' one memory
-        meter.exchange(MODEL, MODEL, ((FP32_BYTES * n, size * n) for n in engine.numels))
-    else:
-        meter.take(MODEL, *(size * n for n in engine.numels))
-    if engine.facts.optimizer is BasicOptimizer.FUSED_ADAM and engine.device is Device.GPU:
+    meter.take(MODEL, *(size * n for n in engine.numels))
+    if engine.facts.optimizer is BasicOptimizer.FUSED_ADAM:
         meter.take(SMALL, FP32_BYTES)
     _WRAPPERS[engine.facts.wrapper](engine, meter, size)
     meter.ends[Phase.INIT] = meter.level
@@ -70,18 +64,7 @@ def _unfused(engine: Engine, meter: Meter, size: int) -> None:
     meter.take(FIRST, *sizes)
     for label in MOMENTS:
         meter.take(label, *sizes)
-    if not engine.facts.fused_kernel and engine.device is Device.GPU:
-        meter.touch(SMALL, *sizes)
     meter.give(FIRST, *sizes)
-
-
-def _bf16(engine: Engine, meter: Meter, size: int) -> None:
-    """bf16_optimizer.py: flat parameters, the master partition, and gradients of full size."""
-    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), size)
-    meter.take(FLAT, size * total)
-    meter.give(MODEL, *(size * n for n in engine.numels))
-    meter.take(MASTER, FP32_BYTES * total // engine.world_size)
-    meter.take(GRADIENTS, dtype_bytes(engine.facts.gradient_dtype) * total)
 
 
 def _zero12(engine: Engine, meter: Meter, size: int) -> None:
@@ -169,7 +152,6 @@ _WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
     Wrapper.UNFUSED: _unfused,
-    Wrapper.BF16: _bf16,
     Wrapper.ZERO12: _zero12,
     Wrapper.ZERO3: _zero3,
 }

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.estimate.program import Program
-from bf16prof.models.autograd.tape import Label
-from bf16prof.records import Phase
+from bf16prof.records import Label, Phase
 
 
 @dataclass

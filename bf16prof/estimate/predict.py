@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import deepspeed_config, engine_facts
+from bf16prof.engine.config import deepspeed_config
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import peaks_gap
@@ -24,9 +24,8 @@ def predict(job: Job) -> MemoryRecord:
     reason in the notes, where their closed form has not been held against the dry run.
     """
     config = deepspeed_config(job)
-    facts = engine_facts(config)
     engine = Engine(config, inventory(job.profile.model), job.case.world_size, job.device)
-    tensors = [*model_states(engine), *model_buffers(job, facts), *kept_by_the_loop(job.profile, facts)]
+    tensors = [*model_states(engine), *model_buffers(job, engine.facts), *kept_by_the_loop(job.profile, engine.facts)]
     host = [] if job.device is Device.CPU else [a for a in tensors if a.on_host]
     items = _items(job, [a for a in tensors if a not in host])
     components = by_component(items)
@@ -54,7 +53,7 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
 
 def _peaks(job: Job, engine: Engine, steady: Sequence[Item]) -> dict[str, Any]:
     """The fields of the record that say how high each phase goes, and what is alive at the training peak."""
-    if gap := peaks_gap(job):
+    if gap := peaks_gap(job, engine):
         return {"phases": {phase: PhaseMemory() for phase in Phase}, "notes": (f"no peaks in closed form: {gap}",)}
     found = peaks(job, engine, steady)
     highest = peak_phase(found.phases)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bf16prof.models.autograd.operators import cross_entropy
-from bf16prof.models.autograd.tape import Event, Label, Precision, Tape
+from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.tapes import Run, forward
+from bf16prof.records import Label
 
 REPEATING = 3
 """Layers on a tape: the first, one that repeats, and the last."""

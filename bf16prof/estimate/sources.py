@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bf16prof.models.autograd.tape import Label
-from bf16prof.records import Component
+from bf16prof.records import Component, Label
 
 _BY_NAME = {
     "gathered parameters": "zero/partition_parameters.py all_gather_coalesced",

@@ -1,5 +1,6 @@
 """The optimizer step: what every wrapper allocates and frees between the end of backward and the next forward pass.
 
+The update itself needs no temporaries: of optimizers that do, and of BF16_Optimizer, no peaks are predicted (`gap.peaks_gap`).
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
 
@@ -7,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
 from bf16prof.estimate.layout import partition_numels, persistent, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine
-from bf16prof.models.autograd.tape import GRADIENT, Label
-from bf16prof.records import Component, Device, Phase
+from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.records import Component, Label, Phase
 
 FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
 OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
-TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
 PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
 
 
@@ -34,21 +34,8 @@ def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -
     meter.ends[Phase.STEP] = meter.level
 
 
-def _update(engine: Engine, meter: Meter, numels: Sequence[int]) -> None:
-    """The basic optimizer's temporaries: PyTorch's own updates a list of tensors with a temporary list, FusedAdam none."""
-    facts = engine.facts
-    if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
-        return
-    size = dtype_bytes(facts.moment_dtype)
-    if engine.device is Device.GPU:
-        meter.touch(TEMPORARIES, *(size * n for n in numels))
-    else:
-        meter.touch(TEMPORARIES, 2 * size * max(numels))
-
-
 def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """No wrapper: the gradients of the parameters are used as they are and then dropped."""
-    _update(engine, meter, engine.numels)
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -67,13 +54,7 @@ def _unfused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """fp16/unfused_optimizer.py step: an fp32 copy of every gradient."""
     copies = [FP32_BYTES * n for n in engine.numels]
     meter.take(FOR_THE_OPTIMIZER, *copies)
-    _update(engine, meter, engine.numels)
     meter.give(FOR_THE_OPTIMIZER, *copies)
-    meter.give(GRADIENT, *gradients.kept.values())
-
-
-def _bf16(engine: Engine, meter: Meter, gradients: Gradients) -> None:
-    """bf16_optimizer.py step."""
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -95,7 +76,6 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
         meter.give(FOR_THE_OPTIMIZER, flat)
         flat = master * partition
     _drop(meter)
-    _update(engine, meter, [partition])
     meter.give(FOR_THE_OPTIMIZER, flat)
 
 
@@ -122,7 +102,6 @@ def _zero3(engine: Engine, meter: Meter) -> None:
                 meter.take(FOR_THE_OPTIMIZER, master * group)
                 meter.give(FOR_THE_OPTIMIZER, flat)
                 flat = master * group
-            _update(engine, meter, [group])
             meter.give(FOR_THE_OPTIMIZER, flat)
     meter.take(PERSISTENT, *(size * world * s for s in kept))
 
@@ -142,5 +121,4 @@ _STAGE_0: Mapping[Wrapper, Callable[[Engine, Meter, Gradients], None]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
     Wrapper.UNFUSED: _unfused,
-    Wrapper.BF16: _bf16,
 }

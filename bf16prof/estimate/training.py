@@ -19,13 +19,13 @@ from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
-from bf16prof.models.autograd.tape import Label, Precision
+from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Component, Device, Phase
+from bf16prof.records import Component, Device, Label, Phase
 
 LOGITS: Label = (Component.ACTIVATIONS, "logits kept by the training loop")
 LOSS: Label = (Component.ACTIVATIONS, "loss kept by the training loop")

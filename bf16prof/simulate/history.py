@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bf16prof.records import Component, Item, Phase, PhaseStart, Timeline
-from bf16prof.simulate.ledger import Allocation, Label, Ledger, by_component
+from bf16prof.records import Component, Item, Label, Phase, PhaseStart, Timeline
+from bf16prof.simulate.ledger import Allocation, Ledger, by_component
 
 POINTS = 2000
 """A timeline has at most so many points."""

@@ -11,8 +11,7 @@ from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
 
-from bf16prof.records import Component, Phase
-from bf16prof.simulate.ledger import Label
+from bf16prof.records import Component, Label, Phase
 
 C = Component
 

@@ -10,13 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from bf16prof.records import Component, OutOfMemory, Phase
+from bf16prof.records import Component, Label, OutOfMemory, Phase
 from bf16prof.simulate.allocator import Action, Block, CachingAllocator
 from bf16prof.simulate.allocator import OutOfMemory as AllocatorOutOfMemory
-
-Label = tuple[Component, str]
-"""What a storage is for: its component, and the name under which it is listed."""
-
 
 TICK = 256
 

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.engine.workspace import CUBLAS_NAME
-from bf16prof.records import Component, Phase
+from bf16prof.records import Component, Label, Phase
 from bf16prof.simulate.labels import Labels
-from bf16prof.simulate.ledger import Allocation, Label, Ledger
+from bf16prof.simulate.ledger import Allocation, Ledger
 from bf16prof.simulate.memo import Memo
 
 GPU = torch.device("cpu", 0)

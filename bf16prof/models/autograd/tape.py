@@ -15,10 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bf16prof.records import Component
-
-Label = tuple[Component, str]
-"""What a storage is for: its component and its name."""
+from bf16prof.records import Component, Label
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
 LAST = 1 << 60
