@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bf16prof.simulate.accelerator import StubBuilder
+from bf16prof.simulate.hardware.accelerator import StubBuilder
 from bf16prof.simulate.memo import SERIAL
 from bf16prof.simulate.ranks import replacements
 from bf16prof.simulate.tracker import GPU, Tracker

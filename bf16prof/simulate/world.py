@@ -16,12 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.simulate.allocator import CachingAllocator
-from bf16prof.simulate.autocast import register_cuda_list
 from bf16prof.simulate.compiler import leave_out_the_compiler
-from bf16prof.simulate.cpu_scratch import CPU_SCRATCH
-from bf16prof.simulate.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
 from bf16prof.simulate.device import beside_the_allocator
+from bf16prof.simulate.hardware.allocator import CachingAllocator
+from bf16prof.simulate.hardware.autocast import register_cuda_list
+from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH
+from bf16prof.simulate.hardware.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
 from bf16prof.simulate.ledger import Ledger
 from bf16prof.simulate.shims import shims
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
@@ -39,7 +39,7 @@ def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False
     from deepspeed.accelerator import set_accelerator
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from bf16prof.simulate.accelerator import SimulatedCpu, SimulatedGpu
+    from bf16prof.simulate.hardware.accelerator import SimulatedCpu, SimulatedGpu
 
     with contextlib.ExitStack() as stack:
         if gpu is None:

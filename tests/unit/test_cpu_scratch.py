@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bf16prof.simulate.cpu_scratch import CPU_SCRATCH
+from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bf16prof.simulate.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
-from bf16prof.simulate.cuda_operators.attention import Backend, Call, choose
+from bf16prof.simulate.hardware.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
+from bf16prof.simulate.hardware.cuda_operators.attention import Backend, Call, choose
 from bf16prof.simulate.tracker import GPU, HOST
 
 CUDA = torch.device("cuda", 0)

@@ -1,7 +1,7 @@
 """Scaled dot product attention: which kernel CUDA chooses, what it keeps and what its backward needs, without torch.
 
 The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads, no mask and no dropout
-(`simulate/cuda_operators/attention.py` has all of them).
+(`simulate/hardware/cuda_operators/attention.py` has all of them).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _full_heads(heads: Heads, element: int) -> int:
 
 
 def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
-    """What the kernel of the backward pass allocates for itself (see `simulate/cuda_operators/scratch.py` for the sources)."""
+    """What the kernel of the backward pass allocates for itself (see `simulate/hardware/cuda_operators/scratch.py` for the sources)."""
     if kernel == "cudnn":
         return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + _full_heads(heads, element)
     if kernel == "flash":

@@ -15,7 +15,7 @@ FP32 = 4
 TOKEN_BYTES = 8
 EMBEDDING_WITHOUT_SORT = 3072
 EMBEDDING_ROWS_PER_THREAD = 10
-"""See `simulate/cuda_operators/scratch.py`."""
+"""See `simulate/hardware/cuda_operators/scratch.py`."""
 
 
 def cast(tape: Tape, x: Tensor, width: int) -> Tensor:

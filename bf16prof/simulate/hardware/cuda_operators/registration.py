@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from bf16prof.simulate.cuda_operators.attention import attention
-from bf16prof.simulate.cuda_operators.fused import FUSED
+from bf16prof.simulate.hardware.cuda_operators.attention import attention
+from bf16prof.simulate.hardware.cuda_operators.fused import FUSED
 from bf16prof.simulate.tracker import GPU
 
 AUTOGRAD_KEY = "AutogradCPU"

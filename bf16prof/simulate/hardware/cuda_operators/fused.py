@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bf16prof.simulate.cuda_operators.attention import HALF
+from bf16prof.simulate.hardware.cuda_operators.attention import HALF
 
 LAYER_NORM_EPSILON = 1e-5
 

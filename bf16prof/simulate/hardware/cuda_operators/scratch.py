@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.simulate.cuda_operators.attention import HALF
+from bf16prof.simulate.hardware.cuda_operators.attention import HALF
 from bf16prof.simulate.tracker import GPU
 
 FLOAT_BYTES = 4

@@ -5,8 +5,8 @@ give other types; and kernels allocate scratch that fake tensors do not show. `d
 source in PyTorch.
 """
 
-from bf16prof.simulate.cuda_operators.optimizers import cuda_optimizers
-from bf16prof.simulate.cuda_operators.registration import register_cuda_operators
-from bf16prof.simulate.cuda_operators.scratch import CUDA_SCRATCH
+from bf16prof.simulate.hardware.cuda_operators.optimizers import cuda_optimizers
+from bf16prof.simulate.hardware.cuda_operators.registration import register_cuda_operators
+from bf16prof.simulate.hardware.cuda_operators.scratch import CUDA_SCRATCH
 
 __all__ = ["CUDA_SCRATCH", "cuda_optimizers", "register_cuda_operators"]
