@@ -7,6 +7,8 @@ Bytes are integers; `None` means "not known by this source" and is never replace
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -290,6 +292,18 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, StrEnum) else value
+
+
+_NUMBERS = re.compile(r"\[\n\s*[-+.eE0-9]+(?:,\n\s*[-+.eE0-9]+)*\n\s*\]")
+
+
+def json_text(value: Any) -> str:
+    """A record, or anything that `as_json` takes, as a JSON text for people as well: indented, lists of numbers on one line.
+
+    Raises `ValueError` for numbers that JSON does not have (NaN, infinities).
+    """
+    text = json.dumps(as_json(value), indent=2, allow_nan=False)
+    return _NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
 
 
 def document(records: list[MemoryRecord] | tuple[MemoryRecord, ...], **more: Any) -> dict[str, Any]:

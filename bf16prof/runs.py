@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bf16prof.errors import InputError
-from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, MemoryRecord, as_json, document
+from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, MemoryRecord, document, json_text
 
 MANIFEST = "run.json"
 RECORDS = "records.json"
@@ -150,7 +150,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or plain value as JSON, atomically."""
-    write_text(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value) + "\n")
 
 
 def save(run: Run) -> None:

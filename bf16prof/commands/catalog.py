@@ -14,7 +14,7 @@ from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
-from bf16prof.records import Component, as_json, document
+from bf16prof.records import Component, as_json, document, json_text
 from bf16prof.reports.units import UNKNOWN
 
 profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
@@ -111,7 +111,7 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _json(**content: Any) -> None:
-    typer.echo(json.dumps(document([], **content), indent=2))
+    typer.echo(json_text(document([], **content)))
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> None:

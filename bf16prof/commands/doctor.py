@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,12 +23,12 @@ def doctor(
     It reports and never fails: the exit code is 0 whatever is missing.
     """
     from bf16prof.measure.checks import checks, verdict
-    from bf16prof.records import document
+    from bf16prof.records import document, json_text
     from bf16prof.reports.console import make_console
 
     found = checks()
     if json_:
-        typer.echo(json.dumps(document([], checks=found), indent=2))
+        typer.echo(json_text(document([], checks=found)))
         return
     console = make_console()
     _table(found, console)

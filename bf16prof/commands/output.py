@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import typer
 
 from bf16prof.errors import InputError
-from bf16prof.records import MemoryRecord, document
+from bf16prof.records import MemoryRecord, document, json_text
 from bf16prof.reports.units import inert
 from bf16prof.runs import CaseStatus, Manifest, Run, Status, write_text
 
@@ -42,7 +41,7 @@ def check_path(flag: str, path: Path | None, force: bool) -> None:
 
 def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(document(tuple(records), **more), indent=2, allow_nan=False))
+    typer.echo(json_text(document(tuple(records), **more)))
 
 
 def write_files(files: Sequence[Path] | None, runs: Sequence[Run], **more: Any) -> None:
@@ -54,7 +53,7 @@ def write_files(files: Sequence[Path] | None, runs: Sequence[Run], **more: Any) 
 def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
     records = [record for run in runs for record in run.records]
     if suffix == ".json":
-        return json.dumps(document(records, **more), indent=2, allow_nan=False) + "\n"
+        return json_text(document(records, **more)) + "\n"
     if suffix == ".html":
         from bf16prof.reports.html import render
 

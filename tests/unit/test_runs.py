@@ -16,7 +16,7 @@ import report_fixtures as fixtures
 
 from bf16prof import runs
 from bf16prof.errors import InputError
-from bf16prof.records import Component, Device, MemoryRecord, Source, document
+from bf16prof.records import Component, Device, MemoryRecord, Source, document, json_text
 
 
 @pytest.fixture
@@ -282,6 +282,15 @@ def test_a_name_as_long_as_the_file_system_takes_is_written(name: str, tmp_path:
     runs.write_text(tmp_path / name, "content")
 
     assert (tmp_path / name).read_text() == "content"
+
+
+def test_lists_of_numbers_are_on_one_line_and_strings_are_left_alone() -> None:
+    value = {"sizes": [1, -2, 3.5e-7, 10**12], "text": "[1,  2]\n[\n 3 ]", "empty": [], "mixed": [1, "a"], "nested": [[1], [2, 3]]}
+
+    text = json_text(value)
+
+    assert json.loads(text) == value
+    assert '"sizes": [1, -2, 3.5e-07, 1000000000000]' in text
 
 
 def test_nan_is_never_written(tmp_path: Path) -> None:
