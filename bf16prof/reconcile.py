@@ -5,6 +5,7 @@ The measurement is the reference where there is one (a run of ours, or an import
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,13 +29,24 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of one case by source. `errors` are signed and relative: (prediction - measured) / measured."""
+    """One quantity of one case by source. `errors` are signed and relative: (prediction - measured) / measured.
+
+    `rounding`: the measurement was printed rounded, and may be so many bytes higher or lower.
+    """
 
     case: Case
     device: Device
     quantity: str
     values: dict[Source, float | int]
     errors: dict[Source, float | None]
+    rounding: int = 0
+
+    def error_beyond_rounding(self, source: Source) -> float | None:
+        """The error as far as rounding does not explain it; 0 for a prediction that may be what was rounded."""
+        error, truth = self.errors.get(source), next((self.values[s] for s in REFERENCES if s in self.values), None)
+        if not error or not truth:
+            return error
+        return math.copysign(max(0.0, abs(error) - self.rounding / truth), error)
 
 
 def reconcile(records: Sequence[MemoryRecord]) -> list[Comparison]:
@@ -45,21 +57,18 @@ def reconcile(records: Sequence[MemoryRecord]) -> list[Comparison]:
     groups: dict[tuple[Case, Device], dict[Source, MemoryRecord]] = {}
     for record in records:
         groups.setdefault((record.case, record.device), {})[record.source] = record
-    return [
-        comparison
-        for (case, device), by_source in groups.items()
-        for comparison in _compare(case, device, {s: _flatten(r) for s, r in by_source.items()})
-    ]
+    return [comparison for (case, device), by_source in groups.items() for comparison in _compare(case, device, by_source)]
 
 
 def check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:
     """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than `tolerance` (0.05 = 5 %).
 
+    What the rounding of a printed measurement explains is no miss.
     Raises `InputError` when there is nothing to hold it against: no measurement, or none of these quantities predicted.
     """
     watched = {"allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes"}
     errors = [
-        (abs(error), comparison, source, error)
+        (abs(comparison.error_beyond_rounding(source) or 0.0), comparison, source, error)
         for comparison in comparisons
         if comparison.quantity in watched
         for source, error in comparison.errors.items()
@@ -88,15 +97,17 @@ def _flatten(record: MemoryRecord) -> dict[str, float | int]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _compare(case: Case, device: Device, by_source: dict[Source, dict[str, float | int]]) -> list[Comparison]:
+def _compare(case: Case, device: Device, by_source: dict[Source, MemoryRecord]) -> list[Comparison]:
     reference = next((s for s in REFERENCES if s in by_source), None)
+    rounding = by_source[reference].rounding if reference else {}
+    known = {source: _flatten(record) for source, record in by_source.items()}
     out = []
     for name in NAMES:
-        values = {source: flat[name] for source, flat in by_source.items() if name in flat}
+        values = {source: flat[name] for source, flat in known.items() if name in flat}
         truth = values.get(reference) if reference else None
         errors = {s: _relative(v, truth) for s, v in values.items() if s not in REFERENCES}
         if any(values.values()):
-            out.append(Comparison(case, device, name, values, errors))
+            out.append(Comparison(case, device, name, values, errors, rounding.get(name, 0)))
     return out
 
 

@@ -206,6 +206,7 @@ class MemoryRecord:
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
+    * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
     """
 
     __pydantic_config__ = STRICT
@@ -213,7 +214,7 @@ class MemoryRecord:
     source: Source
     case: Case
     device: Device
-    parameters: Size
+    parameters: Size | None
     gpu: str | None = None
     allocated_bytes: Size | None = None
     components: dict[Component, Bytes] = field(default_factory=dict)
@@ -240,6 +241,7 @@ class MemoryRecord:
     steps: tuple[StepRecord, ...] = ()
     rank_allocated_bytes: tuple[Size, ...] = ()
     timeline: Timeline | None = None
+    rounding: dict[str, Size] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bf16prof.records import Source
-from bf16prof.reports.units import EXACT, gib, signed_bytes, signed_percent, whole
+from bf16prof.reports.units import AS_PRINTED, EXACT, gib, signed_bytes, signed_percent, whole
 from bf16prof.reports.views import Line
 
 
@@ -52,6 +52,8 @@ def difference_cell(line: Line | None, source: Source) -> Cell:
         return Cell(signed_percent(error), error, style)
     if difference == 0:
         return Cell(EXACT, 0, "number good", title="0 B")
+    if line.as_printed(source):
+        return Cell(AS_PRINTED, 0, "number good", title=f"{difference:+,} B of ± {line.rounding:,} B that rounding leaves open")
     text = signed_bytes(difference) if error is None else f"{signed_bytes(difference)} ({signed_percent(error)})"
     return Cell(text, difference if error is None else error, style, title=f"{difference:+,} B")
 

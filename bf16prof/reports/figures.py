@@ -11,7 +11,7 @@ from typing import Any
 from bf16prof.records import Component, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
-from bf16prof.reports.units import EXACT, gib, number, scale, seconds, signed_percent, whole
+from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, scale, seconds, signed_percent, whole
 from bf16prof.reports.views import CaseView, component_name, losses, step_times
 
 _HEADER = 1.15
@@ -92,6 +92,8 @@ def _verdict(view: CaseView, record: MemoryRecord) -> str:
     line = view.line("allocated_bytes")
     if line is None or record.source not in line.differences:
         return ""
+    if line.as_printed(record.source):
+        return AS_PRINTED
     return EXACT if line.differences[record.source] == 0 else signed_percent(line.errors[record.source])
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, unknown_cell, without_empty
-from bf16prof.reports.units import EXACT, gib, inert, number, seconds, signed_percent
+from bf16prof.reports.units import AS_PRINTED, EXACT, gib, inert, number, seconds, signed_percent
 from bf16prof.reports.verdict import case_verdict
-from bf16prof.reports.views import CaseView, Headline, headline, losses, provenance
+from bf16prof.reports.views import CaseView, Headline, headline, losses, provenance, references
 from bf16prof.runs import Run, Status
 
 
@@ -50,6 +50,8 @@ def _steady_tile(head: Headline) -> Tile:
         return Tile(title, "not measured" if not head.measured else "not predicted", f"{head.cases} cases, nothing to compare")
     if head.exact == head.compared:
         return Tile(title, EXACT, f"to the byte, {head.exact} of {head.compared} predictions", "good")
+    if head.exact + head.as_printed == head.compared:
+        return Tile(title, AS_PRINTED, f"within the rounding of the log, {head.as_printed} of {head.compared} predictions", "good")
     exact = f"{head.exact} of {head.compared} exact"
     if head.worst is None:
         return Tile(title, exact, "predictions, to the byte")
@@ -81,8 +83,8 @@ def _fits_tile(views: Sequence[CaseView]) -> list[Tile]:
 def summary(views: Sequence[CaseView]) -> Table:
     """One row per case: what is allocated between steps by source, then the case's peak, room, time and loss."""
     sources = [s for s in Source if any(r.source is s for view in views for r in view.predictions)]
-    measured = any(view.reference for view in views)
-    headers = ["case"] + (["measured"] if measured else [])
+    measured = references(views)
+    headers = ["case"] + ([measured] if measured else [])
     for source in sources:
         headers += [str(source)] + (["error"] if measured else [])
     headers += [
@@ -95,7 +97,7 @@ def summary(views: Sequence[CaseView]) -> Table:
         "tokens/s",
         "loss",
     ]
-    rows = tuple(_summary_row(index, view, sources, measured) for index, view in enumerate(views))
+    rows = tuple(_summary_row(index, view, sources, bool(measured)) for index, view in enumerate(views))
     return without_empty(Table("All cases", tuple(headers), rows))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bf16prof.reconcile import NAMES
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
-from bf16prof.reports.units import NAME_LIMIT, gib, inert, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.units import AS_PRINTED, EXACT, NAME_LIMIT, gib, inert, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import verdict
 from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_names, run_views
 from bf16prof.runs import Run
@@ -153,7 +153,8 @@ def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
         line = view.line(name)
         if line and record.source in line.differences:
             error, difference = line.errors.get(record.source), line.differences[record.source]
-            row[f"{label} error"] = f"{signed_bytes(difference)} ({signed_percent(error)})" if difference else "exact"
+            same = EXACT if not difference else AS_PRINTED if line.as_printed(record.source) else ""
+            row[f"{label} error"] = same or f"{signed_bytes(difference)} ({signed_percent(error)})"
     said = verdict(record)
     row["on the GPU"] = said.short if said else ""
     row["step time"] = _known(record.step_time_s, seconds)

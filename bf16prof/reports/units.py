@@ -13,6 +13,9 @@ UNKNOWN = "?"
 EXACT = "exact"
 """What stands where a prediction and a measurement are the same integer."""
 
+AS_PRINTED = "as printed"
+"""What stands where a prediction may be the number that a log printed rounded."""
+
 NAME_LIMIT = 80
 """Characters of a name that are shown; what is longer is cut, and the cut is marked."""
 

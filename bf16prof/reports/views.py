@@ -43,6 +43,11 @@ class Line:
     values: dict[Source, int | float]
     differences: dict[Source, int | float]
     errors: dict[Source, float | None]
+    rounding: int = 0
+
+    def as_printed(self, source: Source) -> bool:
+        """Whether a prediction is not exact, and differs by no more than the rounding of the reference explains."""
+        return 0 < abs(self.differences.get(source, 0)) <= self.rounding
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,15 @@ class CaseView:
 
 @dataclass(frozen=True)
 class Headline:
-    """How good the predictions are, over all cases: how many are exact to the byte, and the largest error of memory."""
+    """How good the predictions are, over all cases: how many are exact to the byte, or as far as the reference was printed, and the
+    largest error of memory.
+    """
 
     cases: int
     measured: int
     compared: int
     exact: int
+    as_printed: int
     worst: tuple[CaseView, Line, Source] | None
     worst_peak: tuple[CaseView, Line, Source] | None
 
@@ -114,8 +122,9 @@ def headline(views: Sequence[CaseView]) -> Headline:
     steady = [row for view in views if (line := view.line("allocated_bytes")) for row in _rows(view, line)]
     peaks = [row for view in views for name in PEAKS if (line := view.line(name)) for row in _rows(view, line)]
     exact = sum(row[1].differences[row[2]] == 0 for row in steady)
+    printed = sum(line.as_printed(source) for _, line, source in steady)
     measured = sum(view.reference is not None for view in views)
-    return Headline(len(views), measured, len(steady), exact, _worst(steady), _worst(peaks))
+    return Headline(len(views), measured, len(steady), exact, printed, _worst(steady), _worst(peaks))
 
 
 def losses(record: MemoryRecord) -> list[tuple[int, float]]:
@@ -133,6 +142,12 @@ def provenance(record: MemoryRecord) -> str:
     return {Source.MEASURE: "measured", Source.IMPORT: "imported"}.get(record.source, f"predicted ({record.source})")
 
 
+def references(views: Sequence[CaseView]) -> str:
+    """What the numbers are that predictions are held against: "measured", "imported" or both; empty where there are none."""
+    kinds = {view.reference.source: provenance(view.reference) for view in views if view.reference}
+    return " or ".join(kinds[source] for source in REFERENCES if source in kinds)
+
+
 def largest(items: Sequence[Item], most: int) -> tuple[list[Item], list[Item]]:
     """The largest items, biggest first, and the rest, which is never a single one."""
     ordered = sorted(items, key=lambda item: -item.bytes)
@@ -145,7 +160,7 @@ def _rows(view: CaseView, line: Line) -> list[tuple[CaseView, Line, Source]]:
 
 
 def _worst(rows: list[tuple[CaseView, Line, Source]]) -> tuple[CaseView, Line, Source] | None:
-    known = [row for row in rows if row[1].errors.get(row[2]) is not None]
+    known = [(view, line, source) for view, line, source in rows if line.errors.get(source) is not None and not line.as_printed(source)]
     return max(known, key=lambda row: abs(row[1].errors[row[2]] or 0.0), default=None)
 
 
@@ -200,7 +215,9 @@ def _line(comparison: Comparison) -> Line:
     values = {s: comparison.values[s] for s in _ORDER if s in comparison.values}
     predictions = [s for s in values if s not in REFERENCES]
     differences = {} if truth is None else {s: values[s] - truth for s in predictions}
-    return Line(comparison.quantity, label, kind, values, differences, {s: comparison.errors.get(s) for s in differences})
+    return Line(
+        comparison.quantity, label, kind, values, differences, {s: comparison.errors.get(s) for s in differences}, comparison.rounding
+    )
 
 
 def _name(quantity: str) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def test_one_rank_gathers_nothing() -> None:
 def test_accumulating_keeps_gradients_between_micro_steps() -> None:
     once, often = (small(0, f"workload.gradient_accumulation_steps={steps}") for steps in (1, 4))
 
-    assert (often.phases[Phase.FORWARD].peak_bytes or 0) - (once.phases[Phase.FORWARD].peak_bytes or 0) >= 2 * once.parameters
+    assert (often.phases[Phase.FORWARD].peak_bytes or 0) - (once.phases[Phase.FORWARD].peak_bytes or 0) >= 2 * (once.parameters or 0)
 
 
 def test_overlapping_communication_takes_a_second_bucket() -> None:

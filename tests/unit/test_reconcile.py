@@ -155,3 +155,38 @@ def test_other_quantities_do_not_count_for_the_tolerance(quantity: str) -> None:
 def test_a_tolerance_without_a_measurement_is_bad_input() -> None:
     with pytest.raises(InputError, match="no measurement"):
         check_tolerance(reconcile([record(Source.ESTIMATE, allocated_bytes=1)]), 0.05)
+
+
+# Measurements that were printed rounded.
+
+
+def rounded_case(predicted: int) -> list[MemoryRecord]:
+    imported = record(Source.IMPORT, allocated_bytes=1000, rounding={"allocated_bytes": 50})
+    return [imported, record(Source.ESTIMATE, allocated_bytes=predicted)]
+
+
+@pytest.mark.parametrize(("predicted", "beyond"), [(1000, 0), (1050, 0), (950, 0), (1051, 0.001), (1100, 0.05), (900, -0.05)])
+def test_what_rounding_explains_is_no_miss_and_nothing_more_is_forgiven(predicted: int, beyond: float) -> None:
+    comparison = found(rounded_case(predicted))["allocated_bytes"]
+
+    assert comparison.rounding == 50
+    assert comparison.errors[Source.ESTIMATE] == pytest.approx(predicted / 1000 - 1), "the error stays what it is"
+    assert comparison.error_beyond_rounding(Source.ESTIMATE) == pytest.approx(beyond)
+
+
+def test_the_tolerance_begins_where_rounding_ends() -> None:
+    check_tolerance(reconcile(rounded_case(1050)), 0.0)
+    check_tolerance(reconcile(rounded_case(1100)), 0.0501)
+    with pytest.raises(ToleranceExceeded):
+        check_tolerance(reconcile(rounded_case(1051)), 0.0)
+    with pytest.raises(ToleranceExceeded):
+        check_tolerance(reconcile(rounded_case(1100)), 0.0499)
+
+
+def test_rounding_of_one_quantity_is_not_that_of_another() -> None:
+    imported = record(Source.IMPORT, allocated_bytes=1000, reserved_bytes=1000, rounding={"allocated_bytes": 50})
+
+    comparisons = found([imported, record(Source.ESTIMATE, allocated_bytes=1010, reserved_bytes=1010)])
+
+    assert comparisons["reserved_bytes"].rounding == 0
+    assert comparisons["reserved_bytes"].error_beyond_rounding(Source.ESTIMATE) == pytest.approx(0.01)

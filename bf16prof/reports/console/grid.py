@@ -11,7 +11,7 @@ from rich.text import Text
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
-from bf16prof.reports.units import gib, inert, signed_percent
+from bf16prof.reports.units import gib, inert, signed_percent, whole
 
 _Row = tuple[int, int, Offload, str]
 
@@ -85,7 +85,7 @@ def _row(case: Case, kind: str) -> _Row:
 
 
 def _title(console: Console, record: MemoryRecord, gpu: Gpu | None) -> None:
-    parts = [inert(record.case.profile), f"{record.parameters:,} parameters"]
+    parts = [inert(record.case.profile), f"{whole(record.parameters)} parameters"]
     if gpu is not None:
         parts.append(f"on {gpu.name} with {gib(gpu.memory_bytes)}")
     heading(console, ", ".join(parts))

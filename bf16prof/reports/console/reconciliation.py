@@ -10,9 +10,9 @@ from rich.text import Text
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.peak import verdict_line
-from bf16prof.reports.units import EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.units import AS_PRINTED, EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import Verdict, case_verdict
-from bf16prof.reports.views import CaseView, Line, headline, losses, run_views
+from bf16prof.reports.views import CaseView, Line, headline, losses, references, run_views
 from bf16prof.runs import Run
 
 
@@ -44,28 +44,30 @@ def verdict_text(line: Line, source: Source) -> Text:
         return Text(signed_percent(error))
     if difference == 0:
         return Text(f"{EXACT} (0 B)", "green")
+    if line.as_printed(source):
+        return Text(f"{AS_PRINTED} ({signed_bytes(difference)})", "green")
     relative = "" if error is None else f" ({signed_percent(error)})"
     return Text(signed_bytes(difference) + relative, "yellow" if error is None or abs(error) > 0.01 else "")
 
 
 def _summary(views: Sequence[CaseView], console: Console) -> None:
-    measured = any(view.reference for view in views)
+    measured = references(views)
     sources = list(dict.fromkeys(r.source for view in views for r in view.predictions)) if measured else []
-    columns = [Column("case", "left", key=True), Column("measured" if measured else "allocated")]
+    columns = [Column("case", "left", key=True), Column(measured or "allocated")]
     for source in sources:
         columns += [Column(str(source)), Column("error")]
     columns += [Column("training peak"), Column("reserved"), Column("fits"), Column("step time"), Column("loss")]
-    rows = [_summary_row(view, sources, measured, console) for view in views]
+    rows = [_summary_row(view, sources, bool(measured), console) for view in views]
     known = [i for i in range(len(columns)) if i < 2 or any(str(row[i]) != UNKNOWN for row in rows)]
     table(console, [columns[i] for i in known], [[row[i] for i in known] for row in rows])
     note(
         console,
-        "Memory allocated between steps" + (" (measured, then predicted). " if measured else ". ") + "The rest is " + _rest(measured),
+        "Memory allocated between steps" + (f" ({measured}, then predicted). " if measured else ". ") + "The rest is " + _rest(measured),
     )
 
 
-def _rest(measured: bool) -> str:
-    return "measured where it was, else predicted." if measured else "predicted: nothing was measured."
+def _rest(measured: str) -> str:
+    return f"{measured} where it was, else predicted." if measured else "predicted: nothing was measured."
 
 
 def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool, console: Console) -> list[Text | str]:
@@ -100,7 +102,9 @@ def _verdict(views: Sequence[CaseView], console: Console) -> None:
     if not head.compared:
         return
     text = Text(f"Allocated memory: {head.exact} of {head.compared} predictions exact to the byte")
-    if head.worst and head.exact < head.compared:
+    if head.as_printed:
+        text.append(f", {head.as_printed} as far as was printed")
+    if head.worst and head.exact + head.as_printed < head.compared:
         view, line, source = head.worst
         text.append(f"; largest error {signed_percent(line.errors[source])} ({source} of {view.label})")
     if head.worst_peak:
