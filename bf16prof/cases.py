@@ -83,12 +83,7 @@ def expand(selection: Selection) -> list[Job]:
     Raises `InputError` for an unknown stage, world size or recipe, and `Refused` for a recipe that no engine runs.
     """
     check_profile(selection.profile)
-    for stage in selection.stages:
-        if stage not in STAGES:
-            raise InputError(f"--zero {stage}: the ZeRO stage is 0, 1, 2 or 3")
-    for size in selection.world_sizes:
-        if not 1 <= size <= 2**20:
-            raise InputError(f"--gpus {size}: expected a number of ranks from 1 to {2**20}")
+    check_sizes(selection.stages, selection.world_sizes)
     chosen = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)] or list(runnable_recipes().values())
     profile = _with_offload(selection.profile, selection.offload)
     offload = offload_of(profile)
@@ -97,6 +92,16 @@ def expand(selection: Selection) -> list[Job]:
         Job(Case(profile.name, stage, size, recipe.id, offload), on[size], recipe, selection.device, selection.gpu)
         for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), on, chosen)
     ]
+
+
+def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:
+    """Raise `InputError` for a ZeRO stage or a number of ranks that there cannot be."""
+    for stage in stages:
+        if stage not in STAGES:
+            raise InputError(f"--zero {stage}: the ZeRO stage is 0, 1, 2 or 3")
+    for size in world_sizes:
+        if not 1 <= size <= 2**20:
+            raise InputError(f"--gpus {size}: expected a number of ranks from 1 to {2**20}")
 
 
 def check_profile(profile: Profile) -> None:

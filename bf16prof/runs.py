@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -153,10 +154,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value) + "\n")
 
 
+def command_line() -> tuple[str, ...]:
+    """What was typed, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
+    return tuple(argument.encode(errors="backslashreplace").decode() for argument in sys.argv)
+
+
 def save(run: Run) -> None:
     """Write the manifest and the records of a run into its folder."""
     write_json(run.path / RECORDS, document(run.records))
     write_json(run.path / MANIFEST, run.manifest)
+
+
+def save_losses(run: Run) -> None:
+    """Write the losses of all cases into its folder as CSV: case, step, loss (mean over the ranks)."""
+    rows = [f"{r.case.label},{s.step},{s.loss!r}" for r in run.records for s in r.steps if s.loss is not None]
+    write_text(run.path / LOSSES, "\n".join(["case,step,loss", *rows]) + "\n")
 
 
 def replace(run: Run, *, records: tuple[MemoryRecord, ...] | None = None, **changes: Any) -> Run:

@@ -6,7 +6,7 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, prediction_run, print_json, write_files
+from bf16prof.commands.output import check_files, finished_run, hint, print_json, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import Gpu, find_gpu
@@ -52,9 +52,10 @@ def estimate(
     accounts = {
         job.case: textbook(record.parameters, job.case.zero_stage, job.case.world_size, job.recipe)
         for job, record in zip(jobs, records, strict=True)
+        if record.parameters is not None
     }
     more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
-    write_files(output, [prediction_run(f"estimate {request.profile.name}", records, jobs[0].profile.model_dump(mode="json"))], **more)
+    write_files(output, [finished_run(f"estimate {request.profile.name}", records, jobs[0].profile.model_dump(mode="json"))], **more)
     if json_:
         print_json(records, **more)
         return

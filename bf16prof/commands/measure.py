@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, print_json, write_files
+from bf16prof.commands.output import check_files, hint, new_folder, print_json, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.runs import REPORT, Run, Status, create, write_text
+from bf16prof.runs import REPORT, Run, Status, create
 
 if TYPE_CHECKING:
     from bf16prof.measure.accelerator import TorchAnswer
@@ -47,9 +44,7 @@ def measure(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-d", help="The run directory; runs/TIME-PROFILE if not given.", rich_help_panel=o.OUTPUT)
-    ] = None,
+    output_dir: o.OutputDirOption = None,
     json_: o.JsonOption = False,
     output: o.FilesOption = None,
     force: o.ForceOption = False,
@@ -62,8 +57,7 @@ def measure(
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
-    from bf16prof.estimate.gap import closed_form_gap
-    from bf16prof.estimate.predict import predict
+    from bf16prof.estimate.predict import predictions as closed_form
     from bf16prof.measure.accelerator import require_model_library, require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
@@ -80,8 +74,8 @@ def measure(
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
-    folder = output_dir or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(name)}"
-    predictions = [predict(job) for job in jobs if closed_form_gap(job) is None]
+    folder = output_dir or new_folder(name)
+    predictions = closed_form(jobs)
     if simulate:
         with SimulationProgress(jobs, quiet) as progress:
             predictions += dry_run(jobs, progress)
@@ -89,7 +83,7 @@ def measure(
     with ProgressWatcher(len(jobs), quiet) as watcher:
         run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)
     comparisons = reconcile(run.records)
-    _write_report(run)
+    write_report(run)
     more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
@@ -99,11 +93,6 @@ def measure(
         hint(f"report: {folder / REPORT}", False)
         hint(f"next: bf16prof report {folder} --open", quiet)
     _check(run, comparisons, tolerance)
-
-
-def slug(name: str) -> str:
-    """A profile's name as part of a folder's: letters, digits, dots and dashes."""
-    return re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "profile"
 
 
 def _ranks(asked: int | None, torch: TorchAnswer) -> int:
@@ -118,12 +107,6 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
         return None
     found = torch.gpus[0]
     return Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
-
-
-def _write_report(run: Run) -> None:
-    from bf16prof.reports.html import render
-
-    write_text(run.path / REPORT, render([run]))
 
 
 def _show(run: Run, verbose: bool) -> None:

@@ -95,6 +95,9 @@ CheckpointingOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
 ]
+OutputDirOption = Annotated[
+    Path | None, typer.Option("--output-dir", "-d", help="The run directory; runs/TIME-PROFILE if not given.", rich_help_panel=OUTPUT)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.", rich_help_panel=OUTPUT)]
 FilesOption = Annotated[
     list[Path] | None,

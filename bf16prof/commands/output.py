@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import typer
 from bf16prof.errors import InputError
 from bf16prof.records import MemoryRecord, document, json_text
 from bf16prof.reports.units import inert
-from bf16prof.runs import CaseStatus, Manifest, Run, Status, write_text
+from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, write_text
 
 FORMATS = (".json", ".csv", ".md", ".html")
 
@@ -63,11 +63,24 @@ def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
     return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(runs)
 
 
-def prediction_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:
-    """Predictions as a run that was never on disk, so that reports treat them like any other."""
+def new_folder(name: str) -> Path:
+    """Where a run goes when the user does not say: the time and a name, as far as that can be part of a folder's."""
+    slug = re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "run"
+    return Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug}"
+
+
+def write_report(run: Run) -> None:
+    """Write the HTML report of a run into its folder."""
+    from bf16prof.reports.html import render
+
+    write_text(run.path / REPORT, render([run]))
+
+
+def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:
+    """Records as a finished run that is not on disk, so that reports treat them like any other."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    cases = tuple(CaseStatus(record.case, Status.FINISHED) for record in records)
-    manifest = Manifest(name, now, Status.FINISHED, records[0].device, tuple(sys.argv), cases, profile, finished=now)
+    cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
+    manifest = Manifest(name, now, Status.FINISHED, records[0].device, command_line(), cases, profile, finished=now)
     return Run(Path(), manifest, tuple(records))
 
 

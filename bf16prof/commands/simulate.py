@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint, prediction_run, print_json, write_files
+from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
@@ -52,8 +52,7 @@ def simulate(
 ) -> None:
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
     from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.estimate.gap import closed_form_gap
-    from bf16prof.estimate.predict import predict
+    from bf16prof.estimate.predict import predictions
     from bf16prof.measure.accelerator import require_model_library, require_packages
     from bf16prof.simulate.runner import Options
     from bf16prof.simulate.runner import simulate as run
@@ -69,8 +68,8 @@ def simulate(
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
     with SimulationProgress(jobs, quiet) as progress:
         records = run(jobs, progress, Options(expandable_segments, snapshot))
-    both = [*records, *(predict(job) for job in jobs if closed_form_gap(job) is None)]
-    result = prediction_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
+    both = [*records, *predictions(jobs)]
+    result = finished_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
     write_files(output, [result], refused=refused)
     if json_:
         print_json(records, refused=refused)

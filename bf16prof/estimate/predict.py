@@ -9,7 +9,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
-from bf16prof.estimate.gap import peaks_gap
+from bf16prof.estimate.gap import closed_form_gap, peaks_gap
 from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.steady import Engine, model_states
@@ -41,6 +41,11 @@ def predict(job: Job) -> MemoryRecord:
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
         **_peaks(job, engine, items),
     )
+
+
+def predictions(jobs: Sequence[Job]) -> list[MemoryRecord]:
+    """The records of those jobs that have a closed form."""
+    return [predict(job) for job in jobs if closed_form_gap(job) is None]
 
 
 def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:

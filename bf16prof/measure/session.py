@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.prepare import extension_cache, prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
-from bf16prof.records import MemoryRecord, as_json
-from bf16prof.runs import LOSSES, CaseStatus, Manifest, Run, Status, replace, save, write_json, write_text
+from bf16prof.records import MemoryRecord
+from bf16prof.runs import CaseStatus, Manifest, Run, Status, command_line, replace, save, save_losses, write_json
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
         raise
     run = replace(run, status=_overall(run.manifest.cases), finished=_now())
     save(run)
-    write_text(plan.folder / LOSSES, _loss_table(run.records))
+    save_losses(run)
     return run
 
 
@@ -82,7 +81,7 @@ def _begin(plan: Plan) -> Run:
         created=_now(),
         status=Status.RUNNING,
         device=first.device,
-        argv=tuple(sys.argv),
+        argv=command_line(),
         cases=tuple(CaseStatus(job.case, Status.PLANNED) for job in plan.jobs),
         profile=first.profile.model_dump(mode="json"),
         versions=versions(),
@@ -121,12 +120,6 @@ def _save_aborted(run: Run, status: Status) -> None:
 
 def _overall(cases: Sequence[CaseStatus]) -> Status:
     return next((c.status for c in cases if c.status is not Status.FINISHED), Status.FINISHED)
-
-
-def _loss_table(records: Sequence[MemoryRecord]) -> str:
-    """The losses of all cases as CSV: case, step, loss (mean over the ranks)."""
-    rows = [f"{r.case.label},{s.step},{as_json(s.loss)}" for r in records for s in r.steps if s.loss is not None]
-    return "\n".join(["case,step,loss", *rows]) + "\n"
 
 
 def _now() -> str:
