@@ -80,6 +80,7 @@ def running(*arguments: str) -> str:
         ("profiles", "show", "llama3-8b", "--resolved"),
         ("recipes", "list"),
         ("recipes", "show", "bf16-full"),
+        ("import", "--help"),
     ],
     ids=" ".join,
 )
@@ -153,7 +154,9 @@ def modules(part: str) -> list[str]:
     return [".".join(("bf16prof", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__") for file in files]
 
 
-@pytest.mark.parametrize("part", ["estimate", "reports", "profiles", "records", "reconcile", "runs", "cases", "models/shapes", "commands"])
+@pytest.mark.parametrize(
+    "part", ["estimate", "reports", "imports", "profiles", "records", "reconcile", "runs", "cases", "models/shapes", "commands"]
+)
 def test_a_part_imports_without_torch_and_deepspeed(part: str) -> None:
     names = modules(part)
     assert names

@@ -1,0 +1,58 @@
+"""A CSV file of losses with the columns `step` and `loss`, as the example's `--loss_log_file` writes it (rank 0)."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+
+from bf16prof.imports.finding import Finding
+from bf16prof.records import StepRecord
+
+COLUMNS = ("step", "loss")
+
+
+class LossReader:
+    """Reads rows of step and loss."""
+
+    format = "CSV of losses"
+
+    def __init__(self) -> None:
+        self._losses: dict[int, float | None] = {}
+
+    def rows(self, lines: Iterable[str]) -> tuple[int, int]:
+        """Read a file, its header first; how many rows were understood, and how many were not.
+
+        Raises `ValueError` when a step comes twice: these are then several runs.
+        """
+        rows = csv.reader(lines)
+        header = [cell.strip() for cell in next(rows)]
+        places = [header.index(name) for name in COLUMNS]
+        good = bad = 0
+        for row in rows:
+            step, loss = (row[place].strip() if place < len(row) else "" for place in places)
+            if not (step.isascii() and step.isdecimal() and len(step) <= 12 and _is_number(loss)):
+                bad += bool(row)
+                continue
+            if int(step) in self._losses:
+                raise ValueError(f"step {int(step)} is there twice: these are the losses of several runs")
+            self._losses[int(step)] = float(loss) if math.isfinite(float(loss)) else None
+            good += 1
+        return good, bad
+
+    def finding(self) -> Finding | None:
+        """The steps with their losses."""
+        if not self._losses:
+            return None
+        steps = tuple(StepRecord(step, self._losses[step], None, None) for step in sorted(self._losses))
+        lost = [step for step, loss in self._losses.items() if loss is None]
+        notes = (f"the loss is not finite in {len(lost)} of {len(steps)} steps, first in step {min(lost)}",) if lost else ()
+        return Finding(self.format, steps=steps, notes=notes)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return len(text) <= 40
