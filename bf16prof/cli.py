@@ -16,6 +16,7 @@ from bf16prof import __version__
 from bf16prof.commands.catalog import profiles, recipes
 from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
+from bf16prof.commands.importing import import_
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.report import report
@@ -52,7 +53,18 @@ app.command(
         "bf16prof simulate --profile llama3-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100-80gb --json",
     )
 )(simulate)
-app.command(epilog=examples("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report RUN1 RUN2 -o both.html"))(report)
+app.command(
+    "import",
+    epilog=examples(
+        "bf16prof import train.log loss.csv nvidia-smi.csv -p deepspeed-bf16-example --ds-config baseline.json --gpus 4",
+        "bf16prof import snapshot.pickle --hf-config config.json --zero 3 --gpus 8 --recipe bf16-full --fail-over 1%",
+    ),
+)(import_)
+app.command(
+    epilog=examples(
+        "bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report published:deepspeed-bf16-example RUN -o both.html"
+    )
+)(report)
 app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
 app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
 app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))

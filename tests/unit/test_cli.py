@@ -95,6 +95,9 @@ FLAGS = {
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
     },
+    "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
+        "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files",
+    },
     "report": OUTPUT | {"--open", "--fail-over", "runs"},
     "doctor": {"--json"},
     "profiles list": {"--json"},
