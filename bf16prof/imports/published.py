@@ -1,0 +1,67 @@
+"""Runs that others published as tables, as data files with their citation (`published/*.toml`); a command names one `published:NAME`."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from bf16prof.errors import InputError
+from bf16prof.imports.finding import GIB, Finding, rounded
+from bf16prof.imports.record import imported_record
+from bf16prof.profiles.gpus import Gpu, find_gpu
+from bf16prof.profiles.load import Override, load_profile
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import Case, MemoryRecord
+
+PREFIX = "published:"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published run: what was said of it, and the profile and GPU with which it can be predicted."""
+
+    name: str
+    url: str
+    profile: Profile
+    gpu: Gpu
+    records: tuple[MemoryRecord, ...]
+
+
+def published_names() -> list[str]:
+    """The names of the runs that ship with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+
+
+def find_published(name: str) -> Published:
+    """The published run of that name, without its prefix. Raises `InputError` naming the known ones."""
+    if name not in published_names():
+        raise InputError(f"unknown published run {name!r}", hint="known: " + ", ".join(PREFIX + known for known in published_names()))
+    table = tomllib.loads((_folder() / f"{name}.toml").read_text(encoding="utf-8"))
+    profile = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()]).profile
+    gpu = find_gpu(table["gpu"])
+    records = tuple(_record(row, table, profile, gpu) for row in table["runs"])
+    return Published(name, table["url"], profile, gpu, records)
+
+
+def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: Gpu) -> MemoryRecord:
+    """One column of the published table. Its peak is `max_memory_allocated` since the process began."""
+    case = Case(profile.name, table["zero_stage"], table["world_size"], row["recipe"])
+    loss = row["loss"]
+    finding = Finding(
+        "the published table",
+        readings={name: rounded(row[key], GIB, len(row[key].partition(".")[2])) for name, key in _MEMORY.items()},
+        facts={"step_time_s": row["step_time_s"]},
+        notes=(f"loss over {table['steps']} steps: mean {loss['mean']}, standard deviation {loss['std']}", *table["notes"]),
+    )
+    record = imported_record(case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}"])
+    return dataclasses.replace(record, loss=loss["final"])
+
+
+_MEMORY = {"allocated_bytes": "allocated_gb", "run_peak_allocated_bytes": "run_peak_allocated_gb"}
+
+
+def _folder() -> Any:
+    return resources.files("bf16prof.imports") / "published"
