@@ -33,15 +33,17 @@ def tiles(runs: Sequence[Run], views: Sequence[CaseView]) -> list[Tile]:
         tiles.append(Tile("Least memory", gib(smallest.main.allocated_bytes), instant))
     fastest = min((v for v in views if v.main.step_time_s is not None), key=lambda v: v.main.step_time_s or 0.0, default=None)
     if fastest:
-        tiles.append(
-            Tile("Fastest step", seconds(fastest.main.step_time_s), f"{fastest.label}, {number(fastest.main.tokens_per_s)} tokens/s")
-        )
+        tiles.append(Tile("Fastest step", seconds(fastest.main.step_time_s), fastest.label + _rate(fastest.main.tokens_per_s)))
     statuses = [status.status for run in runs for status in run.manifest.cases]
     done = statuses.count(Status.FINISHED)
     if statuses:
         others = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s is not Status.FINISHED)
         tiles.append(Tile("Cases finished", f"{done} of {len(statuses)}", others or "none missing", "" if done == len(statuses) else "bad"))
     return tiles
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "" if tokens_per_s is None else f", {number(tokens_per_s)} tokens/s"
 
 
 def _steady_tile(head: Headline) -> Tile:
@@ -90,6 +92,8 @@ def summary(views: Sequence[CaseView]) -> Table:
     headers += [
         "training peak",
         *([f"{s} error" for s in sources] if measured else []),
+        "whole-run peak",
+        *([f"{s} error" for s in sources] if measured else []),
         "reserved",
         "device (NVML)",
         "on the GPU",
@@ -115,6 +119,9 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
         bytes_cell(main.peak_allocated_bytes, title=f"{provenance(main)}, in {main.peak_phase}" if main.peak_phase else provenance(main))
     )
     cells += [difference_cell(peak, source) for source in sources] if measured else []
+    whole_run = view.whole_run_only
+    cells.append(bytes_cell(main.run_peak_allocated_bytes if whole_run else None, title=f"{provenance(main)}, init included"))
+    cells += [difference_cell(whole_run, source) for source in sources] if measured else []
     cells += [bytes_cell(main.reserved_bytes), bytes_cell(main.device_bytes), _fits(view)]
     spread = f"interquartile range {seconds(main.step_time_iqr_s)}" if main.step_time_iqr_s is not None else ""
     cells.append(unknown_cell() if main.step_time_s is None else Cell(seconds(main.step_time_s), main.step_time_s, "number", title=spread))

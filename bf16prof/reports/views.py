@@ -76,6 +76,13 @@ class CaseView:
         """The record to show when there is room for one: the reference, else the dry run, which knows the peaks, else the estimate."""
         return self.reference or self.records.get(Source.SIMULATE) or next(iter(self.records.values()))
 
+    @property
+    def whole_run_only(self) -> Line | None:
+        """The peak of the whole run, where the record to show knows no other: a log seldom tells training from init."""
+        if self.main.peak_allocated_bytes is not None or self.main.run_peak_allocated_bytes is None:
+            return None
+        return self.line("run_peak_allocated_bytes")
+
     def line(self, quantity: str) -> Line | None:
         """One quantity side by side, or None when no source knows it."""
         found = next((c for c in self.comparisons if c.quantity == quantity), None)

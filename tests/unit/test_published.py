@@ -54,6 +54,8 @@ def test_the_published_run_has_no_folder_to_write_into(main: Main, tmp_path: Pat
 
     assert code == 0
     assert "as printed (+3.64 MiB)" in out
+    (summary,) = (line for line in out.splitlines() if line.startswith("zero3-w4-bf16-full-autocast  16.17 GiB"))
+    assert "18.93 GiB" in summary, "a peak of the whole run, where there is no other"
     assert "0 of 2 predictions exact to the byte, 2 as far as was printed." in out
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert "exists" in refused(main("report", PUBLISHED))

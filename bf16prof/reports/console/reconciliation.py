@@ -56,7 +56,15 @@ def _summary(views: Sequence[CaseView], console: Console) -> None:
     columns = [Column("case", "left", key=True), Column(measured or "allocated")]
     for source in sources:
         columns += [Column(str(source)), Column("error")]
-    columns += [Column("training peak"), Column("reserved"), Column("fits"), Column("step time"), Column("loss")]
+    columns += [
+        Column("training peak"),
+        Column("whole-run peak"),
+        *(Column(f"{source} error") for source in sources),
+        Column("reserved"),
+        Column("fits"),
+        Column("step time"),
+        Column("loss"),
+    ]
     rows = [_summary_row(view, sources, bool(measured), console) for view in views]
     known = [i for i in range(len(columns)) if i < 2 or any(str(row[i]) != UNKNOWN for row in rows)]
     table(console, [columns[i] for i in known], [[row[i] for i in known] for row in rows])
@@ -79,7 +87,10 @@ def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool, cons
         row.append(gib(record.allocated_bytes if record else None))
         row.append(verdict_text(line, source) if line and source in line.differences else UNKNOWN)
     shown = view.main
-    row += [gib(shown.peak_allocated_bytes), gib(shown.reserved_bytes), _fits(case_verdict(view), console)]
+    whole_run = view.whole_run_only
+    row += [gib(shown.peak_allocated_bytes), gib(shown.run_peak_allocated_bytes) if whole_run else UNKNOWN]
+    row += [verdict_text(whole_run, source) if whole_run and source in whole_run.differences else UNKNOWN for source in sources]
+    row += [gib(shown.reserved_bytes), _fits(case_verdict(view), console)]
     return [*row, seconds(shown.step_time_s), loss_text(shown)]
 
 
