@@ -15,6 +15,9 @@ from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, scale, second
 from bf16prof.reports.views import CaseView, component_name, losses, step_times
 
 _HEADER = 1.15
+_BAR = 0.82
+"""Width of a bar, as rows are 1 apart; Plotly would go by the distance of bars, and a case may have one only."""
+
 _PHASE_ORDER = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
 
 
@@ -39,7 +42,7 @@ def components(views: Sequence[CaseView]) -> Figure | None:
     divisor, unit = scale(largest)
     traces = [_component_trace(c, rows, divisor) for c in Component if any(r.components.get(c) for _, _, r in rows.records)]
     traces.append(_totals_trace(rows, divisor))
-    layout = rows.layout(f"allocated between steps ({unit})") | {"barmode": "relative", "bargap": 0.18}
+    layout = rows.layout(f"allocated between steps ({unit})") | {"barmode": "relative"}
     layout["xaxis"]["range"] = [min(0, *(_least(r) / divisor for _, _, r in rows.records)), largest / divisor * 1.3]
     return figure("figure-components", traces, layout)
 
@@ -54,6 +57,7 @@ def _component_trace(component: Component, rows: _Rows, divisor: int) -> Trace:
     return {
         "type": "bar",
         "orientation": "h",
+        "width": _BAR,
         "name": component_name(component),
         "y": [y for _, y, _ in rows.records],
         "x": [size / divisor for size in sizes],
