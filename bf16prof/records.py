@@ -130,7 +130,10 @@ class PhaseMemory:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase."""
+    """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase.
+
+    `phase_time_s`: seconds in each phase over all micro-steps, by the clock, on a GPU between CUDA events.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -141,6 +144,7 @@ class StepRecord:
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     warmup: bool = False
     device_time_s: Amount | None = None
+    phase_time_s: dict[Phase, Amount] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,86 @@ class OutOfMemory:
     holders: dict[Component, Bytes]
 
 
+class Collective(StrEnum):
+    """A kind of collective communication."""
+
+    ALL_REDUCE = "all-reduce"
+    REDUCE = "reduce"
+    REDUCE_SCATTER = "reduce-scatter"
+    ALL_GATHER = "all-gather"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What one rank sends in one optimizer step for one purpose.
+
+    * `size_bytes`: the whole tensors that the `calls` collectives work on; `sent_bytes` of them leave each rank (ring algorithms).
+    * `between_nodes_bytes`: the part of `sent_bytes` that leaves the node, as a mean over its ranks.
+    * `phase`: when; `source`: DeepSpeed's file and function.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    collective: Collective
+    phase: Phase
+    calls: Size
+    size_bytes: Size
+    sent_bytes: Size
+    between_nodes_bytes: Size
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What one rank has to do in one optimizer step, whatever the time it takes.
+
+    * `tokens`; `forward_flops`, `backward_flops` of the model, and `recomputed_flops` of activation checkpointing on top (matrix products
+      only, a multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
+    * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model states that the optimizer has to read and
+      to write, once each. `host_link_bytes`: offloaded gradients and parameters between host and device.
+    * `floor_s`: the seconds below which each part cannot take on the record's GPU; empty without one.
+    """
+
+    __pydantic_config__ = STRICT
+
+    tokens: Size
+    compute_dtype: str
+    forward_flops: Size
+    backward_flops: Size
+    recomputed_flops: Size
+    transfers: tuple[Transfer, ...]
+    optimizer_read_bytes: Size
+    optimizer_written_bytes: Size
+    host_link_bytes: Size = 0
+    floor_s: dict[str, Amount] = field(default_factory=dict)
+
+    @property
+    def model_flops(self) -> int:
+        """Operations that the model asks for: forward and backward."""
+        return self.forward_flops + self.backward_flops
+
+    @property
+    def hardware_flops(self) -> int:
+        """Operations that are carried out: those of the model, and the recomputation."""
+        return self.model_flops + self.recomputed_flops
+
+    @property
+    def step_time_floor_s(self) -> float | None:
+        """No step is faster than this on the record's GPU; `None` without one, or without its peaks."""
+        return sum(self.floor_s.values()) if self.floor_s else None
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the rank sends in all its collectives."""
+        return sum(transfer.sent_bytes for transfer in self.transfers)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What the optimizer reads and writes."""
+        return self.optimizer_read_bytes + self.optimizer_written_bytes
+
+
 @dataclass(frozen=True)
 class MemoryRecord:
     """What one source says of one case, on one device of the job (bytes on the rank that holds most; of rank 0 in a dry run).
@@ -203,6 +287,9 @@ class MemoryRecord:
     * `timeline`: bytes by component over the last step.
     * `host_bytes`: held in host memory on behalf of the device (offloading).
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
+    * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
+    * `step_time_error_s`: half the width of a calibrated prediction's error bar.
+    * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the dtype of the matrix products.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
@@ -234,6 +321,11 @@ class MemoryRecord:
     step_time_s: Amount | None = None
     step_time_iqr_s: Amount | None = None
     tokens_per_s: Amount | None = None
+    step_time_floor_s: Amount | None = None
+    step_time_error_s: Amount | None = None
+    mfu: Amount | None = None
+    hfu: Amount | None = None
+    work: StepWork | None = None
     loss: float | None = None
     allocator_retries: Size | None = None
     gpu_utilisation: Amount | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from bf16prof.cases import Job, Refusal
@@ -11,6 +13,7 @@ from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.runs import load
 
 FEW_CASES = 12
 """Up to this many cases the textbook accountings are shown beside ours; more would drown the grid (`-v` shows them all)."""
@@ -24,7 +27,9 @@ def estimate(
     recipe: o.RecipeOption = "",
     gpu: o.GpuOption = o.DEFAULT_GPU,
     device: o.DeviceOption = Device.GPU,
+    gpus_per_node: o.PerNodeOption = 8,
     offload: o.OffloadOption = None,
+    calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
@@ -39,7 +44,10 @@ def estimate(
     verbose: o.VerboseOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Predict the memory of one GPU in closed form: every persistent byte, in milliseconds, without torch."""
+    """Predict the memory of one GPU in closed form: every persistent byte, in milliseconds, without torch.
+
+    What a step has to compute, to send and to update comes with it (-v), and the time below which no such GPU can do it.
+    """
     from bf16prof.estimate.predict import predict
     from bf16prof.estimate.textbook import textbook
 
@@ -48,7 +56,9 @@ def estimate(
     target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
     _require_closed_form(jobs)
-    records = [predict(job) for job in jobs]
+    records = [predict(job, gpus_per_node) for job in jobs]
+    if calibrate is not None:
+        records = _calibrated(records, calibrate)
     accounts = {
         job.case: textbook(record.parameters, job.case.zero_stage, job.case.world_size, job.recipe)
         for job, record in zip(jobs, records, strict=True)
@@ -61,6 +71,15 @@ def estimate(
         return
     _show(records, refused, target, accounts, verbose)
     hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", quiet)
+
+
+def _calibrated(records: list[MemoryRecord], path: Path) -> list[MemoryRecord]:
+    """The records with the step times that the measured cases of a run tell."""
+    from bf16prof.estimate.calibration import calibrate
+
+    run = load(path)
+    fitted = calibrate(str(path), run.records)
+    return [fitted.calibrated(record) for record in records]
 
 
 def _require_closed_form(jobs: list[Job]) -> None:

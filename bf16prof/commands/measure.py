@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, new_folder, print_json, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, RunFailed
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.runs import REPORT, Run, Status, create
 
@@ -102,11 +103,17 @@ def _ranks(asked: int | None, torch: TorchAnswer) -> int:
 
 
 def _gpu(torch: TorchAnswer) -> Gpu | None:
-    """The GPU of this machine as an entry of the table: the one it is, or what torch says of it."""
+    """The GPU of this machine as an entry of the table: what torch says of it, with the peaks of the row that it is, if there is one."""
     if not torch.gpus:
         return None
     found = torch.gpus[0]
-    return Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
+    asked = Gpu(found.name, found.name, found.total_bytes, 0.0, 0.0, 0.0, found.compute_capability, "torch.cuda.get_device_properties")
+    row = gpu_named(found.name)
+    if row is None:
+        return asked
+    return dataclasses.replace(
+        row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=asked.compute_capability
+    )
 
 
 def _show(run: Run, verbose: bool) -> None:

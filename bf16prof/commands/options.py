@@ -41,6 +41,16 @@ OffloadOption = Annotated[
         "--offload", envvar="BF16PROF_OFFLOAD", help="What stays in host memory; as in the profile if not given.", rich_help_panel=SELECT
     ),
 ]
+PerNodeOption = Annotated[
+    int,
+    typer.Option("--gpus-per-node", min=1, envvar="BF16PROF_GPUS_PER_NODE", help="GPUs that share a node.", rich_help_panel=SELECT),
+]
+CalibrateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate", metavar="RUN", help="Predict step times from the measured steps of a run directory.", rich_help_panel=SELECT
+    ),
+]
 HfConfigOption = Annotated[
     Path | None,
     typer.Option(

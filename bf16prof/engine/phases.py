@@ -6,6 +6,8 @@ its data) belongs to the phase before it.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -54,6 +56,30 @@ class PhaseMarks:
         """The phases since the last call, in the order of `Phase`."""
         done, self._done = self._done, {}
         return {phase: done[phase] for phase in Phase if phase in done}
+
+
+class PhaseClock:
+    """Seconds in each phase, from mark to mark, added up over micro-steps.
+
+    `stamp` notes a moment without waiting (the clock, or an event on a GPU's stream), `between` gives the seconds from one to another.
+    """
+
+    def __init__(self, stamp: Callable[[], Any] = time.perf_counter, between: Callable[[Any, Any], float] = lambda a, b: b - a) -> None:
+        self._stamp, self._between = stamp, between
+        self._marks: list[tuple[Phase | None, Any]] = []
+
+    def mark(self, phase: Phase | None) -> None:
+        """A phase begins now (`None`: none does)."""
+        self._marks.append((phase, self._stamp()))
+
+    def take(self) -> dict[Phase, float]:
+        """Seconds by phase since the last call, in the order of `Phase`; the phase that is open does not count."""
+        marks, self._marks = self._marks, self._marks[-1:]
+        found: dict[Phase, float] = {}
+        for (phase, begin), (_, end) in itertools.pairwise(marks):
+            if phase is not None:
+                found[phase] = found.get(phase, 0.0) + self._between(begin, end)
+        return {phase: found[phase] for phase in Phase if phase in found}
 
 
 def attach(engine: Any, marks: PhaseMarks) -> None:

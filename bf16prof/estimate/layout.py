@@ -28,9 +28,9 @@ def flat_numel(numels: Sequence[int], world_size: int, zero: ZeroSettings, eleme
 
     `numels` is in the order of the buffer; padding between parameters depends on it (stage_1_and_2.py, __init__).
     """
-    spans = flat_spans(numels, world_size, zero, element_bytes)
+    total = flat_spans(numels, world_size, zero, element_bytes)[-1][1] if zero.parameter_alignment else sum(numels)
     alignment = NCCL_ALIGNMENT * world_size
-    return ceil_div(spans[-1][1], alignment) * alignment
+    return ceil_div(total, alignment) * alignment
 
 
 def flat_spans(numels: Sequence[int], world_size: int, zero: ZeroSettings, element_bytes: int) -> list[tuple[int, int]]:

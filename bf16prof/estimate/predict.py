@@ -1,4 +1,5 @@
-"""From a job to its record, in closed form: the steady state, and the peak of every phase. Reserved memory and time stay null."""
+"""From a job to its record, in closed form: the steady state, the peak of every phase, and the work of a step with a floor of its time.
+Reserved memory and the step time itself stay null."""
 
 from __future__ import annotations
 
@@ -12,20 +13,23 @@ from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap
 from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
 from bf16prof.estimate.peaks import peaks
+from bf16prof.estimate.roofline import engine_work
 from bf16prof.estimate.steady import Engine, model_states
+from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.models.shapes import inventory
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, by_component, peak_phase
 
 
-def predict(job: Job) -> MemoryRecord:
+def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
     """The record of a job that has a closed form (`gap.closed_form_gap`) and that DeepSpeed runs (`engine.constraints.admit`).
 
-    On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which holds both. Peaks stay null, with the
-    reason in the notes, where their closed form has not been held against the dry run.
+    `per_node`: so many GPUs share a node. On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which
+    holds both. Peaks stay null, with the reason in the notes, where their closed form has not been held against the dry run.
     """
     config = deepspeed_config(job)
     engine = Engine(config, inventory(job.profile.model), job.case.world_size, job.device)
     tensors = [*model_states(engine), *model_buffers(job, engine.facts), *kept_by_the_loop(job.profile, engine.facts)]
+    work = engine_work(job, engine, per_node)
     host = [] if job.device is Device.CPU else [a for a in tensors if a.on_host]
     items = _items(job, [a for a in tensors if a not in host])
     components = by_component(items)
@@ -40,6 +44,8 @@ def predict(job: Job) -> MemoryRecord:
         items=items,
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
         **_peaks(job, engine, items),
+        work=work,
+        step_time_floor_s=work.step_time_floor_s,
     )
 
 

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from bf16prof.cases import Job
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.results import RankResult
-from bf16prof.records import MemoryRecord, Source, StepRecord, by_component, peak_phase, with_other
+from bf16prof.measure.utilisation import peak_note, utilisation
+from bf16prof.records import MemoryRecord, Source, StepRecord, StepWork, by_component, peak_phase, with_other
 from bf16prof.runs import Status
 
 
-def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
+def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:
     """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
     the slowest. That another rank's peak is higher is said in the notes.
 
-    A case that did not finish gives what is known of it, and says in its notes that it is partial; `None` if no rank got as far as init.
+    `work` is what a step has to do, as the estimate counts it. A case that did not finish gives what is known of it, and says in its notes
+    that it is partial; `None` if no rank got as far as init.
     """
     ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
     if not ranks:
@@ -30,6 +32,7 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
     items = () if allocated is None else with_other(heaviest.items, allocated)
     phases = heaviest.training_phases()
     highest = peak_phase(phases)
+    mfu, hfu = utilisation(work, job.gpu, median)
     return MemoryRecord(
         source=Source.MEASURE,
         case=job.case,
@@ -49,13 +52,17 @@ def measured_record(job: Job, outcome: Outcome) -> MemoryRecord | None:
         step_time_s=median,
         step_time_iqr_s=_interquartile_range(times),
         tokens_per_s=_tokens_per_step(job) / median if median and not job.profile.model.inputs else None,
+        step_time_floor_s=work.step_time_floor_s if work else None,
+        mfu=mfu,
+        hfu=hfu,
+        work=work,
         loss=steps[-1].loss if steps else None,
         allocator_retries=heaviest.allocator_retries,
         gpu_utilisation=heaviest.gpu_utilisation,
         power_w=heaviest.power_w,
         steps=steps,
         rank_allocated_bytes=tuple(rank.allocated_bytes for rank in ranks if rank.allocated_bytes is not None),
-        notes=(*_notes(outcome, steps), *_higher_peak(heaviest, ranks)),
+        notes=(*_notes(outcome, steps), *_higher_peak(heaviest, ranks), *peak_note(work, job.gpu)),
     )
 
 
@@ -92,7 +99,7 @@ def _weight(rank: RankResult) -> tuple[int, int, int]:
 
 
 def _job_steps(heaviest: RankResult, ranks: Sequence[RankResult]) -> tuple[StepRecord, ...]:
-    """The heaviest rank's steps with the mean loss and the slowest time of all ranks that made the step."""
+    """The heaviest rank's steps with the mean loss of all ranks that made the step and the times of the slowest."""
     by_step: dict[int, list[StepRecord]] = {}
     for rank in ranks:
         for step in rank.steps:
@@ -108,6 +115,7 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
         time_s=max(s.time_s for s in all_ranks if s.time_s is not None),
         allocated_bytes=own.allocated_bytes,
         phases=own.phases,
+        phase_time_s=max(all_ranks, key=lambda s: s.time_s or 0.0).phase_time_s,
         warmup=own.warmup,
         device_time_s=own.device_time_s,
     )

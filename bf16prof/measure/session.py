@@ -14,7 +14,7 @@ from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.prepare import extension_cache, prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
-from bf16prof.records import MemoryRecord
+from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import CaseStatus, Manifest, Run, Status, command_line, replace, save, save_losses, write_json
 
 
@@ -101,7 +101,8 @@ def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -
 
 def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
     status = CaseStatus(job.case, outcome.status, outcome.message, outcome.log_tail)
-    record = measured_record(job, outcome)
+    work = next((r.work for r in run.records if r.case == job.case and r.source is Source.ESTIMATE), None)
+    record = measured_record(job, outcome, work)
     return _with_case(replace(run, records=(*run.records, record)) if record else run, index, status)
 
 

@@ -41,7 +41,8 @@ class Rank:
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         self.probe = make_probe(self.job.device)
-        self.marks = PhaseMarks(self.probe, self.probe.settle)
+        self.clock = _phase_clock(self.probe)
+        self.marks = PhaseMarks(self.probe, self.probe.settle, self.clock.mark)
         self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)
         self._written = 0.0
 
@@ -100,6 +101,7 @@ class Rank:
             allocated_bytes=self.probe.allocated_bytes(),
             phases=self.marks.take(),
             warmup=index < self.task.warmup,
+            phase_time_s=self.clock.take(),
         )
         self.result = self.result.with_step(record)
         self.save(force=False, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
@@ -147,11 +149,25 @@ class _Timer:
 
     def _event(self) -> None:
         if self._probe.device_type == "cuda":
-            import torch
+            self._events.append(_recorded_event())
 
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()
-            self._events.append(event)
+
+def _recorded_event() -> Any:
+    """A timing event on the current CUDA stream, here."""
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _phase_clock(probe: Any) -> Any:
+    """A clock of phases: of the device where there is one, as the host runs ahead of it. Events are read after a step has synchronised."""
+    from bf16prof.engine.phases import PhaseClock
+
+    if probe.device_type == "cuda":
+        return PhaseClock(_recorded_event, lambda begin, end: float(begin.elapsed_time(end)) / 1000)
+    return PhaseClock()
 
 
 def main() -> None:

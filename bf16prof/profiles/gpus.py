@@ -19,7 +19,8 @@ class Gpu:
     """One GPU model, with the vendor's figures.
 
     * `memory_bytes`: what the CUDA driver reports as total memory where a source gives it, else the nominal size.
-    * `bf16_tflops`: dense bf16 matrix arithmetic, 1e12 FLOP/s, without sparsity.
+    * `torch_name`: what torch calls it.
+    * `bf16_tflops`: dense bf16 (and fp16) matrix arithmetic, `fp32_tflops` arithmetic in fp32, both in 1e12 FLOP/s; 0 where not known.
     * `hbm_gb_per_s`, `link_gb_per_s`: memory bandwidth, and the bidirectional GPU-to-GPU link bandwidth, 1e9 byte/s.
     * `compute_capability`: CUDA's, e.g. (9, 0); it decides the size of PyTorch's cuBLAS workspace.
     """
@@ -34,6 +35,12 @@ class Gpu:
     link_gb_per_s: float
     compute_capability: tuple[int, int]
     source: str
+    torch_name: str = ""
+    fp32_tflops: float = 0.0
+
+    def peak_flops(self, dtype: str) -> float | None:
+        """The most operations per second of matrix products in a dtype; `None` where not known."""
+        return 1e12 * (self.fp32_tflops if dtype == "fp32" else self.bf16_tflops) or None
 
 
 @functools.cache
@@ -49,3 +56,8 @@ def find_gpu(id_: str) -> Gpu:
         return all_gpus()[id_]
     except KeyError:
         raise InputError(f"unknown GPU {id_!r}", hint="known: " + ", ".join(all_gpus())) from None
+
+
+def gpu_named(torch_name: str | None) -> Gpu | None:
+    """The GPU that torch calls so; `None` for one that is not in the table."""
+    return next((gpu for gpu in all_gpus().values() if torch_name and torch_name in (gpu.torch_name, gpu.id)), None)

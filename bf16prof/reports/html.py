@@ -19,6 +19,7 @@ from bf16prof.reports.summary import summary, tiles
 from bf16prof.reports.units import gib, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views
+from bf16prof.reports.work import HEADERS, work_rows
 from bf16prof.runs import CaseStatus, Run, Status
 
 _MOST_ITEMS = 100
@@ -97,7 +98,7 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
         "gpu": inert(record.gpu) if record.gpu else "",
         "verdict": case_verdict(view),
         "lines": _lines_table(view),
-        "items": [table for r in records if (table := _items_table(r))],
+        "items": [table for r in records for table in (_items_table(r), _work_table(r)) if table],
         "notes": [f"{r.source}: {text}" for r in records for text in _notes(r)],
         "ranks": ", ".join(f"rank {rank}: {gib(size)}" for rank, size in enumerate(record.rank_allocated_bytes[:64])),
     }
@@ -150,6 +151,11 @@ def _items_table(record: MemoryRecord) -> Table | None:
     )
     left_out = f", the largest {_MOST_ITEMS} of {len(record.items)}" if len(record.items) > _MOST_ITEMS else ""
     return Table(f"Named tensors, {record.source}{left_out}", ("name", "component", "size", "allocated by"), rows)
+
+
+def _work_table(record: MemoryRecord) -> Table | None:
+    rows = tuple(tuple(Cell(text, style="" if i != 1 else "number") for i, text in enumerate(row)) for row in work_rows(record))
+    return Table(f"Work of a step, {record.source}", HEADERS, rows) if rows else None
 
 
 def _failures(run: Run, views: Sequence[CaseView]) -> Iterator[dict[str, Any]]:

@@ -98,6 +98,8 @@ def summary(views: Sequence[CaseView]) -> Table:
         "device (NVML)",
         "on the GPU",
         "step time",
+        "floor of it",
+        "MFU",
         "tokens/s",
         "loss",
     ]
@@ -124,7 +126,12 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
     cells += [difference_cell(whole_run, source) for source in sources] if measured else []
     cells += [bytes_cell(main.reserved_bytes), bytes_cell(main.device_bytes), _fits(view)]
     spread = f"interquartile range {seconds(main.step_time_iqr_s)}" if main.step_time_iqr_s is not None else ""
+    if main.step_time_error_s is not None:
+        spread = f"calibrated, ± {seconds(main.step_time_error_s)}"
     cells.append(unknown_cell() if main.step_time_s is None else Cell(seconds(main.step_time_s), main.step_time_s, "number", title=spread))
+    lowest = next((r.step_time_floor_s for r in view.records.values() if r.step_time_floor_s is not None), None)
+    cells.append(unknown_cell() if lowest is None else Cell(seconds(lowest), lowest, "number", title="no step on this GPU is faster"))
+    cells.append(unknown_cell() if main.mfu is None else Cell(f"{main.mfu:.1%}", main.mfu, "number"))
     cells.append(unknown_cell() if main.tokens_per_s is None else Cell(number(main.tokens_per_s), main.tokens_per_s, "number"))
     return (*cells, _loss(main))
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WHOLE = ("zero_stage", "world_size", "parameters")
-_FLOATS = ("step_time_s", "step_time_iqr_s", "tokens_per_s", "loss")
+_FLOATS = ("step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "tokens_per_s", "mfu", "hfu", "loss")
+_WORK = (
+    "tokens", "forward_flops", "backward_flops", "recomputed_flops", "sent_bytes", "optimizer_read_bytes", "optimizer_written_bytes",
+    "host_link_bytes",
+)  # fmt: skip
 _FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
@@ -85,7 +89,7 @@ def _column(name: str, values: list[Any]) -> pd.Series[Any]:
 
     if name in _FLOATS:
         return _floats(values)
-    if name in _WHOLE or "bytes" in name or "components." in name:
+    if name in _WHOLE or name.startswith("work.") or "bytes" in name or "components." in name:
         return _integers(values)
     return pd.Series(values, dtype="object")
 
@@ -126,6 +130,7 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         memory = record.phases.get(phase)
         row[f"phases.{phase}.peak_bytes"] = memory.peak_bytes if memory else None
         row[f"phases.{phase}.end_bytes"] = memory.end_bytes if memory else None
+    row |= {f"work.{name}": getattr(record.work, name) if record.work else None for name in _WORK}
     return row | {name: getattr(record, name) for name in _FLOATS} | {"notes": "; ".join(record.notes) or None}
 
 
@@ -158,6 +163,8 @@ def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
     said = verdict(record)
     row["on the GPU"] = said.short if said else ""
     row["step time"] = _known(record.step_time_s, seconds)
+    row["floor of it"] = _known(record.step_time_floor_s, seconds)
+    row["MFU"] = "" if record.mfu is None else f"{record.mfu:.1%}"
     row["tokens/s"] = _known(record.tokens_per_s, number)
     row["loss"] = _known(record.loss, number)
     return row

@@ -95,6 +95,14 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
+def scaled(value: float | None) -> str:
+    """A count with a decimal prefix, ready for its unit: "6.95 T"."""
+    if value is None or not math.isfinite(value):
+        return f"{UNKNOWN} "
+    power = min(6, int(math.log10(abs(value)) // 3)) if abs(value) >= 1000 else 0
+    return f"{value / 1000**power:.4g} {' kMGTPE'[power].strip()}"
+
+
 def inert(text: object, limit: int | None = NAME_LIMIT) -> str:
     """Text from a file or a user, made harmless on one line.
 

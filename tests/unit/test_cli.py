@@ -87,7 +87,9 @@ OVERRIDES = {
 FOREIGN = {"--hf-config", "--model", "--ds-config"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
-    "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
+    "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
+        "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
+    },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
         "--simulate",
@@ -246,7 +248,7 @@ def test_a_case_that_deepspeed_refuses_is_refused_with_recipes_that_work(main: M
     [(Bf16profError, 1), (InputError, 2), (Refused, 2), (RunFailed, 3), (ToleranceExceeded, 4)],
 )
 def test_every_error_has_its_exit_code(error: type[Bf16profError], code: int, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_job: object) -> None:
+    def fail(*_: object) -> None:
         raise error("it\nbroke", hint="mend \x1b[31mit")
 
     monkeypatch.setattr(predict, "predict", fail)
@@ -259,7 +261,7 @@ def program_whose_prediction_runs(statement: str) -> Result:
     source = (
         "import os, signal, sys, bf16prof.cli, bf16prof.estimate.predict as p\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with SIGINT ignored
-        f"p.predict = lambda job: {statement}\nsys.argv = ['bf16prof', 'estimate']\nbf16prof.cli.main()"
+        f"p.predict = lambda *_: {statement}\nsys.argv = ['bf16prof', 'estimate']\nbf16prof.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stdout, done.stderr

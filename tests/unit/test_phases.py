@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bf16prof.engine.phases import PhaseMarks, attach
+from bf16prof.engine.phases import PhaseClock, PhaseMarks, attach
 from bf16prof.records import Phase, PhaseMemory
 
 
@@ -161,3 +161,14 @@ def test_a_failing_step_leaves_its_phase_open() -> None:
         engine.step()
 
     assert marks.take() == {}
+
+
+def test_a_clock_adds_up_the_phases_of_all_micro_steps_and_nothing_between_them() -> None:
+    moments = iter([0.0, 3.0, 10.0, 11.0, 20.0, 24.0, 24.0])
+    clock = PhaseClock(lambda: next(moments))
+
+    for phase in (Phase.FORWARD, Phase.BACKWARD, None, Phase.FORWARD, Phase.BACKWARD, Phase.STEP, None):
+        clock.mark(phase)
+
+    assert clock.take() == {Phase.FORWARD: 12.0, Phase.BACKWARD: 11.0, Phase.STEP: 0.0}
+    assert clock.take() == {}

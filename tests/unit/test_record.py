@@ -11,10 +11,11 @@ from bf16prof.cases import Job
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult
+from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, PhaseMemory, StepRecord
+from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, PhaseMemory, StepRecord, StepWork
 from bf16prof.runs import Status
 
 C = Component
@@ -172,3 +173,30 @@ def test_a_higher_peak_of_another_rank_is_said() -> None:
     assert ranks(1100).notes == ("the peak of rank 1 is 100 bytes higher than that of rank 0, of which this is",)
     assert ranks(1001).notes == ()
     assert ranks(1100, warmup=False).notes == (), "in timed steps memory does not settle"
+
+
+def test_times_of_phases_are_those_of_the_slowest_rank() -> None:
+    slow, fast = ({Phase.FORWARD: share} for share in (0.7, 0.2))
+    ranks = [
+        rank(number, dataclasses.replace(step(0, time_s=time_s), phase_time_s=phases))
+        for number, (time_s, phases) in enumerate(((1.0, fast), (2.0, slow)))
+    ]
+
+    assert record(*ranks).steps[0].phase_time_s == slow
+
+
+def test_utilisation_is_known_where_the_gpu_is() -> None:
+    """40 TFLOP of the model and 10 recomputed in half a second on an H100 of 989.5 TFLOP/s."""
+    work = StepWork(1000, "bf16", 10**13, 3 * 10**13, 10**13, (), 1, 1, floor_s={"compute": 0.05})
+    card = dataclasses.replace(find_gpu("h100-80gb"), id="NVIDIA H100 80GB HBM3")
+    outcome = Outcome(Status.FINISHED, "", "", (rank(0, step(0, time_s=0.5)), rank(1, step(0, time_s=0.5))))
+
+    on_gpu, on_cpu = (measured_record(dataclasses.replace(JOB, gpu=gpu), outcome, work) for gpu in (card, None))
+
+    assert on_gpu is not None
+    assert on_cpu is not None
+    assert on_gpu.mfu == pytest.approx(80 / 989.5)
+    assert on_gpu.hfu == pytest.approx(100 / 989.5)
+    assert on_gpu.step_time_floor_s == 0.05
+    assert "989.5 TFLOP/s, the dense bf16 peak of h100-80gb" in on_gpu.notes[-1]
+    assert (on_cpu.mfu, on_cpu.hfu, on_cpu.notes) == (None, None, ())

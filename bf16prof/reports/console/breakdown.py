@@ -11,6 +11,7 @@ from bf16prof.reports.console.peak import training_peak, verdict_line
 from bf16prof.reports.units import gib, inert, seconds, share, whole
 from bf16prof.reports.verdict import beside_the_allocator, verdict
 from bf16prof.reports.views import MEMORY_TOTALS, case_label, component_name
+from bf16prof.reports.work import HEADERS, work_rows
 
 _COLUMNS = (Column("component", "left", key=True), Column("size"), Column("bytes"), Column("share"), Column("allocated by", "left"))
 
@@ -28,11 +29,19 @@ def breakdown(record: MemoryRecord, console: Console) -> None:
     table(console, columns, [row[: len(columns)] for row in rows])
     training_peak(record, console)
     _totals(record, console)
+    _work(record, console)
     found = verdict(record)
     if found:
         verdict_line(found, console)
     for text in record.notes:
         note(console, inert(text, 600))
+
+
+def _work(record: MemoryRecord, console: Console) -> None:
+    rows = work_rows(record)
+    if rows:
+        what, amount, of_it = HEADERS
+        table(console, (Column(what, "left", key=True), Column(amount), Column(of_it, "left")), rows)
 
 
 def _component(component: Component, size: int, items: list[Item], total: int | None) -> list[list[Text | str]]:

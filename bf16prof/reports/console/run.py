@@ -63,12 +63,20 @@ def _status(status: Status, console: Console) -> Text:
 def _cases(run: Run, views: Mapping[tuple[Case, Device], CaseView], console: Console) -> None:
     columns = [Column("case", "left", key=True), Column("status", "left"), Column("allocated"), Column("training peak")]
     columns += [Column("step time"), Column("IQR"), Column("tokens/s"), Column("loss")]
+    utilised = any(record.mfu is not None for record in run.records)
+    columns += [Column("MFU")] if utilised else []
     rows: list[list[Text | str]] = []
     for status in run.manifest.cases:
         view = views.get((status.case, run.manifest.device))
         rows.append([Text(case_label(status.case)), _status(status.status, console), *_numbers(view)])
+        rows[-1] += [_utilisation(view)] if utilised else []
     if rows:
         table(console, columns, rows)
+
+
+def _utilisation(view: CaseView | None) -> str:
+    record = view.reference if view else None
+    return "" if record is None or record.mfu is None else f"{record.mfu:.1%}"
 
 
 def _numbers(view: CaseView | None) -> list[Text | str]:

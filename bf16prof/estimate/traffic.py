@@ -1,0 +1,56 @@
+"""Memory traffic of one optimizer step on one rank: what Adam has to read and to write, each tensor once, in its own dtype.
+
+It is a lower bound: wrappers also read gradients for their norm, clip them and copy them (DeepSpeed 0.19.8, step in
+`runtime/zero/stage_1_and_2.py` and `stage3.py`), and every such pass costs more. Where states are bf16, each of these reads and writes is
+half of fp32's.
+"""
+
+from __future__ import annotations
+
+from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.estimate.layout import flat_numel, partition_numels
+from bf16prof.estimate.steady import Engine
+
+
+def optimizer_traffic(engine: Engine) -> tuple[int, int]:
+    """Bytes read and bytes written by the optimizer of one rank in one step.
+
+    Per element: the gradient, the master parameter and both moments are read; the last three, and the parameter that the model computes
+    with where it is another tensor, are written (Kingma and Ba 2015, algorithm 1).
+    """
+    facts = engine.facts
+    own = partition_numel(engine)
+    gradient = dtype_bytes(facts.gradient_dtype)
+    master = dtype_bytes(facts.parameter_dtype if facts.wrapper is Wrapper.PLAIN else facts.master_dtype)
+    moments = 2 * dtype_bytes(facts.parameter_dtype if facts.wrapper is Wrapper.PLAIN else facts.moment_dtype)
+    copy = dtype_bytes(facts.parameter_dtype) if keeps_a_copy(facts) else 0
+    return own * (gradient + master + moments), own * (master + moments + copy)
+
+
+def partition_numel(engine: Engine) -> int:
+    """Elements that the optimizer of one rank updates, padding included."""
+    facts = engine.facts
+    if facts.wrapper is Wrapper.ZERO3:
+        return sum(partition_numels(engine.numels, engine.world_size))
+    if facts.wrapper in (Wrapper.ZERO12, Wrapper.BF16):
+        return flat_numel(engine.numels, engine.world_size, engine.zero, dtype_bytes(facts.parameter_dtype)) // engine.world_size
+    return sum(engine.numels)
+
+
+def keeps_a_copy(facts: EngineFacts) -> bool:
+    """Whether the model computes with another tensor than the optimizer updates: always, but for plain fp32."""
+    return facts.wrapper is not Wrapper.PLAIN
+
+
+def host_link_bytes(engine: Engine, micro_steps: int) -> int:
+    """Bytes between device and host in one step with an offloaded optimizer: gradients down, updated parameters up.
+
+    Gradients go down with every micro-step in which they are reduced (stage 1: the last; `zero/stage_1_and_2.py`
+    async_accumulate_grad_in_cpu_via_gpu, `stage3.py` partition_grads). Offloaded parameters (stage 3) come up again whenever they are
+    gathered, which is not counted here.
+    """
+    if not offloads_optimizer(engine.config):
+        return 0
+    facts = engine.facts
+    reductions = micro_steps if engine.config["zero_optimization"]["stage"] > 1 else 1
+    return partition_numel(engine) * (reductions * dtype_bytes(facts.gradient_dtype) + dtype_bytes(facts.parameter_dtype))

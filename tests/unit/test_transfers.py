@@ -1,0 +1,78 @@
+"""What ranks send: against the ZeRO paper's volumes. Against DeepSpeed's own collectives: see tests/integration/test_step_work.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jobs import job, profile
+
+from bf16prof.cases import Job
+from bf16prof.estimate.roofline import step_work
+from bf16prof.records import Collective, Phase
+
+PAPERS: dict[str, Any] = {
+    "use_multi_rank_bucket_allreduce": False,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+}
+"""Settings under which DeepSpeed communicates as the paper describes."""
+
+RANKS = 1024
+
+
+def _job(stage: int, recipe: str = "bf16-fp32-master", world: int = RANKS, *, steps: int = 1, **zero: Any) -> Job:
+    changes = {f"deepspeed__zero_optimization__{key}": value for key, value in zero.items()}
+    return job(profile("llama3-8b", workload__gradient_accumulation_steps=steps, **changes), stage, world, recipe)
+
+
+def _volume(found: Job) -> float:
+    """Elements that a rank sends per step, in parameters of the model."""
+    return step_work(found).sent_bytes / 2 / 8_030_261_248
+
+
+@pytest.mark.parametrize(("stage", "volume"), [(0, 2), (1, 2), (2, 2), (3, 3)])
+def test_volume_is_the_zero_papers(stage: int, volume: int) -> None:
+    """Rajbhandari et al. 2020 (arXiv 1910.02054), section 7: 2 for data parallelism and stages 1 and 2, 3 for stage 3, for many ranks.
+
+    At stage 3 the last layers are gathered once, as they are needed again within `max_reuse_distance`.
+    """
+    assert _volume(_job(stage, **PAPERS)) == pytest.approx(volume, rel=0.002 if stage < 3 else 0.025)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_sends_half_as_much_again_by_default(stage: int) -> None:
+    """All-reduced gradients (2), of which each rank keeps a part, and gathered parameters (1)."""
+    assert _volume(_job(stage)) == pytest.approx(3, rel=0.002)
+
+
+def test_gathered_parameters_that_are_needed_again_soon_stay() -> None:
+    """`max_reuse_distance` is 1e9 elements by default: a small model is gathered once per step."""
+    small = job(profile("gpu-check", deepspeed__zero_optimization__stage3_prefetch_bucket_size=0), 3, RANKS)
+
+    moved = {t.phase for t in step_work(small).transfers if t.collective is Collective.ALL_GATHER}
+
+    assert Phase.BACKWARD not in moved
+
+
+@pytest.mark.parametrize(("stage", "more"), [(0, 1.0), (1, 1.0), (2, 7 / 3), (3, 3.0)])
+def test_gradient_accumulation_multiplies_what_every_micro_step_sends(stage: int, more: float) -> None:
+    """Stages 0 and 1 reduce at the boundary; stage 2 reduces in each of three micro-steps and gathers once; stage 3 does all in each."""
+    assert _volume(_job(stage, steps=3)) / _volume(_job(stage)) == pytest.approx(more, rel=1e-3)
+
+
+def test_one_rank_sends_nothing() -> None:
+    assert step_work(_job(3, world=1)).transfers == ()
+
+
+@pytest.mark.parametrize(("world", "per_node", "share"), [(8, 8, 0.0), (16, 8, 1 / 8), (16, 4, 1 / 4), (16, 1, 1.0)])
+def test_one_in_so_many_bytes_as_ranks_of_a_node_leaves_it(world: int, per_node: int, share: float) -> None:
+    work = step_work(_job(2, world=world), per_node)
+
+    assert sum(t.between_nodes_bytes for t in work.transfers) == pytest.approx(share * work.sent_bytes, abs=2)
+
+
+def test_fp32_sends_twice_as_much_as_bf16() -> None:
+    full, half = step_work(_job(2, "fp32")), step_work(_job(2))
+
+    assert full.sent_bytes == pytest.approx(2 * half.sent_bytes, rel=1e-9)
