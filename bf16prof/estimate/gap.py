@@ -82,8 +82,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
 
     What was never held against the dry run is not predicted.
     """
-    if not isinstance(job.profile.model, ModelSettings):
-        return "activations are known for the families of profiles only"
+    if gap := _tape_gap(job.profile.model):
+        return gap
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     if job.profile.workload.zero_init and job.case.zero_stage == 3:
@@ -96,10 +96,25 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     return _switched(engine.zero)
 
 
+def work_gap(job: Job, engine: Engine) -> str | None:
+    """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
+    if job.case.zero_stage == 3 and engine.zero.module_granularity_threshold:
+        return "zero_optimization.stage3_module_granularity_threshold is not modelled"
+    return _tape_gap(job.profile.model)
+
+
+def _tape_gap(model: Model) -> str | None:
+    """Why the operators of this model are not known."""
+    return None if isinstance(model, ModelSettings) else "activations are known for the families of profiles only"
+
+
 def _switched(zero: ZeroSettings) -> str | None:
     """A ZeRO switch that takes DeepSpeed through code that the closed form does not know."""
     usual = ZeroSettings()
-    for name in ("contiguous_gradients", "reduce_scatter", "memory_efficient_linear", "use_all_reduce_for_fetch_params"):
+    for name in (
+        "contiguous_gradients", "reduce_scatter", "memory_efficient_linear", "use_all_reduce_for_fetch_params", "allgather_sequential",
+        "module_granularity_threshold",
+    ):  # fmt: skip
         if getattr(zero, name) != getattr(usual, name):
             return f"zero_optimization.{name}={str(getattr(zero, name)).lower()} is not modelled"
     return "offload_optimizer.ratio below 1 is not modelled" if zero.offload_optimizer.ratio < 1 else None

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bf16prof.estimate.gradients import NORM
+from bf16prof.estimate.gradients import NORM, Key, Launched
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label
-
-Key = tuple[int, str]
 
 GATHERED: Label = (Component.PARAMETERS, "gathered parameters")
 COALESCED: Label = (Component.BUFFERS, "all-gather buckets")
@@ -84,12 +82,14 @@ class Gathers:
         numels: Mapping[Key, int],
         *,
         widths: Mapping[Key, int],
+        wires: Mapping[Key, int],
         owned: Mapping[Key, Sequence[Key]],
         trace: Sequence[Key],
         settings: Settings,
     ) -> None:
-        """`widths`: bytes of an element of each parameter on the wire; `owned`: parameters of each module; `trace`: modules as they run."""
-        self._meter, self._numels, self._widths, self._owned, self._settings = meter, numels, widths, owned, settings
+        """`widths`: bytes of an element of each parameter when it is gathered, `wires` when its gradient is reduced; `owned`: parameters of
+        each module; `trace`: modules as they run."""
+        self._meter, self._numels, self._widths, self._wires, self._owned, self._settings = meter, numels, widths, wires, owned, settings
         self._order = [(key, step) for step, module in enumerate(trace) for key in owned.get(module, ())]
         self._uses: dict[Key, list[int]] = {}
         self._distance = [0]
@@ -117,6 +117,7 @@ class Gathers:
             self._wait(key, handle)
             self._release(key)
         self._step = self._live = self._next = 0
+        self.launched = Launched()
         self._is_boundary = is_boundary
         self._fetched: dict[Key, int] = {}
 
@@ -167,7 +168,7 @@ class Gathers:
 
     def ready(self, key: Key, size: int) -> None:
         """`reduce_independent_p_g_buckets_and_remove_grads`: a gradient goes into the bucket, or waits if it is too large."""
-        numel, width = self._numels[key], self._widths[key]
+        numel, width = self._numels[key], self._wires[key]
         limit = self._settings.reduce_bucket
         bucket = self._buckets.setdefault(width, Reducing())
         if bucket.elements and bucket.elements + numel > limit:
@@ -204,6 +205,7 @@ class Gathers:
         """`all_gather_coalesced`."""
         if not keys:
             return
+        self.launched.gathered.append((self._meter.phase, tuple(keys)))
         self._live += sum(self._numels[key] for key in keys)
         world, flat = self._settings.world_size, []
         widths = sorted({self._widths[key] for key in keys})
@@ -299,6 +301,7 @@ class Gathers:
         bucket = self._buckets.pop(width, Reducing())
         if not bucket.keys:
             return
+        self.launched.reduced.append(tuple(bucket.keys))
         world = self._settings.world_size
         numels = [self._numels[key] for key in bucket.keys]
         in_place = len(numels) == 1 and numels[0] % world == 0

@@ -24,16 +24,26 @@ MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
 """Stage 0 reduces so many elements at a time (engine.py)."""
 
 
+@dataclass
+class Launched:
+    """What a micro-step gives to collectives: parameters that are gathered together, with the phase, and gradients reduced together."""
+
+    gathered: list[tuple[Phase, tuple[Key, ...]]] = field(default_factory=list)
+    reduced: list[tuple[Key, ...]] = field(default_factory=list)
+
+
 class Gradients:
     """Stage 0: gradients stay where they are until the step; they are reduced at the end of the last backward."""
 
     def __init__(self, meter: Meter, numels: Mapping[Key, int]) -> None:
         self.meter, self.numels = meter, numels
         self.kept: dict[Key, int] = {}
+        self.launched = Launched()
         self.is_boundary = True
 
     def start(self, *, is_boundary: bool) -> None:
         """A micro-step begins, perhaps the last before the optimizer's step."""
+        self.launched = Launched()
         self.is_boundary = is_boundary
 
     def ready(self, key: Key, size: int) -> None:
@@ -44,16 +54,24 @@ class Gradients:
             self.kept[key] = size
 
     def finish(self) -> None:
-        """The end of backward: `buffered_allreduce_fallback` copies buckets of gradients into flat ones (engine.py)."""
+        """The end of backward: `buffered_allreduce_fallback` copies buckets of gradients, in the order of the parameters, into flat ones
+        and reduces each as soon as it holds too much (engine.py, allreduce_no_retain)."""
         if not self.is_boundary:
             return
-        bucket = numel = 0
-        for key, size in self.kept.items():
-            bucket, numel = bucket + size, numel + self.numels[key]
+        bucket: list[Key] = []
+        numel = 0
+        for key in [key for key in self.numels if key in self.kept]:
+            bucket.append(key)
+            numel += self.numels[key]
             if numel > MEMORY_OPT_ALLREDUCE_SIZE:
-                self.meter.touch(FLATTENED, bucket)
-                bucket = numel = 0
-        self.meter.touch(FLATTENED, bucket)
+                self._all_reduce(bucket)
+                bucket, numel = [], 0
+        self._all_reduce(bucket)
+
+    def _all_reduce(self, bucket: Sequence[Key]) -> None:
+        if bucket:
+            self.launched.reduced.append(tuple(bucket))
+            self.meter.touch(FLATTENED, sum(self.kept[key] for key in bucket))
 
 
 @dataclass
@@ -167,7 +185,9 @@ class PartitionedGradients(Gradients):
         meter = self.meter
         sizes = tuple(self.kept.pop(key) for key in bucket.keys)
         at = Peak(meter.level, meter.section, meter.events, dict(meter.held))
-        meter.interrupt(Flush(tuple(bucket.keys), sizes, bucket.elements, wire, at))
+        keys = tuple(bucket.keys)
+        self.launched.reduced.append(keys)
+        meter.interrupt(Flush(keys, sizes, bucket.elements, wire, at))
         if self.how.always:
             meter.give(GRADIENT, *sizes)
         else:
@@ -194,12 +214,18 @@ class Share:
                 own[key] = min(end, last) - max(start, first)
         return own
 
+    def ranks(self, key: Key) -> range:
+        """The ranks in whose partitions a parameter lies."""
+        start, end = self.spans[key]
+        return range(start // self.partition, (end - 1) // self.partition + 1)
+
     def chunks(self, keys: Sequence[Key], bucket_size: int) -> Iterator[tuple[int, int]]:
         """What is reduced at once: elements, and slices, one per change of rank (`average_tensor`, `allreduce_and_scatter`)."""
         numel = slices = 0
         last = -1
-        for start, end in (self.spans[key] for key in keys):
-            for rank in range(start // self.partition, (end - 1) // self.partition + 1):
+        for key in keys:
+            start, end = self.spans[key]
+            for rank in self.ranks(key):
                 if rank != last and numel > bucket_size:
                     yield numel, slices
                     numel = slices = 0

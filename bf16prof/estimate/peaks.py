@@ -11,7 +11,7 @@ from bf16prof.estimate.passes import Meter, activations
 from bf16prof.estimate.program import Program
 from bf16prof.estimate.sources import source_of
 from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.training import LOGITS, LOSS, block_bytes, passes
+from bf16prof.estimate.training import Walked, block_bytes, passes
 from bf16prof.records import Component, Item, Label, Phase, PhaseMemory
 
 ROUNDED: Label = (Component.ROUNDING, "blocks rounded up by the allocator")
@@ -48,14 +48,13 @@ def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
     sizes[label] = sizes.get(label, 0) + size
 
 
-def peaks(job: Job, engine: Engine, steady: Sequence[Item]) -> Peaks:
-    """The peaks of a job that holds these items between two steps."""
+def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Peaks:
+    """The peaks of a job that holds these items between two steps, from the walk through one."""
     start = Meter(block_bytes(job))
     initial(engine, start)
     base = sum(item.bytes for item in steady)
-    held = {(item.component, item.name): item.bytes for item in steady}
-    meter, program = passes(job, engine, (held[LOGITS], held[LOSS]))
+    meter = passes(job, engine, done)
     phases = {Phase.INIT: PhaseMemory(start.peaks[Phase.INIT].level, start.ends[Phase.INIT])}
     for phase, peak in meter.peaks.items():
         phases[phase] = PhaseMemory(base + peak.level, base + meter.ends[phase])
-    return Peaks(phases, steady, meter, program)
+    return Peaks(phases, steady, meter, done.program)

@@ -10,14 +10,17 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
-from bf16prof.estimate.gap import closed_form_gap, peaks_gap
+from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
 from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.roofline import engine_work
 from bf16prof.estimate.steady import Engine, model_states
+from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.models.shapes import inventory
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, by_component, peak_phase
+
+UNKNOWN = {phase: PhaseMemory() for phase in Phase}
 
 
 def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
@@ -29,7 +32,9 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
     config = deepspeed_config(job)
     engine = Engine(config, inventory(job.profile.model), job.case.world_size, job.device)
     tensors = [*model_states(engine), *model_buffers(job, engine.facts), *kept_by_the_loop(job.profile, engine.facts)]
-    work = engine_work(job, engine, per_node)
+    no_peaks, no_work = peaks_gap(job, engine), work_gap(job, engine)
+    done = None if no_peaks and no_work else walked(job, engine)
+    work = None if done is None or no_work else engine_work(job, engine, done, per_node)
     host = [] if job.device is Device.CPU else [a for a in tensors if a.on_host]
     items = _items(job, [a for a in tensors if a not in host])
     components = by_component(items)
@@ -43,9 +48,10 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
         components=components,
         items=items,
         host_bytes=sum(a.bytes for a in host) if job.device is Device.GPU else None,
-        **_peaks(job, engine, items),
+        **({"phases": UNKNOWN} if done is None or no_peaks else _peaks(job, engine, done, items)),
         work=work,
-        step_time_floor_s=work.step_time_floor_s,
+        step_time_floor_s=work.step_time_floor_s if work else None,
+        notes=tuple(f"no {what} in closed form: {gap}" for what, gap in (("peaks", no_peaks), ("work of a step", no_work)) if gap),
     )
 
 
@@ -62,11 +68,9 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
     return tuple(Item(a.component, a.name, a.bytes, a.source) for a in allocations if a.bytes)
 
 
-def _peaks(job: Job, engine: Engine, steady: Sequence[Item]) -> dict[str, Any]:
+def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> dict[str, Any]:
     """The fields of the record that say how high each phase goes, and what is alive at the training peak."""
-    if gap := peaks_gap(job, engine):
-        return {"phases": {phase: PhaseMemory() for phase in Phase}, "notes": (f"no peaks in closed form: {gap}",)}
-    found = peaks(job, engine, steady)
+    found = peaks(job, engine, done, steady)
     highest = peak_phase(found.phases)
     assert highest is not None, "every phase is predicted"
     alive = found.items(highest)

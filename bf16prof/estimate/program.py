@@ -6,7 +6,7 @@ Events between two events that concern the engine (a gradient is there, a module
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,6 +51,15 @@ class Section:
         """By label, the change over the whole section."""
         return self.sizes()
 
+    @functools.cached_property
+    def operations(self) -> Mapping[str, int]:
+        """Operations of its matrix products that are part of forward, of backward, or are recomputed."""
+        found: dict[str, int] = {}
+        for kind, part, count in self.events:
+            if kind == "compute":
+                found[part] = found.get(part, 0) + count
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -67,6 +76,10 @@ class Program:
                 sizes[label] = sizes.get(label, 0) + size
         return {label: size for label, size in sizes.items() if size}
 
+    def operations(self, part: str) -> int:
+        """Operations of the matrix products of a micro-step in one part of it: `forward`, `backward`, or `recomputed`."""
+        return sum(section.operations.get(part, 0) for section, _ in self.sections)
+
     def modules(self) -> Iterator[tuple[int, str]]:
         """The modules in the order in which they are entered, forwards and backwards: ZeRO-3's trace."""
         for section, shift in self.sections:
@@ -77,11 +90,11 @@ class Program:
 
 
 @functools.cache
-def program(run: Run, precision: Precision, zero3: bool, block: int) -> Program:
+def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
     layers = run.model.num_layers
     taped = min(layers, REPEATING)
-    parts = _parts(_record(run, precision, zero3, taped))
+    parts = _parts(_record(run, Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear), taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + taped  # of the layers' forward passes, and of what is forgotten of each layer
     forwards = _repeated(sections[first : first + taped], layers)
@@ -100,8 +113,7 @@ def _repeated(sections: Sequence[Section], layers: int) -> list[tuple[Section, i
     return [(sections[0], 0), *((sections[1], shift) for shift in range(more + 1)), (sections[2], more)]
 
 
-def _record(run: Run, precision: Precision, zero3: bool, layers: int) -> list[Event]:
-    tape = Tape(precision, zero3=zero3)
+def _record(run: Run, tape: Tape, layers: int) -> list[Event]:
     logits = forward(tape, run, layers)
     tape.mark("logits")
     loss = cross_entropy(tape, logits)
@@ -138,7 +150,7 @@ def _segments(events: Sequence[Event], block: int) -> Iterator[Segment]:
             level += -(-size // block) * block if size > 0 else size // block * block
             if level > highest:
                 highest, at = level, index
-        else:
+        elif kind != "compute":
             yield Segment(highest, at, level, kind, subject, size, index)
             level = highest = 0
             at = index

@@ -17,11 +17,11 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, Wrapper, deepspeed_config, offloads_optimizer, overlaps_communication
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.traffic import host_link_bytes, optimizer_traffic
+from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE, transfers
-from bf16prof.estimate.work import micro_step_flops
+from bf16prof.models.autograd.tape import RECOMPUTED
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.profiles.models import ModelSettings
 from bf16prof.records import Device, Phase, StepWork, Transfer
 
 DIRECTIONS = 2
@@ -29,46 +29,37 @@ DIRECTIONS = 2
 
 
 def step_work(job: Job, per_node: int = GPUS_PER_NODE) -> StepWork:
-    """The work of one rank in one optimizer step of a job that has a closed form, with its floors on the job's GPU."""
+    """The work of one rank in one optimizer step of a job that has one (`gap.work_gap`), with its floors on the job's GPU."""
     engine = Engine(deepspeed_config(job), inventory(job.profile.model), job.case.world_size, job.device)
-    return engine_work(job, engine, per_node)
+    return engine_work(job, engine, walked(job, engine), per_node)
 
 
-def engine_work(job: Job, engine: Engine, per_node: int = GPUS_PER_NODE) -> StepWork:
-    """The same, of an engine that is laid out already."""
-    workload, model = job.profile.workload, job.profile.model
-    assert isinstance(model, ModelSettings), "only families have a closed form"
+def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER_NODE) -> StepWork:
+    """The same, of an engine that is laid out already and a step that has been walked through."""
+    workload = job.profile.workload
     micro_steps = workload.gradient_accumulation_steps
-    flops = micro_step_flops(
-        model, workload.micro_batch_size, workload.sequence_length, workload.activation_checkpointing, not _tells_late(job, engine)
-    )
-    moved = transfers(job, engine, per_node)
+    forward, backward, recomputed = (micro_steps * done.program.operations(part) for part in (Phase.FORWARD, Phase.BACKWARD, RECOMPUTED))
+    moved = transfers(job, engine, done, per_node)
     read, written = optimizer_traffic(engine)
     hidden = engine.facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3) and overlaps_communication(engine.config)
     busy = 0 if offloads_optimizer(engine.config) else read + written
-    operations = micro_steps * (flops.forward + flops.backward + flops.recomputed)
     return StepWork(
         tokens=micro_steps * workload.micro_batch_size * workload.sequence_length,
         compute_dtype=compute_dtype(engine.facts),
-        forward_flops=micro_steps * flops.forward,
-        backward_flops=micro_steps * flops.backward,
-        recomputed_flops=micro_steps * flops.recomputed,
+        forward_flops=forward,
+        backward_flops=backward,
+        recomputed_flops=recomputed,
         transfers=moved,
         optimizer_read_bytes=read,
         optimizer_written_bytes=written,
         host_link_bytes=host_link_bytes(engine, micro_steps) if job.device is Device.GPU else 0,
-        floor_s=_floors(job.gpu, compute_dtype(engine.facts), operations, moved, busy, hidden=hidden),
+        floor_s=_floors(job.gpu, compute_dtype(engine.facts), forward + backward + recomputed, moved, busy, hidden=hidden),
     )
 
 
 def compute_dtype(facts: EngineFacts) -> str:
     """What matrix products run in: autocast's dtype, else the parameters'."""
     return facts.output_dtype
-
-
-def _tells_late(job: Job, engine: Engine) -> bool:
-    """Whether ZeRO-3's own Linear runs, which tells only after its product what backward needs of it (`zero/linear.py`)."""
-    return job.case.zero_stage == 3 and engine.zero.memory_efficient_linear
 
 
 def _floors(

@@ -1,4 +1,4 @@
-"""The peaks of forward, backward and step of a job: its program, walked with the strategy of its ZeRO stage.
+"""A training step of a job: its program, walked with the strategy of its ZeRO stage; the peaks of forward, backward and step.
 
 A walk does not depend on the number of ranks, but for what follows from padding at stage 3 and from the partition at stages 1 and 2; so
 walks are remembered, and the rest is filled in.
@@ -7,20 +7,21 @@ walks are remembered, and the rest is filled in.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
-from bf16prof.estimate.gathers import Gathers, Key, Settings, owners
-from bf16prof.estimate.gradients import Gradients, PartitionedGradients, Reduction, Share, partitioned
+from bf16prof.estimate.gathers import Gathers, Settings, owners
+from bf16prof.estimate.gradients import Gradients, Key, Launched, PartitionedGradients, Reduction, Share, partitioned
+from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.layout import flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
-from bf16prof.models.shapes import inventory
+from bf16prof.models.shapes import ParameterSpec, inventory
 from bf16prof.models.tapes import Run
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import ModelSettings
@@ -47,18 +48,31 @@ class Plan:
     kept: tuple[int, int]
     """Bytes of the logits and of the loss that the loop holds until it has new ones."""
     wires: tuple[int, int]
-    """Bytes of an element in communication: of parameters that autocast casts, and of the others."""
+    """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
     how: Settings | Reduction | None
     memory_efficient_linear: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """A walk: levels and peaks up to the end of backward, and where the gradients are."""
+    """A walk: levels and peaks up to the end of backward, where the gradients are, and what was given to collectives.
+
+    `launched`: of every micro-step, with how many are like it; `widths`, `wires`: bytes of an element of every parameter when it is
+    gathered, and of its gradient when it is reduced.
+    """
 
     meter: Meter
     program: Program
     gradients: Gradients | Gathers
+    launched: Sequence[tuple[int, Launched]]
+    numels: Mapping[Key, int]
+    widths: Mapping[Key, int]
+    wires: Mapping[Key, int]
+
+    @functools.cached_property
+    def reduced(self) -> Sequence[tuple[int, tuple[Key, ...]]]:
+        """The gradients that are reduced together, and how often in a step."""
+        return [(times, keys) for times, launched in self.launched for keys in launched.reduced]
 
 
 def block_bytes(job: Job) -> int:
@@ -66,17 +80,21 @@ def block_bytes(job: Job) -> int:
     return ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
 
 
-def passes(job: Job, engine: Engine, kept: tuple[int, int]) -> tuple[Meter, Program]:
-    """Levels and peaks of a whole step above what is allocated before it; `kept`: bytes of logits and loss that the loop holds."""
-    walked = _walked(_plan(job, engine, kept))
-    gradients: Gradients | Gathers | Share = walked.gradients
-    meter = walked.meter
+def walked(job: Job, engine: Engine) -> Walked:
+    """The forward and backward passes of a step of a job whose model has a tape."""
+    return _walked(_plan(job, engine))
+
+
+def passes(job: Job, engine: Engine, done: Walked) -> Meter:
+    """Levels and peaks of a whole step above what is allocated before it."""
+    gradients: Gradients | Gathers | Share = done.gradients
+    meter = done.meter
     if isinstance(gradients, PartitionedGradients):
-        how, gradients = gradients.how, _share(job, engine)
-        meter = partitioned(meter, _numels(job.profile.model), how, gradients)
+        how, gradients = gradients.how, share(job, engine)
+        meter = partitioned(meter, done.numels, how, gradients)
     meter = meter.copy()
     step(engine, meter, gradients)
-    return meter, walked.program
+    return meter
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -104,18 +122,20 @@ def key_of(name: str) -> Key:
     return (int(parts[1]), parts[2]) if len(parts) > 2 and parts[1].isdigit() else (-1, name)
 
 
-def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
+def _plan(job: Job, engine: Engine) -> Plan:
     facts, workload, model = engine.facts, job.profile.workload, job.profile.model
     assert isinstance(model, ModelSettings), "only families have tapes"
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
     capability = job.gpu.compute_capability if job.gpu else None
+    kept = {a.name: a.bytes for a in kept_by_the_loop(job.profile, facts)}
+    is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
     return Plan(
         run=Run(model, workload.micro_batch_size, workload.sequence_length, workload.activation_checkpointing, capability),
         precision=Precision(width, half, facts.autocast_dtype == "fp16", job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,
-        kept=kept,
-        wires=(half, width) if half else (dtype_bytes(facts.communication_dtype),) * 2,
+        kept=(kept[LOGITS[1]], kept[LOSS[1]]),
+        wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
         how=_how(job, engine),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
     )
@@ -163,22 +183,32 @@ def _persistent(engine: Engine, numels: Mapping[Key, int]) -> frozenset[Key]:
 @functools.lru_cache(maxsize=REMEMBERED)
 def _walked(plan: Plan) -> Walked:
     is_third = isinstance(plan.how, Settings)
-    whole = program(plan.run, plan.precision, is_third and plan.memory_efficient_linear, plan.block)
+    whole = program(plan.run, plan.precision, is_third, plan.memory_efficient_linear or not is_third, plan.block)
     meter = Meter(plan.block)
-    gradients = _gradients(plan, meter, whole)
+    numels, parameters = _numels(plan.run.model), inventory(plan.run.model)
+    widths = _widths(numels, parameters, (plan.precision.autocast or plan.precision.parameter, plan.precision.parameter))
+    wires = _widths(numels, parameters, plan.wires)
+    gradients = _gradients(plan, meter, whole, widths, wires)
     handlers = _handlers(gradients)
     for kind, label, size in zip(("logits", "loss"), (LOGITS, LOSS), plan.kept, strict=True):
         handlers[kind] = functools.partial(_replace, meter, label, size)
     last = plan.micro_steps - 1
+    launched = []
     for number in sorted({*range(min(last, SETTLED)), last}):
         gradients.start(is_boundary=number == last)
         walk(whole, meter, handlers)
         gradients.finish()
         close(whole, meter)
         meter.begin(Phase.STEP)
+        launched.append((last - number if number == SETTLED - 1 < last else 1, gradients.launched))
     if isinstance(gradients, Gathers):
         gradients.release_all()
-    return Walked(meter, whole, gradients)
+    return Walked(meter, whole, gradients, launched, numels, widths, wires)
+
+
+def _widths(numels: Mapping[Key, int], parameters: Sequence[ParameterSpec], sizes: tuple[int, int]) -> dict[Key, int]:
+    """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
+    return {key: sizes[not p.cast_by_autocast] for key, p in zip(numels, parameters, strict=True)}
 
 
 def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
@@ -186,19 +216,17 @@ def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
     meter.give(label, size)
 
 
-def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
+def _gradients(plan: Plan, meter: Meter, whole: Program, widths: Mapping[Key, int], wires: Mapping[Key, int]) -> Gradients | Gathers:
     numels, how = _numels(plan.run.model), plan.how
     if how is None:
         return Gradients(meter, numels)
-    cast, other = plan.wires
-    wires = {key: cast if p.cast_by_autocast else other for key, p in zip(numels, inventory(plan.run.model), strict=True)}
     if isinstance(how, Reduction):
         meter.log = []
         return PartitionedGradients(meter, numels, wires, how)
     trace = list(whole.modules())
     first = next(iter(numels))
     tied = {} if (-1, "lm_head.weight") in numels or (-1, "lm_head") not in trace else {(-1, "lm_head"): first}
-    return Gathers(meter, numels, widths=wires, owned=owners(trace, numels, tied), trace=trace, settings=how)
+    return Gathers(meter, numels, widths=widths, wires=wires, owned=owners(trace, numels, tied), trace=trace, settings=how)
 
 
 def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
@@ -215,7 +243,8 @@ def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
     }
 
 
-def _share(job: Job, engine: Engine) -> Share:
+def share(job: Job, engine: Engine) -> Share:
+    """The flat buffer of stages 1 and 2, seen by the first rank."""
     zero, size = engine.zero, dtype_bytes(engine.facts.parameter_dtype)
     total = flat_numel(engine.numels, engine.world_size, zero, size)
     return Share(_spans(job.profile.model, engine.world_size if zero.round_robin_gradients else 1, zero, size), total // engine.world_size)

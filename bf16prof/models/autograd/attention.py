@@ -35,6 +35,11 @@ class Heads:
         """Rows of the score matrices of all heads."""
         return self.batch * self.queries * self.sequence
 
+    @property
+    def operations(self) -> int:
+        """Of the two products with all sequence x sequence scores, whatever the mask leaves out."""
+        return 2 * 2 * self.rows * self.sequence * self.width
+
 
 def backend(heads: Heads, element: int) -> str:
     """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`."""
@@ -66,12 +71,14 @@ def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Hea
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
+        tape.compute(2 * heads.operations)
         out = [tape.new(size, grads[0].width, f"{name}_backward") for size in sizes]
         tape.touch(_backward_scratch(kernel, heads, grads[0].width), f"{name}_backward")
         del saved
         return out
 
     node = tape.node((query, key, value), run, query, key, value)
+    tape.compute(heads.operations)
     out = tape.new(query.numel, query.width, name, node)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
@@ -146,13 +153,13 @@ def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -
     keys.layout = key.layout
     rows = _relaid(tape, contiguous(tape, query))
     keys, value = contiguous(tape, keys), contiguous(tape, value)
-    products = product(tape, rows, keys, scores, transposed=True)
+    products = product(tape, rows, keys, scores, inner=heads.width, transposed=True)
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
     del products, rows
     weights = softmax(tape, masked, name="_safe_softmax")
     tape.touch(_rounded(scores, heads.rows), "_safe_softmax")
     del masked
-    out = product(tape, weights, value, query.numel)
+    out = product(tape, weights, value, query.numel, inner=heads.sequence)
     del mask
     return out
 

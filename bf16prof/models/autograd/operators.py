@@ -198,24 +198,28 @@ def _rows(tape: Tape, x: Tensor) -> Tensor:
     return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
 
 
-def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, transposed: bool = False) -> Tensor:
-    """`bmm` of two batches of matrices, of which b may be transposed. b's gradient comes first."""
+def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transposed: bool = False) -> Tensor:
+    """`bmm` of two batches of matrices over a common dimension of `inner`, of which b may be transposed. b's gradient comes first."""
     a, b = autocast(tape, a), autocast(tape, b)
     sizes = (a.numel, b.numel)
+    operations = 2 * numel * inner
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
+        tape.compute(2 * operations)
         of_b = tape.new(sizes[1], grads[0].width, "bmm", None, VIEWABLE if transposed else STRIDED)
         of_a = tape.new(sizes[0], grads[0].width, "bmm", None, STRIDED)
         del saved
         return (of_a, of_b)
 
-    return tape.new(numel, a.width, "bmm", tape.node((a, b), run, a, b), STRIDED)
+    node = tape.node((a, b), run, a, b)
+    tape.compute(operations)
+    return tape.new(numel, a.width, "bmm", node, STRIDED)
 
 
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool = False) -> Tensor:
     """`F.linear` of x [..., inputs]: `addmm` with a bias, `mm` without or where x is copied; under ZeRO-3 DeepSpeed's own."""
-    if tape.zero3:
+    if tape.zero3_linear:
         return _zero3_linear(tape, x, weight, bias, inputs, is_matrix=is_matrix)
     bias = None if bias is None else autocast(tape, bias)
     weight = autocast(tape, weight)
@@ -227,9 +231,11 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
 
 def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None) -> Tensor:
     of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
+    operations = 2 * (of_x // inputs) * of_weight
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
+        tape.compute(2 * operations)
         width = grads[0].width
         if not of_bias:
             second = tape.new(of_weight, width, "mm")
@@ -241,6 +247,7 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
         return (tape.new(of_bias, width, "sum"), first, second)
 
     node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
+    tape.compute(operations)
     return tape.new(of_x // inputs * (of_weight // inputs), x.width, "mm" if bias is None else "addmm", node)
 
 
@@ -254,10 +261,12 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
     """`LinearFunctionForZeroStage3`: saves its arguments as they came, and casts and copies them again in backward."""
     half = tape.precision.autocast
     of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
+    operations = 2 * (of_x // inputs) * of_weight
     is_view = not isinstance(weight, Parameter)
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
+        tape.compute(2 * operations)
         width = half or grads[0].width
         weight = cast(tape, tape.detached(saved[1]), width)
         first = _product_with(tape, grads[0], width, of_x, "mm")
@@ -277,6 +286,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
     node = tape.node((x, weight) if bias is None else (x, weight, bias), run)
     casts = [cast(tape, tape.detached(each), half) for each in ((bias, weight) if fused else (weight,)) if half and each is not None]
     numel = of_x // inputs * (of_weight // inputs)
+    tape.compute(operations)
     out = _product_with(tape, tape.detached(x), half or x.width, numel, "addmm" if fused else "mm", node=node)
     del casts
     tape.save(node, x, weight, bias)

@@ -3,7 +3,7 @@
 A model family writes its forward pass with the operators of `operators.py`. Storages end when nobody holds them any more, exactly
 as in PyTorch, because Python's own reference counts decide it here as well; the graph is run backwards in PyTorch's order (`torch/csrc/
 autograd/engine.cpp`: the node that was recorded last goes first). What comes out is a list of events: storages that begin and end,
-gradients that are ready, modules that are entered and left.
+gradients that are ready, modules that are entered and left, operations that matrix products take.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from bf16prof.records import Component, Label
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
+RECOMPUTED = "recomputed"
+"""What operations are part of that run again in backward; others are part of the phase."""
 LAST = 1 << 60
 """Gradients of parameters are entered as soon as they are there (`sequence_nr` of `AccumulateGrad`, accumulate_grad.h)."""
 
@@ -36,7 +38,7 @@ class Precision:
 
 
 class Event(NamedTuple):
-    """What happens to a storage (`bytes` come or go) or at a module (`kind` and `subject`)."""
+    """What happens to a storage (`bytes` come or go) or at a module (`kind` and `subject`); of a matrix product, how many operations."""
 
     kind: str
     subject: Any
@@ -180,26 +182,29 @@ class Frame:
     def recompute(self) -> None:
         """Run the layer again, up to the last tensor that was saved."""
         self.is_recomputed = True
-        hooks, cache = self._tape.pack, self._tape.casts
-        self._tape.pack, self._tape.casts = self._repack, {}
+        hooks, cache, outer = self._tape.pack, self._tape.casts, self._tape.is_recomputing
+        self._tape.pack, self._tape.casts, self._tape.is_recomputing = self._repack, {}, True
         with contextlib.suppress(StopRecomputation):
             self._function(*self._inputs)
-        self._tape.pack, self._tape.casts = hooks, cache
+        self._tape.pack, self._tape.casts, self._tape.is_recomputing = hooks, cache, outer
 
 
 class Tape:
     """Records a forward pass and runs it backwards."""
 
-    def __init__(self, precision: Precision, *, zero3: bool = False) -> None:
+    def __init__(self, precision: Precision, *, zero3: bool = False, memory_efficient_linear: bool = True) -> None:
         self.precision = precision
         self.zero3 = zero3
-        """Whether modules have ZeRO-3's hooks, and linear layers are DeepSpeed's (`zero/linear.py`)."""
+        """Whether modules have ZeRO-3's hooks."""
+        self.zero3_linear = zero3 and memory_efficient_linear
+        """Whether linear layers are DeepSpeed's (`zero/linear.py`)."""
         self.events: list[Event] = []
         self.phase = "forward"
         self.pack: Callable[[Tensor], Any] | None = None
         self.casts: dict[tuple[int, str], Tensor] = {}
         """Autocast's cache of weights."""
         self.layer = -1
+        self.is_recomputing = False
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
         self._parameters: dict[tuple[int, str], Parameter] = {}
@@ -214,6 +219,10 @@ class Tape:
         if size:
             label = (Component.WORKSPACE, f"scratch of {operator}")
             self.events += (Event("memory", label, size), Event("memory", label, -size))
+
+    def compute(self, operations: int) -> None:
+        """A matrix product runs; a multiplication and an addition are two operations."""
+        self.events.append(Event("compute", RECOMPUTED if self.is_recomputing else self.phase, operations))
 
     def parameter(self, name: str, numel: int) -> Parameter:
         """A parameter of the layer that is running."""

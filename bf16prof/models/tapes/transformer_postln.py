@@ -62,10 +62,10 @@ def _attention(tape: Tape, run: Run, inputs: Sequence[Tensor], weights: list[Ten
     scores = run.batch * heads * run.sequence**2
     q, k, v = _projected(tape, run, inputs)
     scaled = mul(tape, q)
-    attn = product(tape, scaled, k, scores, transposed=True)
+    attn = product(tape, scaled, k, scores, inner=hidden // heads, transposed=True)
     del scaled, k
     attn = softmax(tape, attn)
-    mixed = product(tape, attn, v, q.numel)
+    mixed = product(tape, attn, v, q.numel, inner=run.sequence)
     del v
     mixed = contiguous(tape, mixed)
     weight, bias = tape.parameter("attention.out_proj.weight", hidden * hidden), tape.parameter("attention.out_proj.bias", hidden)
