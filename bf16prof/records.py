@@ -228,8 +228,9 @@ class Transfer:
 class StepWork:
     """What one rank has to do in one optimizer step, whatever the time it takes.
 
-    * `tokens`; `forward_flops`, `backward_flops` of the model, and `recomputed_flops` of activation checkpointing on top (matrix products
-      only, a multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
+    * `tokens`, in `micro_steps` forward and backward passes.
+    * `forward_flops`, `backward_flops` of the model, and `recomputed_flops` of activation checkpointing on top (matrix products only, a
+      multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
     * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model states that the optimizer has to read and
       to write, once each. `host_link_bytes`: offloaded gradients and parameters between host and device.
     * `floor_s`: the seconds below which each part cannot take on the record's GPU; empty without one.
@@ -246,6 +247,7 @@ class StepWork:
     optimizer_read_bytes: Size
     optimizer_written_bytes: Size
     host_link_bytes: Size = 0
+    micro_steps: Size = 1
     floor_s: dict[str, Amount] = field(default_factory=dict)
 
     @property

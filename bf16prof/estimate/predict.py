@@ -13,12 +13,12 @@ from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
 from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
 from bf16prof.estimate.peaks import peaks
-from bf16prof.estimate.roofline import engine_work
+from bf16prof.estimate.roofline import engine_work, tf32_note
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.models.shapes import inventory
-from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, by_component, peak_phase
+from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 
 UNKNOWN = {phase: PhaseMemory() for phase in Phase}
 
@@ -51,7 +51,7 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
         **({"phases": UNKNOWN} if done is None or no_peaks else _peaks(job, engine, done, items)),
         work=work,
         step_time_floor_s=work.step_time_floor_s if work else None,
-        notes=tuple(f"no {what} in closed form: {gap}" for what, gap in (("peaks", no_peaks), ("work of a step", no_work)) if gap),
+        notes=_notes(job, no_peaks, no_work, work),
     )
 
 
@@ -66,6 +66,12 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
         assert job.gpu is not None, "a prediction for a GPU needs one"
         allocations += gpu_additions(allocations, job.gpu)
     return tuple(Item(a.component, a.name, a.bytes, a.source) for a in allocations if a.bytes)
+
+
+def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork | None) -> tuple[str, ...]:
+    missing = [f"no {what} in closed form: {gap}" for what, gap in (("peaks", no_peaks), ("work of a step", no_work)) if gap]
+    tf32 = tf32_note(job, work) if work else None
+    return (*missing, tf32) if tf32 else tuple(missing)
 
 
 def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> dict[str, Any]:

@@ -51,15 +51,6 @@ class Section:
         """By label, the change over the whole section."""
         return self.sizes()
 
-    @functools.cached_property
-    def operations(self) -> Mapping[str, int]:
-        """Operations of its matrix products that are part of forward, of backward, or are recomputed."""
-        found: dict[str, int] = {}
-        for kind, part, count in self.events:
-            if kind == "compute":
-                found[part] = found.get(part, 0) + count
-        return found
-
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -76,9 +67,15 @@ class Program:
                 sizes[label] = sizes.get(label, 0) + size
         return {label: size for label, size in sizes.items() if size}
 
-    def operations(self, part: str) -> int:
-        """Operations of the matrix products of a micro-step in one part of it: `forward`, `backward`, or `recomputed`."""
-        return sum(section.operations.get(part, 0) for section, _ in self.sections)
+    @functools.cached_property
+    def operations(self) -> Mapping[str, int]:
+        """Operations of the matrix products of a micro-step in each part of it: `forward`, `backward`, or `recomputed`."""
+        found: dict[str, int] = {}
+        for section, _ in self.sections:
+            for kind, part, count in section.events:
+                if kind == "compute":
+                    found[part] = found.get(part, 0) + count
+        return found
 
     def modules(self) -> Iterator[tuple[int, str]]:
         """The modules in the order in which they are entered, forwards and backwards: ZeRO-3's trace."""

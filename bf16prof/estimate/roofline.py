@@ -3,20 +3,24 @@
 Each part is divided by the vendor's peak (Williams et al. 2009, the roofline model), which no kernel reaches:
 
 * compute: the operations that are carried out, by the dense peak in the dtype of the matrix products (`gpus.toml`);
-* communication: what a rank sends, by one direction of its link (half of the bidirectional figure). What leaves the node is charged at the
-  same rate, for the network between nodes is not known and is not faster;
+* communication: what a rank sends, by one direction of its link (half of the bidirectional figure); what leaves the node leaves the GPU by
+  its host link as well, and the slower of both counts. The network cards behind it are not known, and are not faster;
+* host link: what offloading moves, by one direction of it;
 * optimizer: what it has to read and write, by the memory bandwidth. Offloaded, it works at the host's bandwidth, which is not known: 0.
 
 With `overlap_comm` (stages 1 to 3) communication inside forward and backward may hide behind compute, so the longer of both counts; without
-it they follow each other. The optimizer comes after both, and what it gathers after it.
+it they follow each other. What is offloaded during both may hide behind them. The optimizer comes after both, and what it gathers and
+uploads after it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from bf16prof.cases import Job
-from bf16prof.engine.config import EngineFacts, Wrapper, deepspeed_config, offloads_optimizer, overlaps_communication
+from bf16prof.engine.config import Wrapper, deepspeed_config, offloads_optimizer, overlaps_communication
 from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.traffic import host_link_bytes, optimizer_traffic
+from bf16prof.estimate.traffic import HostLink, host_link, optimizer_traffic
 from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE, transfers
 from bf16prof.models.autograd.tape import RECOMPUTED
@@ -38,40 +42,51 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
     """The same, of an engine that is laid out already and a step that has been walked through."""
     workload = job.profile.workload
     micro_steps = workload.gradient_accumulation_steps
-    forward, backward, recomputed = (micro_steps * done.program.operations(part) for part in (Phase.FORWARD, Phase.BACKWARD, RECOMPUTED))
-    moved = transfers(job, engine, done, per_node)
+    operations = done.program.operations
     read, written = optimizer_traffic(engine)
+    offloaded = host_link(engine, done) if job.device is Device.GPU else HostLink()
     hidden = engine.facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3) and overlaps_communication(engine.config)
     busy = 0 if offloads_optimizer(engine.config) else read + written
-    return StepWork(
+    work = StepWork(
         tokens=micro_steps * workload.micro_batch_size * workload.sequence_length,
-        compute_dtype=compute_dtype(engine.facts),
-        forward_flops=forward,
-        backward_flops=backward,
-        recomputed_flops=recomputed,
-        transfers=moved,
+        micro_steps=micro_steps,
+        compute_dtype=engine.facts.output_dtype,
+        forward_flops=micro_steps * operations[Phase.FORWARD],
+        backward_flops=micro_steps * operations[Phase.BACKWARD],
+        recomputed_flops=micro_steps * operations.get(RECOMPUTED, 0),
+        transfers=transfers(job, engine, done, per_node),
         optimizer_read_bytes=read,
         optimizer_written_bytes=written,
-        host_link_bytes=host_link_bytes(engine, micro_steps) if job.device is Device.GPU else 0,
-        floor_s=_floors(job.gpu, compute_dtype(engine.facts), forward + backward + recomputed, moved, busy, hidden=hidden),
+        host_link_bytes=sum(offloaded),
     )
+    return dataclasses.replace(work, floor_s=_floors(job.gpu, work, offloaded, busy, hidden=hidden)) if job.gpu else work
 
 
-def compute_dtype(facts: EngineFacts) -> str:
-    """What matrix products run in: autocast's dtype, else the parameters'."""
-    return facts.output_dtype
+def tf32_note(job: Job, work: StepWork) -> str | None:
+    """What the floor of fp32 matrix products would be where a script allows TF32, which PyTorch does not by default."""
+    if work.compute_dtype != "fp32" or not work.floor_s or job.gpu is None:
+        return None
+    seconds = work.hardware_flops / (1e12 * job.gpu.tf32_tflops)
+    return f"the floor is that of fp32 arithmetic; torch.backends.cuda.matmul.allow_tf32 would lower its compute to {seconds:.3g} s"
 
 
-def _floors(
-    gpu: Gpu | None, dtype: str, operations: int, moved: tuple[Transfer, ...], optimizer_bytes: int, *, hidden: bool
-) -> dict[str, float]:
-    """Seconds of each part, which add up to the floor of the step."""
-    peak = gpu.peak_flops(dtype) if gpu else None
-    if gpu is None or peak is None or not gpu.link_gb_per_s or not gpu.hbm_gb_per_s:
+def _floors(gpu: Gpu, work: StepWork, offloaded: HostLink, optimizer_bytes: int, *, hidden: bool) -> dict[str, float]:
+    """Seconds of each part, which add up to the floor of the step; none for a GPU whose peaks are not known."""
+    peak = gpu.peak_flops(work.compute_dtype)
+    if peak is None or not gpu.link_gb_per_s or not gpu.hbm_gb_per_s:
         return {}
-    link = 1e9 * gpu.link_gb_per_s / DIRECTIONS
-    compute = operations / peak
-    inside = sum(t.sent_bytes for t in moved if t.phase is not Phase.STEP) / link
-    after = sum(t.sent_bytes for t in moved if t.phase is Phase.STEP) / link
+    compute = work.hardware_flops / peak
+    inside = sum(_sending(gpu, t) for t in work.transfers if t.phase is not Phase.STEP)
+    after = sum(_sending(gpu, t) for t in work.transfers if t.phase is Phase.STEP)
     exposed = max(0.0, inside - compute) if hidden else inside
-    return {"compute": compute, "communication": exposed + after, "optimizer": optimizer_bytes / (1e9 * gpu.hbm_gb_per_s)}
+    floors = {"compute": compute, "communication": exposed + after, "optimizer": optimizer_bytes / (1e9 * gpu.hbm_gb_per_s)}
+    if any(offloaded) and gpu.host_gb_per_s:
+        host = 1e9 * gpu.host_gb_per_s / DIRECTIONS
+        floors["host link"] = max(0.0, max(offloaded.down, offloaded.up) / host - compute - exposed) + offloaded.after / host
+    return floors
+
+
+def _sending(gpu: Gpu, transfer: Transfer) -> float:
+    """Seconds that a transfer takes at least."""
+    network = transfer.between_nodes_bytes / gpu.host_gb_per_s if gpu.host_gb_per_s else 0.0
+    return DIRECTIONS / 1e9 * max(transfer.sent_bytes / gpu.link_gb_per_s, network)

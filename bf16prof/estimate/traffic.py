@@ -7,9 +7,12 @@ half of fp32's.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import flat_numel, partition_numels
+from bf16prof.estimate.layout import ceil_div, flat_numel, partition_numels, persistent
 from bf16prof.estimate.steady import Engine
+from bf16prof.estimate.training import Walked
 
 
 def optimizer_traffic(engine: Engine) -> tuple[int, int]:
@@ -42,15 +45,27 @@ def keeps_a_copy(facts: EngineFacts) -> bool:
     return facts.wrapper is not Wrapper.PLAIN
 
 
-def host_link_bytes(engine: Engine, micro_steps: int) -> int:
-    """Bytes between device and host in one step with an offloaded optimizer: gradients down, updated parameters up.
+class HostLink(NamedTuple):
+    """Bytes between device and host in one step: down and up while forward and backward run, and up when the optimizer is done."""
+
+    down: int = 0
+    up: int = 0
+    after: int = 0
+
+
+def host_link(engine: Engine, done: Walked) -> HostLink:
+    """What offloading moves: gradients down, updated parameters up; offloaded parameters up whenever they are gathered.
 
     Gradients go down with every micro-step in which they are reduced (stage 1: the last; `zero/stage_1_and_2.py`
-    async_accumulate_grad_in_cpu_via_gpu, `stage3.py` partition_grads). Offloaded parameters (stage 3) come up again whenever they are
-    gathered, which is not counted here.
+    async_accumulate_grad_in_cpu_via_gpu, `stage3.py` partition_grads).
     """
-    if not offloads_optimizer(engine.config):
-        return 0
-    facts = engine.facts
-    reductions = micro_steps if engine.config["zero_optimization"]["stage"] > 1 else 1
-    return partition_numel(engine) * (reductions * dtype_bytes(facts.gradient_dtype) + dtype_bytes(facts.parameter_dtype))
+    facts, world = engine.facts, engine.world_size
+    own = partition_numel(engine) if offloads_optimizer(engine.config) else 0
+    width = dtype_bytes(facts.parameter_dtype)
+    reductions = sum(times for times, launched in done.launched if launched.reduced)
+    down = own * reductions * dtype_bytes(facts.gradient_dtype)
+    if engine.facts.wrapper is not Wrapper.ZERO3 or engine.zero.offload_param.device == "none":
+        return HostLink(down, after=width * own)
+    own_numels = {key: ceil_div(n, world) for key, n in done.numels.items()}
+    up = sum(times * own_numels[key] for times, launched in done.launched for _, keys in launched.gathered for key in keys)
+    return HostLink(down, width * up, width * sum(partition_numels(persistent(engine.numels, engine.zero), world)))

@@ -57,9 +57,11 @@ def _replicated(_: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[
     yield ranks.transfer("gradients", Collective.ALL_REDUCE, Phase.BACKWARD, len(done.reduced), size, source)
 
 
-def _bf16(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Transfer]:
-    """BF16_Optimizer: the same, then the updated parameters."""
-    yield from _replicated(job, engine, done, ranks)
+def _bf16(_: Job, engine: Engine, __: Walked, ranks: Ranks) -> Iterable[Transfer]:
+    """BF16_Optimizer: the flat buffer of gradients, then that of the updated parameters."""
+    size = dtype_bytes(engine.facts.communication_dtype) * flat_numel(engine.numels, ranks.count, ZeroSettings(), dtype_bytes("bf16"))
+    source = "bf16_optimizer.py get_grads_for_reduction"
+    yield ranks.transfer("gradients", Collective.ALL_REDUCE, Phase.BACKWARD, 1, size, source)
     yield _updated(engine, ranks, ZeroSettings(), "bf16_optimizer.py update_lp_params")
 
 
@@ -68,20 +70,24 @@ def _zero12(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Tr
     zero, source = engine.zero, "zero/stage_1_and_2.py average_tensor"
     to_owners = zero.reduce_scatter and not zero.use_multi_rank_bucket_allreduce
     kind = Collective.REDUCE if to_owners else Collective.ALL_REDUCE
-    spread = share(job, engine)
-    calls = sum(times * _reductions(zero, spread, keys) for times, keys in done.reduced)
-    total = _reduced(done, 1, sys.maxsize)[Collective.ALL_REDUCE][1]
+    calls, total = _reduced(done, 1, sys.maxsize)[Collective.ALL_REDUCE]
+    if zero.reduce_scatter:
+        calls += _more_reductions(done, share(job, engine), zero.reduce_bucket_size, to_owners=to_owners)
     yield ranks.transfer("gradients", kind, Phase.BACKWARD, calls, total, source)
     yield _updated(engine, ranks, zero, "zero/stage_1_and_2.py step")
 
 
-def _reductions(zero: ZeroSettings, spread: Share, keys: Sequence[Key]) -> int:
-    """Collectives for a bucket of stages 1 and 2: one for each owner of a part of it, or one, if no parameter is too large for it."""
-    if not zero.reduce_scatter:
-        return 1
-    if not zero.use_multi_rank_bucket_allreduce:
-        return len({rank for key in keys for rank in spread.ranks(key)})
-    return len(list(spread.chunks(keys, zero.reduce_bucket_size))) if len(keys) == 1 else 1
+def _more_reductions(done: Walked, spread: Share, bucket_size: int, *, to_owners: bool) -> int:
+    """Collectives of stages 1 and 2 beyond one per bucket: one for each owner of a part of it, or, as a parameter that is too large for a
+    bucket is alone in one, one for each piece of it."""
+    if to_owners:
+        return sum(times * (len({rank for key in keys for rank in spread.ranks(key)}) - 1) for times, keys in done.reduced)
+    return sum(times * (len(list(spread.chunks(keys, bucket_size))) - 1) for times, keys in _too_large(done, bucket_size))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _too_large(done: Walked, bucket_size: int) -> Sequence[tuple[int, Sequence[Key]]]:
+    return [(times, keys) for times, keys in done.reduced if len(keys) == 1 and done.numels[keys[0]] > bucket_size]
 
 
 def _updated(engine: Engine, ranks: Ranks, zero: ZeroSettings, source: str) -> Transfer:

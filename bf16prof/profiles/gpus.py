@@ -21,7 +21,8 @@ class Gpu:
     * `memory_bytes`: what the CUDA driver reports as total memory where a source gives it, else the nominal size.
     * `torch_name`: what torch calls it.
     * `bf16_tflops`: dense bf16 (and fp16) matrix arithmetic, `fp32_tflops` arithmetic in fp32, both in 1e12 FLOP/s; 0 where not known.
-    * `hbm_gb_per_s`, `link_gb_per_s`: memory bandwidth, and the bidirectional GPU-to-GPU link bandwidth, 1e9 byte/s.
+    * `hbm_gb_per_s`: memory bandwidth; `link_gb_per_s`, `host_gb_per_s`: the bidirectional bandwidth from GPU to GPU, and from GPU to host;
+      1e9 byte/s, 0 where not known.
     * `compute_capability`: CUDA's, e.g. (9, 0); it decides the size of PyTorch's cuBLAS workspace.
     """
 
@@ -37,6 +38,12 @@ class Gpu:
     source: str
     torch_name: str = ""
     fp32_tflops: float = 0.0
+    host_gb_per_s: float = 0.0
+
+    @property
+    def tf32_tflops(self) -> float:
+        """Dense TF32 matrix arithmetic, 1e12 FLOP/s: tensor cores run it at half of bf16's rate (the datasheets named in `gpus.toml`)."""
+        return self.bf16_tflops / 2
 
     def peak_flops(self, dtype: str) -> float | None:
         """The most operations per second of matrix products in a dtype; `None` where not known."""

@@ -28,10 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "accumulated and recomputed": {
         "workload__activation_checkpointing": True,
-        "workload__gradient_accumulation_steps": 2,
+        "workload__gradient_accumulation_steps": 4,
         f"{ZERO}stage3_max_reuse_distance": 40_000,
         f"{ZERO}stage3_prefetch_bucket_size": 0,
-        f"{ZERO}reduce_bucket_size": 30_000,
+        f"{ZERO}reduce_bucket_size": 10_000,
     },
     "prefetched and recomputed": {
         "workload__activation_checkpointing": True,
@@ -40,12 +40,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "whole reductions": {
         f"{ZERO}reduce_scatter": False,
+        f"{ZERO}reduce_bucket_size": 10_000,
         f"{ZERO}memory_efficient_linear": False,
         "workload__activation_checkpointing": True,
     },
-    "to owners": {f"{ZERO}use_multi_rank_bucket_allreduce": False, f"{ZERO}stage3_use_all_reduce_for_fetch_params": True},
-    "fp32 on the way": {"deepspeed__communication_data_type": "fp32"},
+    "to owners": {
+        f"{ZERO}use_multi_rank_bucket_allreduce": False,
+        f"{ZERO}round_robin_gradients": True,
+        f"{ZERO}stage3_use_all_reduce_for_fetch_params": True,
+    },
+    "fp32 on the way": {"deepspeed__communication_data_type": "fp32", f"{ZERO}stage3_allgather_sequential": True},
+    "accumulated in fp32": {"deepspeed__data_types__grad_accum_dtype": "fp32"},
 }
+STAGES = {"accumulated in fp32": (1,)}
+"""Where only some stages differ."""
 
 
 def _jobs(family: str) -> list[Job]:
@@ -55,7 +63,7 @@ def _jobs(family: str) -> list[Job]:
         settings = profile("cpu-demo", model__family=family, **SMALL, **variant)
         orders_show = "recomputed" in name
         if family == "gpt2" or orders_show:
-            stages = (0, 1, 2, 3) if family == "gpt2" else (3,)
+            stages = STAGES.get(name, (0, 1, 2, 3)) if family == "gpt2" else (3,)
             recipes = ("bf16-fp32-master", "autocast-fp32") if orders_show else ("bf16-fp32-master",)
             jobs += [job(settings, *case, device=Device.CPU) for case in itertools.product(stages, (4,), recipes)]
     return jobs
