@@ -290,7 +290,8 @@ class MemoryRecord:
     * `host_bytes`: held in host memory on behalf of the device (offloading).
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
-    * `step_time_error_s`: half the width of a calibrated prediction's error bar.
+    * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`: the part of it that launching costs, as
+      the calibration measured it.
     * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the dtype of the matrix products.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
@@ -325,6 +326,7 @@ class MemoryRecord:
     tokens_per_s: Amount | None = None
     step_time_floor_s: Amount | None = None
     step_time_error_s: Amount | None = None
+    host_overhead_s: Amount | None = None
     mfu: Amount | None = None
     hfu: Amount | None = None
     work: StepWork | None = None

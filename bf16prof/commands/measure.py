@@ -59,6 +59,7 @@ def measure(
     """
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.predict import predictions as closed_form
+    from bf16prof.estimate.predict import with_work
     from bf16prof.measure.accelerator import require_model_library, require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
@@ -76,10 +77,10 @@ def measure(
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
     folder = output_dir or new_folder(name)
-    predictions = closed_form(jobs)
+    predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
     if simulate:
         with SimulationProgress(jobs, quiet) as progress:
-            predictions += dry_run(jobs, progress)
+            predictions = with_work([*predictions, *dry_run(jobs, progress)])
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
         run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)

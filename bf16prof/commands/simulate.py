@@ -52,7 +52,7 @@ def simulate(
 ) -> None:
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
     from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.estimate.predict import predictions
+    from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_packages
     from bf16prof.simulate.runner import Options
     from bf16prof.simulate.runner import simulate as run
@@ -68,7 +68,8 @@ def simulate(
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
     with SimulationProgress(jobs, quiet) as progress:
         records = run(jobs, progress, Options(expandable_segments, snapshot))
-    both = [*records, *predictions(jobs)]
+    both = with_work([*records, *predictions(jobs)])
+    records = both[: len(records)]
     result = finished_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
     write_files(output, [result], refused=refused)
     if json_:

@@ -30,7 +30,10 @@ BETWEEN = "between phases"
 ORDER = ("operations fp32", "operations bf16", "operations fp16", "optimizer bytes", "sent bytes", BETWEEN, "collectives", "launches")
 """The terms; where two cannot be told apart, the first of them is fitted."""
 
-OPTIONAL = ("collectives", "launches", BETWEEN)
+OVERHEAD = ("launches", BETWEEN)
+"""What launching costs the host."""
+
+OPTIONAL = ("collectives", *OVERHEAD)
 """Terms without which a case still has a prediction: they are part of the others then."""
 
 EXACT = 1e-3
@@ -72,6 +75,19 @@ class Calibration:
                 total += amount * self.seconds_per.get(term, 0.0)
         return total
 
+    def host_overhead(self, work: StepWork) -> float | None:
+        """Seconds of a step that do not depend on how much there is to do: launches, and what is between the phases; `None` where neither
+        could be told from the rest."""
+        if not any(term in self.seconds_per for term in OVERHEAD):
+            return None
+        return sum(row.get(term, 0.0) * self.seconds_per.get(term, 0.0) for row in phase_rows(work).values() for term in OVERHEAD)
+
+    @property
+    def constants(self) -> str:
+        """The fitted constants: a rate of everything that takes bandwidth, seconds of the others."""
+        known = {term: value for term, value in self.seconds_per.items() if value}
+        return ", ".join(f"{term} {value:.3g} s each" if term in OPTIONAL else f"{term} {1 / value:.3g}/s" for term, value in known.items())
+
     def applies(self, record: MemoryRecord) -> bool:
         """Whether a record is about the machine that was measured. CPU ranks share its cores, so there have to be as many."""
         if record.device is not self.device:
@@ -85,12 +101,14 @@ class Calibration:
             return dataclasses.replace(record, notes=(*record.notes, f"step time: nothing measured in {self.run} tells it"))
         cases = "1 measured case" if self.cases == 1 else f"{self.cases} measured cases"
         note = (
-            f"step time: calibrated on {cases} of {self.run}; the error bar is the spread of held-back steps, without that of extrapolating"
+            f"step time: calibrated on {cases} of {self.run} ({self.constants}); the error bar is the spread of held-back steps, without "
+            "that of extrapolating"
         )
         return dataclasses.replace(
             record,
             step_time_s=seconds,
             step_time_error_s=self.error_share * seconds,
+            host_overhead_s=self.host_overhead(record.work),
             tokens_per_s=record.work.tokens * record.case.world_size / seconds,
             notes=(*record.notes, note),
         )

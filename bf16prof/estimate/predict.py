@@ -3,6 +3,7 @@ Reserved memory and the step time itself stay null."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,9 +56,20 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
     )
 
 
-def predictions(jobs: Sequence[Job]) -> list[MemoryRecord]:
+def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE) -> list[MemoryRecord]:
     """The records of those jobs that have a closed form."""
-    return [predict(job) for job in jobs if closed_form_gap(job) is None]
+    return [predict(job, per_node) for job in jobs if closed_form_gap(job) is None]
+
+
+def with_work(records: Sequence[MemoryRecord]) -> list[MemoryRecord]:
+    """These records, each with the work that the estimate among them counts for the same case, if it has none of its own."""
+    known = {(r.case, r.device, r.gpu): r.work for r in records if r.source is Source.ESTIMATE and r.work}
+
+    def complete(record: MemoryRecord) -> MemoryRecord:
+        work = known.get((record.case, record.device, record.gpu))
+        return record if record.work or not work else dataclasses.replace(record, work=work, step_time_floor_s=work.step_time_floor_s)
+
+    return [complete(record) for record in records]
 
 
 def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:

@@ -98,7 +98,7 @@ def summary(views: Sequence[CaseView]) -> Table:
         "device (NVML)",
         "on the GPU",
         "step time",
-        "floor of it",
+        "step time floor",
         "MFU",
         "tokens/s",
         "loss",

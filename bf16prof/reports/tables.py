@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WHOLE = ("zero_stage", "world_size", "parameters")
-_FLOATS = ("step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "tokens_per_s", "mfu", "hfu", "loss")
+_FLOATS = (
+    "step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "host_overhead_s", "tokens_per_s", "mfu", "hfu", "loss",
+)  # fmt: skip
 _WORK = (
     "tokens", "forward_flops", "backward_flops", "recomputed_flops", "sent_bytes", "optimizer_read_bytes", "optimizer_written_bytes",
     "host_link_bytes",
@@ -163,7 +165,7 @@ def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
     said = verdict(record)
     row["on the GPU"] = said.short if said else ""
     row["step time"] = _known(record.step_time_s, seconds)
-    row["floor of it"] = _known(record.step_time_floor_s, seconds)
+    row["step time floor"] = _known(record.step_time_floor_s, seconds)
     row["MFU"] = "" if record.mfu is None else f"{record.mfu:.1%}"
     row["tokens/s"] = _known(record.tokens_per_s, number)
     row["loss"] = _known(record.loss, number)

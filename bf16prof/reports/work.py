@@ -48,7 +48,8 @@ def _times(record: MemoryRecord, work: StepWork) -> list[Row]:
         parts = ", ".join(f"{inert(name)} {seconds(value)}" for name, value in work.floor_s.items())
         rows.append(("step time: floor (a bound, not a prediction)", seconds(record.step_time_floor_s), parts))
     if record.step_time_error_s is not None:
-        bar = f"± {seconds(record.step_time_error_s)}, see the note"
+        overhead = f", {seconds(record.host_overhead_s)} of it host overhead" if record.host_overhead_s is not None else ""
+        bar = f"± {seconds(record.step_time_error_s)}, see the note{overhead}"
         rows.append(("step time: calibrated", seconds(record.step_time_s), bar))
     if record.mfu is not None and record.hfu is not None:
         rows.append(("model FLOPs utilisation (MFU)", f"{record.mfu:.1%}", f"hardware FLOPs utilisation (HFU) {record.hfu:.1%}"))

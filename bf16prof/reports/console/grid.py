@@ -11,7 +11,7 @@ from rich.text import Text
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
-from bf16prof.reports.units import gib, inert, signed_percent, whole
+from bf16prof.reports.units import gib, inert, seconds, signed_percent, whole
 
 _Row = tuple[int, int, Offload, str]
 
@@ -118,6 +118,9 @@ def _cell(record: MemoryRecord, gpu: Gpu | None, console: Console, margin_bytes:
         text.append(f"\npeak {gib(record.peak_allocated_bytes)}", "not bold")
         if (record.run_peak_allocated_bytes or 0) > record.peak_allocated_bytes:
             text.append(f"\ninit {gib(record.run_peak_allocated_bytes)}", "not bold")
+    if record.step_time_s is not None:
+        error = f" ± {seconds(record.step_time_error_s)}" if record.step_time_error_s is not None else ""
+        text.append(f"\nstep {seconds(record.step_time_s)}{error}", "not bold")
     need = _need(record)
     if gpu is not None and need is not None:
         free = gpu.memory_bytes - need
