@@ -63,8 +63,9 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
 
 
 def tf32_note(job: Job, work: StepWork) -> str | None:
-    """What the floor of fp32 matrix products would be where a script allows TF32, which PyTorch does not by default."""
-    if work.compute_dtype != "fp32" or not work.floor_s or job.gpu is None:
+    """What the floor of fp32 matrix products would be where a script allows TF32, which PyTorch does not by default; `None` on cards whose
+    tensor cores are no faster at it than their other ones."""
+    if work.compute_dtype != "fp32" or not work.floor_s or job.gpu is None or job.gpu.tf32_tflops <= job.gpu.fp32_tflops:
         return None
     seconds = work.hardware_flops / (1e12 * job.gpu.tf32_tflops)
     return f"the floor is that of fp32 arithmetic; torch.backends.cuda.matmul.allow_tf32 would lower its compute to {seconds:.3g} s"

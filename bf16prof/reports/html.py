@@ -98,7 +98,7 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
         "gpu": inert(record.gpu) if record.gpu else "",
         "verdict": case_verdict(view),
         "lines": _lines_table(view),
-        "items": [table for r in records for table in (_items_table(r), _work_table(r)) if table],
+        "items": [*(table for r in records if (table := _items_table(r))), *_work_tables(records)],
         "notes": [f"{r.source}: {text}" for r in records for text in _notes(r)],
         "ranks": ", ".join(f"rank {rank}: {gib(size)}" for rank, size in enumerate(record.rank_allocated_bytes[:64])),
     }
@@ -153,9 +153,15 @@ def _items_table(record: MemoryRecord) -> Table | None:
     return Table(f"Named tensors, {record.source}{left_out}", ("name", "component", "size", "allocated by"), rows)
 
 
-def _work_table(record: MemoryRecord) -> Table | None:
-    rows = tuple(tuple(Cell(text, style="" if i != 1 else "number") for i, text in enumerate(row)) for row in work_rows(record))
-    return Table(f"Work of a step, {record.source}", HEADERS, rows) if rows else None
+def _work_tables(records: Sequence[MemoryRecord]) -> Iterator[Table]:
+    """One for each source that says something of its own."""
+    seen: list[object] = [[]]
+    for record in records:
+        if (rows := work_rows(record)) in seen:
+            continue
+        seen.append(rows)
+        cells = tuple(tuple(Cell(text, style="" if i != 1 else "number") for i, text in enumerate(row)) for row in rows)
+        yield Table(f"Work of a step, {record.source}", HEADERS, cells)
 
 
 def _failures(run: Run, views: Sequence[CaseView]) -> Iterator[dict[str, Any]]:

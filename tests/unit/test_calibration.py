@@ -58,6 +58,18 @@ def test_constants_are_found_again() -> None:
 
     assert fit.seconds_per == pytest.approx(TRUTH, rel=1e-3)
     assert fit.error_share == pytest.approx(0.04, abs=1e-4)
+
+
+def test_host_overhead_is_what_launching_costs() -> None:
+    """Three launches (one forward, two backward) of every micro-step, and what is between the phases."""
+    fit = calibrate("run", [_measured(r) for r in _cases("fp32", "bf16-fp32-master")])
+    work = _record(2, "fp32", 1).work
+    assert work is not None
+
+    assert fit.host_overhead(work) == pytest.approx(2e-3 + 3 * 7e-3, rel=1e-3)
+    assert fit.host_overhead(dataclasses.replace(work, micro_steps=4)) == pytest.approx(2e-3 + 12 * 7e-3, rel=1e-3)
+    assert dataclasses.replace(fit, seconds_per={"sent bytes": 1e-9}).host_overhead(work) is None
+    assert fit.calibrated(_record(2, "fp32", 1)).host_overhead_s == fit.host_overhead(work)
     unseen = _record(1, "bf16-full", 8)
     assert fit.predict(unseen.work) == pytest.approx(_measured(unseen).step_time_s, rel=1e-3)  # type: ignore[arg-type]
 

@@ -19,7 +19,8 @@ def test_row_is_complete_and_positive(id_: str) -> None:
     assert gpu.id == id_
     assert gpu.memory_bytes > 0
     assert isinstance(gpu.memory_bytes, int)
-    assert min(gpu.bf16_tflops, gpu.hbm_gb_per_s, gpu.link_gb_per_s) > 0
+    assert min(gpu.bf16_tflops, gpu.hbm_gb_per_s, gpu.link_gb_per_s, gpu.host_gb_per_s) > 0
+    assert gpu.fp32_tflops <= 1.01 * gpu.tf32_tflops, "tensor cores are no slower"
     assert gpu.link_gb_per_s < gpu.hbm_gb_per_s
     assert gpu.compute_capability >= (8, 0), "the first NVIDIA architecture with bf16 tensor cores is 8.0"
     assert "Memory" in gpu.source

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from hugging_face import TINY
 from jobs import job, profile
 
-from bf16prof.estimate.predict import predict
+from bf16prof.estimate.predict import predict, with_work
 from bf16prof.estimate.roofline import step_work
 from bf16prof.measure.utilisation import utilisation
 from bf16prof.profiles.gpus import all_gpus, find_gpu, gpu_named
-from bf16prof.records import Device, Offload
+from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.records import Device, Offload, Source
 
 SMALL = 124_439_808
 """Parameters of GPT-2 small."""
@@ -61,10 +65,70 @@ def test_fp32_is_held_against_the_fp32_peak() -> None:
 
 
 def test_offloaded_optimizer_has_no_floor_but_bytes_on_the_link() -> None:
+    """bf16 gradients go down while backward runs, parameters come up when the optimizer is done: over PCIe 5.0 x16 in one direction."""
     work = step_work(job(profile("gpu-check"), 2, 1, offload=Offload.OPTIMIZER))
 
     assert work.floor_s["optimizer"] == 0
     assert work.host_link_bytes == pytest.approx(4 * SMALL, rel=1e-6)
+    assert work.floor_s["host link"] == pytest.approx(2 * 2 * SMALL / 64e9 - work.floor_s["compute"]), "what goes down hides behind compute"
+
+
+@pytest.mark.parametrize(("steps", "moved"), [(1, 2), (3, 6)])
+def test_offloaded_parameters_come_up_whenever_they_are_gathered(steps: int, moved: int) -> None:
+    """Once in forward and once in backward of every micro-step, where nothing stays; the rank's own half of every parameter."""
+    zero = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}
+    changes = {f"deepspeed__zero_optimization__{key}": value for key, value in zero.items()}
+    settings = profile("llama3-8b", workload__gradient_accumulation_steps=steps, workload__activation_checkpointing=False, **changes)
+    work = step_work(job(settings, 3, 2, offload=Offload.OPTIMIZER_AND_PARAMETERS))
+
+    gradients = 2 * steps * 8_030_261_248 / 2
+    assert work.host_link_bytes - gradients == pytest.approx(2 * moved * 8_030_261_248 / 2, rel=1e-3)
+
+
+def test_what_leaves_the_node_is_charged_by_the_host_link() -> None:
+    """Eight nodes of one GPU send everything over PCIe, one node of eight over NVLink, which is 900 / 128 times as fast."""
+    found = job(profile("gpu-check"), 2, 8)
+    inside, outside = (step_work(found, per_node).floor_s["communication"] for per_node in (8, 1))
+
+    assert outside / inside == pytest.approx(900 / 128)
+
+
+def test_tf32_is_named_where_it_would_lower_the_floor() -> None:
+    """624 TFLOP/s with sparsity, and so 156 in TF32, against 19.5 outside the tensor cores: NVIDIA A100 datasheet."""
+    record = predict(dataclasses.replace(job(profile("gpu-check"), 0, 1, "fp32"), gpu=find_gpu("a100-80gb")))
+
+    assert record.work is not None
+    assert record.notes[-1].endswith(f"allow_tf32 would lower its compute to {record.work.floor_s['compute'] * 19.5 / 156:.3g} s")
+    assert predict(job(profile("gpu-check"), 0, 1)).notes == ()
+
+
+def test_dry_runs_take_the_work_of_the_estimate() -> None:
+    predicted = predict(job(profile("gpu-check"), 0, 1))
+    dry = dataclasses.replace(predicted, source=Source.SIMULATE, work=None, step_time_floor_s=None)
+    other = dataclasses.replace(dry, case=dataclasses.replace(dry.case, zero_stage=1))
+
+    found = with_work([dry, other, predicted])
+
+    assert [record.work for record in found] == [predicted.work, None, predicted.work]
+    assert found[0].step_time_floor_s == predicted.step_time_floor_s
+
+
+@pytest.mark.parametrize("switch", ["memory_efficient_linear", "reduce_scatter", "contiguous_gradients"])
+def test_jobs_without_peaks_have_work(switch: str) -> None:
+    settings = profile("gpu-check", **{f"deepspeed__zero_optimization__{switch}": False})
+    record = predict(job(settings, 3, 4))
+
+    assert record.peak_allocated_bytes is None
+    assert record.work is not None
+    assert record.work.transfers
+
+
+def test_models_without_a_tape_have_none_and_say_so() -> None:
+    model = HuggingFaceSettings(hf_config={"model_type": "llama", **TINY["llama"]})
+    record = predict(job(profile("gpu-check", workload__sequence_length=32).model_copy(update={"model": model}), 3, 4))
+
+    assert (record.work, record.step_time_floor_s) == (None, None)
+    assert record.notes[-1].startswith("no work of a step in closed form: ")
 
 
 def test_cpu_ranks_have_no_floor() -> None:

@@ -8,6 +8,7 @@ import pytest
 from jobs import job, profile
 
 from bf16prof.cases import Job
+from bf16prof.estimate.predict import predict
 from bf16prof.estimate.roofline import step_work
 from bf16prof.records import Collective, Phase
 
@@ -76,3 +77,10 @@ def test_fp32_sends_twice_as_much_as_bf16() -> None:
     full, half = step_work(_job(2, "fp32")), step_work(_job(2))
 
     assert full.sent_bytes == pytest.approx(2 * half.sent_bytes, rel=1e-9)
+
+
+def test_hooks_that_are_not_modelled_are_no_work() -> None:
+    found = predict(_job(3, stage3_module_granularity_threshold=1000))
+
+    assert found.work is None
+    assert "module_granularity_threshold" in found.notes[-1]
