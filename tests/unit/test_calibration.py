@@ -13,7 +13,7 @@ import pytest
 from jobs import job, profile
 
 from bf16prof import cli, runs
-from bf16prof.commands.output import prediction_run
+from bf16prof.commands.output import finished_run
 from bf16prof.errors import InputError
 from bf16prof.estimate.calibration import BETWEEN, calibrate, phase_rows
 from bf16prof.estimate.predict import predict
@@ -120,7 +120,7 @@ def test_run_without_times_of_phases_is_refused() -> None:
 
 def test_estimate_reads_the_run_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     records = tuple(_measured(r) for r in _cases("bf16-fp32-master"))
-    runs.save(dataclasses.replace(prediction_run("measured", records, {}), path=tmp_path))
+    runs.save(dataclasses.replace(finished_run("measured", records, {}), path=tmp_path))
     selection = ["--profile", "cpu-demo", "--device", "cpu", "--zero", "1", "--gpus", "2", "--recipe", "fp32,bf16-fp32-master"]
     monkeypatch.setattr(sys, "argv", ["bf16prof", "estimate", *selection, "--calibrate", str(tmp_path), "--json"])
 
