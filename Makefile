@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench peaks pictures gpu-check clean
+.PHONY: help demo test lint format bench peaks plans pictures gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -48,6 +48,9 @@ bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 
 peaks: $(VENV)/.dev ## Search the worst case of the closed form's peaks against the dry run
 	PYTHONPATH=tests/integration $(BIN)/python benchmarks/peaks.py 0 1 2
+
+plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
+	PYTHONPATH=tests/integration $(BIN)/python benchmarks/plan.py 0
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

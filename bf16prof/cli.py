@@ -19,6 +19,7 @@ from bf16prof.commands.estimate import estimate
 from bf16prof.commands.importing import import_
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
+from bf16prof.commands.plan import plan
 from bf16prof.commands.report import report
 from bf16prof.commands.simulate import simulate
 from bf16prof.errors import Bf16profError
@@ -53,6 +54,12 @@ app.command(
         "bf16prof simulate --profile llama3-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100-80gb --json",
     )
 )(simulate)
+app.command(
+    epilog=examples(
+        "bf16prof plan --profile llama3-8b --gpu h100-80gb --gpus 8",
+        "bf16prof plan --profile gpt2-xl --gpu rtx-4090-24gb --gpus 2 --recipe bf16-fp32-master --margin 15% --write ds.json",
+    )
+)(plan)
 app.command(
     "import",
     epilog=examples(

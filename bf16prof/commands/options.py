@@ -51,6 +51,12 @@ CalibrateOption = Annotated[
         "--calibrate", metavar="RUN", help="Predict step times from the measured steps of a run directory.", rich_help_panel=SELECT
     ),
 ]
+ExpandableOption = Annotated[
+    bool,
+    typer.Option(
+        "--expandable-segments", help="The allocator as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.", rich_help_panel=SELECT
+    ),
+]
 HfConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -140,12 +146,12 @@ def words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def percentage(text: str) -> float:
-    """`5%` or `0.05` as 0.05. Raises `InputError` for anything else."""
+def percentage(text: str, flag: str = "--fail-over", below: float = float("inf")) -> float:
+    """`5%` or `0.05` as 0.05. Raises `InputError` naming the flag for anything else, and for what is not below a limit."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise InputError(f"--fail-over {text}: expected a share, as 5% or 0.05")
+    if not 0 <= value < below:
+        raise InputError(f"{flag} {text}: expected a share, as 5% or 0.05")
     return value

@@ -34,12 +34,7 @@ def simulate(
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
     set_: o.SetOption = None,
-    expandable_segments: Annotated[
-        bool,
-        typer.Option(
-            "--expandable-segments", help="The allocator as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.", rich_help_panel=o.SELECT
-        ),
-    ] = False,
+    expandable_segments: o.ExpandableOption = False,
     snapshot: Annotated[
         Path | None,
         typer.Option("--snapshot", metavar="FILE", help="Write a memory snapshot for pytorch.org/memory_viz.", rich_help_panel=o.OUTPUT),

@@ -1,19 +1,17 @@
 """One or more runs as one HTML file that needs nothing else: no network, no other file, and the same bytes for the same runs.
 
-The page works under `Content-Security-Policy: default-src 'none'` with inline script and style, and says so itself in a meta tag.
-Every text from a run passes through `units.inert` and Jinja's autoescape; figures escape for themselves (`plots.py`).
+Every text from a run passes through `units.inert` and Jinja's autoescape (`page.py`); figures escape for themselves (`plots.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, document
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
+from bf16prof.reports.page import page
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
 from bf16prof.reports.units import gib, inert, inert_lines, seconds, whole
@@ -31,16 +29,13 @@ def render(runs: Sequence[Run]) -> str:
 
     Records of the same case complete each other across runs; where two runs hold the same source of a case, they stay apart.
     """
-    import jinja2
-
     runs = with_thin_timelines(runs)
     views = run_views(runs)
     drawn = figures.all_figures(views)
     inside, left_out = panels(views)
-    loader = jinja2.FunctionLoader(_template)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["inert"] = inert
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
+        document([record for run in runs for record in run.records], runs=[run.manifest for run in runs]),
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
         tiles=tiles(runs, views),
@@ -56,27 +51,7 @@ def render(runs: Sequence[Run]) -> str:
         series=[
             (i, view.label, colour, dash) for i, (view, (colour, dash)) in enumerate(zip(views, figures.case_styles(views), strict=True))
         ],
-        data=_finite(_data(runs)),
-        css=_template("report.css"),
-        js=_template("report.js"),
     )
-
-
-def _template(name: str) -> str:
-    return (resources.files("bf16prof.reports") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _data(runs: Sequence[Run]) -> dict[str, Any]:
-    return document([record for run in runs for record in run.records], runs=[run.manifest for run in runs])
-
-
-def _finite(value: Any) -> Any:
-    """The same JSON with NaN and infinity as null: neither is JSON."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _component_legend(views: Sequence[CaseView]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.engine.attribution import attribute, held
 from bf16prof.engine.batch import batch_spec
+from bf16prof.engine.beside import beside_the_allocator
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
 from bf16prof.engine.workspace import CUBLAS_NAME, CUBLAS_SOURCE
@@ -30,7 +31,6 @@ from bf16prof.records import (
     peak_phase,
     with_other,
 )
-from bf16prof.simulate.device import beside_the_allocator
 from bf16prof.simulate.history import items_at, timeline, training_peak
 from bf16prof.simulate.ledger import Ledger
 from bf16prof.simulate.repeat import last_step, repeat

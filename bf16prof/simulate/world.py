@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bf16prof.engine.beside import beside_the_allocator
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.simulate.compiler import leave_out_the_compiler
-from bf16prof.simulate.device import beside_the_allocator
 from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.hardware.autocast import register_cuda_list
 from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH

@@ -134,3 +134,16 @@ def test_estimate_reads_the_run_and_names_it(tmp_path: Path, monkeypatch: pytest
     assert bf16["step_time_error_s"] > 0
     assert bf16["step_time_floor_s"] is None
     assert str(tmp_path) in bf16["notes"][-1]
+
+
+def test_plan_takes_no_calibration_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.save(dataclasses.replace(finished_run("measured", (_measured(_record(2, "bf16-full", 1)),), {}), path=tmp_path))
+    monkeypatch.setattr(sys, "argv", ["bf16prof", "plan", "--profile", "cpu-demo", "--gpu", "l4-24gb", "--calibrate", str(tmp_path)])
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+
+    assert stop.value.code == 2
+    assert "measured on CPU ranks, which tells nothing of l4-24gb" in capsys.readouterr().err

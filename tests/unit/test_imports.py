@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ DRAWING = {"pandas", "plotly", "jinja2"}
 FLOORS: list[set[str]] = [
     {"errors", "processes"},
     {"records"},
-    {"profiles", "reconcile", "runs", "reports", "imports"},
+    {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},
     {"engine", "estimate"},
-    {"simulate", "measure", "plan"},
+    {"simulate", "measure", "planning"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -45,6 +46,9 @@ STRANGERS = [
     ("reconcile", "runs"),
     ("runs", "reports"),
     ("models", "cases"),
+    ("planning", "simulate"),
+    ("planning", "measure"),
+    ("planning", "reports"),
 ]
 """Parts that could see each other by their floors and must not."""
 
@@ -76,6 +80,7 @@ def running(*arguments: str) -> str:
         ("measure", "--help"),
         ("estimate", "-p", "gpt2-xl"),
         ("estimate", "-p", "gpt2-xl", "--json"),
+        ("plan", "-p", "gpt2-xl", "--zero", "2", "--recipe", "bf16-full", "--offload", "none", "--write", os.devnull),
         ("profiles", "list"),
         ("profiles", "show", "llama3-8b", "--resolved"),
         ("recipes", "list"),
@@ -155,7 +160,21 @@ def modules(part: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "part", ["estimate", "reports", "imports", "profiles", "records", "reconcile", "runs", "cases", "models/shapes", "commands"]
+    "part",
+    [
+        "estimate",
+        "planning",
+        "plans",
+        "reports",
+        "imports",
+        "profiles",
+        "records",
+        "reconcile",
+        "runs",
+        "cases",
+        "models/shapes",
+        "commands",
+    ],
 )
 def test_a_part_imports_without_torch_and_deepspeed(part: str) -> None:
     names = modules(part)

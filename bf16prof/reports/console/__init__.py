@@ -1,4 +1,4 @@
-"""Records on a terminal, or in a pipe: the estimate grid, the breakdown of one record, the reconciliation and the summary of a run.
+"""Records on a terminal, or in a pipe: the estimate grid, plans, the breakdown of one record, the reconciliation, the summary of a run.
 
 Every function prints on the `Console` it is given; `make_console` makes one that keeps to NO_COLOR, FORCE_COLOR and COLUMNS.
 """
@@ -6,7 +6,8 @@ Every function prints on the `Console` it is given; `make_console` makes one tha
 from bf16prof.reports.console.breakdown import breakdown
 from bf16prof.reports.console.grid import RefusalLike, estimate_grid
 from bf16prof.reports.console.layout import make_console
+from bf16prof.reports.console.plan import plan_sizes, plan_view
 from bf16prof.reports.console.reconciliation import reconciliation
 from bf16prof.reports.console.run import run_summary
 
-__all__ = ["RefusalLike", "breakdown", "estimate_grid", "make_console", "reconciliation", "run_summary"]
+__all__ = ["RefusalLike", "breakdown", "estimate_grid", "make_console", "plan_sizes", "plan_view", "reconciliation", "run_summary"]

@@ -17,13 +17,17 @@ _ITEMS = (Column("largest", "left", key=True), Column("component", "left"), Colu
 
 def training_peak(record: MemoryRecord, console: Console) -> None:
     """Print what a record knows of the moment of its training peak: a table by component, then the largest tensors by name."""
-    if not record.peak_components:
-        return
-    phase = f" ({record.peak_phase})" if record.peak_phase else ""
-    heading(console, f"At the training peak{phase}")
-    table(console, _COMPONENTS, _component_rows(record))
+    peak_components(record, console)
     if record.peak_items:
         table(console, _ITEMS, _item_rows(record))
+
+
+def peak_components(record: MemoryRecord, console: Console) -> None:
+    """Print the table by component only."""
+    if record.peak_components:
+        phase = f" ({record.peak_phase})" if record.peak_phase else ""
+        heading(console, f"At the training peak{phase}")
+        table(console, _COMPONENTS, _component_rows(record))
 
 
 def verdict_line(verdict: Verdict, console: Console) -> None:

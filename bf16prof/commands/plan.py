@@ -1,0 +1,233 @@
+"""`bf16prof plan`: what fits a GPU, ranked; what to change where nothing does; the DeepSpeed JSON of the first choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bf16prof.commands import options as o
+from bf16prof.commands.output import check_files, check_path, hint
+from bf16prof.commands.request import Request, read_request
+from bf16prof.errors import InputError, Refused
+from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import Offload, as_json, document
+from bf16prof.runs import write_text
+
+if TYPE_CHECKING:
+    from bf16prof.planning.answer import Answer
+    from bf16prof.planning.judge import Judge
+    from bf16prof.planning.question import Question
+
+SHOWN = 10
+"""So many plans are shown without -v."""
+
+
+def plan(
+    context: typer.Context,
+    profile: o.ProfileOption = "deepspeed-bf16-example",
+    gpus: o.GpusOption = "8",
+    gpu: o.GpuOption = o.DEFAULT_GPU,
+    zero: o.ZeroOption = "0,1,2,3",
+    recipe: o.RecipeOption = "",
+    gpus_per_node: o.PerNodeOption = 8,
+    offload: Annotated[
+        Offload | None,
+        typer.Option("--offload", envvar="BF16PROF_OFFLOAD", help="Only this offloading; all if not given.", rich_help_panel=o.SELECT),
+    ] = None,
+    margin: Annotated[
+        str | None,
+        typer.Option(
+            "--margin",
+            envvar="BF16PROF_MARGIN",
+            metavar="PERCENT",
+            help="Share of the memory to keep free: 30% if not given, 10% with --expandable-segments.",
+            rich_help_panel=o.SELECT,
+        ),
+    ] = None,
+    expandable_segments: o.ExpandableOption = False,
+    micro_batch_limit: Annotated[
+        int,
+        typer.Option(
+            "--micro-batch-limit",
+            envvar="BF16PROF_MICRO_BATCH_LIMIT",
+            min=1,
+            max=4096,
+            help="Try micro-batches of 1, 2, 4, ... up to this.",
+            rich_help_panel=o.SELECT,
+        ),
+    ] = 64,
+    calibrate: o.CalibrateOption = None,
+    hf_config: o.HfConfigOption = None,
+    model: o.ModelOption = None,
+    ds_config: o.DsConfigOption = None,
+    sequence_length: o.SequenceOption = None,
+    micro_batch_size: o.MicroBatchOption = None,
+    gradient_accumulation_steps: o.AccumulationOption = None,
+    activation_checkpointing: o.CheckpointingOption = None,
+    set_: o.SetOption = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Write the first choice as a DeepSpeed JSON.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    json_: o.JsonOption = False,
+    output: o.FilesOption = None,
+    force: o.ForceOption = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every plan that fits.", rich_help_panel=o.OUTPUT)] = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Find what fits a GPU: ZeRO stages, recipes, micro-batches, checkpointing and offloading, judged by the predicted whole-run peak.
+
+    Flags of the workload, --zero, --recipe and --offload restrict the choice; a DeepSpeed JSON's stage, precision and offloading do not.
+    Where nothing fits, what to change first is the answer (exit code 0, but 2 with --write).
+    """
+    from bf16prof.planning.answer import answer
+
+    check_files(output, force)
+    check_path("--write", write, force)
+    sizes = list(dict.fromkeys(o.numbers("--gpus", gpus)))
+    if write is not None and len(sizes) != 1:
+        raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
+    request = read_request(context)
+    judge = _judge(context.params, request)
+    most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
+    answers = [answer(judge, size, most) for size in sizes]
+    _write(answers, request, write, output)
+    if json_:
+        typer.echo(json.dumps(_document(answers), indent=2, allow_nan=False))
+    else:
+        _show(answers, request.profile, verbose)
+    _hints(context.params, answers, write, quiet)
+
+
+def _judge(given: dict[str, Any], request: Request) -> Judge:
+    from bf16prof.planning.judge import Judge
+
+    question = _question(given, request)
+    if given["calibrate"] is None:
+        return Judge(question)
+    from bf16prof.estimate.calibration import calibrate
+    from bf16prof.records import Device
+    from bf16prof.runs import load
+
+    fitted = calibrate(str(given["calibrate"]), load(given["calibrate"]).records)
+    if (fitted.device, fitted.gpu) != (Device.GPU, question.gpu.id):
+        measured = fitted.gpu or "CPU ranks"
+        raise InputError(f"--calibrate {given['calibrate']}: measured on {measured}, which tells nothing of {question.gpu.id}")
+    return Judge(question, fitted)
+
+
+def _question(given: dict[str, Any], request: Request) -> Question:
+    from bf16prof.planning.question import MARGIN, MARGIN_EXPANDABLE, Question, powers_of_two
+
+    default = MARGIN_EXPANDABLE if given["expandable_segments"] else MARGIN
+    micro, checkpointing, offload = given["micro_batch_size"], given["activation_checkpointing"], given["offload"]
+    recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given["recipe"])) or tuple(runnable_recipes())
+    return Question(
+        _with_accumulation(request),
+        find_gpu(given["gpu"]),
+        stages=tuple(dict.fromkeys(o.numbers("--zero", given["zero"]))),
+        recipes=tuple(dict.fromkeys(recipes)),
+        micro_batches=powers_of_two(given["micro_batch_limit"]) if micro is None else (micro,),
+        checkpointing=(False, True) if checkpointing is None else (checkpointing,),
+        offloads=tuple(Offload) if offload is None else (offload,),
+        margin=default if given["margin"] is None else o.percentage(given["margin"], "--margin", below=1),
+        expandable=given["expandable_segments"],
+        gpus_per_node=given["gpus_per_node"],
+        train_batch_size=request.batch.train if request.batch else None,
+    )
+
+
+def _with_accumulation(request: Request) -> Profile:
+    """The profile with the micro-steps of a DeepSpeed JSON; where that says the batch of the job, they follow from it instead."""
+    steps = request.batch.accumulation if request.batch else None
+    if steps is None:
+        return request.profile
+    workload = request.profile.workload.model_copy(update={"gradient_accumulation_steps": steps})
+    return request.profile.model_copy(update={"workload": workload})
+
+
+def _write(answers: Sequence[Answer], request: Request, config: Path | None, files: Sequence[Path] | None) -> None:
+    from bf16prof.planning.written import ds_config_text
+
+    for path in files or ():
+        write_text(path, _render(path.suffix, answers, request))
+    if config is not None and (first := answers[0].first) is not None:
+        write_text(config, ds_config_text(first))
+
+
+def _render(suffix: str, answers: Sequence[Answer], request: Request) -> str:
+    if suffix == ".json":
+        return json.dumps(_document(answers), indent=2, allow_nan=False) + "\n"
+    outlooks = [answer.outlook for answer in answers]
+    name, parameters = _model(request.profile)
+    if suffix == ".html":
+        from bf16prof.reports.plan_html import render
+
+        first = [answer.first.record if answer.first else None for answer in answers]
+        return render(outlooks, first, _document(answers), profile=name, parameters=parameters)
+    from bf16prof.reports import plan_tables
+
+    if suffix == ".csv":
+        return plan_tables.to_csv(outlooks)
+    return plan_tables.to_markdown(outlooks, name, parameters)
+
+
+def _model(profile: Profile) -> tuple[str, int]:
+    """The profile's name, and how many parameters its model has."""
+    from bf16prof.models.shapes import inventory
+
+    return profile.name, sum(spec.numel for spec in inventory(profile.model))
+
+
+def _document(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The plans that fit, the record of the best of each case, and what else there is to say of each number of GPUs."""
+    outlooks = []
+    for answer in answers:
+        outlook = as_json(dataclasses.replace(answer.outlook, plans=()))
+        del outlook["plans"]
+        outlooks.append({**outlook, "room": {**outlook["room"], "bytes": answer.outlook.room.bytes}})
+    plans = [plan for answer in answers for plan in answer.outlook.plans]
+    return document([record for answer in answers for record in answer.records], plans=plans, outlooks=outlooks)
+
+
+def _show(answers: Sequence[Answer], profile: Profile, verbose: bool) -> None:
+    from bf16prof.reports.console import make_console, plan_sizes, plan_view
+
+    console = make_console()
+    name, parameters = _model(profile)
+    if len(answers) > 1:
+        plan_sizes([answer.outlook for answer in answers], console, profile=name, parameters=parameters)
+    for answer in answers if verbose or len(answers) == 1 else ():
+        record = answer.first.record if answer.first else None
+        plan_view(answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record)
+
+
+def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None, quiet: bool) -> None:
+    from bf16prof.planning.written import flags, outside_the_config
+
+    found = next((answer for answer in answers if answer.first is not None), None)
+    if found is None or found.first is None:
+        if write is not None:
+            raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
+        return
+    if write is not None:
+        hint(f"{write} is ready; it cannot say: " + "; ".join(outside_the_config(found.first)), quiet)
+    command = ["bf16prof", "simulate", *_what_is_trained(given), *flags(found.first, found.outlook.room)]
+    hint(f"next: {shlex.join(command)}", quiet)
+
+
+def _what_is_trained(given: dict[str, Any]) -> list[str]:
+    """The flags that a plan does not decide, as they were given."""
+    said = ["--profile", str(given["profile"])]
+    for name in ("hf_config", "model", "ds_config", "sequence_length"):
+        if given[name] is not None:
+            said += ["--" + name.replace("_", "-"), str(given[name])]
+    return said + [part for text in given["set_"] or () for part in ("--set", text)]

@@ -1,0 +1,133 @@
+"""Judge settings: by the predicted whole-run peak whether they fit, and by the floor of the step's time how fast they may be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bf16prof.cases import Job
+from bf16prof.engine.constraints import refusal_reason
+from bf16prof.estimate.calibration import Calibration
+from bf16prof.estimate.gap import closed_form_gap
+from bf16prof.estimate.least import least_bytes
+from bf16prof.estimate.predict import predict
+from bf16prof.planning.question import Question, Setting
+from bf16prof.plans import Plan
+from bf16prof.profiles.schema import Profile
+from bf16prof.records import MemoryRecord, Offload, Phase, StepWork
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A setting with its job, its record and the plan that they make."""
+
+    setting: Setting
+    job: Job
+    record: MemoryRecord
+    plan: Plan
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan fits."""
+        return self.plan.fits
+
+
+class Judge:
+    """Judges the settings of a question, each once. With a calibration it predicts the time of steps that no offloading slows down."""
+
+    def __init__(self, question: Question, calibration: Calibration | None = None) -> None:
+        self.question = question
+        self.calibration = calibration
+        self.left_out: dict[str, None] = {}
+        """Why settings that DeepSpeed runs were not judged."""
+        self._jobs: dict[Setting, Job | None] = {}
+        self._judged: dict[Setting, Judged | None] = {}
+
+    def job(self, setting: Setting) -> Job | None:
+        """The job of a setting; `None` if DeepSpeed refuses it or there is no closed form."""
+        if setting not in self._jobs:
+            self._jobs[setting] = self._admitted(self.question.job(setting))
+        return self._jobs[setting]
+
+    def fits(self, setting: Setting) -> bool:
+        """Whether a setting fits, inside `zero.Init` if it has to be."""
+        if self.least_bytes(setting) > self.question.room(setting.world_size).bytes:
+            return False
+        found = self(setting)
+        return found is not None and found.fits
+
+    def least_bytes(self, setting: Setting) -> float:
+        """What its peak is not below, inside `zero.Init` or not; infinite for what cannot be judged."""
+        job = self.job(setting)
+        least = None if job is None else least_bytes(job)
+        if least is None:
+            self(setting)  # which knows why
+            return math.inf
+        if setting.can_be_inside_zero_init and least > self.question.room(setting.world_size).bytes:
+            return min(least, self.least_bytes(setting.but(zero_init=True)))
+        return least
+
+    def __call__(self, setting: Setting) -> Judged | None:
+        """The setting, judged: inside `zero.Init` where ZeRO-3's init has no room for the whole model; `None` without a closed form."""
+        if setting not in self._judged:
+            self._judged[setting] = self._as_it_fits(setting)
+        return self._judged[setting]
+
+    def changed(self, setting: Setting, profile: Profile) -> Judged | None:
+        """The setting with another profile in the place of the question's."""
+        job = self._admitted(self.question.job(setting, profile))
+        return None if job is None else self._predicted(setting, job)
+
+    def _admitted(self, job: Job) -> Job | None:
+        if refusal_reason(job) is not None:
+            return None
+        if gap := closed_form_gap(job):
+            self.left_out[f"no closed form: {gap}"] = None
+            return None
+        return job
+
+    def _as_it_fits(self, setting: Setting) -> Judged | None:
+        job = self.job(setting)
+        found = None if job is None else self._predicted(setting, job)
+        if found is None or not setting.can_be_inside_zero_init:
+            return found
+        init = found.record.phases[Phase.INIT].peak_bytes or 0
+        too_large = init > self.question.room(setting.world_size).bytes
+        return self(setting.but(zero_init=True)) or found if too_large else found
+
+    def _predicted(self, setting: Setting, job: Job) -> Judged | None:
+        record = predict(job, self.question.gpus_per_node)
+        peak, work = record.run_peak_allocated_bytes, record.work
+        if peak is None or work is None:
+            self.left_out |= dict.fromkeys(record.notes)
+            return None
+        return Judged(setting, job, record, self._plan(setting, job, record, peak, work))
+
+    def _plan(self, setting: Setting, job: Job, record: MemoryRecord, peak: int, work: StepWork) -> Plan:
+        workload = job.profile.workload
+        tokens, floor, calibrated = work.tokens * setting.world_size, record.step_time_floor_s, self._step_time_s(setting, work)
+        assert floor, "every GPU of the table has its peaks"
+        return Plan(
+            case=job.case,
+            sequence_length=workload.sequence_length,
+            micro_batch_size=workload.micro_batch_size,
+            largest_micro_batch_size=workload.micro_batch_size,
+            gradient_accumulation_steps=workload.gradient_accumulation_steps,
+            train_batch_size=workload.micro_batch_size * workload.gradient_accumulation_steps * job.case.world_size,
+            activation_checkpointing=workload.activation_checkpointing,
+            zero_init=setting.zero_init,
+            learning=job.recipe.learning,
+            peak_bytes=peak,
+            peak_phase=next(phase for phase, memory in record.phases.items() if memory.peak_bytes == peak),
+            free_bytes=self.question.room(setting.world_size).bytes - peak,
+            host_bytes=record.host_bytes or 0,
+            step_time_floor_s=floor,
+            tokens_per_s_at_most=tokens / floor,
+            step_time_s=calibrated,
+            tokens_per_s=tokens / calibrated if calibrated else None,
+        )
+
+    def _step_time_s(self, setting: Setting, work: StepWork) -> float | None:
+        if self.calibration is None or setting.offload is not Offload.NONE:
+            return None
+        return self.calibration.predict(work)

@@ -1,0 +1,39 @@
+"""A plan written down: the DeepSpeed JSON, what it cannot say, and the flags that run the plan dry."""
+
+from __future__ import annotations
+
+import json
+
+from bf16prof.engine.config import deepspeed_config
+from bf16prof.planning.judge import Judged
+from bf16prof.plans import Room
+from bf16prof.records import Offload
+
+OUR_OWN = ("steps_per_print",)
+"""Keys that our runs set for themselves."""
+
+
+def ds_config_text(choice: Judged) -> str:
+    """The JSON, as DeepSpeed reads it."""
+    config = {key: value for key, value in deepspeed_config(choice.job).items() if key not in OUR_OWN}
+    return json.dumps({"train_batch_size": choice.plan.train_batch_size, **config}, indent=2, allow_nan=False) + "\n"
+
+
+def flags(choice: Judged, room: Room) -> list[str]:
+    """The flags that say the plan to `simulate`; what is trained comes before them."""
+    plan = choice.plan
+    case = plan.case
+    said = ["--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
+    said += ["--offload", str(case.offload)] if case.offload is not Offload.NONE else []
+    said += ["--micro-batch-size", str(plan.micro_batch_size), "--gradient-accumulation-steps", str(plan.gradient_accumulation_steps)]
+    said += ["--activation-checkpointing" if plan.activation_checkpointing else "--no-activation-checkpointing"]
+    said += ["--expandable-segments"] if room.expandable else []
+    return said + (["--set", "workload.zero_init=true"] if plan.zero_init else [])
+
+
+def outside_the_config(choice: Judged) -> list[str]:
+    """What the plan needs of the training script, because no DeepSpeed JSON can say it."""
+    plan = choice.plan
+    said = [f"sequences of {plan.sequence_length} tokens"]
+    said.append(f"activation checkpointing {'on' if plan.activation_checkpointing else 'off'} in the model")
+    return said + (["the model built inside deepspeed.zero.Init(config_dict_or_path=...)"] if plan.zero_init else [])
