@@ -36,21 +36,24 @@ LEARNING = ("fp32 master", "compensated", "stochastic rounding", "bf16 only")
 def best_first(judge: Judge, world_size: int) -> Iterator[Judged]:
     """Every combination of stage, recipe, offloading and checkpointing that fits, each with its best micro-batch."""
     combinations = list(judge.question.combinations(world_size))
+    guesses: dict[bool, int] = {}
     for offload in Offload:
-        found = [best for setting in combinations if setting.offload is offload and (best := best_micro_batch(judge, setting))]
+        found = [best for setting in combinations if setting.offload is offload and (best := best_micro_batch(judge, setting, guesses))]
         for is_calibrated in (True, False):
             yield from ranked(judge, [one for one in found if (one.plan.tokens_per_s is not None) is is_calibrated])
 
 
-def best_micro_batch(judge: Judge, combination: Setting) -> Judged | None:
+def best_micro_batch(judge: Judge, combination: Setting, guesses: dict[bool, int]) -> Judged | None:
     """The smallest micro-batch that is as fast as any that fits; `None` if none does.
 
-    A larger one never needs less memory, and never trains fewer tokens in the floor of its time.
+    A larger one never needs less memory, and never trains fewer tokens in the floor of its time. `guesses`: how many fitted last, with
+    checkpointing and without.
     """
     settings = [combination.but(micro_batch_size=size) for size in judge.question.sizes(combination.world_size)]
-    fitting = settings[: bisect.bisect_left(settings, True, key=lambda setting: not judge.fits(setting))]
-    if not fitting:
+    count = guesses[combination.checkpointing] = _fitting(judge, settings, guesses.get(combination.checkpointing, 1))
+    if not count:
         return None
+    fitting = settings[:count]
     enough = _throughput(judge, fitting[-1]) / (1 + AS_FAST)
     chosen = bisect.bisect_left(fitting, True, key=lambda setting: _throughput(judge, setting) >= enough)
     best = judge(fitting[chosen])
@@ -71,6 +74,16 @@ def ranked(judge: Judge, found: Sequence[Judged]) -> list[Judged]:
         return behind, LEARNING.index(plan.learning), case.zero_stage, recipes.index(case.recipe), plan.activation_checkpointing
 
     return sorted(found, key=key)
+
+
+def _fitting(judge: Judge, settings: Sequence[Setting], guess: int) -> int:
+    """How many of these fit, the smallest first; two are looked at where the guess is right."""
+    count = min(guess, len(settings))
+    while count and not judge.fits(settings[count - 1]):
+        count -= 1
+    while count < len(settings) and judge.fits(settings[count]):
+        count += 1
+    return count
 
 
 def _throughput(judge: Judge, setting: Setting) -> float:
