@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Offload, as_json, document
+from bf16prof.records import Offload, as_json, document, json_text
 from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def plan(
     answers = [answer(judge, size, most) for size in sizes]
     _write(answers, request, write, output)
     if json_:
-        typer.echo(json.dumps(_document(answers), indent=2, allow_nan=False))
+        typer.echo(json_text(_document(answers)))
     else:
         _show(answers, request.profile, verbose)
     _hints(context.params, answers, write, quiet)
@@ -165,7 +164,7 @@ def _write(answers: Sequence[Answer], request: Request, config: Path | None, fil
 
 def _render(suffix: str, answers: Sequence[Answer], request: Request) -> str:
     if suffix == ".json":
-        return json.dumps(_document(answers), indent=2, allow_nan=False) + "\n"
+        return json_text(_document(answers)) + "\n"
     outlooks = [answer.outlook for answer in answers]
     name, parameters = _model(request.profile)
     if suffix == ".html":
