@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import flat_numel, partition_numels, persistent, sub_groups
+from bf16prof.estimate.layout import flat_numel, partition_numels, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine
 from bf16prof.records import Component, Label, Phase
@@ -23,7 +23,6 @@ GRADIENTS: Label = (C.GRADIENTS, "gradient partition")
 BUCKET: Label = (C.BUFFERS, "reduce bucket")
 OFFLOADING: Label = (C.BUFFERS, "gradient buffer for offloading")
 GATHERED: Label = (C.PARAMETERS, "gathered parameters")
-PERSISTENT: Label = (C.PARAMETERS, "persistent parameters")
 MOMENTS: tuple[Label, Label] = ((C.MOMENTUM, "optimizer state exp_avg"), (C.VARIANCE, "optimizer state exp_avg_sq"))
 SMALL: Label = (C.WORKSPACE, "small tensors of the optimizer")
 
@@ -129,23 +128,10 @@ def _buckets(engine: Engine) -> list[int]:
 
 
 def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
-    """`_create_gradient_handling_hooks` gathers every parameter for a moment; persistent ones stay."""
-    kept = set(persistent(engine.numels, engine.zero))
-    world = engine.world_size
-    copies = 2 if world == 1 and engine.zero.offload_param.device != "none" else 1
-    before: list[int] = []
-    stays: list[int] = []
-    highest = held = largest = 0
-    for n in engine.numels:
-        whole = size * world * -(-n // world)
-        if n in kept:
-            stays.append(whole)
-            held += whole
-        elif held + whole > highest:
-            highest, largest, before = held + whole, whole, list(stays)
-    meter.take(PERSISTENT, *before)
-    meter.touch(GATHERED, *[largest] * copies)
-    meter.take(PERSISTENT, *stays[len(before) :])
+    """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, persistent ones too, from a copy of what is on the host."""
+    world, on_host = engine.world_size, engine.zero.offload_param.device != "none"
+    own = size * max(partition_numels(engine.numels, world))
+    meter.touch(GATHERED, own * world, own if on_host else 0)
 
 
 _WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {
