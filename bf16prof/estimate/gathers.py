@@ -91,6 +91,7 @@ class Gathers:
         """`widths`: bytes of an element of each parameter on the wire; `owned`: parameters of each module; `trace`: modules as they run."""
         self._meter, self._numels, self._widths, self._owned, self._settings = meter, numels, widths, owned, settings
         self._order = [(key, step) for step, module in enumerate(trace) for key in owned.get(module, ())]
+        self._ranking = {key: (widths[key], index) for index, key in enumerate(numels)}
         self._uses: dict[Key, list[int]] = {}
         self._distance = [0]
         for step, module in enumerate(trace):
@@ -201,9 +202,10 @@ class Gathers:
             self._release(key)
 
     def _gather(self, keys: Sequence[Key]) -> None:
-        """`all_gather_coalesced`."""
+        """`all_gather_coalesced`, in the order of the model and by dtype."""
         if not keys:
             return
+        keys = sorted(keys, key=self._ranking.__getitem__)
         self._live += sum(self._numels[key] for key in keys)
         world, flat = self._settings.world_size, []
         widths = sorted({self._widths[key] for key in keys})
