@@ -1,7 +1,8 @@
 """ZeRO-3 between two steps: which parameters are gathered when, and where their gradients go.
 
 An emulator of DeepSpeed's coordinator (zero/partitioned_param_coordinator.py), which decides in elements of whole parameters, and of the
-reduce buckets of zero/stage3.py. It starts from the second step on, when the order of modules is known and parameters are prefetched.
+reduce buckets of zero/stage3.py. From the second step on the order of modules is known and parameters are prefetched; see `forget` for the
+first one.
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
 
@@ -105,12 +106,23 @@ class Gathers:
         self._pins: dict[Any, Memory] = {}
         self._buckets: dict[int, Reducing] = {}
         self._decisions: dict[tuple[Key, int], frozenset[Key]] = {}
+        self._is_recording = False
         self.start()
 
     @property
     def is_free(self) -> bool:
         """Whether gathered parameters are their partitions: on one rank nothing is copied (`NoGatherHandle`)."""
         return self._settings.world_size == 1 and not self._settings.on_host
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether some gathered parameters stay from step to step."""
+        return bool(self._settings.persistent) and not self.is_free
+
+    def forget(self) -> None:
+        """The very first micro-step: nothing is gathered, not even persistent parameters, and the order of modules is yet to be recorded."""
+        self._available.clear()
+        self._is_recording = True
 
     def start(self, *, is_boundary: bool = True) -> None:
         """`reset_step`: a forward pass begins. What is still in flight is released."""
@@ -129,9 +141,10 @@ class Gathers:
             self._active.setdefault(key, set()).add(module)
             if (handle := self._handles.get(key)) is not None:
                 self._wait(key, handle)
-        self._skip(keys)
-        if self._settings.prefetch_bucket > 0:
-            self._prefetch()
+        if not self._is_recording:
+            self._skip(keys)
+            if self._settings.prefetch_bucket > 0:
+                self._prefetch()
         self._step += 1
 
     def fetch_backward(self, module: Key, _: int = 0) -> None:
@@ -141,10 +154,10 @@ class Gathers:
 
     def release(self, module: Key, _: int = 0) -> None:
         """`release_sub_module`."""
-        free = self._free_to_go(module)
+        free = None if self._is_recording else self._free_to_go(module)
         for key in self._owned.get(module, ()):
             self._active.get(key, set()).discard(module)
-            if key in free:
+            if free is None or key in free:
                 self._release(key)
 
     def release_backward(self, module: Key, _: int = 0) -> None:
@@ -192,6 +205,7 @@ class Gathers:
                 self._active.get(key, set()).discard(module)
                 if key not in self._settings.persistent:
                     self._release(key)
+        self._is_recording = False
 
     def release_all(self) -> None:
         """`release_and_reset_all`: the step begins."""

@@ -20,6 +20,7 @@ from bf16prof.records import Component, Label, Phase
 FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
 OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
 PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
+FROM_HOST: Label = (Component.PARAMETERS, "gathered parameters")
 
 
 def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
@@ -64,6 +65,7 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
     width, master = dtype_bytes(facts.gradient_dtype), dtype_bytes(facts.master_dtype)
     own = list(share.own.values())
     if offloads_optimizer(engine.config):
+        meter.touch(NORM, *[FP64_BYTES] * len(own))
         _drop(meter)
         return
     if engine.zero.compute_grad_norm and own:
@@ -90,10 +92,13 @@ def _zero3(engine: Engine, meter: Meter) -> None:
     own = partition_numels(engine.numels, world)
     kept = partition_numels(persistent(engine.numels, zero), world) if world > 1 else []
     meter.give(PERSISTENT, *(size * world * s for s in kept))
-    if not offloads_optimizer(engine.config):
+    norms = [FP64_BYTES] * len(own)
+    if offloads_optimizer(engine.config):
+        meter.touch(NORM, *norms)
+    else:
         if facts.parameter_dtype == "fp16":
             meter.touch(OVERFLOW, sum(own))
-        meter.touch(NORM, FP64_BYTES * max(own))
+        meter.touch(NORM, FP64_BYTES * max(own), *norms)
         groups = sub_groups(own, zero.sub_group_size)
         for group, count in zip(groups, _counts(own, groups), strict=True):
             flat = width * group if count > 1 else 0
@@ -103,7 +108,10 @@ def _zero3(engine: Engine, meter: Meter) -> None:
                 meter.give(FOR_THE_OPTIMIZER, flat)
                 flat = master * group
             meter.give(FOR_THE_OPTIMIZER, flat)
+    copies = [size * s for s in kept] if zero.offload_param.device != "none" else []
+    meter.take(FROM_HOST, *copies)
     meter.take(PERSISTENT, *(size * world * s for s in kept))
+    meter.give(FROM_HOST, *copies)
 
 
 def _counts(own: Sequence[int], totals: Sequence[int]) -> list[int]:

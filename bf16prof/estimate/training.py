@@ -17,6 +17,7 @@ from bf16prof.estimate.gradients import Gradients, PartitionedGradients, Reducti
 from bf16prof.estimate.layout import flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
+from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
@@ -68,13 +69,16 @@ def block_bytes(job: Job) -> int:
 
 def passes(job: Job, engine: Engine, kept: tuple[int, int]) -> tuple[Meter, Program]:
     """Levels and peaks of a whole step above what is allocated before it; `kept`: bytes of logits and loss that the loop holds."""
-    walked = _walked(_plan(job, engine, kept))
+    plan = _plan(job, engine, kept)
+    walked = _walked(plan)
     gradients: Gradients | Gathers | Share = walked.gradients
     meter = walked.meter
     if isinstance(gradients, PartitionedGradients):
         how, gradients = gradients.how, _share(job, engine)
         meter = partitioned(meter, _numels(job.profile.model), how, gradients)
     meter = meter.copy()
+    if isinstance(gradients, Gathers) and gradients.is_persistent:
+        raise_to_first_step(engine, meter, _first_step(plan))
     step(engine, meter, gradients)
     return meter, walked.program
 
@@ -166,9 +170,7 @@ def _walked(plan: Plan) -> Walked:
     whole = program(plan.run, plan.precision, is_third and plan.memory_efficient_linear, plan.block)
     meter = Meter(plan.block)
     gradients = _gradients(plan, meter, whole)
-    handlers = _handlers(gradients)
-    for kind, label, size in zip(("logits", "loss"), (LOGITS, LOSS), plan.kept, strict=True):
-        handlers[kind] = functools.partial(_replace, meter, label, size)
+    handlers = _handlers(gradients) | _loop(meter, plan.kept)
     last = plan.micro_steps - 1
     for number in sorted({*range(min(last, SETTLED)), last}):
         gradients.start(is_boundary=number == last)
@@ -179,6 +181,38 @@ def _walked(plan: Plan) -> Walked:
     if isinstance(gradients, Gathers):
         gradients.release_all()
     return Walked(meter, whole, gradients)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _first_step(plan: Plan) -> Meter:
+    """The first micro-steps of a job at stage 3, in which no persistent parameter is there until it is used.
+
+    DeepSpeed lets go of them again in the very first, while it records the order of modules, and gathers them with others in the next.
+    """
+    whole = program(plan.run, plan.precision, plan.memory_efficient_linear, plan.block)
+    meter = Meter(plan.block)
+    gathers = _gradients(plan, meter, whole)
+    assert isinstance(gathers, Gathers), "other stages keep parameters whole"
+    gathers.forget()
+    handlers = _handlers(gathers)
+    meter.give(LOGITS, plan.kept[0])
+    meter.give(LOSS, plan.kept[1])
+    for number in range(min(plan.micro_steps, 2)):
+        gathers.start(is_boundary=number == plan.micro_steps - 1)
+        walk(whole, meter, handlers)
+        gathers.finish()
+        close(whole, meter)
+        meter.begin(Phase.STEP)
+        handlers |= _loop(meter, plan.kept)
+    return meter
+
+
+def _loop(meter: Meter, kept: tuple[int, int]) -> dict[str, Handler]:
+    """What the training loop does when it gets logits and a loss, of which it already has some."""
+    return {
+        kind: functools.partial(_replace, meter, label, size)
+        for kind, label, size in zip(("logits", "loss"), (LOGITS, LOSS), kept, strict=True)
+    }
 
 
 def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
