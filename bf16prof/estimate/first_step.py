@@ -6,9 +6,8 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 from __future__ import annotations
 
 from bf16prof.engine.config import dtype_bytes
-from bf16prof.estimate.layout import partition_numels, persistent
 from bf16prof.estimate.passes import Meter, Peak
-from bf16prof.estimate.steady import Engine, model_states
+from bf16prof.estimate.steady import Engine, model_states, persistent_sizes
 from bf16prof.estimate.step import PERSISTENT
 from bf16prof.records import Component, Phase
 
@@ -19,9 +18,7 @@ LAZY = {Component.MOMENTUM, Component.VARIANCE}
 def raise_to_first_step(engine: Engine, meter: Meter, first: Meter) -> None:
     """Raise the peaks of forward and backward at stage 3 to those of the `first` micro-steps of a job, where these are higher."""
     missing = Meter(meter.block)
-    size, world = dtype_bytes(engine.facts.parameter_dtype), engine.world_size
-    if world > 1:
-        missing.give(PERSISTENT, *(size * world * part for part in partition_numels(persistent(engine.numels, engine.zero), world)))
+    missing.give(PERSISTENT, *persistent_sizes(engine, dtype_bytes(engine.facts.parameter_dtype)))
     for each in model_states(engine):
         if not each.on_host and (each.component in LAZY or each.name == "DeepSpeedEngine._global_grad_norm"):
             missing.give((each.component, each.name), *each.sizes)

@@ -86,8 +86,6 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
         return "activations are known for the families of profiles only"
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
-    if job.profile.workload.zero_init and job.case.zero_stage == 3:
-        return "workload.zero_init is not modelled"
     facts = engine.facts
     if facts.wrapper is Wrapper.BF16 or facts.parameter_dtype != facts.gradient_dtype:
         return "gradients that are accumulated in another dtype than the parameters' are not modelled"

@@ -120,7 +120,7 @@ class Gathers:
         return bool(self._settings.persistent) and not self.is_free
 
     def forget(self) -> None:
-        """The very first micro-step: nothing is gathered, not even persistent parameters, and the order of modules is yet to be recorded."""
+        """The very first micro-step: not even persistent parameters are gathered, and the order of modules is yet to be recorded."""
         self._available.clear()
         self._is_recording = True
 
@@ -222,6 +222,8 @@ class Gathers:
         keys = sorted(keys, key=self._ranking.__getitem__)
         self._live += sum(self._numels[key] for key in keys)
         world, flat = self._settings.world_size, []
+        if world == 1 and self._settings.on_host:  # `NoGatherHandle` copies at once
+            self._meter.take(GATHERED, *(self._numels[key] * self._settings.width for key in keys))
         widths = sorted({self._widths[key] for key in keys})
         for width in widths if world > 1 else ():
             own = [-(-self._numels[key] // world) for key in keys if self._widths[key] == width]
@@ -248,9 +250,7 @@ class Gathers:
     def _copy(self, key: Key, is_alone: bool) -> int:
         numel, width, wire, world = self._numels[key], self._settings.width, self._widths[key], self._settings.world_size
         if world == 1:
-            size = numel * width if self._settings.on_host else 0
-            self._meter.take(GATHERED, size)
-            return size
+            return numel * width if self._settings.on_host else 0
         if is_alone and wire == width:
             return -(-numel // world) * world * width
         if wire != width and not is_alone:

@@ -1,10 +1,13 @@
-"""Init: from the whole model on the device to what is allocated before the first step, wrapper by wrapper.
+"""Init: from the model on the device to what is allocated before the first step, wrapper by wrapper.
+
+A script that knows nothing of ZeRO-3 builds the whole model first; inside `deepspeed.zero.Init` each module is cut as soon as it exists.
 
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
@@ -27,11 +30,16 @@ MOMENTS: tuple[Label, Label] = ((C.MOMENTUM, "optimizer state exp_avg"), (C.VARI
 SMALL: Label = (C.WORKSPACE, "small tensors of the optimizer")
 
 
-def initial(engine: Engine, meter: Meter) -> None:
-    """The init phase, from nothing."""
+def initial(engine: Engine, meter: Meter, *, zero_init: bool = False) -> None:
+    """The init phase, from nothing; `zero_init`: the model is built inside `deepspeed.zero.Init`."""
     meter.begin(Phase.INIT)
     size = dtype_bytes(engine.facts.parameter_dtype)
-    meter.take(MODEL, *(size * n for n in engine.numels))
+    if zero_init:
+        _cut_while_built(engine, meter, size)
+    else:
+        meter.take(MODEL, *(size * n for n in engine.numels))
+        if engine.facts.wrapper is Wrapper.ZERO3:
+            _cut(engine, meter, size)
     if engine.facts.optimizer is BasicOptimizer.FUSED_ADAM:
         meter.take(SMALL, FP32_BYTES)
     _WRAPPERS[engine.facts.wrapper](engine, meter, size)
@@ -86,14 +94,44 @@ def _zero12(engine: Engine, meter: Meter, size: int) -> None:
     meter.touch(FIRST, master * own)
 
 
+def _cut(engine: Engine, meter: Meter, size: int) -> None:
+    """zero/partition_parameters.py `_convert_to_zero_parameters`: the parameters of a whole model are cut one by one."""
+    part = size if engine.zero.offload_param.device == "none" else 0
+    own = partition_numels(engine.numels, engine.world_size)
+    meter.exchange(MODEL, PARTITIONED, ((size * numel, part * s) for numel, s in zip(engine.numels, own, strict=True)))
+
+
+def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
+    """zero/partition_parameters.py `Init`: a tensor is made in fp32 and cast (`zero_wrapper_for_fp_tensor_constructor`); when the
+    `__init__` of its module returns, and so those of modules inside it have, the module's parameters are cut (`_post_init_method`).
+
+    A tied head has a weight of its own until the embedding's takes its place.
+    """
+    part = size if engine.zero.offload_param.device == "none" else 0
+    heads = [dataclasses.replace(spec, name="head.weight") for spec in engine.parameters if spec.tied]
+    unfinished: list[tuple[str, list[int]]] = []
+    for spec in (*engine.parameters, *heads, None):
+        module = spec.name.rpartition(".")[0] if spec else ""
+        while unfinished and not f"{module}.".startswith(f"{unfinished[-1][0]}."):
+            _, numels = unfinished.pop()
+            own = partition_numels(numels, engine.world_size)
+            meter.exchange(MODEL, PARTITIONED, ((size * n, part * s) for n, s in zip(numels, own, strict=True)))
+        if spec:
+            if not unfinished or unfinished[-1][0] != module:
+                unfinished.append((module, []))
+            unfinished[-1][1].append(spec.numel)
+            meter.take(MODEL, FP32_BYTES * spec.numel)
+            if size != FP32_BYTES:
+                meter.take(MODEL, size * spec.numel)
+                meter.give(MODEL, FP32_BYTES * spec.numel)
+    meter.give(PARTITIONED, *(part * s for s in partition_numels([spec.numel for spec in heads], engine.world_size)))
+
+
 def _zero3(engine: Engine, meter: Meter, size: int) -> None:
-    """zero/partition_parameters.py and zero/stage3.py: parameters are cut one by one, put together, and copied by sub-group."""
+    """zero/stage3.py: the partitions are put together, and copied by sub-group."""
     facts, zero, world = engine.facts, engine.zero, engine.world_size
     own = partition_numels(engine.numels, world)
-    keeps_parameters = zero.offload_param.device == "none"
-    part = size if keeps_parameters else 0
-    meter.exchange(MODEL, PARTITIONED, ((size * numel, part * s) for numel, s in zip(engine.numels, own, strict=True)))
-    if keeps_parameters:
+    if zero.offload_param.device == "none":
         meter.give(PARTITIONED, *(size * part for part in own))
         meter.take(FLAT, size * sum(own))
     if not offloads_optimizer(engine.config):
@@ -128,7 +166,7 @@ def _buckets(engine: Engine) -> list[int]:
 
 
 def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
-    """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, persistent ones too, from a copy of what is on the host."""
+    """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy of what is on the host."""
     world, on_host = engine.world_size, engine.zero.offload_param.device != "none"
     own = size * max(partition_numels(engine.numels, world))
     meter.touch(GATHERED, own * world, own if on_host else 0)

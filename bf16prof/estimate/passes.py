@@ -136,7 +136,7 @@ def walk(program: Program, meter: Meter, handlers: Mapping[str, Handler]) -> Non
             if kind == "backward":
                 meter.ends[Phase.FORWARD] = meter.level
                 meter.begin(Phase.BACKWARD)
-            elif kind in handlers:
+            if kind in handlers:
                 handlers[kind](_shifted(subject, shift) if subject is not None and shift else subject, size)
         meter.events = 0
     meter.section, meter.events = len(program.sections) - 1, len(program.sections[-1][0].events)

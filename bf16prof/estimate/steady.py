@@ -189,12 +189,20 @@ def _second_optimizer(engine: Engine, kept: int) -> list[Allocation]:
 
 
 def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
-    """Small parameters stay gathered beside their partition; on one rank a gathered parameter is its partition and costs nothing."""
-    kept = persistent(engine.numels, engine.zero)
-    if engine.world_size == 1 or not kept:
+    sizes = persistent_sizes(engine, size)
+    if not sizes:
         return []
-    sizes = [size * engine.world_size * s for s in partition_numels(kept, engine.world_size)]
     return [allocation(C.PARAMETERS, "persistent parameters", sizes, "zero/stage3.py _post_step: gathered again after every step")]
+
+
+def persistent_sizes(engine: Engine, size: int) -> list[int]:
+    """Bytes of the small parameters that stay gathered beside their partitions, at `size` bytes an element.
+
+    On one rank a gathered parameter is its partition and costs nothing, unless that is in host memory.
+    """
+    if engine.world_size == 1 and engine.zero.offload_param.device == "none":
+        return []
+    return [size * engine.world_size * s for s in partition_numels(persistent(engine.numels, engine.zero), engine.world_size)]
 
 
 def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import partition_numels, persistent, sub_groups
+from bf16prof.estimate.layout import partition_numels, sub_groups
 from bf16prof.estimate.passes import Meter
-from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine
+from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label, Phase
 
@@ -90,9 +90,9 @@ def _zero3(engine: Engine, meter: Meter) -> None:
     facts, zero, world = engine.facts, engine.zero, engine.world_size
     width, master, size = (dtype_bytes(d) for d in (facts.gradient_dtype, facts.master_dtype, facts.parameter_dtype))
     own = partition_numels(engine.numels, world)
-    kept = partition_numels(persistent(engine.numels, zero), world) if world > 1 else []
-    meter.give(PERSISTENT, *(size * world * s for s in kept))
-    norms = [FP64_BYTES] * len(own)
+    kept = persistent_sizes(engine, size)
+    meter.give(PERSISTENT, *kept)
+    norms = [FP64_BYTES] * (len(own) if offloads_optimizer(engine.config) else own.index(max(own)))
     if offloads_optimizer(engine.config):
         meter.touch(NORM, *norms)
     else:
@@ -108,9 +108,9 @@ def _zero3(engine: Engine, meter: Meter) -> None:
                 meter.give(FOR_THE_OPTIMIZER, flat)
                 flat = master * group
             meter.give(FOR_THE_OPTIMIZER, flat)
-    copies = [size * s for s in kept] if zero.offload_param.device != "none" else []
+    copies = [each // world for each in kept] if zero.offload_param.device != "none" and world > 1 else []
     meter.take(FROM_HOST, *copies)
-    meter.take(PERSISTENT, *(size * world * s for s in kept))
+    meter.take(PERSISTENT, *kept)
     meter.give(FROM_HOST, *copies)
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
+from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
+from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Key, Settings, owners
 from bf16prof.estimate.gradients import Gradients, PartitionedGradients, Reduction, Share, partitioned
 from bf16prof.estimate.layout import flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
-from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
@@ -30,6 +31,7 @@ from bf16prof.records import Component, Device, Label, Phase
 
 LOGITS: Label = (Component.ACTIVATIONS, "logits kept by the training loop")
 LOSS: Label = (Component.ACTIVATIONS, "loss kept by the training loop")
+WORKSPACE: Label = (Component.WORKSPACE, CUBLAS_NAME)
 REMEMBERED = 512
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""
@@ -51,6 +53,8 @@ class Plan:
     """Bytes of an element in communication: of parameters that autocast casts, and of the others."""
     how: Settings | Reduction | None
     memory_efficient_linear: bool
+    workspace: int
+    """Bytes of the cuBLAS workspace of a thread."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +126,7 @@ def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
         wires=(half, width) if half else (dtype_bytes(facts.communication_dtype),) * 2,
         how=_how(job, engine),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
+        workspace=cublas_workspace_bytes(job.gpu) if job.gpu else 0,
     )
 
 
@@ -188,6 +193,7 @@ def _first_step(plan: Plan) -> Meter:
     """The first micro-steps of a job at stage 3, in which no persistent parameter is there until it is used.
 
     DeepSpeed lets go of them again in the very first, while it records the order of modules, and gathers them with others in the next.
+    The backward pass runs in a thread of its own, whose workspace comes with its first matrix product.
     """
     whole = program(plan.run, plan.precision, plan.memory_efficient_linear, plan.block)
     meter = Meter(plan.block)
@@ -195,15 +201,17 @@ def _first_step(plan: Plan) -> Meter:
     assert isinstance(gathers, Gathers), "other stages keep parameters whole"
     gathers.forget()
     handlers = _handlers(gathers)
-    meter.give(LOGITS, plan.kept[0])
-    meter.give(LOSS, plan.kept[1])
+    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (WORKSPACE, plan.workspace))
+    for label, size in missing:
+        meter.give(label, size)
+    handlers["backward"] = lambda *_: meter.take(WORKSPACE, plan.workspace)
     for number in range(min(plan.micro_steps, 2)):
         gathers.start(is_boundary=number == plan.micro_steps - 1)
         walk(whole, meter, handlers)
         gathers.finish()
         close(whole, meter)
         meter.begin(Phase.STEP)
-        handlers |= _loop(meter, plan.kept)
+        handlers = _handlers(gathers) | _loop(meter, plan.kept)
     return meter
 
 
