@@ -230,11 +230,20 @@ class Gathers:
             flat.append(sum(own) * world * width)
             is_parameter = len(keys) == 1 and width == self._settings.width
             self._meter.take(GATHERED if is_parameter else COALESCED, flat[-1])
-            if width != self._settings.width:
-                self._meter.touch(COALESCED, *(each * width for each in own))
+            self._pass_on(own, width)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
             self._handles[key] = handle
+
+    def _pass_on(self, own: Sequence[int], width: int) -> None:
+        """What is sent of each parameter is a copy of its partition, from the host or in another dtype, until all is sent."""
+        is_cast, on_host = width != self._settings.width, self._settings.on_host
+        sent = [each * width for each in own] if is_cast or on_host else []
+        for size, each in zip(sent, own, strict=False):
+            copy = each * self._settings.width if is_cast and on_host else 0
+            self._meter.take(COALESCED, copy, size)
+            self._meter.give(COALESCED, copy)
+        self._meter.give(COALESCED, *sent)
 
     def _wait(self, key: Key, handle: Handle) -> None:
         """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
