@@ -87,10 +87,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     facts = engine.facts
-    if facts.wrapper is Wrapper.BF16 or facts.parameter_dtype != facts.gradient_dtype:
-        return "gradients that are accumulated in another dtype than the parameters' are not modelled"
-    if facts.optimizer is BasicOptimizer.TORCH_ADAM and not facts.fused_kernel:
-        return "temporaries of torch.optim without fused=true are not modelled"
+    if facts.wrapper is Wrapper.ZERO12 and facts.parameter_dtype != facts.gradient_dtype:
+        return "gradients that stages 1 and 2 accumulate in another dtype than the parameters' are not modelled"
     return _switched(engine.zero)
 
 

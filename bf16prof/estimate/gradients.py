@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bf16prof.estimate.passes import Meter, Peak
-from bf16prof.estimate.steady import FP64_BYTES
+from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label, Phase
 
@@ -18,6 +18,7 @@ Key = tuple[int, str]
 
 IPG: Label = (Component.BUFFERS, "reduce bucket")
 FLATTENED: Label = (Component.BUFFERS, "all-reduce buffer")
+CAST: Label = (Component.MASTER_GRADIENTS, "gradient cast to be accumulated")
 NORM: Label = (Component.WORKSPACE, "gradient norm")
 PARTITION: Label = (Component.GRADIENTS, "gradient partition")
 MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
@@ -54,6 +55,39 @@ class Gradients:
                 self.meter.touch(FLATTENED, bucket)
                 bucket = numel = 0
         self.meter.touch(FLATTENED, bucket)
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """How BF16_Optimizer accumulates: `wire`, bytes of an element in communication; `immediate`, each gradient as soon as it is there."""
+
+    wire: int
+    immediate: bool
+
+
+class AccumulatedGradients(Gradients):
+    """BF16_Optimizer (bf16_optimizer.py): gradients are added to fp32 ones of the whole model, and reduced as one at the last backward."""
+
+    def __init__(self, meter: Meter, numels: Mapping[Key, int], how: Accumulation) -> None:
+        super().__init__(meter, numels)
+        self.how = how
+
+    def ready(self, key: Key, size: int) -> None:
+        """`accumulate_hp_grads_and_remove_lp`."""
+        super().ready(key, size)
+        if self.how.immediate:
+            self._add(key)
+            self.meter.give(GRADIENT, self.kept.pop(key))
+
+    def finish(self) -> None:
+        """`update_hp_grads`, and `allreduce_bucket` of a single flat gradient (engine.py)."""
+        for key in self.kept:
+            self._add(key)
+        if self.is_boundary and self.how.wire != FP32_BYTES:
+            self.meter.touch(FLATTENED, self.how.wire * sum(self.numels.values()))
+
+    def _add(self, key: Key) -> None:
+        self.meter.touch(CAST, FP32_BYTES * self.numels[key])
 
 
 @dataclass

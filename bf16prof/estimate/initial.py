@@ -14,6 +14,8 @@ from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offload
 from bf16prof.estimate.layout import flat_numel, partition_numels, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine
+from bf16prof.estimate.step import update
+from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Label, Phase
 
 C = Component
@@ -71,7 +73,20 @@ def _unfused(engine: Engine, meter: Meter, size: int) -> None:
     meter.take(FIRST, *sizes)
     for label in MOMENTS:
         meter.take(label, *sizes)
+    update(engine, meter, sizes)
     meter.give(FIRST, *sizes)
+
+
+def _bf16(engine: Engine, meter: Meter, size: int) -> None:
+    """bf16_optimizer.py: the model is flattened, its partition cast from a clone, and gradients are made for all of it."""
+    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), size)
+    own = total // engine.world_size
+    meter.take(FLAT, size * total)
+    meter.give(MODEL, *(size * n for n in engine.numels))
+    meter.take(FLAT, size * own)
+    meter.take(MASTER, FP32_BYTES * own)
+    meter.give(FLAT, size * own)
+    meter.take(GRADIENTS, dtype_bytes(engine.facts.gradient_dtype) * total)
 
 
 def _zero12(engine: Engine, meter: Meter, size: int) -> None:
@@ -176,6 +191,7 @@ _WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
     Wrapper.UNFUSED: _unfused,
+    Wrapper.BF16: _bf16,
     Wrapper.ZERO12: _zero12,
     Wrapper.ZERO3: _zero3,
 }

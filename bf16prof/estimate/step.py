@@ -1,6 +1,5 @@
 """The optimizer step: what every wrapper allocates and frees between the end of backward and the next forward pass.
 
-The update itself needs no temporaries: of optimizers that do, and of BF16_Optimizer, no peaks are predicted (`gap.peaks_gap`).
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
 
@@ -8,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import partition_numels, sub_groups
+from bf16prof.estimate.layout import flat_numel, partition_numels, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Label, Phase
 
+BF16_BYTES = dtype_bytes("bf16")
 FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
+TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
 OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
 PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
 FROM_HOST: Label = (Component.PARAMETERS, "gathered parameters")
@@ -35,8 +37,27 @@ def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -
     meter.ends[Phase.STEP] = meter.level
 
 
+def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
+    """The optimizer updates parameters whose gradients have so many bytes; only PyTorch's unfused kernels take memory for it.
+
+    * torch/optim/adam.py `_multi_tensor_adam`, the default on a GPU: a list of denominators; before it one of gradients with weight decay,
+      where that is not decoupled.
+    * `_single_tensor_adam`: the same of one parameter, and the denominator is there twice while it is divided.
+    """
+    facts, params = engine.facts, engine.config["optimizer"].get("params") or {}
+    if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
+        return
+    if params.get("foreach", True):
+        meter.touch(TEMPORARIES, *gradients)
+        return
+    is_decoupled = optimizer_type(engine.config) == "adamw" or params.get("adam_w_mode", True)
+    decays = bool(params.get("weight_decay")) and not is_decoupled
+    meter.touch(TEMPORARIES, *[max(gradients)] * (3 if decays else 2))
+
+
 def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """No wrapper: the gradients of the parameters are used as they are and then dropped."""
+    update(engine, meter, list(gradients.kept.values()))
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -55,7 +76,14 @@ def _unfused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """fp16/unfused_optimizer.py step: an fp32 copy of every gradient."""
     copies = [FP32_BYTES * n for n in engine.numels]
     meter.take(FOR_THE_OPTIMIZER, *copies)
+    update(engine, meter, copies)
     meter.give(FOR_THE_OPTIMIZER, *copies)
+    meter.give(GRADIENT, *gradients.kept.values())
+
+
+def _bf16(engine: Engine, meter: Meter, gradients: Gradients) -> None:
+    """bf16_optimizer.py step: the master gradients are the ones that have been accumulated."""
+    update(engine, meter, [FP32_BYTES * flat_numel(engine.numels, engine.world_size, ZeroSettings(), BF16_BYTES) // engine.world_size])
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -78,6 +106,7 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
         meter.give(FOR_THE_OPTIMIZER, flat)
         flat = master * partition
     _drop(meter)
+    update(engine, meter, [master * partition])
     meter.give(FOR_THE_OPTIMIZER, flat)
 
 
@@ -107,6 +136,7 @@ def _zero3(engine: Engine, meter: Meter) -> None:
                 meter.take(FOR_THE_OPTIMIZER, master * group)
                 meter.give(FOR_THE_OPTIMIZER, flat)
                 flat = master * group
+            update(engine, meter, [master * group])
             meter.give(FOR_THE_OPTIMIZER, flat)
     copies = [each // world for each in kept] if zero.offload_param.device != "none" and world > 1 else []
     meter.take(FROM_HOST, *copies)
@@ -129,4 +159,5 @@ _STAGE_0: Mapping[Wrapper, Callable[[Engine, Meter, Gradients], None]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
     Wrapper.UNFUSED: _unfused,
+    Wrapper.BF16: _bf16,
 }

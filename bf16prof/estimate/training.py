@@ -15,7 +15,7 @@ from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, ove
 from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Key, Settings, owners
-from bf16prof.estimate.gradients import Gradients, PartitionedGradients, Reduction, Share, partitioned
+from bf16prof.estimate.gradients import AccumulatedGradients, Accumulation, Gradients, PartitionedGradients, Reduction, Share, partitioned
 from bf16prof.estimate.layout import flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
@@ -51,7 +51,7 @@ class Plan:
     """Bytes of the logits and of the loss that the loop holds until it has new ones."""
     wires: tuple[int, int]
     """Bytes of an element in communication: of parameters that autocast casts, and of the others."""
-    how: Settings | Reduction | None
+    how: Settings | Reduction | Accumulation | None
     memory_efficient_linear: bool
     workspace: int
     """Bytes of the cuBLAS workspace of a thread."""
@@ -130,7 +130,7 @@ def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
     )
 
 
-def _how(job: Job, engine: Engine) -> Settings | Reduction | None:
+def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None:
     facts, zero = engine.facts, engine.zero
     half = dtype_bytes(facts.autocast_dtype)
     width, master, offloads = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype), offloads_optimizer(engine.config)
@@ -140,6 +140,8 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | None:
         return Reduction(
             zero.reduce_bucket_size, 1 + overlap, zero.contiguous_gradients, width, early, is_second, master if offloads else 0
         )
+    if facts.wrapper is Wrapper.BF16:
+        return Accumulation(dtype_bytes(facts.communication_dtype), bool(engine.config["bf16"].get("immediate_grad_update")))
     if facts.wrapper is not Wrapper.ZERO3:
         return None
     return Settings(
@@ -232,6 +234,8 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
     numels, how = _numels(plan.run.model), plan.how
     if how is None:
         return Gradients(meter, numels)
+    if isinstance(how, Accumulation):
+        return AccumulatedGradients(meter, numels, how)
     cast, other = plan.wires
     wires = {key: cast if p.cast_by_autocast else other for key, p in zip(numels, inventory(plan.run.model), strict=True)}
     if isinstance(how, Reduction):
