@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
+from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, deepspeed_config, engine_facts, offloads_optimizer
 from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import Model, ModelSettings
@@ -49,8 +49,6 @@ def closed_form_gap(job: Job) -> str | None:
         return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
     params = sorted(set(config["optimizer"].get("params") or {}) - ADAM_PARAMS)
     unknown = [f"optimizer.params.{name}" for name in params] + _with_tensors(job.profile.deepspeed.more)
-    if job.case.zero_stage == 3 and zero_settings(config).zero_hpz_partition_size > 1:
-        unknown.append("zero_optimization.zero_hpz_partition_size")
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
 
 
@@ -87,15 +85,31 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     facts = engine.facts
-    if facts.wrapper is Wrapper.ZERO12 and facts.parameter_dtype != facts.gradient_dtype:
+    if gradients := _gradients(facts, engine):
+        return gradients
+    return _switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None
+
+
+def _gradients(facts: EngineFacts, engine: Engine) -> str | None:
+    """A way of stages 1 and 2 to keep gradients that is not known."""
+    if facts.wrapper is not Wrapper.ZERO12:
+        return None
+    if facts.parameter_dtype != facts.gradient_dtype:
         return "gradients that stages 1 and 2 accumulate in another dtype than the parameters' are not modelled"
-    return _switched(engine.zero)
+    if offloads_optimizer(engine.config) and not engine.zero.contiguous_gradients:
+        return "zero_optimization.contiguous_gradients=false with an offloaded optimizer is not modelled at stages 1 and 2"
+    return None
 
 
 def _switched(zero: ZeroSettings) -> str | None:
-    """A ZeRO switch that takes DeepSpeed through code that the closed form does not know."""
+    """A ZeRO switch that takes stage 3 through code that the closed form does not know."""
     usual = ZeroSettings()
-    for name in ("contiguous_gradients", "reduce_scatter", "memory_efficient_linear", "use_all_reduce_for_fetch_params"):
-        if getattr(zero, name) != getattr(usual, name):
-            return f"zero_optimization.{name}={str(getattr(zero, name)).lower()} is not modelled"
-    return "offload_optimizer.ratio below 1 is not modelled" if zero.offload_optimizer.ratio < 1 else None
+    names = {
+        "memory_efficient_linear": "memory_efficient_linear",
+        "stage3_use_all_reduce_for_fetch_params": "use_all_reduce_for_fetch_params",
+        "stage3_allgather_sequential": "allgather_sequential",
+        "stage3_module_granularity_threshold": "module_granularity_threshold",
+        "zero_hpz_partition_size": "zero_hpz_partition_size",
+    }
+    changed = (key for key, name in names.items() if getattr(zero, name) != getattr(usual, name))
+    return next((f"zero_optimization.{key} is not modelled" for key in changed), None)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import flat_numel, partition_numels, sub_groups
+from bf16prof.estimate.layout import flat_numel, kept_groups, partition_numels, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine
 from bf16prof.estimate.step import update
@@ -24,6 +24,7 @@ FLAT: Label = (C.PARAMETERS, "flat parameters")
 PARTITIONED: Label = (C.PARAMETERS, "partitioned parameters")
 MASTER: Label = (C.MASTER_PARAMETERS, "master parameters")
 FIRST: Label = (C.MASTER_GRADIENTS, "gradients for the first optimizer call")
+KEPT: Label = (C.MASTER_GRADIENTS, "master gradients")
 GRADIENTS: Label = (C.GRADIENTS, "gradient partition")
 BUCKET: Label = (C.BUFFERS, "reduce bucket")
 OFFLOADING: Label = (C.BUFFERS, "gradient buffer for offloading")
@@ -67,14 +68,15 @@ def _fused(engine: Engine, meter: Meter, size: int) -> None:
 
 
 def _unfused(engine: Engine, meter: Meter, size: int) -> None:
-    """fp16/unfused_optimizer.py: a master copy of each parameter, and a first call of the optimizer on zero gradients."""
+    """fp16/unfused_optimizer.py: a master copy of each parameter, and a first call of the optimizer on zero gradients of both."""
     sizes = [FP32_BYTES * n for n in engine.numels]
+    first = [*(size * n for n in engine.numels), *sizes]
     meter.take(MASTER, *sizes)
-    meter.take(FIRST, *sizes)
+    meter.take(FIRST, *first)
     for label in MOMENTS:
         meter.take(label, *sizes)
     update(engine, meter, sizes)
-    meter.give(FIRST, *sizes)
+    meter.give(FIRST, *first)
 
 
 def _bf16(engine: Engine, meter: Meter, size: int) -> None:
@@ -149,8 +151,14 @@ def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     if zero.offload_param.device == "none":
         meter.give(PARTITIONED, *(size * part for part in own))
         meter.take(FLAT, size * sum(own))
-    if not offloads_optimizer(engine.config):
-        _zero3_states(engine, meter, [dtype_bytes(facts.master_dtype) * n for n in sub_groups(own, zero.sub_group_size)])
+    groups, master = sub_groups(own, zero.sub_group_size), dtype_bytes(facts.master_dtype)
+    if offloads_optimizer(engine.config):
+        kept = [master * n for n in kept_groups(groups, zero.offload_optimizer.ratio)]
+        _zero3_masters(engine, meter, kept)
+        meter.take(KEPT, *kept)
+    else:
+        _zero3_masters(engine, meter, [master * n for n in groups])
+        meter.touch(FIRST, master * max(groups))
     if zero.contiguous_gradients:
         meter.take(BUCKET, *_buckets(engine))
     if not offloads_optimizer(engine.config):
@@ -158,9 +166,9 @@ def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     _zero3_hooks(engine, meter, size)
 
 
-def _zero3_states(engine: Engine, meter: Meter, groups: list[int]) -> None:
+def _zero3_masters(engine: Engine, meter: Meter, groups: list[int]) -> None:
     """`_create_fp32_partitions`: a sub-group is converted, unless its dtype is the master's, and cloned; a conversion stays for a while."""
-    converts = engine.facts.master_dtype != engine.facts.parameter_dtype
+    converts = engine.facts.master_dtype != engine.facts.parameter_dtype or engine.zero.offload_param.device != "none"
     last = 0
     for group in groups:
         if converts:
@@ -169,7 +177,6 @@ def _zero3_states(engine: Engine, meter: Meter, groups: list[int]) -> None:
             last = group
         meter.take(MASTER, group)
     meter.give(MASTER, last)
-    meter.touch(FIRST, max(groups))
 
 
 def _buckets(engine: Engine) -> list[int]:

@@ -79,6 +79,11 @@ def sub_groups(partitions: Sequence[int], sub_group_size: int) -> list[int]:
     return groups
 
 
+def kept_groups(groups: Sequence[int], ratio: float) -> list[int]:
+    """The sub-groups that stay on the device when `offload_optimizer.ratio` of them is offloaded (stage3.py, _create_fp32_partitions)."""
+    return list(groups[: int((1 - ratio) * len(groups))])
+
+
 def persistent(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
     """Sizes of the parameters that stay gathered at stage 3 (parameter_offload.py, mark_persistent_parameters)."""
     kept: list[int] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
 from bf16prof.estimate.allocation import Allocation, allocation
-from bf16prof.estimate.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
+from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
@@ -162,7 +162,7 @@ def _zero3_states(engine: Engine) -> list[Allocation]:
     master = dtype_bytes(facts.master_dtype)
     groups = sub_groups(partition_numels(engine.numels, engine.world_size), zero.sub_group_size)
     offload = offloads_optimizer(engine.config)
-    kept = int((1 - zero.offload_optimizer.ratio) * len(groups)) if offload else len(groups)
+    kept = len(kept_groups(groups, zero.offload_optimizer.ratio)) if offload else len(groups)
     out = []
     for numels, host in ((groups[:kept], False), (groups[kept:], True)):
         if not numels:

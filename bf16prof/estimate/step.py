@@ -5,12 +5,13 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import flat_numel, partition_numels, sub_groups
+from bf16prof.estimate.layout import flat_numel, kept_groups, partition_numels, sub_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
@@ -40,19 +41,22 @@ def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -
 def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
     """The optimizer updates parameters whose gradients have so many bytes; only PyTorch's unfused kernels take memory for it.
 
-    * torch/optim/adam.py `_multi_tensor_adam`, the default on a GPU: a list of denominators; before it one of gradients with weight decay,
-      where that is not decoupled.
-    * `_single_tensor_adam`: the same of one parameter, and the denominator is there twice while it is divided.
+    * torch/optim/adam.py `_multi_tensor_adam`, the default on a GPU where neither `fused` nor `foreach` is given: a list of denominators.
+    * `_single_tensor_adam`: the denominator of one parameter, twice while it is divided, beside that of the parameter before.
+
+    With weight decay that is not decoupled there are gradients of the same size, until the denominators are made or beside them.
     """
     facts, params = engine.facts, engine.config["optimizer"].get("params") or {}
     if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
         return
-    if params.get("foreach", True):
+    foreach = params.get("foreach")
+    if foreach or (foreach is None and params.get("fused") is None):
         meter.touch(TEMPORARIES, *gradients)
         return
     is_decoupled = optimizer_type(engine.config) == "adamw" or params.get("adam_w_mode", True)
-    decays = bool(params.get("weight_decay")) and not is_decoupled
-    meter.touch(TEMPORARIES, *[max(gradients)] * (3 if decays else 2))
+    times = 3 if params.get("weight_decay") and not is_decoupled else 2
+    for before, size in itertools.pairwise([0, *gradients]):
+        meter.touch(TEMPORARIES, before, *[size] * times)
 
 
 def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
@@ -124,6 +128,8 @@ def _zero3(engine: Engine, meter: Meter) -> None:
     norms = [FP64_BYTES] * (len(own) if offloads_optimizer(engine.config) else own.index(max(own)))
     if offloads_optimizer(engine.config):
         meter.touch(NORM, *norms)
+        for group in kept_groups(sub_groups(own, zero.sub_group_size), zero.offload_optimizer.ratio):
+            meter.touch(TEMPORARIES, master * group)  # of the second optimizer, a torch.optim.AdamW
     else:
         if facts.parameter_dtype == "fp16":
             meter.touch(OVERFLOW, sum(own))
