@@ -330,7 +330,10 @@ class Gathers:
         own = [-(-numel // world) for numel in numels]
         flat = 0 if in_place else sum(own) * world * width
         cast = [each * self._settings.gradient for each in own] if width != self._settings.gradient else []
-        self._meter.take(SCATTERED, bucket.cast, flat, *cast)
+        padding = 0 if in_place else sum(padding_bytes(numel, world, width, self._meter.block) for numel in numels)
+        self._meter.take(SCATTERED, bucket.cast, padding, flat)
+        self._meter.give(SCATTERED, padding)
+        self._meter.take(SCATTERED, *cast)
         self._meter.give(SCATTERED, bucket.cast, *([flat] if cast else []))
         if self._settings.offloads:
             largest = max(own)
@@ -338,6 +341,17 @@ class Gathers:
         self._meter.give(SCATTERED, *(cast or [flat]))
         self._meter.give(GRADIENT, bucket.large)
         self._buckets[width] = Reducing()
+
+
+def padding_bytes(numel: int, world: int, width: int, block: int) -> int:
+    """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks (`reduce_scatter_coalesced`)."""
+    piece = -(-numel // world)
+    count, rest = divmod(piece * world - numel, piece)
+    return count * _whole(piece * width, block) + _whole(rest * width, block)
+
+
+def _whole(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def owners(modules: Iterable[Key], parameters: Iterable[Key], tied: Mapping[Key, Key]) -> dict[Key, list[Key]]:

@@ -49,8 +49,8 @@ class Gradients:
         if not self.is_boundary:
             return
         bucket = numel = 0
-        for key, size in self.kept.items():
-            bucket, numel = bucket + size, numel + self.numels[key]
+        for key in (key for key in self.numels if key in self.kept):
+            bucket, numel = bucket + self.kept[key], numel + self.numels[key]
             if numel > MEMORY_OPT_ALLREDUCE_SIZE:
                 self.meter.touch(FLATTENED, bucket)
                 bucket = numel = 0
@@ -262,14 +262,16 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
             if phase not in found or peak.level + extra > found[phase][0]:
                 found[phase] = (peak.level + extra, peak, extra, 0, FLATTENED)
         elif isinstance(moment, Flush):
-            at, most = moment.at, _reduced(moment, how, share)
-            level = at.level + extra + _held(walked, most)
-            if level > found[Phase.BACKWARD][0]:
-                found[Phase.BACKWARD] = (level, at, extra, most, FLATTENED)
-            if offloaded := _offloaded(moment, how, share):
-                level = at.level + extra + offloaded
-                if level > found[Phase.BACKWARD][0]:
-                    found[Phase.BACKWARD] = (level, at, extra, offloaded, NORM)
+            at, highest = moment.at, found[Phase.BACKWARD][0]
+            base = at.level + extra
+            if base + _held(walked, moment.elements * (how.width + moment.wire)) > highest:
+                most = _reduced(moment, how, share)
+                if base + _held(walked, most) > highest:
+                    found[Phase.BACKWARD] = (base + _held(walked, most), at, extra, most, FLATTENED)
+            if moment.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+                continue  # nothing in it is this rank's
+            if (offloaded := _offloaded(moment, how, share)) and base + offloaded > found[Phase.BACKWARD][0]:
+                found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, NORM)
             if taken := _taken(moment, how, share, own, new):
                 extra, new = extra + _held(walked, taken), new + taken
                 if at.level + extra > found[Phase.BACKWARD][0]:
@@ -287,8 +289,6 @@ def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -
     """Bytes that the partition takes when a bucket is reduced."""
     if how.master:
         return 0  # it is in host memory
-    if flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
-        return 0
     if how.contiguous:
         return own if not already and any(key in share.own for key in flush.keys) else 0
     return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
@@ -296,15 +296,13 @@ def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -
 
 def _offloaded(flush: Flush, how: Reduction, share: Share) -> int:
     """What moving a gradient to the host takes: its norm in fp64, then a cast (`set_norm_for_param_grad_in_gpu`)."""
-    if not how.master or flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+    if not how.master:
         return 0
     return FP64_BYTES * max((share.own.get(key, 0) for key in flush.keys), default=0)
 
 
 def _moved(flush: Flush, share: Share) -> int:
     """Bytes of gradients that are freed because they have been copied to the partition."""
-    if flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
-        return 0
     return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
 
 

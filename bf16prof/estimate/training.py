@@ -14,7 +14,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
 from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
-from bf16prof.estimate.gathers import Gathers, Key, Settings, owners
+from bf16prof.estimate.gathers import Gathers, Key, Settings, owners, padding_bytes
 from bf16prof.estimate.gradients import AccumulatedGradients, Accumulation, Gradients, PartitionedGradients, Reduction, Share, partitioned
 from bf16prof.estimate.layout import flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
@@ -96,9 +96,9 @@ def _like(model: ModelSettings, world_size: int) -> int:
     if world_size <= 2:
         return world_size
     numels = [each.numel for each in inventory(model)]
-    padding = sum(-n % world_size for n in numels)
+    padding = sum(padding_bytes(n, world_size, dtype_bytes("fp32"), ALLOCATOR_BLOCK_BYTES) for n in numels)
     alike = all((n % world_size == 0) == (n % 2 == 0) for n in set(numels))
-    return 2 if alike and padding * dtype_bytes("fp32") <= NEGLIGIBLE else world_size
+    return 2 if alike and padding <= NEGLIGIBLE else world_size
 
 
 @functools.cache
