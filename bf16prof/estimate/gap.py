@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, deepspeed_config, engine_facts, offloads_optimizer
-from bf16prof.estimate.steady import Engine
+from bf16prof.engine.config import (
+    BasicOptimizer,
+    EngineFacts,
+    Wrapper,
+    deepspeed_config,
+    dtype_bytes,
+    engine_facts,
+    offloads_optimizer,
+)
+from bf16prof.estimate.steady import FP32_BYTES, Engine
+from bf16prof.models.autograd.attention import Heads, backend
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import Model, ModelSettings
 from bf16prof.profiles.recipes import DS_CONFIG
@@ -85,9 +94,22 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     facts = engine.facts
+    if _takes_math_attention(job, job.profile.model, facts):
+        return "attention of heads that no fused kernel takes is not modelled in 16 bits"
     if gradients := _gradients(facts, engine):
         return gradients
     return _switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None
+
+
+def _takes_math_attention(job: Job, model: ModelSettings, facts: EngineFacts) -> bool:
+    """Whether PyTorch computes 16-bit attention out of matrix products, and in fp32: heads are wider than 256, or not of 8s."""
+    half = min(dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.output_dtype))
+    if half >= FP32_BYTES or model.family == "transformer-postln" or job.gpu is None:
+        return False
+    workload, keys = job.profile.workload, model.num_kv_heads or model.num_heads
+    width = model.hidden_size // model.num_heads
+    heads = Heads(workload.micro_batch_size, model.num_heads, keys, workload.sequence_length, width, job.gpu.compute_capability)
+    return backend(heads, half) == "math"
 
 
 def _gradients(facts: EngineFacts, engine: Engine) -> str | None:

@@ -22,6 +22,7 @@ RECIPES = (
 STAGES = (0, 1, 2, 3)
 WORLD_SIZES = (1, 2, 4, 8, 64, 512)
 OFFLOADS = (None, Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS)
+HEAD_WIDTHS = (64, 128, 32, 256)
 KERNELS = {
     "DeepSpeed's": ("optimizer.torch_adam=false", "optimizer.fused=false"),
     "fused": ("optimizer.torch_adam=true", "optimizer.fused=true"),
@@ -31,7 +32,6 @@ KERNELS = {
 CHOICES: dict[str, tuple[object, ...]] = {
     "model.family": ("transformer-postln", "gpt2", "llama"),
     "model.hidden_size": (256, 512, 768, 1024, 2048, 4096),
-    "model.num_heads": (4, 8, 16),
     "model.num_layers": (2, 3, 4, 5, 6),
     "model.vocab_size": (1000, 8000, 32000, 50000, 128256),
     "workload.sequence_length": (128, 512, 2048),
@@ -81,8 +81,10 @@ def _job(choose: Choose) -> Job:
     """Raises `Refused` where DeepSpeed does not run what was chosen."""
     values = {key: choose(choices) for key, choices in CHOICES.items()}
     values["model.max_sequence_length"] = values["workload.sequence_length"]
+    heads = int(str(values["model.hidden_size"])) // int(str(choose(HEAD_WIDTHS)))
+    values["model.num_heads"] = heads
     if values["model.family"] == "llama":
-        values["model.num_kv_heads"] = choose((2, values["model.num_heads"]))
+        values["model.num_kv_heads"] = choose((heads, max(1, heads // 4)))
     if values["model.family"] != "transformer-postln":
         values["model.tie_embeddings"] = choose(("true", "false"))
     stage, world, recipe = choose(STAGES), choose(WORLD_SIZES), choose(RECIPES)

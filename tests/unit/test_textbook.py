@@ -126,9 +126,17 @@ def test_what_our_layers_keep_of_the_papers() -> None:
     sequence, batch, hidden, heads = 512, 2, 768, 12
     kept = []
     for layers in (4, 5):
-        sizes = {"model__family": "gpt2", "model__hidden_size": hidden, "model__num_heads": heads, "model__num_layers": layers}
-        work = {"workload__sequence_length": sequence, "model__max_sequence_length": sequence, "workload__micro_batch_size": batch}
-        record = predict(job(profile(**sizes, **work, workload__activation_checkpointing=False), 0, 1))
+        overrides: dict[str, Any] = {
+            "model__family": "gpt2",
+            "model__hidden_size": hidden,
+            "model__num_heads": heads,
+            "model__num_layers": layers,
+            "model__max_sequence_length": sequence,
+            "workload__sequence_length": sequence,
+            "workload__micro_batch_size": batch,
+            "workload__activation_checkpointing": False,
+        }
+        record = predict(job(profile(**overrides), 0, 1))
         kept.append((record.phases[Phase.FORWARD].end_bytes or 0) - (record.allocated_bytes or 0))
     paper = korthikanti_layer_bytes(sequence, batch, hidden, heads, recompute="selective") - 2 * sequence * batch * hidden
     left_out = 4 * batch * sequence * (2 * 2 + heads)
