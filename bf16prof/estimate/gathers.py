@@ -2,8 +2,8 @@
 
 An emulator of DeepSpeed's coordinator (zero/partitioned_param_coordinator.py), which decides in elements of whole parameters, and of the
 reduce buckets of zero/stage3.py. From the second step on the order of modules is known and parameters are prefetched; see `forget` for the
-first one.
-References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
+first one. What depends on the number of ranks in more than padding is left to `Meter.resolve`. References are to DeepSpeed 0.19.8,
+`deepspeed/runtime/`.
 """
 
 from __future__ import annotations
@@ -226,24 +226,25 @@ class Gathers:
             self._meter.take(GATHERED, *(self._numels[key] * self._settings.width for key in keys))
         widths = sorted({self._widths[key] for key in keys})
         for width in widths if world > 1 else ():
-            own = [-(-self._numels[key] // world) for key in keys if self._widths[key] == width]
-            flat.append(sum(own) * world * width)
+            mine = [key for key in keys if self._widths[key] == width]
+            flat.append(sum(-(-self._numels[key] // world) for key in mine) * world * width)
             is_parameter = len(keys) == 1 and width == self._settings.width
             self._meter.take(GATHERED if is_parameter else COALESCED, flat[-1])
-            self._pass_on(own, width)
+            self._pass_on(mine, width)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
             self._handles[key] = handle
 
-    def _pass_on(self, own: Sequence[int], width: int) -> None:
+    def _pass_on(self, keys: Sequence[Key], width: int) -> None:
         """What is sent of each parameter is a copy of its partition, from the host or in another dtype, until all is sent."""
         is_cast, on_host = width != self._settings.width, self._settings.on_host
-        sent = [each * width for each in own] if is_cast or on_host else []
-        for size, each in zip(sent, own, strict=False):
-            copy = each * self._settings.width if is_cast and on_host else 0
-            self._meter.take(COALESCED, copy, size)
-            self._meter.give(COALESCED, copy)
-        self._meter.give(COALESCED, *sent)
+        if not (is_cast or on_host):
+            return
+        sent = highest = 0
+        for key in keys:
+            sent += self._numels[key] * width
+            highest = max(highest, sent + (self._numels[key] * self._settings.width if is_cast and on_host else 0))
+        self._meter.share(COALESCED, highest)
 
     def _wait(self, key: Key, handle: Handle) -> None:
         """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
@@ -327,18 +328,17 @@ class Gathers:
         world = self._settings.world_size
         numels = [self._numels[key] for key in bucket.keys]
         in_place = len(numels) == 1 and numels[0] % world == 0
-        own = [-(-numel // world) for numel in numels]
-        flat = 0 if in_place else sum(own) * world * width
-        cast = [each * self._settings.gradient for each in own] if width != self._settings.gradient else []
+        flat = 0 if in_place else sum(-(-numel // world) for numel in numels) * world * width
         padding = 0 if in_place else sum(padding_bytes(numel, world, width, self._meter.block) for numel in numels)
-        self._meter.take(SCATTERED, bucket.cast, padding, flat)
-        self._meter.give(SCATTERED, padding)
-        self._meter.take(SCATTERED, *cast)
-        self._meter.give(SCATTERED, bucket.cast, *([flat] if cast else []))
+        meter, gradient = self._meter, self._settings.gradient
+        meter.take(SCATTERED, bucket.cast, padding, flat)
+        meter.give(SCATTERED, padding)
+        cast = sum(numels) * gradient if width != gradient else 0
+        meter.share(SCATTERED, cast)
+        meter.give(SCATTERED, bucket.cast, flat if cast else 0)
         if self._settings.offloads:
-            largest = max(own)
-            self._meter.touch(NORM, largest * self._settings.gradient, largest * FP64_BYTES * self._is_boundary)
-        self._meter.give(SCATTERED, *(cast or [flat]))
+            meter.share(NORM, cast + max(numels) * (gradient + FP64_BYTES * self._is_boundary))
+        meter.give(SCATTERED, 0 if cast else flat)
         self._meter.give(GRADIENT, bucket.large)
         self._buckets[width] = Reducing()
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import flat_numel, kept_groups, partition_numels, sub_groups
+from bf16prof.estimate.layout import flat_numel, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine
 from bf16prof.estimate.step import update
@@ -114,8 +114,7 @@ def _zero12(engine: Engine, meter: Meter, size: int) -> None:
 def _cut(engine: Engine, meter: Meter, size: int) -> None:
     """zero/partition_parameters.py `_convert_to_zero_parameters`: the parameters of a whole model are cut one by one."""
     part = size if engine.zero.offload_param.device == "none" else 0
-    own = partition_numels(engine.numels, engine.world_size)
-    meter.exchange(MODEL, PARTITIONED, ((size * numel, part * s) for numel, s in zip(engine.numels, own, strict=True)))
+    meter.exchange(MODEL, PARTITIONED, ((size * numel, part * own) for numel, own in zip(engine.numels, engine.own, strict=True)))
 
 
 def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
@@ -146,12 +145,11 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
 
 def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     """zero/stage3.py: the partitions are put together, and copied by sub-group."""
-    facts, zero, world = engine.facts, engine.zero, engine.world_size
-    own = partition_numels(engine.numels, world)
+    facts, zero, own = engine.facts, engine.zero, engine.own
     if zero.offload_param.device == "none":
         meter.give(PARTITIONED, *(size * part for part in own))
         meter.take(FLAT, size * sum(own))
-    groups, master = sub_groups(own, zero.sub_group_size), dtype_bytes(facts.master_dtype)
+    groups, master = engine.groups, dtype_bytes(facts.master_dtype)
     if offloads_optimizer(engine.config):
         kept = [master * n for n in kept_groups(groups, zero.offload_optimizer.ratio)]
         _zero3_masters(engine, meter, kept)
@@ -190,7 +188,7 @@ def _buckets(engine: Engine) -> list[int]:
 def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
     """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy of what is on the host."""
     world, on_host = engine.world_size, engine.zero.offload_param.device != "none"
-    own = size * max(partition_numels(engine.numels, world))
+    own = size * max(engine.own)
     meter.touch(GATHERED, own * world, own if on_host else 0)
 
 

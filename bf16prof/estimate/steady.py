@@ -47,6 +47,16 @@ class Engine:
         """Elements of each parameter."""
         return [p.numel for p in self.parameters]
 
+    @functools.cached_property
+    def own(self) -> list[int]:
+        """Elements of each parameter's partition at stage 3."""
+        return partition_numels(self.numels, self.world_size)
+
+    @functools.cached_property
+    def groups(self) -> list[int]:
+        """Elements of the sub-groups at stage 3."""
+        return sub_groups(self.own, self.zero.sub_group_size)
+
 
 def model_states(engine: Engine) -> list[Allocation]:
     """Everything that DeepSpeed holds between steps, from the second step on (moments are created lazily in the first)."""
@@ -141,7 +151,7 @@ def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
 def _zero3(engine: Engine) -> list[Allocation]:
     facts, zero = engine.facts, engine.zero
     size, gradient = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.gradient_dtype)
-    own = sum(partition_numels(engine.numels, engine.world_size))
+    own = sum(engine.own)
     offload = offloads_optimizer(engine.config)
     flat = "zero/stage3.py _create_fp16_partitions_with_defragmentation"
     buffers = "zero/stage3.py _setup_for_real_optimizer"
@@ -160,7 +170,7 @@ def _zero3_states(engine: Engine) -> list[Allocation]:
     """Master parameters, moments and, when offloading, master gradients by sub-group; `ratio` keeps the first sub-groups on the device."""
     facts, zero = engine.facts, engine.zero
     master = dtype_bytes(facts.master_dtype)
-    groups = sub_groups(partition_numels(engine.numels, engine.world_size), zero.sub_group_size)
+    groups = engine.groups
     offload = offloads_optimizer(engine.config)
     kept = len(kept_groups(groups, zero.offload_optimizer.ratio)) if offload else len(groups)
     out = []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import flat_numel, kept_groups, partition_numels, sub_groups
+from bf16prof.estimate.layout import flat_numel, kept_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
@@ -122,20 +122,19 @@ def _zero3(engine: Engine, meter: Meter) -> None:
     """zero/stage3.py step: overflow and norms, then sub-group by sub-group a flat copy of the gradients in the master's dtype."""
     facts, zero, world = engine.facts, engine.zero, engine.world_size
     width, master, size = (dtype_bytes(d) for d in (facts.gradient_dtype, facts.master_dtype, facts.parameter_dtype))
-    own = partition_numels(engine.numels, world)
+    own = engine.own
     kept = persistent_sizes(engine, size)
     meter.give(PERSISTENT, *kept)
     norms = [FP64_BYTES] * (len(own) if offloads_optimizer(engine.config) else own.index(max(own)))
     if offloads_optimizer(engine.config):
         meter.touch(NORM, *norms)
-        for group in kept_groups(sub_groups(own, zero.sub_group_size), zero.offload_optimizer.ratio):
+        for group in kept_groups(engine.groups, zero.offload_optimizer.ratio):
             meter.touch(TEMPORARIES, master * group)  # of the second optimizer, a torch.optim.AdamW
     else:
         if facts.parameter_dtype == "fp16":
             meter.touch(OVERFLOW, sum(own))
         meter.touch(NORM, FP64_BYTES * max(own), *norms)
-        groups = sub_groups(own, zero.sub_group_size)
-        for group, count in zip(groups, _counts(own, groups), strict=True):
+        for group, count in zip(engine.groups, _counts(own, engine.groups), strict=True):
             flat = width * group if count > 1 else 0
             meter.take(FOR_THE_OPTIMIZER, flat)
             if master != width:

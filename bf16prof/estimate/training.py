@@ -81,8 +81,11 @@ def passes(job: Job, engine: Engine, kept: tuple[int, int]) -> tuple[Meter, Prog
         how, gradients = gradients.how, _share(job, engine)
         meter = partitioned(meter, _numels(job.profile.model), how, gradients)
     meter = meter.copy()
+    meter.resolve(engine.world_size)
     if isinstance(gradients, Gathers) and gradients.is_persistent:
-        raise_to_first_step(engine, meter, _first_step(plan))
+        first = _first_step(plan).copy()
+        first.resolve(engine.world_size)
+        raise_to_first_step(engine, meter, first)
     step(engine, meter, gradients)
     return meter, walked.program
 
@@ -132,7 +135,6 @@ def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
 
 def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None:
     facts, zero = engine.facts, engine.zero
-    half = dtype_bytes(facts.autocast_dtype)
     width, master, offloads = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype), offloads_optimizer(engine.config)
     if facts.wrapper is Wrapper.ZERO12:
         overlap, is_second = overlaps_communication(engine.config), job.case.zero_stage == 2
@@ -145,9 +147,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
     if facts.wrapper is not Wrapper.ZERO3:
         return None
     return Settings(
-        world_size=engine.world_size
-        if offloads or (facts.autocast_dtype != "none" and width > half)
-        else _like(job.profile.model, engine.world_size),
+        world_size=_like(job.profile.model, engine.world_size),
         prefetch_bucket=zero.prefetch_bucket_size,
         max_live=zero.max_live_parameters,
         max_reuse_distance=zero.max_reuse_distance,
