@@ -46,8 +46,8 @@ bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/simulate.py
 
-peaks: $(VENV)/.dev ## Search the worst case of the closed form's peaks against the dry run
-	PYTHONPATH=tests/integration $(BIN)/python benchmarks/peaks.py 0 1 2
+peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (ten minutes)
+	PYTHONPATH=tests/integration $(BIN)/python benchmarks/peaks.py
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py
