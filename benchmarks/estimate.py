@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import statistics
 import sys
@@ -29,8 +30,15 @@ def grid() -> int:
     return len([predict(job) for job in jobs])
 
 
-GPT2 = """{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257, "n_positions": 1024, "n_embd": 1600, "n_layer": 48,
-"n_head": 25}"""
+GPT2 = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 1600,
+    "n_layer": 48,
+    "n_head": 25,
+}
 """The model that every estimator is asked about."""
 
 DEEPSPEED = """
@@ -43,14 +51,18 @@ def others() -> None:
     """DeepSpeed's own estimator, and accelerate's where it is installed, beside ours on GPT-2 XL."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
-        config.write_text(GPT2, encoding="utf-8")
+        config.write_text(json.dumps(GPT2), encoding="utf-8")
         ours = bf16prof("estimate", "--hf-config", str(config), "--zero", "3", "--gpus", "8", "--recipe", "bf16-fp32-master")
         ratio("GPT-2 XL beside DeepSpeed's estimate_zero3_model_states_mem_needs", ours, python(DEEPSPEED))
         if importlib.util.find_spec("accelerate") is None:
             sys.stdout.write("accelerate is not installed: its estimate-memory is not timed\n")
             return
         command = shutil.which("accelerate", path=str(Path(sys.executable).parent)) or "accelerate"
-        ratio("GPT-2 XL beside accelerate estimate-memory", ours, process(command, "estimate-memory", folder, "--library_name", "transformers"))
+        ratio(
+            "GPT-2 XL beside accelerate estimate-memory",
+            ours,
+            process(command, "estimate-memory", folder, "--library_name", "transformers"),
+        )
 
 
 def main() -> None:

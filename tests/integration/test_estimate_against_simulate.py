@@ -37,7 +37,7 @@ CLOSE = 0.02
     phases=[Phase.generate, Phase.target],
     suppress_health_check=list(HealthCheck),
 )
-@given(st.lists(jobs(), min_size=8, max_size=8, unique_by=lambda job: job.profile.model))
+@given(st.lists(jobs(), min_size=6, max_size=6, unique_by=lambda job: job.profile.model))
 def test_the_worst_case(drawn: Sequence[Job]) -> None:
     judged = judge(drawn, Options(expandable_segments=True))
 
@@ -47,7 +47,7 @@ def test_the_worst_case(drawn: Sequence[Job]) -> None:
 
 
 def test_drawn_jobs() -> None:
-    for each in judge(draw(0, 8), Options(expandable_segments=True)):
+    for each in judge(draw(0, 6), Options(expandable_segments=True)):
         _holds(each)
 
 
@@ -59,7 +59,7 @@ def _holds(each: Judgement) -> None:
 
 
 def test_default_segments_only_add_to_it() -> None:
-    drawn = draw(1, 4)
+    drawn = draw(1, 3)
     for job, dry in zip(drawn, simulate(drawn), strict=True):
         closed = predict(job)
         assert (closed.reserved_floor_bytes or 0) <= (dry.reserved_bytes or 0), job.case.label
