@@ -45,6 +45,8 @@ class Settings:
     """Whether partitions are in host memory (`offload_param`)."""
     offloads: bool = False
     """Whether gradients go to host memory (`offload_optimizer`)."""
+    scatters: bool = True
+    """Whether buckets are reduce-scattered rather than all-reduced (`reduce_scatter`)."""
 
 
 @dataclass(eq=False)
@@ -321,26 +323,43 @@ class Gathers:
         return self._distance[following] - self._distance[self._step] < self._settings.max_reuse_distance
 
     def _reduce(self, width: int) -> None:
-        """`__reduce_and_partition_ipg_grads` and `reduce_scatter_coalesced`."""
+        """`__reduce_and_partition_ipg_grads`."""
         bucket = self._buckets.pop(width, Reducing())
         if not bucket.keys:
             return
-        world = self._settings.world_size
         numels = [self._numels[key] for key in bucket.keys]
+        if self._settings.contiguous and not self._settings.scatters and bucket.elements <= self._settings.reduce_bucket:
+            self._reduce_whole(bucket.elements, max(numels), width)
+        else:
+            self._scatter(numels, bucket.cast, width)
+        self._meter.give(GRADIENT, bucket.large)
+        self._buckets[width] = Reducing()
+
+    def _reduce_whole(self, elements: int, largest: int, width: int) -> None:
+        """`__avg_scatter_contiguous_grads`: what has been reduced in the bucket is multiplied into a copy, and cast in another."""
+        meter, gradient = self._meter, self._settings.gradient
+        copy = elements * width if self._settings.world_size > 1 else 0
+        cast = elements * gradient if width != gradient else 0
+        meter.take(SCATTERED, copy, cast)
+        meter.give(SCATTERED, copy if cast else 0)
+        if self._settings.offloads:
+            meter.share(NORM, largest * (gradient + FP64_BYTES * self._is_boundary))
+        meter.give(SCATTERED, cast or copy)
+
+    def _scatter(self, numels: Sequence[int], unsent: int, width: int) -> None:
+        """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that are cast before they are put together."""
+        meter, world, gradient = self._meter, self._settings.world_size, self._settings.gradient
         in_place = len(numels) == 1 and numels[0] % world == 0
         flat = 0 if in_place else sum(-(-numel // world) for numel in numels) * world * width
-        padding = 0 if in_place else sum(padding_bytes(numel, world, width, self._meter.block) for numel in numels)
-        meter, gradient = self._meter, self._settings.gradient
-        meter.take(SCATTERED, bucket.cast, padding, flat)
+        padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
+        meter.take(SCATTERED, unsent, padding, flat)
         meter.give(SCATTERED, padding)
         cast = sum(numels) * gradient if width != gradient else 0
         meter.share(SCATTERED, cast)
-        meter.give(SCATTERED, bucket.cast, flat if cast else 0)
+        meter.give(SCATTERED, unsent, flat if cast else 0)
         if self._settings.offloads:
             meter.share(NORM, cast + max(numels) * (gradient + FP64_BYTES * self._is_boundary))
         meter.give(SCATTERED, 0 if cast else flat)
-        self._meter.give(GRADIENT, bucket.large)
-        self._buckets[width] = Reducing()
 
 
 def padding_bytes(numel: int, world: int, width: int, block: int) -> int:

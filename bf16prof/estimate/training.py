@@ -158,6 +158,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         persistent=_persistent(engine, _numels(job.profile.model)),
         on_host=zero.offload_param.device != "none",
         offloads=offloads,
+        scatters=zero.reduce_scatter,
     )
 
 
