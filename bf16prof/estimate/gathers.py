@@ -117,9 +117,9 @@ class Gathers:
         return self._settings.world_size == 1 and not self._settings.on_host
 
     @property
-    def is_persistent(self) -> bool:
-        """Whether some gathered parameters stay from step to step."""
-        return bool(self._settings.persistent) and not self.is_free
+    def differs_at_first(self) -> bool:
+        """Whether other parameters are gathered together in the first step: where some stay later, or a module has several."""
+        return not self.is_free and (bool(self._settings.persistent) or any(len(keys) > 1 for keys in self._owned.values()))
 
     def forget(self) -> None:
         """The very first micro-step: not even persistent parameters are gathered, and the order of modules is yet to be recorded."""

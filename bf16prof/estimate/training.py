@@ -82,7 +82,7 @@ def passes(job: Job, engine: Engine, kept: tuple[int, int]) -> tuple[Meter, Prog
         meter = partitioned(meter, _numels(job.profile.model), how, gradients)
     meter = meter.copy()
     meter.resolve(engine.world_size)
-    if isinstance(gradients, Gathers) and gradients.is_persistent:
+    if isinstance(gradients, Gathers) and gradients.differs_at_first:
         first = _first_step(plan).copy()
         first.resolve(engine.world_size)
         raise_to_first_step(engine, meter, first)
@@ -193,9 +193,9 @@ def _walked(plan: Plan) -> Walked:
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _first_step(plan: Plan) -> Meter:
-    """The first micro-steps of a job at stage 3, in which no persistent parameter is there until it is used.
+    """The first micro-steps of a job at stage 3, in which nothing is prefetched, and no persistent parameter is there until it is used.
 
-    DeepSpeed lets go of them again in the very first, while it records the order of modules, and gathers them with others in the next.
+    DeepSpeed lets go of those again in the very first, while it records the order of modules, and gathers them with others in the next.
     The backward pass runs in a thread of its own, whose workspace comes with its first matrix product.
     """
     whole = program(plan.run, plan.precision, plan.memory_efficient_linear, plan.block)
