@@ -89,12 +89,15 @@ class Gathers:
         widths: Mapping[Key, int],
         owned: Mapping[Key, Sequence[Key]],
         trace: Sequence[Key],
+        order: Sequence[Key],
         settings: Settings,
     ) -> None:
-        """`widths`: bytes of an element of each parameter on the wire; `owned`: parameters of each module; `trace`: modules as they run."""
+        """`widths`: bytes of an element of each parameter on the wire; `owned`: parameters of each module; `trace`: modules as they run;
+        `order`: the parameters as they were cut (`ds_id`)."""
         self._meter, self._numels, self._widths, self._owned, self._settings = meter, numels, widths, owned, settings
-        self._order = [(key, step) for step, module in enumerate(trace) for key in owned.get(module, ())]
-        self._ranking = {key: (widths[key], index) for index, key in enumerate(numels)}
+        ids = {key: index for index, key in enumerate(order)}
+        self._order = [(key, step) for step, module in enumerate(trace) for key in sorted(owned.get(module, ()), key=ids.__getitem__)]
+        self._ranking = {key: (widths[key], ids[key]) for key in numels}
         self._uses: dict[Key, list[int]] = {}
         self._distance = [0]
         for step, module in enumerate(trace):

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import flat_numel, kept_groups, partition_numels
+from bf16prof.estimate.layout import cut_order, flat_numel, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine
 from bf16prof.estimate.step import update
@@ -125,21 +125,19 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
     """
     part = size if engine.zero.offload_param.device == "none" else 0
     heads = [dataclasses.replace(spec, name="head.weight") for spec in engine.parameters if spec.tied]
-    unfinished: list[tuple[str, list[int]]] = []
-    for spec in (*engine.parameters, *heads, None):
-        module = spec.name.rpartition(".")[0] if spec else ""
-        while unfinished and not f"{module}.".startswith(f"{unfinished[-1][0]}."):
-            _, numels = unfinished.pop()
-            own = partition_numels(numels, engine.world_size)
-            meter.exchange(MODEL, PARTITIONED, ((size * n, part * s) for n, s in zip(numels, own, strict=True)))
-        if spec:
-            if not unfinished or unfinished[-1][0] != module:
-                unfinished.append((module, []))
-            unfinished[-1][1].append(spec.numel)
-            meter.take(MODEL, FP32_BYTES * spec.numel)
+    specs = [*engine.parameters, *heads]
+    made = iter(specs)
+    for index in cut_order([spec.name.rpartition(".")[0] for spec in specs]):
+        if index is None:
+            numel = next(made).numel
+            meter.take(MODEL, FP32_BYTES * numel)
             if size != FP32_BYTES:
-                meter.take(MODEL, size * spec.numel)
-                meter.give(MODEL, FP32_BYTES * spec.numel)
+                meter.take(MODEL, size * numel)
+                meter.give(MODEL, FP32_BYTES * numel)
+        else:
+            numel = specs[index].numel
+            meter.take(PARTITIONED, *(part * own for own in partition_numels([numel], engine.world_size)))
+            meter.give(MODEL, size * numel)
     meter.give(PARTITIONED, *(part * s for s in partition_numels([spec.numel for spec in heads], engine.world_size)))
 
 

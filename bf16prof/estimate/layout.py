@@ -6,7 +6,7 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/zero/`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bf16prof.profiles.schema import ZeroSettings
 
@@ -93,3 +93,19 @@ def persistent(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
             kept.append(n)
             total += n
     return kept
+
+
+def cut_order(modules: Sequence[str]) -> Iterator[int | None]:
+    """When `deepspeed.zero.Init` meets parameters, given by the modules that hold them: `None` as each of them is made, its index as it is
+    cut, which is when its module and those inside it are whole (partition_parameters.py, _post_init_method)."""
+    unfinished: list[list[int]] = []
+    for index, module in enumerate((*modules, "")):
+        while unfinished and not f"{module}.".startswith(f"{modules[unfinished[-1][0]]}."):
+            yield from unfinished.pop()
+        if index == len(modules):
+            return
+        if unfinished and modules[unfinished[-1][0]] == module:
+            unfinished[-1].append(index)
+        else:
+            unfinished.append([index])
+        yield None

@@ -16,7 +16,7 @@ from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Key, Settings, owners, padding_bytes
 from bf16prof.estimate.gradients import AccumulatedGradients, Accumulation, Gradients, PartitionedGradients, Reduction, Share, partitioned
-from bf16prof.estimate.layout import flat_numel, flat_spans
+from bf16prof.estimate.layout import cut_order, flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
 from bf16prof.estimate.steady import Engine
@@ -55,6 +55,8 @@ class Plan:
     memory_efficient_linear: bool
     workspace: int
     """Bytes of the cuBLAS workspace of a thread."""
+    zero_init: bool
+    """Whether the model is built inside `deepspeed.zero.Init`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +132,7 @@ def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
         how=_how(job, engine),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
         workspace=cublas_workspace_bytes(job.gpu) if job.gpu else 0,
+        zero_init=workload.zero_init and facts.wrapper is Wrapper.ZERO3,
     )
 
 
@@ -245,7 +248,16 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
     trace = list(whole.modules())
     first = next(iter(numels))
     tied = {} if (-1, "lm_head.weight") in numels or (-1, "lm_head") not in trace else {(-1, "lm_head"): first}
-    return Gathers(meter, numels, widths=wires, owned=owners(trace, numels, tied), trace=trace, settings=how)
+    order = _cut(plan.run.model) if plan.zero_init else list(numels)
+    return Gathers(meter, numels, widths=wires, owned=owners(trace, numels, tied), trace=trace, order=order, settings=how)
+
+
+@functools.cache
+def _cut(model: ModelSettings) -> list[Key]:
+    """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
+    keys = list(_numels(model))
+    modules = [each.name.rpartition(".")[0] for each in inventory(model)]
+    return [keys[index] for index in cut_order(modules) if index is not None]
 
 
 def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
