@@ -285,6 +285,7 @@ class MemoryRecord:
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
     * `reserved_bytes`: the most that the caching allocator has held; `fragmentation_bytes` of it were not allocated at that moment.
       `device_bytes`: used on the device by the process, as NVML sees it; `device_items` are what comes on top of the reserved bytes.
+    * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
     * `timeline`: bytes by component over the last step.
     * `host_bytes`: held in host memory on behalf of the device (offloading).
@@ -316,6 +317,7 @@ class MemoryRecord:
     peak_items: tuple[Item, ...] = ()
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     reserved_bytes: Size | None = None
+    reserved_floor_bytes: Size | None = None
     fragmentation_bytes: Size | None = None
     device_bytes: Size | None = None
     device_items: tuple[Item, ...] = ()

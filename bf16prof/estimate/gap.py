@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
-from bf16prof.estimate.steady import Engine
+from bf16prof.engine.config import (
+    BasicOptimizer,
+    EngineFacts,
+    Wrapper,
+    deepspeed_config,
+    dtype_bytes,
+    engine_facts,
+    offloads_optimizer,
+)
+from bf16prof.estimate.steady import FP32_BYTES, Engine
+from bf16prof.models.autograd.attention import Heads, backend
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import Model, ModelSettings
 from bf16prof.profiles.recipes import DS_CONFIG
@@ -49,8 +58,6 @@ def closed_form_gap(job: Job) -> str | None:
         return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
     params = sorted(set(config["optimizer"].get("params") or {}) - ADAM_PARAMS)
     unknown = [f"optimizer.params.{name}" for name in params] + _with_tensors(job.profile.deepspeed.more)
-    if job.case.zero_stage == 3 and zero_settings(config).zero_hpz_partition_size > 1:
-        unknown.append("zero_optimization.zero_hpz_partition_size")
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
 
 
@@ -86,21 +93,40 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
         return gap
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
-    if job.profile.workload.zero_init and job.case.zero_stage == 3:
-        return "workload.zero_init is not modelled"
     facts = engine.facts
-    if facts.wrapper is Wrapper.BF16 or facts.parameter_dtype != facts.gradient_dtype:
-        return "gradients that are accumulated in another dtype than the parameters' are not modelled"
-    if facts.optimizer is BasicOptimizer.TORCH_ADAM and not facts.fused_kernel:
-        return "temporaries of torch.optim without fused=true are not modelled"
-    return _switched(engine.zero)
+    if isinstance(job.profile.model, ModelSettings) and _takes_math_attention(job, job.profile.model, facts):
+        return "attention of heads that no fused kernel takes is not modelled in 16 bits"
+    if gradients := _gradients(facts, engine):
+        return gradients
+    return _switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None
+
+
+def _takes_math_attention(job: Job, model: ModelSettings, facts: EngineFacts) -> bool:
+    """Whether PyTorch computes 16-bit attention out of matrix products, and in fp32: heads are wider than 256, or not of 8s."""
+    half = min(dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.output_dtype))
+    if half >= FP32_BYTES or model.family == "transformer-postln" or job.gpu is None:
+        return False
+    workload, keys = job.profile.workload, model.num_kv_heads or model.num_heads
+    width = model.hidden_size // model.num_heads
+    heads = Heads(workload.micro_batch_size, model.num_heads, keys, workload.sequence_length, width, job.gpu.compute_capability)
+    return backend(heads, half) == "math"
+
+
+def _gradients(facts: EngineFacts, engine: Engine) -> str | None:
+    """A way of stages 1 and 2 to keep gradients that is not known."""
+    if facts.wrapper is not Wrapper.ZERO12:
+        return None
+    if facts.parameter_dtype != facts.gradient_dtype:
+        return "gradients that stages 1 and 2 accumulate in another dtype than the parameters' are not modelled"
+    if offloads_optimizer(engine.config) and not engine.zero.contiguous_gradients:
+        return "zero_optimization.contiguous_gradients=false with an offloaded optimizer is not modelled at stages 1 and 2"
+    return None
 
 
 def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
-    if job.case.zero_stage == 3 and engine.zero.module_granularity_threshold:
-        return "zero_optimization.stage3_module_granularity_threshold is not modelled"
-    return _tape_gap(job.profile.model)
+    switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
+    return _tape_gap(job.profile.model) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
 
 
 def _tape_gap(model: Model) -> str | None:
@@ -108,13 +134,18 @@ def _tape_gap(model: Model) -> str | None:
     return None if isinstance(model, ModelSettings) else "activations are known for the families of profiles only"
 
 
-def _switched(zero: ZeroSettings) -> str | None:
-    """A ZeRO switch that takes DeepSpeed through code that the closed form does not know."""
+SWITCHES = {
+    "memory_efficient_linear": "memory_efficient_linear",
+    "stage3_use_all_reduce_for_fetch_params": "use_all_reduce_for_fetch_params",
+    "stage3_allgather_sequential": "allgather_sequential",
+    "stage3_module_granularity_threshold": "module_granularity_threshold",
+    "zero_hpz_partition_size": "zero_hpz_partition_size",
+}
+"""Keys that take stage 3 through code of its own, and their names here."""
+
+
+def _switched(zero: ZeroSettings, keys: Iterable[str] = SWITCHES) -> str | None:
+    """One of these keys that is not as usual."""
     usual = ZeroSettings()
-    for name in (
-        "contiguous_gradients", "reduce_scatter", "memory_efficient_linear", "use_all_reduce_for_fetch_params", "allgather_sequential",
-        "module_granularity_threshold",
-    ):  # fmt: skip
-        if getattr(zero, name) != getattr(usual, name):
-            return f"zero_optimization.{name}={str(getattr(zero, name)).lower()} is not modelled"
-    return "offload_optimizer.ratio below 1 is not modelled" if zero.offload_optimizer.ratio < 1 else None
+    changed = (key for key in keys if getattr(zero, SWITCHES[key]) != getattr(usual, SWITCHES[key]))
+    return next((f"zero_optimization.{key} is not modelled" for key in changed), None)

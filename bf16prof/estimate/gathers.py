@@ -1,8 +1,9 @@
 """ZeRO-3 between two steps: which parameters are gathered when, and where their gradients go.
 
 An emulator of DeepSpeed's coordinator (zero/partitioned_param_coordinator.py), which decides in elements of whole parameters, and of the
-reduce buckets of zero/stage3.py. It starts from the second step on, when the order of modules is known and parameters are prefetched.
-References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
+reduce buckets of zero/stage3.py. From the second step on the order of modules is known and parameters are prefetched; see `forget` for the
+first one. What depends on the number of ranks in more than padding is left to `Meter.resolve`. References are to DeepSpeed 0.19.8,
+`deepspeed/runtime/`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Settings:
     """Whether partitions are in host memory (`offload_param`)."""
     offloads: bool = False
     """Whether gradients go to host memory (`offload_optimizer`)."""
+    scatters: bool = True
+    """Whether buckets are reduce-scattered rather than all-reduced (`reduce_scatter`)."""
 
 
 @dataclass(eq=False)
@@ -85,12 +88,15 @@ class Gathers:
         wires: Mapping[Key, int],
         owned: Mapping[Key, Sequence[Key]],
         trace: Sequence[Key],
+        order: Sequence[Key],
         settings: Settings,
     ) -> None:
         """`widths`: bytes of an element of each parameter when it is gathered, `wires` when its gradient is reduced; `owned`: parameters of
-        each module; `trace`: modules as they run."""
+        each module; `trace`: modules as they run; `order`: the parameters as they were cut (`ds_id`)."""
         self._meter, self._numels, self._widths, self._wires, self._owned, self._settings = meter, numels, widths, wires, owned, settings
-        self._order = [(key, step) for step, module in enumerate(trace) for key in owned.get(module, ())]
+        ids = {key: index for index, key in enumerate(order)}
+        self._order = [(key, step) for step, module in enumerate(trace) for key in sorted(owned.get(module, ()), key=ids.__getitem__)]
+        self._ranking = {key: (widths[key], ids[key]) for key in numels}
         self._uses: dict[Key, list[int]] = {}
         self._distance = [0]
         for step, module in enumerate(trace):
@@ -104,12 +110,23 @@ class Gathers:
         self._pins: dict[Any, Memory] = {}
         self._buckets: dict[int, Reducing] = {}
         self._decisions: dict[tuple[Key, int], frozenset[Key]] = {}
+        self._is_recording = False
         self.start()
 
     @property
     def is_free(self) -> bool:
         """Whether gathered parameters are their partitions: on one rank nothing is copied (`NoGatherHandle`)."""
         return self._settings.world_size == 1 and not self._settings.on_host
+
+    @property
+    def differs_at_first(self) -> bool:
+        """Whether other parameters are gathered together in the first step: where some stay later, or a module has several."""
+        return not self.is_free and (bool(self._settings.persistent) or any(len(keys) > 1 for keys in self._owned.values()))
+
+    def forget(self) -> None:
+        """The very first micro-step: not even persistent parameters are gathered, and the order of modules is yet to be recorded."""
+        self._available.clear()
+        self._is_recording = True
 
     def start(self, *, is_boundary: bool = True) -> None:
         """`reset_step`: a forward pass begins. What is still in flight is released."""
@@ -129,9 +146,10 @@ class Gathers:
             self._active.setdefault(key, set()).add(module)
             if (handle := self._handles.get(key)) is not None:
                 self._wait(key, handle)
-        self._skip(keys)
-        if self._settings.prefetch_bucket > 0:
-            self._prefetch()
+        if not self._is_recording:
+            self._skip(keys)
+            if self._settings.prefetch_bucket > 0:
+                self._prefetch()
         self._step += 1
 
     def fetch_backward(self, module: Key, _: int = 0) -> None:
@@ -141,10 +159,10 @@ class Gathers:
 
     def release(self, module: Key, _: int = 0) -> None:
         """`release_sub_module`."""
-        free = self._free_to_go(module)
+        free = None if self._is_recording else self._free_to_go(module)
         for key in self._owned.get(module, ()):
             self._active.get(key, set()).discard(module)
-            if key in free:
+            if free is None or key in free:
                 self._release(key)
 
     def release_backward(self, module: Key, _: int = 0) -> None:
@@ -192,6 +210,7 @@ class Gathers:
                 self._active.get(key, set()).discard(module)
                 if key not in self._settings.persistent:
                     self._release(key)
+        self._is_recording = False
 
     def release_all(self) -> None:
         """`release_and_reset_all`: the step begins."""
@@ -202,23 +221,36 @@ class Gathers:
             self._release(key)
 
     def _gather(self, keys: Sequence[Key]) -> None:
-        """`all_gather_coalesced`."""
+        """`all_gather_coalesced`, in the order of the model and by dtype."""
         if not keys:
             return
+        keys = sorted(keys, key=self._ranking.__getitem__)
         self.launched.gathered.append((self._meter.phase, tuple(keys)))
         self._live += sum(self._numels[key] for key in keys)
         world, flat = self._settings.world_size, []
+        if world == 1 and self._settings.on_host:  # `NoGatherHandle` copies at once
+            self._meter.take(GATHERED, *(self._numels[key] * self._settings.width for key in keys))
         widths = sorted({self._widths[key] for key in keys})
         for width in widths if world > 1 else ():
-            own = [-(-self._numels[key] // world) for key in keys if self._widths[key] == width]
-            flat.append(sum(own) * world * width)
+            mine = [key for key in keys if self._widths[key] == width]
+            flat.append(sum(-(-self._numels[key] // world) for key in mine) * world * width)
             is_parameter = len(keys) == 1 and width == self._settings.width
             self._meter.take(GATHERED if is_parameter else COALESCED, flat[-1])
-            if width != self._settings.width:
-                self._meter.touch(COALESCED, *(each * width for each in own))
+            self._pass_on(mine, width)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
             self._handles[key] = handle
+
+    def _pass_on(self, keys: Sequence[Key], width: int) -> None:
+        """What is sent of each parameter is a copy of its partition, from the host or in another dtype, until all is sent."""
+        is_cast, on_host = width != self._settings.width, self._settings.on_host
+        if not (is_cast or on_host):
+            return
+        sent = highest = 0
+        for key in keys:
+            sent += self._numels[key] * width
+            highest = max(highest, sent + (self._numels[key] * self._settings.width if is_cast and on_host else 0))
+        self._meter.share(COALESCED, highest)
 
     def _wait(self, key: Key, handle: Handle) -> None:
         """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
@@ -234,9 +266,7 @@ class Gathers:
     def _copy(self, key: Key, is_alone: bool) -> int:
         numel, width, wire, world = self._numels[key], self._settings.width, self._widths[key], self._settings.world_size
         if world == 1:
-            size = numel * width if self._settings.on_host else 0
-            self._meter.take(GATHERED, size)
-            return size
+            return numel * width if self._settings.on_host else 0
         if is_alone and wire == width:
             return -(-numel // world) * world * width
         if wire != width and not is_alone:
@@ -297,25 +327,55 @@ class Gathers:
         return self._distance[following] - self._distance[self._step] < self._settings.max_reuse_distance
 
     def _reduce(self, width: int) -> None:
-        """`__reduce_and_partition_ipg_grads` and `reduce_scatter_coalesced`."""
+        """`__reduce_and_partition_ipg_grads`."""
         bucket = self._buckets.pop(width, Reducing())
         if not bucket.keys:
             return
         self.launched.reduced.append(tuple(bucket.keys))
-        world = self._settings.world_size
         numels = [self._numels[key] for key in bucket.keys]
-        in_place = len(numels) == 1 and numels[0] % world == 0
-        own = [-(-numel // world) for numel in numels]
-        flat = 0 if in_place else sum(own) * world * width
-        cast = [each * self._settings.gradient for each in own] if width != self._settings.gradient else []
-        self._meter.take(SCATTERED, bucket.cast, flat, *cast)
-        self._meter.give(SCATTERED, bucket.cast, *([flat] if cast else []))
-        if self._settings.offloads:
-            largest = max(own)
-            self._meter.touch(NORM, largest * self._settings.gradient, largest * FP64_BYTES * self._is_boundary)
-        self._meter.give(SCATTERED, *(cast or [flat]))
+        if self._settings.contiguous and not self._settings.scatters and bucket.elements <= self._settings.reduce_bucket:
+            self._reduce_whole(bucket.elements, max(numels), width)
+        else:
+            self._scatter(numels, bucket.cast, width)
         self._meter.give(GRADIENT, bucket.large)
         self._buckets[width] = Reducing()
+
+    def _reduce_whole(self, elements: int, largest: int, width: int) -> None:
+        """`__avg_scatter_contiguous_grads`: what has been reduced in the bucket is multiplied into a copy, and cast in another."""
+        meter, gradient = self._meter, self._settings.gradient
+        copy = elements * width if self._settings.world_size > 1 else 0
+        cast = elements * gradient if width != gradient else 0
+        meter.take(SCATTERED, copy, cast)
+        meter.give(SCATTERED, copy if cast else 0)
+        if self._settings.offloads:
+            meter.share(NORM, largest * (gradient + FP64_BYTES * self._is_boundary))
+        meter.give(SCATTERED, cast or copy)
+
+    def _scatter(self, numels: Sequence[int], unsent: int, width: int) -> None:
+        """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that are cast before they are put together."""
+        meter, world, gradient = self._meter, self._settings.world_size, self._settings.gradient
+        in_place = len(numels) == 1 and numels[0] % world == 0
+        flat = 0 if in_place else sum(-(-numel // world) for numel in numels) * world * width
+        padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
+        meter.take(SCATTERED, unsent, padding, flat)
+        meter.give(SCATTERED, padding)
+        cast = sum(numels) * gradient if width != gradient else 0
+        meter.share(SCATTERED, cast)
+        meter.give(SCATTERED, unsent, flat if cast else 0)
+        if self._settings.offloads:
+            meter.share(NORM, cast + max(numels) * (gradient + FP64_BYTES * self._is_boundary))
+        meter.give(SCATTERED, 0 if cast else flat)
+
+
+def padding_bytes(numel: int, world: int, width: int, block: int) -> int:
+    """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks (`reduce_scatter_coalesced`)."""
+    piece = -(-numel // world)
+    count, rest = divmod(piece * world - numel, piece)
+    return count * _whole(piece * width, block) + _whole(rest * width, block)
+
+
+def _whole(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def owners(modules: Iterable[Key], parameters: Iterable[Key], tied: Mapping[Key, Key]) -> dict[Key, list[Key]]:

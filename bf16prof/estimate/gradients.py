@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bf16prof.estimate.passes import Meter, Peak
-from bf16prof.estimate.steady import FP64_BYTES
+from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label, Phase
 
@@ -18,6 +18,7 @@ Key = tuple[int, str]
 
 IPG: Label = (Component.BUFFERS, "reduce bucket")
 FLATTENED: Label = (Component.BUFFERS, "all-reduce buffer")
+CAST: Label = (Component.MASTER_GRADIENTS, "gradient cast to be accumulated")
 NORM: Label = (Component.WORKSPACE, "gradient norm")
 PARTITION: Label = (Component.GRADIENTS, "gradient partition")
 MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
@@ -72,6 +73,39 @@ class Gradients:
         if bucket:
             self.launched.reduced.append(tuple(bucket))
             self.meter.touch(FLATTENED, sum(self.kept[key] for key in bucket))
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """How BF16_Optimizer accumulates: `wire`, bytes of an element in communication; `immediate`, each gradient as soon as it is there."""
+
+    wire: int
+    immediate: bool
+
+
+class AccumulatedGradients(Gradients):
+    """BF16_Optimizer (bf16_optimizer.py): gradients are added to fp32 ones of the whole model, and reduced as one at the last backward."""
+
+    def __init__(self, meter: Meter, numels: Mapping[Key, int], how: Accumulation) -> None:
+        super().__init__(meter, numels)
+        self.how = how
+
+    def ready(self, key: Key, size: int) -> None:
+        """`accumulate_hp_grads_and_remove_lp`."""
+        super().ready(key, size)
+        if self.how.immediate:
+            self._add(key)
+            self.meter.give(GRADIENT, self.kept.pop(key))
+
+    def finish(self) -> None:
+        """`update_hp_grads`, and `allreduce_bucket` of a single flat gradient (engine.py)."""
+        for key in self.kept:
+            self._add(key)
+        if self.is_boundary and self.how.wire != FP32_BYTES:
+            self.meter.touch(FLATTENED, self.how.wire * sum(self.numels.values()))
+
+    def _add(self, key: Key) -> None:
+        self.meter.touch(CAST, FP32_BYTES * self.numels[key])
 
 
 @dataclass
@@ -254,14 +288,16 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
             if phase not in found or peak.level + extra > found[phase][0]:
                 found[phase] = (peak.level + extra, peak, extra, 0, FLATTENED)
         elif isinstance(moment, Flush):
-            at, most = moment.at, _reduced(moment, how, share)
-            level = at.level + extra + _held(walked, most)
-            if level > found[Phase.BACKWARD][0]:
-                found[Phase.BACKWARD] = (level, at, extra, most, FLATTENED)
-            if offloaded := _offloaded(moment, how, share):
-                level = at.level + extra + offloaded
-                if level > found[Phase.BACKWARD][0]:
-                    found[Phase.BACKWARD] = (level, at, extra, offloaded, NORM)
+            at, highest = moment.at, found[Phase.BACKWARD][0]
+            base = at.level + extra
+            if base + _held(walked, moment.elements * (how.width + moment.wire)) > highest:
+                most = _reduced(moment, how, share)
+                if base + _held(walked, most) > highest:
+                    found[Phase.BACKWARD] = (base + _held(walked, most), at, extra, most, FLATTENED)
+            if moment.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+                continue  # nothing in it is this rank's
+            if (offloaded := _offloaded(moment, how, share)) and base + offloaded > found[Phase.BACKWARD][0]:
+                found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, NORM)
             if taken := _taken(moment, how, share, own, new):
                 extra, new = extra + _held(walked, taken), new + taken
                 if at.level + extra > found[Phase.BACKWARD][0]:
@@ -279,8 +315,6 @@ def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -
     """Bytes that the partition takes when a bucket is reduced."""
     if how.master:
         return 0  # it is in host memory
-    if flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
-        return 0
     if how.contiguous:
         return own if not already and any(key in share.own for key in flush.keys) else 0
     return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
@@ -288,15 +322,13 @@ def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -
 
 def _offloaded(flush: Flush, how: Reduction, share: Share) -> int:
     """What moving a gradient to the host takes: its norm in fp64, then a cast (`set_norm_for_param_grad_in_gpu`)."""
-    if not how.master or flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+    if not how.master:
         return 0
     return FP64_BYTES * max((share.own.get(key, 0) for key in flush.keys), default=0)
 
 
 def _moved(flush: Flush, share: Share) -> int:
     """Bytes of gradients that are freed because they have been copied to the partition."""
-    if flush.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
-        return 0
     return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
 
 

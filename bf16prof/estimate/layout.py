@@ -6,7 +6,7 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/zero/`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bf16prof.profiles.schema import ZeroSettings
 
@@ -79,6 +79,11 @@ def sub_groups(partitions: Sequence[int], sub_group_size: int) -> list[int]:
     return groups
 
 
+def kept_groups(groups: Sequence[int], ratio: float) -> list[int]:
+    """The sub-groups that stay on the device when `offload_optimizer.ratio` of them is offloaded (stage3.py, _create_fp32_partitions)."""
+    return list(groups[: int((1 - ratio) * len(groups))])
+
+
 def persistent(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
     """Sizes of the parameters that stay gathered at stage 3 (parameter_offload.py, mark_persistent_parameters)."""
     kept: list[int] = []
@@ -88,3 +93,19 @@ def persistent(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
             kept.append(n)
             total += n
     return kept
+
+
+def cut_order(modules: Sequence[str]) -> Iterator[int | None]:
+    """When `deepspeed.zero.Init` meets parameters, given by the modules that hold them: `None` as each of them is made, its index as it is
+    cut, which is when its module and those inside it are whole (partition_parameters.py, _post_init_method)."""
+    unfinished: list[list[int]] = []
+    for index, module in enumerate((*modules, "")):
+        while unfinished and not f"{module}.".startswith(f"{modules[unfinished[-1][0]]}."):
+            yield from unfinished.pop()
+        if index == len(modules):
+            return
+        if unfinished and modules[unfinished[-1][0]] == module:
+            unfinished[-1].append(index)
+        else:
+            unfinished.append([index])
+        yield None

@@ -23,6 +23,8 @@ class Peak:
     section: int = 0
     events: int = 0
     held: dict[Label, int] = field(default_factory=dict)
+    shared: list[tuple[int, int, Label, Peak]] = field(default_factory=list)
+    """Levels that touches of this many bytes, divided by the number of ranks, come on top of: with the label, and where that is."""
 
 
 class Meter:
@@ -111,6 +113,23 @@ class Meter:
         self.take(label, *sizes)
         self.give(label, *sizes)
 
+    def share(self, label: Label, whole: int) -> None:
+        """Each rank allocates its part of so many bytes for a moment (see `resolve`)."""
+        if whole and not any(level >= self.level and size >= whole for level, size, *_ in self.peak.shared):
+            self.peak.shared.append((self.level, whole, label, Peak(self.level, self.section, self.events, dict(self.held))))
+
+    def resolve(self, ranks: int) -> None:
+        """Raise the peaks to what touches of a part of something reach on so many ranks."""
+        for phase, peak in self.peaks.items():
+            if not peak.shared:
+                continue
+            level, whole, label, at = max(peak.shared, key=lambda each: each[0] + each[1] / ranks)
+            part = -(-whole // ranks)
+            highest = level + -(-part // self.block) * self.block
+            if highest > peak.level:
+                self.peaks[phase] = Peak(highest, at.section, at.events, at.held | {label: at.held.get(label, 0) + part})
+        self.peak = self.peaks[self.phase]
+
     def fold(self, sizes: Mapping[Label, int]) -> None:
         """What a micro-step leaves belongs to what is held from now on."""
         for label, size in sizes.items():
@@ -126,7 +145,7 @@ def walk(program: Program, meter: Meter, handlers: Mapping[str, Handler]) -> Non
     meter.begin(Phase.FORWARD)
     for index, (section, shift) in enumerate(program.sections):
         meter.section = index
-        for highest, at, net, kind, subject, size, end in section.segments:
+        for highest, at, net, kind, subject, size, end in section.shifted(shift):
             if meter.level + highest > meter.peak.level:
                 meter.see(meter.level + highest, at)
             meter.level += net
@@ -136,8 +155,8 @@ def walk(program: Program, meter: Meter, handlers: Mapping[str, Handler]) -> Non
             if kind == "backward":
                 meter.ends[Phase.FORWARD] = meter.level
                 meter.begin(Phase.BACKWARD)
-            elif kind in handlers:
-                handlers[kind](_shifted(subject, shift) if subject is not None and shift else subject, size)
+            if kind in handlers:
+                handlers[kind](subject, size)
         meter.events = 0
     meter.section, meter.events = len(program.sections) - 1, len(program.sections[-1][0].events)
 
@@ -146,13 +165,6 @@ def close(program: Program, meter: Meter) -> None:
     """A micro-step is over."""
     meter.ends[Phase.BACKWARD] = meter.level
     meter.fold(program.net)
-
-
-def _shifted(subject: Any, shift: int) -> Any:
-    first, second = subject
-    if isinstance(first, tuple):
-        return (_shifted(first, shift), (second, shift))
-    return (first + shift, second) if first >= 0 else subject
 
 
 def activations(program: Program, peak: Peak) -> dict[Label, int]:

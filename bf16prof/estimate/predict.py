@@ -1,5 +1,8 @@
 """From a job to its record, in closed form: the steady state, the peak of every phase, and the work of a step with a floor of its time.
-Reserved memory and the step time itself stay null."""
+
+The time of the step itself stays null. Of reserved memory only a floor is known: how much more the caching allocator takes depends on the
+order of allocations and on what it finds free, which a dry run replays.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
 from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
+from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.roofline import engine_work, tf32_note
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.models.shapes import inventory
+from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 
 UNKNOWN = {phase: PhaseMemory() for phase in Phase}
@@ -92,11 +97,13 @@ def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> di
     highest = peak_phase(found.phases)
     assert highest is not None, "every phase is predicted"
     alive = found.items(highest)
+    run_peak = max(memory.peak_bytes or 0 for memory in found.phases.values())
     return {
         "phases": dict(found.phases),
         "peak_allocated_bytes": found.phases[highest].peak_bytes,
         "peak_phase": highest,
         "peak_items": alive,
         "peak_components": by_component(alive),
-        "run_peak_allocated_bytes": max(memory.peak_bytes or 0 for memory in found.phases.values()),
+        "run_peak_allocated_bytes": run_peak,
+        "reserved_floor_bytes": ceil_div(run_peak, ALLOCATOR_SEGMENT_BYTES) * ALLOCATOR_SEGMENT_BYTES,
     }

@@ -51,6 +51,18 @@ class Section:
         """By label, the change over the whole section."""
         return self.sizes()
 
+    @functools.cached_property
+    def _shifted(self) -> dict[int, Sequence[Segment]]:
+        return {0: self.segments}
+
+    def shifted(self, layers: int) -> Sequence[Segment]:
+        """The segments so many layers further on."""
+        if layers not in self._shifted:
+            self._shifted[layers] = [
+                each if each.subject is None else each._replace(subject=_shift(each.subject, layers)) for each in self.segments
+            ]
+        return self._shifted[layers]
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -84,6 +96,18 @@ class Program:
                 if segment.kind in {"fetch", "fetch backward"}:
                     layer, name = segment.subject
                     yield (layer + shift if layer >= 0 else layer), name
+
+
+def _later(segment: Segment, layers: int) -> Segment:
+    highest, at, net, kind, subject, size, end = segment
+    return Segment(highest, at, net, kind, _shift(subject, layers), size, end)
+
+
+def _shift(subject: Any, layers: int) -> Any:
+    first, second = subject
+    if isinstance(first, tuple):
+        return (_shift(first, layers), (second, layers))
+    return (first + layers, second) if first >= 0 else subject
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 
 from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
 from bf16prof.estimate.allocation import Allocation, allocation
-from bf16prof.estimate.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
+from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
@@ -46,6 +46,16 @@ class Engine:
     def numels(self) -> list[int]:
         """Elements of each parameter."""
         return [p.numel for p in self.parameters]
+
+    @functools.cached_property
+    def own(self) -> list[int]:
+        """Elements of each parameter's partition at stage 3."""
+        return partition_numels(self.numels, self.world_size)
+
+    @functools.cached_property
+    def groups(self) -> list[int]:
+        """Elements of the sub-groups at stage 3."""
+        return sub_groups(self.own, self.zero.sub_group_size)
 
 
 def model_states(engine: Engine) -> list[Allocation]:
@@ -141,7 +151,7 @@ def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
 def _zero3(engine: Engine) -> list[Allocation]:
     facts, zero = engine.facts, engine.zero
     size, gradient = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.gradient_dtype)
-    own = sum(partition_numels(engine.numels, engine.world_size))
+    own = sum(engine.own)
     offload = offloads_optimizer(engine.config)
     flat = "zero/stage3.py _create_fp16_partitions_with_defragmentation"
     buffers = "zero/stage3.py _setup_for_real_optimizer"
@@ -160,9 +170,9 @@ def _zero3_states(engine: Engine) -> list[Allocation]:
     """Master parameters, moments and, when offloading, master gradients by sub-group; `ratio` keeps the first sub-groups on the device."""
     facts, zero = engine.facts, engine.zero
     master = dtype_bytes(facts.master_dtype)
-    groups = sub_groups(partition_numels(engine.numels, engine.world_size), zero.sub_group_size)
+    groups = engine.groups
     offload = offloads_optimizer(engine.config)
-    kept = int((1 - zero.offload_optimizer.ratio) * len(groups)) if offload else len(groups)
+    kept = len(kept_groups(groups, zero.offload_optimizer.ratio)) if offload else len(groups)
     out = []
     for numels, host in ((groups[:kept], False), (groups[kept:], True)):
         if not numels:
@@ -189,12 +199,20 @@ def _second_optimizer(engine: Engine, kept: int) -> list[Allocation]:
 
 
 def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
-    """Small parameters stay gathered beside their partition; on one rank a gathered parameter is its partition and costs nothing."""
-    kept = persistent(engine.numels, engine.zero)
-    if engine.world_size == 1 or not kept:
+    sizes = persistent_sizes(engine, size)
+    if not sizes:
         return []
-    sizes = [size * engine.world_size * s for s in partition_numels(kept, engine.world_size)]
     return [allocation(C.PARAMETERS, "persistent parameters", sizes, "zero/stage3.py _post_step: gathered again after every step")]
+
+
+def persistent_sizes(engine: Engine, size: int) -> list[int]:
+    """Bytes of the small parameters that stay gathered beside their partitions, at `size` bytes an element.
+
+    On one rank a gathered parameter is its partition and costs nothing, unless that is in host memory.
+    """
+    if engine.world_size == 1 and engine.zero.offload_param.device == "none":
+        return []
+    return [size * engine.world_size * s for s in partition_numels(persistent(engine.numels, engine.zero), engine.world_size)]
 
 
 def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:

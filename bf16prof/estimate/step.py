@@ -1,25 +1,29 @@
 """The optimizer step: what every wrapper allocates and frees between the end of backward and the next forward pass.
 
-The update itself needs no temporaries: of optimizers that do, and of BF16_Optimizer, no peaks are predicted (`gap.peaks_gap`).
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import partition_numels, persistent, sub_groups
+from bf16prof.estimate.layout import flat_numel, kept_groups
 from bf16prof.estimate.passes import Meter
-from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine
+from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Label, Phase
 
+BF16_BYTES = dtype_bytes("bf16")
 FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
+TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
 OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
 PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
+FROM_HOST: Label = (Component.PARAMETERS, "gathered parameters")
 
 
 def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
@@ -34,8 +38,30 @@ def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -
     meter.ends[Phase.STEP] = meter.level
 
 
+def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
+    """The optimizer updates parameters whose gradients have so many bytes; only PyTorch's unfused kernels take memory for it.
+
+    * torch/optim/adam.py `_multi_tensor_adam`, the default on a GPU where neither `fused` nor `foreach` is given: a list of denominators.
+    * `_single_tensor_adam`: the denominator of one parameter, twice while it is divided, beside that of the parameter before.
+
+    With weight decay that is not decoupled there are gradients of the same size, until the denominators are made or beside them.
+    """
+    facts, params = engine.facts, engine.config["optimizer"].get("params") or {}
+    if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
+        return
+    foreach = params.get("foreach")
+    if foreach or (foreach is None and params.get("fused") is None):
+        meter.touch(TEMPORARIES, *gradients)
+        return
+    is_decoupled = optimizer_type(engine.config) == "adamw" or params.get("adam_w_mode", True)
+    times = 3 if params.get("weight_decay") and not is_decoupled else 2
+    for before, size in itertools.pairwise([0, *gradients]):
+        meter.touch(TEMPORARIES, before, *[size] * times)
+
+
 def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """No wrapper: the gradients of the parameters are used as they are and then dropped."""
+    update(engine, meter, list(gradients.kept.values()))
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -54,7 +80,14 @@ def _unfused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """fp16/unfused_optimizer.py step: an fp32 copy of every gradient."""
     copies = [FP32_BYTES * n for n in engine.numels]
     meter.take(FOR_THE_OPTIMIZER, *copies)
+    update(engine, meter, copies)
     meter.give(FOR_THE_OPTIMIZER, *copies)
+    meter.give(GRADIENT, *gradients.kept.values())
+
+
+def _bf16(engine: Engine, meter: Meter, gradients: Gradients) -> None:
+    """bf16_optimizer.py step: the master gradients are the ones that have been accumulated."""
+    update(engine, meter, [FP32_BYTES * flat_numel(engine.numels, engine.world_size, ZeroSettings(), BF16_BYTES) // engine.world_size])
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -64,6 +97,7 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
     width, master = dtype_bytes(facts.gradient_dtype), dtype_bytes(facts.master_dtype)
     own = list(share.own.values())
     if offloads_optimizer(engine.config):
+        meter.touch(NORM, *[FP64_BYTES] * len(own))
         _drop(meter)
         return
     if engine.zero.compute_grad_norm and own:
@@ -76,6 +110,7 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
         meter.give(FOR_THE_OPTIMIZER, flat)
         flat = master * partition
     _drop(meter)
+    update(engine, meter, [master * partition])
     meter.give(FOR_THE_OPTIMIZER, flat)
 
 
@@ -87,23 +122,31 @@ def _zero3(engine: Engine, meter: Meter) -> None:
     """zero/stage3.py step: overflow and norms, then sub-group by sub-group a flat copy of the gradients in the master's dtype."""
     facts, zero, world = engine.facts, engine.zero, engine.world_size
     width, master, size = (dtype_bytes(d) for d in (facts.gradient_dtype, facts.master_dtype, facts.parameter_dtype))
-    own = partition_numels(engine.numels, world)
-    kept = partition_numels(persistent(engine.numels, zero), world) if world > 1 else []
-    meter.give(PERSISTENT, *(size * world * s for s in kept))
-    if not offloads_optimizer(engine.config):
+    own = engine.own
+    kept = persistent_sizes(engine, size)
+    meter.give(PERSISTENT, *kept)
+    norms = [FP64_BYTES] * (len(own) if offloads_optimizer(engine.config) else own.index(max(own)))
+    if offloads_optimizer(engine.config):
+        meter.touch(NORM, *norms)
+        for group in kept_groups(engine.groups, zero.offload_optimizer.ratio):
+            meter.touch(TEMPORARIES, master * group)  # of the second optimizer, a torch.optim.AdamW
+    else:
         if facts.parameter_dtype == "fp16":
             meter.touch(OVERFLOW, sum(own))
-        meter.touch(NORM, FP64_BYTES * max(own))
-        groups = sub_groups(own, zero.sub_group_size)
-        for group, count in zip(groups, _counts(own, groups), strict=True):
+        meter.touch(NORM, FP64_BYTES * max(own), *norms)
+        for group, count in zip(engine.groups, _counts(own, engine.groups), strict=True):
             flat = width * group if count > 1 else 0
             meter.take(FOR_THE_OPTIMIZER, flat)
             if master != width:
                 meter.take(FOR_THE_OPTIMIZER, master * group)
                 meter.give(FOR_THE_OPTIMIZER, flat)
                 flat = master * group
+            update(engine, meter, [master * group])
             meter.give(FOR_THE_OPTIMIZER, flat)
-    meter.take(PERSISTENT, *(size * world * s for s in kept))
+    copies = [each // world for each in kept] if zero.offload_param.device != "none" and world > 1 else []
+    meter.take(FROM_HOST, *copies)
+    meter.take(PERSISTENT, *kept)
+    meter.give(FROM_HOST, *copies)
 
 
 def _counts(own: Sequence[int], totals: Sequence[int]) -> list[int]:
@@ -121,4 +164,5 @@ _STAGE_0: Mapping[Wrapper, Callable[[Engine, Meter, Gradients], None]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
     Wrapper.UNFUSED: _unfused,
+    Wrapper.BF16: _bf16,
 }

@@ -12,16 +12,28 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
-from bf16prof.estimate.gathers import Gathers, Settings, owners
-from bf16prof.estimate.gradients import Gradients, Key, Launched, PartitionedGradients, Reduction, Share, partitioned
+from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
+from bf16prof.estimate.first_step import raise_to_first_step
+from bf16prof.estimate.gathers import Gathers, Settings, owners, padding_bytes
+from bf16prof.estimate.gradients import (
+    AccumulatedGradients,
+    Accumulation,
+    Gradients,
+    Key,
+    Launched,
+    PartitionedGradients,
+    Reduction,
+    Share,
+    partitioned,
+)
 from bf16prof.estimate.kept import kept_by_the_loop
-from bf16prof.estimate.layout import flat_numel, flat_spans
+from bf16prof.estimate.layout import cut_order, flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
-from bf16prof.models.shapes import ParameterSpec, inventory
+from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import ModelSettings
@@ -30,6 +42,7 @@ from bf16prof.records import Component, Device, Label, Phase
 
 LOGITS: Label = (Component.ACTIVATIONS, "logits kept by the training loop")
 LOSS: Label = (Component.ACTIVATIONS, "loss kept by the training loop")
+WORKSPACE: Label = (Component.WORKSPACE, CUBLAS_NAME)
 REMEMBERED = 512
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""
@@ -49,25 +62,46 @@ class Plan:
     """Bytes of the logits and of the loss that the loop holds until it has new ones."""
     wires: tuple[int, int]
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
-    how: Settings | Reduction | None
+    how: Settings | Reduction | Accumulation | None
     memory_efficient_linear: bool
+    workspace: int
+    """Bytes of the cuBLAS workspace of a thread."""
+    zero_init: bool
+    """Whether the model is built inside `deepspeed.zero.Init`."""
+
+    def widths(self) -> dict[Key, int]:
+        """Bytes of an element of every parameter when it is gathered: in its own dtype, or autocast's."""
+        own = self.precision.parameter
+        return _widths(self.run.model, (self.precision.autocast or own, own))
 
 
 @dataclass(frozen=True, eq=False)
 class Walked:
     """A walk: levels and peaks up to the end of backward, where the gradients are, and what was given to collectives.
 
-    `launched`: of every micro-step, with how many are like it; `widths`, `wires`: bytes of an element of every parameter when it is
-    gathered, and of its gradient when it is reduced.
+    `launched`: of every micro-step, with how many are like it.
     """
 
+    plan: Plan
     meter: Meter
     program: Program
     gradients: Gradients | Gathers
     launched: Sequence[tuple[int, Launched]]
-    numels: Mapping[Key, int]
-    widths: Mapping[Key, int]
-    wires: Mapping[Key, int]
+
+    @property
+    def numels(self) -> Mapping[Key, int]:
+        """The elements of every parameter."""
+        return _numels(self.plan.run.model)
+
+    @functools.cached_property
+    def widths(self) -> Mapping[Key, int]:
+        """Bytes of an element of every parameter when it is gathered."""
+        return self.plan.widths()
+
+    @functools.cached_property
+    def wires(self) -> Mapping[Key, int]:
+        """Bytes of an element of every gradient when it is reduced."""
+        return _widths(self.plan.run.model, self.plan.wires)
 
     @functools.cached_property
     def reduced(self) -> Sequence[tuple[int, tuple[Key, ...]]]:
@@ -93,6 +127,11 @@ def passes(job: Job, engine: Engine, done: Walked) -> Meter:
         how, gradients = gradients.how, share(job, engine)
         meter = partitioned(meter, done.numels, how, gradients)
     meter = meter.copy()
+    meter.resolve(engine.world_size)
+    if isinstance(gradients, Gathers) and gradients.differs_at_first:
+        first = _first_step(done.plan).copy()
+        first.resolve(engine.world_size)
+        raise_to_first_step(engine, meter, first)
     step(engine, meter, gradients)
     return meter
 
@@ -106,9 +145,9 @@ def _like(model: ModelSettings, world_size: int) -> int:
     if world_size <= 2:
         return world_size
     numels = [each.numel for each in inventory(model)]
-    padding = sum(-n % world_size for n in numels)
+    padding = sum(padding_bytes(n, world_size, dtype_bytes("fp32"), ALLOCATOR_BLOCK_BYTES) for n in numels)
     alike = all((n % world_size == 0) == (n % 2 == 0) for n in set(numels))
-    return 2 if alike and padding * dtype_bytes("fp32") <= NEGLIGIBLE else world_size
+    return 2 if alike and padding <= NEGLIGIBLE else world_size
 
 
 @functools.cache
@@ -138,12 +177,13 @@ def _plan(job: Job, engine: Engine) -> Plan:
         wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
         how=_how(job, engine),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
+        workspace=cublas_workspace_bytes(job.gpu) if job.gpu else 0,
+        zero_init=workload.zero_init and facts.wrapper is Wrapper.ZERO3,
     )
 
 
-def _how(job: Job, engine: Engine) -> Settings | Reduction | None:
+def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None:
     facts, zero = engine.facts, engine.zero
-    half = dtype_bytes(facts.autocast_dtype)
     width, master, offloads = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype), offloads_optimizer(engine.config)
     if facts.wrapper is Wrapper.ZERO12:
         overlap, is_second = overlaps_communication(engine.config), job.case.zero_stage == 2
@@ -151,12 +191,12 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | None:
         return Reduction(
             zero.reduce_bucket_size, 1 + overlap, zero.contiguous_gradients, width, early, is_second, master if offloads else 0
         )
+    if facts.wrapper is Wrapper.BF16:
+        return Accumulation(dtype_bytes(facts.communication_dtype), bool(engine.config["bf16"].get("immediate_grad_update")))
     if facts.wrapper is not Wrapper.ZERO3:
         return None
     return Settings(
-        world_size=engine.world_size
-        if offloads or (facts.autocast_dtype != "none" and width > half)
-        else _like(job.profile.model, engine.world_size),
+        world_size=_like(job.profile.model, engine.world_size),
         prefetch_bucket=zero.prefetch_bucket_size,
         max_live=zero.max_live_parameters,
         max_reuse_distance=zero.max_reuse_distance,
@@ -167,6 +207,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | None:
         persistent=_persistent(engine, _numels(job.profile.model)),
         on_host=zero.offload_param.device != "none",
         offloads=offloads,
+        scatters=zero.reduce_scatter,
     )
 
 
@@ -185,13 +226,8 @@ def _walked(plan: Plan) -> Walked:
     is_third = isinstance(plan.how, Settings)
     whole = program(plan.run, plan.precision, is_third, plan.memory_efficient_linear or not is_third, plan.block)
     meter = Meter(plan.block)
-    numels, parameters = _numels(plan.run.model), inventory(plan.run.model)
-    widths = _widths(numels, parameters, (plan.precision.autocast or plan.precision.parameter, plan.precision.parameter))
-    wires = _widths(numels, parameters, plan.wires)
-    gradients = _gradients(plan, meter, whole, widths, wires)
-    handlers = _handlers(gradients)
-    for kind, label, size in zip(("logits", "loss"), (LOGITS, LOSS), plan.kept, strict=True):
-        handlers[kind] = functools.partial(_replace, meter, label, size)
+    gradients = _gradients(plan, meter, whole)
+    handlers = _handlers(gradients) | _loop(meter, plan.kept)
     last = plan.micro_steps - 1
     launched = []
     for number in sorted({*range(min(last, SETTLED)), last}):
@@ -203,12 +239,47 @@ def _walked(plan: Plan) -> Walked:
         launched.append((last - number if number == SETTLED - 1 < last else 1, gradients.launched))
     if isinstance(gradients, Gathers):
         gradients.release_all()
-    return Walked(meter, whole, gradients, launched, numels, widths, wires)
+    return Walked(plan, meter, whole, gradients, launched)
 
 
-def _widths(numels: Mapping[Key, int], parameters: Sequence[ParameterSpec], sizes: tuple[int, int]) -> dict[Key, int]:
+def _widths(model: ModelSettings, sizes: tuple[int, int]) -> dict[Key, int]:
     """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
-    return {key: sizes[not p.cast_by_autocast] for key, p in zip(numels, parameters, strict=True)}
+    return {key: sizes[not p.cast_by_autocast] for key, p in zip(_numels(model), inventory(model), strict=True)}
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _first_step(plan: Plan) -> Meter:
+    """The first micro-steps of a job at stage 3, in which nothing is prefetched, and no persistent parameter is there until it is used.
+
+    DeepSpeed lets go of those again in the very first, while it records the order of modules, and gathers them with others in the next.
+    The backward pass runs in a thread of its own, whose workspace comes with its first matrix product.
+    """
+    whole = program(plan.run, plan.precision, True, plan.memory_efficient_linear, plan.block)
+    meter = Meter(plan.block)
+    gathers = _gradients(plan, meter, whole)
+    assert isinstance(gathers, Gathers), "other stages keep parameters whole"
+    gathers.forget()
+    handlers = _handlers(gathers)
+    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (WORKSPACE, plan.workspace))
+    for label, size in missing:
+        meter.give(label, size)
+    handlers["backward"] = lambda *_: meter.take(WORKSPACE, plan.workspace)
+    for number in range(min(plan.micro_steps, 2)):
+        gathers.start(is_boundary=number == plan.micro_steps - 1)
+        walk(whole, meter, handlers)
+        gathers.finish()
+        close(whole, meter)
+        meter.begin(Phase.STEP)
+        handlers = _handlers(gathers) | _loop(meter, plan.kept)
+    return meter
+
+
+def _loop(meter: Meter, kept: tuple[int, int]) -> dict[str, Handler]:
+    """What the training loop does when it gets logits and a loss, of which it already has some."""
+    return {
+        kind: functools.partial(_replace, meter, label, size)
+        for kind, label, size in zip(("logits", "loss"), (LOGITS, LOSS), kept, strict=True)
+    }
 
 
 def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
@@ -216,17 +287,31 @@ def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
     meter.give(label, size)
 
 
-def _gradients(plan: Plan, meter: Meter, whole: Program, widths: Mapping[Key, int], wires: Mapping[Key, int]) -> Gradients | Gathers:
-    numels, how = _numels(plan.run.model), plan.how
+def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
+    model, how = plan.run.model, plan.how
+    numels = _numels(model)
     if how is None:
         return Gradients(meter, numels)
+    if isinstance(how, Accumulation):
+        return AccumulatedGradients(meter, numels, how)
+    wires = _widths(model, plan.wires)
     if isinstance(how, Reduction):
         meter.log = []
         return PartitionedGradients(meter, numels, wires, how)
     trace = list(whole.modules())
     first = next(iter(numels))
     tied = {} if (-1, "lm_head.weight") in numels or (-1, "lm_head") not in trace else {(-1, "lm_head"): first}
-    return Gathers(meter, numels, widths=widths, wires=wires, owned=owners(trace, numels, tied), trace=trace, settings=how)
+    order = _cut(model) if plan.zero_init else list(numels)
+    owned = owners(trace, numels, tied)
+    return Gathers(meter, numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how)
+
+
+@functools.cache
+def _cut(model: ModelSettings) -> list[Key]:
+    """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
+    keys = list(_numels(model))
+    modules = [each.name.rpartition(".")[0] for each in inventory(model)]
+    return [keys[index] for index in cut_order(modules) if index is not None]
 
 
 def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:

@@ -13,6 +13,10 @@ from bf16prof.records import STRICT
 ALLOCATOR_BLOCK_BYTES = 512
 """`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it (c10/cuda/CUDACachingAllocator.h)."""
 
+ALLOCATOR_SEGMENT_BYTES = 2 << 20
+"""What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of the pages of expandable ones
+(`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -19,6 +19,7 @@ MEMORY_TOTALS = {
     "peak_allocated_bytes": "training peak",
     "run_peak_allocated_bytes": "whole-run peak",
     "reserved_bytes": "reserved",
+    "reserved_floor_bytes": "reserved, at least",
     "fragmentation_bytes": "fragmentation",
     "device_bytes": "device (NVML)",
     "host_bytes": "host",

@@ -86,6 +86,7 @@ def _wait(self: Any, handle_dependency: bool = True) -> None:
     for parameter in self.params:
         whole = torch.empty(parameter.ds_numel, dtype=gathered.dtype, device=gathered.device)
         parameter.data = whole.view(parameter.ds_shape).to(parameter.ds_tensor.dtype)
+        del whole  # in DeepSpeed nothing holds it either, once it is cast
         parameter.ds_status = partition_parameters.ZeroParamStatus.AVAILABLE
         if overlapping and handle_dependency:
             gathered.record_stream(get_accelerator().current_stream())

@@ -1,9 +1,12 @@
-"""Jobs drawn at random (seeded) over everything that moves memory, of a size that a dry run does in seconds."""
+"""Jobs drawn over everything that moves memory, of a depth that a dry run does in seconds: seeded, or searched by hypothesis."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+from hypothesis import reject
+from hypothesis import strategies as st
 
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.constraints import admit
@@ -13,45 +16,82 @@ from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.records import Device, Offload
 
 ZERO = "deepspeed.zero_optimization"
-RECIPES = ("fp32", "bf16-fp32-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "fp16-fp32-master")
+RECIPES = (
+    "fp32", "bf16-fp32-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "fp16-fp32-master", "bf16-master",
+)  # fmt: skip
+STAGES = (0, 1, 2, 3)
+WORLD_SIZES = (1, 2, 4, 8, 64, 512)
+OFFLOADS = (None, Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS)
+HEAD_WIDTHS = (64, 128, 32, 256)
+KERNELS = {
+    "DeepSpeed's": ("optimizer.torch_adam=false", "optimizer.fused=false"),
+    "fused": ("optimizer.torch_adam=true", "optimizer.fused=true"),
+    "foreach": ("optimizer.torch_adam=true", "optimizer.foreach=true", "optimizer.fused=false"),
+    "single": ("optimizer.torch_adam=true", "optimizer.foreach=false", "optimizer.fused=false"),
+}
 CHOICES: dict[str, tuple[object, ...]] = {
     "model.family": ("transformer-postln", "gpt2", "llama"),
-    "model.hidden_size": (256, 384, 512, 768),
-    "model.num_heads": (4, 8),
-    "model.num_layers": (2, 3, 4, 5, 6, 7, 8),
-    "model.vocab_size": (1000, 8000, 32000, 50000),
-    "workload.sequence_length": (128, 256, 512),
+    "model.hidden_size": (256, 512, 768, 1024, 2048, 4096),
+    "model.num_layers": (2, 3, 4, 5, 6),
+    "model.vocab_size": (1000, 8000, 32000, 50000, 128256),
+    "workload.sequence_length": (128, 512, 2048),
     "workload.micro_batch_size": (1, 2, 4),
     "workload.activation_checkpointing": ("true", "false"),
-    "workload.gradient_accumulation_steps": (1, 1, 4),
-    f"{ZERO}.reduce_bucket_size": (10**5, 10**6, 5 * 10**6, 5 * 10**7),
+    "workload.gradient_accumulation_steps": (1, 4),
+    "workload.zero_init": ("false", "true"),
+    f"{ZERO}.reduce_bucket_size": (10**5, 10**6, 5 * 10**6, 5 * 10**7, 5 * 10**8),
     f"{ZERO}.stage3_prefetch_bucket_size": (0, 10**5, 10**6, 5 * 10**7),
     f"{ZERO}.stage3_max_live_parameters": (10**6, 10**7, 10**9),
     f"{ZERO}.stage3_max_reuse_distance": (0, 10**6, 10**7, 10**9),
     f"{ZERO}.stage3_param_persistence_threshold": (0, 10**4, 10**5),
     f"{ZERO}.sub_group_size": (10**6, 10**7, 10**9),
     f"{ZERO}.overlap_comm": ("true", "false"),
+    f"{ZERO}.reduce_scatter": ("true", "false"),
+    f"{ZERO}.round_robin_gradients": ("false", "true"),
 }
-OFFLOADS = (None, None, None, Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS)
+
+Choose = Callable[[Sequence[object]], object]
+"""Picks one of several."""
 
 
 def draw(seed: int, count: int) -> list[Job]:
     """So many jobs for a GPU that DeepSpeed runs."""
-    drawn = _jobs(random.Random(seed))
+    drawn = _drawn(random.Random(seed))
     return [next(drawn) for _ in range(count)]
 
 
-def _jobs(rng: random.Random) -> Iterator[Job]:
+@st.composite
+def jobs(draw: st.DrawFn) -> Job:
+    """A job for a GPU that DeepSpeed runs."""
+    try:
+        return _job(lambda choices: draw(st.sampled_from(choices)))
+    except Refused:
+        reject()
+
+
+def _drawn(rng: random.Random) -> Iterator[Job]:
     while True:
-        values = {key: rng.choice(choices) for key, choices in CHOICES.items()}
-        values["model.max_sequence_length"] = values["workload.sequence_length"]
-        if values["model.family"] == "llama":
-            values["model.num_kv_heads"] = rng.choice((2, values["model.num_heads"]))
-        sets = ["optimizer.torch_adam=false", "optimizer.fused=false", *(f"{key}={value}" for key, value in values.items())]
-        stage, world, recipe = rng.choice((0, 1, 2, 3, 3)), rng.choice((1, 2, 4, 8, 64, 512)), rng.choice(RECIPES)
-        offload = rng.choice(OFFLOADS) if stage else None
-        profile = load_profile("cpu-demo", [parse_set(each) for each in sets]).profile
         try:
-            yield admit(expand(Selection(profile, [stage], [world], [recipe], Device.GPU, find_gpu("h100-80gb"), offload)))[0][0]
+            yield _job(rng.choice)
         except Refused:
             continue
+
+
+def _job(choose: Choose) -> Job:
+    """Raises `Refused` where DeepSpeed does not run what was chosen."""
+    values = {key: choose(choices) for key, choices in CHOICES.items()}
+    values["model.max_sequence_length"] = values["workload.sequence_length"]
+    heads = int(str(values["model.hidden_size"])) // int(str(choose(HEAD_WIDTHS)))
+    values["model.num_heads"] = heads
+    if values["model.family"] == "llama":
+        values["model.num_kv_heads"] = choose((heads, max(1, heads // 4)))
+    if values["model.family"] != "transformer-postln":
+        values["model.tie_embeddings"] = choose(("true", "false"))
+    stage, world, recipe = choose(STAGES), choose(WORLD_SIZES), choose(RECIPES)
+    offload = choose(OFFLOADS) if stage else None
+    kernel = KERNELS["DeepSpeed's" if offload else str(choose(tuple(KERNELS)))]
+    profile = load_profile(
+        "cpu-demo", [parse_set(each) for each in (*kernel, *(f"{key}={value}" for key, value in values.items()))]
+    ).profile
+    selection = Selection(profile, [stage], [world], [recipe], Device.GPU, find_gpu("h200-141gb"), offload)  # type: ignore[list-item, arg-type]
+    return admit(expand(selection))[0][0]

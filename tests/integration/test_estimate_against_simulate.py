@@ -1,45 +1,68 @@
-"""The peaks of the closed form against the dry run of the real engine, over drawn jobs.
+"""The closed form against the dry run of the real engine, over drawn jobs: steady state, the peak of every phase, which phase is highest.
 
-What the caching allocator holds beyond the storages (unsplit remainders of up to 1 MiB a block) has no closed form; of jobs as small as
-these it is up to 3 %. So the training peak is compared without it, to 0.75 %, and the other phases may lack as much of it as that
-peak has.
+hypothesis draws and looks for the worst case (`make peaks` lets it look for longer). Under expandable segments the caching allocator has
+no unsplit remainders, so that every phase is judged as it is. With default segments a block may be up to 1 MiB larger than what is kept in
+it, of jobs as small as some of these a few percent: there the closed form may never be above, nor the floor of reserved memory.
 """
 
 from __future__ import annotations
 
-import pytest
-from drawn_cases import draw
+from collections.abc import Sequence
 
+import pytest
+from drawn_cases import draw, jobs
+from hypothesis import HealthCheck, Phase, given, settings, target
+from hypothesis import strategies as st
+from judged import Judgement, judge
+
+from bf16prof.cases import Job
 from bf16prof.estimate.predict import predict
-from bf16prof.records import TRAINING, Component, MemoryRecord
-from bf16prof.simulate.runner import simulate
+from bf16prof.records import TRAINING
+from bf16prof.simulate.runner import Options, simulate
 
 pytestmark = pytest.mark.timeout(280)
 
-SEEDS = range(2)
-EACH = 10
+STEADY = 0
+PEAK = 0.002
+"""Of a phase's peak: scalars, and where in a kernel two small tensors overlap."""
+CLOSE = 0.02
+"""Phases whose peaks are nearer to each other may be taken for one another."""
 
 
-def storages(record: MemoryRecord) -> int:
-    """Bytes of the storages that are alive at the training peak."""
-    return sum(item.bytes for item in record.peak_items if item.component is not Component.ROUNDING)
+@settings(
+    max_examples=2,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.target],
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.lists(jobs(), min_size=6, max_size=6, unique_by=lambda job: job.profile.model))
+def test_the_worst_case(drawn: Sequence[Job]) -> None:
+    judged = judge(drawn, Options(expandable_segments=True))
+
+    target(max(abs(each.worst) for each in judged))
+    for each in judged:
+        _holds(each)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_peak_of_every_training_phase(seed: int) -> None:
-    jobs = draw(seed, EACH)
-    worst: list[tuple[float, str]] = []
-    for job, dry in zip(jobs, simulate(jobs), strict=True):
+def test_drawn_jobs() -> None:
+    for each in judge(draw(0, 6), Options(expandable_segments=True)):
+        _holds(each)
+
+
+def _holds(each: Judgement) -> None:
+    assert each.steady_error_bytes == STEADY, each.label
+    assert abs(each.worst) <= PEAK, f"{each.label}: {each.errors}"
+    if each.margin > CLOSE:
+        assert each.names_the_phase, each.label
+
+
+def test_default_segments_only_add_to_it() -> None:
+    drawn = draw(1, 3)
+    for job, dry in zip(drawn, simulate(drawn), strict=True):
         closed = predict(job)
-        remainders = (dry.peak_allocated_bytes or 0) - storages(dry)
-        order = sorted((dry.phases[phase].peak_bytes or 0 for phase in TRAINING), reverse=True)
-        if order[0] > 1.02 * order[1]:
-            assert closed.peak_phase is dry.peak_phase, job.case.label
-        if closed.peak_phase is dry.peak_phase:
-            assert storages(closed) == pytest.approx(storages(dry), rel=0.0075), job.case.label
+        assert (closed.reserved_floor_bytes or 0) <= (dry.reserved_bytes or 0), job.case.label
+        assert (closed.peak_allocated_bytes or 0) <= (1 + PEAK) * (dry.peak_allocated_bytes or 0), job.case.label
         for phase in TRAINING:
-            expected, found = dry.phases[phase].peak_bytes or 0, closed.phases[phase].peak_bytes or 0
-            worst.append((found / expected - 1, f"{job.case.label} {job.profile.model.family} {phase}"))
-            assert 0.98 * (expected - remainders) <= found <= 1.02 * expected, f"{job.case.label} {phase}"
-    for error, name in sorted(worst, key=lambda each: -abs(each[0]))[:5]:
-        print(f"{error:+.3%} {name}")  # noqa: T201 - shown with -s
+            assert (closed.phases[phase].peak_bytes or 0) <= (1 + PEAK) * (dry.phases[phase].peak_bytes or 0), f"{job.case.label} {phase}"

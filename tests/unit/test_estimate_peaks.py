@@ -99,6 +99,51 @@ def test_overlapping_communication_takes_a_second_bucket() -> None:
     assert (double.phases[Phase.BACKWARD].peak_bytes or 0) - (single.phases[Phase.BACKWARD].peak_bytes or 0) == pytest.approx(2e6, abs=512)
 
 
+def test_at_least_whole_segments_are_reserved() -> None:
+    record = small(2)
+
+    assert record.reserved_bytes is None
+    assert (record.reserved_floor_bytes or 0) % 2**21 == 0
+    assert 0 <= (record.reserved_floor_bytes or 0) - (record.run_peak_allocated_bytes or 0) < 2**21
+
+
+def test_zero_init_never_holds_the_whole_model() -> None:
+    whole, cut = (small(3, "model.hidden_size=256", f"workload.zero_init={flag}", world=64) for flag in ("false", "true"))
+
+    assert (whole.phases[Phase.INIT].peak_bytes or 0) > 2 * (whole.parameters or 0)
+    assert (cut.phases[Phase.INIT].peak_bytes or 0) < (whole.phases[Phase.INIT].peak_bytes or 0)
+    assert cut.phases[Phase.STEP] == whole.phases[Phase.STEP]
+
+
+def test_unfused_kernels_of_torch_take_memory_for_denominators() -> None:
+    """At stage 0 in fp32 nothing else is taken in the step: foreach has one for every parameter, 4 bytes an element."""
+    fused, foreach, single = (
+        predict(job("fp32", 0, 1, *SMALL, "optimizer.torch_adam=true", *more)).phases[Phase.STEP].peak_bytes or 0
+        for more in (("optimizer.fused=true",), ("optimizer.foreach=true", "optimizer.fused=false"), ("optimizer.fused=false",))
+    )
+    parameters = small(1).parameters or 0
+
+    assert foreach - fused == pytest.approx(4 * parameters, rel=0.02)
+    assert fused < single < foreach
+
+
+@pytest.mark.parametrize(
+    ("sets", "reason"),
+    [
+        ((f"{ZERO}.zero_hpz_partition_size=2",), "zero_hpz_partition_size"),
+        ((f"{ZERO}.memory_efficient_linear=false",), "memory_efficient_linear"),
+        ((f"{ZERO}.stage3_allgather_sequential=true",), "stage3_allgather_sequential"),
+        (("model.family=llama", "model.hidden_size=1024", "model.num_heads=2", "model.num_kv_heads=1"), "fused kernel"),
+    ],
+)
+def test_peaks_of_what_was_never_held_against_the_dry_run_stay_null(sets: tuple[str, ...], reason: str) -> None:
+    record = small(3, *sets)
+
+    assert record.peak_allocated_bytes is record.reserved_floor_bytes is None
+    assert record.allocated_bytes
+    assert reason in record.notes[0]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offloading_lowers_the_peak_of_the_step(stage: int) -> None:
     kept = predict(job("bf16-full", stage, 2, *SMALL))

@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from jobs import job, profile
 from published import rows
 
-from bf16prof.estimate.textbook import readme_bytes, textbook, zero_paper_bytes
+from bf16prof.estimate.predict import predict
+from bf16prof.estimate.textbook import (
+    korthikanti_figure_bytes,
+    korthikanti_layer_bytes,
+    megatron_states_bytes,
+    readme_bytes,
+    textbook,
+    zero_paper_bytes,
+)
 from bf16prof.profiles.recipes import find_recipe
+from bf16prof.records import Phase
 
 PAPER = rows("ZeRO Table 1", "model_states_per_gpu")
 
@@ -58,3 +68,77 @@ def test_stages_1_and_2_of_a_low_precision_recipe() -> None:
 
     assert textbook(1000, 1, 4, recipe) == {"ZeRO paper": 5500, "example README": 6000}
     assert textbook(1000, 2, 4, recipe) == {"ZeRO paper": 4000, "example README": 4500}
+
+
+TABLE_2 = rows("Korthikanti Table 2", "activation_bytes_per_layer")
+SYMBOLS = {"s": 2048, "b": 4, "h": 6144, "a": 64, "t": 8}
+
+
+@pytest.mark.parametrize("row", TABLE_2, ids=lambda row: f"{row['recompute']}-t{row['tensor_parallel']}-s{row['sequence_parallel']}")
+def test_the_activations_of_a_layer(row: dict[str, Any]) -> None:
+    """The expressions of table 2 as printed, evaluated for its 22B model."""
+    printed = eval(row["value"], {"__builtins__": {}}, SYMBOLS)
+
+    ours = korthikanti_layer_bytes(
+        SYMBOLS["s"],
+        SYMBOLS["b"],
+        SYMBOLS["h"],
+        SYMBOLS["a"],
+        tensor_parallel=SYMBOLS["t"] if row["tensor_parallel"] else 1,
+        sequence_parallel=row["sequence_parallel"],
+        recompute=row["recompute"],
+    )
+
+    assert ours == printed
+
+
+@pytest.mark.parametrize("row", rows("Korthikanti Fig 1", "activations"), ids=lambda row: f"{row['model']}-{row['recompute']}")
+def test_the_activations_of_figure_1(row: dict[str, Any]) -> None:
+    layer = korthikanti_layer_bytes(
+        row["sequence"],
+        row["micro_batch"],
+        row["hidden"],
+        row["heads"],
+        tensor_parallel=row["tensor_parallel"],
+        sequence_parallel=row["sequence_parallel"],
+        recompute=row["recompute"],
+    )
+
+    total = korthikanti_figure_bytes(row["layers"], layer, pipeline_parallel=row["pipeline_parallel"], interleave=row["interleave"])
+
+    assert total / 2**30 == row["value"]
+
+
+@pytest.mark.parametrize("row", rows("Korthikanti Fig 1", "params_grads_optimizer"), ids=lambda row: row["model"])
+def test_the_states_of_figure_1(row: dict[str, Any]) -> None:
+    total = megatron_states_bytes(
+        row["layers"], row["hidden"], tensor_parallel=row["tensor_parallel"], pipeline_parallel=row["pipeline_parallel"]
+    )
+
+    assert total / 2**30 == row["value"]
+
+
+def test_what_our_layers_keep_of_the_papers() -> None:
+    """GPT-2 without dropout, and with attention that keeps no scores: the paper's 34 less the two masks of 1, so 32 s b h.
+
+    Besides, each layer keeps what the paper leaves out: mean and deviation of two norms, fp32 log-sums of the scores, and random seeds.
+    """
+    sequence, batch, hidden, heads = 512, 2, 768, 12
+    kept = []
+    for layers in (4, 5):
+        overrides: dict[str, Any] = {
+            "model__family": "gpt2",
+            "model__hidden_size": hidden,
+            "model__num_heads": heads,
+            "model__num_layers": layers,
+            "model__max_sequence_length": sequence,
+            "workload__sequence_length": sequence,
+            "workload__micro_batch_size": batch,
+            "workload__activation_checkpointing": False,
+        }
+        record = predict(job(profile(**overrides), 0, 1))
+        kept.append((record.phases[Phase.FORWARD].end_bytes or 0) - (record.allocated_bytes or 0))
+    paper = korthikanti_layer_bytes(sequence, batch, hidden, heads, recompute="selective") - 2 * sequence * batch * hidden
+    left_out = 4 * batch * sequence * (2 * 2 + heads)
+
+    assert kept[1] - kept[0] == pytest.approx(paper + left_out, abs=2 * 512)

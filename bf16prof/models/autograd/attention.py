@@ -154,6 +154,7 @@ def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -
     rows = _relaid(tape, contiguous(tape, query))
     keys, value = contiguous(tape, keys), contiguous(tape, value)
     products = product(tape, rows, keys, scores, inner=heads.width, transposed=True)
+    del keys  # a temporary of that expression, unlike the scaled query
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
     del products, rows
     weights = softmax(tape, masked, name="_safe_softmax")

@@ -13,15 +13,15 @@ def parameters(model: ModelSettings) -> list[ParameterSpec]:
     """The inventory, in module order."""
     require(model.num_kv_heads in (None, model.num_heads), "model.num_kv_heads: gpt2 has no grouped-query attention")
     hidden = model.hidden_size
-    tied = model.tie_embeddings is None or model.tie_embeddings
+    is_tied = model.tie_embeddings is None or model.tie_embeddings
     specs = [
-        ParameterSpec("wte.weight", (model.vocab_size, hidden), "Embedding", "Linear" if tied else ""),
+        ParameterSpec("wte.weight", (model.vocab_size, hidden), "Embedding", tied="Linear" if is_tied else ""),
         ParameterSpec("wpe.weight", (model.max_sequence_length, hidden), "Embedding"),
     ]
     for index in range(model.num_layers):
         specs += _block(f"h.{index}", hidden, model.intermediate_size or 4 * hidden)
     specs += layer_norm("ln_f", hidden)
-    return specs if tied else [*specs, *linear("lm_head", model.vocab_size, hidden, bias=False)]
+    return specs if is_tied else [*specs, *linear("lm_head", model.vocab_size, hidden, bias=False)]
 
 
 def _block(name: str, hidden: int, intermediate: int) -> list[ParameterSpec]:

@@ -15,7 +15,8 @@ def parameters(model: ModelSettings) -> list[ParameterSpec]:
     require(model.num_heads % heads == 0, "model.num_heads must be a multiple of model.num_kv_heads")
     require(model.hidden_size // model.num_heads % 2 == 0, "model.hidden_size / model.num_heads must be even: rotary positions turn pairs")
     hidden = model.hidden_size
-    specs = [ParameterSpec("embed_tokens.weight", (model.vocab_size, hidden), "Embedding", "Linear" if model.tie_embeddings else "")]
+    tied = "Linear" if model.tie_embeddings else ""
+    specs = [ParameterSpec("embed_tokens.weight", (model.vocab_size, hidden), "Embedding", tied)]
     for index in range(model.num_layers):
         specs += _block(f"layers.{index}", hidden, hidden // model.num_heads * heads, model.intermediate_size or 4 * hidden)
     specs.append(ParameterSpec("norm.weight", (hidden,), "RMSNorm"))
