@@ -386,8 +386,8 @@ def test_what_cannot_be_planned_is_refused_with_the_reason() -> None:
         answer(Judge(question(stages=(0,), recipes=("bf16-full",))), 2)
     with pytest.raises(Refused, match="no closed form"):
         answer(Judge(question(settings=jobs.profile(optimizer__type="Adam", deepspeed__more={"optimizer": {"type": "Lion"}}))), 2)
-    with pytest.raises(Refused, match=r"no peaks in closed form: zero_optimization.contiguous_gradients"):
-        answer(Judge(question(settings=jobs.profile("gpt2-xl", deepspeed__zero_optimization__contiguous_gradients=False))), 2)
+    with pytest.raises(Refused, match=r"no peaks in closed form: zero_optimization.stage3_allgather_sequential"):
+        answer(Judge(question(settings=jobs.profile("gpt2-xl", deepspeed__zero_optimization__allgather_sequential=True), stages=(3,))), 2)
     with pytest.raises(InputError, match="train_batch_size of 7"):
         answer(Judge(question(train_batch_size=7)), 2)
 
