@@ -133,6 +133,8 @@ class Reduction:
     always: bool
     master: int = 0
     """Bytes of an element of the master gradients in host memory, when offloading; else 0."""
+    scatters: bool = True
+    """Whether slices go to the ranks that own them; else a bucket is all-reduced where it is (`reduce_scatter`)."""
 
 
 @dataclass(eq=False)
@@ -353,6 +355,8 @@ def _held(meter: Meter, size: int) -> int:
 
 def _reduced(flush: Flush, how: Reduction, share: Share) -> int:
     """The most that reducing a bucket takes: a flat copy of slices of several ranks, and a cast to the communication dtype."""
+    if not how.scatters:
+        return flush.elements * (flush.wire if flush.wire != how.width else 0)
     first, last = flush.reach(share.spans)
     alone = first // share.partition == (last - 1) // share.partition
     wire = flush.wire if flush.wire != how.width else 0

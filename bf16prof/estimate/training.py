@@ -189,7 +189,14 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         overlap, is_second = overlaps_communication(engine.config), job.case.zero_stage == 2
         early = is_second or overlap
         return Reduction(
-            zero.reduce_bucket_size, 1 + overlap, zero.contiguous_gradients, width, early, is_second, master if offloads else 0
+            zero.reduce_bucket_size,
+            1 + overlap,
+            zero.contiguous_gradients,
+            width,
+            early,
+            is_second,
+            master if offloads else 0,
+            zero.reduce_scatter,
         )
     if facts.wrapper is Wrapper.BF16:
         return Accumulation(dtype_bytes(facts.communication_dtype), bool(engine.config["bf16"].get("immediate_grad_update")))
