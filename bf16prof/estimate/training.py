@@ -23,7 +23,7 @@ from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.profiles.models import ModelSettings
+from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device, Label, Phase
 
@@ -80,7 +80,7 @@ def passes(job: Job, engine: Engine, kept: tuple[int, int]) -> tuple[Meter, Prog
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _like(model: ModelSettings, world_size: int) -> int:
+def _like(model: Model, world_size: int) -> int:
     """A number of ranks for which ZeRO-3 gathers and reduces the same bytes, but for `NEGLIGIBLE` padding: 2 if possible.
 
     Parameters are gathered whole; what differs is the padding, and whether a single gradient can be reduced in place.
@@ -94,19 +94,19 @@ def _like(model: ModelSettings, world_size: int) -> int:
 
 
 @functools.cache
-def _numels(model: ModelSettings) -> dict[Key, int]:
+def _numels(model: Model) -> dict[Key, int]:
     return {key_of(each.name): each.numel for each in inventory(model)}
 
 
 def key_of(name: str) -> Key:
-    """`h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
-    parts = name.split(".", 2)
-    return (int(parts[1]), parts[2]) if len(parts) > 2 and parts[1].isdigit() else (-1, name)
+    """`transformer.h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
+    parts = name.split(".")
+    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return (-1, name) if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
 
 
 def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
     facts, workload, model = engine.facts, job.profile.workload, job.profile.model
-    assert isinstance(model, ModelSettings), "only families have tapes"
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
     capability = job.gpu.compute_capability if job.gpu else None
     return Plan(
@@ -222,7 +222,7 @@ def _share(job: Job, engine: Engine) -> Share:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _spans(model: ModelSettings, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
+def _spans(model: Model, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
     """Where every parameter is in the flat buffer, in its order there (`layout.flat_spans`)."""
     numels = _numels(model)
     keys = list(numels)

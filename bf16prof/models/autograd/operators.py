@@ -46,12 +46,7 @@ def to_fp32(tape: Tape, x: Tensor) -> Tensor:
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """a + b, where b may be repeated over the batch."""
-    rows = b.numel
-
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
-        return (grads[0], grads[0] if rows == grads[0].numel else tape.new(rows, grads[0].width, "sum"))
-
-    return tape.new(a.numel, max(a.width, b.width), "add", tape.node((a, b), run))
+    return tape.new(a.numel, max(a.width, b.width), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
 
 
 def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -101,21 +101,26 @@ class Parameter(Tensor):
     def __init__(self, tape: Tape, key: tuple[int, str], numel: int, width: int) -> None:
         super().__init__(None, numel, width)
         self.key = key
-        self.node = Node(LAST, _accumulate(tape, key), (), (), (width,))
+        self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
 
 Run = Callable[["Node", list[Any]], Sequence[Any]]
 
 
 class Node:
-    """A function of the graph: who gets its gradients, what it saved, and how it computes them."""
+    """A function of the graph: who gets its gradients, in how many elements of what size, what it saved, and how it computes them."""
 
-    __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "widths")
+    __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "sizes")
 
     def __init__(
-        self, sequence: int, run: Run, saved: tuple[Any, ...], edges: tuple[tuple[Node, int] | None, ...], widths: tuple[int, ...]
+        self,
+        sequence: int,
+        run: Run,
+        saved: tuple[Any, ...],
+        edges: tuple[tuple[Node, int] | None, ...],
+        sizes: tuple[tuple[int, int], ...],
     ) -> None:
-        self.sequence, self.run, self.saved, self.edges, self.widths = sequence, run, saved, edges, widths
+        self.sequence, self.run, self.saved, self.edges, self.sizes = sequence, run, saved, edges, sizes
 
     def unpack(self) -> list[Any]:
         """What was saved, recomputed where checkpointing dropped it."""
@@ -200,6 +205,7 @@ class Tape:
         self.casts: dict[tuple[int, str], Tensor] = {}
         """Autocast's cache of weights."""
         self.layer = -1
+        self._kept: list[Tensor] = []
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
         self._parameters: dict[tuple[int, str], Parameter] = {}
@@ -239,7 +245,7 @@ class Tape:
             return None
         self._sequence += 1
         edges = tuple(None if each is None or each.node is None else (each.node, each.slot) for each in inputs)
-        node = Node(self._sequence, run, (), edges, tuple(each.width if each is not None else 0 for each in inputs))
+        node = Node(self._sequence, run, (), edges, tuple((each.numel, each.width) if each is not None else (0, 0) for each in inputs))
         self.save(node, *saved)
         return node
 
@@ -252,6 +258,19 @@ class Tape:
     def mark(self, kind: str, subject: Any = None) -> None:
         """An event of the training loop or of a module."""
         self.events.append(Event(kind, subject, 0))
+
+    def keep(self, tensor: Tensor) -> None:
+        """The training loop holds the tensor."""
+        self._kept.append(tensor)
+
+    @contextlib.contextmanager
+    def at_layer(self, layer: int) -> Iterator[None]:
+        """Inside, modules and parameters are those of a layer."""
+        outer, self.layer = self.layer, layer
+        try:
+            yield
+        finally:
+            self.layer = outer
 
     def hand_over(self, grad: Tensor, key: tuple[int, str]) -> None:
         """The gradient of a parameter is there, and belongs to the engine from now on."""
@@ -270,7 +289,7 @@ class Tape:
             self.pack = outer
 
     def cut(self, x: Tensor, number: int) -> Tensor:
-        """The border before a layer, seen again from the other side in backward."""
+        """The border before a layer (-1: after the last one), seen again from the other side in backward."""
         self.mark("cut", number)
         return self._alias(x, lambda: self.mark("cut backward", number))
 
@@ -329,8 +348,8 @@ class Tape:
             outputs = list(node.run(node, grads))
             del grads
             for index in range(len(outputs)):
-                if outputs[index] is not None and outputs[index].width != node.widths[index]:
-                    outputs[index] = self.new(outputs[index].numel, node.widths[index], "_to_copy")
+                if outputs[index] is not None:
+                    outputs[index] = self._validated(outputs[index], *node.sizes[index])
             node.saved = ()
             for index, edge in enumerate(node.edges):
                 if edge is None:
@@ -341,6 +360,12 @@ class Tape:
                 if missing[following] == 0:
                     pushed += 1
                     heapq.heappush(ready, (-following.sequence, pushed, following))
+
+    def _validated(self, grad: Tensor, numel: int, width: int) -> Tensor:
+        """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where the input was repeated."""
+        if grad.numel != numel:
+            grad = self.new(numel, grad.width, "sum")
+        return grad if grad.width == width else self.new(numel, width, "_to_copy")
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
         """`InputBuffer::add`: a second gradient is added to the first in a new tensor, then both are let go."""
