@@ -7,9 +7,11 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
+from bf16prof.errors import InputError
 from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
-from bf16prof.profiles.models import Model, ModelSettings
+from bf16prof.models.tapes import network, run_of
+from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.records import Device
@@ -82,8 +84,10 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
 
     What was never held against the dry run is not predicted.
     """
-    if not isinstance(job.profile.model, ModelSettings):
-        return "activations are known for the families of profiles only"
+    try:
+        network(run_of(job))
+    except InputError as error:
+        return error.message
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     if job.profile.workload.zero_init and job.case.zero_stage == 3:

@@ -21,7 +21,7 @@ from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import Run
+from bf16prof.models.tapes import Run, run_of
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
@@ -106,11 +106,10 @@ def key_of(name: str) -> Key:
 
 
 def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
-    facts, workload, model = engine.facts, job.profile.workload, job.profile.model
+    facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
-    capability = job.gpu.compute_capability if job.gpu else None
     return Plan(
-        run=Run(model, workload.micro_batch_size, workload.sequence_length, workload.activation_checkpointing, capability),
+        run=run_of(job),
         precision=Precision(width, half, facts.autocast_dtype == "fp16", job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,

@@ -1,27 +1,30 @@
 """Scaled dot product attention: which kernel CUDA chooses, what it keeps and what its backward needs, without torch.
 
-The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads, no mask and no dropout
-(`simulate/cuda_operators/attention.py` has all of them).
+The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads; `simulate/cuda_operators/
+attention.py` has all of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.models.autograd.operators import FP32, autocast, contiguous, mul, product, softmax, strided
+from bf16prof.models.autograd.operators import FP32, autocast, contiguous, mul, product, softmax, strided, swapped
+from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, Node, Tape, Tensor
 
 BLOCK = 512
 SEED_BYTES = 8
 FLASH_ROWS = 128
 FLASH_ALIGNMENT = 8
+MASK_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of an attention: heads of queries and of keys, positions, width of a head, and what runs it (`None`: a CPU)."""
+    """The shape of an attention: heads of queries and of keys, positions, width of a head, the GPU's kind (`None`: a CPU), dropout."""
 
     batch: int
     queries: int
@@ -29,6 +32,12 @@ class Heads:
     sequence: int
     width: int
     capability: tuple[int, int] | None
+    dropout: float = 0.0
+
+    @property
+    def ungrouped(self) -> Heads:
+        """With keys and values repeated for every head of the queries."""
+        return dataclasses.replace(self, keys=self.queries)
 
     @property
     def rows(self) -> int:
@@ -36,28 +45,45 @@ class Heads:
         return self.batch * self.queries * self.sequence
 
 
-def backend(heads: Heads, element: int) -> str:
+def backend(heads: Heads, element: int, *, has_mask: bool = False) -> str:
     """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`."""
     capability, half, grouped = heads.capability, element < FP32, heads.queries != heads.keys
     if capability is None:
         return "cpu"
     cudnn = half and heads.width % 8 == 0 and heads.sequence > 1 and heads.width <= (256 if capability == (9, 0) else 128)
-    flash = half and heads.width <= 256 and not ((8, 6) <= capability <= (8, 9) and 192 < heads.width <= 224)
+    flash = half and heads.width <= 256 and not has_mask and not _too_wide(heads, capability)
     efficient = not grouped and heads.width % (8 if half else 4) == 0
-    if capability[0] in (9, 10) and cudnn:
+    if capability[0] in (9, 10) and cudnn and (heads.dropout * 16).is_integer():
         return "cudnn"
     return "flash" if flash else "efficient" if efficient else "math"
 
 
-def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
-    """Causal `scaled_dot_product_attention`, of the shape of the query."""
-    return _attention(tape, autocast(tape, query), autocast(tape, key), autocast(tape, value), heads)
+def _too_wide(heads: Heads, capability: tuple[int, int]) -> bool:
+    small = (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
+    return small and heads.width > 192 and (heads.width <= 224 or heads.dropout > 0)
 
 
-def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
-    kernel = backend(heads, query.width)
+def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:
+    """Causal `scaled_dot_product_attention`, or that with a mask [sequence, sequence], of the shape of the query."""
+    return _attention(tape, autocast(tape, query), autocast(tape, key), autocast(tape, value), heads, mask=mask)
+
+
+def _additive(tape: Tape, mask: Tensor, heads: Heads, width: int, kernel: str) -> Tensor:
+    """`convert_boolean_attn_mask`, and `preprocess_mask` of the memory-efficient kernel, which pads rows to multiples of 8."""
+    if mask.width == 1:
+        mask = tape.new(heads.batch * heads.sequence**2, width, "where")
+    missing = -heads.sequence % MASK_ALIGNMENT
+    if kernel == "efficient" and missing:
+        return tape.new(mask.numel // heads.sequence * (heads.sequence + missing), width, "constant_pad_nd")
+    return mask
+
+
+def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
+    kernel = backend(heads, query.width, has_mask=mask is not None)
+    if mask is not None:
+        mask = _additive(tape, mask, heads, query.width, kernel)
     if kernel == "math":
-        return _math(tape, query, key, value, heads)
+        return _math(tape, query, key, value, heads, mask=mask)
     name = {"cpu": "_scaled_dot_product_flash_attention_for_cpu"}.get(kernel, f"_scaled_dot_product_{kernel}_attention")
     padded = -heads.width % FLASH_ALIGNMENT if kernel == "flash" else 0
     if padded:
@@ -71,8 +97,9 @@ def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Hea
         del saved
         return out
 
-    node = tape.node((query, key, value), run, query, key, value)
+    node = tape.node((query, key, value), run, query, key, value, mask)
     out = tape.new(query.numel, query.width, name, node)
+    tape.touch(_forward_scratch(kernel, heads, query.width), name)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
         kept += [tape.new(1, SEED_BYTES, name) for _ in range(2)]
@@ -109,6 +136,12 @@ def _full_heads(heads: Heads, element: int) -> int:
     return 0 if heads.queries == heads.keys else 2 * _rounded(heads.rows * heads.width * element)
 
 
+def _forward_scratch(kernel: str, heads: Heads, element: int) -> int:
+    """`kNeedsOutputAccumulatorBuffer` (mem_eff_attention/kernel_forward.h): wide heads of half precision."""
+    wide = kernel == "efficient" and heads.width > 128 and element < FP32
+    return _rounded(heads.rows * heads.width * FP32) if wide else 0
+
+
 def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
     """What the kernel of the backward pass allocates for itself (see `simulate/cuda_operators/scratch.py` for the sources)."""
     if kernel == "cudnn":
@@ -136,12 +169,13 @@ def _efficient_workspace(heads: Heads, element: int) -> int:
     return heads.batch * heads.queries * (-(-elements // 4) * 4) * FP32
 
 
-def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
+def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
     """`_scaled_dot_product_attention_math`: the score matrices in full, and every head with its own keys and values."""
     width, scores = query.width, heads.rows * heads.sequence
     query = strided(mul(tape, query))
-    mask = _causal_mask(tape, heads.sequence**2, width)
-    key, value = (_repeated(tape, each, query.numel) for each in (key, value))
+    if mask is None:
+        mask = _causal_mask(tape, heads.sequence**2, width)
+    key, value = (repeated(tape, each, query.numel) for each in (key, value))
     keys = mul(tape, key)
     keys.layout = key.layout
     rows = _relaid(tape, contiguous(tape, query))
@@ -152,9 +186,10 @@ def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -
     weights = softmax(tape, masked, name="_safe_softmax")
     tape.touch(_rounded(scores, heads.rows), "_safe_softmax")
     del masked
+    weights = dropout(tape, weights, heads.dropout)
     out = product(tape, weights, value, query.numel)
     del mask
-    return out
+    return swapped(tape, out)
 
 
 def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
@@ -166,7 +201,7 @@ def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
     return mask
 
 
-def _repeated(tape: Tape, x: Tensor, numel: int) -> Tensor:
+def repeated(tape: Tape, x: Tensor, numel: int) -> Tensor:
     """`repeat_interleave`: keys or values once for every head of the queries."""
     if x.numel == numel:
         return strided(x.view())

@@ -45,12 +45,12 @@ def to_fp32(tape: Tape, x: Tensor) -> Tensor:
 
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """a + b, where b may be repeated over the batch."""
-    return tape.new(a.numel, max(a.width, b.width), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
+    """a + b, of which one may be repeated."""
+    return tape.new(max(a.numel, b.numel), max(a.width, b.width), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
 
 
 def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
-    """a * b; without b, a times a number."""
+    """a * b, of which one may be repeated; without b, a times a number."""
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
@@ -59,7 +59,8 @@ def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
         return out
 
     kept = (b if a.node else None, a if b is not None and b.node else None)
-    return tape.new(a.numel, a.width if b is None else max(a.width, b.width), "mul", tape.node((a, b), run, *kept))
+    numel, width = (a.numel, a.width) if b is None else (max(a.numel, b.numel), max(a.width, b.width))
+    return tape.new(numel, width, "mul", tape.node((a, b), run, *kept))
 
 
 def negative(tape: Tape, x: Tensor) -> Tensor:
@@ -153,11 +154,6 @@ def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
     out = tape.new(x.numel, wide, name, tape.node((source,), run))
     tape.save(out.node, tape.detached(out))
     return out
-
-
-def mean(tape: Tape, x: Tensor, numel: int) -> Tensor:
-    """The mean over one dimension, whose gradient is never asked for."""
-    return tape.new(numel, x.width, "mean")
 
 
 def contiguous(tape: Tape, x: Tensor) -> Tensor:
@@ -310,8 +306,8 @@ def _embedding_scratch(rows: int, vocabulary: int, width: int) -> int:
     return (3 * rows + 2 * segments + partial) * TOKEN_BYTES + partial * width * FP32
 
 
-def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
-    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast."""
+def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast, and labels that are not the loop's own."""
     kept = cast(tape, logits, FP32) if tape.precision.autocast else logits
     wide, numel = kept.width, kept.numel
 
@@ -329,7 +325,7 @@ def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
 
     probabilities = tape.new(numel, wide, "_log_softmax", tape.node((kept,), of_logits))
     tape.save(probabilities.node, tape.detached(probabilities))
-    node = tape.node((probabilities,), of_loss, tape.detached(probabilities))
+    node = tape.node((probabilities,), of_loss, tape.detached(probabilities), labels)
     loss = tape.new(1, wide, "nll_loss_forward", node)
     tape.save(node, tape.new(1, wide, "nll_loss_forward"))
     return loss

@@ -13,7 +13,7 @@ import heapq
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from bf16prof.records import Component, Label
 
@@ -103,6 +103,9 @@ class Parameter(Tensor):
         self.key = key
         self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
+
+Out = TypeVar("Out", Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor])
+"""What a module gives back."""
 
 Run = Callable[["Node", list[Any]], Sequence[Any]]
 
@@ -293,8 +296,11 @@ class Tape:
         self.mark("cut", number)
         return self._alias(x, lambda: self.mark("cut backward", number))
 
-    def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`)."""
+    def module(self, name: str, forward: Callable[..., Out], *inputs: Tensor) -> Out:
+        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
+
+        `inputs` are the positional ones; hooks see no others. What comes out is a tensor or a tuple of them.
+        """
         if not self.zero3:
             return forward(*inputs)
         key = (self.layer, name)
@@ -306,7 +312,12 @@ class Tape:
             entered.append(self._alias(each, lambda: self._leave(key)))
         out = forward(*entered)
         self.mark("release", key)
-        return self._alias(out, lambda: self.mark("fetch backward", key))
+        return self._entering(out, key)
+
+    def _entering(self, out: Out, key: tuple[int, str]) -> Out:
+        if isinstance(out, Tensor):
+            return self._alias(out, lambda: self.mark("fetch backward", key))
+        return cast("Out", tuple(self._entering(each, key) for each in out))
 
     def _leave(self, key: tuple[int, str]) -> None:
         self._waiting[key] -= 1
@@ -346,10 +357,10 @@ class Tape:
             node = heapq.heappop(ready)[2]
             grads = buffers.pop(node)
             outputs = list(node.run(node, grads))
-            del grads
             for index in range(len(outputs)):
                 if outputs[index] is not None:
                     outputs[index] = self._validated(outputs[index], *node.sizes[index])
+            del grads
             node.saved = ()
             for index, edge in enumerate(node.edges):
                 if edge is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from bf16prof.cases import Job
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import Tape, Tensor
@@ -35,6 +36,13 @@ class Run:
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.batch * self.sequence
+
+
+def run_of(job: Job) -> Run:
+    """What a job's forward passes are run on."""
+    workload = job.profile.workload
+    capability = job.gpu.compute_capability if job.gpu else None
+    return Run(job.profile.model, workload.micro_batch_size, workload.sequence_length, workload.activation_checkpointing, capability)
 
 
 class Network(Protocol):

@@ -1,4 +1,4 @@
-"""Layers with their parameters, as several families use them: `nn.LayerNorm` and `nn.Linear` with a bias."""
+"""Layers with their parameters, as several families use them: `nn.LayerNorm` and `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def norm_layer(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
     return tape.module(name, lambda x: layer_norm(tape, x, weight, bias), x)
 
 
-def linear_layer(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
+def linear_layer(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int, *, bias: bool = True) -> Tensor:
     """`nn.Linear` of x [..., inputs] to [..., outputs]."""
-    weight, bias = tape.parameter(f"{name}.weight", inputs * outputs), tape.parameter(f"{name}.bias", outputs)
-    return tape.module(name, lambda x: linear(tape, x, weight, bias, inputs), x)
+    weight = tape.parameter(f"{name}.weight", inputs * outputs)
+    added = tape.parameter(f"{name}.bias", outputs) if bias else None
+    return tape.module(name, lambda x: linear(tape, x, weight, added, inputs), x)

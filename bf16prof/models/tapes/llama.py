@@ -23,6 +23,7 @@ from bf16prof.models.autograd.operators import (
 )
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.tapes import OwnNetwork, run_layers
+from bf16prof.models.tapes.layers import linear_layer
 
 
 def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
@@ -54,11 +55,6 @@ def _norm(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
     return tape.module(name, lambda x: rms_norm(tape, x, weight), x)
 
 
-def _linear(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
-    weight = tape.parameter(f"{name}.weight", inputs * outputs)
-    return tape.module(name, lambda x: linear(tape, x, weight, None, inputs), x)
-
-
 def _block(tape: Tape, net: OwnNetwork, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     hidden = net.model.hidden_size
     attend = functools.partial(_attention, tape, net)
@@ -70,12 +66,12 @@ def _attention(tape: Tape, net: OwnNetwork, x: Tensor, cos: Tensor, sin: Tensor)
     hidden, heads = net.model.hidden_size, net.model.num_heads
     groups, width = net.model.num_kv_heads or heads, hidden // heads
     q, k, v = (
-        reshaped(tape, _linear(tape, f"self_attn.{name}_proj", x, hidden, width * n))
+        reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, hidden, width * n, bias=False))
         for name, n in (("q", heads), ("k", groups), ("v", groups))
     )
     shape = Heads(net.run.batch, heads, groups, net.run.sequence, width, net.run.capability)
     attended = attention(tape, _rotate(tape, q, cos, sin), _rotate(tape, k, cos, sin), v, shape)
-    return _linear(tape, "self_attn.o_proj", contiguous(tape, attended), hidden, hidden)
+    return linear_layer(tape, "self_attn.o_proj", contiguous(tape, attended), hidden, hidden, bias=False)
 
 
 def _rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -85,10 +81,15 @@ def _rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _mlp(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
     hidden, wide = net.model.hidden_size, net.intermediate
-    return _linear(
-        tape, "mlp.down_proj", mul(tape, _gate(tape, x, hidden, wide), _linear(tape, "mlp.up_proj", x, hidden, wide)), wide, hidden
+    return linear_layer(
+        tape,
+        "mlp.down_proj",
+        mul(tape, _gate(tape, x, hidden, wide), linear_layer(tape, "mlp.up_proj", x, hidden, wide, bias=False)),
+        wide,
+        hidden,
+        bias=False,
     )
 
 
 def _gate(tape: Tape, x: Tensor, hidden: int, wide: int) -> Tensor:
-    return activation(tape, "silu", _linear(tape, "mlp.gate_proj", x, hidden, wide))
+    return activation(tape, "silu", linear_layer(tape, "mlp.gate_proj", x, hidden, wide, bias=False))

@@ -10,7 +10,6 @@ from bf16prof.models.autograd.operators import (
     contiguous,
     embedding,
     linear,
-    mean,
     mul,
     product,
     reshaped,
@@ -20,6 +19,7 @@ from bf16prof.models.autograd.operators import (
     strided,
     swapped,
 )
+from bf16prof.models.autograd.pointwise import row_mean
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.tapes import OwnNetwork, run_layers
 from bf16prof.models.tapes.layers import linear_layer, norm_layer
@@ -70,7 +70,7 @@ def _attention(tape: Tape, net: OwnNetwork, inputs: Sequence[Tensor], weights: l
     mixed = contiguous(tape, mixed)
     weight, bias = tape.parameter("attention.out_proj.weight", hidden * hidden), tape.parameter("attention.out_proj.bias", hidden)
     mixed = linear(tape, mixed, weight, bias, hidden, is_matrix=True)
-    attn = mean(tape, attn, scores // heads)
+    attn = row_mean(tape, attn, scores // heads)
     weights.append(attn)
     return swapped(tape, mixed) if net.run.batch > 1 else mixed
 
