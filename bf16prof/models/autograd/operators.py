@@ -169,7 +169,12 @@ def strided(x: Tensor) -> Tensor:
 
 def reshaped(tape: Tape, x: Tensor) -> Tensor:
     """A view in another shape and order, whose gradient is copied where it cannot be viewed in the old shape."""
-    out = strided(x.view())
+    return strided(viewed(tape, x))
+
+
+def viewed(tape: Tape, x: Tensor) -> Tensor:
+    """A view in another shape, whose gradient is copied where it cannot be viewed in the old one."""
+    out = x.view()
     out.node, out.slot = tape.node((x,), lambda _, grads: (_viewable(tape, grads[0]),)), 0
     return out
 

@@ -376,7 +376,7 @@ class Tape:
         """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where the input was repeated."""
         if grad.numel != numel:
             grad = self.new(numel, grad.width, "sum")
-        return grad if grad.width == width else self.new(numel, width, "_to_copy")
+        return grad if grad.width == width else self.new(numel, width, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
         """`InputBuffer::add`: a second gradient is added to the first in a new tensor, then both are let go."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bf16prof.models.autograd.attention import Heads, attention, repeated
 from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, activation, add, cast, concatenate, contiguous, mul, negative
 from bf16prof.models.autograd.pointwise import plus_number, power, reciprocal_root, row_mean, sliced
 from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.shapes.huggingface.config import Config, shown
 from bf16prof.models.tapes import NoTape, Run
 
+LAYER_TYPES = ("sliding_attention", "full_attention")
 LARGEST_GROUPED_HEAD = 256
 """`use_gqa_in_sdpa` (integrations/sdpa_attention.py): wider heads are repeated, and so are all where there is a mask."""
 
@@ -59,18 +63,41 @@ def _half_turned(tape: Tape, x: Tensor) -> Tensor:
     return concatenate(tape, negative(tape, second), first)
 
 
+def windows_of(config: Config, window: int | None, slides: Callable[[int], bool]) -> list[int | None]:
+    """The window of each layer's attention, by `layer_types`; by number where the configuration has none."""
+    types = config.items("layer_types") or [LAYER_TYPES[not slides(index)] for index in config.layers()]
+    if len(types) < len(config.layers()) or not set(types) <= set(LAYER_TYPES):
+        raise NoTape(f"model.hf_config.layer_types: {shown(types)} is not modelled")
+    return [window if name == "sliding_attention" else None for name, _ in zip(types, config.layers(), strict=False)]
+
+
+def needs_mask(run: Run, window: int | None) -> bool:
+    """`_ignore_causal_mask_sdpa` (masking_utils.py): attention that is plainly causal needs none."""
+    return window is not None and run.sequence >= window
+
+
 def causal_mask(tape: Tape, run: Run, window: int | None) -> Tensor | None:
-    """`sdpa_mask` (masking_utils.py): none where attention is plainly causal, a boolean one [sequence, sequence] for a window in it."""
+    """`sdpa_mask`: a boolean one [sequence, sequence] where it is needed."""
     length = run.sequence
-    if window is None or length < window:
+    if not needs_mask(run, window):
         return None
-    ranges = [tape.new(length, TOKEN_BYTES, name) for name in ("arange", "add", "arange", "add")]
-    near = tape.new(length**2, 1, "gt")
-    both = tape.new(length**2, 1, "bitwise_and")
+    batches, heads = tape.new(run.batch, TOKEN_BYTES, "arange"), tape.new(1, TOKEN_BYTES, "arange")
+    queries, keys = counted(tape, length), counted(tape, length)
+    within = tape.new(length**2, 1, "gt")
+    near = tape.new(length**2, 1, "bitwise_and")
+    del within
     past = tape.new(length**2, 1, "le")
     mask = tape.new(length**2, 1, "bitwise_and")
-    del near, both, past, ranges
+    del batches, heads, queries, keys, near, past
     return mask
+
+
+def counted(tape: Tape, length: int) -> Tensor:
+    """A range of so many numbers, to which another is added."""
+    numbers = tape.new(length, TOKEN_BYTES, "arange")
+    counted = tape.new(length, TOKEN_BYTES, "add")
+    del numbers
+    return counted
 
 
 def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:

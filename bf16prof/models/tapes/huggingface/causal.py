@@ -65,13 +65,6 @@ class CausalLM:
         table = tape.parameter(f"{name}.weight", self.config.count("vocab_size") * width)
         return tape.module(name, lambda: embedding(tape, table, self.run.tokens, width))
 
-    def positions(self, tape: Tape) -> Tensor:
-        """`position_ids` [1, sequence]: a range, to which the length of the (absent) cache is added."""
-        counted = tape.new(self.run.sequence, TOKEN_BYTES, "arange")
-        positions = tape.new(counted.numel, TOKEN_BYTES, "add")
-        del counted
-        return positions
-
     def through(self, tape: Tape, layers: Sequence[int], x: Tensor, forward: Layer) -> Tensor:
         """The layers one after the other (`GradientCheckpointingLayer`: checkpointing is inside of the module's hooks)."""
         for layer in layers:

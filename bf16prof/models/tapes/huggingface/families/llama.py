@@ -5,15 +5,27 @@ transformers 5.23.0: `models/{llama,mistral,qwen2,qwen3}/modeling_*.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bf16prof.models.autograd.attention import Heads
-from bf16prof.models.autograd.operators import add, mul, reshaped
+from bf16prof.models.autograd.operators import add, mul, reshaped, strided, viewed
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.shapes.huggingface import blocks as shapes
-from bf16prof.models.tapes.huggingface.blocks import Tables, act, attend, causal_mask, rms_norm, rotary, turn
+from bf16prof.models.tapes.huggingface.blocks import (
+    Tables,
+    act,
+    attend,
+    causal_mask,
+    counted,
+    needs_mask,
+    rms_norm,
+    rotary,
+    turn,
+    windows_of,
+)
 from bf16prof.models.tapes.huggingface.causal import CausalLM
 from bf16prof.models.tapes.layers import linear_layer
 
@@ -32,24 +44,22 @@ class Llama(CausalLM):
     def body(self, tape: Tape, layers: Sequence[int]) -> Tensor:
         """LlamaModel."""
         x = self.embedded(tape)
-        positions = self.positions(tape)
-        masks = self.masks(tape)
+        positions = counted(tape, self.run.sequence)
+        windows = self.windows
+        masks = {window: causal_mask(tape, self.run, window) for window in dict.fromkeys(windows)}
         tables = tape.module(f"{self.root}.rotary_emb", lambda: rotary(tape, positions, self.heads.width, x.width))
-        x = self.through(tape, layers, x, lambda layer, x: self.block(tape, layer, x, tables, masks[self.window(layer)]))
+        x = self.through(tape, layers, x, lambda layer, x: self.block(tape, layer, x, tables, masks[windows[layer]]))
         return self.norm(tape, f"{self.root}.norm", x, self.hidden)
-
-    def masks(self, tape: Tape) -> dict[int | None, Tensor | None]:
-        """The masks by the window that they leave open."""
-        return {window: causal_mask(tape, self.run, window) for window in dict.fromkeys(self.windows)}
 
     @property
     def windows(self) -> Sequence[int | None]:
-        """The window of each layer's attention."""
+        """How many positions each layer's attention looks back on (`None`: all)."""
         return [None for _ in self.config.layers()]
 
-    def window(self, layer: int) -> int | None:
-        """Of one layer."""
-        return self.windows[layer]
+    @property
+    def kinds(self) -> Sequence[Hashable]:
+        """Layers differ in whether a mask is made for their window."""
+        return [needs_mask(self.run, window) for window in self.windows]
 
     def block(self, tape: Tape, layer: int, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         """LlamaDecoderLayer."""
@@ -69,14 +79,15 @@ class Llama(CausalLM):
     def attention(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         """LlamaAttention."""
         sizes, run = self.heads, self.run
-        q, k, v = (
-            reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, sizes.hidden, rows, bias=self.bias))
-            for name, rows in zip("qkv", sizes.inputs, strict=True)
-        )
+        q, k, v = (self.projected(tape, name, x, rows) for name, rows in zip("qkv", sizes.inputs, strict=True))
         q, k = turn(tape, q, k, tables)
         heads = Heads(run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, self.dropout)
         attended = attend(tape, q, k, v, heads, mask=mask)
         return linear_layer(tape, "self_attn.o_proj", attended, sizes.inputs[0], sizes.hidden, bias=self.output_bias)
+
+    def projected(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
+        """Queries, keys or values, by heads."""
+        return reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, self.hidden, rows, bias=self.bias))
 
     @property
     def dropout(self) -> float:
@@ -106,4 +117,70 @@ class Llama(CausalLM):
         )
 
 
-FAMILIES = {"llama": Llama}
+@dataclass(frozen=True, eq=False)
+class Mistral(Llama):
+    """MistralForCausalLM: all layers look back as far."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {**Llama.defaults, "sliding_window": 4096}
+
+    @property
+    def windows(self) -> Sequence[int | None]:
+        """The same for all layers."""
+        return [self.config.count_or_none("sliding_window") for _ in self.config.layers()]
+
+    @property
+    def bias(self) -> bool:
+        """There is none."""
+        return False
+
+
+SLIDING = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
+
+@dataclass(frozen=True, eq=False)
+class Qwen2(Llama):
+    """Qwen2ForCausalLM: biases before attention, windows in the layers above some."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {**Llama.defaults, **SLIDING}
+
+    @property
+    def windows(self) -> Sequence[int | None]:
+        """By the types of layers; from `max_window_layers` on, if not said."""
+        window = self.config.count_or_none("sliding_window") if self.config.flag("use_sliding_window") else None
+        first = self.config.values["max_window_layers"] if window else math.inf
+        return windows_of(self.config, window, lambda layer: layer >= first)
+
+    @property
+    def bias(self) -> bool:
+        """Always there."""
+        return True
+
+    @property
+    def output_bias(self) -> bool:
+        """Never there."""
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class Qwen3(Qwen2):
+    """Qwen3ForCausalLM: queries and keys are normed."""
+
+    def projected(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
+        """Normed by head, but for values."""
+        out = linear_layer(tape, f"self_attn.{name}_proj", x, self.hidden, rows, bias=self.bias)
+        return (
+            reshaped(tape, out) if name == "v" else strided(self.norm(tape, f"self_attn.{name}_norm", viewed(tape, out), self.heads.width))
+        )
+
+    @property
+    def bias(self) -> bool:
+        """As configured."""
+        return self.config.flag("attention_bias")
+
+    @property
+    def output_bias(self) -> bool:
+        """As the others."""
+        return self.bias
+
+
+FAMILIES = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2, "qwen3": Qwen3}
