@@ -33,6 +33,8 @@ class Heads:
     width: int
     capability: tuple[int, int] | None
     dropout: float = 0.0
+    is_by_head: bool = False
+    """Whether queries and keys lie in memory head by head, not position by position: kernels of half precision answer in that order."""
 
     @property
     def ungrouped(self) -> Heads:
@@ -88,17 +90,18 @@ def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Hea
     padded = -heads.width % FLASH_ALIGNMENT if kernel == "flash" else 0
     if padded:
         query, key, value = (_padded(tape, each, heads.width, padded) for each in (query, key, value))
-    sizes = (query.numel, key.numel, value.numel)
+    order = STRIDED if heads.is_by_head and kernel in {"cudnn", "flash"} else CONTIGUOUS
+    sizes = ((query.numel, order), (key.numel, order), (value.numel, CONTIGUOUS))
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        out = [tape.new(size, grads[0].width, f"{name}_backward") for size in sizes]
+        out = [tape.new(size, grads[0].width, f"{name}_backward", None, layout) for size, layout in sizes]
         tape.touch(_backward_scratch(kernel, heads, grads[0].width), f"{name}_backward")
         del saved
         return out
 
     node = tape.node((query, key, value), run, query, key, value, mask)
-    out = tape.new(query.numel, query.width, name, node)
+    out = tape.new(query.numel, query.width, name, node, order)
     tape.touch(_forward_scratch(kernel, heads, query.width), name)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
@@ -144,13 +147,14 @@ def _forward_scratch(kernel: str, heads: Heads, element: int) -> int:
 
 def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
     """What the kernel of the backward pass allocates for itself (see `simulate/cuda_operators/scratch.py` for the sources)."""
+    of_grad = _rounded(heads.rows * heads.width * element) if heads.is_by_head else 0
     if kernel == "cudnn":
-        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + _full_heads(heads, element)
+        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + of_grad + _full_heads(heads, element)
     if kernel == "flash":
         rows = heads.batch * heads.queries * (-(-heads.sequence // FLASH_ROWS) * FLASH_ROWS)
         step = 32 if heads.width <= 128 else 64
         columns = -(-heads.width // step) * step
-        return _rounded(rows * columns * FP32, rows * FP32) + _full_heads(heads, element)
+        return _rounded(rows * columns * FP32, rows * FP32) + 2 * of_grad + _full_heads(heads, element)
     if kernel == "efficient":
         held = _rounded(heads.rows * FP32, _efficient_workspace(heads, element))
         return held if element < FP32 else max(held, _rounded(heads.rows * heads.width * FP32, heads.rows * FP32))
@@ -199,6 +203,13 @@ def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
     mask = tape.new(numel, width, "where")
     del lower
     return mask
+
+
+def matrix_product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, transposed: bool = False) -> Tensor:
+    """`matmul` of the matrices of all heads, copied where they do not lie head by head."""
+    left, right = autocast(tape, a), autocast(tape, b)
+    a, b = contiguous(tape, left), contiguous(tape, right)
+    return product(tape, a, b, numel, transposed=transposed)
 
 
 def repeated(tape: Tape, x: Tensor, numel: int) -> Tensor:

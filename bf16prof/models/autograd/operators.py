@@ -68,14 +68,14 @@ def negative(tape: Tape, x: Tensor) -> Tensor:
     return tape.new(x.numel, x.width, "neg", tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "neg"),)))
 
 
-def concatenate(tape: Tape, *parts: Tensor) -> Tensor:
+def concatenate(tape: Tape, *parts: Tensor, layout: int = CONTIGUOUS) -> Tensor:
     """`torch.cat`, whose backward gives views."""
     sizes = [each.numel for each in parts]
 
     def run(_: Node, grads: list[Any]) -> Sequence[Any]:
         return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
 
-    return tape.new(sum(sizes), parts[0].width, "cat", tape.node(parts, run))
+    return tape.new(sum(sizes), max(each.width for each in parts), "cat", tape.node(parts, run), layout)
 
 
 def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -108,12 +108,14 @@ def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
     return tape.new(x.numel, x.width, name, tape.node((x,), run, x))
 
 
-def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`native_layer_norm` over rows as wide as the weight; the statistics of half-precision rows are kept in fp32."""
-    x, weight, bias = to_fp32(tape, x), to_fp32(tape, weight), to_fp32(tape, bias)
-    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", weight.numel, 2))
+def layer_norm(tape: Tape, x: Tensor, width: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`native_layer_norm` over rows of that width; the statistics of half-precision rows are kept in fp32."""
+    x = to_fp32(tape, x)
+    weight, bias = (None if each is None else to_fp32(tape, each) for each in (weight, bias))
+    affine = (weight is not None) + (bias is not None)
+    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", width, affine))
     out = tape.new(x.numel, x.width, "native_layer_norm", node)
-    rows = x.numel // weight.numel
+    rows = x.numel // width
     mean, deviation = tape.new(rows, x.width, "native_layer_norm"), tape.new(rows, x.width, "native_layer_norm")
     tape.save(node, x, weight, bias, cast(tape, mean, FP32), cast(tape, deviation, FP32))
     return out
@@ -139,9 +141,9 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
     return run
 
 
-def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
-    """`_softmax` (or one of its kin), under autocast in fp32 (for bf16 by way of a copy)."""
-    wide = FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else x.width
+def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:
+    """`_softmax` (or one of its kin) in a dtype of that width, under autocast in fp32 (for bf16 by way of a copy)."""
+    wide = width or (FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else x.width)
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
@@ -213,6 +215,11 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
     """`F.linear` of x [..., inputs]: `addmm` with a bias, `mm` without or where x is copied; under ZeRO-3 DeepSpeed's own."""
     if tape.zero3:
         return _zero3_linear(tape, x, weight, bias, inputs, is_matrix=is_matrix)
+    return affine(tape, x, weight, bias, inputs)
+
+
+def affine(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int) -> Tensor:
+    """PyTorch's `linear`, or `addmm` itself, which DeepSpeed leaves alone."""
     bias = None if bias is None else autocast(tape, bias)
     weight = autocast(tape, weight)
     x = autocast(tape, x)

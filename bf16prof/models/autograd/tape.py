@@ -24,7 +24,7 @@ LAST = 1 << 60
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast), whose kind may be `fp16`.
+    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast); whether the half precision is fp16.
 
     `has_fp32_islands`: CUDA's autocast runs norms and softmax in fp32, a CPU's does not.
     """
@@ -104,7 +104,7 @@ class Parameter(Tensor):
         self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
 
-Out = TypeVar("Out", Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor])
+Out = TypeVar("Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor | None])
 """What a module gives back."""
 
 Run = Callable[["Node", list[Any]], Sequence[Any]]
@@ -317,7 +317,7 @@ class Tape:
     def _entering(self, out: Out, key: tuple[int, str]) -> Out:
         if isinstance(out, Tensor):
             return self._alias(out, lambda: self.mark("fetch backward", key))
-        return cast("Out", tuple(self._entering(each, key) for each in out))
+        return cast("Out", tuple(each if each is None else self._entering(each, key) for each in out))
 
     def _leave(self, key: tuple[int, str]) -> None:
         self._waiting[key] -= 1
@@ -359,7 +359,7 @@ class Tape:
             outputs = list(node.run(node, grads))
             for index in range(len(outputs)):
                 if outputs[index] is not None:
-                    outputs[index] = self._validated(outputs[index], *node.sizes[index])
+                    outputs[index] = self._validated(outputs[index], *node.sizes[index]) if node.edges[index] else None
             del grads
             node.saved = ()
             for index, edge in enumerate(node.edges):

@@ -11,8 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 
-from bf16prof.models.shapes import inventory
-from bf16prof.models.shapes.huggingface import configuration
+from bf16prof.models.shapes.huggingface import configuration, skeleton
 from bf16prof.models.tapes import Network, NoTape, Run
 from bf16prof.models.tapes.huggingface.causal import CausalLM
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -35,8 +34,11 @@ def network_of(run: Run, model: HuggingFaceSettings) -> Network:
         raise NoTape("a safetensors file lists parameters, and not what is computed with them")
     if model.attn_implementation not in IMPLEMENTATIONS:
         raise NoTape(f"attention by {model.attn_implementation!r:.40} is not modelled")
-    inventory(model)
+    buffers = skeleton(model.hf_config).buffers
     if model.family not in model_types():
         raise NoTape(f"the activations of model_type {model.family!r:.40} are not modelled")
     found = model_types()[model.family]
-    return found(run, configuration(model.hf_config, found.defaults), is_eager=model.attn_implementation == "eager")
+    if model.attn_implementation == "sdpa" and not found.has_sdpa:
+        raise NoTape(f"transformers has no sdpa for model_type {model.family!r:.40}")
+    is_eager = model.attn_implementation == "eager" or not found.has_sdpa
+    return found(run, configuration(model.hf_config, found.defaults), is_eager, buffers)

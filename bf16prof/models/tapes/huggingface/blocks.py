@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 
-from bf16prof.models.autograd.attention import Heads, attention, repeated
-from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, activation, add, cast, concatenate, contiguous, mul, negative
-from bf16prof.models.autograd.pointwise import plus_number, power, reciprocal_root, row_mean, sliced
-from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.autograd.attention import Heads, attention, matrix_product, repeated
+from bf16prof.models.autograd.operators import (
+    FP32,
+    TOKEN_BYTES,
+    activation,
+    add,
+    cast,
+    concatenate,
+    contiguous,
+    mul,
+    negative,
+    softmax,
+    strided,
+    swapped,
+)
+from bf16prof.models.autograd.pointwise import dropout, over_number, plus_number, power, reciprocal_root, relu, row_mean, sliced, tanh
+from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor
 from bf16prof.models.shapes.huggingface.config import Config, shown
 from bf16prof.models.tapes import NoTape, Run
 
@@ -34,6 +48,10 @@ Tables = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles."""
 
 
+Attended = tuple[Tensor, Tensor | None]
+"""What attention gives, and the weights, if they are a tensor."""
+
+
 def rotary(tape: Tape, positions: Tensor, turned: int, width: int) -> Tables:
     """`LlamaRotaryEmbedding.forward`: tables [sequence, turned] in the dtype of the hidden states, computed in fp32."""
     frequencies = _angles(tape, positions, turned)
@@ -52,15 +70,37 @@ def _angles(tape: Tape, positions: Tensor, turned: int) -> Tensor:
 
 def turn(tape: Tape, q: Tensor, k: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
     """`apply_rotary_pos_emb`."""
-    cos, sin = tables
-    q_embed = add(tape, mul(tape, q, cos), mul(tape, _half_turned(tape, q), sin))
-    k_embed = add(tape, mul(tape, k, cos), mul(tape, _half_turned(tape, k), sin))
+    q_embed = _turned(tape, q, tables)
+    k_embed = _turned(tape, k, tables)
     return q_embed, k_embed
+
+
+def _turned(tape: Tape, x: Tensor, tables: Tables) -> Tensor:
+    cos, sin = tables
+    return add(tape, mul(tape, x, cos), mul(tape, _half_turned(tape, x), sin))
 
 
 def _half_turned(tape: Tape, x: Tensor) -> Tensor:
     first, second = sliced(tape, x, x.numel // 2), sliced(tape, x, x.numel // 2)
     return concatenate(tape, negative(tape, second), first)
+
+
+def turn_in_part(tape: Tape, q: Tensor, k: Tensor, tables: Tables, share: Fraction, *, together: bool = True) -> tuple[Tensor, Tensor]:
+    """The same for the first dimensions of each head alone, which are put together with the others: for queries and keys `together`,
+    or one after the other."""
+    q_turned, q_passed = _cut(tape, q, share)
+    k_turned, k_passed = _cut(tape, k, share)
+    if not together:
+        q_embed = concatenate(tape, _turned(tape, q_turned, tables), q_passed, layout=STRIDED)
+        return q_embed, concatenate(tape, _turned(tape, k_turned, tables), k_passed, layout=STRIDED)
+    q_turned, k_turned = turn(tape, q_turned, k_turned, tables)
+    q_embed = concatenate(tape, q_turned, q_passed, layout=STRIDED)
+    return q_embed, concatenate(tape, k_turned, k_passed, layout=STRIDED)
+
+
+def _cut(tape: Tape, x: Tensor, share: Fraction) -> tuple[Tensor, Tensor]:
+    turned = int(x.numel * share)
+    return x if turned == x.numel else sliced(tape, x, turned), sliced(tape, x, x.numel - turned)
 
 
 def windows_of(config: Config, window: int | None, slides: Callable[[int], bool]) -> list[int | None]:
@@ -76,20 +116,30 @@ def needs_mask(run: Run, window: int | None) -> bool:
     return window is not None and run.sequence >= window
 
 
-def causal_mask(tape: Tape, run: Run, window: int | None) -> Tensor | None:
-    """`sdpa_mask`: a boolean one [sequence, sequence] where it is needed."""
+def boolean_mask(tape: Tape, run: Run, window: int | None) -> Tensor:
+    """`sdpa_mask`: which positions see which, [sequence, sequence], with a window if there is one."""
     length = run.sequence
-    if not needs_mask(run, window):
-        return None
     batches, heads = tape.new(run.batch, TOKEN_BYTES, "arange"), tape.new(1, TOKEN_BYTES, "arange")
     queries, keys = counted(tape, length), counted(tape, length)
-    within = tape.new(length**2, 1, "gt")
-    near = tape.new(length**2, 1, "bitwise_and")
-    del within
-    past = tape.new(length**2, 1, "le")
-    mask = tape.new(length**2, 1, "bitwise_and")
-    del batches, heads, queries, keys, near, past
+    if window is None:
+        mask = tape.new(length**2, 1, "le")
+    else:
+        within = tape.new(length**2, 1, "gt")
+        near = tape.new(length**2, 1, "bitwise_and")
+        del within
+        past = tape.new(length**2, 1, "le")
+        mask = tape.new(length**2, 1, "bitwise_and")
+        del near, past
+    del batches, heads, queries, keys
     return mask
+
+
+def additive_mask(tape: Tape, run: Run, window: int | None, width: int) -> Tensor:
+    """`eager_mask`: what is added to the scores, [batch, 1, sequence, sequence], in a dtype of that width."""
+    mask = boolean_mask(tape, run, window)
+    added = tape.new(run.batch * mask.numel, width, "where")
+    del mask
+    return added
 
 
 def counted(tape: Tape, length: int) -> Tensor:
@@ -100,7 +150,7 @@ def counted(tape: Tape, length: int) -> Tensor:
     return counted
 
 
-def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:
+def sdpa(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:
     """`sdpa_attention_forward`, of the shape of the query."""
     if heads.queries != heads.keys and (mask is not None or heads.width > LARGEST_GROUPED_HEAD):
         k, v = repeated(tape, k, q.numel), repeated(tape, v, q.numel)
@@ -108,11 +158,49 @@ def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: T
     return contiguous(tape, attention(tape, q, k, v, heads, mask=mask))
 
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu"}
+def eager(
+    tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None, caps: bool = False, softmax_width: int = FP32
+) -> Attended:
+    """`eager_attention_forward` with `repeat_kv`: the score matrices in full. It gives the weights back as well."""
+    k, v = repeated(tape, k, q.numel), repeated(tape, v, q.numel)
+    rows = q if heads.is_by_head else strided(q.view())
+    weights = mul(tape, matrix_product(tape, rows, k, heads.rows * heads.sequence, transposed=True))
+    if caps:
+        weights = over_number(tape, weights)
+        weights = tanh(tape, weights)
+        weights = mul(tape, weights)
+    if mask is not None:
+        weights = add(tape, weights, mask)
+    weights = cast(tape, softmax(tape, weights, width=softmax_width), q.width)
+    weights = dropout(tape, weights, heads.dropout)
+    out = swapped(tape, matrix_product(tape, weights, v, q.numel))
+    return contiguous(tape, out), weights
+
+
+def _gelu_new(tape: Tape, x: Tensor) -> Tensor:
+    """`NewGELUActivation` (activations.py): operator by operator."""
+    inner = tanh(tape, mul(tape, add(tape, x, mul(tape, power(tape, x)))))
+    return mul(tape, mul(tape, x), plus_number(tape, inner))
+
+
+def _kernel(name: str) -> Callable[[Tape, Tensor], Tensor]:
+    return lambda tape, x: activation(tape, name, x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tape, Tensor], Tensor]] = {
+    "silu": _kernel("silu"),
+    "swish": _kernel("silu"),
+    "gelu": _kernel("gelu"),
+    "gelu_pytorch_tanh": _kernel("gelu"),
+    "gelu_new": _gelu_new,
+    "relu": relu,
+}
+"""By the name that a configuration gives them."""
 
 
 def act(tape: Tape, kind: object, name: str, x: Tensor) -> Tensor:
-    """The activation function of a configuration's `hidden_act`, a module of its own."""
-    if kind not in ACTIVATIONS:
-        raise NoTape(f"the activation function {kind!r:.40} is not modelled")
-    return tape.module(name, lambda x: activation(tape, ACTIVATIONS[str(kind)], x), x)
+    """An activation function, a module of its own."""
+    function = ACTIVATIONS.get(kind) if isinstance(kind, str) else None
+    if function is None:
+        raise NoTape(f"the activation function {shown(kind)} is not modelled")
+    return tape.module(name, lambda x: function(tape, x), x)

@@ -15,14 +15,15 @@ from bf16prof.models.autograd.operators import add, mul, reshaped, strided, view
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.shapes.huggingface import blocks as shapes
 from bf16prof.models.tapes.huggingface.blocks import (
+    Attended,
     Tables,
     act,
-    attend,
-    causal_mask,
     counted,
+    eager,
     needs_mask,
     rms_norm,
     rotary,
+    sdpa,
     turn,
     windows_of,
 )
@@ -43,12 +44,12 @@ class Llama(CausalLM):
 
     def body(self, tape: Tape, layers: Sequence[int]) -> Tensor:
         """LlamaModel."""
-        x = self.embedded(tape)
+        embedded = self.embedded(tape, self.hidden)
         positions = counted(tape, self.run.sequence)
         windows = self.windows
-        masks = {window: causal_mask(tape, self.run, window) for window in dict.fromkeys(windows)}
-        tables = tape.module(f"{self.root}.rotary_emb", lambda: rotary(tape, positions, self.heads.width, x.width))
-        x = self.through(tape, layers, x, lambda layer, x: self.block(tape, layer, x, tables, masks[windows[layer]]))
+        masks = self.masks(tape, windows, embedded.width)
+        tables = tape.module(f"{self.root}.rotary_emb", lambda: rotary(tape, positions, self.turned, embedded.width))
+        x = self.through(tape, layers, embedded, lambda layer, x: self.block(tape, layer, x, tables, masks[windows[layer]]))
         return self.norm(tape, f"{self.root}.norm", x, self.hidden)
 
     @property
@@ -59,13 +60,13 @@ class Llama(CausalLM):
     @property
     def kinds(self) -> Sequence[Hashable]:
         """Layers differ in whether a mask is made for their window."""
-        return [needs_mask(self.run, window) for window in self.windows]
+        return [self.is_eager or needs_mask(self.run, window) for window in self.windows]
 
     def block(self, tape: Tape, layer: int, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         """LlamaDecoderLayer."""
         residual = x
         x = self.norm(tape, "input_layernorm", x, self.hidden)
-        x = tape.module("self_attn", lambda: self.attention(tape, x, tables, mask))
+        x, _ = tape.module("self_attn", lambda: self.attention(tape, x, tables, mask))
         x = add(tape, residual, x)
         residual = x
         x = self.norm(tape, "post_attention_layernorm", x, self.hidden)
@@ -76,23 +77,31 @@ class Llama(CausalLM):
         """The norm of this family."""
         return rms_norm(tape, name, x, width)
 
-    def attention(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
+    def attention(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Attended:
         """LlamaAttention."""
-        sizes, run = self.heads, self.run
-        q, k, v = (self.projected(tape, name, x, rows) for name, rows in zip("qkv", sizes.inputs, strict=True))
+        q, k, v = (self.projected(tape, name, x, rows) for name, rows in zip("qkv", self.heads.inputs, strict=True))
         q, k = turn(tape, q, k, tables)
-        heads = Heads(run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, self.dropout)
-        attended = attend(tape, q, k, v, heads, mask=mask)
-        return linear_layer(tape, "self_attn.o_proj", attended, sizes.inputs[0], sizes.hidden, bias=self.output_bias)
+        attended, weights = self.attended(tape, q, k, v, mask)
+        return self.output(tape, attended), weights
+
+    def attended(self, tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Attended:
+        """The configured implementation of attention."""
+        sizes, run = self.heads, self.run
+        dropped = self.share("attention_dropout")
+        heads = Heads(run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, dropped)
+        if self.is_eager:
+            return eager(tape, q, k, v, heads, mask=mask, caps=self.caps_scores)
+        return sdpa(tape, q, k, v, heads, mask=mask), None
+
+    caps_scores: ClassVar[bool] = False
+
+    def output(self, tape: Tape, attended: Tensor) -> Tensor:
+        """The output projection."""
+        return linear_layer(tape, "self_attn.o_proj", attended, self.heads.inputs[0], self.hidden, bias=self.output_bias)
 
     def projected(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
         """Queries, keys or values, by heads."""
         return reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, self.hidden, rows, bias=self.bias))
-
-    @property
-    def dropout(self) -> float:
-        """Share of the attention weights that is dropped."""
-        return float(self.config.values["attention_dropout"])
 
     @property
     def bias(self) -> bool:
