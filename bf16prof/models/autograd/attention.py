@@ -176,13 +176,13 @@ def _efficient_workspace(heads: Heads, element: int) -> int:
 def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
     """`_scaled_dot_product_attention_math`: the score matrices in full, and every head with its own keys and values."""
     width, scores = query.width, heads.rows * heads.sequence
-    query = strided(mul(tape, query))
+    query = mul(tape, query) if heads.is_by_head else strided(mul(tape, query))
     if mask is None:
         mask = _causal_mask(tape, heads.sequence**2, width)
-    key, value = (repeated(tape, each, query.numel) for each in (key, value))
+    key, value = repeated(tape, key, query.numel, is_by_head=heads.is_by_head), repeated(tape, value, query.numel)
     keys = mul(tape, key)
     keys.layout = key.layout
-    rows = _relaid(tape, contiguous(tape, query))
+    rows = query if heads.is_by_head else _relaid(tape, contiguous(tape, query))
     keys, value = contiguous(tape, keys), contiguous(tape, value)
     products = product(tape, rows, keys, scores, transposed=True)
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
@@ -212,10 +212,10 @@ def matrix_product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, transposed: 
     return product(tape, a, b, numel, transposed=transposed)
 
 
-def repeated(tape: Tape, x: Tensor, numel: int) -> Tensor:
+def repeated(tape: Tape, x: Tensor, numel: int, *, is_by_head: bool = False) -> Tensor:
     """`repeat_interleave`: keys or values once for every head of the queries."""
     if x.numel == numel:
-        return strided(x.view())
+        return x if is_by_head else strided(x.view())
     size = x.numel
     return tape.new(numel, x.width, "clone", tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum", None, STRIDED),)))
 

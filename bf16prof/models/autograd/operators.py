@@ -145,11 +145,12 @@ def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Te
     """`_softmax` (or one of its kin) in a dtype of that width, under autocast in fp32 (for bf16 by way of a copy)."""
     wide = width or (FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else x.width)
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
+    source_width = source.width
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        grad = tape.new(grads[0].numel, grads[0].width, "_softmax_backward_data")
-        tape.touch(grad.bytes, "_softmax_backward_data")
+        grad = tape.new(grads[0].numel, source_width, "_softmax_backward_data")
+        tape.touch(grads[0].bytes, "_softmax_backward_data")
         del saved
         return (grad,)
 

@@ -18,6 +18,8 @@ from bf16prof.profiles.models import HuggingFaceSettings
 
 FAMILIES_PACKAGE = f"{__name__}.families"
 IMPLEMENTATIONS = (None, "sdpa", "eager")
+NOT_MODELLED = ("use_bidirectional_attention", "layerdrop")
+"""Keys that, when set, change what is computed, in ways that no tape knows."""
 
 
 @functools.cache
@@ -38,6 +40,11 @@ def network_of(run: Run, model: HuggingFaceSettings) -> Network:
     if model.family not in model_types():
         raise NoTape(f"the activations of model_type {model.family!r:.40} are not modelled")
     found = model_types()[model.family]
+    for key in NOT_MODELLED:
+        if model.hf_config.get(key):
+            raise NoTape(f"model.hf_config.{key} is not modelled")
+    if model.hf_config.get("is_causal") is False:
+        raise NoTape("attention that is not causal is not modelled")
     if model.attn_implementation == "sdpa" and not found.has_sdpa:
         raise NoTape(f"transformers has no sdpa for model_type {model.family!r:.40}")
     is_eager = model.attn_implementation == "eager" or not found.has_sdpa

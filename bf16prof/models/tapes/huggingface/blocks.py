@@ -162,7 +162,7 @@ def eager(
     tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None, caps: bool = False, softmax_width: int = FP32
 ) -> Attended:
     """`eager_attention_forward` with `repeat_kv`: the score matrices in full. It gives the weights back as well."""
-    k, v = repeated(tape, k, q.numel), repeated(tape, v, q.numel)
+    k, v = repeated(tape, k, q.numel, is_by_head=heads.is_by_head), repeated(tape, v, q.numel)
     rows = q if heads.is_by_head else strided(q.view())
     weights = mul(tape, matrix_product(tape, rows, k, heads.rows * heads.sequence, transposed=True))
     if caps:

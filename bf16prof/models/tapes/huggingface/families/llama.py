@@ -36,6 +36,8 @@ class Llama(CausalLM):
     """LlamaForCausalLM."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"hidden_act": "silu", "attention_dropout": 0.0}
+    activation: ClassVar[str] = "hidden_act"
+    is_by_head: ClassVar[bool] = False
 
     @property
     def heads(self) -> shapes.Heads:
@@ -48,9 +50,17 @@ class Llama(CausalLM):
         positions = counted(tape, self.run.sequence)
         windows = self.windows
         masks = self.masks(tape, windows, embedded.width)
-        tables = tape.module(f"{self.root}.rotary_emb", lambda: rotary(tape, positions, self.turned, embedded.width))
-        x = self.through(tape, layers, embedded, lambda layer, x: self.block(tape, layer, x, tables, masks[windows[layer]]))
+        tables = self.tables(tape, positions, embedded.width)
+        x = self.through(tape, layers, embedded, lambda layer, x: self.block(tape, x, tables[windows[layer]], masks[windows[layer]]))
         return self.norm(tape, f"{self.root}.norm", x, self.hidden)
+
+    def tables(self, tape: Tape, positions: Tensor, width: int) -> Mapping[int | None, Tables]:
+        """Of the rotary angles, by window; the same for all layers."""
+        return dict.fromkeys(self.windows, self.turning(tape, positions, width))
+
+    def turning(self, tape: Tape, positions: Tensor, width: int) -> Tables:
+        """`rotary_emb`."""
+        return tape.module(f"{self.root}.rotary_emb", lambda: rotary(tape, positions, self.turned, width))
 
     @property
     def windows(self) -> Sequence[int | None]:
@@ -62,7 +72,7 @@ class Llama(CausalLM):
         """Layers differ in whether a mask is made for their window."""
         return [self.is_eager or needs_mask(self.run, window) for window in self.windows]
 
-    def block(self, tape: Tape, layer: int, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
+    def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         """LlamaDecoderLayer."""
         residual = x
         x = self.norm(tape, "input_layernorm", x, self.hidden)
@@ -79,7 +89,7 @@ class Llama(CausalLM):
 
     def attention(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Attended:
         """LlamaAttention."""
-        q, k, v = (self.projected(tape, name, x, rows) for name, rows in zip("qkv", self.heads.inputs, strict=True))
+        q, k, v = self.by_heads(tape, x)
         q, k = turn(tape, q, k, tables)
         attended, weights = self.attended(tape, q, k, v, mask)
         return self.output(tape, attended), weights
@@ -88,20 +98,28 @@ class Llama(CausalLM):
         """The configured implementation of attention."""
         sizes, run = self.heads, self.run
         dropped = self.share("attention_dropout")
-        heads = Heads(run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, dropped)
+        heads = Heads(run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, dropped, self.is_by_head)
         if self.is_eager:
-            return eager(tape, q, k, v, heads, mask=mask, caps=self.caps_scores)
+            return eager(tape, q, k, v, heads, mask=mask, caps=self.caps)
         return sdpa(tape, q, k, v, heads, mask=mask), None
 
-    caps_scores: ClassVar[bool] = False
+    @property
+    def caps(self) -> bool:
+        """Whether the scores are capped."""
+        return False
 
     def output(self, tape: Tape, attended: Tensor) -> Tensor:
         """The output projection."""
         return linear_layer(tape, "self_attn.o_proj", attended, self.heads.inputs[0], self.hidden, bias=self.output_bias)
 
+    def by_heads(self, tape: Tape, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values."""
+        q, k, v = (reshaped(tape, self.projected(tape, name, x, rows)) for name, rows in zip("qkv", self.heads.inputs, strict=True))
+        return q, k, v
+
     def projected(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
-        """Queries, keys or values, by heads."""
-        return reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, self.hidden, rows, bias=self.bias))
+        """One of the three projections."""
+        return linear_layer(tape, f"self_attn.{name}_proj", x, self.hidden, rows, bias=self.bias)
 
     @property
     def bias(self) -> bool:
@@ -120,7 +138,7 @@ class Llama(CausalLM):
         def layer(name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
             return linear_layer(tape, f"mlp.{name}_proj", x, inputs, outputs, bias=bias)
 
-        kind = self.config.values["hidden_act"]
+        kind = self.config.values[self.activation]
         return layer(
             "down", mul(tape, act(tape, kind, "mlp.act_fn", layer("gate", x, hidden, wide)), layer("up", x, hidden, wide)), wide, hidden
         )
@@ -174,12 +192,12 @@ class Qwen2(Llama):
 class Qwen3(Qwen2):
     """Qwen3ForCausalLM: queries and keys are normed."""
 
-    def projected(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
-        """Normed by head, but for values."""
-        out = linear_layer(tape, f"self_attn.{name}_proj", x, self.hidden, rows, bias=self.bias)
-        return (
-            reshaped(tape, out) if name == "v" else strided(self.norm(tape, f"self_attn.{name}_norm", viewed(tape, out), self.heads.width))
-        )
+    def by_heads(self, tape: Tape, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys are normed at once."""
+        rows, width = self.heads.inputs, self.heads.width
+        q = strided(self.norm(tape, "self_attn.q_norm", viewed(tape, self.projected(tape, "q", x, rows[0])), width))
+        k = strided(self.norm(tape, "self_attn.k_norm", viewed(tape, self.projected(tape, "k", x, rows[1])), width))
+        return q, k, reshaped(tape, self.projected(tape, "v", x, rows[2]))
 
     @property
     def bias(self) -> bool:

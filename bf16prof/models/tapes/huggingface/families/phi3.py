@@ -1,0 +1,59 @@
+"""Phi-3 and Phi-4: Llama's layer with one projection for query, key and value, and one for gate and up.
+
+transformers 5.23.0: `models/phi3/modeling_phi3.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from bf16prof.models.autograd.operators import add, mul, reshaped, split
+from bf16prof.models.autograd.pointwise import sliced
+from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.tapes.huggingface.blocks import Attended, Tables, act, turn_in_part
+from bf16prof.models.tapes.huggingface.families.llama import Mistral
+from bf16prof.models.tapes.layers import dropout_layer, linear_layer
+
+
+@dataclass(frozen=True, eq=False)
+class Phi3(Mistral):
+    """Phi3ForCausalLM."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {**Mistral.defaults, "sliding_window": None, "resid_pdrop": 0.0}
+    is_by_head: ClassVar[bool] = True
+
+    def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
+        """Phi3DecoderLayer."""
+        dropped = self.share("resid_pdrop")
+        residual = x
+        x = self.norm(tape, "input_layernorm", x, self.hidden)
+        x, _ = tape.module("self_attn", lambda: self.attention(tape, x, tables, mask))
+        x = add(tape, residual, dropout_layer(tape, "resid_attn_dropout", x, dropped))
+        residual = x
+        x = self.norm(tape, "post_attention_layernorm", x, self.hidden)
+        x = tape.module("mlp", lambda x: self.mlp(tape, x), x)
+        return add(tape, residual, dropout_layer(tape, "resid_mlp_dropout", x, dropped))
+
+    def attention(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Attended:
+        """Phi3Attention."""
+        rows = self.heads.inputs
+        qkv = linear_layer(tape, "self_attn.qkv_proj", x, self.hidden, sum(rows), bias=False)
+        q, k, v = (sliced(tape, qkv, self.run.tokens * each) for each in rows)
+        q, k, v = (reshaped(tape, each) for each in (q, k, v))
+        q, k = turn_in_part(tape, q, k, tables, Fraction(self.turned, self.heads.width), together=False)
+        attended, weights = self.attended(tape, q, k, v, mask)
+        return self.output(tape, attended), weights
+
+    def mlp(self, tape: Tape, x: Tensor) -> Tensor:
+        """Phi3MLP."""
+        hidden, wide = self.hidden, self.config.count("intermediate_size")
+        up = linear_layer(tape, "mlp.gate_up_proj", x, hidden, 2 * wide, bias=False)
+        gate, up = split(tape, up, [up.numel // 2] * 2)
+        up = mul(tape, up, act(tape, self.config.values[self.activation], "mlp.activation_fn", gate))
+        return linear_layer(tape, "mlp.down_proj", up, wide, hidden, bias=False)
+
+
+FAMILIES = {"phi3": Phi3}
