@@ -67,7 +67,8 @@ def _too_wide(heads: Heads, capability: tuple[int, int]) -> bool:
 
 def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:
     """Causal `scaled_dot_product_attention`, or that with a mask [sequence, sequence], of the shape of the query."""
-    return _attention(tape, autocast(tape, query), autocast(tape, key), autocast(tape, value), heads, mask=mask)
+    value, key, query = (autocast(tape, each) for each in (value, key, query))
+    return _attention(tape, query, key, value, heads, mask=mask)
 
 
 def _additive(tape: Tape, mask: Tensor, heads: Heads, width: int, kernel: str) -> Tensor:
@@ -105,7 +106,7 @@ def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Hea
     tape.touch(_forward_scratch(kernel, heads, query.width), name)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
-        kept += [tape.new(1, SEED_BYTES, name) for _ in range(2)]
+        kept += [tape.new(1 + (kernel == "flash"), SEED_BYTES, name), tape.new(1, SEED_BYTES, name)]
     tape.save(node, tape.detached(out), *kept)
     return _cut(tape, out, heads.width, padded) if padded else out
 

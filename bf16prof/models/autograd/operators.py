@@ -69,21 +69,24 @@ def negative(tape: Tape, x: Tensor) -> Tensor:
 
 
 def concatenate(tape: Tape, *parts: Tensor, layout: int = CONTIGUOUS) -> Tensor:
-    """`torch.cat`, whose backward gives views."""
+    """`torch.cat`, whose backward gives views; under autocast in the widest dtype of the parts."""
+    width = max(each.width for each in parts)
+    if tape.precision.autocast:
+        parts = tuple(cast(tape, each, width) for each in parts)
     sizes = [each.numel for each in parts]
 
     def run(_: Node, grads: list[Any]) -> Sequence[Any]:
         return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
 
-    return tape.new(sum(sizes), max(each.width for each in parts), "cat", tape.node(parts, run), layout)
+    return tape.new(sum(sizes), width, "cat", tape.node(parts, run), layout)
 
 
 def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Views of parts of x, whose gradients are put together again."""
-    total, width = x.numel, x.width
-    node = tape.node((x,), lambda _, grads: (tape.new(total, width, "cat"),))
+    total, width, layout = x.numel, x.width, x.layout
+    node = tape.node((x,), lambda _, grads: (tape.new(total, width, "cat", None, layout),))
     whole = tape.detached(x)
-    return [Tensor(whole.storage, size, width, node, slot) for slot, size in enumerate(sizes)]
+    return [Tensor(whole.storage, size, width, node, slot, layout=layout) for slot, size in enumerate(sizes)]
 
 
 def select(tape: Tape, x: Tensor, count: int) -> list[Tensor]:
@@ -216,17 +219,19 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
     """`F.linear` of x [..., inputs]: `addmm` with a bias, `mm` without or where x is copied; under ZeRO-3 DeepSpeed's own."""
     if tape.zero3:
         return _zero3_linear(tape, x, weight, bias, inputs, is_matrix=is_matrix)
-    return affine(tape, x, weight, bias, inputs)
-
-
-def affine(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int) -> Tensor:
-    """PyTorch's `linear`, or `addmm` itself, which DeepSpeed leaves alone."""
     bias = None if bias is None else autocast(tape, bias)
     weight = autocast(tape, weight)
     x = autocast(tape, x)
     if bias is not None and x.layout != CONTIGUOUS:
         return _add_bias(tape, _matrix_product(tape, contiguous(tape, x), weight, inputs), bias)
     return _matrix_product(tape, x, weight, inputs, bias)
+
+
+def addmm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor, inputs: int) -> Tensor:
+    """`addmm` itself, which DeepSpeed leaves alone; its arguments are cast from the last to the first."""
+    weight = autocast(tape, weight)
+    x = autocast(tape, x)
+    return _matrix_product(tape, x, weight, inputs, autocast(tape, bias))
 
 
 def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None) -> Tensor:

@@ -104,7 +104,7 @@ class Parameter(Tensor):
         self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
 
-Out = TypeVar("Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor | None])
+Out = TypeVar("Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor | None])
 """What a module gives back."""
 
 Run = Callable[["Node", list[Any]], Sequence[Any]]
@@ -164,7 +164,7 @@ class Held:
 class Frame:
     """A checkpointed layer: its function and its input, and what its recomputation saved (`checkpoint.py`, _CheckpointFrame)."""
 
-    def __init__(self, tape: Tape, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, tape: Tape, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self._tape, self._function, self._inputs = tape, function, inputs
         self._held: list[weakref.ref[Held]] = []
         self._seen = 0
@@ -282,7 +282,7 @@ class Tape:
         self.events.append(Event("gradient", key, storage.bytes))
         storage.bytes = 0
 
-    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def checkpoint(self, function: Callable[..., Out], *inputs: Tensor) -> Out:
         """`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`."""
         frame = Frame(self, function, inputs)
         outer, self.pack = self.pack, frame.pack

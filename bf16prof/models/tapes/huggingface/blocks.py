@@ -70,12 +70,13 @@ def _angles(tape: Tape, positions: Tensor, turned: int) -> Tensor:
 
 def turn(tape: Tape, q: Tensor, k: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
     """`apply_rotary_pos_emb`."""
-    q_embed = _turned(tape, q, tables)
-    k_embed = _turned(tape, k, tables)
+    q_embed = turned(tape, q, tables)
+    k_embed = turned(tape, k, tables)
     return q_embed, k_embed
 
 
-def _turned(tape: Tape, x: Tensor, tables: Tables) -> Tensor:
+def turned(tape: Tape, x: Tensor, tables: Tables) -> Tensor:
+    """Each pair of dimensions turned by its angle."""
     cos, sin = tables
     return add(tape, mul(tape, x, cos), mul(tape, _half_turned(tape, x), sin))
 
@@ -85,22 +86,20 @@ def _half_turned(tape: Tape, x: Tensor) -> Tensor:
     return concatenate(tape, negative(tape, second), first)
 
 
-def turn_in_part(tape: Tape, q: Tensor, k: Tensor, tables: Tables, share: Fraction, *, together: bool = True) -> tuple[Tensor, Tensor]:
-    """The same for the first dimensions of each head alone, which are put together with the others: for queries and keys `together`,
-    or one after the other."""
-    q_turned, q_passed = _cut(tape, q, share)
-    k_turned, k_passed = _cut(tape, k, share)
-    if not together:
-        q_embed = concatenate(tape, _turned(tape, q_turned, tables), q_passed, layout=STRIDED)
-        return q_embed, concatenate(tape, _turned(tape, k_turned, tables), k_passed, layout=STRIDED)
-    q_turned, k_turned = turn(tape, q_turned, k_turned, tables)
-    q_embed = concatenate(tape, q_turned, q_passed, layout=STRIDED)
-    return q_embed, concatenate(tape, k_turned, k_passed, layout=STRIDED)
+def turn_in_part(tape: Tape, q: Tensor, k: Tensor, tables: Tables, share: Fraction) -> tuple[Tensor, Tensor]:
+    """The same for the first dimensions of each head alone, which are put together with the others."""
+    q_turned, q_passed = cut(tape, q, share)
+    k_turned, k_passed = cut(tape, k, share)
+    q_embed, k_embed = turn(tape, q_turned, k_turned, tables)
+    q_embed = concatenate(tape, q_embed, q_passed, layout=STRIDED)
+    k_embed = concatenate(tape, k_embed, k_passed, layout=STRIDED)
+    return q_embed, k_embed
 
 
-def _cut(tape: Tape, x: Tensor, share: Fraction) -> tuple[Tensor, Tensor]:
-    turned = int(x.numel * share)
-    return x if turned == x.numel else sliced(tape, x, turned), sliced(tape, x, x.numel - turned)
+def cut(tape: Tape, x: Tensor, share: Fraction) -> tuple[Tensor, Tensor]:
+    """The dimensions of each head that are turned, and the others."""
+    first = int(x.numel * share)
+    return x if first == x.numel else sliced(tape, x, first), sliced(tape, x, x.numel - first)
 
 
 def windows_of(config: Config, window: int | None, slides: Callable[[int], bool]) -> list[int | None]:
@@ -124,7 +123,9 @@ def boolean_mask(tape: Tape, run: Run, window: int | None) -> Tensor:
     if window is None:
         mask = tape.new(length**2, 1, "le")
     else:
+        first = tape.new(length, TOKEN_BYTES, "sub")
         within = tape.new(length**2, 1, "gt")
+        del first
         near = tape.new(length**2, 1, "bitwise_and")
         del within
         past = tape.new(length**2, 1, "le")
@@ -171,7 +172,11 @@ def eager(
         weights = mul(tape, weights)
     if mask is not None:
         weights = add(tape, weights, mask)
-    weights = cast(tape, softmax(tape, weights, width=softmax_width), q.width)
+    if softmax_width:
+        weights = cast(tape, softmax(tape, weights, width=softmax_width), q.width)
+    else:
+        weights = softmax(tape, weights)
+        weights = cast(tape, weights, q.width)
     weights = dropout(tape, weights, heads.dropout)
     out = swapped(tape, matrix_product(tape, weights, v, q.numel))
     return contiguous(tape, out), weights
@@ -179,8 +184,8 @@ def eager(
 
 def _gelu_new(tape: Tape, x: Tensor) -> Tensor:
     """`NewGELUActivation` (activations.py): operator by operator."""
-    inner = tanh(tape, mul(tape, add(tape, x, mul(tape, power(tape, x)))))
-    return mul(tape, mul(tape, x), plus_number(tape, inner))
+    half = mul(tape, x)
+    return mul(tape, half, plus_number(tape, tanh(tape, mul(tape, add(tape, x, mul(tape, power(tape, x)))))))
 
 
 def _kernel(name: str) -> Callable[[Tape, Tensor], Tensor]:

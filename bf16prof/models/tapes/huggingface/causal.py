@@ -13,8 +13,9 @@ from bf16prof.models.shapes.huggingface.config import Config, shown
 from bf16prof.models.tapes import NoTape, Run
 from bf16prof.models.tapes.huggingface.blocks import additive_mask, boolean_mask, needs_mask
 
-Layer = Callable[[int, Tensor], Tensor]
-"""From a layer's number and its input to its output."""
+Outputs = Tensor | tuple[Tensor, Tensor | None]
+Layer = Callable[[int, Tensor], Outputs]
+"""From a layer's number and its input to its output, which other tensors may accompany."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +100,20 @@ class CausalLM:
         return tape.module(name, lambda: embedding(tape, table, self.run.tokens, width))
 
     def through(self, tape: Tape, layers: Sequence[int], x: Tensor, forward: Layer) -> Tensor:
-        """The layers one after the other (`GradientCheckpointingLayer`: checkpointing is inside of the module's hooks)."""
+        """The layers one after the other (`GradientCheckpointingLayer`: checkpointing is inside of the module's hooks).
+
+        What else a layer gives, such as its attention weights, is held until the next layer is over.
+        """
         for layer in layers:
             x = tape.cut(x, layer)
 
-            def call(x: Tensor, layer: int = layer) -> Tensor:
+            def call(x: Tensor, layer: int = layer) -> Outputs:
                 with tape.at_layer(layer):
                     return forward(layer, x)
 
             with tape.at_layer(layer):
-                x = tape.module("block", lambda x, call=call: tape.checkpoint(call, x) if self.run.checkpointing else call(x), x)
+                outputs = tape.module("block", lambda x, call=call: tape.checkpoint(call, x) if self.run.checkpointing else call(x), x)
+            x = outputs[0] if isinstance(outputs, tuple) else outputs
         return tape.cut(x, -1)
 
     def _forward(self, tape: Tape, layers: Sequence[int]) -> Tensor:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from bf16prof.models.autograd.operators import add, mul, reshaped, split
+from bf16prof.models.autograd.operators import add, concatenate, mul, reshaped, split
 from bf16prof.models.autograd.pointwise import sliced
-from bf16prof.models.autograd.tape import Tape, Tensor
-from bf16prof.models.tapes.huggingface.blocks import Attended, Tables, act, turn_in_part
+from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor
+from bf16prof.models.tapes.huggingface.blocks import Attended, Tables, act, cut, turned
 from bf16prof.models.tapes.huggingface.families.llama import Mistral
 from bf16prof.models.tapes.layers import dropout_layer, linear_layer
 
@@ -43,9 +43,16 @@ class Phi3(Mistral):
         qkv = linear_layer(tape, "self_attn.qkv_proj", x, self.hidden, sum(rows), bias=False)
         q, k, v = (sliced(tape, qkv, self.run.tokens * each) for each in rows)
         q, k, v = (reshaped(tape, each) for each in (q, k, v))
-        q, k = turn_in_part(tape, q, k, tables, Fraction(self.turned, self.heads.width), together=False)
+        q, k = self._turned(tape, q, k, tables)
         attended, weights = self.attended(tape, q, k, v, mask)
         return self.output(tape, attended), weights
+
+    def _turned(self, tape: Tape, q: Tensor, k: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        share = Fraction(self.turned, self.heads.width)
+        q_first, q_passed = cut(tape, q, share)
+        k_first, k_passed = cut(tape, k, share)
+        q_embed = concatenate(tape, turned(tape, q_first, tables), q_passed, layout=STRIDED)
+        return q_embed, concatenate(tape, turned(tape, k_first, tables), k_passed, layout=STRIDED)
 
     def mlp(self, tape: Tape, x: Tensor) -> Tensor:
         """Phi3MLP."""
