@@ -46,10 +46,10 @@ class GPT2(CausalLM):
         positions = counted(tape, self.run.sequence)
         rows = tape.parameter("transformer.wpe.weight", self.config.count("n_positions") * self.hidden)
         placed = tape.module("transformer.wpe", lambda: embedding(tape, rows, self.run.sequence, self.hidden, positions))
-        x = add(tape, embedded, placed)
+        entering = [add(tape, embedded, placed)]
         mask = self.masks(tape, [None], embedded.width)[None]
-        x = dropout_layer(tape, "transformer.drop", x, self.share("embd_pdrop"))
-        x = self.through(tape, layers, x, lambda _, x: self.block(tape, x, mask))
+        entering = [dropout_layer(tape, "transformer.drop", entering.pop(), self.share("embd_pdrop"))]
+        x = self.through(tape, layers, entering.pop(), lambda _, x: self.block(tape, x, mask))
         return norm_layer(tape, "transformer.ln_f", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -33,9 +33,9 @@ class GPTNeoX(CausalLM):
         embedded = self.embedded(tape, self.hidden)
         positions = counted(tape, self.run.sequence)
         mask = self.masks(tape, [None], embedded.width)[None]
-        x = dropout_layer(tape, "gpt_neox.emb_dropout", embedded, self.share("hidden_dropout"))
-        tables = tape.module("gpt_neox.rotary_emb", lambda: rotary(tape, positions, self.turned, x.width))
-        x = self.through(tape, layers, x, lambda _, x: self.block(tape, x, tables, mask))
+        entering = [dropout_layer(tape, "gpt_neox.emb_dropout", embedded, self.share("hidden_dropout"))]
+        tables = tape.module("gpt_neox.rotary_emb", lambda: rotary(tape, positions, self.turned, embedded.width))
+        x = self.through(tape, layers, entering.pop(), lambda _, x: self.block(tape, x, tables, mask))
         return norm_layer(tape, "gpt_neox.final_layer_norm", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
