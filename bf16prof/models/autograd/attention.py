@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.models.autograd.operators import FP32, autocast, contiguous, mul, product, softmax, strided, swapped
+from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, Node, Tape, Tensor
 
@@ -33,6 +33,8 @@ class Heads:
     width: int
     capability: tuple[int, int] | None
     dropout: float = 0.0
+    enable_gqa: bool = True
+    """Whether kernels may be told that heads of keys are shared: they do not share them by themselves."""
     is_by_head: bool = False
     """Whether queries and keys lie in memory head by head, not position by position: kernels of half precision answer in that order."""
 
@@ -52,6 +54,8 @@ def backend(heads: Heads, element: int, *, has_mask: bool = False) -> str:
     capability, half, grouped = heads.capability, element < FP32, heads.queries != heads.keys
     if capability is None:
         return "cpu"
+    if grouped and not heads.enable_gqa:
+        return "math"
     cudnn = half and heads.width % 8 == 0 and heads.sequence > 1 and heads.width <= (256 if capability == (9, 0) else 128)
     flash = half and heads.width <= 256 and not has_mask and not _too_wide(heads, capability)
     efficient = not grouped and heads.width % (8 if half else 4) == 0
@@ -175,26 +179,37 @@ def _efficient_workspace(heads: Heads, element: int) -> int:
 
 
 def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
-    """`_scaled_dot_product_attention_math`: the score matrices in full, and every head with its own keys and values."""
+    """`_scaled_dot_product_attention_math`, in fp32."""
+    given = query.width
+    with tape.without_autocast():
+        query, key, value = cast(tape, query, FP32), cast(tape, key, FP32), cast(tape, value, FP32)
+        return _in_full(tape, query, key, value, heads, mask=mask, given=given)
+
+
+def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None, given: int) -> Tensor:
+    """The score matrices in full, and every head with its own keys and values, which matrix products repeat where nothing else does."""
     width, scores = query.width, heads.rows * heads.sequence
-    query = mul(tape, query) if heads.is_by_head else strided(mul(tape, query))
+    scaled = mul(tape, query) if heads.is_by_head else strided(mul(tape, query))
     if mask is None:
         mask = _causal_mask(tape, heads.sequence**2, width)
-    key, value = repeated(tape, key, query.numel, is_by_head=heads.is_by_head), repeated(tape, value, query.numel)
+    if heads.enable_gqa:
+        key, value = repeated(tape, key, query.numel, is_by_head=heads.is_by_head), repeated(tape, value, query.numel)
     keys = mul(tape, key)
     keys.layout = key.layout
-    rows = query if heads.is_by_head else _relaid(tape, contiguous(tape, query))
-    keys, value = contiguous(tape, keys), contiguous(tape, value)
-    products = product(tape, rows, keys, scores, transposed=True)
+    rows = contiguous(tape, scaled)
+    products = product(tape, rows, contiguous(tape, repeated(tape, keys, query.numel, is_by_head=True)), scores, transposed=True)
+    del rows, keys
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
-    del products, rows
+    del products
     weights = softmax(tape, masked, name="_safe_softmax")
     tape.touch(_rounded(scores, heads.rows), "_safe_softmax")
     del masked
     weights = dropout(tape, weights, heads.dropout)
-    out = product(tape, weights, value, query.numel)
-    del mask
-    return swapped(tape, out)
+    returned = cast(tape, tape.detached(weights), given)
+    out = product(tape, weights, contiguous(tape, repeated(tape, value, query.numel, is_by_head=True)), query.numel)
+    out = cast(tape, swapped(tape, out), given)
+    del mask, scaled, returned
+    return out
 
 
 def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
@@ -208,27 +223,14 @@ def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
 
 def matrix_product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, transposed: bool = False) -> Tensor:
     """`matmul` of the matrices of all heads, copied where they do not lie head by head."""
-    left, right = autocast(tape, a), autocast(tape, b)
+    right, left = autocast(tape, b), autocast(tape, a)
     a, b = contiguous(tape, left), contiguous(tape, right)
     return product(tape, a, b, numel, transposed=transposed)
 
 
-def repeated(tape: Tape, x: Tensor, numel: int, *, is_by_head: bool = False) -> Tensor:
-    """`repeat_interleave`: keys or values once for every head of the queries."""
-    if x.numel == numel:
+def repeated(tape: Tape, x: Tensor, numel: int, *, is_by_head: bool = False, is_copied: bool = False) -> Tensor:
+    """`repeat_interleave`: keys or values once for every head of the queries; copied even where there is one for each."""
+    if x.numel == numel and not is_copied:
         return x if is_by_head else strided(x.view())
     size = x.numel
     return tape.new(numel, x.width, "clone", tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum", None, STRIDED),)))
-
-
-def _relaid(tape: Tape, x: Tensor) -> Tensor:
-    """x, whose gradient is viewed in the layout that it had before it was copied."""
-
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
-        grad = grads[0].view()
-        grad.layout = CONTIGUOUS
-        return (grad,)
-
-    out = x.view()
-    out.node, out.slot = tape.node((x,), run), 0
-    return out

@@ -234,6 +234,12 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
     return _matrix_product(tape, x, weight, inputs, bias)
 
 
+def matmul(tape: Tape, x: Tensor, weight: Tensor, inputs: int) -> Tensor:
+    """`matmul` of x [..., inputs] with a matrix: `mm` of its rows."""
+    weight = autocast(tape, weight)
+    return _matrix_product(tape, autocast(tape, x), weight, inputs)
+
+
 def addmm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor, inputs: int) -> Tensor:
     """`addmm` itself, which DeepSpeed leaves alone; its arguments are cast from the last to the first."""
     weight = autocast(tape, weight)

@@ -69,6 +69,22 @@ def sliced(tape: Tape, x: Tensor, numel: int) -> Tensor:
     return Tensor(x.storage, numel, x.width, node, layout=STRIDED)
 
 
+def indexed(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """`index`: a copy of a part of x, whose gradient is put into one as large as x."""
+    whole = x.numel
+
+    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+        zeros = tape.new(whole, grads[0].width, "new_zeros")
+        return (tape.new(zeros.numel, zeros.width, "index_put"),)
+
+    return tape.new(numel, x.width, "index", tape.node((x,), run))
+
+
+def added_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
+    """`x += y`."""
+    return Tensor(x.storage, x.numel, x.width, tape.node((x, y), lambda _, grads: (grads[0], grads[0])), layout=x.layout)
+
+
 def _chain(tape: Tape, *names: str) -> Callable[[Node, list[Any]], Sequence[Any]]:
     """A backward formula of one result, from so many operators; what they give is held until it is there."""
 

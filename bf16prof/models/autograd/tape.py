@@ -12,7 +12,7 @@ import contextlib
 import heapq
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 from bf16prof.records import Component, Label
@@ -236,6 +236,10 @@ class Tape:
         storage = self._pin(tensor) if isinstance(tensor, Parameter) else tensor.storage
         return Tensor(storage, tensor.numel, tensor.width, layout=tensor.layout)
 
+    def view_of(self, parameter: Parameter) -> Tensor:
+        """A view of a parameter, which is cast anew where autocast wants it."""
+        return Tensor(self._pin(parameter), parameter.numel, parameter.width, self.node((parameter,), lambda _, grads: grads))
+
     def _pin(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, Parameter) or not self.zero3:
             return tensor.storage
@@ -274,6 +278,15 @@ class Tape:
             yield
         finally:
             self.layer = outer
+
+    @contextlib.contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """Inside, nothing is cast (`ExcludeDispatchKeyGuard`)."""
+        outer, self.precision = self.precision, replace(self.precision, autocast=0)
+        try:
+            yield
+        finally:
+            self.precision = outer
 
     def hand_over(self, grad: Tensor, key: tuple[int, str]) -> None:
         """The gradient of a parameter is there, and belongs to the engine from now on."""

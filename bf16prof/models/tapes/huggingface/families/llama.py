@@ -98,7 +98,9 @@ class Llama(CausalLM):
         """The configured implementation of attention."""
         sizes, run = self.heads, self.run
         dropped = self.share("attention_dropout")
-        heads = Heads(run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, dropped, self.is_by_head)
+        heads = Heads(
+            run.batch, sizes.heads, sizes.kv_heads, run.sequence, sizes.width, run.capability, dropped, is_by_head=self.is_by_head
+        )
         if self.is_eager:
             return eager(tape, q, k, v, heads, mask=mask, caps=self.caps)
         return sdpa(tape, q, k, v, heads, mask=mask), None
