@@ -85,6 +85,28 @@ def added_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
     return Tensor(x.storage, x.numel, x.width, tape.node((x, y), lambda _, grads: (grads[0], grads[0])), layout=x.layout)
 
 
+def row_sum(tape: Tape, x: Tensor, rows: int) -> Tensor:
+    """The sum of each of so many rows, whose gradient is a view."""
+    numel = x.numel
+    node = tape.node((x,), lambda _, grads: (Tensor(grads[0].storage, numel, grads[0].width, layout=STRIDED),))
+    return tape.new(rows, x.width, "sum", node)
+
+
+def divided_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
+    """`x /= y`, which keeps a copy of x for y's gradient."""
+    whole = x.numel
+
+    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+        saved = node.unpack()
+        of_x = tape.new(whole, grads[0].width, "div")
+        of_y = tape.new(whole, grads[0].width, "mul")
+        del saved
+        return (of_x, of_y)
+
+    kept = tape.new(whole, x.width, "clone")
+    return Tensor(x.storage, whole, x.width, tape.node((x, y), run, kept, y), layout=x.layout)
+
+
 def _chain(tape: Tape, *names: str) -> Callable[[Node, list[Any]], Sequence[Any]]:
     """A backward formula of one result, from so many operators; what they give is held until it is there."""
 

@@ -135,15 +135,17 @@ class Llama(CausalLM):
 
     def mlp(self, tape: Tape, x: Tensor) -> Tensor:
         """LlamaMLP."""
-        hidden, wide, bias = self.hidden, self.config.count("intermediate_size"), bool(self.config.values.get("mlp_bias"))
+        return self.gated(tape, "mlp", x, self.config.count("intermediate_size"))
 
-        def layer(name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
-            return linear_layer(tape, f"mlp.{name}_proj", x, inputs, outputs, bias=bias)
+    def gated(self, tape: Tape, name: str, x: Tensor, wide: int) -> Tensor:
+        """A gated MLP of that width."""
+        hidden, bias = self.hidden, bool(self.config.values.get("mlp_bias"))
 
-        kind = self.config.values[self.activation]
-        return layer(
-            "down", mul(tape, act(tape, kind, "mlp.act_fn", layer("gate", x, hidden, wide)), layer("up", x, hidden, wide)), wide, hidden
-        )
+        def layer(part: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
+            return linear_layer(tape, f"{name}.{part}_proj", x, inputs, outputs, bias=bias)
+
+        gate = act(tape, self.config.values[self.activation], f"{name}.act_fn", layer("gate", x, hidden, wide))
+        return layer("down", mul(tape, gate, layer("up", x, hidden, wide)), wide, hidden)
 
 
 @dataclass(frozen=True, eq=False)
