@@ -85,7 +85,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     What was never held against the dry run is not predicted.
     """
     try:
-        network(run_of(job))
+        network(run_of(job, engine.facts))
     except InputError as error:
         return error.message
     if engine.device is Device.CPU:

@@ -109,7 +109,7 @@ def _plan(job: Job, engine: Engine, kept: tuple[int, int]) -> Plan:
     facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
     return Plan(
-        run=run_of(job),
+        run=run_of(job, facts),
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,

@@ -1,4 +1,4 @@
-"""Operators of mixtures of experts whose shapes do not depend on which expert gets which token: products of groups, and what sorts for them."""
+"""Operators of mixtures of experts, none of whose shapes depends on which expert gets which token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.models.autograd.operators import TOKEN_BYTES, cast
-from bf16prof.models.autograd.tape import STRIDED, Node, Tape, Tensor
+from bf16prof.models.autograd.tape import Node, Tape, Tensor
 
 INT32 = 4
 
@@ -50,16 +50,9 @@ def grouped_product(tape: Tape, x: Tensor, weight: Tensor, numel: int, offsets: 
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        first = tape.new(of_x, grads[0].width, "_grouped_mm")
         second = tape.new(of_weight, grads[0].width, "_grouped_mm")
+        first = tape.new(of_x, grads[0].width, "_grouped_mm")
         del saved
         return (first, second)
 
     return tape.new(numel, weight.width, "_grouped_mm", tape.node((x, weight), run, x, weight, offsets))
-
-
-def group_sum(tape: Tape, x: Tensor, numel: int) -> Tensor:
-    """The sum of so many neighbours; every element's gradient is that of their sum, a view."""
-    node = tape.node((x,), lambda _, grads: (Tensor(grads[0].storage, x_numel, grads[0].width, layout=STRIDED),))
-    x_numel = x.numel
-    return tape.new(numel, x.width, "sum", node)

@@ -44,6 +44,11 @@ def to_fp32(tape: Tape, x: Tensor) -> Tensor:
     return cast(tape, x, FP32) if tape.precision.autocast and tape.precision.has_fp32_islands else x
 
 
+def wide_or(tape: Tape, width: int) -> int:
+    """The width of what autocast gives in fp32 where nothing else was asked for, such as sums."""
+    return FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else width
+
+
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """a + b, of which one may be repeated."""
     return tape.new(max(a.numel, b.numel), max(a.width, b.width), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
@@ -146,7 +151,7 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
 
 def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:
     """`_softmax` (or one of its kin) in a dtype of that width, under autocast in fp32 (for bf16 by way of a copy)."""
-    wide = width or (FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else x.width)
+    wide = width or wide_or(tape, x.width)
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
     source_width = source.width
 

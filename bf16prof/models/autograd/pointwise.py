@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bf16prof.models.autograd.operators import to_fp32
+from bf16prof.models.autograd.operators import to_fp32, wide_or
 from bf16prof.models.autograd.tape import STRIDED, Node, Tape, Tensor
 
 
@@ -89,7 +89,7 @@ def row_sum(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """The sum of each of so many rows, whose gradient is a view."""
     numel = x.numel
     node = tape.node((x,), lambda _, grads: (Tensor(grads[0].storage, numel, grads[0].width, layout=STRIDED),))
-    return tape.new(rows, x.width, "sum", node)
+    return tape.new(rows, wide_or(tape, x.width), "sum", node)
 
 
 def divided_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
@@ -99,8 +99,9 @@ def divided_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         of_x = tape.new(whole, grads[0].width, "div")
-        of_y = tape.new(whole, grads[0].width, "mul")
-        del saved
+        held = [tape.new(whole, grads[0].width, name) for name in ("div", "neg", "mul")]
+        of_y = tape.new(whole, grads[0].width, "div")
+        del saved, held
         return (of_x, of_y)
 
     kept = tape.new(whole, x.width, "clone")

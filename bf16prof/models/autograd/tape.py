@@ -104,7 +104,9 @@ class Parameter(Tensor):
         self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
 
-Out = TypeVar("Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor | None])
+Out = TypeVar(
+    "Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor | None]
+)
 """What a module gives back."""
 
 Run = Callable[["Node", list[Any]], Sequence[Any]]

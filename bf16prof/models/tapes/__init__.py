@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bf16prof.cases import Job
+from bf16prof.engine.config import EngineFacts
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import Tape, Tensor
@@ -24,13 +25,14 @@ class NoTape(InputError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a forward pass is run on: the model, sequences of tokens, and a GPU's compute capability (`None`: a CPU)."""
+    """What a forward pass is run on: the model, sequences of tokens, a GPU's compute capability (`None`: a CPU), the parameters' dtype."""
 
     model: Model
     batch: int
     sequence: int
     checkpointing: bool
     capability: tuple[int, int] | None
+    dtype: str
 
     @property
     def tokens(self) -> int:
@@ -38,11 +40,11 @@ class Run:
         return self.batch * self.sequence
 
 
-def run_of(job: Job) -> Run:
+def run_of(job: Job, facts: EngineFacts) -> Run:
     """What a job's forward passes are run on."""
-    workload = job.profile.workload
-    capability = job.gpu.compute_capability if job.gpu else None
-    return Run(job.profile.model, workload.micro_batch_size, workload.sequence_length, workload.activation_checkpointing, capability)
+    work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
+    checkpointing = work.activation_checkpointing
+    return Run(job.profile.model, work.micro_batch_size, work.sequence_length, checkpointing, capability, facts.parameter_dtype)
 
 
 class Network(Protocol):

@@ -11,12 +11,14 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 
+from bf16prof.models.autograd.tape import Precision, Tape
 from bf16prof.models.shapes.huggingface import configuration, skeleton
 from bf16prof.models.tapes import Network, NoTape, Run
 from bf16prof.models.tapes.huggingface.causal import CausalLM
 from bf16prof.profiles.models import HuggingFaceSettings
 
 FAMILIES_PACKAGE = f"{__name__}.families"
+HALF = 2
 IMPLEMENTATIONS = (None, "sdpa", "eager")
 NOT_MODELLED = ("use_bidirectional_attention", "layerdrop")
 """Keys that, when set, change what is computed, in ways that no tape knows."""
@@ -31,7 +33,10 @@ def model_types() -> Mapping[str, type[CausalLM]]:
 
 
 def network_of(run: Run, model: HuggingFaceSettings) -> Network:
-    """The model of a Hugging Face configuration. Raises `NoTape`, and `NoInventory` where not even its parameters are known."""
+    """The model of a Hugging Face configuration, run forwards once to see that all its values are known.
+
+    Raises `NoTape`, and `NoInventory` where not even its parameters are known.
+    """
     if model.safetensors is not None:
         raise NoTape("a safetensors file lists parameters, and not what is computed with them")
     if model.attn_implementation not in IMPLEMENTATIONS:
@@ -48,4 +53,6 @@ def network_of(run: Run, model: HuggingFaceSettings) -> Network:
     if model.attn_implementation == "sdpa" and not found.has_sdpa:
         raise NoTape(f"transformers has no sdpa for model_type {model.family!r:.40}")
     is_eager = model.attn_implementation == "eager" or not found.has_sdpa
-    return found(run, configuration(model.hf_config, found.defaults), is_eager, buffers)
+    known = found(run, configuration(model.hf_config, found.defaults), is_eager, buffers)
+    known.loss(Tape(Precision(HALF)), sorted({*{kind: layer for layer, kind in enumerate(known.kinds)}.values()}))
+    return known

@@ -64,6 +64,10 @@ class Gemma2(Gemma):
         """By the types of layers: the first one slides."""
         return windows_of(self.config, self.config.count("sliding_window"), lambda layer: layer % 2 == 0)
 
+    def masks(self, tape: Tape, windows: Sequence[int | None], width: int) -> Mapping[int | None, Tensor | None]:
+        """Both are made, whatever the layers need."""
+        return super().masks(tape, [None, self.config.count("sliding_window")], width)
+
     @property
     def caps(self) -> bool:
         """Whether the scores are capped."""

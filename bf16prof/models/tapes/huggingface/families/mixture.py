@@ -1,7 +1,7 @@
 """Mixtures of experts: Mixtral, Qwen2-MoE with its shared expert, Qwen3-MoE with normed heads; layers without experts where they say so.
 
-transformers 5.23.0: `models/{mixtral,qwen2_moe,qwen3_moe}/modeling_*.py`; `integrations/moe.py` grouped_mm_experts_forward, its choice, which
-sorts the tokens by expert: no shape depends on how many each of them gets.
+transformers 5.23.0: `models/{mixtral,qwen2_moe,qwen3_moe}/modeling_*.py`; `integrations/moe.py` grouped_mm_experts_forward, its choice,
+which sorts the tokens by expert: no shape depends on how many each of them gets.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bf16prof.models.autograd.experts import INT32, group_sum, grouped_product, taken, topk
-from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, add, cast, linear, mul, softmax, split
+from bf16prof.models.autograd.experts import INT32, grouped_product, taken, topk
+from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, add, cast, linear, mul, softmax, split, viewed
 from bf16prof.models.autograd.pointwise import divided_in_place, row_sum, sigmoid
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.shapes.huggingface.families.mixture import has_experts
@@ -44,7 +44,11 @@ class Mixture(Llama):
 
     def mlp(self, tape: Tape, x: Tensor) -> Tensor:
         """The block of experts, or an MLP."""
-        return self.sparse(tape, x) if self.is_sparse(tape.layer) else super().mlp(tape, x)
+        if not self.is_sparse(tape.layer):
+            return super().mlp(tape, x)
+        if self.run.dtype != "bf16":
+            raise NoTape(f"the experts' products are modelled for parameters in bf16, not in {self.run.dtype}")
+        return self.sparse(tape, x)
 
     def sparse(self, tape: Tape, x: Tensor) -> Tensor:
         """`…SparseMoeBlock`."""
@@ -89,16 +93,19 @@ class Mixture(Llama):
         order = [tape.new(rows, TOKEN_BYTES, "sort") for _ in range(2)]
         selected = taken(tape, x, rows * hidden, tape.new(rows, TOKEN_BYTES, "floor_divide"))
         weights = taken(tape, scores, rows, order[1])
+        counted = [tape.new(rows, INT32, "_to_copy"), tape.new(count, INT32, "histc")]
         offsets = tape.new(count, INT32, "cumsum")
         out = grouped_product(tape, selected, tape.view_of(up), rows * 2 * wide, offsets)
         out = self._gated(tape, out)
         out = grouped_product(tape, out, tape.view_of(down), rows * hidden, offsets)
         weighted = mul(tape, out, weights)
         back = tape.new(rows, TOKEN_BYTES, "empty_like")
-        tape.touch(rows * TOKEN_BYTES, "arange")
+        numbers = tape.new(rows, TOKEN_BYTES, "arange")
+        del numbers
         weighted = taken(tape, weighted, rows * hidden, back)
-        total = group_sum(tape, weighted, self.run.tokens * hidden)
-        return cast(tape, total, x.width)
+        total = cast(tape, row_sum(tape, viewed(tape, weighted), self.run.tokens * hidden), x.width)
+        del order, counted
+        return total
 
     def _gated(self, tape: Tape, x: Tensor) -> Tensor:
         gate, up = split(tape, x, [x.numel // 2] * 2)
@@ -144,6 +151,10 @@ class Qwen2Moe(Mixture, Qwen2):
         window = self.config.count_or_none("sliding_window") if self.config.flag("use_sliding_window") else None
         below = self.config.values["max_window_layers"] if window else 0
         return windows_of(self.config, window, lambda layer: layer % 2 == 0 and layer < below)
+
+    def masks(self, tape: Tape, windows: Sequence[int | None], width: int) -> Mapping[int | None, Tensor | None]:
+        """Both are made, if need be for a window of nothing."""
+        return super().masks(tape, [None, next((each for each in windows if each is not None), 0)], width)
 
     @property
     def bias(self) -> bool:
