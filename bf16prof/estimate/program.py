@@ -93,10 +93,12 @@ def program(run: Run, precision: Precision, zero3: bool, block: int) -> Program:
 
 
 def _taped(kinds: Sequence[Hashable]) -> list[int]:
-    """For every layer the one that is on the tape for it: the first, the last, and the first between them of each kind stand there."""
-    inner: dict[Hashable, int] = {}
+    """For every layer the one that is on the tape for it: the first of each kind, with which ends what a kind shares, and the last layer
+    stand for themselves, the second of each kind for all others."""
+    first: dict[Hashable, int] = {}
+    second: dict[Hashable, int] = {}
     last = len(kinds) - 1
-    return [layer if layer in (0, last) else inner.setdefault(kind, layer) for layer, kind in enumerate(kinds)]
+    return [layer if layer in (first.setdefault(kind, layer), last) else second.setdefault(kind, layer) for layer, kind in enumerate(kinds)]
 
 
 def record(run: Run, precision: Precision, zero3: bool, layers: Sequence[int]) -> list[Event]:

@@ -298,6 +298,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
         del x, rows, grad, copied
         third = tape.new(of_bias, FP32 if half else grads[0].width, "sum") if of_bias else None
         del saved
+        grads.clear()  # a function in Python does not hold them until they are validated
         return (first, second, third) if of_bias else (first, second)
 
     fused = is_matrix and bias is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,8 +15,8 @@ from bf16prof.models.tapes import NoTape, Run
 from bf16prof.models.tapes.huggingface.blocks import additive_mask, boolean_mask, needs_mask
 
 Outputs = Tensor | tuple[Tensor, Tensor | None]
-Layer = Callable[[int, Tensor], Outputs]
-"""From a layer's number and its input to its output, which other tensors may accompany."""
+Layer = Callable[[Tensor], Outputs]
+"""From a layer's input to its output, which other tensors may accompany."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,20 +100,17 @@ class CausalLM:
         table = tape.parameter(f"{name}.weight", self.config.count("vocab_size") * width)
         return tape.module(name, lambda: embedding(tape, table, self.run.tokens, width))
 
-    def through(self, tape: Tape, layers: Sequence[int], x: Tensor, forward: Layer) -> Tensor:
+    def through(self, tape: Tape, layers: Sequence[int], x: Tensor, forward: Callable[[int], Layer]) -> Tensor:
         """The layers one after the other (`GradientCheckpointingLayer`: checkpointing is inside of the module's hooks).
 
         What else a layer gives, such as its attention weights, is held until the next layer is over.
         """
         for layer in layers:
             x = tape.cut(x, layer)
-
-            def call(x: Tensor, layer: int = layer) -> Outputs:
-                with tape.at_layer(layer):
-                    return forward(layer, x)
-
+            call = functools.partial(_at_layer, tape, layer, forward(layer))
+            run = functools.partial(tape.checkpoint, call) if self.run.checkpointing else call
             with tape.at_layer(layer):
-                outputs = tape.module("block", lambda x, call=call: tape.checkpoint(call, x) if self.run.checkpointing else call(x), x)
+                outputs = tape.module("block", run, x)
             x = outputs[0] if isinstance(outputs, tuple) else outputs
         return tape.cut(x, -1)
 
@@ -130,3 +128,8 @@ class CausalLM:
         loss = cross_entropy(tape, logits, shifted)
         del labels
         return loss
+
+
+def _at_layer(tape: Tape, layer: int, block: Layer, x: Tensor) -> Outputs:
+    with tape.at_layer(layer):
+        return block(x)

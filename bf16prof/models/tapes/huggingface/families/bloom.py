@@ -5,6 +5,7 @@ transformers 5.23.0: `models/bloom/modeling_bloom.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,7 +52,7 @@ class Bloom(CausalLM):
         entering = [norm_layer(tape, "transformer.word_embeddings_layernorm", embedded, self.hidden)]
         alibi = self._alibi(tape, embedded.width)
         mask = self.masks(tape, [None], embedded.width)[None]
-        x = self.through(tape, layers, entering.pop(), lambda _, x: self.block(tape, x, alibi, mask))
+        x = self.through(tape, layers, entering.pop(), lambda _: functools.partial(self.block, tape, alibi=alibi, mask=mask))
         return norm_layer(tape, "transformer.ln_f", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, alibi: Tensor, mask: Tensor | None) -> Attended:
@@ -131,6 +132,7 @@ def _gelu(tape: Tape, x: Tensor) -> Tensor:
         saved = node.unpack()
         out = _times_derivative(tape, tape.detached(saved[0]), grads[0])
         del saved
+        grads.clear()
         return (out,)
 
     node = tape.node((x,), run, x)

@@ -6,6 +6,7 @@ DeepSpeed and which autocast casts anew each time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -36,7 +37,7 @@ class Falcon(CausalLM):
         positions = counted(tape, self.run.sequence)
         mask = boolean_mask(tape, self.run, None)
         tables = tape.module("transformer.rotary_emb", lambda: rotary(tape, positions, self.turned, embedded.width))
-        x = self.through(tape, layers, embedded, lambda _, x: self.block(tape, x, tables, mask))
+        x = self.through(tape, layers, embedded, lambda _: functools.partial(self.block, tape, tables=tables, mask=mask))
         return norm_layer(tape, "transformer.ln_f", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor) -> Attended:

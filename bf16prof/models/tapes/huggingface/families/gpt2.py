@@ -5,6 +5,7 @@ transformers 5.23.0: `models/gpt2/modeling_gpt2.py`; `pytorch_utils.py` Conv1D, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ class GPT2(CausalLM):
         entering = [add(tape, embedded, placed)]
         mask = self.masks(tape, [None], embedded.width)[None]
         entering = [dropout_layer(tape, "transformer.drop", entering.pop(), self.share("embd_pdrop"))]
-        x = self.through(tape, layers, entering.pop(), lambda _, x: self.block(tape, x, mask))
+        x = self.through(tape, layers, entering.pop(), lambda _: functools.partial(self.block, tape, mask=mask))
         return norm_layer(tape, "transformer.ln_f", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ transformers 5.23.0: `models/gpt_neox/modeling_gpt_neox.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,7 +36,7 @@ class GPTNeoX(CausalLM):
         mask = self.masks(tape, [None], embedded.width)[None]
         entering = [dropout_layer(tape, "gpt_neox.emb_dropout", embedded, self.share("hidden_dropout"))]
         tables = tape.module("gpt_neox.rotary_emb", lambda: rotary(tape, positions, self.turned, embedded.width))
-        x = self.through(tape, layers, entering.pop(), lambda _, x: self.block(tape, x, tables, mask))
+        x = self.through(tape, layers, entering.pop(), lambda _: functools.partial(self.block, tape, tables=tables, mask=mask))
         return norm_layer(tape, "gpt_neox.final_layer_norm", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ transformers 5.23.0: `models/{llama,mistral,qwen2,qwen3}/modeling_*.py`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from bf16prof.models.tapes.huggingface.blocks import (
     act,
     counted,
     eager,
-    needs_mask,
     rms_norm,
     rotary,
     sdpa,
@@ -51,7 +51,12 @@ class Llama(CausalLM):
         windows = self.windows
         masks = self.masks(tape, windows, embedded.width)
         tables = self.tables(tape, positions, embedded.width)
-        x = self.through(tape, layers, embedded, lambda layer, x: self.block(tape, x, tables[windows[layer]], masks[windows[layer]]))
+        x = self.through(
+            tape,
+            layers,
+            embedded,
+            lambda layer: functools.partial(self.block, tape, tables=tables[windows[layer]], mask=masks[windows[layer]]),
+        )
         return self.norm(tape, f"{self.root}.norm", x, self.hidden)
 
     def tables(self, tape: Tape, positions: Tensor, width: int) -> Mapping[int | None, Tables]:
@@ -69,8 +74,8 @@ class Llama(CausalLM):
 
     @property
     def kinds(self) -> Sequence[Hashable]:
-        """Layers differ in whether a mask is made for their window."""
-        return [self.is_eager or needs_mask(self.run, window) for window in self.windows]
+        """Layers of different windows have masks, and may have tables, of their own."""
+        return self.windows
 
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         """LlamaDecoderLayer."""

@@ -36,7 +36,7 @@ class Mixture(Llama):
     @property
     def kinds(self) -> Sequence[Hashable]:
         """Layers differ in their windows and in whether they have experts."""
-        return [(kind, self.is_sparse(layer)) for layer, kind in enumerate(super().kinds)]
+        return [(window, self.is_sparse(layer)) for layer, window in enumerate(self.windows)]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""

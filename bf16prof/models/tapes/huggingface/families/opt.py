@@ -5,6 +5,7 @@ transformers 5.23.0: `models/opt/modeling_opt.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ class OPT(CausalLM):
         place = tape.module("model.decoder.embed_positions", placed)
         if narrow != hidden:
             embedded = linear_layer(tape, "model.decoder.project_in", embedded, narrow, hidden, bias=False)
-        x = self.through(tape, layers, add(tape, embedded, place), lambda _, x: self.block(tape, x, mask))
+        x = self.through(tape, layers, add(tape, embedded, place), lambda _: functools.partial(self.block, tape, mask=mask))
         if self._is_pre_norm and not self.config.flag("_remove_final_layer_norm"):
             x = self._norm(tape, "model.decoder.final_layer_norm", x)
         if narrow != hidden:

@@ -5,6 +5,7 @@ transformers 5.23.0: `models/phi/modeling_phi.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -40,7 +41,7 @@ class Phi(Llama):
         mask = self.masks(tape, [None], embedded.width)[None]
         embedded = dropout_layer(tape, "model.embed_dropout", embedded, self.share("embd_pdrop"))
         tables = self.turning(tape, positions, embedded.width)
-        x = self.through(tape, layers, embedded, lambda _, x: self.block(tape, x, tables, mask))
+        x = self.through(tape, layers, embedded, lambda _: functools.partial(self.block, tape, tables=tables, mask=mask))
         return norm_layer(tape, "model.final_layernorm", x, self.hidden)
 
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
