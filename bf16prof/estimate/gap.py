@@ -8,9 +8,10 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
 from bf16prof.errors import InputError
+from bf16prof.estimate.program import run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
-from bf16prof.models.tapes import network, run_of
+from bf16prof.models.tapes import network
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings

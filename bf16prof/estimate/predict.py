@@ -54,7 +54,10 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
 def _peaks(job: Job, engine: Engine, steady: Sequence[Item]) -> dict[str, Any]:
     """The fields of the record that say how high each phase goes, and what is alive at the training peak."""
     if gap := peaks_gap(job, engine):
-        return {"phases": {phase: PhaseMemory() for phase in Phase}, "notes": (f"no peaks in closed form: {gap}",)}
+        return {
+            "phases": {phase: PhaseMemory() for phase in Phase},
+            "notes": (f"no peaks in closed form: {gap}; bf16prof simulate finds them",),
+        }
     found = peaks(job, engine, steady)
     highest = peak_phase(found.phases)
     assert highest is not None, "every phase is predicted"

@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bf16prof.cases import Job
+from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.tapes import Run, network
 from bf16prof.records import Label
@@ -70,6 +72,13 @@ class Program:
                 if segment.kind in {"fetch", "fetch backward"}:
                     layer, name = segment.subject
                     yield (layer + shift if layer >= 0 else layer), name
+
+
+def run_of(job: Job, facts: EngineFacts) -> Run:
+    """What a job's forward passes are run on."""
+    work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
+    checkpointing = work.activation_checkpointing
+    return Run(job.profile.model, work.micro_batch_size, work.sequence_length, checkpointing, capability, facts.parameter_dtype)
 
 
 @functools.cache

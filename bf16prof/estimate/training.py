@@ -16,12 +16,12 @@ from bf16prof.estimate.gathers import Gathers, Key, Settings, owners
 from bf16prof.estimate.gradients import Gradients, PartitionedGradients, Reduction, Share, partitioned
 from bf16prof.estimate.layout import flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
-from bf16prof.estimate.program import Program, program
+from bf16prof.estimate.program import Program, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import Run, run_of
+from bf16prof.models.tapes import Run
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings

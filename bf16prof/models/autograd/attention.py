@@ -151,15 +151,18 @@ def _forward_scratch(kernel: str, heads: Heads, element: int) -> int:
 
 
 def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
-    """What the kernel of the backward pass allocates for itself (see `simulate/cuda_operators/scratch.py` for the sources)."""
-    of_grad = _rounded(heads.rows * heads.width * element) if heads.is_by_head else 0
+    """What the kernel of the backward pass allocates for itself (see `simulate/cuda_operators/scratch.py` for the sources).
+
+    Where answers lie head by head and their gradients position by position, one of the two is copied.
+    """
+    relaid = _rounded(heads.rows * heads.width * element) if heads.is_by_head else 0
     if kernel == "cudnn":
-        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + of_grad + _full_heads(heads, element)
+        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + relaid + _full_heads(heads, element)
     if kernel == "flash":
         rows = heads.batch * heads.queries * (-(-heads.sequence // FLASH_ROWS) * FLASH_ROWS)
         step = 32 if heads.width <= 128 else 64
         columns = -(-heads.width // step) * step
-        return _rounded(rows * columns * FP32, rows * FP32) + 2 * of_grad + _full_heads(heads, element)
+        return _rounded(rows * columns * FP32, rows * FP32) + relaid + _full_heads(heads, element)
     if kernel == "efficient":
         held = _rounded(heads.rows * FP32, _efficient_workspace(heads, element))
         return held if element < FP32 else max(held, _rounded(heads.rows * heads.width * FP32, heads.rows * FP32))

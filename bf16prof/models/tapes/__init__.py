@@ -11,8 +11,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bf16prof.cases import Job
-from bf16prof.engine.config import EngineFacts
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import Tape, Tensor
@@ -38,13 +36,6 @@ class Run:
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.batch * self.sequence
-
-
-def run_of(job: Job, facts: EngineFacts) -> Run:
-    """What a job's forward passes are run on."""
-    work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
-    checkpointing = work.activation_checkpointing
-    return Run(job.profile.model, work.micro_batch_size, work.sequence_length, checkpointing, capability, facts.parameter_dtype)
 
 
 class Network(Protocol):

@@ -43,13 +43,13 @@ class Falcon(CausalLM):
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor) -> Attended:
         """FalconDecoderLayer."""
         is_new, is_parallel = self.config.flag("new_decoder_architecture"), self.config.flag("parallel_attn")
-        two = is_new and is_parallel and self.config.count_or("num_ln_in_parallel_attn", 2) == 2
+        two = is_parallel and self.config.count_or("num_ln_in_parallel_attn", 2 if is_new else 1) == 2
+        if is_new > is_parallel or two > is_new:
+            raise NoTape("transformers itself cannot run this combination of new_decoder_architecture, parallel_attn and layer norms")
         residual = x
         before = norm_layer(tape, "ln_attn" if two else "input_layernorm", x, self.hidden)
         normed = norm_layer(tape, "ln_mlp", x, self.hidden) if two else before
         attended, _ = tape.module("self_attention", lambda x: self.attention(tape, x, tables, mask), before)
-        if not is_parallel and is_new:
-            raise NoTape("model.hf_config: the new decoder architecture without parallel_attn is not modelled")
         if not is_parallel:
             residual = self._dropout_add(tape, attended, residual, "attention_dropout")
             normed = norm_layer(tape, "post_attention_layernorm", residual, self.hidden)
