@@ -15,6 +15,10 @@ FP32 = 4
 TOKEN_BYTES = 8
 EMBEDDING_WITHOUT_SORT = 3072
 EMBEDDING_ROWS_PER_THREAD = 10
+MANY_ROWS = 64 * 1024
+WARP = 32
+MULTIPROCESSORS = 108
+BLOCK = 512
 """See `simulate/cuda_operators/scratch.py`."""
 
 
@@ -143,10 +147,19 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
         saved = node.unpack()
         size = saved[0].width
         out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
+        tape.touch(parameters * _partial_sums(grads[0].numel // width, width, size), name)
         del saved
         return out
 
     return run
+
+
+def _partial_sums(rows: int, width: int, element: int) -> int:
+    """`LaunchGammaBetaBackwardCUDAKernel` (cuda/layer_norm_kernel.cu): weights' gradients of many narrow rows are summed in two passes."""
+    if rows <= MANY_ROWS or width // WARP >= MULTIPROCESSORS // 2:
+        return 0
+    sums = min(32 * 1024 // -(-width // WARP), -(-rows // WARP)) * width * element
+    return -(-sums // BLOCK) * BLOCK
 
 
 def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:
