@@ -34,7 +34,7 @@ COMMON: dict[str, tuple[object, ...]] = {
     "hidden_size": (384, 512), "num_attention_heads": (4, 8), "num_hidden_layers": (2, 3, 5), "vocab_size": (1000, 5000),
     "intermediate_size": (512, 1000), "tie_word_embeddings": FLAG, "max_position_embeddings": (512,), "pad_token_id": (None,),
 }  # fmt: skip
-GROUPED = {**COMMON, "num_key_value_heads": (2, 4), "attention_bias": FLAG, "attention_dropout": (0.0, 0.125)}
+GROUPED = {**COMMON, "num_key_value_heads": (1, 2, 4), "attention_bias": FLAG, "attention_dropout": (0.0, 0.125)}
 SLIDING = {"sliding_window": (100, 4096)}
 SOMETIMES = {"use_sliding_window": FLAG, "max_window_layers": (1, 2), **SLIDING}
 TYPES: dict[str, dict[str, tuple[object, ...]]] = {
@@ -74,6 +74,8 @@ def draw(seed: int) -> Iterator[Job]:
     while True:
         for model_type in rng.sample(sorted(TYPES), len(TYPES)):
             drawn: dict[str, Any] = {key: rng.choice(choices) for key, choices in TYPES[model_type].items()}
+            if not drawn.get("new_decoder_architecture", True):
+                del drawn["num_kv_heads"]
             values = {
                 "model.hf_config": config(model_type, **drawn), "optimizer.torch_adam": False, "optimizer.fused": False,
                 "workload.data": "synthetic", "workload.sequence_length": rng.choice((64, 129, 256)),

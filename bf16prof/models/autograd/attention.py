@@ -13,7 +13,7 @@ from typing import Any
 
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
-from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, Node, Tape, Tensor
+from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
 
 BLOCK = 512
 SEED_BYTES = 8
@@ -199,8 +199,8 @@ def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads
         key, value = repeated(tape, key, query.numel, is_by_head=heads.is_by_head), repeated(tape, value, query.numel)
     keys = mul(tape, key)
     keys.layout = key.layout
-    rows = contiguous(tape, scaled)
-    products = product(tape, rows, contiguous(tape, repeated(tape, keys, query.numel, is_by_head=True)), scores, transposed=True)
+    rows = head_by_head(tape, scaled, heads.batch)
+    products = product(tape, rows, _of_all_heads(tape, keys, query.numel, heads), scores, transposed=True)
     del rows, keys
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
     del products
@@ -209,10 +209,14 @@ def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads
     del masked
     weights = dropout(tape, weights, heads.dropout)
     returned = cast(tape, tape.detached(weights), given)
-    out = product(tape, weights, contiguous(tape, repeated(tape, value, query.numel, is_by_head=True)), query.numel)
-    out = cast(tape, swapped(tape, out), given)
+    out = product(tape, weights, _of_all_heads(tape, value, query.numel, heads), query.numel)
+    out = cast(tape, by_position(tape, out, heads.batch), given)
     del mask, scaled, returned
     return out
+
+
+def _of_all_heads(tape: Tape, x: Tensor, numel: int, heads: Heads) -> Tensor:
+    return head_by_head(tape, x if x.numel == numel else expanded(tape, x, numel), heads.batch)
 
 
 def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
@@ -224,16 +228,40 @@ def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
     return mask
 
 
-def matrix_product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, transposed: bool = False) -> Tensor:
+def matrix_product(tape: Tape, a: Tensor, b: Tensor, numel: int, batch: int, *, transposed: bool = False) -> Tensor:
     """`matmul` of the matrices of all heads, copied where they do not lie head by head."""
     right, left = autocast(tape, b), autocast(tape, a)
-    a, b = contiguous(tape, left), contiguous(tape, right)
+    a, b = head_by_head(tape, left, batch), head_by_head(tape, right, batch)
     return product(tape, a, b, numel, transposed=transposed)
+
+
+def in_order(x: Tensor) -> Tensor:
+    """A view that matrix products of heads need not copy."""
+    out = x.view()
+    out.layout = CONTIGUOUS
+    return out
+
+
+def head_by_head(tape: Tape, x: Tensor, batch: int) -> Tensor:
+    """The matrices of all heads of all sequences in one dimension: of one sequence a view."""
+    return x if batch == 1 else contiguous(tape, x)
+
+
+def by_position(tape: Tape, x: Tensor, batch: int) -> Tensor:
+    """The result of a matrix product by sequence and head: its gradient comes position by position, and is copied as `head_by_head`."""
+    return strided(x) if batch == 1 else swapped(tape, x)
+
+
+def expanded(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """A view that repeats the one head of keys or values, of which the gradients are summed."""
+    size = x.numel
+    node = tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum"),))
+    return Tensor(x.storage, numel, x.width, node, layout=EXPANDED)
 
 
 def repeated(tape: Tape, x: Tensor, numel: int, *, is_by_head: bool = False, is_copied: bool = False) -> Tensor:
     """`repeat_interleave`: keys or values once for every head of the queries; copied even where there is one for each."""
     if x.numel == numel and not is_copied:
-        return x if is_by_head else strided(x.view())
+        return in_order(x) if is_by_head else strided(x.view())
     size = x.numel
     return tape.new(numel, x.width, "clone", tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum", None, STRIDED),)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
+from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
 
 FP32 = 4
 TOKEN_BYTES = 8
@@ -24,7 +24,8 @@ BLOCK = 512
 
 def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
     """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient (`validate_outputs`)."""
-    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), x.layout)
+    layout = CONTIGUOUS if x.layout == EXPANDED else x.layout
+    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), layout)
 
 
 def _same(_: Node, grads: list[Any]) -> Sequence[Any]:

@@ -71,8 +71,9 @@ class Pin:
         self._events.append(Event("unpin", (self._parameter.key, self._number), 0))
 
 
-STRIDED, VIEWABLE, CONTIGUOUS = range(3)
-"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order."""
+STRIDED, VIEWABLE, CONTIGUOUS, EXPANDED = range(4)
+"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order; several in one
+place."""
 
 
 class Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from bf16prof.models.autograd.attention import Heads, attention, matrix_product, repeated
+from bf16prof.models.autograd.attention import Heads, attention, by_position, expanded, in_order, matrix_product, repeated
 from bf16prof.models.autograd.operators import (
     FP32,
     TOKEN_BYTES,
@@ -18,7 +18,6 @@ from bf16prof.models.autograd.operators import (
     negative,
     softmax,
     strided,
-    swapped,
 )
 from bf16prof.models.autograd.pointwise import dropout, over_number, plus_number, power, reciprocal_root, relu, row_mean, sliced, tanh
 from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor
@@ -154,7 +153,7 @@ def counted(tape: Tape, length: int) -> Tensor:
 def sdpa(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:
     """`sdpa_attention_forward`, of the shape of the query."""
     if heads.queries != heads.keys and (mask is not None or heads.width > LARGEST_GROUPED_HEAD):
-        k, v = repeated(tape, k, q.numel), repeated(tape, v, q.numel)
+        k, v = _repeat_kv(tape, k, q, heads), _repeat_kv(tape, v, q, heads)
         heads = heads.ungrouped
     return contiguous(tape, attention(tape, q, k, v, heads, mask=mask))
 
@@ -163,9 +162,9 @@ def eager(
     tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: Heads, *, mask: Tensor | None, caps: bool = False, softmax_width: int = FP32
 ) -> Attended:
     """`eager_attention_forward` with `repeat_kv`: the score matrices in full. It gives the weights back as well."""
-    k, v = repeated(tape, k, q.numel, is_by_head=heads.is_by_head), repeated(tape, v, q.numel)
-    rows = q if heads.is_by_head else strided(q.view())
-    weights = mul(tape, matrix_product(tape, rows, k, heads.rows * heads.sequence, transposed=True))
+    k, v = _repeat_kv(tape, k, q, heads, is_by_head=heads.is_by_head), _repeat_kv(tape, v, q, heads)
+    rows = in_order(q) if heads.is_by_head else strided(q.view())
+    weights = mul(tape, matrix_product(tape, rows, k, heads.rows * heads.sequence, heads.batch, transposed=True))
     if caps:
         weights = over_number(tape, weights)
         weights = tanh(tape, weights)
@@ -178,8 +177,13 @@ def eager(
         weights = softmax(tape, weights)
         weights = cast(tape, weights, q.width)
     weights = dropout(tape, weights, heads.dropout)
-    out = swapped(tape, matrix_product(tape, weights, v, q.numel))
+    out = by_position(tape, matrix_product(tape, weights, v, q.numel, heads.batch), heads.batch)
     return contiguous(tape, out), weights
+
+
+def _repeat_kv(tape: Tape, x: Tensor, q: Tensor, heads: Heads, *, is_by_head: bool = False) -> Tensor:
+    """`repeat_kv`: keys or values once for every head of the queries; one head is repeated by a view."""
+    return expanded(tape, x, q.numel) if heads.keys == 1 < heads.queries else repeated(tape, x, q.numel, is_by_head=is_by_head)
 
 
 def _gelu_new(tape: Tape, x: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class CausalLM:
         """`ForCausalLMLoss` (loss/loss_utils.py): in fp32, with labels that are padded and shifted."""
         logits = cast(tape, logits, FP32)
         labels = tape.new(self.run.batch * (self.run.sequence + 1), TOKEN_BYTES, "constant_pad_nd")
-        shifted = tape.new(self.run.tokens, TOKEN_BYTES, "clone")
+        shifted = labels if self.run.batch == 1 else tape.new(self.run.tokens, TOKEN_BYTES, "clone")
         loss = cross_entropy(tape, logits, shifted)
         del labels
         return loss

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.models.autograd.attention import by_position, head_by_head
 from bf16prof.models.autograd.operators import (
     FP32,
     TOKEN_BYTES,
@@ -22,7 +23,6 @@ from bf16prof.models.autograd.operators import (
     select,
     softmax,
     strided,
-    swapped,
 )  # fmt: skip
 from bf16prof.models.autograd.pointwise import dropout, plus_number, tanh
 from bf16prof.models.autograd.tape import Node, Tape, Tensor
@@ -72,12 +72,12 @@ class Bloom(CausalLM):
         run, hidden, count = self.run, self.hidden, self.config.count("n_head")
         fused = linear_layer(tape, "self_attention.query_key_value", x, hidden, 3 * hidden)
         q, k, v = (strided(each) for each in select(tape, fused, 3))
-        q, k, v = contiguous(tape, q), contiguous(tape, k), contiguous(tape, v)
+        q, k, v = (head_by_head(tape, each, run.batch) for each in (q, k, v))
         scores = _added_product(tape, alibi, q, k, run.batch * count * run.sequence**2)
         masked = scores if mask is None else add(tape, scores, mask)
         weights = cast(tape, softmax(tape, masked, width=FP32), q.width)
         weights = dropout_layer(tape, "self_attention.attention_dropout", weights, self.share("attention_dropout"))
-        context = swapped(tape, product(tape, weights, v, run.tokens * hidden))
+        context = by_position(tape, product(tape, weights, v, run.tokens * hidden), run.batch)
         context = contiguous(tape, context)
         out = linear_layer(tape, "self_attention.dense", context, hidden, hidden)
         out = _dropout_add(tape, out, residual, self.share("hidden_dropout"))

@@ -80,6 +80,8 @@ class Falcon(CausalLM):
         tokens, hidden, width, count = self.run.tokens, self.hidden, self.config.head_width(), self.config.count("num_attention_heads")
         groups = self.config.count_or("num_kv_heads", count)
         if self.config.flag("new_decoder_architecture"):
+            if groups == 1:
+                raise NoTape("the new decoder architecture with one key and value head is not modelled")
             fused = self._linear(tape, "self_attention.query_key_value", x, hidden, (2 * groups + count) * width)
             q = sliced(tape, fused, tokens * hidden)
             k, v = indexed(tape, fused, tokens * groups * width), indexed(tape, fused, tokens * groups * width)
@@ -91,6 +93,8 @@ class Falcon(CausalLM):
             q = sliced(tape, fused, tokens * hidden)
             k, v = indexed(tape, fused, tokens * width), indexed(tape, fused, tokens * width)
             return strided(q), strided(k), strided(v), fused
+        if groups != count:
+            raise NoTape(f"transformers itself cannot run {groups} num_kv_heads beside {count} heads without new_decoder_architecture")
         fused = self._linear(tape, "self_attention.query_key_value", x, hidden, 3 * hidden)
         q, k, v = (strided(each) for each in select(tape, fused, 3))
         return q, k, v, fused

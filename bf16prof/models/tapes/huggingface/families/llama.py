@@ -121,8 +121,14 @@ class Llama(CausalLM):
 
     def by_heads(self, tape: Tape, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values."""
-        q, k, v = (reshaped(tape, self.projected(tape, name, x, rows)) for name, rows in zip("qkv", self.heads.inputs, strict=True))
+        q, k, v = (
+            self.parted(tape, self.projected(tape, name, x, rows), rows) for name, rows in zip("qkv", self.heads.inputs, strict=True)
+        )
         return q, k, v
+
+    def parted(self, tape: Tape, x: Tensor, rows: int) -> Tensor:
+        """x by heads; one head needs no other order."""
+        return x.view() if rows == self.heads.width else reshaped(tape, x)
 
     def projected(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
         """One of the three projections."""
@@ -203,10 +209,16 @@ class Qwen3(Qwen2):
 
     def by_heads(self, tape: Tape, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys are normed at once."""
-        rows, width = self.heads.inputs, self.heads.width
-        q = strided(self.norm(tape, "self_attn.q_norm", viewed(tape, self.projected(tape, "q", x, rows[0])), width))
-        k = strided(self.norm(tape, "self_attn.k_norm", viewed(tape, self.projected(tape, "k", x, rows[1])), width))
-        return q, k, reshaped(tape, self.projected(tape, "v", x, rows[2]))
+        q, k = (self._normed(tape, name, x, rows) for name, rows in zip("qk", self.heads.inputs, strict=False))
+        rows = self.heads.inputs[2]
+        return q, k, self.parted(tape, self.projected(tape, "v", x, rows), rows)
+
+    def _normed(self, tape: Tape, name: str, x: Tensor, rows: int) -> Tensor:
+        width = self.heads.width
+        out = self.projected(tape, name, x, rows)
+        if rows == width:
+            return self.norm(tape, f"self_attn.{name}_norm", out, width)
+        return strided(self.norm(tape, f"self_attn.{name}_norm", viewed(tape, out), width))
 
     @property
     def bias(self) -> bool:

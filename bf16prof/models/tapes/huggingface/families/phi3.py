@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from bf16prof.models.autograd.operators import add, concatenate, mul, reshaped, split
+from bf16prof.models.autograd.operators import add, concatenate, mul, split
 from bf16prof.models.autograd.pointwise import sliced
 from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor
 from bf16prof.models.tapes.huggingface.blocks import Attended, Tables, act, cut, turned
@@ -42,7 +42,7 @@ class Phi3(Mistral):
         rows = self.heads.inputs
         qkv = linear_layer(tape, "self_attn.qkv_proj", x, self.hidden, sum(rows), bias=False)
         q, k, v = (sliced(tape, qkv, self.run.tokens * each) for each in rows)
-        q, k, v = (reshaped(tape, each) for each in (q, k, v))
+        q, k, v = (self.parted(tape, each, width) for each, width in zip((q, k, v), rows, strict=True))
         q, k = self._turned(tape, q, k, tables)
         attended, weights = self.attended(tape, q, k, v, mask)
         return self.output(tape, attended), weights
