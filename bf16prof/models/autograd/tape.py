@@ -212,6 +212,9 @@ class Tape:
         """Autocast's cache of weights."""
         self.layer = -1
         self._kept: list[Tensor] = []
+        self._leaf: tuple[int, str] | None = None
+        self._leaf_of: dict[tuple[int, str], tuple[int, str]] = {}
+        self._delayed: dict[tuple[int, str] | None, list[Event]] = {}
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
         self._parameters: dict[tuple[int, str], Parameter] = {}
@@ -230,6 +233,8 @@ class Tape:
     def parameter(self, name: str, numel: int) -> Parameter:
         """A parameter of the layer that is running."""
         key = (self.layer, name)
+        if self._leaf is not None:
+            self._leaf_of[key] = self._leaf
         if key not in self._parameters:
             self._parameters[key] = Parameter(self, key, numel, self.precision.parameter)
         return self._parameters[key]
@@ -295,7 +300,7 @@ class Tape:
         """The gradient of a parameter is there, and belongs to the engine from now on."""
         storage: Storage = grad.storage
         self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", GRADIENT, storage.bytes))
-        self.events.append(Event("gradient", key, storage.bytes))
+        self._delayed.get(self._leaf_of.get(key), self.events).append(Event("gradient", key, storage.bytes))
         storage.bytes = 0
 
     def checkpoint(self, function: Callable[..., Out], *inputs: Tensor) -> Out:
@@ -312,21 +317,28 @@ class Tape:
         self.mark("cut", number)
         return self._alias(x, lambda: self.mark("cut backward", number))
 
-    def module(self, name: str, forward: Callable[..., Out], *inputs: Tensor) -> Out:
+    def module(self, name: str, forward: Callable[..., Out], *inputs: Tensor, is_leaf: bool = False) -> Out:
         """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
 
-        `inputs` are the positional ones; hooks see no others. What comes out is a tensor or a tuple of them.
+        `inputs` are the positional ones; hooks see no others. What comes out is a tensor or a tuple of them. In a leaf module no other
+        one has hooks, and its gradients wait for each other (`zero/leaf_module_config.py`).
         """
-        if not self.zero3:
+        if not self.zero3 or self._leaf is not None:
             return forward(*inputs)
         key = (self.layer, name)
         self.mark("fetch", key)
         self._waiting[key] = 0
+        if is_leaf:
+            self._delayed[key] = []
         entered = []
         for each in inputs:
             self._waiting[key] += each.node is not None
             entered.append(self._alias(each, lambda: self._leave(key)))
-        out = forward(*entered)
+        self._leaf = key if is_leaf else None
+        try:
+            out = forward(*entered)
+        finally:
+            self._leaf = None
         self.mark("release", key)
         return self._entering(out, key)
 
@@ -338,6 +350,8 @@ class Tape:
     def _leave(self, key: tuple[int, str]) -> None:
         self._waiting[key] -= 1
         if self._waiting[key] == 0:
+            for event in self._delayed.pop(key, ()):
+                self.events.append(event)
             self.mark("release backward", key)
 
     def _alias(self, x: Tensor, when_backward: Callable[[], None]) -> Tensor:

@@ -85,8 +85,12 @@ class Llama(CausalLM):
         x = add(tape, residual, x)
         residual = x
         x = self.norm(tape, "post_attention_layernorm", x, self.hidden)
-        x = tape.module("mlp", lambda x: self.mlp(tape, x), x)
+        x = tape.module("mlp", lambda x: self.mlp(tape, x), x, is_leaf=self.has_leaf(tape.layer))
         return add(tape, residual, x)
+
+    def has_leaf(self, layer: int) -> bool:
+        """Whether DeepSpeed takes a layer's MLP as one module (mixtures of experts)."""
+        return False
 
     def norm(self, tape: Tape, name: str, x: Tensor, width: int) -> Tensor:
         """The norm of this family."""

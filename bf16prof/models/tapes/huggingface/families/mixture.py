@@ -42,6 +42,10 @@ class Mixture(Llama):
         """Whether a layer has experts."""
         return has_experts(self.config, layer)
 
+    def has_leaf(self, layer: int) -> bool:
+        """Blocks of experts are (`DEFAULT_LEAF_MODULE_CLASSES`)."""
+        return self.is_sparse(layer)
+
     def mlp(self, tape: Tape, x: Tensor) -> Tensor:
         """The block of experts, or an MLP."""
         if not self.is_sparse(tape.layer):
