@@ -11,14 +11,15 @@ from bf16prof.engine.config import (
     EngineFacts,
     Wrapper,
     deepspeed_config,
-    dtype_bytes,
     engine_facts,
     offloads_optimizer,
 )
-from bf16prof.estimate.steady import FP32_BYTES, Engine
-from bf16prof.models.autograd.attention import Heads, backend
+from bf16prof.errors import InputError
+from bf16prof.estimate.program import run_of
+from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
-from bf16prof.profiles.models import Model, ModelSettings
+from bf16prof.models.tapes import network
+from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.records import Device
@@ -89,27 +90,14 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
 
     What was never held against the dry run is not predicted.
     """
-    if gap := _tape_gap(job.profile.model):
+    if gap := _tape_gap(job, engine):
         return gap
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     facts = engine.facts
-    if isinstance(job.profile.model, ModelSettings) and _takes_math_attention(job, job.profile.model, facts):
-        return "attention of heads that no fused kernel takes is not modelled in 16 bits"
     if gradients := _gradients(facts, engine):
         return gradients
     return _switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None
-
-
-def _takes_math_attention(job: Job, model: ModelSettings, facts: EngineFacts) -> bool:
-    """Whether PyTorch computes 16-bit attention out of matrix products, and in fp32: heads are wider than 256, or not of 8s."""
-    half = min(dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.output_dtype))
-    if half >= FP32_BYTES or model.family == "transformer-postln" or job.gpu is None:
-        return False
-    workload, keys = job.profile.workload, model.num_kv_heads or model.num_heads
-    width = model.hidden_size // model.num_heads
-    heads = Heads(workload.micro_batch_size, model.num_heads, keys, workload.sequence_length, width, job.gpu.compute_capability)
-    return backend(heads, half) == "math"
 
 
 def _gradients(facts: EngineFacts, engine: Engine) -> str | None:
@@ -126,12 +114,16 @@ def _gradients(facts: EngineFacts, engine: Engine) -> str | None:
 def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
     switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
-    return _tape_gap(job.profile.model) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
+    return _tape_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
 
 
-def _tape_gap(model: Model) -> str | None:
+def _tape_gap(job: Job, engine: Engine) -> str | None:
     """Why the operators of this model are not known."""
-    return None if isinstance(model, ModelSettings) else "activations are known for the families of profiles only"
+    try:
+        network(run_of(job, engine.facts))
+    except InputError as error:
+        return error.message
+    return None
 
 
 SWITCHES = {

@@ -86,7 +86,8 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
 
 
 def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork | None) -> tuple[str, ...]:
-    missing = [f"no {what} in closed form: {gap}" for what, gap in (("peaks", no_peaks), ("work of a step", no_work)) if gap]
+    missing = [f"no peaks in closed form: {no_peaks}; bf16prof simulate finds them"] if no_peaks else []
+    missing += [f"no work of a step in closed form: {no_work}"] if no_work else []
     tf32 = tf32_note(job, work) if work else None
     return (*missing, tf32) if tf32 else tuple(missing)
 

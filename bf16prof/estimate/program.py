@@ -1,4 +1,4 @@
-"""The events of a whole forward and backward pass, from the tape of a few layers: layers between the first and the last repeat.
+"""The events of a whole forward and backward pass, from the tape of a few layers: between the first and the last, layers of a kind repeat.
 
 Events between two events that concern the engine (a gradient is there, a module is entered) are put together to a `Segment`.
 """
@@ -6,17 +6,15 @@ Events between two events that concern the engine (a gradient is there, a module
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bf16prof.models.autograd.operators import cross_entropy
+from bf16prof.cases import Job
+from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
-from bf16prof.models.tapes import Run, forward
+from bf16prof.models.tapes import Run, network
 from bf16prof.records import Label
-
-REPEATING = 3
-"""Layers on a tape: the first, one that repeats, and the last."""
 
 
 class Segment(NamedTuple):
@@ -98,11 +96,6 @@ class Program:
                     yield (layer + shift if layer >= 0 else layer), name
 
 
-def _later(segment: Segment, layers: int) -> Segment:
-    highest, at, net, kind, subject, size, end = segment
-    return Segment(highest, at, net, kind, _shift(subject, layers), size, end)
-
-
 def _shift(subject: Any, layers: int) -> Any:
     first, second = subject
     if isinstance(first, tuple):
@@ -110,35 +103,45 @@ def _shift(subject: Any, layers: int) -> Any:
     return (first + layers, second) if first >= 0 else subject
 
 
+def run_of(job: Job, facts: EngineFacts) -> Run:
+    """What a job's forward passes are run on."""
+    work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
+    checkpointing = work.activation_checkpointing
+    return Run(job.profile.model, work.micro_batch_size, work.sequence_length, checkpointing, capability, facts.parameter_dtype)
+
+
 @functools.cache
 def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
-    layers = run.model.num_layers
-    taped = min(layers, REPEATING)
-    parts = _parts(_record(run, Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear), taped))
+    layers = _taped(network(run).kinds)
+    taped = sorted(set(layers))
+    parts = _parts(record(run, Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear), taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
-    first, second = 1, 2 + taped  # of the layers' forward passes, and of what is forgotten of each layer
-    forwards = _repeated(sections[first : first + taped], layers)
-    forgotten = _repeated(sections[second : second + taped], layers)
-    backwards = _repeated(sections[second + 2 * taped : second + taped : -1], layers)
-    between = [(sections[first + taped], layers - taped)]
-    turn = [(sections[second + taped], layers - taped)]
-    return Program([(sections[0], 0), *forwards, *between, *forgotten, *turn, *reversed(backwards), (sections[-1], 0)])
+    first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
+    last = second + len(taped)
+    place = {layer: index for index, layer in enumerate(taped)}
+    forwards, forgotten, backwards = (
+        [(sections[base + sign * place[taken]], layer - taken) for layer, taken in enumerate(layers)]
+        for base, sign in ((first, 1), (second, 1), (last + len(taped), -1))
+    )
+    turns = [(sections[last], 0)]
+    return Program([
+        (sections[0], 0), *forwards, (sections[second - 1], 0), *forgotten, *turns, *reversed(backwards), (sections[-1], 0),
+    ])  # fmt: skip
 
 
-def _repeated(sections: Sequence[Section], layers: int) -> list[tuple[Section, int]]:
-    """The sections of the taped layers for so many layers: the second one repeats."""
-    more = layers - len(sections)
-    if not more:
-        return [(section, 0) for section in sections]
-    return [(sections[0], 0), *((sections[1], shift) for shift in range(more + 1)), (sections[2], more)]
+def _taped(kinds: Sequence[Hashable]) -> list[int]:
+    """For every layer the one that is on the tape for it: the first of each kind, with which ends what a kind shares, and the last layer
+    stand for themselves, the second of each kind for all others."""
+    first: dict[Hashable, int] = {}
+    second: dict[Hashable, int] = {}
+    last = len(kinds) - 1
+    return [layer if layer in (first.setdefault(kind, layer), last) else second.setdefault(kind, layer) for layer, kind in enumerate(kinds)]
 
 
-def _record(run: Run, tape: Tape, layers: int) -> list[Event]:
-    logits = forward(tape, run, layers)
-    tape.mark("logits")
-    loss = cross_entropy(tape, logits)
-    tape.mark("loss")
+def record(run: Run, tape: Tape, layers: Sequence[int]) -> list[Event]:
+    """The events of a forward and backward pass through these layers alone, on an empty tape."""
+    loss = network(run).loss(tape, layers)
     _leave_autocast(tape, layers)
     tape.mark("backward")
     tape.phase = "backward"
@@ -146,9 +149,9 @@ def _record(run: Run, tape: Tape, layers: int) -> list[Event]:
     return list(tape.events)
 
 
-def _leave_autocast(tape: Tape, layers: int) -> None:
+def _leave_autocast(tape: Tape, layers: Sequence[int]) -> None:
     """Forget the casts of weights, layer by layer."""
-    for layer in range(-1, layers):
+    for layer in (-1, *layers):
         for key in [key for key in tape.casts if key[0] == layer]:
             del tape.casts[key]
         tape.mark("cut")

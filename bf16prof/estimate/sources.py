@@ -25,5 +25,5 @@ def source_of(label: Label) -> str:
     """Where a storage comes from."""
     component, name = label
     if component is Component.ACTIVATIONS:
-        return f"models/modules: {name.partition(' ')[0]}"
+        return f"models/tapes: {name.partition(' ')[0]}"
     return _BY_NAME.get(name, "aten/src/ATen/native/cuda" if name.startswith("scratch of") else "")

@@ -29,14 +29,14 @@ from bf16prof.estimate.gradients import (
 from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.layout import cut_order, flat_numel, flat_spans
 from bf16prof.estimate.passes import Handler, Meter, close, walk
-from bf16prof.estimate.program import Program, program
+from bf16prof.estimate.program import Program, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.profiles.models import ModelSettings
+from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device, Label, Phase
 
@@ -137,7 +137,7 @@ def passes(job: Job, engine: Engine, done: Walked) -> Meter:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _like(model: ModelSettings, world_size: int) -> int:
+def _like(model: Model, world_size: int) -> int:
     """A number of ranks for which ZeRO-3 gathers and reduces the same bytes, but for `NEGLIGIBLE` padding: 2 if possible.
 
     Parameters are gathered whole; what differs is the padding, and whether a single gradient can be reduced in place.
@@ -151,26 +151,25 @@ def _like(model: ModelSettings, world_size: int) -> int:
 
 
 @functools.cache
-def _numels(model: ModelSettings) -> dict[Key, int]:
+def _numels(model: Model) -> dict[Key, int]:
     return {key_of(each.name): each.numel for each in inventory(model)}
 
 
 def key_of(name: str) -> Key:
-    """`h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
-    parts = name.split(".", 2)
-    return (int(parts[1]), parts[2]) if len(parts) > 2 and parts[1].isdigit() else (-1, name)
+    """`transformer.h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
+    parts = name.split(".")
+    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return (-1, name) if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
 
 
 def _plan(job: Job, engine: Engine) -> Plan:
-    facts, workload, model = engine.facts, job.profile.workload, job.profile.model
-    assert isinstance(model, ModelSettings), "only families have tapes"
+    facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
-    capability = job.gpu.compute_capability if job.gpu else None
     kept = {a.name: a.bytes for a in kept_by_the_loop(job.profile, facts)}
     is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
     return Plan(
-        run=Run(model, workload.micro_batch_size, workload.sequence_length, workload.activation_checkpointing, capability),
-        precision=Precision(width, half, facts.autocast_dtype == "fp16", job.device is Device.GPU),
+        run=run_of(job, facts),
+        precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,
         kept=(kept[LOGITS[1]], kept[LOSS[1]]),
@@ -249,7 +248,7 @@ def _walked(plan: Plan) -> Walked:
     return Walked(plan, meter, whole, gradients, launched)
 
 
-def _widths(model: ModelSettings, sizes: tuple[int, int]) -> dict[Key, int]:
+def _widths(model: Model, sizes: tuple[int, int]) -> dict[Key, int]:
     """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
     return {key: sizes[not p.cast_by_autocast] for key, p in zip(_numels(model), inventory(model), strict=True)}
 
@@ -314,7 +313,7 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
 
 
 @functools.cache
-def _cut(model: ModelSettings) -> list[Key]:
+def _cut(model: Model) -> list[Key]:
     """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
     keys = list(_numels(model))
     modules = [each.name.rpartition(".")[0] for each in inventory(model)]
@@ -343,7 +342,7 @@ def share(job: Job, engine: Engine) -> Share:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _spans(model: ModelSettings, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
+def _spans(model: Model, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
     """Where every parameter is in the flat buffer, in its order there (`layout.flat_spans`)."""
     numels = _numels(model)
     keys = list(numels)

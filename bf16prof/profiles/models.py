@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag
@@ -105,6 +106,14 @@ class HuggingFaceSettings(Settings):
     """`sdpa`, `eager`, ...; when absent transformers' own choice, which is sdpa wherever the architecture has it."""
     inputs: Inputs = Field(default_factory=dict)
     """What the model is called with; token ids and labels when absent."""
+
+    def __hash__(self) -> int:
+        """By the configuration, so that what follows from it can be remembered."""
+        return hash((self._content, self.attn_implementation))
+
+    @cached_property
+    def _content(self) -> str:
+        return repr(self.hf_config)
 
     @property
     def family(self) -> str:

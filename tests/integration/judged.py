@@ -37,8 +37,9 @@ class Judgement:
     def label(self) -> str:
         """The case, and enough of its profile to find it again."""
         model, workload, zero = self.job.profile.model, self.job.profile.workload, self.job.profile.deepspeed.zero_optimization
-        assert isinstance(model, ModelSettings), "only families are drawn"
-        shape = f"{model.family} {model.num_layers} x {model.hidden_size}, vocabulary {model.vocab_size}"
+        shape = str(model.family)
+        if isinstance(model, ModelSettings):
+            shape += f" {model.num_layers} x {model.hidden_size}, vocabulary {model.vocab_size}"
         work = f"{workload.micro_batch_size} x {workload.sequence_length} x {workload.gradient_accumulation_steps}"
         checkpointing = ", checkpointing" if workload.activation_checkpointing else ""
         return f"{self.job.case.label}, {shape}, {work}{checkpointing}, reduce bucket {zero.reduce_bucket_size}"

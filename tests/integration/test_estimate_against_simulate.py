@@ -43,15 +43,16 @@ def test_the_worst_case(drawn: Sequence[Job]) -> None:
 
     target(max(abs(each.worst) for each in judged))
     for each in judged:
-        _holds(each)
+        holds(each)
 
 
 def test_drawn_jobs() -> None:
     for each in judge(draw(0, 6), Options(expandable_segments=True)):
-        _holds(each)
+        holds(each)
 
 
-def _holds(each: Judgement) -> None:
+def holds(each: Judgement) -> None:
+    """Assert that a job's closed form agrees with its dry run."""
     assert each.steady_error_bytes == STEADY, each.label
     assert abs(each.worst) <= PEAK, f"{each.label}: {each.errors}"
     if each.margin > CLOSE:

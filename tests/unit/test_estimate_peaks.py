@@ -133,7 +133,6 @@ def test_unfused_kernels_of_torch_take_memory_for_denominators() -> None:
         ((f"{ZERO}.zero_hpz_partition_size=2",), "zero_hpz_partition_size"),
         ((f"{ZERO}.memory_efficient_linear=false",), "memory_efficient_linear"),
         ((f"{ZERO}.stage3_allgather_sequential=true",), "stage3_allgather_sequential"),
-        (("model.family=llama", "model.hidden_size=1024", "model.num_heads=2", "model.num_kv_heads=1"), "fused kernel"),
     ],
 )
 def test_peaks_of_what_was_never_held_against_the_dry_run_stay_null(sets: tuple[str, ...], reason: str) -> None:

@@ -1,27 +1,30 @@
 """Scaled dot product attention: which kernel CUDA chooses, what it keeps and what its backward needs, without torch.
 
-The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads, no mask and no dropout
+The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads
 (`simulate/hardware/cuda_operators/attention.py` has all of them).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.models.autograd.operators import FP32, autocast, contiguous, mul, product, softmax, strided
-from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, Node, Tape, Tensor
+from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
+from bf16prof.models.autograd.pointwise import dropout
+from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
 
 BLOCK = 512
 SEED_BYTES = 8
 FLASH_ROWS = 128
 FLASH_ALIGNMENT = 8
+MASK_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of an attention: heads of queries and of keys, positions, width of a head, and what runs it (`None`: a CPU)."""
+    """The shape of an attention: heads of queries and of keys, positions, width of a head, the GPU's kind (`None`: a CPU), dropout."""
 
     batch: int
     queries: int
@@ -29,6 +32,16 @@ class Heads:
     sequence: int
     width: int
     capability: tuple[int, int] | None
+    dropout: float = 0.0
+    enable_gqa: bool = True
+    """Whether kernels may be told that heads of keys are shared: they do not share them by themselves."""
+    is_by_head: bool = False
+    """Whether queries and keys lie in memory head by head, not position by position: kernels of half precision answer in that order."""
+
+    @property
+    def ungrouped(self) -> Heads:
+        """With keys and values repeated for every head of the queries."""
+        return dataclasses.replace(self, keys=self.queries)
 
     @property
     def rows(self) -> int:
@@ -41,48 +54,70 @@ class Heads:
         return 2 * 2 * self.rows * self.sequence * self.width
 
 
-def backend(heads: Heads, element: int) -> str:
+def backend(heads: Heads, element: int, *, has_mask: bool = False) -> str:
     """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`."""
     capability, half, grouped = heads.capability, element < FP32, heads.queries != heads.keys
     if capability is None:
         return "cpu"
+    if grouped and not heads.enable_gqa:
+        return "math"
     cudnn = half and heads.width % 8 == 0 and heads.sequence > 1 and heads.width <= (256 if capability == (9, 0) else 128)
-    flash = half and heads.width <= 256 and not ((8, 6) <= capability <= (8, 9) and 192 < heads.width <= 224)
+    flash = half and heads.width <= 256 and not has_mask and not _too_wide(heads, capability)
     efficient = not grouped and heads.width % (8 if half else 4) == 0
-    if capability[0] in (9, 10) and cudnn:
+    if capability[0] in (9, 10) and cudnn and (heads.dropout * 16).is_integer():
         return "cudnn"
     return "flash" if flash else "efficient" if efficient else "math"
 
 
-def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
-    """Causal `scaled_dot_product_attention`, of the shape of the query."""
-    return _attention(tape, autocast(tape, query), autocast(tape, key), autocast(tape, value), heads)
+def _too_wide(heads: Heads, capability: tuple[int, int]) -> bool:
+    small = (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
+    return small and heads.width > 192 and (heads.width <= 224 or heads.dropout > 0)
 
 
-def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
-    kernel = backend(heads, query.width)
+def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None = None) -> Tensor:
+    """Causal `scaled_dot_product_attention`, or that with a mask [sequence, sequence], of the shape of the query."""
+    value, key, query = (autocast(tape, each) for each in (value, key, query))
+    return _attention(tape, query, key, value, heads, mask=mask)
+
+
+def _additive(tape: Tape, mask: Tensor, heads: Heads, width: int, kernel: str) -> Tensor:
+    """`convert_boolean_attn_mask`, and `preprocess_mask` of the memory-efficient kernel, which pads rows to multiples of 8."""
+    if mask.width == 1:
+        mask = tape.new(heads.batch * heads.sequence**2, width, "where")
+    missing = -heads.sequence % MASK_ALIGNMENT
+    if kernel == "efficient" and missing:
+        return tape.new(mask.numel // heads.sequence * (heads.sequence + missing), width, "constant_pad_nd")
+    return mask
+
+
+def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
+    kernel = backend(heads, query.width, has_mask=mask is not None)
+    if mask is not None:
+        mask = _additive(tape, mask, heads, query.width, kernel)
     if kernel == "math":
-        return _math(tape, query, key, value, heads)
+        return _math(tape, query, key, value, heads, mask=mask)
     name = {"cpu": "_scaled_dot_product_flash_attention_for_cpu"}.get(kernel, f"_scaled_dot_product_{kernel}_attention")
     padded = -heads.width % FLASH_ALIGNMENT if kernel == "flash" else 0
     if padded:
         query, key, value = (_padded(tape, each, heads.width, padded) for each in (query, key, value))
-    sizes = (query.numel, key.numel, value.numel)
+    order = STRIDED if heads.is_by_head and kernel in {"cudnn", "flash"} else CONTIGUOUS
+    sizes = ((query.numel, order), (key.numel, order), (value.numel, CONTIGUOUS))
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * heads.operations)
-        out = [tape.new(size, grads[0].width, f"{name}_backward") for size in sizes]
+        out = [tape.new(size, grads[0].width, f"{name}_backward", None, layout) for size, layout in sizes]
         tape.touch(_backward_scratch(kernel, heads, grads[0].width), f"{name}_backward")
         del saved
         return out
 
-    node = tape.node((query, key, value), run, query, key, value)
+    node = tape.node((query, key, value), run, query, key, value, mask)
     tape.compute(heads.operations)
-    out = tape.new(query.numel, query.width, name, node)
+    out = tape.new(query.numel, query.width, name, node, order)
+    tape.touch(_forward_scratch(kernel, heads, query.width), name)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
-        kept += [tape.new(1, SEED_BYTES, name) for _ in range(2)]
+        kept += [tape.new(1 + (kernel == "flash"), SEED_BYTES, name), tape.new(1, SEED_BYTES, name)]
     tape.save(node, tape.detached(out), *kept)
     return _cut(tape, out, heads.width, padded) if padded else out
 
@@ -116,15 +151,25 @@ def _full_heads(heads: Heads, element: int) -> int:
     return 0 if heads.queries == heads.keys else 2 * _rounded(heads.rows * heads.width * element)
 
 
+def _forward_scratch(kernel: str, heads: Heads, element: int) -> int:
+    """`kNeedsOutputAccumulatorBuffer` (mem_eff_attention/kernel_forward.h): wide heads of half precision."""
+    wide = kernel == "efficient" and heads.width > 128 and element < FP32
+    return _rounded(heads.rows * heads.width * FP32) if wide else 0
+
+
 def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
-    """What the kernel of the backward pass allocates for itself (see `simulate/hardware/cuda_operators/scratch.py` for the sources)."""
+    """What the kernel of the backward pass allocates for itself (see `simulate/hardware/cuda_operators/scratch.py` for the sources).
+
+    Where answers lie head by head and their gradients position by position, one of the two is copied.
+    """
+    relaid = _rounded(heads.rows * heads.width * element) if heads.is_by_head else 0
     if kernel == "cudnn":
-        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + _full_heads(heads, element)
+        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + relaid + _full_heads(heads, element)
     if kernel == "flash":
         rows = heads.batch * heads.queries * (-(-heads.sequence // FLASH_ROWS) * FLASH_ROWS)
         step = 32 if heads.width <= 128 else 64
         columns = -(-heads.width // step) * step
-        return _rounded(rows * columns * FP32, rows * FP32) + _full_heads(heads, element)
+        return _rounded(rows * columns * FP32, rows * FP32) + relaid + _full_heads(heads, element)
     if kernel == "efficient":
         held = _rounded(heads.rows * FP32, _efficient_workspace(heads, element))
         return held if element < FP32 else max(held, _rounded(heads.rows * heads.width * FP32, heads.rows * FP32))
@@ -143,26 +188,42 @@ def _efficient_workspace(heads: Heads, element: int) -> int:
     return heads.batch * heads.queries * (-(-elements // 4) * 4) * FP32
 
 
-def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
-    """`_scaled_dot_product_attention_math`: the score matrices in full, and every head with its own keys and values."""
+def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
+    """`_scaled_dot_product_attention_math`, in fp32."""
+    given = query.width
+    with tape.without_autocast():
+        query, key, value = cast(tape, query, FP32), cast(tape, key, FP32), cast(tape, value, FP32)
+        return _in_full(tape, query, key, value, heads, mask=mask, given=given)
+
+
+def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None, given: int) -> Tensor:
+    """The score matrices in full, and every head with its own keys and values, which matrix products repeat where nothing else does."""
     width, scores = query.width, heads.rows * heads.sequence
-    query = strided(mul(tape, query))
-    mask = _causal_mask(tape, heads.sequence**2, width)
-    key, value = (_repeated(tape, each, query.numel) for each in (key, value))
+    scaled = mul(tape, query) if heads.is_by_head else strided(mul(tape, query))
+    if mask is None:
+        mask = _causal_mask(tape, heads.sequence**2, width)
+    if heads.enable_gqa:
+        key, value = repeated(tape, key, query.numel, is_by_head=heads.is_by_head), repeated(tape, value, query.numel)
     keys = mul(tape, key)
     keys.layout = key.layout
-    rows = _relaid(tape, contiguous(tape, query))
-    keys, value = contiguous(tape, keys), contiguous(tape, value)
-    products = product(tape, rows, keys, scores, inner=heads.width, transposed=True)
-    del keys  # a temporary of that expression, unlike the scaled query
+    rows = head_by_head(tape, scaled, heads.batch)
+    products = product(tape, rows, _of_all_heads(tape, keys, query.numel, heads), scores, inner=heads.width, transposed=True)
+    del rows, keys
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
-    del products, rows
+    del products
     weights = softmax(tape, masked, name="_safe_softmax")
     tape.touch(_rounded(scores, heads.rows), "_safe_softmax")
     del masked
-    out = product(tape, weights, value, query.numel, inner=heads.sequence)
-    del mask
+    weights = dropout(tape, weights, heads.dropout)
+    returned = cast(tape, tape.detached(weights), given)
+    out = product(tape, weights, _of_all_heads(tape, value, query.numel, heads), query.numel, inner=heads.sequence)
+    out = cast(tape, by_position(tape, out, heads.batch), given)
+    del mask, scaled, returned
     return out
+
+
+def _of_all_heads(tape: Tape, x: Tensor, numel: int, heads: Heads) -> Tensor:
+    return head_by_head(tape, x if x.numel == numel else expanded(tape, x, numel), heads.batch)
 
 
 def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
@@ -174,22 +235,40 @@ def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
     return mask
 
 
-def _repeated(tape: Tape, x: Tensor, numel: int) -> Tensor:
-    """`repeat_interleave`: keys or values once for every head of the queries."""
-    if x.numel == numel:
-        return strided(x.view())
+def matrix_product(tape: Tape, a: Tensor, b: Tensor, numel: int, batch: int, *, inner: int, transposed: bool = False) -> Tensor:
+    """`matmul` of the matrices of all heads over a common dimension of `inner`, copied where they do not lie head by head."""
+    right, left = autocast(tape, b), autocast(tape, a)
+    a, b = head_by_head(tape, left, batch), head_by_head(tape, right, batch)
+    return product(tape, a, b, numel, inner=inner, transposed=transposed)
+
+
+def in_order(x: Tensor) -> Tensor:
+    """A view that matrix products of heads need not copy."""
+    out = x.view()
+    out.layout = CONTIGUOUS
+    return out
+
+
+def head_by_head(tape: Tape, x: Tensor, batch: int) -> Tensor:
+    """The matrices of all heads of all sequences in one dimension: of one sequence a view."""
+    return x if batch == 1 else contiguous(tape, x)
+
+
+def by_position(tape: Tape, x: Tensor, batch: int) -> Tensor:
+    """The result of a matrix product by sequence and head: its gradient comes position by position, and is copied as `head_by_head`."""
+    return strided(x) if batch == 1 else swapped(tape, x)
+
+
+def expanded(tape: Tape, x: Tensor, numel: int) -> Tensor:
+    """A view that repeats the one head of keys or values, of which the gradients are summed."""
+    size = x.numel
+    node = tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum"),))
+    return Tensor(x.storage, numel, x.width, node, layout=EXPANDED)
+
+
+def repeated(tape: Tape, x: Tensor, numel: int, *, is_by_head: bool = False, is_copied: bool = False) -> Tensor:
+    """`repeat_interleave`: keys or values once for every head of the queries; copied even where there is one for each."""
+    if x.numel == numel and not is_copied:
+        return in_order(x) if is_by_head else strided(x.view())
     size = x.numel
     return tape.new(numel, x.width, "clone", tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum", None, STRIDED),)))
-
-
-def _relaid(tape: Tape, x: Tensor) -> Tensor:
-    """x, whose gradient is viewed in the layout that it had before it was copied."""
-
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
-        grad = grads[0].view()
-        grad.layout = CONTIGUOUS
-        return (grad,)
-
-    out = x.view()
-    out.node, out.slot = tape.node((x,), run), 0
-    return out

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
+from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
 
 FP32 = 4
 TOKEN_BYTES = 8
 EMBEDDING_WITHOUT_SORT = 3072
 EMBEDDING_ROWS_PER_THREAD = 10
+MANY_ROWS = 64 * 1024
+WARP = 32
+MULTIPROCESSORS = 108
+BLOCK = 512
 """See `simulate/hardware/cuda_operators/scratch.py`."""
 
 
 def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
     """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient (`validate_outputs`)."""
-    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), x.layout)
+    layout = CONTIGUOUS if x.layout == EXPANDED else x.layout
+    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), layout)
 
 
 def _same(_: Node, grads: list[Any]) -> Sequence[Any]:
@@ -44,18 +49,18 @@ def to_fp32(tape: Tape, x: Tensor) -> Tensor:
     return cast(tape, x, FP32) if tape.precision.autocast and tape.precision.has_fp32_islands else x
 
 
+def wide_or(tape: Tape, width: int) -> int:
+    """The width of what autocast gives in fp32 where nothing else was asked for, such as sums."""
+    return FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else width
+
+
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """a + b, where b may be repeated over the batch."""
-    rows = b.numel
-
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
-        return (grads[0], grads[0] if rows == grads[0].numel else tape.new(rows, grads[0].width, "sum"))
-
-    return tape.new(a.numel, max(a.width, b.width), "add", tape.node((a, b), run))
+    """a + b, of which one may be repeated."""
+    return tape.new(max(a.numel, b.numel), max(a.width, b.width), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
 
 
 def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
-    """a * b; without b, a times a number."""
+    """a * b, of which one may be repeated; without b, a times a number."""
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
@@ -64,7 +69,8 @@ def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
         return out
 
     kept = (b if a.node else None, a if b is not None and b.node else None)
-    return tape.new(a.numel, a.width if b is None else max(a.width, b.width), "mul", tape.node((a, b), run, *kept))
+    numel, width = (a.numel, a.width) if b is None else (max(a.numel, b.numel), max(a.width, b.width))
+    return tape.new(numel, width, "mul", tape.node((a, b), run, *kept))
 
 
 def negative(tape: Tape, x: Tensor) -> Tensor:
@@ -72,22 +78,25 @@ def negative(tape: Tape, x: Tensor) -> Tensor:
     return tape.new(x.numel, x.width, "neg", tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "neg"),)))
 
 
-def concatenate(tape: Tape, *parts: Tensor) -> Tensor:
-    """`torch.cat`, whose backward gives views."""
+def concatenate(tape: Tape, *parts: Tensor, layout: int = CONTIGUOUS) -> Tensor:
+    """`torch.cat`, whose backward gives views; under autocast in the widest dtype of the parts."""
+    width = max(each.width for each in parts)
+    if tape.precision.autocast:
+        parts = tuple(cast(tape, each, width) for each in parts)
     sizes = [each.numel for each in parts]
 
     def run(_: Node, grads: list[Any]) -> Sequence[Any]:
         return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
 
-    return tape.new(sum(sizes), parts[0].width, "cat", tape.node(parts, run))
+    return tape.new(sum(sizes), width, "cat", tape.node(parts, run), layout)
 
 
 def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Views of parts of x, whose gradients are put together again."""
-    total, width = x.numel, x.width
-    node = tape.node((x,), lambda _, grads: (tape.new(total, width, "cat"),))
+    total, width, layout = x.numel, x.width, x.layout
+    node = tape.node((x,), lambda _, grads: (tape.new(total, width, "cat", None, layout),))
     whole = tape.detached(x)
-    return [Tensor(whole.storage, size, width, node, slot) for slot, size in enumerate(sizes)]
+    return [Tensor(whole.storage, size, width, node, slot, layout=layout) for slot, size in enumerate(sizes)]
 
 
 def select(tape: Tape, x: Tensor, count: int) -> list[Tensor]:
@@ -112,12 +121,14 @@ def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
     return tape.new(x.numel, x.width, name, tape.node((x,), run, x))
 
 
-def layer_norm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`native_layer_norm` over rows as wide as the weight; the statistics of half-precision rows are kept in fp32."""
-    x, weight, bias = to_fp32(tape, x), to_fp32(tape, weight), to_fp32(tape, bias)
-    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", weight.numel, 2))
+def layer_norm(tape: Tape, x: Tensor, width: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`native_layer_norm` over rows of that width; the statistics of half-precision rows are kept in fp32."""
+    x = to_fp32(tape, x)
+    weight, bias = (None if each is None else to_fp32(tape, each) for each in (weight, bias))
+    affine = (weight is not None) + (bias is not None)
+    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", width, affine))
     out = tape.new(x.numel, x.width, "native_layer_norm", node)
-    rows = x.numel // weight.numel
+    rows = x.numel // width
     mean, deviation = tape.new(rows, x.width, "native_layer_norm"), tape.new(rows, x.width, "native_layer_norm")
     tape.save(node, x, weight, bias, cast(tape, mean, FP32), cast(tape, deviation, FP32))
     return out
@@ -137,32 +148,37 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
         saved = node.unpack()
         size = saved[0].width
         out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
+        tape.touch(parameters * _partial_sums(grads[0].numel // width, width, size), name)
         del saved
         return out
 
     return run
 
 
-def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
-    """`_softmax` (or one of its kin), under autocast in fp32 (for bf16 by way of a copy)."""
-    wide = FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else x.width
+def _partial_sums(rows: int, width: int, element: int) -> int:
+    """`LaunchGammaBetaBackwardCUDAKernel` (cuda/layer_norm_kernel.cu): weights' gradients of many narrow rows are summed in two passes."""
+    if rows <= MANY_ROWS or width // WARP >= MULTIPROCESSORS // 2:
+        return 0
+    sums = min(32 * 1024 // -(-width // WARP), -(-rows // WARP)) * width * element
+    return -(-sums // BLOCK) * BLOCK
+
+
+def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:
+    """`_softmax` (or one of its kin) in a dtype of that width, under autocast in fp32 (for bf16 by way of a copy)."""
+    wide = width or wide_or(tape, x.width)
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
+    source_width = source.width
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        grad = tape.new(grads[0].numel, grads[0].width, "_softmax_backward_data")
-        tape.touch(grad.bytes, "_softmax_backward_data")
+        grad = tape.new(grads[0].numel, source_width, "_softmax_backward_data")
+        tape.touch(grads[0].bytes, "_softmax_backward_data")
         del saved
         return (grad,)
 
     out = tape.new(x.numel, wide, name, tape.node((source,), run))
     tape.save(out.node, tape.detached(out))
     return out
-
-
-def mean(tape: Tape, x: Tensor, numel: int) -> Tensor:
-    """The mean over one dimension, whose gradient is never asked for."""
-    return tape.new(numel, x.width, "mean")
 
 
 def contiguous(tape: Tape, x: Tensor) -> Tensor:
@@ -178,8 +194,20 @@ def strided(x: Tensor) -> Tensor:
 
 def reshaped(tape: Tape, x: Tensor) -> Tensor:
     """A view in another shape and order, whose gradient is copied where it cannot be viewed in the old shape."""
-    out = strided(x.view())
+    return strided(viewed(tape, x))
+
+
+def viewed(tape: Tape, x: Tensor) -> Tensor:
+    """A view in another shape, whose gradient is copied where it cannot be viewed in the old one."""
+    out = x.view()
     out.node, out.slot = tape.node((x,), lambda _, grads: (_viewable(tape, grads[0]),)), 0
+    return out
+
+
+def in_rows(tape: Tape, x: Tensor) -> Tensor:
+    """x, the result of a matrix product, whose gradient is copied where its rows do not lie in order."""
+    out = x.view()
+    out.node, out.slot = tape.node((x,), lambda _, grads: (_rows(tape, grads[0]),)), 0
     return out
 
 
@@ -227,6 +255,19 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
     if bias is not None and x.layout != CONTIGUOUS:
         return _add_bias(tape, _matrix_product(tape, contiguous(tape, x), weight, inputs), bias)
     return _matrix_product(tape, x, weight, inputs, bias)
+
+
+def matmul(tape: Tape, x: Tensor, weight: Tensor, inputs: int) -> Tensor:
+    """`matmul` of x [..., inputs] with a matrix: `mm` of its rows."""
+    weight = autocast(tape, weight)
+    return _matrix_product(tape, autocast(tape, x), weight, inputs)
+
+
+def addmm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor, inputs: int) -> Tensor:
+    """`addmm` itself, which DeepSpeed leaves alone; its arguments are cast from the last to the first."""
+    weight = autocast(tape, weight)
+    x = autocast(tape, x)
+    return _matrix_product(tape, x, weight, inputs, autocast(tape, bias))
 
 
 def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None) -> Tensor:
@@ -280,6 +321,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
         del x, rows, grad, copied
         third = tape.new(of_bias, FP32 if half else grads[0].width, "sum") if of_bias else None
         del saved
+        grads.clear()  # a function in Python does not hold them until they are validated
         return (first, second, third) if of_bias else (first, second)
 
     fused = is_matrix and bias is not None
@@ -325,8 +367,8 @@ def _embedding_scratch(rows: int, vocabulary: int, width: int) -> int:
     return (3 * rows + 2 * segments + partial) * TOKEN_BYTES + partial * width * FP32
 
 
-def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
-    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast."""
+def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast, and labels that are not the loop's own."""
     kept = cast(tape, logits, FP32) if tape.precision.autocast else logits
     wide, numel = kept.width, kept.numel
 
@@ -344,7 +386,7 @@ def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
 
     probabilities = tape.new(numel, wide, "_log_softmax", tape.node((kept,), of_logits))
     tape.save(probabilities.node, tape.detached(probabilities))
-    node = tape.node((probabilities,), of_loss, tape.detached(probabilities))
+    node = tape.node((probabilities,), of_loss, tape.detached(probabilities), labels)
     loss = tape.new(1, wide, "nll_loss_forward", node)
     tape.save(node, tape.new(1, wide, "nll_loss_forward"))
     return loss

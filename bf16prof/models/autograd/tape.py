@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import heapq
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar, cast
 
 from bf16prof.records import Component, Label
 
@@ -26,7 +26,7 @@ LAST = 1 << 60
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast), whose kind may be `fp16`.
+    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast); whether the half precision is fp16.
 
     `has_fp32_islands`: CUDA's autocast runs norms and softmax in fp32, a CPU's does not.
     """
@@ -73,8 +73,9 @@ class Pin:
         self._events.append(Event("unpin", (self._parameter.key, self._number), 0))
 
 
-STRIDED, VIEWABLE, CONTIGUOUS = range(3)
-"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order."""
+STRIDED, VIEWABLE, CONTIGUOUS, EXPANDED = range(4)
+"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order; several in one
+place."""
 
 
 class Tensor:
@@ -103,21 +104,31 @@ class Parameter(Tensor):
     def __init__(self, tape: Tape, key: tuple[int, str], numel: int, width: int) -> None:
         super().__init__(None, numel, width)
         self.key = key
-        self.node = Node(LAST, _accumulate(tape, key), (), (), (width,))
+        self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
+
+Out = TypeVar(
+    "Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor | None]
+)
+"""What a module gives back."""
 
 Run = Callable[["Node", list[Any]], Sequence[Any]]
 
 
 class Node:
-    """A function of the graph: who gets its gradients, what it saved, and how it computes them."""
+    """A function of the graph: who gets its gradients, in how many elements of what size, what it saved, and how it computes them."""
 
-    __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "widths")
+    __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "sizes")
 
     def __init__(
-        self, sequence: int, run: Run, saved: tuple[Any, ...], edges: tuple[tuple[Node, int] | None, ...], widths: tuple[int, ...]
+        self,
+        sequence: int,
+        run: Run,
+        saved: tuple[Any, ...],
+        edges: tuple[tuple[Node, int] | None, ...],
+        sizes: tuple[tuple[int, int], ...],
     ) -> None:
-        self.sequence, self.run, self.saved, self.edges, self.widths = sequence, run, saved, edges, widths
+        self.sequence, self.run, self.saved, self.edges, self.sizes = sequence, run, saved, edges, sizes
 
     def unpack(self) -> list[Any]:
         """What was saved, recomputed where checkpointing dropped it."""
@@ -158,7 +169,7 @@ class Held:
 class Frame:
     """A checkpointed layer: its function and its input, and what its recomputation saved (`checkpoint.py`, _CheckpointFrame)."""
 
-    def __init__(self, tape: Tape, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, tape: Tape, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self._tape, self._function, self._inputs = tape, function, inputs
         self._held: list[weakref.ref[Held]] = []
         self._seen = 0
@@ -205,6 +216,10 @@ class Tape:
         """Autocast's cache of weights."""
         self.layer = -1
         self.is_recomputing = False
+        self._kept: list[Tensor] = []
+        self._leaf: tuple[int, str] | None = None
+        self._leaf_of: dict[tuple[int, str], tuple[int, str]] = {}
+        self._delayed: dict[tuple[int, str] | None, list[Event]] = {}
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
         self._parameters: dict[tuple[int, str], Parameter] = {}
@@ -227,6 +242,8 @@ class Tape:
     def parameter(self, name: str, numel: int) -> Parameter:
         """A parameter of the layer that is running."""
         key = (self.layer, name)
+        if self._leaf is not None:
+            self._leaf_of[key] = self._leaf
         if key not in self._parameters:
             self._parameters[key] = Parameter(self, key, numel, self.precision.parameter)
         return self._parameters[key]
@@ -235,6 +252,10 @@ class Tape:
         """The same memory without history."""
         storage = self._pin(tensor) if isinstance(tensor, Parameter) else tensor.storage
         return Tensor(storage, tensor.numel, tensor.width, layout=tensor.layout)
+
+    def view_of(self, parameter: Parameter) -> Tensor:
+        """A view of a parameter, which is cast anew where autocast wants it."""
+        return Tensor(self._pin(parameter), parameter.numel, parameter.width, self.node((parameter,), lambda _, grads: grads))
 
     def _pin(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, Parameter) or not self.zero3:
@@ -248,7 +269,7 @@ class Tape:
             return None
         self._sequence += 1
         edges = tuple(None if each is None or each.node is None else (each.node, each.slot) for each in inputs)
-        node = Node(self._sequence, run, (), edges, tuple(each.width if each is not None else 0 for each in inputs))
+        node = Node(self._sequence, run, (), edges, tuple((each.numel, each.width) if each is not None else (0, 0) for each in inputs))
         self.save(node, *saved)
         return node
 
@@ -262,14 +283,36 @@ class Tape:
         """An event of the training loop or of a module."""
         self.events.append(Event(kind, subject, 0))
 
+    def keep(self, tensor: Tensor) -> None:
+        """The training loop holds the tensor."""
+        self._kept.append(tensor)
+
+    @contextlib.contextmanager
+    def at_layer(self, layer: int) -> Iterator[None]:
+        """Inside, modules and parameters are those of a layer."""
+        outer, self.layer = self.layer, layer
+        try:
+            yield
+        finally:
+            self.layer = outer
+
+    @contextlib.contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """Inside, nothing is cast (`ExcludeDispatchKeyGuard`)."""
+        outer, self.precision = self.precision, replace(self.precision, autocast=0)
+        try:
+            yield
+        finally:
+            self.precision = outer
+
     def hand_over(self, grad: Tensor, key: tuple[int, str]) -> None:
         """The gradient of a parameter is there, and belongs to the engine from now on."""
         storage: Storage = grad.storage
         self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", GRADIENT, storage.bytes))
-        self.events.append(Event("gradient", key, storage.bytes))
+        self._delayed.get(self._leaf_of.get(key), self.events).append(Event("gradient", key, storage.bytes))
         storage.bytes = 0
 
-    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def checkpoint(self, function: Callable[..., Out], *inputs: Tensor) -> Out:
         """`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`."""
         frame = Frame(self, function, inputs)
         outer, self.pack = self.pack, frame.pack
@@ -279,28 +322,45 @@ class Tape:
             self.pack = outer
 
     def cut(self, x: Tensor, number: int) -> Tensor:
-        """The border before a layer, seen again from the other side in backward."""
+        """The border before a layer (-1: after the last one), seen again from the other side in backward."""
         self.mark("cut", number)
         return self._alias(x, lambda: self.mark("cut backward", number))
 
-    def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`)."""
-        if not self.zero3:
+    def module(self, name: str, forward: Callable[..., Out], *inputs: Tensor, is_leaf: bool = False) -> Out:
+        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
+
+        `inputs` are the positional ones; hooks see no others. What comes out is a tensor or a tuple of them. In a leaf module no other
+        one has hooks, and its gradients wait for each other (`zero/leaf_module_config.py`).
+        """
+        if not self.zero3 or self._leaf is not None:
             return forward(*inputs)
         key = (self.layer, name)
         self.mark("fetch", key)
         self._waiting[key] = 0
+        if is_leaf:
+            self._delayed[key] = []
         entered = []
         for each in inputs:
             self._waiting[key] += each.node is not None
             entered.append(self._alias(each, lambda: self._leave(key)))
-        out = forward(*entered)
+        self._leaf = key if is_leaf else None
+        try:
+            out = forward(*entered)
+        finally:
+            self._leaf = None
         self.mark("release", key)
-        return self._alias(out, lambda: self.mark("fetch backward", key))
+        return self._entering(out, key)
+
+    def _entering(self, out: Out, key: tuple[int, str]) -> Out:
+        if isinstance(out, Tensor):
+            return self._alias(out, lambda: self.mark("fetch backward", key))
+        return cast("Out", tuple(each if each is None else self._entering(each, key) for each in out))
 
     def _leave(self, key: tuple[int, str]) -> None:
         self._waiting[key] -= 1
         if self._waiting[key] == 0:
+            for event in self._delayed.pop(key, ()):
+                self.events.append(event)
             self.mark("release backward", key)
 
     def _alias(self, x: Tensor, when_backward: Callable[[], None]) -> Tensor:
@@ -336,10 +396,10 @@ class Tape:
             node = heapq.heappop(ready)[2]
             grads = buffers.pop(node)
             outputs = list(node.run(node, grads))
-            del grads
             for index in range(len(outputs)):
-                if outputs[index] is not None and outputs[index].width != node.widths[index]:
-                    outputs[index] = self.new(outputs[index].numel, node.widths[index], "_to_copy")
+                if outputs[index] is not None:
+                    outputs[index] = self._validated(outputs[index], *node.sizes[index]) if node.edges[index] else None
+            del grads
             node.saved = ()
             for index, edge in enumerate(node.edges):
                 if edge is None:
@@ -350,6 +410,12 @@ class Tape:
                 if missing[following] == 0:
                     pushed += 1
                     heapq.heappush(ready, (-following.sequence, pushed, following))
+
+    def _validated(self, grad: Tensor, numel: int, width: int) -> Tensor:
+        """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where the input was repeated."""
+        if grad.numel != numel:
+            grad = self.new(numel, grad.width, "sum")
+        return grad if grad.width == width else self.new(numel, width, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
         """`InputBuffer::add`: a second gradient is added to the first in a new tensor, then both are let go."""

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bf16prof.models.autograd.attention import Heads, attention
 from bf16prof.models.autograd.operators import activation, add, contiguous, embedding, linear, split
 from bf16prof.models.autograd.tape import Tape, Tensor
-from bf16prof.models.tapes import Run, run_layers
+from bf16prof.models.tapes import OwnNetwork, run_layers
 from bf16prof.models.tapes.layers import linear_layer, norm_layer
 
 
-def forward(tape: Tape, run: Run, layers: int) -> Tensor:
+def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
     """Logits of every position."""
-    model, hidden = run.model, run.model.hidden_size
-    positions = tape.new(run.sequence, 8, "arange")
+    model, hidden = net.model, net.model.hidden_size
+    positions = tape.new(net.run.sequence, 8, "arange")
     table = tape.parameter("wte.weight", model.vocab_size * hidden)
     rows = tape.parameter("wpe.weight", model.max_sequence_length * hidden)
     x = add(
         tape,
-        tape.module("wte", lambda: embedding(tape, table, run.tokens, hidden)),
-        tape.module("wpe", lambda: embedding(tape, rows, run.sequence, hidden, positions)),
+        tape.module("wte", lambda: embedding(tape, table, net.run.tokens, hidden)),
+        tape.module("wpe", lambda: embedding(tape, rows, net.run.sequence, hidden, positions)),
     )
     tied = model.tie_embeddings is None or model.tie_embeddings
     head = table if tied else tape.parameter("lm_head.weight", model.vocab_size * hidden)
     return tape.module(
-        "lm_head", lambda x: linear(tape, x, head, None, hidden), norm_layer(tape, "ln_f", run_layers(tape, run, layers, _block, x), hidden)
+        "lm_head", lambda x: linear(tape, x, head, None, hidden), norm_layer(tape, "ln_f", run_layers(tape, net, layers, _block, x), hidden)
     )
 
 
-def _block(tape: Tape, run: Run, x: Tensor) -> Tensor:
-    hidden = run.model.hidden_size
-    x = add(tape, x, tape.module("attn", lambda x: _attention(tape, run, x), norm_layer(tape, "ln_1", x, hidden)))
-    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, run, x), norm_layer(tape, "ln_2", x, hidden)))
+def _block(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
+    hidden = net.model.hidden_size
+    x = add(tape, x, tape.module("attn", lambda x: _attention(tape, net, x), norm_layer(tape, "ln_1", x, hidden)))
+    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, net, x), norm_layer(tape, "ln_2", x, hidden)))
 
 
-def _attention(tape: Tape, run: Run, x: Tensor) -> Tensor:
-    hidden, heads = run.model.hidden_size, run.model.num_heads
-    shape = Heads(run.batch, heads, heads, run.sequence, hidden // heads, run.capability)
-    q, k, v = split(tape, linear_layer(tape, "attn.c_attn", x, hidden, 3 * hidden), [run.tokens * hidden] * 3)
+def _attention(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
+    hidden, heads = net.model.hidden_size, net.model.num_heads
+    shape = Heads(net.run.batch, heads, heads, net.run.sequence, hidden // heads, net.run.capability)
+    q, k, v = split(tape, linear_layer(tape, "attn.c_attn", x, hidden, 3 * hidden), [net.run.tokens * hidden] * 3)
     attended = attention(tape, q, k, v, shape)
     return linear_layer(tape, "attn.c_proj", contiguous(tape, attended), hidden, hidden)
 
 
-def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
-    hidden = run.model.hidden_size
-    wide = activation(tape, "gelu", linear_layer(tape, "mlp.c_fc", x, hidden, run.intermediate))
-    return linear_layer(tape, "mlp.c_proj", wide, run.intermediate, hidden)
+def _mlp(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
+    hidden = net.model.hidden_size
+    wide = activation(tape, "gelu", linear_layer(tape, "mlp.c_fc", x, hidden, net.intermediate))
+    return linear_layer(tape, "mlp.c_proj", wide, net.intermediate, hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from bf16prof.models.autograd.attention import Heads, attention
 from bf16prof.models.autograd.operators import (
@@ -21,26 +22,27 @@ from bf16prof.models.autograd.operators import (
     split,
 )
 from bf16prof.models.autograd.tape import Tape, Tensor
-from bf16prof.models.tapes import Run, run_layers
+from bf16prof.models.tapes import OwnNetwork, run_layers
+from bf16prof.models.tapes.layers import linear_layer
 
 
-def forward(tape: Tape, run: Run, layers: int) -> Tensor:
+def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
     """Logits of every position."""
-    model, hidden = run.model, run.model.hidden_size
+    model, hidden = net.model, net.model.hidden_size
     table = tape.parameter("embed_tokens.weight", model.vocab_size * hidden)
     head = table if model.tie_embeddings else tape.parameter("lm_head.weight", model.vocab_size * hidden)
-    x = tape.module("embed_tokens", lambda: embedding(tape, table, run.tokens, hidden))
-    cos, sin = _rotary(tape, run, x.width)
-    out = _norm(tape, "norm", run_layers(tape, run, layers, _block, x, cos, sin), hidden)
+    x = tape.module("embed_tokens", lambda: embedding(tape, table, net.run.tokens, hidden))
+    cos, sin = _rotary(tape, net, x.width)
+    out = _norm(tape, "norm", run_layers(tape, net, layers, _block, x, cos, sin), hidden)
     return tape.module("lm_head", lambda x: linear(tape, x, head, None, hidden), out)
 
 
-def _rotary(tape: Tape, run: Run, width: int) -> tuple[Tensor, Tensor]:
+def _rotary(tape: Tape, net: OwnNetwork, width: int) -> tuple[Tensor, Tensor]:
     """Tables of cosines and sines, computed in fp32."""
-    size = run.model.hidden_size // run.model.num_heads
+    size = net.model.hidden_size // net.model.num_heads
     frequencies = tape.new(size // 2, FP32, "pow")
-    outer = tape.new(run.sequence * size // 2, FP32, "mul")
-    angles = tape.new(run.sequence * size, FP32, "repeat")
+    outer = tape.new(net.run.sequence * size // 2, FP32, "mul")
+    angles = tape.new(net.run.sequence * size, FP32, "repeat")
     del outer
     cos = cast(tape, tape.new(angles.numel, FP32, "cos"), width)
     sin = cast(tape, tape.new(angles.numel, FP32, "sin"), width)
@@ -53,28 +55,23 @@ def _norm(tape: Tape, name: str, x: Tensor, hidden: int) -> Tensor:
     return tape.module(name, lambda x: rms_norm(tape, x, weight), x)
 
 
-def _linear(tape: Tape, name: str, x: Tensor, inputs: int, outputs: int) -> Tensor:
-    weight = tape.parameter(f"{name}.weight", inputs * outputs)
-    return tape.module(name, lambda x: linear(tape, x, weight, None, inputs), x)
-
-
-def _block(tape: Tape, run: Run, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    hidden = run.model.hidden_size
-    attend = functools.partial(_attention, tape, run)
+def _block(tape: Tape, net: OwnNetwork, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    hidden = net.model.hidden_size
+    attend = functools.partial(_attention, tape, net)
     x = add(tape, x, tape.module("self_attn", attend, _norm(tape, "input_layernorm", x, hidden), cos, sin))
-    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, run, x), _norm(tape, "post_attention_layernorm", x, hidden)))
+    return add(tape, x, tape.module("mlp", lambda x: _mlp(tape, net, x), _norm(tape, "post_attention_layernorm", x, hidden)))
 
 
-def _attention(tape: Tape, run: Run, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    hidden, heads = run.model.hidden_size, run.model.num_heads
-    groups, width = run.model.num_kv_heads or heads, hidden // heads
+def _attention(tape: Tape, net: OwnNetwork, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    hidden, heads = net.model.hidden_size, net.model.num_heads
+    groups, width = net.model.num_kv_heads or heads, hidden // heads
     q, k, v = (
-        reshaped(tape, _linear(tape, f"self_attn.{name}_proj", x, hidden, width * n))
+        reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, hidden, width * n, bias=False))
         for name, n in (("q", heads), ("k", groups), ("v", groups))
     )
-    shape = Heads(run.batch, heads, groups, run.sequence, width, run.capability)
+    shape = Heads(net.run.batch, heads, groups, net.run.sequence, width, net.run.capability)
     attended = attention(tape, _rotate(tape, q, cos, sin), _rotate(tape, k, cos, sin), v, shape)
-    return _linear(tape, "self_attn.o_proj", contiguous(tape, attended), hidden, hidden)
+    return linear_layer(tape, "self_attn.o_proj", contiguous(tape, attended), hidden, hidden, bias=False)
 
 
 def _rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -82,12 +79,17 @@ def _rotate(tape: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return add(tape, mul(tape, x, cos), mul(tape, concatenate(tape, negative(tape, second), first), sin))
 
 
-def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
-    hidden, wide = run.model.hidden_size, run.intermediate
-    return _linear(
-        tape, "mlp.down_proj", mul(tape, _gate(tape, x, hidden, wide), _linear(tape, "mlp.up_proj", x, hidden, wide)), wide, hidden
+def _mlp(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
+    hidden, wide = net.model.hidden_size, net.intermediate
+    return linear_layer(
+        tape,
+        "mlp.down_proj",
+        mul(tape, _gate(tape, x, hidden, wide), linear_layer(tape, "mlp.up_proj", x, hidden, wide, bias=False)),
+        wide,
+        hidden,
+        bias=False,
     )
 
 
 def _gate(tape: Tape, x: Tensor, hidden: int, wide: int) -> Tensor:
-    return activation(tape, "silu", _linear(tape, "mlp.gate_proj", x, hidden, wide))
+    return activation(tape, "silu", linear_layer(tape, "mlp.gate_proj", x, hidden, wide, bias=False))

@@ -10,7 +10,6 @@ from bf16prof.models.autograd.operators import (
     contiguous,
     embedding,
     linear,
-    mean,
     mul,
     product,
     reshaped,
@@ -20,66 +19,67 @@ from bf16prof.models.autograd.operators import (
     strided,
     swapped,
 )
+from bf16prof.models.autograd.pointwise import row_mean
 from bf16prof.models.autograd.tape import Tape, Tensor
-from bf16prof.models.tapes import Run, run_layers
+from bf16prof.models.tapes import OwnNetwork, run_layers
 from bf16prof.models.tapes.layers import linear_layer, norm_layer
 
 
-def forward(tape: Tape, run: Run, layers: int) -> Tensor:
+def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
     """Logits of every position."""
-    model, hidden = run.model, run.model.hidden_size
-    positions = tape.new(run.sequence, 8, "arange")
+    model, hidden = net.model, net.model.hidden_size
+    positions = tape.new(net.run.sequence, 8, "arange")
     table = tape.parameter("embedding.weight", model.vocab_size * hidden)
     rows = tape.parameter("pos_embedding.weight", model.max_sequence_length * hidden)
     x = add(
         tape,
-        tape.module("embedding", lambda: embedding(tape, table, run.tokens, hidden)),
-        tape.module("pos_embedding", lambda: embedding(tape, rows, run.tokens, hidden, positions)),
+        tape.module("embedding", lambda: embedding(tape, table, net.run.tokens, hidden)),
+        tape.module("pos_embedding", lambda: embedding(tape, rows, net.run.tokens, hidden, positions)),
     )
-    return linear_layer(tape, "output_proj", run_layers(tape, run, layers, _block, x), hidden, model.vocab_size)
+    return linear_layer(tape, "output_proj", run_layers(tape, net, layers, _block, x), hidden, model.vocab_size)
 
 
-def _block(tape: Tape, run: Run, x: Tensor) -> Tensor:
-    hidden = run.model.hidden_size
+def _block(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
+    hidden = net.model.hidden_size
     weights: list[Tensor] = []
-    attended = tape.module("attention", lambda q, k, v: _attention(tape, run, (q, k, v), weights), x, x, x)
+    attended = tape.module("attention", lambda q, k, v: _attention(tape, net, (q, k, v), weights), x, x, x)
     x = norm_layer(tape, "norm1", add(tape, x, attended), hidden)
-    mixed = tape.module("ff", lambda x: _mlp(tape, run, x), x)
+    mixed = tape.module("ff", lambda x: _mlp(tape, net, x), x)
     x = norm_layer(tape, "norm2", add(tape, x, mixed), hidden)
     return x  # noqa: RET504 - as in the module, the names live to the end
 
 
-def _mlp(tape: Tape, run: Run, x: Tensor) -> Tensor:
-    hidden = run.model.hidden_size
-    x = linear_layer(tape, "ff.0", x, hidden, run.intermediate)
+def _mlp(tape: Tape, net: OwnNetwork, x: Tensor) -> Tensor:
+    hidden = net.model.hidden_size
+    x = linear_layer(tape, "ff.0", x, hidden, net.intermediate)
     x = tape.module("ff.1", lambda x: activation(tape, "gelu", x), x)
-    return linear_layer(tape, "ff.2", x, run.intermediate, hidden)
+    return linear_layer(tape, "ff.2", x, net.intermediate, hidden)
 
 
-def _attention(tape: Tape, run: Run, inputs: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
+def _attention(tape: Tape, net: OwnNetwork, inputs: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
     """`F.multi_head_attention_forward` with need_weights, batch first (torch/nn/functional.py)."""
-    hidden, heads = run.model.hidden_size, run.model.num_heads
-    scores = run.batch * heads * run.sequence**2
-    q, k, v = _projected(tape, run, inputs)
+    hidden, heads = net.model.hidden_size, net.model.num_heads
+    scores = net.run.batch * heads * net.run.sequence**2
+    q, k, v = _projected(tape, net, inputs)
     scaled = mul(tape, q)
     attn = product(tape, scaled, k, scores, inner=hidden // heads, transposed=True)
     del scaled, k
     attn = softmax(tape, attn)
-    mixed = product(tape, attn, v, q.numel, inner=run.sequence)
+    mixed = product(tape, attn, v, q.numel, inner=net.run.sequence)
     del v
     mixed = contiguous(tape, mixed)
     weight, bias = tape.parameter("attention.out_proj.weight", hidden * hidden), tape.parameter("attention.out_proj.bias", hidden)
     mixed = linear(tape, mixed, weight, bias, hidden, is_matrix=True)
-    attn = mean(tape, attn, scores // heads)
+    attn = row_mean(tape, attn, scores // heads)
     weights.append(attn)
-    return swapped(tape, mixed) if run.batch > 1 else mixed
+    return swapped(tape, mixed) if net.run.batch > 1 else mixed
 
 
-def _projected(tape: Tape, run: Run, given: Sequence[Tensor]) -> list[Tensor]:
+def _projected(tape: Tape, net: OwnNetwork, given: Sequence[Tensor]) -> list[Tensor]:
     """`_in_projection_packed`: one product for the three, or three when ZeRO-3's hooks made them different tensors."""
-    hidden = run.model.hidden_size
+    hidden = net.model.hidden_size
     weight, bias = tape.parameter("attention.in_proj_weight", 3 * hidden * hidden), tape.parameter("attention.in_proj_bias", 3 * hidden)
-    inputs = [strided(each.view()) if run.batch > 1 else each for each in given]
+    inputs = [strided(each.view()) if net.run.batch > 1 else each for each in given]
     if not tape.zero3:
         projected = contiguous(tape, reshaped(tape, linear(tape, inputs[0], weight, bias, hidden)))
         return [reshaped(tape, each) for each in select(tape, projected, 3)]

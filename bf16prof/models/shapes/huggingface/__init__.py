@@ -82,6 +82,14 @@ def skeleton(hf_config: Mapping[str, Any]) -> Skeleton:
     return _skeleton(content)
 
 
+def configuration(hf_config: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Config:
+    """The values of a configuration whose model type is described, over its defaults and `more` of them. Raises `NoInventory`."""
+    values = dict(hf_config)
+    family = _family(values)
+    renamed = {family.aliases[key]: value for key, value in values.items() if key in family.aliases}
+    return Config({**(more or {}), **family.defaults, **values, **renamed})
+
+
 @functools.lru_cache(maxsize=16)
 def _skeleton(content: str) -> Skeleton:
     values: dict[str, Any] = json.loads(content)
@@ -91,8 +99,7 @@ def _skeleton(content: str) -> Skeleton:
             raise NoInventory(f"model.hf_config.{key} is not modelled")
     if values.get("return_dict") is False:
         raise NoInventory("model.hf_config.return_dict is not modelled")
-    renamed = {family.aliases[key]: value for key, value in values.items() if key in family.aliases}
-    return family.build(Config({**family.defaults, **values, **renamed}))
+    return family.build(configuration(values))
 
 
 def _family(values: Mapping[str, Any]) -> Family:

@@ -29,6 +29,10 @@ class Config:
         """A whole number above 0; `otherwise` when it is `null` or absent."""
         return otherwise if self.values.get(key) is None else self.count(key)
 
+    def count_or_none(self, key: str) -> int | None:
+        """A whole number above 0, or `None` when it is `null` or absent."""
+        return None if self.values.get(key) is None else self.count(key)
+
     def flag(self, key: str) -> bool:
         """True or false."""
         value = self.values.get(key)

@@ -36,7 +36,7 @@ def _model(
     sizes, norm = Heads.of(config), f"{family}RMSNorm"
 
     def layer(name: str, index: int) -> list[ParameterSpec]:
-        dense = mixture is not _mixtral_mixture and not _has_experts(config, index)
+        dense = mixture is not _mixtral_mixture and not has_experts(config, index)
         return [
             *attention(f"{name}.self_attn", sizes, bias=bias, output_bias=output_bias),
             *(weights(f"{name}.self_attn", norm, sizes.width, "q_norm", "k_norm") if norms_heads else ()),
@@ -47,7 +47,8 @@ def _model(
     return decoder(config, layer, norm=norm, buffers=rotary(config, sizes.width))
 
 
-def _has_experts(config: Config, index: int) -> bool:
+def has_experts(config: Config, index: int) -> bool:
+    """Whether a layer of Qwen's mixtures has experts."""
     if config.values["num_experts"] == 0:
         return False
     return index not in config.items("mlp_only_layers") and (index + 1) % config.count("decoder_sparse_step") == 0

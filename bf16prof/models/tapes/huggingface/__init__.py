@@ -1,0 +1,58 @@
+"""The forward passes of transformers' causal language models on a tape, without torch or transformers.
+
+Facts are of transformers 5.23.0 in training: no cache, no attention mask from outside, labels that are the input ids. A file in `families`
+has the models that share a block, as in `shapes/huggingface`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+
+from bf16prof.models.autograd.tape import Precision, Tape
+from bf16prof.models.shapes.huggingface import configuration, skeleton
+from bf16prof.models.tapes import Network, NoTape, Run
+from bf16prof.models.tapes.huggingface.causal import CausalLM
+from bf16prof.profiles.models import HuggingFaceSettings
+
+FAMILIES_PACKAGE = f"{__name__}.families"
+HALF = 2
+IMPLEMENTATIONS = (None, "sdpa", "eager")
+NOT_MODELLED = ("use_bidirectional_attention", "layerdrop")
+"""Keys that, when set, change what is computed, in ways that no tape knows."""
+
+
+@functools.cache
+def model_types() -> Mapping[str, type[CausalLM]]:
+    """Every model type that has a tape."""
+    package = importlib.import_module(FAMILIES_PACKAGE)
+    modules = (importlib.import_module(f"{FAMILIES_PACKAGE}.{found.name}") for found in pkgutil.iter_modules(package.__path__))
+    return {name: model for module in modules for name, model in module.FAMILIES.items()}
+
+
+def network_of(run: Run, model: HuggingFaceSettings) -> Network:
+    """The model of a Hugging Face configuration, run forwards once to see that all its values are known.
+
+    Raises `NoTape`, and `NoInventory` where not even its parameters are known.
+    """
+    if model.safetensors is not None:
+        raise NoTape("a safetensors file lists parameters, and not what is computed with them")
+    if model.attn_implementation not in IMPLEMENTATIONS:
+        raise NoTape(f"attention by {model.attn_implementation!r:.40} is not modelled")
+    buffers = skeleton(model.hf_config).buffers
+    if model.family not in model_types():
+        raise NoTape(f"the activations of model_type {model.family!r:.40} are not modelled")
+    found = model_types()[model.family]
+    for key in NOT_MODELLED:
+        if model.hf_config.get(key):
+            raise NoTape(f"model.hf_config.{key} is not modelled")
+    if model.hf_config.get("is_causal") is False:
+        raise NoTape("attention that is not causal is not modelled")
+    if model.attn_implementation == "sdpa" and not found.has_sdpa:
+        raise NoTape(f"transformers has no sdpa for model_type {model.family!r:.40}")
+    is_eager = model.attn_implementation == "eager" or not found.has_sdpa
+    known = found(run, configuration(model.hf_config, found.defaults), is_eager, buffers)
+    known.loss(Tape(Precision(HALF)), sorted({*{kind: layer for layer, kind in enumerate(known.kinds)}.values()}))
+    return known
