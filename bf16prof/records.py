@@ -47,6 +47,7 @@ class Component(StrEnum):
     MASTER_GRADIENTS = "master_gradients"
     MOMENTUM = "momentum"
     VARIANCE = "variance"
+    COMPENSATION = "compensation"
     ACTIVATIONS = "activations"
     BUFFERS = "buffers"
     WORKSPACE = "workspace"

@@ -64,7 +64,7 @@ def measure(
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.gap import closed_form_gap
     from bf16prof.estimate.predict import predict
-    from bf16prof.measure.accelerator import require_model_library, require_torch
+    from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
@@ -77,6 +77,7 @@ def measure(
     require_model_library(request.profile.model)
     torch = require_torch()
     jobs, refused = select(request, gpus=str(_ranks(ranks, torch)), device=torch.device, gpu=_gpu(torch))
+    require_optimizer_libraries(jobs)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, Wrapper, deepspeed_config, engine_facts, zero_settings
+from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, deepspeed_config, engine_facts, zero_settings
 from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import Model, ModelSettings
@@ -88,12 +88,23 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
         return "scratch memory of CPU kernels is not modelled"
     if job.profile.workload.zero_init and job.case.zero_stage == 3:
         return "workload.zero_init is not modelled"
-    facts = engine.facts
+    return _gradients_gap(engine.facts) or _optimizer_gap(engine.facts) or _switched(engine.zero)
+
+
+def _gradients_gap(facts: EngineFacts) -> str | None:
     if facts.wrapper is Wrapper.BF16 or facts.parameter_dtype != facts.gradient_dtype:
         return "gradients that are accumulated in another dtype than the parameters' are not modelled"
+    if facts.communication_dtype != facts.gradient_dtype:
+        return "gradients that are reduced in another dtype than their own are not modelled"
+    return None
+
+
+def _optimizer_gap(facts: EngineFacts) -> str | None:
+    if facts.optimizer is BasicOptimizer.CLIENT:
+        return "temporaries of a library's optimizer are not modelled"
     if facts.optimizer is BasicOptimizer.TORCH_ADAM and not facts.fused_kernel:
         return "temporaries of torch.optim without fused=true are not modelled"
-    return _switched(engine.zero)
+    return None
 
 
 def _switched(zero: ZeroSettings) -> str | None:

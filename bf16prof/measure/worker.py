@@ -33,6 +33,8 @@ class Rank:
     def __init__(self, task: RankTask, folder: Path) -> None:
         import torch
 
+        from bf16prof.engine.client import import_client_optimizer
+        from bf16prof.engine.config import deepspeed_config
         from bf16prof.engine.phases import PhaseMarks
         from bf16prof.measure.probes import make_probe
 
@@ -40,6 +42,7 @@ class Rank:
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        import_client_optimizer(deepspeed_config(self.job))
         self.probe = make_probe(self.job.device)
         self.marks = PhaseMarks(self.probe, self.probe.settle)
         self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)

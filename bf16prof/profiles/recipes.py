@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tomllib
 from collections.abc import Mapping
@@ -29,8 +30,11 @@ class Recipe:
 
     * `dtypes`: by component, `none` where there is no such tensor. `extra`: further tensors that its optimizer keeps, by name.
     * `autocast`: the dtype that `torch.autocast` computes in, `none` without it.
+    * `cast`: the dtype that the model's parameters are cast to before DeepSpeed is given it, so that it keeps no other copy; empty if not.
+    * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's or PyTorch's, as the profile says.
     * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
     * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where no engine here can, and then `not_run` says why.
+    * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and `dtypes`. See `at`.
     """
 
     id: str
@@ -40,8 +44,23 @@ class Recipe:
     dtypes: dict[Component, str]
     autocast: str = "none"
     extra: dict[str, str] = field(default_factory=dict)
+    cast: str = ""
+    optimizer: str = ""
     deepspeed: Mapping[str, Any] | None = None
+    zero: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     not_run: str = ""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether DeepSpeed's JSON says all of it."""
+        return self.deepspeed is not None and not self.cast and not self.optimizer
+
+    def at(self, stage: int) -> Recipe:
+        """The recipe as it runs at that ZeRO stage: where it is a different one there, that one."""
+        if stage == 0 or not self.zero:
+            return self
+        dtypes = {**self.dtypes, **{Component(name): dtype for name, dtype in self.zero["dtypes"].items()}}
+        return dataclasses.replace(self, dtypes=dtypes, deepspeed=self.zero["deepspeed"], cast="", zero={})
 
     def bytes_per_parameter(self) -> dict[str, int]:
         """Bytes that one parameter costs in each component, unpartitioned, at the moment when all of them exist."""
@@ -95,10 +114,11 @@ def require_runnable(recipe: Recipe) -> Recipe:
 
 
 def nearest(recipe: Recipe, candidates: list[Recipe]) -> list[str]:
-    """The ids of other recipes, those that share most dtypes first."""
+    """The ids of other recipes, those that share most dtypes first, and of these those that learn alike."""
 
-    def shared(other: Recipe) -> int:
-        return sum(recipe.dtypes[c] == other.dtypes[c] for c in DTYPE_COMPONENTS) * 2 + (recipe.autocast == other.autocast)
+    def shared(other: Recipe) -> tuple[int, bool]:
+        dtypes = sum(recipe.dtypes[c] == other.dtypes[c] for c in DTYPE_COMPONENTS) * 2
+        return dtypes + (recipe.autocast == other.autocast), recipe.learning == other.learning
 
     return [other.id for other in sorted(candidates, key=shared, reverse=True) if other.id != recipe.id]
 

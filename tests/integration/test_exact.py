@@ -43,6 +43,8 @@ THREE_RANKS = (
 LOW_PRECISION_HOST = ("--zero", "3", "--recipe", "bf16-master", *OFFLOAD)
 ACCUMULATING_HOST = ("--zero", "2", "--recipe", BF16, "--gradient-accumulation-steps", "2", *OFFLOAD)
 HOST_PARAMETERS = ("--zero", "3", "--recipe", BF16, "--offload", "optimizer+parameters")
+WITHOUT_MASTER = ("--zero", "0", "--recipe", "bf16-pure,bf16-kahan,bf16-fp32-states")
+STOCHASTIC = ("--zero", "3", "--recipe", "bf16-stochastic-rounding", *sets("deepspeed.zero_optimization.sub_group_size=20011"))
 FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, *sets("optimizer.torch_adam=false"))
 
 CASES = [
@@ -61,11 +63,16 @@ CASES = [
     (HOST_PARAMETERS, 3, BF16, "DeepSpeedZeroOptimizer_Stage3"),
     (FUSED_ADAM, 0, BF16, "FP16_Optimizer"),
     (FUSED_ADAM, 2, BF16, "DeepSpeedZeroOptimizer"),
+    (WITHOUT_MASTER, 0, "bf16-pure", "AdamW"),
+    (WITHOUT_MASTER, 0, "bf16-kahan", "AdamW"),
+    (WITHOUT_MASTER, 0, "bf16-fp32-states", "AdamW32bit"),
+    (STOCHASTIC, 3, "bf16-stochastic-rounding", "DeepSpeedZeroOptimizer_Stage3"),
 ]  # fmt: skip
 NAMES = {
     UNEVEN: "uneven", ACCUMULATING_GPT2: "gpt2-accumulating", CHECKPOINTED_LLAMA: "llama-checkpointed",
     FP32_ACCUMULATION: "fp32-accumulation", THREE_RANKS: "three-ranks", LOW_PRECISION_HOST: "bf16-master-offloaded",
     ACCUMULATING_HOST: "offloaded-accumulating", HOST_PARAMETERS: "parameters-offloaded", FUSED_ADAM: "fused-adam",
+    WITHOUT_MASTER: "without-master", STOCHASTIC: "stochastic",
 }  # fmt: skip
 IDS = [f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe, _ in CASES]
 

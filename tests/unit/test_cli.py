@@ -232,7 +232,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expec
 def test_a_case_that_deepspeed_refuses_is_refused_with_recipes_that_work(main: Main) -> None:
     message = refused(main("estimate", "--zero", "0", "--recipe", "bf16-full"))
     assert "zero0-w1-bf16-full" in message
-    assert "recipes that work here: bf16-fp32-master" in message
+    assert "recipes that work here: bf16-pure" in message
 
     assert "bf16-master with --offload optimizer" in refused(main("estimate", "--zero", "3", "--recipe", "bf16-master"))
     assert main("estimate", "--zero", "3", "--recipe", "bf16-master", "--offload", "optimizer")[0] == 0

@@ -67,7 +67,7 @@ def test_a_recipe_either_runs_or_says_why_not_and_names_its_source(recipe: Any) 
     assert recipe.dtypes[Component.PARAMETERS] != "none"
 
 
-@pytest.mark.parametrize("recipe", runnable_recipes().values(), ids=lambda r: r.id)
+@pytest.mark.parametrize("recipe", [r.at(s) for r in runnable_recipes().values() for s in ((0, 1) if r.zero else (0,))], ids=lambda r: r.id)
 def test_what_a_recipe_gives_deepspeed_is_accepted_by_its_own_models(recipe: Any) -> None:
     """DeepSpeed's pydantic models forbid unknown keys, so a misspelt one fails here."""
     from deepspeed.runtime.config import get_torch_autocast_dtype, get_torch_autocast_enabled
@@ -79,11 +79,15 @@ def test_what_a_recipe_gives_deepspeed_is_accepted_by_its_own_models(recipe: Any
     enabled = get_torch_autocast_enabled(recipe.deepspeed)
     dtype = get_torch_autocast_dtype(recipe.deepspeed)
     blocks.pop("torch_autocast", None)
+    untested = blocks.pop("zero_allow_untested_optimizer", False)
 
     assert not blocks, "no other block belongs to a recipe"
-    assert recipe.dtypes[Component.PARAMETERS] == ("fp16" if fp16.enabled else "bf16" if bf16.enabled else "fp32")
-    assert recipe.dtypes[Component.MASTER_PARAMETERS] == ("bf16" if bf16.bf16_master_weights_and_grads else "fp32")
-    assert recipe.dtypes[Component.MOMENTUM] == ("bf16" if bf16.bf16_optimizer_states else "fp32")
+    assert untested == bool(recipe.optimizer and not recipe.cast), "only ZeRO asks"
+    assert recipe.dtypes[Component.PARAMETERS] == (recipe.cast or ("fp16" if fp16.enabled else "bf16" if bf16.enabled else "fp32"))
+    assert recipe.dtypes[Component.MASTER_PARAMETERS] == (
+        "none" if recipe.cast else "bf16" if bf16.bf16_master_weights_and_grads else "fp32"
+    )
+    assert recipe.dtypes[Component.MOMENTUM] == ("bf16" if bf16.bf16_optimizer_states or recipe.cast else "fp32") or recipe.optimizer
     assert (recipe.autocast != "none") == enabled
     assert str(dtype) == {"bf16": "torch.bfloat16", "none": "None"}[recipe.autocast]
 
@@ -107,8 +111,14 @@ def test_a_recipe_that_nothing_runs_is_refused_with_the_nearest_that_run(id_: st
 
 
 @pytest.mark.parametrize(
-    ("recipe", "closest"),
-    [("nemo-bf16", "bf16-fp32-master"), ("apex-o2", "fp16-fp32-master"), ("apex-o1", "fp32"), ("bf16-pure", "bf16-full")],
+    ("recipe", "stage", "closest"),
+    [
+        ("nemo-bf16", 0, "bf16-fp32-master"),
+        ("apex-o2", 0, "fp16-fp32-master"),
+        ("apex-o1", 0, "fp32"),
+        ("bf16-pure", 1, "bf16-full"),
+        ("collage-light", 0, "bf16-kahan"),
+    ],
 )
-def test_the_nearest_recipe_is_the_one_a_person_would_name(recipe: str, closest: str) -> None:
-    assert nearest(find_recipe(recipe), list(runnable_recipes().values()))[0] == closest
+def test_the_nearest_recipe_is_the_one_a_person_would_name(recipe: str, stage: int, closest: str) -> None:
+    assert nearest(find_recipe(recipe), [other.at(stage) for other in runnable_recipes().values()])[0] == closest
