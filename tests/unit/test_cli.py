@@ -691,6 +691,18 @@ def test_measuring_a_hugging_face_model_without_transformers_is_one_line(folder:
         assert "pip install transformers" in message
 
 
+def test_a_recipe_without_the_library_that_runs_it_is_one_line(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bf16prof.measure import accelerator
+
+    monkeypatch.setattr(accelerator, "package_version", lambda name: None if name == "torch-optimi" else "1")
+
+    for command in ("measure", "simulate"):
+        message = refused(main(command, "--zero", "0", "--recipe", "bf16-kahan"))
+        assert "bf16-kahan (optimi.AdamW) needs torch-optimi, which is not installed" in message
+        assert "pip install 'bf16prof[recipes]'" in message
+    assert main("estimate", "--zero", "0", "--recipe", "bf16-kahan")[0] == 0
+
+
 # Hostile names.
 
 
