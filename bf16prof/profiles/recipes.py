@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from bf16prof.errors import InputError, Refused
 from bf16prof.records import Component
 
-DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "none": 0}
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "none": 0}
 DTYPE_COMPONENTS = (
     Component.PARAMETERS,
     Component.GRADIENTS,
@@ -34,6 +34,7 @@ class Recipe:
     * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's or PyTorch's, as the profile says.
     * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
     * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where no engine here can, and then `not_run` says why.
+    * `partitioned`: the components that an engine other than DeepSpeed's cuts into as many parts as there are ranks; see `over_ranks`.
     * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and `dtypes`. See `at`.
     """
 
@@ -49,6 +50,7 @@ class Recipe:
     deepspeed: Mapping[str, Any] | None = None
     zero: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     not_run: str = ""
+    partitioned: Sequence[str] = ()
 
     @property
     def is_json(self) -> bool:
@@ -71,6 +73,12 @@ class Recipe:
     def steady_bytes_per_parameter(self) -> int:
         """Bytes of one parameter between steps, all partitions together: everything but the transient master gradients."""
         return sum(size for name, size in self.bytes_per_parameter().items() if name != Component.MASTER_GRADIENTS)
+
+    @property
+    def over_ranks(self) -> tuple[int, int]:
+        """Bytes of one parameter that every rank keeps, and those that are cut into d parts for d ranks."""
+        cut = sum(size for name, size in self.bytes_per_parameter().items() if name in self.partitioned)
+        return self.steady_bytes_per_parameter - cut, cut
 
 
 DS_CONFIG = "ds-config"

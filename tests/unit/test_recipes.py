@@ -14,6 +14,7 @@ PRODUCT = (
     "fp32", "bf16-fp32-master", "bf16-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "bf16-pure", "bf16-fp32-states",
     "fp16-fp32-master", "nemo-bf16", "megatron-bf16", "collage-light", "collage-plus", "apex-o1", "apex-o2",
     "bf16-stochastic-rounding", "bf16-kahan",
+    "megatron-bf16-claimed", "megatron-bf16-corrected", "megatron-precision-aware", "megatron-precision-aware-remainders",
 )  # fmt: skip
 
 
@@ -26,6 +27,10 @@ def test_every_recipe_that_was_promised_is_there_and_no_other() -> None:
     [
         ("nemo-bf16", 2 + 2 + 4 + 8, "forum thread, approach 1: bf16 weights and gradients, fp32 master and optimizer state"),
         ("megatron-bf16", 2 + 4 + 4 + 8, "Megatron-LM docs, distributed optimizer: 18 bytes without partitioning, fp32 main gradients"),
+        ("megatron-bf16-claimed", 2 + 4 + 8, "forum thread, approach 2, as the question has it"),
+        ("megatron-bf16-corrected", 2 + 4 + 2 + 8, "forum thread, the answer: 16 bytes, gradients in bf16"),
+        ("megatron-precision-aware", 2 + 2 + 4 + 2 + 2, "Megatron Core OptimizerConfig: gradients and moments in bf16"),
+        ("megatron-precision-aware-remainders", 2 + 2 + 2 + 2 + 2, "Transformer Engine: half of the master parameter's bits"),
         ("bf16-fp32-states", 2 + 2 + 8, "forum thread and Collage's D-MW: no master copy"),
         ("bf16-pure", 2 + 2 + 4, "Collage, Table 2, option A: everything bf16"),
         ("bf16-stochastic-rounding", 2 + 2 + 4, "as bf16-pure: rounding takes no memory"),
@@ -63,7 +68,7 @@ def test_a_recipe_either_runs_or_says_why_not_and_names_its_source(recipe: Any) 
     assert recipe.source
     assert recipe.title
     assert recipe.learning in ("fp32 master", "bf16 only", "stochastic rounding", "compensated")
-    assert set(recipe.dtypes.values()) | set(recipe.extra.values()) <= {"fp32", "bf16", "fp16", "none"}
+    assert set(recipe.dtypes.values()) | set(recipe.extra.values()) <= {"fp32", "bf16", "fp16", "int16", "none"}
     assert recipe.dtypes[Component.PARAMETERS] != "none"
 
 
@@ -122,3 +127,10 @@ def test_a_recipe_that_nothing_runs_is_refused_with_the_nearest_that_run(id_: st
 )
 def test_the_nearest_recipe_is_the_one_a_person_would_name(recipe: str, stage: int, closest: str) -> None:
     assert nearest(find_recipe(recipe), [other.at(stage) for other in runnable_recipes().values()])[0] == closest
+
+
+def test_megatrons_distributed_optimizer_over_ranks() -> None:
+    """Megatron Core user guide, Distributed Optimizer: 18 bytes, of which over d ranks 6 + 12/d."""
+    assert find_recipe("megatron-bf16").over_ranks == (6, 12)
+    assert find_recipe("bf16-full").over_ranks == (10, 0), "what DeepSpeed cuts depends on the stage"
+    assert all(set(recipe.partitioned) <= set(recipe.bytes_per_parameter()) for recipe in all_recipes().values())
