@@ -25,6 +25,8 @@ Size = Annotated[int, Interval(ge=0, lt=2**63)]
 Amount = Annotated[float, Interval(ge=0)]
 """Seconds, watts, rates and shares: never negative."""
 
+Share = Annotated[float, Interval(ge=0, le=1)]
+
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
 
@@ -143,6 +145,33 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class UpdateQuality:
+    """What became of the updates that the optimizer intended, on the `elements` that were looked at (see `quality/`).
+
+    * `lost_updates`: the share of non-zero intended updates that changed no stored value.
+    * `edq`: effective descent quality, the projection of the update that took effect on the intended one as a share of that.
+    """
+
+    __pydantic_config__ = STRICT
+
+    elements: Size
+    lost_updates: Share | None
+    edq: float | None
+
+
+@dataclass(frozen=True)
+class QualityStep:
+    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer."""
+
+    __pydantic_config__ = STRICT
+
+    step: Size
+    loss: float | None
+    total: UpdateQuality
+    layers: dict[str, UpdateQuality]
+
+
+@dataclass(frozen=True)
 class PhaseStart:
     """A phase begins before this event of a timeline."""
 
@@ -204,6 +233,7 @@ class MemoryRecord:
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
+    * `quality`: lost updates and effective descent quality, by step, where they were measured.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
     """
 
@@ -239,6 +269,7 @@ class MemoryRecord:
     steps: tuple[StepRecord, ...] = ()
     rank_allocated_bytes: tuple[Size, ...] = ()
     timeline: Timeline | None = None
+    quality: tuple[QualityStep, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

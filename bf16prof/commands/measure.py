@@ -45,6 +45,10 @@ def measure(
     set_: o.SetOption = None,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
+    quality: Annotated[
+        int,
+        typer.Option("--quality", min=0, help="Further steps in which lost updates and EDQ are measured.", rich_help_panel=o.TRAIN),
+    ] = 0,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
     output_dir: Annotated[
@@ -88,7 +92,7 @@ def measure(
             predictions += dry_run(jobs, progress)
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)
+        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality), watcher)
     comparisons = reconcile(run.records)
     _write_report(run)
     more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ from bf16prof.measure.prepare import extension_cache, prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
 from bf16prof.records import MemoryRecord, as_json
-from bf16prof.runs import LOSSES, CaseStatus, Manifest, Run, Status, replace, save, write_json, write_text
+from bf16prof.runs import LOSSES, QUALITY, CaseStatus, Manifest, Run, Status, replace, save, write_json, write_text
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case."""
+    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
+    further steps in which the optimizer's updates are watched."""
 
     name: str
     jobs: Sequence[Job]
@@ -30,6 +33,7 @@ class Plan:
     warmup: int
     steps: int
     timeout_s: float
+    quality_steps: int = 0
 
 
 class Watcher:
@@ -72,6 +76,8 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     run = replace(run, status=_overall(run.manifest.cases), finished=_now())
     save(run)
     write_text(plan.folder / LOSSES, _loss_table(run.records))
+    if plan.quality_steps:
+        write_text(plan.folder / QUALITY, _quality_table(run.records))
     return run
 
 
@@ -95,7 +101,7 @@ def _begin(plan: Plan) -> Run:
 def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
     folder = plan.folder / job.case.label
     folder.mkdir()
-    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps))
+    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
     with extension_cache():
         return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
 
@@ -127,6 +133,18 @@ def _loss_table(records: Sequence[MemoryRecord]) -> str:
     """The losses of all cases as CSV: case, step, loss (mean over the ranks)."""
     rows = [f"{r.case.label},{s.step},{as_json(s.loss)}" for r in records for s in r.steps if s.loss is not None]
     return "\n".join(["case,step,loss", *rows]) + "\n"
+
+
+def _quality_table(records: Sequence[MemoryRecord]) -> str:
+    """The watched steps of all cases as CSV; a row without a layer is of all of them."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["case", "step", "loss", "layer", "elements", "lost_updates", "edq"])
+    for record in records:
+        for step in record.quality:
+            for layer, found in {"": step.total, **step.layers}.items():
+                writer.writerow([record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq])
+    return table.getvalue()
 
 
 def _now() -> str:

@@ -53,6 +53,7 @@ class OptimizerLayout:
     * `states`, `counters`: what it keeps; `source`: where that is written.
     * `class_`: the dotted name of a client's optimizer, `package` what is imported for it, `requirement` what pip installs, `arguments`
       what its constructor is told besides learning rate, betas, eps and weight decay. Empty for those that DeepSpeed makes by itself.
+    * `debiased`: its moments are kept with Adam's correction for the first steps applied.
     * `counts_calls`: it counts its calls and not the updates of a tensor, so a step must be one call.
     """
 
@@ -65,6 +66,7 @@ class OptimizerLayout:
     requirement: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     counts_calls: bool = False
+    debiased: bool = False
 
     @property
     def distribution(self) -> str:

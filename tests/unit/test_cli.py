@@ -90,7 +90,7 @@ FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {"--gpus", "--gpu", "--device", "--verbose", "-v"},
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
-        "--simulate",
+        "--simulate", "--quality",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
