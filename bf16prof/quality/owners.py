@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Piece = tuple[int, int, Any, int]
+"""Address of an updated tensor, offset in it, parameter, and how many elements of it there are."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -25,7 +28,8 @@ def owners(engine: Any) -> dict[int, list[Span]]:
     layers = {id(parameter): layer_of(name) for name, parameter in engine.module.named_parameters()}
     found: dict[int, list[Span]] = defaultdict(list)
     for updated, offset, parameter, numel in _pieces(engine):
-        found[updated].append(Span(layers[id(parameter)], offset, numel))
+        if numel:
+            found[updated].append(Span(layers[id(parameter)], offset, numel))
     return found
 
 
@@ -36,30 +40,54 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:-1] or parts) if number is None else ".".join(parts[: number + 1])
 
 
-def _pieces(engine: Any) -> Iterator[tuple[int, int, Any, int]]:
-    """Address of the updated tensor, offset in it, parameter, and how many elements of it there are."""
+def _pieces(engine: Any) -> Iterator[Piece]:
     wrapper, parameters = engine.optimizer, list(engine.module.parameters())
     if wrapper is engine.basic_optimizer:
-        for parameter in parameters:
-            yield parameter.data_ptr(), 0, parameter, parameter.numel()
-    elif hasattr(wrapper, "fp32_partitioned_groups_flat"):  # ZeRO-3: a flat tensor per sub-group
-        for group, flat in zip(wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True):
-            yield from _in_a_row(flat, group, [parameter.partition_numel() for parameter in group])
-    elif any(hasattr(parameter, "_hp_mapping") for parameter in parameters):  # ZeRO-1, ZeRO-2, BF16_Optimizer
-        for parameter in parameters:
-            if (mapping := parameter._hp_mapping) is not None:
-                start, fragment = mapping.hp_fragment_address.start, mapping.hp_fragment
-                yield fragment.data_ptr() - start * fragment.element_size(), start, parameter, fragment.numel()
-    elif hasattr(wrapper, "fp32_groups_flat"):  # FP16_Optimizer: a flat tensor per group
-        for group, flat in zip(wrapper.fp16_groups, wrapper.fp32_groups_flat, strict=True):
-            yield from _in_a_row(flat, group, [parameter.numel() for parameter in group])
-    else:  # FP16_UnfusedOptimizer: a master copy of each
-        for group, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for parameter, master in zip(group, masters, strict=True):
-                yield master.data_ptr(), 0, parameter, parameter.numel()
+        return ((parameter.data_ptr(), 0, parameter, parameter.numel()) for parameter in parameters)
+    if hasattr(wrapper, "fp32_partitioned_groups_flat"):
+        return _zero3(wrapper)
+    if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
+        return _zero12(parameters)
+    return _fused(wrapper) if hasattr(wrapper, "fp32_groups_flat") else _unfused(wrapper)
 
 
-def _in_a_row(flat: Any, parameters: Sequence[Any], numels: Sequence[int]) -> Iterator[tuple[int, int, Any, int]]:
+def _zero3(wrapper: Any) -> Iterator[Piece]:
+    """A flat tensor per sub-group, a partition of each parameter after the other; what pads a partition is never written."""
+    for group, flat in zip(wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True):
+        sizes = [parameter.partition_numel() for parameter in group]
+        for (updated, offset, parameter, size), rank in zip(_in_a_row(flat, group, sizes), map(_rank_in, group), strict=True):
+            yield updated, offset, parameter, min(size, max(0, parameter.ds_numel - rank * size))
+
+
+def _zero12(parameters: Sequence[Any]) -> Iterator[Piece]:
+    """Stages 1 and 2, and BF16_Optimizer: what DeepSpeed links each parameter with (`utils/mixed_precision_linkage.py`)."""
+    for parameter in parameters:
+        if (mapping := parameter._hp_mapping) is not None:
+            start, fragment = mapping.hp_fragment_address.start, mapping.hp_fragment
+            yield fragment.data_ptr() - start * fragment.element_size(), start, parameter, fragment.numel()
+
+
+def _fused(wrapper: Any) -> Iterator[Piece]:
+    """FP16_Optimizer: a flat tensor per group."""
+    for group, flat in zip(wrapper.fp16_groups, wrapper.fp32_groups_flat, strict=True):
+        yield from _in_a_row(flat, group, [parameter.numel() for parameter in group])
+
+
+def _unfused(wrapper: Any) -> Iterator[Piece]:
+    """FP16_UnfusedOptimizer: a master copy of each parameter."""
+    for group, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+        for parameter, master in zip(group, masters, strict=True):
+            yield master.data_ptr(), 0, parameter, parameter.numel()
+
+
+def _rank_in(parameter: Any) -> int:
+    """The number of this rank among those that have cut the parameter."""
+    import torch.distributed
+
+    return int(torch.distributed.get_rank(parameter.ds_process_group))
+
+
+def _in_a_row(flat: Any, parameters: Sequence[Any], numels: Sequence[int]) -> Iterator[Piece]:
     offset = 0
     for parameter, numel in zip(parameters, numels, strict=True):
         yield flat.data_ptr(), offset, parameter, numel

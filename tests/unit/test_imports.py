@@ -242,7 +242,15 @@ def test_the_graph_has_the_edges_that_the_house_is_built_on() -> None:
 
 
 HEAVY = TRAINING | DRAWING | {"pynvml"}
-TORCH_CODE = ("models/modules/", "engine/training.py", "engine/attribution.py", "measure/probes/cuda.py", "simulate/")
+TORCH_CODE = (
+    "models/modules/",
+    "engine/training.py",
+    "engine/attribution.py",
+    "measure/probes/cuda.py",
+    "quality/update.py",
+    "quality/watch.py",
+    "simulate/",
+)
 """Files that are torch code from top to bottom: only ranks and the dry run import them."""
 
 
