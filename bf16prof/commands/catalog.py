@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,11 +20,19 @@ from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
-from bf16prof.records import Component, Device, Offload, as_json, document
+from bf16prof.records import Component, Device, MemoryRecord, Offload, as_json, document
+from bf16prof.reports.learning import of_recipe
 from bf16prof.reports.units import UNKNOWN
+from bf16prof.reports.views import case_label
+from bf16prof.runs import load
 
 profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
 recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
+
+
+RunOption = Annotated[
+    list[Path] | None, typer.Option("--run", metavar="RUN", help="A run whose measured learning is shown. May be repeated.")
+]
 
 
 @profiles.command("list", epilog=o.examples("bf16prof profiles list", "bf16prof profiles list --json"))
@@ -62,22 +72,24 @@ def show_profile(
 
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))
-def list_recipes(json_: o.JsonOption = False) -> None:
+def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
     """All recipes: bytes per parameter (unpartitioned; by component in the order of `recipes show`), and what runs them."""
     found = list(all_recipes().values())
+    records = _records(run)
     if json_:
-        return _json(recipes=[_recipe(recipe) for recipe in found])
-    rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), r.title] for r in found]
-    return _table(["recipe", "between steps", "at the peak", "by component", "learning", "runs on", "what it is"], rows)
+        return _json(recipes=[_recipe(recipe, records) for recipe in found])
+    rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), *([_learned(r, records)] if run else []), r.title] for r in found]
+    measured = ["measured learning"] if run else []
+    return _table(["recipe", "between steps", "at the peak", "by component", "learning", "runs on", *measured, "what it is"], rows)
 
 
 @recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
-def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], json_: o.JsonOption = False) -> None:
+def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run: RunOption = None, json_: o.JsonOption = False) -> None:
     """One recipe: the dtype and the bytes of every component, how and where it runs or why it does not, and its source."""
     recipe = find_recipe(name)
     where = _where(recipe)
     if json_:
-        return _json(recipe=_recipe(recipe) | {"stages": where})
+        return _json(recipe=_recipe(recipe, _records(run)) | {"stages": where})
     forms = {"": recipe, "ZeRO 1-3": recipe.at(1)} if recipe.zero else {"": recipe}
     headers = [f"{what} {form}".strip() for form in forms for what in ("dtype", "between steps", "at the peak")]
     by_component = [_by_component(form) for form in forms.values()]
@@ -92,6 +104,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], jso
         about.append(["model", f"parameters cast to {recipe.cast} before DeepSpeed is given them"])
     about += [[f"DeepSpeed {form}".strip(), json.dumps(r.deepspeed)] for form, r in forms.items() if r.deepspeed is not None]
     about += [["not run", recipe.not_run]] if recipe.not_run else [[stage, said] for stage, said in where.items()]
+    about += [[f"measured, {case_label(record.case)}", found.text] for record, found in of_recipe(_records(run), recipe.id)]
     return _table(["", ""], [*about, ["source", recipe.source]])
 
 
@@ -144,9 +157,21 @@ def _where(recipe: Recipe) -> dict[str, str]:
 SHOWN_OFFLOADS = (Offload.NONE, Offload.OPTIMIZER)
 
 
-def _recipe(recipe: Recipe) -> dict[str, Any]:
+def _records(runs: Sequence[Path] | None) -> list[MemoryRecord]:
+    """The records of these runs."""
+    return [record for path in runs or () for record in load(path).records]
+
+
+def _learned(recipe: Recipe, records: Sequence[MemoryRecord]) -> str:
+    """What the first of these records that knows says of the recipe."""
+    return next((found.text for _, found in of_recipe(records, recipe.id)), "")
+
+
+def _recipe(recipe: Recipe, records: Sequence[MemoryRecord]) -> dict[str, Any]:
     row: dict[str, Any] = as_json(dataclasses.asdict(recipe))
-    return {**row, "bytes_per_parameter": recipe.bytes_per_parameter(), "steady_bytes_per_parameter": recipe.steady_bytes_per_parameter}
+    measured = [{"case": record.case, **dataclasses.asdict(found)} for record, found in of_recipe(records, recipe.id)]
+    sizes = {"bytes_per_parameter": recipe.bytes_per_parameter(), "steady_bytes_per_parameter": recipe.steady_bytes_per_parameter}
+    return {**row, **sizes, "measured": as_json(measured)}
 
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, unknown_cell, without_empty
+from bf16prof.reports.learning import edq_text, learning, lost_text
 from bf16prof.reports.units import EXACT, gib, inert, number, seconds, signed_percent
 from bf16prof.reports.verdict import case_verdict
 from bf16prof.reports.views import CaseView, Headline, headline, losses, provenance
@@ -94,6 +95,8 @@ def summary(views: Sequence[CaseView]) -> Table:
         "step time",
         "tokens/s",
         "loss",
+        "lost updates",
+        "EDQ",
     ]
     rows = tuple(_summary_row(index, view, sources, measured) for index, view in enumerate(views))
     return without_empty(Table("All cases", tuple(headers), rows))
@@ -117,7 +120,18 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
     spread = f"interquartile range {seconds(main.step_time_iqr_s)}" if main.step_time_iqr_s is not None else ""
     cells.append(unknown_cell() if main.step_time_s is None else Cell(seconds(main.step_time_s), main.step_time_s, "number", title=spread))
     cells.append(unknown_cell() if main.tokens_per_s is None else Cell(number(main.tokens_per_s), main.tokens_per_s, "number"))
-    return (*cells, _loss(main))
+    return (*cells, _loss(main), *_learning(main))
+
+
+def _learning(record: MemoryRecord) -> tuple[Cell, Cell]:
+    found = learning(record)
+    if found is None or found.lost_updates is None or found.edq is None:
+        return unknown_cell(), unknown_cell()
+    over = f"mean of {found.steps} steps after the measured ones"
+    return (
+        Cell(lost_text(found.lost_updates), found.lost_updates, "number", title=over),
+        Cell(edq_text(found.edq), found.edq, "number", title=over),
+    )
 
 
 def _fits(view: CaseView) -> Cell:

@@ -99,8 +99,8 @@ FLAGS = {
     "doctor": {"--json"},
     "profiles list": {"--json"},
     "profiles show": OVERRIDES | {"--json", "--resolved", "name"},
-    "recipes list": {"--json"},
-    "recipes show": {"--json", "name"},
+    "recipes list": {"--json", "--run"},
+    "recipes show": {"--json", "--run", "name"},
 }  # fmt: skip
 """The frozen command line: what is here, people type in scripts. Add to it freely; take nothing away."""
 
