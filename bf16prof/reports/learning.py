@@ -22,9 +22,11 @@ class Learning:
     @property
     def text(self) -> str:
         """One line: `EDQ 0.9601, 24.65 % of updates lost, loss 4.594 (3 steps)`."""
-        parts = [f"EDQ {edq_text(self.edq)}" * (self.edq is not None), f"{lost_text(self.lost_updates)} of updates lost"]
-        parts += [f"loss {number(self.loss)}" * (self.loss is not None)]
-        return f"{', '.join(part for part in parts if part)} ({self.steps} step{'s' * (self.steps != 1)})"
+        steps = f"({self.steps} step{'s' * (self.steps != 1)})"
+        if self.edq is None or self.lost_updates is None:
+            return f"no update was intended {steps}"
+        loss = "" if self.loss is None else f", loss {number(self.loss)}"
+        return f"EDQ {edq_text(self.edq)}, {lost_text(self.lost_updates)} of updates lost{loss} {steps}"
 
 
 def learning(record: MemoryRecord) -> Learning | None:

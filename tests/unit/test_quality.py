@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,8 +22,9 @@ from bf16prof.quality.owners import layer_of, owners
 from bf16prof.quality.sums import Sums, total
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.quality.watch import UpdateWatch
-from bf16prof.records import Device
-from bf16prof.runs import Status
+from bf16prof.records import Case, Device, MemoryRecord, QualityStep, Source, UpdateQuality, document
+from bf16prof.reports.learning import learning, of_recipe
+from bf16prof.runs import Status, load_records, write_json
 
 pytestmark = DEEPSPEED_WARNINGS
 
@@ -249,3 +251,42 @@ def test_the_ranks_of_a_case_add_up() -> None:
     assert (found.step, found.loss) == (5, 3.0)
     assert (found.total.elements, found.total.lost_updates, found.total.edq) == (25, 0.4, 0.5)
     assert (found.layers["a"].elements, found.layers["b"].edq) == (20, None)
+
+
+# What is said of it.
+
+
+def a_record(**changes: Any) -> MemoryRecord:
+    case = Case("p", 0, 2, "bf16-pure")
+    steps = tuple(
+        QualityStep(index, 5.0 - index, UpdateQuality(100, lost, edq), {"head": UpdateQuality(100, lost, edq)})
+        for index, (lost, edq) in enumerate([(0.2, 0.9), (0.3, 0.8)])
+    )
+    return MemoryRecord(Source.MEASURE, case, Device.CPU, 10, **{"quality": steps, **changes})
+
+
+def test_what_a_recipe_costs_is_the_mean_over_the_watched_steps() -> None:
+    found = learning(a_record())
+
+    assert found is not None
+    assert (found.steps, found.lost_updates, found.loss) == (2, 0.25, 4.0)
+    assert found.edq == pytest.approx(0.85)
+    assert found.text == "EDQ 0.8500, 25.00 % of updates lost, loss 4 (2 steps)"
+    assert learning(a_record(quality=())) is None
+    assert [text.case.recipe for text, _ in of_recipe([a_record(), a_record(quality=())], "bf16-pure")] == ["bf16-pure"]
+    assert of_recipe([a_record()], "bf16-full") == []
+
+
+def test_a_step_in_which_nothing_was_intended_says_so() -> None:
+    nothing = QualityStep(0, None, UpdateQuality(3, None, None), {})
+
+    found = learning(a_record(quality=(nothing,)))
+
+    assert found is not None
+    assert found.text == "no update was intended (1 step)"
+
+
+def test_records_with_quality_survive_their_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "records.json", document([a_record()]))
+
+    assert load_records(tmp_path / "records.json") == (a_record(),)
