@@ -9,6 +9,7 @@ from typing import Any
 
 import jobs
 import pytest
+import report_fixtures
 import torch
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
 from torch import Tensor, nn
@@ -22,8 +23,11 @@ from bf16prof.quality.owners import layer_of, owners
 from bf16prof.quality.sums import Sums, total
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.quality.watch import UpdateWatch
-from bf16prof.records import Case, Device, MemoryRecord, QualityStep, Source, UpdateQuality, document
+from bf16prof.records import Case, Component, Device, MemoryRecord, QualityStep, Source, UpdateQuality, document
+from bf16prof.reports.html import render
 from bf16prof.reports.learning import learning, of_recipe
+from bf16prof.reports.price_figure import price, states_per_parameter
+from bf16prof.reports.views import run_views
 from bf16prof.runs import Status, load_records, write_json
 
 pytestmark = DEEPSPEED_WARNINGS
@@ -290,3 +294,27 @@ def test_records_with_quality_survive_their_file(tmp_path: Path) -> None:
     write_json(tmp_path / "records.json", document([a_record()]))
 
     assert load_records(tmp_path / "records.json") == (a_record(),)
+
+
+def test_a_case_is_a_point_of_its_bytes_and_its_descent() -> None:
+    """Ten parameters in bf16 with two moments, and a buffer that is no state of the model: 6 bytes each."""
+    sizes = {Component.PARAMETERS: 20, Component.MOMENTUM: 20, Component.VARIANCE: 20, Component.BUFFERS: 1000}
+    record = a_record(components=sizes, allocated_bytes=1060)
+    (view,) = run_views([report_fixtures.run([record])])
+
+    drawn = price([view])
+
+    assert states_per_parameter(record) == 6.0
+    assert drawn is not None
+    assert '"x":[6.0]' in drawn.html
+    assert '"y":[0.85' in drawn.html
+    assert price([]) is None
+
+
+def test_the_report_shows_updates_by_layer_and_in_the_summary() -> None:
+    page = render([report_fixtures.run([a_record(components={Component.PARAMETERS: 20}, allocated_bytes=20)])])
+
+    assert "Updates by layer in step 1, measure" in page
+    assert "Price in learning" in page
+    assert ">25.00 %<" in page
+    assert ">0.8500<" in page
