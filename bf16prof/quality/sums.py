@@ -45,7 +45,8 @@ class Sums:
     def edq(self) -> float | None:
         """Effective descent quality as a share: 1 when the intended update took effect; `None` where none was intended.
 
-        Collage (arXiv 2405.03637), definition 3.3, is <intended / |intended|, effective>; this is that over |intended|.
+        Collage's own (arXiv 2405.03637) is <intended / |intended|, effective>; this is that over |intended|. It can exceed 1: rounding
+        may also carry a value further than was intended.
         """
         return self.projected / self.square if self.square else None
 

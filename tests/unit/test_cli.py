@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from bf16prof.cases import Job, Selection
 from bf16prof.commands import request
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
 from bf16prof.estimate import predict
+from bf16prof.records import Case
 
 Result = tuple[int, str, str]
 Main = Callable[..., Result]
@@ -689,6 +691,18 @@ def test_measuring_a_hugging_face_model_without_transformers_is_one_line(folder:
         message = refused(main(command, "--hf-config", folder / "other.json"))
         assert "needs transformers, which is not installed" in message
         assert "pip install transformers" in message
+
+
+def test_a_recipe_shows_what_runs_measured_it_to_cost(main: Main, tmp_path: Path) -> None:
+    record = dataclasses.replace(fixtures.measure(Case("demo", 1, 2, "bf16-full")), quality=(fixtures.watched(),))
+    runs.save(dataclasses.replace(fixtures.run([record]), path=tmp_path))
+
+    _, shown, _ = main("recipes", "show", "bf16-full", "--run", str(tmp_path))
+    assert re.search(r"measured, zero1-w2-bf16-full +EDQ 0.9000, 25.00 % of updates lost, loss 3.5 \(1 step\)", shown)
+    assert "measured" not in main("recipes", "show", "bf16-pure", "--run", str(tmp_path))[1]
+    rows = json.loads(main("recipes", "list", "--json", "--run", str(tmp_path))[1])["recipes"]
+    assert {row["id"]: [found["edq"] for found in row["measured"]] for row in rows if row["measured"]} == {"bf16-full": [0.9]}
+    assert refused(main("recipes", "list", "--run", str(tmp_path / "none"))).startswith("bf16prof: cannot read")
 
 
 def test_a_recipe_without_the_library_that_runs_it_is_one_line(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:

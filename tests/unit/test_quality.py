@@ -18,6 +18,7 @@ from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.measure.record import job_quality
 from bf16prof.measure.results import RankQuality, RankResult
 from bf16prof.profiles.optimizers import all_optimizers
+from bf16prof.profiles.schema import Profile
 from bf16prof.quality import watch
 from bf16prof.quality.owners import layer_of, owners
 from bf16prof.quality.sums import Sums, total
@@ -198,6 +199,9 @@ def test_the_layer_of_a_parameter(name: str, layer: str) -> None:
     assert layer_of(name) == layer
 
 
+FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
+"""Takes BF16_Optimizer."""
+
 WRAPPERS = [
     (0, "fp32", {}),
     (0, "bf16-fp32-master", {}),
@@ -206,6 +210,7 @@ WRAPPERS = [
     (2, "bf16-stochastic-rounding", {}),
     (3, "bf16-fp32-master", {"sub_group_size": 300}),
     (3, "bf16-full", {}),
+    (1, "bf16-fp32-master", FP32_SUMS),
 ]
 
 
@@ -214,7 +219,9 @@ WRAPPERS = [
 def test_every_element_that_a_rank_updates_has_a_layer(stage: int, recipe: str, zero: dict[str, Any], torch_adam: bool) -> None:
     # GIVEN an engine on one of three ranks
     with fake_ranks(3):
-        settings = jobs.small_profile(**zero)
+        settings = jobs.small_profile(**(zero if zero is not FP32_SUMS else {}))
+        if zero is FP32_SUMS:
+            settings = Profile.model_validate({**settings.model_dump(exclude_unset=True), "deepspeed": zero})
         settings = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"torch_adam": torch_adam})})
         job = jobs.job(settings, stage, 3, recipe, device=Device.CPU)
         engine = build_engine(job)
