@@ -27,6 +27,8 @@ Size = Annotated[int, Interval(ge=0, lt=2**63)]
 Amount = Annotated[float, Interval(ge=0)]
 """Seconds, watts, rates and shares: never negative."""
 
+Share = Annotated[float, Interval(ge=0, le=1)]
+
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
 
@@ -49,6 +51,7 @@ class Component(StrEnum):
     MASTER_GRADIENTS = "master_gradients"
     MOMENTUM = "momentum"
     VARIANCE = "variance"
+    COMPENSATION = "compensation"
     ACTIVATIONS = "activations"
     BUFFERS = "buffers"
     WORKSPACE = "workspace"
@@ -145,6 +148,33 @@ class StepRecord:
     warmup: bool = False
     device_time_s: Amount | None = None
     phase_time_s: dict[Phase, Amount] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateQuality:
+    """What became of the updates that the optimizer intended, on the `elements` that were looked at (see `quality/`).
+
+    * `lost_updates`: the share of non-zero intended updates that changed no stored value.
+    * `edq`: effective descent quality, the projection of the update that took effect on the intended one as a share of that.
+    """
+
+    __pydantic_config__ = STRICT
+
+    elements: Size
+    lost_updates: Share | None
+    edq: float | None
+
+
+@dataclass(frozen=True)
+class QualityStep:
+    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer."""
+
+    __pydantic_config__ = STRICT
+
+    step: Size
+    loss: float | None
+    total: UpdateQuality
+    layers: dict[str, UpdateQuality]
 
 
 @dataclass(frozen=True)
@@ -296,6 +326,7 @@ class MemoryRecord:
     * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the dtype of the matrix products.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
+    * `quality`: lost updates and effective descent quality, by step, where they were measured.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
     * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
     """
@@ -340,6 +371,7 @@ class MemoryRecord:
     rank_allocated_bytes: tuple[Size, ...] = ()
     timeline: Timeline | None = None
     rounding: dict[str, Size] = field(default_factory=dict)
+    quality: tuple[QualityStep, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

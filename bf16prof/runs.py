@@ -25,6 +25,7 @@ MANIFEST = "run.json"
 RECORDS = "records.json"
 REPORT = "report.html"
 LOSSES = "loss.csv"
+QUALITY = "quality.csv"
 
 
 class Status(StrEnum):
@@ -118,7 +119,7 @@ def _empty(path: Path) -> None:
     """Remove the files of a run and the folders of its cases, which `Case.label` names; the manifest last, so that it can be repeated."""
     for folder in path.glob("zero[0-3]-w*"):
         shutil.rmtree(folder)
-    for name in (RECORDS, REPORT, LOSSES, MANIFEST):
+    for name in (RECORDS, REPORT, LOSSES, QUALITY, MANIFEST):
         (path / name).unlink(missing_ok=True)
 
 

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
 from bf16prof.commands.request import resolve_profile
+from bf16prof.engine.constraints import refusal_reason
 from bf16prof.models.shapes import NoInventory, inventory
+from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
+from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
-from bf16prof.records import Component, as_json, document, json_text
+from bf16prof.records import Component, Device, MemoryRecord, Offload, as_json, document, json_text
+from bf16prof.reports.learning import of_recipe
 from bf16prof.reports.units import UNKNOWN
+from bf16prof.reports.views import case_label
+from bf16prof.runs import load
 
 profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
 recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
+
+
+RunOption = Annotated[
+    list[Path] | None, typer.Option("--run", metavar="RUN", help="A run whose measured learning is shown. May be repeated.")
+]
 
 
 @profiles.command("list", epilog=o.examples("bf16prof profiles list", "bf16prof profiles list --json"))
@@ -58,36 +72,40 @@ def show_profile(
 
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))
-def list_recipes(json_: o.JsonOption = False) -> None:
-    """All recipes with their bytes per parameter (unpartitioned, between steps) and what runs them."""
+def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
+    """All recipes: bytes per parameter (unpartitioned; by component in the order of `recipes show`), and what runs them."""
     found = list(all_recipes().values())
+    records = _records(run)
     if json_:
-        return _json(recipes=[_recipe(recipe) for recipe in found])
-    rows = [[r.id, str(r.steady_bytes_per_parameter), r.learning, "DeepSpeed" if r.deepspeed is not None else "-", r.title] for r in found]
-    return _table(["recipe", "bytes", "learning", "runs on", "what it is"], rows)
+        return _json(recipes=[_recipe(recipe, records) for recipe in found])
+    rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), *([_learned(r, records)] if run else []), r.title] for r in found]
+    measured = ["measured learning"] if run else []
+    return _table(["recipe", "between steps", "at the peak", "by component", "learning", "runs on", *measured, "what it is"], rows)
 
 
 @recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
-def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], json_: o.JsonOption = False) -> None:
-    """One recipe: the dtype and the bytes of every component, how it runs or why it does not, and its source."""
+def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run: RunOption = None, json_: o.JsonOption = False) -> None:
+    """One recipe: the dtype and the bytes of every component, how and where it runs or why it does not, and its source."""
     recipe = find_recipe(name)
+    where = _where(recipe)
     if json_:
-        return _json(recipe=_recipe(recipe))
-    sizes = recipe.bytes_per_parameter()
-    rows = [[key, {**{str(c): d for c, d in recipe.dtypes.items()}, **recipe.extra}[key], str(size)] for key, size in sizes.items()]
-    _table(["component", "dtype", "bytes per parameter"], rows)
-    about = [
-        ["recipe", f"{recipe.id}: {recipe.title}"],
-        [
-            "bytes per parameter",
-            f"{recipe.steady_bytes_per_parameter} between steps, {sum(sizes.values())} with {Component.MASTER_GRADIENTS} (in the step)",
-        ],
-        ["autocast", recipe.autocast],
-        ["learning", recipe.learning],
-        ["DeepSpeed", json.dumps(recipe.deepspeed) if recipe.deepspeed is not None else f"not run: {recipe.not_run}"],
-        ["source", recipe.source],
-    ]
-    return _table(["", ""], about)
+        return _json(recipe=_recipe(recipe, _records(run)) | {"stages": where})
+    forms = {"": recipe, "ZeRO 1-3": recipe.at(1)} if recipe.zero else {"": recipe}
+    headers = [f"{what} {form}".strip() for form in forms for what in ("dtype", "between steps", "at the peak")]
+    by_component = [_by_component(form) for form in forms.values()]
+    _table(["component", *headers], [[key, *(text for form in by_component for text in form[key])] for key in by_component[0]])
+    about = [["recipe", f"{recipe.id}: {recipe.title}"], ["autocast", recipe.autocast], ["learning", recipe.learning]]
+    if recipe.partitioned:
+        about.append(["over d ranks", "{} + {}/d bytes per parameter and rank".format(*recipe.over_ranks)])
+    if recipe.optimizer:
+        layout = all_optimizers()[recipe.optimizer]
+        about.append(["optimizer", f"{layout.class_} (pip install '{layout.requirement}'), {json.dumps(layout.arguments)}"])
+    if recipe.cast:
+        about.append(["model", f"parameters cast to {recipe.cast} before DeepSpeed is given them"])
+    about += [[f"DeepSpeed {form}".strip(), json.dumps(r.deepspeed)] for form, r in forms.items() if r.deepspeed is not None]
+    about += [["not run", recipe.not_run]] if recipe.not_run else [[stage, said] for stage, said in where.items()]
+    about += [[f"measured, {case_label(record.case)}", found.text] for record, found in of_recipe(_records(run), recipe.id)]
+    return _table(["", ""], [*about, ["source", recipe.source]])
 
 
 def _parameter_count(model: Model) -> int | None:
@@ -98,9 +116,62 @@ def _parameter_count(model: Model) -> int | None:
         return None
 
 
-def _recipe(recipe: Recipe) -> dict[str, Any]:
+def _runs_on(recipe: Recipe) -> str:
+    """Who runs a recipe here."""
+    if recipe.deepspeed is None:
+        return "-"
+    return f"DeepSpeed, {all_optimizers()[recipe.optimizer].package}" if recipe.optimizer else "DeepSpeed"
+
+
+def _sizes(recipe: Recipe) -> list[str]:
+    """Bytes per parameter between steps, with what exists within the step only, and by component."""
+    sizes = recipe.bytes_per_parameter()
+    return [str(recipe.steady_bytes_per_parameter), str(sum(sizes.values())), " + ".join(str(size) for size in sizes.values() if size)]
+
+
+def _by_component(recipe: Recipe) -> dict[str, list[str]]:
+    """Dtype, bytes per parameter between steps and at the peak by component, and their sums."""
+    dtypes = {**{str(component): dtype for component, dtype in recipe.dtypes.items()}, **recipe.extra}
+    peak = recipe.bytes_per_parameter()
+    steady = {name: 0 if name == Component.MASTER_GRADIENTS else size for name, size in peak.items()}
+    rows = {name: [dtypes[name], str(steady[name]), str(peak[name])] for name in peak}
+    return rows | {"all": ["", str(sum(steady.values())), str(sum(peak.values()))]}
+
+
+def _where(recipe: Recipe) -> dict[str, str]:
+    """By ZeRO stage whether DeepSpeed runs the recipe there, or why not, on a GPU."""
+    if recipe.deepspeed is None:
+        return {}
+    profile, gpu = load_profile("deepspeed-bf16-example").profile, find_gpu("h100-80gb")
+    said = {}
+    for stage in STAGES:
+        jobs = [expand(Selection(profile, [stage], [8], [recipe.id], Device.GPU, gpu, offload))[0] for offload in SHOWN_OFFLOADS]
+        reason, offloaded = (refusal_reason(job) for job in jobs)
+        if reason is None:
+            said[f"ZeRO {stage}"] = "runs, also with --offload optimizer" if offloaded is None else "runs"
+        else:
+            said[f"ZeRO {stage}"] = "runs with --offload optimizer only" if offloaded is None else f"refused: {reason}"
+    return said
+
+
+SHOWN_OFFLOADS = (Offload.NONE, Offload.OPTIMIZER)
+
+
+def _records(runs: Sequence[Path] | None) -> list[MemoryRecord]:
+    """The records of these runs."""
+    return [record for path in runs or () for record in load(path).records]
+
+
+def _learned(recipe: Recipe, records: Sequence[MemoryRecord]) -> str:
+    """What the first of these records that knows says of the recipe."""
+    return next((found.text for _, found in of_recipe(records, recipe.id)), "")
+
+
+def _recipe(recipe: Recipe, records: Sequence[MemoryRecord]) -> dict[str, Any]:
     row: dict[str, Any] = as_json(dataclasses.asdict(recipe))
-    return {**row, "bytes_per_parameter": recipe.bytes_per_parameter(), "steady_bytes_per_parameter": recipe.steady_bytes_per_parameter}
+    measured = [{"case": record.case, **dataclasses.asdict(found)} for record, found in of_recipe(records, recipe.id)]
+    sizes = {"bytes_per_parameter": recipe.bytes_per_parameter(), "steady_bytes_per_parameter": recipe.steady_bytes_per_parameter}
+    return {**row, **sizes, "measured": as_json(measured)}
 
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

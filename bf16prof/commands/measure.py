@@ -43,6 +43,10 @@ def measure(
     set_: o.SetOption = None,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
+    quality: Annotated[
+        int,
+        typer.Option("--quality", min=0, help="Further steps in which lost updates and EDQ are measured.", rich_help_panel=o.TRAIN),
+    ] = 0,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
     output_dir: o.OutputDirOption = None,
@@ -60,7 +64,7 @@ def measure(
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.predict import predictions as closed_form
     from bf16prof.estimate.predict import with_work
-    from bf16prof.measure.accelerator import require_model_library, require_torch
+    from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_torch
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
@@ -73,6 +77,7 @@ def measure(
     require_model_library(request.profile.model)
     torch = require_torch()
     jobs, refused = select(request, gpus=str(_ranks(ranks, torch)), device=torch.device, gpu=_gpu(torch))
+    require_optimizer_libraries(jobs)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
@@ -83,7 +88,7 @@ def measure(
             predictions = with_work([*predictions, *dry_run(jobs, progress)])
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout), watcher)
+        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality), watcher)
     comparisons = reconcile(run.records)
     write_report(run)
     more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}

@@ -48,7 +48,7 @@ def simulate(
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
-    from bf16prof.measure.accelerator import require_model_library, require_packages
+    from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
     from bf16prof.simulate.runner import Options
     from bf16prof.simulate.runner import simulate as run
 
@@ -59,6 +59,7 @@ def simulate(
     target = find_gpu(gpu) if device is Device.GPU else None
     require_model_library(request.profile.model)
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
+    require_optimizer_libraries(jobs)
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
     with SimulationProgress(jobs, quiet) as progress:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.profiles.optimizers import state_components
 from bf16prof.records import Component, Item
 
 C = Component
@@ -33,13 +34,7 @@ HOLDERS: tuple[tuple[Component, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Component, item name, and the attributes of DeepSpeed's optimizer wrappers that hold such tensors."""
 
-STATES = {
-    "exp_avg": C.MOMENTUM,
-    "momentum_buffer": C.MOMENTUM,
-    "exp_avg_sq": C.VARIANCE,
-    "max_exp_avg_sq": C.VARIANCE,
-    "step": C.WORKSPACE,
-}
+STATES = {**state_components(), "momentum_buffer": C.MOMENTUM, "max_exp_avg_sq": C.VARIANCE, "step": C.WORKSPACE}
 """Optimizer states by the key under which optimizers keep them."""
 
 HOST = torch.device("cpu")

@@ -12,6 +12,7 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.profiles.ds_config import known_keys
+from bf16prof.profiles.optimizers import OptimizerLayout, State, all_optimizers
 from bf16prof.profiles.recipes import DTYPE_BYTES
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.profiles.settings import short_dtype
@@ -38,6 +39,8 @@ class BasicOptimizer(StrEnum):
     FUSED_ADAM = "FusedAdam"
     CPU_ADAM = "DeepSpeedCPUAdam"
     TORCH_ADAM = "torch.optim"
+    CLIENT = "client"
+    """One that DeepSpeed's JSON cannot name: a library's, which the recipe brings and DeepSpeed is handed."""
     OTHER = "not Adam"
     """One of DeepSpeed's or PyTorch's others, as the user's own JSON may name it."""
 
@@ -52,12 +55,18 @@ class EngineFacts:
     gradient_dtype: str
     """Of the gradients that are kept and accumulated."""
     master_dtype: str
-    moment_dtype: str
+    """Of what the optimizer updates: the parameters themselves where there is no wrapper."""
+    layout: OptimizerLayout | None
+    """What the optimizer keeps; `None` of one that is not Adam."""
     communication_dtype: str
     autocast_dtype: str
     """`none` without torch.autocast."""
     fused_kernel: bool
     """Whether `torch.optim` runs its fused kernel, which keeps its step counters on the device."""
+
+    def state_dtype(self, state: State) -> str:
+        """The dtype of a state of the optimizer."""
+        return state.dtype_for(self.master_dtype)
 
     @property
     def output_dtype(self) -> str:
@@ -68,9 +77,9 @@ class EngineFacts:
 def deepspeed_config(job: Job) -> dict[str, Any]:
     """DeepSpeed's JSON for a job: the profile's settings, the case's stage, the recipe's fragment; over them what the profile has besides.
 
-    Defaults of DeepSpeed are left out.
+    Defaults of DeepSpeed are left out. What no key of DeepSpeed's says stands in a block of our own (`OURS`): see `handed_to_deepspeed`.
     """
-    profile = job.profile
+    profile, recipe = job.profile, job.recipe.at(job.case.zero_stage)
     settings = profile.deepspeed.model_dump(exclude_defaults=True, by_alias=True)
     more = settings.pop("more", {})
     zero = {"stage": job.case.zero_stage, **settings.pop("zero_optimization", {})}
@@ -82,11 +91,18 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
         **settings,
         "zero_optimization": zero,
     }
-    assert job.recipe.deepspeed is not None, "only runnable recipes become jobs"
-    for block, keys in job.recipe.deepspeed.items():
-        config[block] = {**keys, **config.get(block, {})}
+    assert recipe.deepspeed is not None, "only runnable recipes become jobs"
+    for block, keys in recipe.deepspeed.items():
+        config[block] = {**keys, **config.get(block, {})} if isinstance(keys, Mapping) else keys
+    ours = {"parameters": recipe.cast, "optimizer": recipe.optimizer}
+    if any(ours.values()):
+        config[OURS] = {key: value for key, value in ours.items() if value}
     return {**_merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
 
+
+OURS = "bf16prof"
+"""The block of a configuration that is not DeepSpeed's: `parameters`, the dtype that the model is cast to before DeepSpeed is given it, and
+`optimizer`, the id of a library's optimizer in the place of DeepSpeed's (`profiles/optimizers.toml`)."""
 
 REPLACED = ("optimizer", "scheduler")
 """Blocks of which only one can be right."""
@@ -115,6 +131,23 @@ def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:
     return {"type": optimizer.type, "params": params}
 
 
+def handed_to_deepspeed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as DeepSpeed is given it: without our own block, and without an `optimizer` where it is handed one."""
+    left_out = {OURS, "optimizer"} if client_optimizer(config) else {OURS}
+    return {block: keys for block, keys in config.items() if block not in left_out}
+
+
+def cast_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that the model's parameters are cast to before DeepSpeed is given it; empty when they are left as they are."""
+    return str(config.get(OURS, {}).get("parameters", ""))
+
+
+def client_optimizer(config: Mapping[str, Any]) -> OptimizerLayout | None:
+    """The library's optimizer that DeepSpeed is handed; `None` when it makes one from its JSON."""
+    id_ = config.get(OURS, {}).get("optimizer")
+    return all_optimizers()[id_] if id_ else None
+
+
 def zero_settings(config: Mapping[str, Any]) -> ZeroSettings:
     """The ZeRO settings of a DeepSpeed configuration that profiles know, DeepSpeed's defaults filled in."""
     return ZeroSettings.model_validate(known_keys(ZeroSettings, config["zero_optimization"])[0])
@@ -131,25 +164,24 @@ def engine_facts(config: Mapping[str, Any]) -> EngineFacts:
 
     `runtime/engine.py`: get_data_types, _configure_basic_optimizer, _do_optimizer_sanity_check.
     """
-    parameter = _parameter_dtype(config)
-    gradient = config.get("data_types", {}).get("grad_accum_dtype") or parameter
+    enabled = enabled_dtype(config)
+    accumulated = accumulation_dtype(config)
     optimizer = _basic_optimizer(config)
-    wrapper = _wrapper(config, parameter, gradient, optimizer)
-    bf16 = config.get("bf16", {})
-    low_precision_master = bf16.get("bf16_master_weights_and_grads", False) and wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
-    master = "bf16" if low_precision_master else "fp32"
-    fp32_moments = optimizer is BasicOptimizer.CPU_ADAM and not bf16.get("bf16_optimizer_states", False)
+    wrapper = _wrapper(config, enabled, accumulated, optimizer)
+    parameter = cast_dtype(config) or enabled
+    low_precision_master = config.get("bf16", {}).get("bf16_master_weights_and_grads") and wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
+    master = parameter if wrapper is Wrapper.PLAIN else "bf16" if low_precision_master else "fp32"
     autocast = config.get("torch_autocast", {})
     return EngineFacts(
         wrapper=wrapper,
         optimizer=optimizer,
         parameter_dtype=parameter,
-        gradient_dtype=gradient,
+        gradient_dtype=parameter if wrapper is Wrapper.PLAIN else accumulated,
         master_dtype=master,
-        moment_dtype="fp32" if fp32_moments else master,
-        communication_dtype=config.get("communication_data_type") or parameter,
+        layout=_layout(config, optimizer),
+        communication_dtype=config.get("communication_data_type") or enabled,
         autocast_dtype=str(short_dtype(autocast.get("dtype"))) if autocast.get("enabled") else "none",
-        fused_kernel=bool(_optimizer_params(config).get("fused")),
+        fused_kernel=bool(optimizer_settings(config).get("fused")),
     )
 
 
@@ -158,10 +190,16 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
-def _parameter_dtype(config: Mapping[str, Any]) -> str:
+def enabled_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that DeepSpeed takes the model to have, and communicates in (`runtime/engine.py`, get_data_types)."""
     if config.get("fp16", {}).get("enabled"):
         return "fp16"
     return "bf16" if config.get("bf16", {}).get("enabled") else "fp32"
+
+
+def accumulation_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that DeepSpeed takes gradients to be accumulated in (`runtime/engine.py`, get_data_types)."""
+    return config.get("data_types", {}).get("grad_accum_dtype") or enabled_dtype(config)
 
 
 def offloads_optimizer(config: Mapping[str, Any]) -> bool:
@@ -174,14 +212,28 @@ def optimizer_type(config: Mapping[str, Any]) -> str:
     return str(config["optimizer"].get("type", "")).lower()
 
 
-def _optimizer_params(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def optimizer_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `params` of the optimizer block."""
     return config["optimizer"].get("params") or {}
 
 
+def _layout(config: Mapping[str, Any], optimizer: BasicOptimizer) -> OptimizerLayout | None:
+    """What the optimizer keeps. CPUAdam keeps bf16 moments when told to, torch.optim's fused kernel its counters on the device."""
+    if optimizer is BasicOptimizer.CLIENT:
+        return client_optimizer(config)
+    variants = {
+        BasicOptimizer.CPU_ADAM: ", fp32_optimizer_states=False" * bool(config.get("bf16", {}).get("bf16_optimizer_states")),
+        BasicOptimizer.TORCH_ADAM: ", fused" * bool(optimizer_settings(config).get("fused")),
+    }
+    return all_optimizers().get(f"{optimizer}{variants.get(optimizer, '')}")
+
+
 def _basic_optimizer(config: Mapping[str, Any]) -> BasicOptimizer:
+    if client_optimizer(config):
+        return BasicOptimizer.CLIENT
     if optimizer_type(config) not in ("adam", "adamw"):
         return BasicOptimizer.OTHER
-    if _optimizer_params(config).get("torch_adam"):
+    if optimizer_settings(config).get("torch_adam"):
         return BasicOptimizer.TORCH_ADAM
     return BasicOptimizer.CPU_ADAM if offloads_optimizer(config) else BasicOptimizer.FUSED_ADAM
 

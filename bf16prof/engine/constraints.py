@@ -10,8 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bf16prof.cases import Job, Refusal
-from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer
+from bf16prof.engine.config import (
+    BasicOptimizer,
+    accumulation_dtype,
+    cast_dtype,
+    client_optimizer,
+    deepspeed_config,
+    enabled_dtype,
+    engine_facts,
+    offloads_optimizer,
+    optimizer_type,
+    zero_settings,
+)
 from bf16prof.errors import Refused
+from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.records import Offload
 
@@ -44,7 +56,7 @@ def refused_error(refusal: Refusal) -> Refused:
 def refusal_reason(job: Job) -> str | None:
     """Why DeepSpeed cannot run this job as described; `None` if it can."""
     config = deepspeed_config(job)
-    return next((reason for rule in RULES if (reason := rule(config))), None)
+    return next((reason for rule in RULES if (reason := rule(config))), None) or _calls_per_step(job, config)
 
 
 def alternatives(job: Job) -> tuple[str, ...]:
@@ -54,10 +66,10 @@ def alternatives(job: Job) -> tuple[str, ...]:
     """
     if job.recipe.id == DS_CONFIG:
         return ()
-    others = list(runnable_recipes().values())
+    runnable = runnable_recipes()
     works = []
-    for id_ in [job.recipe.id, *nearest(job.recipe, others)]:
-        other = dataclasses.replace(job, recipe=next(r for r in others if r.id == id_))
+    for id_ in [job.recipe.id, *nearest(job.recipe, [recipe.at(job.case.zero_stage) for recipe in runnable.values()])]:
+        other = dataclasses.replace(job, recipe=runnable[id_])
         if refusal_reason(other) is None:
             works.append(id_)
         elif job.case.offload is Offload.NONE and refusal_reason(_offloaded(other)) is None:
@@ -94,6 +106,42 @@ def _low_precision_master_needs_zero(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _no_master_copy_needs_stage_0(config: Mapping[str, Any]) -> str | None:
+    if cast_dtype(config) and _stage(config) > 0:
+        return (
+            "ZeRO keeps a master copy of the parameters whatever their dtype (runtime/zero/stage_1_and_2.py, stage3.py): stage 0 has none"
+        )
+    return None
+
+
+def _client_optimizer_is_adamw(config: Mapping[str, Any]) -> str | None:
+    if (client := client_optimizer(config)) and optimizer_type(config) != "adamw":
+        profile = f"{config['optimizer'].get('type')!r:.60}"
+        return f"{client.class_} is an AdamW, and the profile's optimizer is {profile}: two things would change at once"
+    return None
+
+
+def _client_optimizer_stays_on_the_device(config: Mapping[str, Any]) -> str | None:
+    if (client := client_optimizer(config)) and offloads_optimizer(config):
+        return f"{client.class_} does not work on offloaded bf16 master weights, which need DeepSpeedCPUAdam (runtime/base_optimizer.py)"
+    return None
+
+
+def _calls_per_step(job: Job, config: Mapping[str, Any]) -> str | None:
+    """ZeRO-3 calls the optimizer once per sub-group, which one that counts its calls takes for so many steps."""
+    client = client_optimizer(config)
+    if client is None or not client.counts_calls or _stage(config) != 3:
+        return None
+    size, ranks = zero_settings(config).sub_group_size, job.case.world_size
+    try:
+        own = sum(-(-spec.numel // ranks) for spec in inventory(job.profile.model))
+    except NoInventory:
+        return f"{client.class_} counts calls, and ZeRO-3 calls it once per sub-group; how many there are is not known of this model"
+    if own <= size:
+        return None
+    return f"{client.class_} counts calls, and ZeRO-3 calls it once per sub-group: set deepspeed.zero_optimization.sub_group_size={own}"
+
+
 def _low_precision_states_need_master(config: Mapping[str, Any]) -> str | None:
     if _bf16(config, "bf16_optimizer_states") and not _bf16(config, "bf16_master_weights_and_grads"):
         return "bf16_optimizer_states needs bf16_master_weights_and_grads (runtime/config.py, _do_error_check)"
@@ -128,8 +176,7 @@ def _flags_ignored_by_bf16_optimizer(config: Mapping[str, Any]) -> str | None:
 
 
 def _accumulation_dtype_at_stage_0(config: Mapping[str, Any]) -> str | None:
-    facts = engine_facts(config)
-    if _stage(config) == 0 and facts.parameter_dtype != facts.gradient_dtype:
+    if _stage(config) == 0 and enabled_dtype(config) != accumulation_dtype(config):
         return "stage 0 accumulates gradients in the parameters' dtype only: unset data_types.grad_accum_dtype (runtime/engine.py)"
     return None
 
@@ -181,6 +228,9 @@ def _grad_norm_switch(config: Mapping[str, Any]) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     _both_half_precisions,
+    _no_master_copy_needs_stage_0,
+    _client_optimizer_is_adamw,
+    _client_optimizer_stays_on_the_device,
     _low_precision_master_needs_zero,
     _low_precision_states_need_master,
     _low_precision_master_needs_bf16,

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import deepspeed_config, engine_facts
+from bf16prof.engine.client import make_client_optimizer
+from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
 from bf16prof.errors import InputError
 from bf16prof.models.foreign import told_of_zero3
 from bf16prof.models.modules import build
@@ -35,15 +36,30 @@ def build_engine(job: Job) -> Any:
 
     Raises `InputError` when the model is the user's own and cannot be built.
     """
-    import deepspeed
-
     workload, config = job.profile.workload, deepspeed_config(job)
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
         model = build(job.profile.model, activation_checkpointing=workload.activation_checkpointing)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=config)
+    engine = initialize(model, config)
     engine.train()
+    return engine
+
+
+def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
+    """DeepSpeed's engine for a model as a configuration says it (`engine.config.deepspeed_config`): `deepspeed.initialize`, which takes
+    `more`, handed the library's optimizer and given the cast model where the configuration says so.
+
+    A cast changes parameters only, as DeepSpeed's own does (`runtime/engine.py`, _cast_module_mixed_precision); buffers keep their dtype.
+    """
+    import deepspeed
+
+    if dtype := TORCH_DTYPES.get(cast_dtype(config)):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=trained, config=handed_to_deepspeed(config), optimizer=make_client_optimizer(config), **more
+    )
     return engine
 
 
@@ -148,6 +164,6 @@ def _zero_init(job: Job, config: dict[str, Any]) -> AbstractContextManager[Any]:
     if not job.profile.workload.zero_init or job.case.zero_stage != 3:
         return nullcontext()
     if isinstance(job.profile.model, HuggingFaceSettings):
-        return told_of_zero3(config)
-    context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=config)
+        return told_of_zero3(handed_to_deepspeed(config))
+    context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=handed_to_deepspeed(config))
     return context

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
+from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.models.shapes import ParameterSpec
+from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
 
@@ -67,7 +68,7 @@ def _plain(engine: Engine) -> list[Allocation]:
     facts, numels = engine.facts, engine.numels
     size = dtype_bytes(facts.parameter_dtype)
     parameters = allocation(C.PARAMETERS, "parameters", [size * n for n in numels], "the model's own tensors")
-    return [parameters, *_optimizer_states(facts, numels, dtype=facts.parameter_dtype)]
+    return [parameters, *_optimizer_states(facts, numels)]
 
 
 def _fused(engine: Engine) -> list[Allocation]:
@@ -183,17 +184,17 @@ def _zero3_states(engine: Engine) -> list[Allocation]:
             source = "zero/stage3.py initialize_optimizer_states: kept when offloading"
             out.append(allocation(C.MASTER_GRADIENTS, "master gradients", sizes, source, on_host=host))
         hybrid = offload and not host and engine.device is Device.GPU
-        out += _optimizer_states(facts, numels, on_host=host, dtype=facts.master_dtype if hybrid else None)
-    return [*out, *_second_optimizer(engine, kept)] if zero.offload_optimizer.ratio < 1 and offload else out
+        out += _optimizer_states(facts, numels, on_host=host, layout=all_optimizers()["torch.optim"] if hybrid else None)
+    return [*out, *_placeholder(engine, kept)] if zero.offload_optimizer.ratio < 1 and offload else out
 
 
-def _second_optimizer(engine: Engine, kept: int) -> list[Allocation]:
-    """The torch.optim.AdamW of the sub-groups that stay: its step counters, or the placeholder it was made with while it has none to do.
+def _placeholder(engine: Engine, kept: int) -> list[Allocation]:
+    """What the torch.optim.AdamW of the sub-groups that stay was made with, while it has none to do.
 
     On CPU ranks every sub-group counts as offloaded: its device has the same name as the host (zero/stage3.py _optimizer_step).
     """
     if kept and engine.device is Device.GPU:
-        return [allocation(C.WORKSPACE, "optimizer step counters", [FP32_BYTES] * kept, "torch/optim/adam.py _init_group", on_host=True)]
+        return []
     size = dtype_bytes(engine.facts.parameter_dtype)
     return [allocation(C.WORKSPACE, "placeholder of the second optimizer", size, "zero/stage3.py __init__: backup_gpu_tensor")]
 
@@ -227,25 +228,27 @@ def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:
     return [allocation(C.BUFFERS, "reduce bucket", sizes, f"{source}: ipg_buckets")]
 
 
-def _optimizer_states(facts: EngineFacts, numels: Sequence[int], *, on_host: bool = False, dtype: str | None = None) -> list[Allocation]:
-    """Both Adam moments of each master tensor, and the optimizer's own small tensors."""
-    size = dtype_bytes(dtype or facts.moment_dtype)
-    sizes = [size * n for n in numels]
-    source = {
-        BasicOptimizer.FUSED_ADAM: "deepspeed/ops/adam/fused_adam.py step",
-        BasicOptimizer.CPU_ADAM: "deepspeed/ops/adam/cpu_adam.py step",
-        BasicOptimizer.TORCH_ADAM: "torch/optim/adam.py _init_group",
-    }[facts.optimizer]
-    out = [
-        allocation(C.MOMENTUM, "optimizer state exp_avg", sizes, source, on_host=on_host),
-        allocation(C.VARIANCE, "optimizer state exp_avg_sq", sizes, source, on_host=on_host),
+def _optimizer_states(
+    facts: EngineFacts, numels: Sequence[int], *, on_host: bool = False, layout: OptimizerLayout | None = None
+) -> list[Allocation]:
+    """The states of each updated tensor, and the optimizer's own small tensors; `layout` is the engine's unless another is given."""
+    layout = layout or facts.layout
+    assert layout is not None, "only optimizers whose layout is known have a closed form (gap.py)"
+    states = [
+        allocation(
+            state.component,
+            f"optimizer state {state.key}",
+            [dtype_bytes(facts.state_dtype(state)) * n for n in numels],
+            layout.source,
+            on_host=on_host,
+        )
+        for state in layout.states
     ]
-    if facts.optimizer is BasicOptimizer.TORCH_ADAM:
-        host = on_host or not facts.fused_kernel
-        out.append(allocation(C.WORKSPACE, "optimizer step counters", [FP32_BYTES] * len(numels), source, on_host=host))
-    if facts.optimizer is BasicOptimizer.FUSED_ADAM:
-        out.append(allocation(C.WORKSPACE, "FusedAdam._dummy_overflow_buf", FP32_BYTES, "deepspeed/ops/adam/fused_adam.py __init__"))
-    return out
+    counters = [
+        allocation(C.WORKSPACE, c.name, [FP32_BYTES] * c.count(len(numels)), layout.source, on_host=on_host or c.on_host)
+        for c in layout.counters
+    ]
+    return [*states, *counters]
 
 
 def _grad_norm(size: int, *, on_host: bool = False) -> Allocation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bf16prof.profiles.recipes import Recipe
+from bf16prof.profiles.recipes import DTYPE_BYTES, Recipe
 from bf16prof.records import Component
 
 C = Component
@@ -34,15 +34,20 @@ def readme_bytes(parameters: float, stage: int, world_size: int, recipe: Recipe)
 
     Unlike the ZeRO paper it counts master gradients as if they stayed (DeepSpeedExamples training/bf16_master_weight/README.md).
     """
-    size = recipe.bytes_per_parameter()
-    optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MASTER_GRADIENTS, C.MOMENTUM, C.VARIANCE))
+    size = recipe.at(stage).bytes_per_parameter()
+    optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MASTER_GRADIENTS, C.MOMENTUM, C.VARIANCE)) + _extra(recipe)
     return zero_paper_bytes(parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer)
+
+
+def _extra(recipe: Recipe) -> int:
+    """Bytes per parameter of what its optimizer keeps besides master parameters and moments."""
+    return sum(DTYPE_BYTES[dtype] for dtype in recipe.extra.values())
 
 
 def textbook(parameters: int, stage: int, world_size: int, recipe: Recipe) -> dict[str, int]:
     """Both accountings of a recipe, in bytes per GPU."""
-    size = recipe.bytes_per_parameter()
-    optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MOMENTUM, C.VARIANCE))
+    size = recipe.at(stage).bytes_per_parameter()
+    optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MOMENTUM, C.VARIANCE)) + _extra(recipe)
     paper = zero_paper_bytes(parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer)
     return {"ZeRO paper": round(paper), "example README": round(readme_bytes(parameters, stage, world_size, recipe))}
 

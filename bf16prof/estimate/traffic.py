@@ -18,16 +18,16 @@ from bf16prof.estimate.training import Walked
 def optimizer_traffic(engine: Engine) -> tuple[int, int]:
     """Bytes read and bytes written by the optimizer of one rank in one step.
 
-    Per element: the gradient, the master parameter and both moments are read; the last three, and the parameter that the model computes
-    with where it is another tensor, are written (Kingma and Ba 2015, algorithm 1).
+    Per element: the gradient, the master parameter and the optimizer's states (Adam: two moments, Kingma and Ba 2015, algorithm 1) are read;
+    all but the gradient, and the parameter that the model computes with where it is another tensor, are written.
     """
     facts = engine.facts
     own = partition_numel(engine)
     gradient = dtype_bytes(facts.gradient_dtype)
-    master = dtype_bytes(facts.parameter_dtype if facts.wrapper is Wrapper.PLAIN else facts.master_dtype)
-    moments = 2 * dtype_bytes(facts.parameter_dtype if facts.wrapper is Wrapper.PLAIN else facts.moment_dtype)
+    master = dtype_bytes(facts.master_dtype)
+    states = sum(dtype_bytes(facts.state_dtype(state)) for state in facts.layout.states) if facts.layout else 0
     copy = dtype_bytes(facts.parameter_dtype) if keeps_a_copy(facts) else 0
-    return own * (gradient + master + moments), own * (master + moments + copy)
+    return own * (gradient + master + states), own * (master + states + copy)
 
 
 def partition_numel(engine: Engine) -> int:

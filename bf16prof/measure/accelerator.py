@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bf16prof.cases import Job
 from bf16prof.errors import InputError
 from bf16prof.measure.machine import package_version
 from bf16prof.profiles.models import HuggingFaceSettings, Model
+from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.records import Device
 
 TIMEOUT_S = 120.0
@@ -70,6 +72,13 @@ def require_model_library(model: Model) -> None:
     """Raise `InputError` with a hint unless the library that builds this model is installed."""
     if isinstance(model, HuggingFaceSettings):
         _require("transformers", "a Hugging Face configuration", "pip install transformers")
+
+
+def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
+    """Raise `InputError` with a hint unless the libraries whose optimizers these jobs' recipes bring are installed."""
+    for recipe in {job.case.recipe: job.recipe for job in jobs if job.recipe.optimizer}.values():
+        layout = all_optimizers()[recipe.optimizer]
+        _require(layout.distribution, f"{recipe.id} ({layout.class_})", f"pip install 'bf16prof[recipes]', or only '{layout.requirement}'")
 
 
 def _require(package: str, purpose: str, hint: str) -> None:

@@ -22,6 +22,8 @@ from bf16prof.measure.accelerator import TorchAnswer, ask_torch, run
 from bf16prof.measure.machine import package_version, version_tuple
 from bf16prof.measure.prepare import cache_folder
 from bf16prof.measure.probes import nvml
+from bf16prof.profiles.optimizers import all_optimizers
+from bf16prof.profiles.recipes import all_recipes
 
 MINIMUM = {"torch": (2, 6), "deepspeed": (0, 18, 3)}
 """The oldest versions that are supported; DeepSpeed 0.18.3 is the first with the bf16 master options."""
@@ -70,6 +72,7 @@ def checks() -> list[Check]:
         _nvcc(gpu.status is State.OK),
         _package("tokenizers", "only BPE data (text-bpe, pydoc-bpe) needs it"),
         _package("transformers", "only models given by a Hugging Face config need it", hint="pip install transformers"),
+        *_optimizer_libraries(),
         _space("shared memory", Path("/dev/shm"), SHM_BYTES, "in a container: docker run --shm-size=8g (or --ipc=host)"),
         _space("disk", Path.cwd(), DISK_BYTES, "free some space, or write runs elsewhere with --output-dir"),
         _extension_cache(),
@@ -102,6 +105,11 @@ def _package(name: str, purpose: str, hint: str = INSTALL) -> Check:
         needed = ".".join(map(str, minimum))
         return Check(name, State.WARNING, f"{version} is older than {needed}, the first supported", f"pip install '{name}>={needed}'")
     return Check(name, State.OK, version)
+
+
+def _optimizer_libraries() -> list[Check]:
+    needed = [(recipe.id, all_optimizers()[recipe.optimizer].distribution) for recipe in all_recipes().values() if recipe.optimizer]
+    return [_package(name, f"only {recipe} needs it", hint="pip install 'bf16prof[recipes]'") for recipe, name in needed]
 
 
 def _torch(probe: TorchAnswer | str) -> Check:

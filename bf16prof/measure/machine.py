@@ -15,7 +15,7 @@ from pathlib import Path
 import bf16prof
 from bf16prof.measure.probes import nvml
 
-PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "nvidia-ml-py", "numpy")
+PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "nvidia-ml-py", "numpy")
 """Packages whose version is recorded where they are installed."""
 
 _ALLOWED = """

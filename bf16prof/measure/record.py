@@ -10,7 +10,18 @@ from bf16prof.cases import Job
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
-from bf16prof.records import MemoryRecord, Source, StepRecord, StepWork, by_component, peak_phase, with_other
+from bf16prof.quality.sums import Sums, total
+from bf16prof.records import (
+    MemoryRecord,
+    QualityStep,
+    Source,
+    StepRecord,
+    StepWork,
+    UpdateQuality,
+    by_component,
+    peak_phase,
+    with_other,
+)
 from bf16prof.runs import Status
 
 
@@ -61,9 +72,35 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         gpu_utilisation=heaviest.gpu_utilisation,
         power_w=heaviest.power_w,
         steps=steps,
+        quality=job_quality(ranks),
         rank_allocated_bytes=tuple(rank.allocated_bytes for rank in ranks if rank.allocated_bytes is not None),
-        notes=(*_notes(outcome, steps), *_higher_peak(heaviest, ranks), *peak_note(work, job.gpu)),
+        notes=(
+            *_notes(outcome, steps),
+            *_higher_peak(heaviest, ranks),
+            *peak_note(work, job.gpu),
+            *([SAMPLED] * any(rank.quality for rank in ranks)),
+        ),
     )
+
+
+SAMPLED = "lost updates and EDQ: at most 65,536 elements of each parameter and rank, evenly spaced, after the measured steps"
+
+
+def job_quality(ranks: Sequence[RankResult]) -> tuple[QualityStep, ...]:
+    """The watched steps that all ranks made: sums over the ranks, which at stages 1 to 3 each update a part."""
+    steps = []
+    for of_ranks in zip(*(rank.quality for rank in ranks), strict=False):
+        names = dict.fromkeys(name for rank in of_ranks for name in rank.layers)
+        layers = {name: total(rank.layers.get(name, Sums()) for rank in of_ranks) for name in names}
+        losses = [rank.loss for rank in of_ranks if rank.loss is not None]
+        loss = statistics.fmean(losses) if len(losses) == len(of_ranks) else None
+        by_layer = {name: _update_quality(sums) for name, sums in layers.items()}
+        steps.append(QualityStep(of_ranks[0].step, loss, _update_quality(total(layers.values())), by_layer))
+    return tuple(steps)
+
+
+def _update_quality(sums: Sums) -> UpdateQuality:
+    return UpdateQuality(sums.elements, sums.lost_updates, sums.edq)
 
 
 def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:

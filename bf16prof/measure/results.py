@@ -7,20 +7,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import JobFile
-from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Device, Item, Phase, PhaseMemory, StepRecord, merge_phases
+from bf16prof.quality.sums import Sums
+from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
 from bf16prof.runs import Status, read, write_json
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """What every rank of a case is told: the job, and how many steps to run before and while measuring."""
+    """What every rank of a case is told: the job, and how many steps to run before and while measuring, and watching updates after that."""
 
     __pydantic_config__ = STRICT
 
     job: JobFile
     warmup: int
     steps: int
+    quality_steps: int = 0
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class RankQuality:
+    """One watched step on one rank: its loss, and what became of the updates that this rank makes, by layer."""
+
+    __pydantic_config__ = STRICT
+
+    step: Size
+    loss: float | None
+    layers: dict[str, Sums]
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class RankResult:
     allocator_retries: int | None = None
     gpu_utilisation: float | None = None
     power_w: float | None = None
+    quality: tuple[RankQuality, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepRecord) -> RankResult:

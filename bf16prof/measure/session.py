@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,25 @@ from bf16prof.measure.prepare import extension_cache, prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
 from bf16prof.records import MemoryRecord, Source
-from bf16prof.runs import CaseStatus, Manifest, Run, Status, command_line, replace, save, save_losses, write_json
+from bf16prof.runs import (
+    QUALITY,
+    CaseStatus,
+    Manifest,
+    Run,
+    Status,
+    command_line,
+    replace,
+    save,
+    save_losses,
+    write_json,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case."""
+    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
+    further steps in which the optimizer's updates are watched."""
 
     name: str
     jobs: Sequence[Job]
@@ -29,6 +44,7 @@ class Plan:
     warmup: int
     steps: int
     timeout_s: float
+    quality_steps: int = 0
 
 
 class Watcher:
@@ -71,6 +87,8 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     run = replace(run, status=_overall(run.manifest.cases), finished=_now())
     save(run)
     save_losses(run)
+    if plan.quality_steps:
+        write_text(plan.folder / QUALITY, _quality_table(run.records))
     return run
 
 
@@ -94,7 +112,7 @@ def _begin(plan: Plan) -> Run:
 def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
     folder = plan.folder / job.case.label
     folder.mkdir()
-    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps))
+    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
     with extension_cache():
         return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
 
@@ -121,6 +139,18 @@ def _save_aborted(run: Run, status: Status) -> None:
 
 def _overall(cases: Sequence[CaseStatus]) -> Status:
     return next((c.status for c in cases if c.status is not Status.FINISHED), Status.FINISHED)
+
+
+def _quality_table(records: Sequence[MemoryRecord]) -> str:
+    """The watched steps of all cases as CSV; a row without a layer is of all of them."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["case", "step", "loss", "layer", "elements", "lost_updates", "edq"])
+    for record in records:
+        for step in record.quality:
+            for layer, found in {"": step.total, **step.layers}.items():
+                writer.writerow([record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq])
+    return table.getvalue()
 
 
 def _now() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from bf16prof.engine.workspace import CUBLAS_NAME
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.measure.batches import make_batches
-from bf16prof.measure.results import RankResult, RankTask, save_rank
+from bf16prof.measure.results import RankQuality, RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Component, Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, read
@@ -33,6 +33,8 @@ class Rank:
     def __init__(self, task: RankTask, folder: Path) -> None:
         import torch
 
+        from bf16prof.engine.client import import_client_optimizer
+        from bf16prof.engine.config import deepspeed_config
         from bf16prof.engine.phases import PhaseMarks
         from bf16prof.measure.probes import make_probe
 
@@ -40,6 +42,7 @@ class Rank:
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        import_client_optimizer(deepspeed_config(self.job))
         self.probe = make_probe(self.job.device)
         self.clock = _phase_clock(self.probe)
         self.marks = PhaseMarks(self.probe, self.probe.settle, self.clock.mark)
@@ -60,6 +63,9 @@ class Rank:
         if sampler is not None and (summary := sampler.summary()):
             self.save(device_bytes=summary.peak_process_bytes, gpu_utilisation=summary.mean_utilisation, power_w=summary.mean_power_w)
         self._finish(engine, loop)
+        if self.task.quality_steps:
+            self._watch_updates(engine, loop)
+        self.save(status=Status.FINISHED)
 
     def _device_sampler(self) -> AbstractContextManager[Any]:
         from bf16prof.measure.probes.nvml import NvmlSampler, cuda_uuid
@@ -115,7 +121,6 @@ class Rank:
         if workspaces := self.probe.free_workspaces():
             items.append(Item(Component.WORKSPACE, CUBLAS_NAME, workspaces, "measured: what freeing them gave back"))
         self.save(
-            status=Status.FINISHED,
             allocated_bytes=allocated,
             items=tuple(items),
             host_items=tuple(host_items),
@@ -123,6 +128,20 @@ class Rank:
             reserved_bytes=reserved,
             allocator_retries=self.probe.retries(),
         )
+
+    def _watch_updates(self, engine: Any, loop: Any) -> None:
+        """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""
+        from bf16prof.engine.config import deepspeed_config, engine_facts
+        from bf16prof.quality.watch import UpdateWatch
+
+        layout = engine_facts(deepspeed_config(self.job)).layout
+        if layout is None:
+            raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
+        watch = UpdateWatch(engine, layout)
+        for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):
+            loss = loop.step()
+            step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take())
+            self.save(force=False, quality=(*self.result.quality, step))
 
 
 class _Timer:

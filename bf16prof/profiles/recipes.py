@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from bf16prof.errors import InputError, Refused
 from bf16prof.records import Component
 
-DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "none": 0}
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "none": 0}
 DTYPE_COMPONENTS = (
     Component.PARAMETERS,
     Component.GRADIENTS,
@@ -29,8 +30,12 @@ class Recipe:
 
     * `dtypes`: by component, `none` where there is no such tensor. `extra`: further tensors that its optimizer keeps, by name.
     * `autocast`: the dtype that `torch.autocast` computes in, `none` without it.
+    * `cast`: the dtype that the model's parameters are cast to before DeepSpeed is given it, so that it keeps no other copy; empty if not.
+    * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's or PyTorch's, as the profile says.
     * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
     * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where no engine here can, and then `not_run` says why.
+    * `partitioned`: the components that an engine other than DeepSpeed's cuts into as many parts as there are ranks; see `over_ranks`.
+    * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and `dtypes`. See `at`.
     """
 
     id: str
@@ -40,8 +45,24 @@ class Recipe:
     dtypes: dict[Component, str]
     autocast: str = "none"
     extra: dict[str, str] = field(default_factory=dict)
+    cast: str = ""
+    optimizer: str = ""
     deepspeed: Mapping[str, Any] | None = None
+    zero: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     not_run: str = ""
+    partitioned: Sequence[str] = ()
+
+    @property
+    def is_json(self) -> bool:
+        """Whether DeepSpeed's JSON says all of it."""
+        return self.deepspeed is not None and not self.cast and not self.optimizer
+
+    def at(self, stage: int) -> Recipe:
+        """The recipe as it runs at that ZeRO stage: where it is a different one there, that one."""
+        if stage == 0 or not self.zero:
+            return self
+        dtypes = {**self.dtypes, **{Component(name): dtype for name, dtype in self.zero["dtypes"].items()}}
+        return dataclasses.replace(self, dtypes=dtypes, deepspeed=self.zero["deepspeed"], cast="", zero={})
 
     def bytes_per_parameter(self) -> dict[str, int]:
         """Bytes that one parameter costs in each component, unpartitioned, at the moment when all of them exist."""
@@ -52,6 +73,12 @@ class Recipe:
     def steady_bytes_per_parameter(self) -> int:
         """Bytes of one parameter between steps, all partitions together: everything but the transient master gradients."""
         return sum(size for name, size in self.bytes_per_parameter().items() if name != Component.MASTER_GRADIENTS)
+
+    @property
+    def over_ranks(self) -> tuple[int, int]:
+        """Bytes of one parameter that every rank keeps, and those that are cut into d parts for d ranks."""
+        cut = sum(size for name, size in self.bytes_per_parameter().items() if name in self.partitioned)
+        return self.steady_bytes_per_parameter - cut, cut
 
 
 DS_CONFIG = "ds-config"
@@ -95,10 +122,11 @@ def require_runnable(recipe: Recipe) -> Recipe:
 
 
 def nearest(recipe: Recipe, candidates: list[Recipe]) -> list[str]:
-    """The ids of other recipes, those that share most dtypes first."""
+    """The ids of other recipes, those that share most dtypes first, and of these those that learn alike."""
 
-    def shared(other: Recipe) -> int:
-        return sum(recipe.dtypes[c] == other.dtypes[c] for c in DTYPE_COMPONENTS) * 2 + (recipe.autocast == other.autocast)
+    def shared(other: Recipe) -> tuple[int, bool]:
+        dtypes = sum(recipe.dtypes[c] == other.dtypes[c] for c in DTYPE_COMPONENTS) * 2
+        return dtypes + (recipe.autocast == other.autocast), recipe.learning == other.learning
 
     return [other.id for other in sorted(candidates, key=shared, reverse=True) if other.id != recipe.id]
 

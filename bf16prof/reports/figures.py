@@ -11,6 +11,7 @@ from typing import Any
 from bf16prof.records import Component, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
+from bf16prof.reports.price_figure import price
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, scale, seconds, signed_percent, whole
 from bf16prof.reports.views import CaseView, component_name, losses, step_times
 
@@ -29,6 +30,7 @@ def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
         "timeline": timeline,
         "times": times,
         "losses": loss_curves,
+        "price": price,
     }
     return {name: make(views) for name, make in makers.items()}
 

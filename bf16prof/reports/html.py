@@ -11,6 +11,7 @@ from typing import Any
 from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, document
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
+from bf16prof.reports.learning import edq_text, lost_text
 from bf16prof.reports.page import page
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
@@ -73,7 +74,10 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
         "gpu": inert(record.gpu) if record.gpu else "",
         "verdict": case_verdict(view),
         "lines": _lines_table(view),
-        "items": [*(table for r in records if (table := _items_table(r))), *_work_tables(records)],
+        "items": [
+            *(table for r in records for table in (_items_table(r), _quality_table(r)) if table),
+            *_work_tables(records),
+        ],
         "notes": [f"{r.source}: {text}" for r in records for text in _notes(r)],
         "ranks": ", ".join(f"rank {rank}: {gib(size)}" for rank, size in enumerate(record.rank_allocated_bytes[:64])),
     }
@@ -137,6 +141,23 @@ def _work_tables(records: Sequence[MemoryRecord]) -> Iterator[Table]:
         seen.append(rows)
         cells = tuple(tuple(Cell(text, style="" if i != 1 else "number") for i, text in enumerate(row)) for row in rows)
         yield Table(f"Work of a step, {record.source}", HEADERS, cells)
+
+
+def _quality_table(record: MemoryRecord) -> Table | None:
+    """Lost updates and effective descent quality of the last watched step, in total and by layer."""
+    if not record.quality:
+        return None
+    last = record.quality[-1]
+    rows = tuple(
+        (
+            Cell(inert(name), style="total" if found is last.total else ""),
+            Cell(whole(found.elements), found.elements, "number"),
+            unknown_cell() if found.lost_updates is None else Cell(lost_text(found.lost_updates), found.lost_updates, "number"),
+            unknown_cell() if found.edq is None else Cell(edq_text(found.edq), found.edq, "number"),
+        )
+        for name, found in ((("all layers", last.total), *last.layers.items()))
+    )
+    return Table(f"Updates by layer in step {last.step}, {record.source}", ("layer", "elements", "lost updates", "EDQ"), rows)
 
 
 def _failures(run: Run, views: Sequence[CaseView]) -> Iterator[dict[str, Any]]:

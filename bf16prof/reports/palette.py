@@ -15,6 +15,7 @@ COMPONENTS: dict[Component, str] = {
     Component.MASTER_GRADIENTS: "#E69F00",
     Component.MOMENTUM: "#009E73",
     Component.VARIANCE: "#7FCFB4",
+    Component.COMPENSATION: "#A6761D",
     Component.ACTIVATIONS: "#CC79A7",
     Component.BUFFERS: "#F0E442",
     Component.WORKSPACE: "#8C6BB1",

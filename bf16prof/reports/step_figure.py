@@ -26,8 +26,9 @@ _LETTER = 0.013
 """The width of a letter of a phase's name as a share of a figure 520 pixels wide; a name is written where it has room."""
 
 STACK = (
-    Component.PARAMETERS, Component.MASTER_PARAMETERS, Component.MOMENTUM, Component.VARIANCE, Component.GRADIENTS,
-    Component.MASTER_GRADIENTS, Component.BUFFERS, Component.ACTIVATIONS, Component.WORKSPACE, Component.ROUNDING, Component.OTHER,
+    Component.PARAMETERS, Component.MASTER_PARAMETERS, Component.MOMENTUM, Component.VARIANCE, Component.COMPENSATION,
+    Component.GRADIENTS, Component.MASTER_GRADIENTS, Component.BUFFERS, Component.ACTIVATIONS, Component.WORKSPACE,
+    Component.ROUNDING, Component.OTHER,
 )  # fmt: skip
 """What stays lies below what comes and goes."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, unknown_cell, without_empty
+from bf16prof.reports.learning import edq_text, learning, lost_text
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, inert, number, seconds, signed_percent
 from bf16prof.reports.verdict import case_verdict
 from bf16prof.reports.views import CaseView, Headline, headline, losses, provenance, references
@@ -102,6 +103,8 @@ def summary(views: Sequence[CaseView]) -> Table:
         "MFU",
         "tokens/s",
         "loss",
+        "lost updates",
+        "EDQ",
     ]
     rows = tuple(_summary_row(index, view, sources, bool(measured)) for index, view in enumerate(views))
     return without_empty(Table("All cases", tuple(headers), rows))
@@ -133,7 +136,18 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
     cells.append(unknown_cell() if lowest is None else Cell(seconds(lowest), lowest, "number", title="no step on this GPU is faster"))
     cells.append(unknown_cell() if main.mfu is None else Cell(f"{main.mfu:.1%}", main.mfu, "number"))
     cells.append(unknown_cell() if main.tokens_per_s is None else Cell(number(main.tokens_per_s), main.tokens_per_s, "number"))
-    return (*cells, _loss(main))
+    return (*cells, _loss(main), *_learning(main))
+
+
+def _learning(record: MemoryRecord) -> tuple[Cell, Cell]:
+    found = learning(record)
+    if found is None or found.lost_updates is None or found.edq is None:
+        return unknown_cell(), unknown_cell()
+    over = f"mean of {found.steps} steps after the measured ones"
+    return (
+        Cell(lost_text(found.lost_updates), found.lost_updates, "number", title=over),
+        Cell(edq_text(found.edq), found.edq, "number", title=over),
+    )
 
 
 def _fits(view: CaseView) -> Cell:

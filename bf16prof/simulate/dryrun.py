@@ -15,6 +15,8 @@ from bf16prof.cases import Job
 from bf16prof.engine.attribution import attribute, held
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.beside import beside_the_allocator
+from bf16prof.engine.client import import_client_optimizer
+from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
 from bf16prof.engine.workspace import CUBLAS_NAME, CUBLAS_SOURCE
@@ -53,6 +55,7 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
 
     job = task.job.job()
     notes = (f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}", *check(deepspeed.__version__))
+    import_client_optimizer(deepspeed_config(job))
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()

@@ -108,6 +108,8 @@ _ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
     ("transformers.utils.import_utils", "is_fake_tensor", lambda _: False),
     # It looks at the positions for several sequences in one row. A dry run's positions have no values; they are one sequence's.
     ("transformers.masking_utils", "find_packed_sequence_indices", lambda *_, **__: None),
+    # optimi corrects its decay rates by the number of the step, which has no value here.
+    ("optimi.adam", "debias_beta", lambda beta, _: beta),
 )
 
 

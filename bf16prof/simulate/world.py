@@ -17,6 +17,7 @@ from bf16prof.engine.beside import beside_the_allocator
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.gpus import Gpu
+from bf16prof.simulate.client_optimizers import client_optimizers
 from bf16prof.simulate.compiler import leave_out_the_compiler
 from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.hardware.autocast import register_cuda_list
@@ -59,6 +60,7 @@ def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False
         deepspeed.init_distributed()
         leave_out_the_compiler()
         stack.enter_context(shims(tracker))
+        stack.enter_context(client_optimizers(on_gpu=gpu is not None))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(tracker)
         yield tracker

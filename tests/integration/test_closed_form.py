@@ -39,6 +39,9 @@ JOBS = [
     *jobs((*LLAMA, "deepspeed.data_types.grad_accum_dtype=fp32", f"{ZERO}.parameter_alignment=true"), [1, 2, 3], 3, ["bf16-fp32-master"]),
     *jobs(SMALL, [1, 2, 3], 2, ["bf16-master"], Offload.OPTIMIZER),
     *jobs((*SMALL, f"{ZERO}.sub_group_size=20000", f"{ZERO}.offload_optimizer.ratio=0.5"), [3], 2, ["bf16-master"], Offload.OPTIMIZER),
+    *jobs(SMALL, [0], 2, ["bf16-pure", "bf16-kahan"]),
+    *jobs(LLAMA, [1], 4, ["bf16-fp32-states"]),
+    *jobs((*SMALL, f"{ZERO}.sub_group_size=20000"), [3], 2, ["bf16-stochastic-rounding"]),
     *jobs(SMALL, [3], 2, ["bf16-full"], Offload.OPTIMIZER_AND_PARAMETERS),
 ]
 

@@ -43,6 +43,8 @@ THREE_RANKS = (
 LOW_PRECISION_HOST = ("--zero", "3", "--recipe", "bf16-master", *OFFLOAD)
 ACCUMULATING_HOST = ("--zero", "2", "--recipe", BF16, "--gradient-accumulation-steps", "2", *OFFLOAD)
 HOST_PARAMETERS = ("--zero", "3", "--recipe", BF16, "--offload", "optimizer+parameters")
+WITHOUT_MASTER = ("--zero", "0", "--recipe", "bf16-pure,bf16-kahan,bf16-fp32-states", "--quality", "2")
+STOCHASTIC = ("--zero", "3", "--recipe", "bf16-stochastic-rounding", *sets("deepspeed.zero_optimization.sub_group_size=20011"))
 FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, *sets("optimizer.torch_adam=false"))
 
 CASES = [
@@ -61,11 +63,16 @@ CASES = [
     (HOST_PARAMETERS, 3, BF16, "DeepSpeedZeroOptimizer_Stage3"),
     (FUSED_ADAM, 0, BF16, "FP16_Optimizer"),
     (FUSED_ADAM, 2, BF16, "DeepSpeedZeroOptimizer"),
+    (WITHOUT_MASTER, 0, "bf16-pure", "AdamW"),
+    (WITHOUT_MASTER, 0, "bf16-kahan", "AdamW"),
+    (WITHOUT_MASTER, 0, "bf16-fp32-states", "AdamW32bit"),
+    (STOCHASTIC, 3, "bf16-stochastic-rounding", "DeepSpeedZeroOptimizer_Stage3"),
 ]  # fmt: skip
 NAMES = {
     UNEVEN: "uneven", ACCUMULATING_GPT2: "gpt2-accumulating", CHECKPOINTED_LLAMA: "llama-checkpointed",
     FP32_ACCUMULATION: "fp32-accumulation", THREE_RANKS: "three-ranks", LOW_PRECISION_HOST: "bf16-master-offloaded",
     ACCUMULATING_HOST: "offloaded-accumulating", HOST_PARAMETERS: "parameters-offloaded", FUSED_ADAM: "fused-adam",
+    WITHOUT_MASTER: "without-master", STOCHASTIC: "stochastic",
 }  # fmt: skip
 IDS = [f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe, _ in CASES]
 
@@ -117,6 +124,24 @@ def test_steps_are_recorded_with_the_warm_up_marked(measured: Measure) -> None:
 
     assert [(step["step"], step["warmup"]) for step in steps] == [*((index, True) for index in range(WARMUP)), (WARMUP, False)]
     assert all(step["time_s"] > 0 and set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
+
+
+def test_updates_are_watched_after_the_measured_steps(measured: Measure) -> None:
+    run = measured(*WITHOUT_MASTER)
+    pure, kahan = (run.finished.record("measure", 0, recipe) for recipe in ("bf16-pure", "bf16-kahan"))
+
+    for record in (pure, kahan):
+        assert len(record["steps"]) == WARMUP + 1
+        assert [step["step"] for step in record["quality"]] == [WARMUP + 1, WARMUP + 2]
+        assert {step["total"]["elements"] for step in record["quality"]} == {2 * record["parameters"]}, "both ranks update all of them"
+        assert {"layers.0", "layers.1", "layers.2"} < set(record["quality"][0]["layers"])
+    for before, after in zip(pure["quality"], kahan["quality"], strict=True):
+        assert before["total"]["edq"] < 0.99
+        assert after["total"]["edq"] == pytest.approx(1, abs=0.01)
+        assert 0 < after["total"]["lost_updates"] < before["total"]["lost_updates"] < 1
+    rows = (run.folder / "quality.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "case,step,loss,layer,elements,lost_updates,edq"
+    assert sum(row.startswith("zero0-w2-bf16-pure,") for row in rows) == sum(1 + len(step["layers"]) for step in pure["quality"])
 
 
 def test_accumulation_keeps_one_step_of_three_phases(measured: Measure) -> None:

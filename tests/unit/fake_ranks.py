@@ -19,6 +19,7 @@ from torch import nn
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config
+from bf16prof.engine.training import initialize
 from bf16prof.models.modules import build
 
 DEEPSPEED_WARNINGS = [
@@ -59,12 +60,8 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 
 def build_engine(job: Job, config: Mapping[str, Any] | None = None) -> Any:
     """DeepSpeed's engine for a job (or for another DeepSpeed configuration of its model). Raises what DeepSpeed raises."""
-    import deepspeed
-
     model = build(job.profile.model, activation_checkpointing=False)
-    chosen = deepspeed_config(job) if config is None else dict(config)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=chosen, dist_init_required=False)
-    return engine
+    return initialize(model, deepspeed_config(job) if config is None else config, dist_init_required=False)
 
 
 def step(engine: Any, job: Job) -> None:

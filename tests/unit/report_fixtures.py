@@ -16,9 +16,11 @@ from bf16prof.records import (
     Phase,
     PhaseMemory,
     PhaseStart,
+    QualityStep,
     Source,
     StepRecord,
     Timeline,
+    UpdateQuality,
 )
 from bf16prof.runs import CaseStatus, Manifest, Run, Status
 
@@ -211,6 +213,12 @@ def hostile_simulation(which: Case, text: str) -> MemoryRecord:
     return dataclasses.replace(short, out_of_memory=full, gpu=text, peak_items=(item,), device_items=(item,), notes=(text,))
 
 
+def watched(layer: str = "layers.0") -> QualityStep:
+    """A step in which a quarter of the updates was lost."""
+    found = UpdateQuality(elements=400, lost_updates=0.25, edq=0.9)
+    return QualityStep(step=4, loss=3.5, total=found, layers={layer: found})
+
+
 def hostile_run(texts: tuple[str, ...] = HOSTILE) -> Run:
     """One case per hostile string, which stands wherever a string may stand; harmless `texts` make a run of the same shape."""
     records: list[MemoryRecord] = []
@@ -220,7 +228,7 @@ def hostile_run(texts: tuple[str, ...] = HOSTILE) -> Run:
         item = Item(Component.BUFFERS, text, 1000, text)
         records.append(estimate(which))
         records.append(hostile_simulation(which, text))
-        records.append(dataclasses.replace(measure(which), items=(item,), notes=(text,), gpu=text))
+        records.append(dataclasses.replace(measure(which), items=(item,), notes=(text,), gpu=text, quality=(watched(text),)))
         statuses.append(CaseStatus(which, Status.FAILED, text, f"{text}\n{text}"))
     whole = run(records, statuses, texts[0])
     pairs = {text: text for text in texts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from bf16prof.cases import Job, Selection
 from bf16prof.commands import request
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
 from bf16prof.estimate import predict
+from bf16prof.records import Case
 
 Result = tuple[int, str, str]
 Main = Callable[..., Result]
@@ -92,7 +94,7 @@ FLAGS = {
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
-        "--simulate",
+        "--simulate", "--quality",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
@@ -108,8 +110,8 @@ FLAGS = {
     "doctor": {"--json"},
     "profiles list": {"--json"},
     "profiles show": OVERRIDES | {"--json", "--resolved", "name"},
-    "recipes list": {"--json"},
-    "recipes show": {"--json", "name"},
+    "recipes list": {"--json", "--run"},
+    "recipes show": {"--json", "--run", "name"},
 }  # fmt: skip
 """The frozen command line: what is here, people type in scripts. Add to it freely; take nothing away."""
 
@@ -241,7 +243,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expec
 def test_a_case_that_deepspeed_refuses_is_refused_with_recipes_that_work(main: Main) -> None:
     message = refused(main("estimate", "--zero", "0", "--recipe", "bf16-full"))
     assert "zero0-w1-bf16-full" in message
-    assert "recipes that work here: bf16-fp32-master" in message
+    assert "recipes that work here: bf16-pure" in message
 
     assert "bf16-master with --offload optimizer" in refused(main("estimate", "--zero", "3", "--recipe", "bf16-master"))
     assert main("estimate", "--zero", "3", "--recipe", "bf16-master", "--offload", "optimizer")[0] == 0
@@ -698,6 +700,30 @@ def test_measuring_a_hugging_face_model_without_transformers_is_one_line(folder:
         message = refused(main(command, "--hf-config", folder / "other.json"))
         assert "needs transformers, which is not installed" in message
         assert "pip install transformers" in message
+
+
+def test_a_recipe_shows_what_runs_measured_it_to_cost(main: Main, tmp_path: Path) -> None:
+    record = dataclasses.replace(fixtures.measure(Case("demo", 1, 2, "bf16-full")), quality=(fixtures.watched(),))
+    runs.save(dataclasses.replace(fixtures.run([record]), path=tmp_path))
+
+    _, shown, _ = main("recipes", "show", "bf16-full", "--run", str(tmp_path))
+    assert re.search(r"measured, zero1-w2-bf16-full +EDQ 0.9000, 25.00 % of updates lost, loss 3.5 \(1 step\)", shown)
+    assert "measured" not in main("recipes", "show", "bf16-pure", "--run", str(tmp_path))[1]
+    rows = json.loads(main("recipes", "list", "--json", "--run", str(tmp_path))[1])["recipes"]
+    assert {row["id"]: [found["edq"] for found in row["measured"]] for row in rows if row["measured"]} == {"bf16-full": [0.9]}
+    assert refused(main("recipes", "list", "--run", str(tmp_path / "none"))).startswith("bf16prof: cannot read")
+
+
+def test_a_recipe_without_the_library_that_runs_it_is_one_line(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bf16prof.measure import accelerator
+
+    monkeypatch.setattr(accelerator, "package_version", lambda name: None if name == "torch-optimi" else "1")
+
+    for command in ("measure", "simulate"):
+        message = refused(main(command, "--zero", "0", "--recipe", "bf16-kahan"))
+        assert "bf16-kahan (optimi.AdamW) needs torch-optimi, which is not installed" in message
+        assert "pip install 'bf16prof[recipes]'" in message
+    assert main("estimate", "--zero", "0", "--recipe", "bf16-kahan")[0] == 0
 
 
 # Hostile names.

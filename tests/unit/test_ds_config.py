@@ -56,7 +56,7 @@ def refusal(path: Path) -> str:
 # Precision.
 
 
-@pytest.mark.parametrize("recipe", runnable_recipes())
+@pytest.mark.parametrize("recipe", [recipe.id for recipe in runnable_recipes().values() if recipe.is_json])
 def test_the_blocks_of_a_recipe_are_the_recipe(recipe: str, tmp_path: Path) -> None:
     file = read_ds_config(write(tmp_path, **(runnable_recipes()[recipe].deepspeed or {})))
 

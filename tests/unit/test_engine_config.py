@@ -11,7 +11,16 @@ import torch
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import Wrapper, deepspeed_config, engine_facts, overlaps_communication, zero_settings
+from bf16prof.engine.config import (
+    Wrapper,
+    client_optimizer,
+    deepspeed_config,
+    enabled_dtype,
+    engine_facts,
+    overlaps_communication,
+    zero_settings,
+)
+from bf16prof.engine.config import accumulation_dtype as accumulation_dtype_of
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import inventory
@@ -54,7 +63,8 @@ ADMITTED = [
 def test_wrapper_optimizer_and_dtypes_are_those_of_the_engine(stage: int, recipe: str, offload: Offload, torch_adam: bool) -> None:
     # GIVEN a job that we say DeepSpeed runs
     job = a_job(stage, recipe, offload=offload, torch_adam=torch_adam)
-    facts = engine_facts(deepspeed_config(job))
+    config = deepspeed_config(job)
+    facts = engine_facts(config)
 
     # WHEN DeepSpeed builds its engine
     engine = build_engine(job)
@@ -63,17 +73,22 @@ def test_wrapper_optimizer_and_dtypes_are_those_of_the_engine(stage: int, recipe
     model_dtype, accumulation_dtype = engine.get_data_types()
     assert (facts.wrapper is Wrapper.PLAIN) == (engine.optimizer is engine.basic_optimizer)
     assert facts.wrapper is Wrapper.PLAIN or type(engine.optimizer).__name__ == facts.wrapper
-    assert type(engine.basic_optimizer).__name__ == ("AdamW" if torch_adam else facts.optimizer)
-    assert model_dtype == DTYPES[facts.parameter_dtype]
+    client = client_optimizer(config)
+    ours = client.class_.rpartition(".")[2] if client else "AdamW" if torch_adam else facts.optimizer
+    assert type(engine.basic_optimizer).__name__ == ours
+    assert model_dtype == DTYPES[enabled_dtype(config)]
     assert {p.dtype for p in engine.module.parameters()} == {DTYPES[facts.parameter_dtype]}
-    assert accumulation_dtype == DTYPES[facts.gradient_dtype]
+    assert accumulation_dtype == DTYPES[accumulation_dtype_of(config)]
+    assert facts.wrapper is Wrapper.PLAIN or accumulation_dtype == DTYPES[facts.gradient_dtype]
     assert engine.communication_data_type == DTYPES[facts.communication_dtype]
     if facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3):
         assert engine.optimizer.master_weights_and_grads_dtype == DTYPES[facts.master_dtype]
     autocast = engine.torch_autocast_dtype() if engine.torch_autocast_enabled() else None
     assert autocast == DTYPES.get(facts.autocast_dtype)
     if offload is Offload.OPTIMIZER and not torch_adam:
-        assert engine.basic_optimizer.fp32_optimizer_states == (facts.moment_dtype == "fp32")
+        assert facts.layout is not None
+        moments = {facts.state_dtype(state) for state in facts.layout.states}
+        assert moments == {"fp32" if engine.basic_optimizer.fp32_optimizer_states else facts.master_dtype}
 
 
 @pytest.mark.usefixtures("three_ranks")
@@ -129,7 +144,8 @@ def moments(optimizer: Any, name: str) -> int:
 def tensors_of_the_engine(engine: Any, wrapper: Wrapper) -> dict[str, int]:
     """Bytes of DeepSpeed's persistent tensors, by our names for them, found under DeepSpeed's own attributes."""
     optimizer, basic = engine.optimizer, engine.basic_optimizer
-    found = {"optimizer state exp_avg": moments(basic, "exp_avg"), "optimizer state exp_avg_sq": moments(basic, "exp_avg_sq")}
+    states = {key for state in basic.state.values() for key, value in state.items() if isinstance(value, torch.Tensor) and key != "step"}
+    found = {f"optimizer state {key}": moments(basic, key) for key in states}
     parameters = list(engine.module.parameters())
     match wrapper:
         case Wrapper.PLAIN:
@@ -174,6 +190,12 @@ LAID_OUT: list[tuple[int, str, dict[str, Any]]] = [
     (3, "bf16-full-autocast", {"stage3_param_persistence_threshold": 40}),
     (3, "autocast-fp32", {"stage3_model_persistence_threshold": 100}),
     (3, "bf16-full", {"contiguous_gradients": False}),
+    (0, "bf16-pure", {}),
+    (0, "bf16-fp32-states", {}),
+    (0, "bf16-kahan", {}),
+    (1, "bf16-stochastic-rounding", {}),
+    (2, "bf16-kahan", {}),
+    (3, "bf16-fp32-states", {"sub_group_size": 300}),
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"records"},
     {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},
-    {"engine", "estimate"},
+    {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
     {"commands"},
     {"cli"},
@@ -40,6 +40,8 @@ STRANGERS = [
     ("measure", "simulate"),
     ("measure", "estimate"),
     ("engine", "estimate"),
+    ("engine", "quality"),
+    ("estimate", "quality"),
     ("profiles", "reports"),
     ("profiles", "runs"),
     ("reconcile", "reports"),
@@ -262,7 +264,15 @@ def test_the_graph_has_the_edges_that_the_house_is_built_on() -> None:
 
 
 HEAVY = TRAINING | DRAWING | {"pynvml"}
-TORCH_CODE = ("models/modules/", "engine/training.py", "engine/attribution.py", "measure/probes/cuda.py", "simulate/")
+TORCH_CODE = (
+    "models/modules/",
+    "engine/training.py",
+    "engine/attribution.py",
+    "measure/probes/cuda.py",
+    "quality/update.py",
+    "quality/watch.py",
+    "simulate/",
+)
 """Files that are torch code from top to bottom: only ranks and the dry run import them."""
 
 

@@ -14,6 +14,7 @@ PRODUCT = (
     "fp32", "bf16-fp32-master", "bf16-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "bf16-pure", "bf16-fp32-states",
     "fp16-fp32-master", "nemo-bf16", "megatron-bf16", "collage-light", "collage-plus", "apex-o1", "apex-o2",
     "bf16-stochastic-rounding", "bf16-kahan",
+    "megatron-bf16-claimed", "megatron-bf16-corrected", "megatron-precision-aware", "megatron-precision-aware-remainders",
 )  # fmt: skip
 
 
@@ -26,6 +27,10 @@ def test_every_recipe_that_was_promised_is_there_and_no_other() -> None:
     [
         ("nemo-bf16", 2 + 2 + 4 + 8, "forum thread, approach 1: bf16 weights and gradients, fp32 master and optimizer state"),
         ("megatron-bf16", 2 + 4 + 4 + 8, "Megatron-LM docs, distributed optimizer: 18 bytes without partitioning, fp32 main gradients"),
+        ("megatron-bf16-claimed", 2 + 4 + 8, "forum thread, approach 2, as the question has it"),
+        ("megatron-bf16-corrected", 2 + 4 + 2 + 8, "forum thread, the answer: 16 bytes, gradients in bf16"),
+        ("megatron-precision-aware", 2 + 2 + 4 + 2 + 2, "Megatron Core OptimizerConfig: gradients and moments in bf16"),
+        ("megatron-precision-aware-remainders", 2 + 2 + 2 + 2 + 2, "Transformer Engine: half of the master parameter's bits"),
         ("bf16-fp32-states", 2 + 2 + 8, "forum thread and Collage's D-MW: no master copy"),
         ("bf16-pure", 2 + 2 + 4, "Collage, Table 2, option A: everything bf16"),
         ("bf16-stochastic-rounding", 2 + 2 + 4, "as bf16-pure: rounding takes no memory"),
@@ -63,11 +68,11 @@ def test_a_recipe_either_runs_or_says_why_not_and_names_its_source(recipe: Any) 
     assert recipe.source
     assert recipe.title
     assert recipe.learning in ("fp32 master", "bf16 only", "stochastic rounding", "compensated")
-    assert set(recipe.dtypes.values()) | set(recipe.extra.values()) <= {"fp32", "bf16", "fp16", "none"}
+    assert set(recipe.dtypes.values()) | set(recipe.extra.values()) <= {"fp32", "bf16", "fp16", "int16", "none"}
     assert recipe.dtypes[Component.PARAMETERS] != "none"
 
 
-@pytest.mark.parametrize("recipe", runnable_recipes().values(), ids=lambda r: r.id)
+@pytest.mark.parametrize("recipe", [r.at(s) for r in runnable_recipes().values() for s in ((0, 1) if r.zero else (0,))], ids=lambda r: r.id)
 def test_what_a_recipe_gives_deepspeed_is_accepted_by_its_own_models(recipe: Any) -> None:
     """DeepSpeed's pydantic models forbid unknown keys, so a misspelt one fails here."""
     from deepspeed.runtime.config import get_torch_autocast_dtype, get_torch_autocast_enabled
@@ -79,11 +84,15 @@ def test_what_a_recipe_gives_deepspeed_is_accepted_by_its_own_models(recipe: Any
     enabled = get_torch_autocast_enabled(recipe.deepspeed)
     dtype = get_torch_autocast_dtype(recipe.deepspeed)
     blocks.pop("torch_autocast", None)
+    untested = blocks.pop("zero_allow_untested_optimizer", False)
 
     assert not blocks, "no other block belongs to a recipe"
-    assert recipe.dtypes[Component.PARAMETERS] == ("fp16" if fp16.enabled else "bf16" if bf16.enabled else "fp32")
-    assert recipe.dtypes[Component.MASTER_PARAMETERS] == ("bf16" if bf16.bf16_master_weights_and_grads else "fp32")
-    assert recipe.dtypes[Component.MOMENTUM] == ("bf16" if bf16.bf16_optimizer_states else "fp32")
+    assert untested == bool(recipe.optimizer and not recipe.cast), "only ZeRO asks"
+    assert recipe.dtypes[Component.PARAMETERS] == (recipe.cast or ("fp16" if fp16.enabled else "bf16" if bf16.enabled else "fp32"))
+    assert recipe.dtypes[Component.MASTER_PARAMETERS] == (
+        "none" if recipe.cast else "bf16" if bf16.bf16_master_weights_and_grads else "fp32"
+    )
+    assert recipe.dtypes[Component.MOMENTUM] == ("bf16" if bf16.bf16_optimizer_states or recipe.cast else "fp32") or recipe.optimizer
     assert (recipe.autocast != "none") == enabled
     assert str(dtype) == {"bf16": "torch.bfloat16", "none": "None"}[recipe.autocast]
 
@@ -107,8 +116,21 @@ def test_a_recipe_that_nothing_runs_is_refused_with_the_nearest_that_run(id_: st
 
 
 @pytest.mark.parametrize(
-    ("recipe", "closest"),
-    [("nemo-bf16", "bf16-fp32-master"), ("apex-o2", "fp16-fp32-master"), ("apex-o1", "fp32"), ("bf16-pure", "bf16-full")],
+    ("recipe", "stage", "closest"),
+    [
+        ("nemo-bf16", 0, "bf16-fp32-master"),
+        ("apex-o2", 0, "fp16-fp32-master"),
+        ("apex-o1", 0, "fp32"),
+        ("bf16-pure", 1, "bf16-full"),
+        ("collage-light", 0, "bf16-kahan"),
+    ],
 )
-def test_the_nearest_recipe_is_the_one_a_person_would_name(recipe: str, closest: str) -> None:
-    assert nearest(find_recipe(recipe), list(runnable_recipes().values()))[0] == closest
+def test_the_nearest_recipe_is_the_one_a_person_would_name(recipe: str, stage: int, closest: str) -> None:
+    assert nearest(find_recipe(recipe), [other.at(stage) for other in runnable_recipes().values()])[0] == closest
+
+
+def test_megatrons_distributed_optimizer_over_ranks() -> None:
+    """Megatron Core user guide, Distributed Optimizer: 18 bytes, of which over d ranks 6 + 12/d."""
+    assert find_recipe("megatron-bf16").over_ranks == (6, 12)
+    assert find_recipe("bf16-full").over_ranks == (10, 0), "what DeepSpeed cuts depends on the stage"
+    assert all(set(recipe.partitioned) <= set(recipe.bytes_per_parameter()) for recipe in all_recipes().values())

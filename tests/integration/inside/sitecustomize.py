@@ -1,7 +1,7 @@
 """First on PYTHONPATH of a measurement, this does in every rank what `INSIDE` says: nothing in bf16prof knows of it.
 
 witness    count all live tensors that Python's garbage collector knows and write them to `witness<RANK>.json` beside the rank's result;
-           this shares nothing with bf16prof's allocator and attribution
+           (but for the tables that a library made when it was imported); this shares nothing with bf16prof's allocator and attribution
 raise      let rank 1 raise in its second step
 """
 
@@ -21,7 +21,9 @@ def witness() -> None:
     attribute = attribution.attribute
 
     def witnessed(engine: Any, *arguments: Any) -> Any:
-        storages = [o.untyped_storage() for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu"]
+        tables = {id(value) for name, module in sys.modules.items() if name.startswith("bitsandbytes") for value in vars(module).values()}
+        tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu" and id(o) not in tables]
+        storages = [tensor.untyped_storage() for tensor in tensors]
         unique = {storage.data_ptr(): storage.nbytes() for storage in storages}
         path = Path(sys.argv[2]) / f"witness{os.environ['RANK']}.json"
         path.write_text(json.dumps({"live_bytes": sum(unique.values()), "wrapper": type(engine.optimizer).__name__}), encoding="utf-8")
