@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.estimate.gradients import NORM, Key, Launched
+from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
@@ -90,10 +91,13 @@ class Gathers:
         trace: Sequence[Key],
         order: Sequence[Key],
         settings: Settings,
+        leaves: Leaves | None = None,
     ) -> None:
         """`widths`: bytes of an element of each parameter when it is gathered, `wires` when its gradient is reduced; `owned`: parameters of
-        each module; `trace`: modules as they run; `order`: the parameters as they were cut (`ds_id`)."""
+        each module; `trace`: modules as they run; `order`: the parameters as they were cut (`ds_id`); `leaves`:
+        the modules among them that are taken as one."""
         self._meter, self._numels, self._widths, self._wires, self._owned, self._settings = meter, numels, widths, wires, owned, settings
+        self._leaves = leaves
         ids = {key: index for index, key in enumerate(order)}
         self._order = [(key, step) for step, module in enumerate(trace) for key in sorted(owned.get(module, ()), key=ids.__getitem__)]
         self._ranking = {key: (widths[key], ids[key]) for key in numels}
@@ -102,7 +106,8 @@ class Gathers:
         for step, module in enumerate(trace):
             for key in owned.get(module, ()):
                 self._uses.setdefault(key, []).append(step)
-            self._distance.append(self._distance[-1] + sum(numels[key] for key in owned.get(module, ())))
+            direct = () if leaves is not None and module in leaves.modules else owned.get(module, ())
+            self._distance.append(self._distance[-1] + sum(numels[key] for key in direct))
         self._available: dict[Key, Memory] = {key: Memory(0) for key in settings.persistent}
         self._handles: dict[Key, Handle] = {}
         self._active: dict[Key, set[Key]] = {}
@@ -316,11 +321,13 @@ class Gathers:
             self._decisions[known] = frozenset(
                 key
                 for key in keys
-                if key not in self._settings.persistent and self._fetched.get(key, NEVER) <= self._step and not self._is_reused(key)
+                if key not in self._settings.persistent and self._fetched.get(key, NEVER) <= self._step and not self._is_reused(key, module)
             )
         return self._decisions[known]
 
-    def _is_reused(self, key: Key) -> bool:
+    def _is_reused(self, key: Key, module: Key) -> bool:
+        if self._leaves is not None and module in self._leaves.modules:
+            return self._leaves.is_reused(key, self._step, self._settings.max_reuse_distance)
         following = next((step for step in self._uses[key] if step >= self._step), None)
         if following is None:
             return False

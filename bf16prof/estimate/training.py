@@ -28,13 +28,14 @@ from bf16prof.estimate.gradients import (
 )
 from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.layout import cut_order, flat_numel, flat_spans
+from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import Run
+from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
@@ -309,7 +310,10 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
     tied = {} if (-1, "lm_head.weight") in numels or (-1, "lm_head") not in trace else {(-1, "lm_head"): first}
     order = _cut(model) if plan.zero_init else list(numels)
     owned = owners(trace, numels, tied)
-    return Gathers(meter, numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how)
+    net = network(plan.run)
+    modules = {module for module in owned if module[0] >= 0 and module[1] == net.leaf}
+    leaves = Leaves(modules, trace, numels, net.root) if modules else None
+    return Gathers(meter, numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how, leaves=leaves)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
+from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.predict import predict
 from bf16prof.estimate.program import Program, program, record
 from bf16prof.estimate.training import key_of
@@ -178,3 +179,25 @@ def test_dropout_keeps_masks() -> None:
     without, with_ = (forward(peaks(config("gpt2", resid_pdrop=share, embd_pdrop=share))) for share in (0.0, 0.1))
 
     assert with_ > without
+
+
+def test_experts_hand_their_gradients_over_together() -> None:
+    of = run(config("qwen3_moe"))
+    events = record(of, Tape(BF16, zero3=True), layers(of))
+    handed = [(event.kind, event.subject) for event in events if event.kind in {"gradient", "release backward"}]
+
+    end = handed.index(("release backward", (1, "mlp")))
+    assert {subject for _, subject in handed[end - 3 : end]} == {
+        (1, f"mlp.{name}") for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    }
+
+
+def test_what_is_in_a_leaf_comes_again_in_every_container() -> None:
+    trace = [(-1, ""), (0, "block"), (0, "mlp"), (1, "block"), (1, "self_attn"), (1, "mlp"), (0, "mlp")]
+    numels = {(layer, f"{name}.weight"): 10 for layer in (0, 1) for name in ("self_attn", "mlp")}
+    leaves = Leaves({(0, "mlp"), (1, "mlp")}, trace, numels, "model")
+
+    assert leaves.is_reused((0, "mlp.weight"), 0, 1)
+    assert leaves.is_reused((1, "mlp.weight"), 2, 11)
+    assert leaves.is_reused((0, "mlp.weight"), 3, 41)
+    assert not leaves.is_reused((0, "mlp.weight"), 3, 40)

@@ -9,7 +9,7 @@ import functools
 import importlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.operators import cross_entropy
@@ -46,6 +46,16 @@ class Network(Protocol):
         """One for every layer: layers of the same kind allocate the same."""
         ...
 
+    @property
+    def root(self) -> str:
+        """The module that holds the layers."""
+        ...
+
+    @property
+    def leaf(self) -> str | None:
+        """The module of a layer that DeepSpeed takes as one with all that is in it, where a layer has it."""
+        ...
+
     def loss(self, tape: Tape, layers: Sequence[int]) -> Tensor:
         """Record the forward pass with only these layers, up to the loss; marks when the loop has the logits, and when the loss."""
         ...
@@ -69,6 +79,8 @@ class OwnNetwork:
 
     run: Run
     model: ModelSettings
+    root: ClassVar[str] = ""
+    leaf: ClassVar[str | None] = None
 
     @property
     def kinds(self) -> Sequence[Hashable]:

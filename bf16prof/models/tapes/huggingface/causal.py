@@ -36,6 +36,7 @@ class CausalLM:
     buffers: Sequence[BufferSpec]
 
     root: ClassVar[str] = "model"
+    leaf: ClassVar[str | None] = None
     tokens: ClassVar[str] = "embed_tokens"
     layers: ClassVar[str] = "num_hidden_layers"
     has_head_bias: ClassVar[bool] = False

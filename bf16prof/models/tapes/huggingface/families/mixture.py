@@ -29,6 +29,7 @@ class Mixture(Llama):
     * `scores_stay_wide`: whether the experts' weights stay in fp32.
     """
 
+    leaf: ClassVar[str | None] = "mlp"
     experts: ClassVar[str] = "num_experts"
     expert_width: ClassVar[str] = "moe_intermediate_size"
     scores_stay_wide: ClassVar[bool] = False
