@@ -113,9 +113,9 @@ def test_dry_runs_take_the_work_of_the_estimate() -> None:
     assert found[0].step_time_floor_s == predicted.step_time_floor_s
 
 
-@pytest.mark.parametrize("switch", ["memory_efficient_linear", "reduce_scatter", "contiguous_gradients"])
-def test_jobs_without_peaks_have_work(switch: str) -> None:
-    settings = profile("gpu-check", **{f"deepspeed__zero_optimization__{switch}": False})
+@pytest.mark.parametrize(("switch", "value"), [("memory_efficient_linear", False), ("allgather_sequential", True)])
+def test_jobs_without_peaks_have_work(switch: str, value: bool) -> None:
+    settings = profile("gpu-check", **{f"deepspeed__zero_optimization__{switch}": value})
     record = predict(job(settings, 3, 4))
 
     assert record.peak_allocated_bytes is None
@@ -124,7 +124,7 @@ def test_jobs_without_peaks_have_work(switch: str) -> None:
 
 
 def test_models_without_a_tape_have_none_and_say_so() -> None:
-    model = HuggingFaceSettings(hf_config={"model_type": "llama", **TINY["llama"]})
+    model = HuggingFaceSettings(hf_config={"model_type": "llama", **TINY["llama"], "hidden_act": "mish"})
     record = predict(job(profile("gpu-check", workload__sequence_length=32).model_copy(update={"model": model}), 3, 4))
 
     assert (record.work, record.step_time_floor_s) == (None, None)
