@@ -209,9 +209,10 @@ def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
 def persistent_sizes(engine: Engine, size: int) -> list[int]:
     """Bytes of the small parameters that stay gathered beside their partitions, at `size` bytes an element.
 
-    On one rank a gathered parameter is its partition and costs nothing, unless that is in host memory.
+    On one rank a gathered parameter is its partition and costs nothing, unless that is in another memory.
     """
-    if engine.world_size == 1 and engine.zero.offload_param.device == "none":
+    is_elsewhere = engine.zero.offload_param.device != "none" and engine.device is Device.GPU
+    if engine.world_size == 1 and not is_elsewhere:
         return []
     return [size * engine.world_size * s for s in partition_numels(persistent(engine.numels, engine.zero), engine.world_size)]
 

@@ -345,7 +345,6 @@ GAPS: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": {"type": "AdamW", "params": {"amsgrad": True, "torch_adam": True}}}, "optimizer.params.amsgrad"),
     ({**BF16, **AUTOCAST}, "a precision that is no recipe's"),
     ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights"),
-    ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size"),
     ({"zero_optimization": {"offload_optimizer": {"device": "cpu", "super_offload": True}}}, "offload_optimizer.super_offload"),
     ({"data_types": {"buffer_dtype": "fp32"}}, "data_types"),
     ({"compile": {"deepcompile": True}}, "compile"),
