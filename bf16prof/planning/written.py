@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bf16prof.engine.config import deepspeed_config
+from bf16prof.engine.config import deepspeed_config, handed_to_deepspeed
 from bf16prof.planning.judge import Judged
 from bf16prof.plans import Room
 from bf16prof.records import Offload
@@ -15,7 +15,7 @@ OUR_OWN = ("steps_per_print",)
 
 def ds_config_text(choice: Judged) -> str:
     """The JSON, as DeepSpeed reads it."""
-    config = {key: value for key, value in deepspeed_config(choice.job).items() if key not in OUR_OWN}
+    config = {key: value for key, value in handed_to_deepspeed(deepspeed_config(choice.job)).items() if key not in OUR_OWN}
     return json.dumps({"train_batch_size": choice.plan.train_batch_size, **config}, indent=2, allow_nan=False) + "\n"
 
 
