@@ -24,9 +24,14 @@ def make_client_optimizer(config: Mapping[str, Any]) -> Callable[[Any], Any] | N
     layout = client_optimizer(config)
     if layout is None:
         return None
-    given = optimizer_settings(config)
-    keywords = {**{key: given[key] for key in SETTINGS if key in given}, **layout.arguments}
+    keywords = client_keywords(config, layout)
     return lambda parameters: _make(layout, list(parameters), keywords)
+
+
+def client_keywords(config: Mapping[str, Any], layout: OptimizerLayout) -> dict[str, Any]:
+    """What the library's optimizer is told besides the parameters."""
+    given = optimizer_settings(config)
+    return {**{key: given[key] for key in SETTINGS if key in given}, **layout.arguments}
 
 
 def _make(layout: OptimizerLayout, parameters: list[Any], keywords: Mapping[str, Any]) -> Any:

@@ -95,18 +95,11 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if engine.device is Device.CPU:
         return "scratch memory of CPU kernels is not modelled"
     facts = engine.facts
-    gap = _gradients_gap(facts, engine) or _optimizer_gap(facts)
-    return gap or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
-
-
-def _optimizer_gap(facts: EngineFacts) -> str | None:
-    return "temporaries of a library's optimizer are not modelled" if facts.optimizer is BasicOptimizer.CLIENT else None
+    return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
 
 
 def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
     """A way to keep or to reduce gradients that is not known."""
-    if facts.wrapper in (Wrapper.PLAIN, Wrapper.FUSED, Wrapper.UNFUSED) and facts.communication_dtype != facts.gradient_dtype:
-        return "gradients that stage 0 reduces in another dtype than their own are not modelled"
     if facts.wrapper is not Wrapper.ZERO12:
         return None
     if facts.parameter_dtype != facts.gradient_dtype:

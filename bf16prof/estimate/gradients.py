@@ -36,8 +36,9 @@ class Launched:
 class Gradients:
     """Stage 0: gradients stay where they are until the step; they are reduced at the end of the last backward."""
 
-    def __init__(self, meter: Meter, numels: Mapping[Key, int]) -> None:
-        self.meter, self.numels = meter, numels
+    def __init__(self, meter: Meter, numels: Mapping[Key, int], cast: int = 0) -> None:
+        """`cast`: bytes of an element in communication where that is not the gradients' dtype."""
+        self.meter, self.numels, self.cast = meter, numels, cast
         self.kept: dict[Key, int] = {}
         self.launched = Launched()
         self.is_boundary = True
@@ -56,7 +57,7 @@ class Gradients:
 
     def finish(self) -> None:
         """The end of backward: `buffered_allreduce_fallback` copies buckets of gradients, in the order of the parameters, into flat ones
-        and reduces each as soon as it holds too much (engine.py, allreduce_no_retain)."""
+        and reduces each as soon as it holds too much (engine.py, allreduce_no_retain), cast if need be (allreduce_bucket)."""
         if not self.is_boundary:
             return
         bucket: list[Key] = []
@@ -72,7 +73,8 @@ class Gradients:
     def _all_reduce(self, bucket: Sequence[Key]) -> None:
         if bucket:
             self.launched.reduced.append(tuple(bucket))
-            self.meter.touch(FLATTENED, sum(self.kept[key] for key in bucket))
+            cast = self.cast * sum(self.numels[key] for key in bucket)
+            self.meter.touch(FLATTENED, sum(self.kept[key] for key in bucket), cast)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,19 @@ def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
 
 def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """No wrapper: the gradients of the parameters are used as they are and then dropped."""
+    _clip(engine, meter)
     update(engine, meter, list(gradients.kept.values()))
     meter.give(GRADIENT, *gradients.kept.values())
+
+
+def _clip(engine: Engine, meter: Meter) -> None:
+    """utils.py clip_grad_norm_, which the engine calls itself: norms, each of a gradient in fp32 (clipping is on by default)."""
+    if engine.config.get("gradient_clipping", 1.0) <= 0:
+        return
+    numels = engine.numels
+    casts = engine.facts.gradient_dtype != "fp32"
+    before = numels.index(max(numels)) if casts else len(numels) - 1
+    meter.touch(NORM, *[FP32_BYTES] * (before + 1), FP32_BYTES * max(numels) * casts)
 
 
 def _fused(engine: Engine, meter: Meter, gradients: Gradients) -> None:

@@ -63,6 +63,8 @@ class Plan:
     """Bytes of the logits and of the loss that the loop holds until it has new ones."""
     wires: tuple[int, int]
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
+    casts_to_reduce: bool
+    """Whether gradients are reduced in another dtype than their own."""
     how: Settings | Reduction | Accumulation | None
     memory_efficient_linear: bool
     workspace: int
@@ -175,6 +177,7 @@ def _plan(job: Job, engine: Engine) -> Plan:
         micro_steps=workload.gradient_accumulation_steps,
         kept=(kept[LOGITS[1]], kept[LOSS[1]]),
         wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
+        casts_to_reduce=facts.communication_dtype != facts.gradient_dtype,
         how=_how(job, engine),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
         workspace=cublas_workspace_bytes(job.gpu) if job.gpu else 0,
@@ -298,7 +301,7 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
     model, how = plan.run.model, plan.how
     numels = _numels(model)
     if how is None:
-        return Gradients(meter, numels)
+        return Gradients(meter, numels, plan.wires[1] if plan.casts_to_reduce else 0)
     if isinstance(how, Accumulation):
         return AccumulatedGradients(meter, numels, how)
     wires = _widths(model, plan.wires)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bf16prof.engine.config import deepspeed_config, handed_to_deepspeed
+from bf16prof.engine.client import client_keywords
+from bf16prof.engine.config import cast_dtype, client_optimizer, deepspeed_config, handed_to_deepspeed
 from bf16prof.planning.judge import Judged
 from bf16prof.plans import Room
 from bf16prof.records import Offload
@@ -33,7 +34,12 @@ def flags(choice: Judged, room: Room) -> list[str]:
 
 def outside_the_config(choice: Judged) -> list[str]:
     """What the plan needs of the training script, because no DeepSpeed JSON can say it."""
-    plan = choice.plan
+    plan, config = choice.plan, deepspeed_config(choice.job)
     said = [f"sequences of {plan.sequence_length} tokens"]
     said.append(f"activation checkpointing {'on' if plan.activation_checkpointing else 'off'} in the model")
+    if dtype := cast_dtype(config):
+        said.append(f"the model cast to {dtype} before deepspeed.initialize")
+    if layout := client_optimizer(config):
+        keywords = ", ".join(f"{key}={value}" for key, value in client_keywords(config, layout).items())
+        said.append(f"deepspeed.initialize(optimizer={layout.class_}(..., {keywords}))")
     return said + (["the model built inside deepspeed.zero.Init(config_dict_or_path=...)"] if plan.zero_init else [])

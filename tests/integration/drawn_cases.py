@@ -17,7 +17,8 @@ from bf16prof.records import Device, Offload
 
 ZERO = "deepspeed.zero_optimization"
 RECIPES = (
-    "fp32", "bf16-fp32-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "fp16-fp32-master", "bf16-master",
+    "fp32", "bf16-fp32-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "fp16-fp32-master", "bf16-master", "bf16-pure",
+    "bf16-fp32-states", "bf16-stochastic-rounding", "bf16-kahan",
 )  # fmt: skip
 STAGES = (0, 1, 2, 3)
 WORLD_SIZES = (1, 2, 4, 8, 64, 512)
