@@ -78,13 +78,14 @@ class Selection:
 
 
 def expand(selection: Selection) -> list[Job]:
-    """All jobs of a selection, by stage, then world size, then recipe.
+    """All jobs of a selection, by stage, then world size, then recipe; where it names none, those that need nothing but DeepSpeed.
 
     Raises `InputError` for an unknown stage, world size or recipe, and `Refused` for a recipe that no engine runs.
     """
     check_profile(selection.profile)
     check_sizes(selection.stages, selection.world_sizes)
-    chosen = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)] or list(runnable_recipes().values())
+    named = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)]
+    chosen = named or [recipe for recipe in runnable_recipes().values() if recipe.is_json]
     profile = _with_offload(selection.profile, selection.offload)
     offload = offload_of(profile)
     on = {size: _with_batch(profile, selection.batch, size) for size in selection.world_sizes}

@@ -26,7 +26,7 @@ ZeroOption = Annotated[str, typer.Option("--zero", envvar="BF16PROF_ZERO", help=
 RecipeOption = Annotated[
     str,
     typer.Option(
-        "--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b; all that fit if not given.", rich_help_panel=SELECT
+        "--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b (bf16prof recipes list).", rich_help_panel=SELECT
     ),
 ]
 DEFAULT_GPU = "h100-80gb"
