@@ -6,23 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.models.autograd.operators import TOKEN_BYTES, cast
-from bf16prof.models.autograd.tape import Node, Tape, Tensor
+from bf16prof.models.autograd.tape import Node, Run, Tape, Tensor
 
 INT32 = 4
 
 
 def topk(tape: Tape, x: Tensor, numel: int) -> tuple[Tensor, Tensor]:
     """The largest of each row, and where they are; the gradient is put into zeros as large as x."""
-    whole = x.numel
-
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
-        saved = node.unpack()
-        zeros = tape.new(whole, grads[0].width, "new_zeros")
-        out = tape.new(zeros.numel, zeros.width, "scatter")
-        del saved
-        return (out,)
-
-    node = tape.node((x,), run)
+    node = tape.node((x,), _into_zeros(tape, x.numel, "scatter"))
     values = tape.new(numel, x.width, "topk", node)
     indices = tape.new(numel, TOKEN_BYTES, "topk")
     tape.save(node, indices)
@@ -31,16 +22,20 @@ def topk(tape: Tape, x: Tensor, numel: int) -> tuple[Tensor, Tensor]:
 
 def taken(tape: Tape, x: Tensor, numel: int, indices: Tensor) -> Tensor:
     """`x[indices]`, rows of x by indices that are kept."""
-    whole = x.numel
+    return tape.new(numel, x.width, "index", tape.node((x,), _into_zeros(tape, x.numel, "index_put"), indices))
+
+
+def _into_zeros(tape: Tape, numel: int, name: str) -> Run:
+    """The gradient of a choice of elements: out of place into as many zeros as there were to choose from."""
 
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        zeros = tape.new(whole, grads[0].width, "new_zeros")
-        out = tape.new(zeros.numel, zeros.width, "index_put")
+        zeros = tape.new(numel, grads[0].width, "new_zeros")
+        out = tape.new(zeros.numel, zeros.width, name)
         del saved
         return (out,)
 
-    return tape.new(numel, x.width, "index", tape.node((x,), run, indices))
+    return run
 
 
 def grouped_product(tape: Tape, x: Tensor, weight: Tensor, outputs: int, offsets: Tensor, *, inputs: int) -> Tensor:

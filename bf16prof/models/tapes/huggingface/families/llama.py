@@ -224,15 +224,8 @@ class Qwen3(Qwen2):
             return self.norm(tape, f"self_attn.{name}_norm", out, width)
         return strided(self.norm(tape, f"self_attn.{name}_norm", viewed(tape, out), width))
 
-    @property
-    def bias(self) -> bool:
-        """As configured."""
-        return self.config.flag("attention_bias")
-
-    @property
-    def output_bias(self) -> bool:
-        """As the others."""
-        return self.bias
+    bias = Llama.bias
+    output_bias = Llama.output_bias
 
 
 FAMILIES = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2, "qwen3": Qwen3}
