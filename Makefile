@@ -31,7 +31,8 @@ $(VENV)/deepspeed-%: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ deepspeed==$*
 
 test: lint $(OTHER_DEEPSPEEDS) ## Lint, strict types, all tests
-	$(BIN)/pytest
+	$(BIN)/pytest tests/browser tests/integration
+	$(BIN)/pytest --numprocesses auto tests/dry_runs tests/unit
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
@@ -47,10 +48,10 @@ bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 	$(BIN)/python benchmarks/simulate.py
 
 peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (ten minutes)
-	PYTHONPATH=tests/integration $(BIN)/python benchmarks/peaks.py
+	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/peaks.py
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
-	PYTHONPATH=tests/integration $(BIN)/python benchmarks/plan.py 0
+	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/plan.py 0
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

@@ -1,4 +1,4 @@
-"""What ranks send: against the ZeRO paper's volumes. Against DeepSpeed's own collectives: see tests/integration/test_step_work.py."""
+"""What ranks send: against the ZeRO paper's volumes. Against DeepSpeed's own collectives: see tests/dry_runs/test_step_work.py."""
 
 from __future__ import annotations
 
