@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,14 +98,17 @@ def seed_of(profile: Mapping[str, Any]) -> int | None:
 
 
 def seed_groups(views: Sequence[CaseView]) -> list[SeedGroup]:
-    """The views by what they are but for the seed, in the order in which they first appear. The same seed again is no further sample:
-    it begins another group."""
+    """The views by what they are but for the seed, in the order in which they first appear. The same seed again, or one that is not known,
+    is no further sample: it begins another group."""
     found: dict[tuple[str, int], list[int]] = {}
-    seen: dict[tuple[str, int | None], int] = {}
+    seen: Counter[tuple[str, int]] = Counter()
     for index, view in enumerate(views):
         same, seed = _all_but_seed(view), seed_of(view.profile)
-        again = seen[same, seed] = seen.get((same, seed), -1) + 1
-        found.setdefault((same, again), []).append(index)
+        if seed is None:
+            found[f"{same} {index}", 0] = [index]
+            continue
+        found.setdefault((same, seen[same, seed]), []).append(index)
+        seen[same, seed] += 1
     alone = [_without_run(views[members[0]]) for members in found.values()]
     return [
         SeedGroup(name if alone.count(name) == 1 else views[members[0]].label, tuple(views[i] for i in members), tuple(members))

@@ -92,8 +92,9 @@ def test_names_cannot_leave_their_place() -> None:
 
 
 def test_figures_escape_for_plotly() -> None:
-    for figure in figures.all_figures(run_views([fixtures.hostile_run()])).values():
-        assert figure is not None
+    drawn = figures.all_figures(run_views([fixtures.hostile_run()]))
+    assert [name for name, figure in drawn.items() if figure is None] == ["gap"], "no recipe with an fp32 master copy to compare with"
+    for figure in filter(None, drawn.values()):
         calls = figure.html.partition("Plotly.newPlot")[2]
         assert "<script>alert" not in calls
         assert "<a href" not in calls
