@@ -11,12 +11,14 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from make_pictures import page_picture
 from timing import say
 
 from bf16prof.cases import STAGES, Selection, expand
@@ -25,12 +27,19 @@ from bf16prof.errors import InputError
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Device, Offload
-from bf16prof.runs import MANIFEST, Run, Status, load
+from bf16prof.reports.intervals import CONFIDENCE, Interval
+from bf16prof.reports.loss_figure import loss_curves
+from bf16prof.reports.losses import SeedGroup, paired, seed_groups, window_of
+from bf16prof.reports.plots import bundle
+from bf16prof.reports.price_figure import edq_interval, gap, lost_interval, price, states_per_parameter
+from bf16prof.reports.views import run_views
+from bf16prof.runs import MANIFEST, Run, Status, load, write_text
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 PROFILE = HERE / "study.toml"
 SEEDS = (1, 2, 3)
-WARMUP, STEPS, WATCHED = 3, 797, 5
+WARMUP, STEPS, WATCHED = 3, 597, 5
 AT_ONCE = 2
 """Runs at a time, of one rank with one thread each: on two cores faster than one run with two threads."""
 
@@ -107,11 +116,132 @@ def train_all(folder: Path, planned: Sequence[Trial]) -> None:
         list(pool.map(lambda trial: train(trial, folder), planned))
 
 
+@dataclass(frozen=True)
+class Study:
+    """What the runs have shown: their groups of seeds by recipe, and why recipes did not run."""
+
+    runs: tuple[Run, ...]
+    groups: dict[str, SeedGroup]
+    not_run: dict[str, str]
+
+    @classmethod
+    def of(cls, results: Sequence[Run]) -> Study:
+        """The study of these runs."""
+        finished = tuple(run for run in results if run.manifest.status is Status.FINISHED)
+        groups = {group.recipe: group for group in seed_groups(run_views(finished))}
+        others = {run.manifest.cases[0].case.recipe: run.manifest.cases[0].message for run in results if run not in finished}
+        return cls(finished, groups, {recipe: said for recipe, said in others.items() if recipe not in groups})
+
+
+PAIRS = (
+    ("bf16-fp32-master", "fp32"), ("autocast-fp32", "fp32"), ("bf16-pure", "bf16-fp32-master"), ("bf16-fp32-states", "bf16-pure"),
+    ("bf16-full", "bf16-pure"), ("bf16-master", "bf16-full"), ("bf16-full-autocast", "bf16-full"),
+    ("bf16-stochastic-rounding", "bf16-pure"), ("bf16-kahan", "bf16-pure"), ("bf16-kahan", "bf16-fp32-master"),
+)  # fmt: skip
+"""Recipes that differ in one thing, or that a question of the literature sets against each other."""
+
+
+def facts(study: Study) -> str:
+    """What was trained, in one paragraph."""
+    run = study.runs[0]
+    view = next(iter(study.groups.values())).views[0]
+    model, workload, optimizer = (run.manifest.profile[key] for key in ("model", "workload", "optimizer"))
+    tokens = workload["micro_batch_size"] * workload["sequence_length"]
+    steps = WARMUP + STEPS
+    rate = run.manifest.profile["deepspeed"]["more"]["scheduler"]["params"]
+    libraries = ("torch", "deepspeed", "torchao", "torch-optimi", "bitsandbytes")
+    return (
+        f"{model['family']}, {model['num_layers']} layers of {model['hidden_size']}, {view.main.parameters:,} parameters; "
+        f"data `{workload['data']}`, bytes as tokens; {steps} steps of {tokens} tokens ({steps * tokens:,} in all, none read twice); "
+        f"{optimizer['type']}, learning rate {optimizer['lr']:g} after {rate['warmup_num_steps']} steps of linear warm-up, "
+        f"betas {optimizer['betas'][0]:g} and {optimizer['betas'][1]:g}, no clipping; seeds {', '.join(map(str, SEEDS))}; "
+        f"one CPU rank with one thread ({run.manifest.hardware['cpu']}); "
+        f"{', '.join(f'{name} {run.manifest.versions[name]}' for name in libraries)}. "
+        f"± is the {CONFIDENCE:.0%} interval over the seeds by Student's t.\n"
+    )
+
+
+def recipe_table(study: Study) -> str:
+    """One row per recipe: where it ran, bytes, loss, its gap to fp32, and what became of the updates. Bold gaps exclude 0."""
+    rows = []
+    for recipe, group in study.groups.items():
+        case, size = group.views[0].case, states_per_parameter(group.views[0].main)
+        tail, edq, lost = group.interval("tail"), edq_interval(group), lost_interval(group)
+        assert tail is not None and edq is not None and lost is not None
+        gaps = [_gap(group, study.groups["fp32"], quantity) for quantity in ("tail", "mean")]
+        where = f"{case.zero_stage}{'' if case.offload is Offload.NONE else ', offloaded'}"
+        lost_percent = Interval(100 * lost.mean, None if lost.half_width is None else 100 * lost.half_width, lost.count)
+        rows.append([recipe, where, f"{size:.1f}", tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
+    window = window_of(WARMUP + STEPS)
+    headers = ["recipe", "ZeRO", "bytes per parameter", f"loss, last {window} steps", "gap to fp32", "gap of the mean of all steps"]
+    return _table([*headers, "lost updates (%)", "EDQ"], rows)
+
+
+def pair_table(study: Study) -> str:
+    """The differences of the pairs, seed by seed."""
+    known = [(one, other) for one, other in PAIRS if one in study.groups and other in study.groups]
+    rows = [[one, other, *(_gap(study.groups[one], study.groups[other], q) for q in ("tail", "mean"))] for one, other in known]
+    return _table(["recipe", "less", "loss at the end", "mean of all steps"], rows)
+
+
+def short_table(study: Study) -> str:
+    """The README's: bytes, gap and EDQ."""
+    rows = [
+        [recipe, f"{states_per_parameter(group.views[0].main):.0f}", _gap(group, study.groups["fp32"]), edq.text(4)]
+        for recipe, group in study.groups.items()
+        if (edq := edq_interval(group))
+    ]
+    return _table(["recipe", "bytes per parameter", "loss gap to fp32 at the end", "EDQ"], rows)
+
+
+def _gap(group: SeedGroup, reference: SeedGroup, quantity: str = "tail") -> str:
+    found = None if group is reference else paired(group, reference, quantity)
+    if found is None:
+        return ""
+    text = f"{'+' if found.mean > 0 else ''}{found.text(4)}"
+    return f"**{text}**" if found.excludes_zero else text
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+
+
+def left_out(study: Study) -> str:
+    """What did not run, and why."""
+    return "".join(f"* `{recipe}` did not run: {said}\n" for recipe, said in study.not_run.items())
+
+
+def picture(study: Study, target: Path) -> None:
+    """The figures of the report over these runs, one under the other, as a PNG."""
+    views = run_views(study.runs)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "study.html"
+        drawn = [found for figure in (loss_curves, price, gap) if (found := figure(views))]
+        page.write_text(f"<script>{bundle()}</script>" + "".join(f"<div>{found.html}</div>" for found in drawn), encoding="utf-8")
+        page_picture(page, target, "1000,1200")
+
+
+def put(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between the marks of that name in a Markdown file."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    assert after, f"{path} has no {begin}...{end}"
+    write_text(path, f"{before}{begin}{text}{end}{after}")
+
+
 def main() -> None:
     """Train, then write."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/study").absolute()
     planned = trials()
     train_all(folder, planned)
+    study = Study.of([run for trial in planned if (run := result(trial, folder))])
+    text = f"{facts(study)}\n{recipe_table(study)}\n{left_out(study)}\nPairs, one less the other, seed by seed:\n\n{pair_table(study)}"
+    say(text, "")
+    put(DOCS / "study.md", "study", text)
+    put(HERE.parent / "README.md", "study", short_table(study))
+    picture(study, DOCS / "study.png")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from bf16prof.estimate.training import Walked
 def optimizer_traffic(engine: Engine) -> tuple[int, int]:
     """Bytes read and bytes written by the optimizer of one rank in one step.
 
-    Per element: the gradient, the master parameter and the optimizer's states (Adam: two moments, Kingma and Ba 2015, algorithm 1) are read;
-    all but the gradient, and the parameter that the model computes with where it is another tensor, are written.
+    Per element: the gradient, the master parameter and the optimizer's states (Adam has two moments: Kingma and Ba 2015, algorithm 1) are
+    read; all but the gradient, and the parameter that the model computes with where it is another tensor, are written.
     """
     facts = engine.facts
     own = partition_numel(engine)

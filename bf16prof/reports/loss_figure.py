@@ -26,7 +26,7 @@ def loss_curves(views: Sequence[CaseView]) -> Figure | None:
     curves = [_curve(i, view, styles[i], faint=i in covered) for i, view in enumerate(views) if losses(view.main)]
     if not curves:
         return None
-    on_top = [_mean(index, curve, styles[index], group) for group in groups if (curve := means.get(index := group.indices[0]))]
+    on_top = [_mean(first, means[first], styles[first], group) for group in groups if (first := group.indices[0]) in means]
     layout = base_layout(380, "step", "loss")
     layout["xaxis"]["tickformat"] = "d"
     return figure("figure-losses", curves + on_top, layout)

@@ -160,12 +160,14 @@ def loss_gaps(groups: Sequence[SeedGroup]) -> list[LossGap]:
         references.setdefault(_what_is_learned(group), group)
     pairs = [(group, references.get(_what_is_learned(group))) for group in groups]
     return [
-        LossGap(group, reference, t_interval(differences))
+        LossGap(group, reference, difference)
         for group, reference in pairs
-        if reference is not None and reference is not group and (differences := _differences(group, reference))
+        if reference is not None and reference is not group and (difference := paired(group, reference))
     ]
 
 
-def _differences(group: SeedGroup, reference: SeedGroup) -> list[float]:
+def paired(group: SeedGroup, reference: SeedGroup, quantity: str = "tail") -> Interval | None:
+    """The mean over the seeds that both have of their differences in a field of `LossStatistics`; `None` without a seed in common."""
     known = reference.by_seed
-    return [found.tail - known[seed].tail for seed, found in group.by_seed.items() if seed in known and seed is not None]
+    common = [(found, known[seed]) for seed, found in group.by_seed.items() if seed in known and seed is not None]
+    return t_interval([getattr(found, quantity) - getattr(other, quantity) for found, other in common]) if common else None

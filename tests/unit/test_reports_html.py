@@ -14,6 +14,7 @@ import report_fixtures as fixtures
 
 from bf16prof.records import Device, Source
 from bf16prof.reports import figures, html
+from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.views import headline, run_views
 from bf16prof.runs import Run
 
@@ -118,7 +119,7 @@ def test_the_headline_says_whether_the_prediction_is_exact() -> None:
 
 
 def test_losses_that_are_not_numbers_are_skipped() -> None:
-    figure = figures.loss_curves(run_views([fixtures.extreme_run()]))
+    figure = loss_curves(run_views([fixtures.extreme_run()]))
     assert figure is not None
     assert '"x":[1,2,3,4,7]' in figure.html
     assert figure.series == (0,)
