@@ -25,13 +25,14 @@ from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.profiles.recipes import runnable_recipes
+from bf16prof.profiles.recipes import find_recipe, runnable_recipes
 from bf16prof.records import Device, Offload
 from bf16prof.reports.intervals import CONFIDENCE, Interval
 from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.losses import SeedGroup, paired, seed_groups, window_of
 from bf16prof.reports.plots import bundle
 from bf16prof.reports.price_figure import edq_interval, gap, lost_interval, price, states_per_parameter
+from bf16prof.reports.series import case_styles
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, Run, Status, load, write_text
 
@@ -84,7 +85,7 @@ def _room(recipe: str) -> tuple[int, Offload, bool]:
 
 
 def result(trial: Trial, folder: Path) -> Run | None:
-    """The run of a trial that has come to its end (finished, or failed for a reason), if it was made with the same command."""
+    """What there is of a trial, if it was made with the same command."""
     path = trial.folder(folder)
     if not (path / MANIFEST).exists():
         return None
@@ -92,13 +93,12 @@ def result(trial: Trial, folder: Path) -> Run | None:
         run = load(path)
     except InputError:
         return None
-    over = run.manifest.status not in (Status.RUNNING, Status.INTERRUPTED, Status.PLANNED, Status.TIMEOUT)
-    return run if over and list(run.manifest.argv[1 : 1 + len(trial.command(folder))]) == trial.command(folder) else None
+    return run if list(run.manifest.argv[1 : 1 + len(trial.command(folder))]) == trial.command(folder) else None
 
 
 def train(trial: Trial, folder: Path) -> None:
-    """Run a trial, unless it has been run."""
-    if result(trial, folder):
+    """Run a trial, unless it has finished before."""
+    if (before := result(trial, folder)) and before.manifest.status is Status.FINISHED:
         return
     begin = time.monotonic()
     words = [sys.executable, "-m", "bf16prof", *trial.command(folder), "--force", "--quiet"]
@@ -171,9 +171,18 @@ def recipe_table(study: Study) -> str:
         gaps = [_gap(group, study.groups["fp32"], quantity) for quantity in ("tail", "mean")]
         where = f"{case.zero_stage}{'' if case.offload is Offload.NONE else ', offloaded'}"
         lost_percent = Interval(100 * lost.mean, None if lost.half_width is None else 100 * lost.half_width, lost.count)
-        rows.append([recipe, where, f"{size:.1f}", tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
+        recorded = find_recipe(recipe).at(case.zero_stage).steady_bytes_per_parameter
+        rows.append([recipe, where, str(recorded), f"{size:.1f}", tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
     window = window_of(WARMUP + STEPS)
-    headers = ["recipe", "ZeRO", "bytes per parameter", f"loss, last {window} steps", "gap to fp32", "gap of the mean of all steps"]
+    headers = [
+        "recipe",
+        "ZeRO",
+        "bytes per parameter",
+        "measured between steps",
+        f"loss, last {window} steps",
+        "gap to fp32",
+        "gap of the mean of all steps",
+    ]
     return _table([*headers, "lost updates (%)", "EDQ"], rows)
 
 
@@ -218,7 +227,13 @@ def picture(study: Study, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "study.html"
         drawn = [found for figure in (loss_curves, price, gap) if (found := figure(views))]
-        page.write_text(f"<script>{bundle()}</script>" + "".join(f"<div>{found.html}</div>" for found in drawn), encoding="utf-8")
+        looks = {view.case.recipe: colour for view, (colour, _) in zip(views, case_styles(views), strict=True)}
+        legend = "".join(f"<span style='color:{colour}'>\u25a0 {recipe}&emsp;</span>" for recipe, colour in looks.items())
+        page.write_text(
+            f"<meta charset='utf-8'><script>{bundle()}</script><p style='font:12px sans-serif'>{legend}</p>"
+            + "".join(f"<div>{found.html}</div>" for found in drawn),
+            encoding="utf-8",
+        )
         page_picture(page, target, "1000,1200")
 
 
