@@ -25,7 +25,7 @@ from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.profiles.recipes import find_recipe, runnable_recipes
+from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Device, Offload
 from bf16prof.reports.intervals import CONFIDENCE, Interval
 from bf16prof.reports.loss_figure import loss_curves
@@ -171,8 +171,7 @@ def recipe_table(study: Study) -> str:
         gaps = [_gap(group, study.groups["fp32"], quantity) for quantity in ("tail", "mean")]
         where = f"{case.zero_stage}{'' if case.offload is Offload.NONE else ', offloaded'}"
         lost_percent = Interval(100 * lost.mean, None if lost.half_width is None else 100 * lost.half_width, lost.count)
-        recorded = find_recipe(recipe).at(case.zero_stage).steady_bytes_per_parameter
-        rows.append([recipe, where, str(recorded), f"{size:.1f}", tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
+        rows.append([recipe, where, f"{size:.1f}", tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
     window = window_of(WARMUP + STEPS)
     headers = [
         "recipe",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import statistics
 from typing import Any
 
 import pytest
 import report_fixtures as fixtures
+from rich.console import Console
 
 from bf16prof.records import Case, MemoryRecord, StepRecord
+from bf16prof.reports.console import reconciliation
 from bf16prof.reports.html import render
 from bf16prof.reports.intervals import t_interval, t_quantile
 from bf16prof.reports.loss_figure import loss_curves, mean_curve
@@ -121,6 +124,20 @@ def test_the_table_and_the_figure_of_gaps_name_the_reference() -> None:
     assert "+0.2500" in render(runs)
     assert "0.2500" in to_markdown(runs)
     assert gap(views[:1]) is None
+
+
+def test_the_terminal_shows_intervals_where_there_are_seeds() -> None:
+    runs = [a_run([2.0 + seed], seed) for seed in (1, 2)]
+
+    assert "3.5000 ± 6.3531" in printed(runs)
+    assert "Losses" not in printed(runs[:1])
+
+
+def printed(runs: list[Run]) -> str:
+    console = Console(width=400, file=io.StringIO())
+    reconciliation(runs, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def measured(losses: list[float], recipe: str = "bf16-full") -> MemoryRecord:
