@@ -27,12 +27,13 @@ from bf16prof.errors import InputError
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Device, Offload
+from bf16prof.reports import palette
 from bf16prof.reports.intervals import CONFIDENCE, Interval
-from bf16prof.reports.loss_figure import loss_curves
+from bf16prof.reports.loss_figure import loss_curves, mean_curve
 from bf16prof.reports.losses import SeedGroup, paired, seed_groups, window_of
-from bf16prof.reports.plots import bundle
+from bf16prof.reports.plots import Figure, base_layout, bundle, figure
 from bf16prof.reports.price_figure import edq_interval, gap, lost_interval, price, states_per_parameter
-from bf16prof.reports.series import case_styles
+from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, Run, Status, load, write_text
 
@@ -220,12 +221,23 @@ def left_out(study: Study) -> str:
     return "".join(f"* `{recipe}` did not run: {said}\n" for recipe, said in study.not_run.items())
 
 
+def gap_curves(study: Study) -> Figure:
+    """The running mean of each recipe's loss less that of fp32, means over the seeds."""
+    zero = dict(mean_curve(study.groups["fp32"]))
+    traces = [
+        line(index, (palette.series(index), "solid"), list(curve), [loss - zero[step] for step, loss in curve.items()]) | {"mode": "lines"}
+        for index, group in enumerate(study.groups.values())
+        if (curve := dict(mean_curve(group)))
+    ]
+    return figure("study-gaps", traces, base_layout(380, "step", "running mean of the loss, less that of fp32"))
+
+
 def picture(study: Study, target: Path) -> None:
-    """The figures of the report over these runs, one under the other, as a PNG."""
+    """The figures of the report over these runs, and the gaps by step, one under the other, as a PNG."""
     views = run_views(study.runs)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "study.html"
-        drawn = [found for figure in (loss_curves, price, gap) if (found := figure(views))]
+        drawn = [loss_curves(views), gap_curves(study), gap(views), price(views)]
         looks = {view.case.recipe: colour for view, (colour, _) in zip(views, case_styles(views), strict=True)}
         legend = "".join(f"<span style='color:{colour}'>\u25a0 {recipe}&emsp;</span>" for recipe, colour in looks.items())
         page.write_text(
@@ -233,7 +245,7 @@ def picture(study: Study, target: Path) -> None:
             + "".join(f"<div>{found.html}</div>" for found in drawn),
             encoding="utf-8",
         )
-        page_picture(page, target, "1000,1200")
+        page_picture(page, target, "1000,1600")
 
 
 def put(path: Path, mark: str, text: str) -> None:
