@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PROFILE = HERE / "study.toml"
 SEEDS = (1, 2, 3)
-WARMUP, STEPS, WATCHED = 3, 597, 5
+WARMUP, STEPS, WATCHED = 3, 347, 5
 AT_ONCE = 2
 """Runs at a time, of one rank with one thread each: on two cores faster than one run with two threads."""
 
