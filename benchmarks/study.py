@@ -178,7 +178,6 @@ def recipe_table(study: Study) -> str:
         "recipe",
         "ZeRO",
         "bytes per parameter",
-        "measured between steps",
         f"loss, last {window} steps",
         "gap to fp32",
         "gap of the mean of all steps",
