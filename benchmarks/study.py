@@ -21,7 +21,7 @@ from pathlib import Path
 from make_pictures import page_picture
 from timing import say
 
-from bf16prof.cases import STAGES, Selection, expand
+from bf16prof.cases import STAGES, Job, Selection, expand
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
 from bf16prof.profiles.load import Override, load_profile
@@ -65,6 +65,13 @@ class Trial:
             "--quality", str(WATCHED), "--output-dir", str(self.folder(folder)),
         ]  # fmt: skip
 
+    @property
+    def job(self) -> Job:
+        """What that command trains."""
+        overrides = [Override("optimizer.torch_adam", self.torch_adam, "study"), Override("workload.seed", self.seed, "study")]
+        profile = load_profile(str(PROFILE), overrides).profile
+        return expand(Selection(profile, [self.stage], [1], [self.recipe], Device.CPU, None, self.offload))[0]
+
     def folder(self, folder: Path) -> Path:
         """Its run directory."""
         return folder / f"{self.recipe}-seed{self.seed}"
@@ -77,16 +84,12 @@ def trials() -> list[Trial]:
 
 def _room(recipe: str) -> tuple[int, Offload, bool]:
     """The first stage, offloading and torch.optim (rather than DeepSpeed's own optimizer) that DeepSpeed takes the recipe with."""
-    for stage, offload, torch_adam in itertools.product(STAGES, (Offload.NONE, Offload.OPTIMIZER), (True, False)):
-        profile = load_profile(str(PROFILE), [Override("optimizer.torch_adam", torch_adam, "study")]).profile
-        job, *_ = expand(Selection(profile, [stage], [1], [recipe], Device.CPU, None, offload))
-        if refusal_reason(job) is None:
-            return stage, offload, torch_adam
-    raise AssertionError(f"no stage takes {recipe}")
+    rooms = itertools.product(STAGES, (Offload.NONE, Offload.OPTIMIZER), (True, False))
+    return next(room for room in rooms if refusal_reason(Trial(recipe, SEEDS[0], *room).job) is None)
 
 
 def result(trial: Trial, folder: Path) -> Run | None:
-    """What there is of a trial, if it was made with the same command."""
+    """What there is of a trial, if it was made with the same command and profile."""
     path = trial.folder(folder)
     if not (path / MANIFEST).exists():
         return None
@@ -94,7 +97,9 @@ def result(trial: Trial, folder: Path) -> Run | None:
         run = load(path)
     except InputError:
         return None
-    return run if list(run.manifest.argv[1 : 1 + len(trial.command(folder))]) == trial.command(folder) else None
+    words = trial.command(folder)
+    same = list(run.manifest.argv[1 : 1 + len(words)]) == words and run.manifest.profile == trial.job.profile.model_dump(mode="json")
+    return run if same else None
 
 
 def train(trial: Trial, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def price(views: Sequence[CaseView]) -> Figure | None:
         for group in groups
         if (edq := edq_interval(group)) and (lost := lost_interval(group)) and (size := _states(group)) is not None
     ]
-    return figure("figure-price", traces, _layout("EDQ")) if traces else None
+    return figure("figure-price", _apart(traces), _layout("EDQ")) if traces else None
 
 
 def gap(views: Sequence[CaseView]) -> Figure | None:
@@ -64,7 +65,7 @@ def gap(views: Sequence[CaseView]) -> Figure | None:
         if (size := _states(gap.group)) is not None
     ]
     names = ", ".join(plotly_text(name) for name in dict.fromkeys(gap.reference.recipe for gap in found))
-    return figure("figure-gap", traces, _layout(f"loss gap to {names}")) if found and traces else None
+    return figure("figure-gap", _apart(traces), _layout(f"loss gap to {names}")) if found and traces else None
 
 
 _HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter"
@@ -77,6 +78,20 @@ def _states(group: SeedGroup) -> float | None:
 def _last_loss(group: SeedGroup) -> float | None:
     values = [found.loss for view in group.views if (found := learning(view.main)) and found.loss is not None]
     return statistics.fmean(values) if values else None
+
+
+def _apart(points: Sequence[Trace]) -> list[Trace]:
+    """The points with the names of those above one another in different places."""
+    seen: Counter[float] = Counter()
+    placed = []
+    for point in points:
+        (x,) = point["x"]
+        placed.append(point | {"textposition": _PLACES[seen[x] % len(_PLACES)]})
+        seen[x] += 1
+    return placed
+
+
+_PLACES = ("top center", "bottom center", "middle right", "middle left")
 
 
 def _layout(y_title: str) -> dict[str, Any]:
@@ -95,7 +110,6 @@ def _point(group: SeedGroup, groups: Sequence[SeedGroup], x: float, y: Interval,
         "x": [x],
         "y": [y.mean],
         "text": [plotly_text(group.recipe)],
-        "textposition": "top center",
         "cliponaxis": False,
         "name": plotly_text(group.label),
         "customdata": [[number(x), *map(plotly_text, more)]],
