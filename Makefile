@@ -52,7 +52,7 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 	PYTHONPATH=tests/integration $(BIN)/python benchmarks/plan.py 0
 
-study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (half an hour; needs Chromium)
+study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (ten minutes on two cores; needs Chromium)
 	PYTHONPATH=docs $(BIN)/python benchmarks/study.py
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
