@@ -52,14 +52,14 @@ def terminal_picture(output: str, target: Path) -> None:
     console.save_svg(str(target), title="bf16prof")
 
 
-def report_picture(report: Path, target: Path) -> None:
-    """A screenshot of the top of the report in headless Chromium."""
+def page_picture(page: Path, target: Path, window: str = WINDOW) -> None:
+    """A screenshot of the top of a page in headless Chromium."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
             "--disable-background-networking",
-            f"--user-data-dir={profile}", f"--window-size={WINDOW}", "--virtual-time-budget=4000",
-            f"--screenshot={target}", report.as_uri(),
+            f"--user-data-dir={profile}", f"--window-size={window}", "--virtual-time-budget=4000",
+            f"--screenshot={target}", page.as_uri(),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -69,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "cpu-demo"
         terminal_picture(demo(run), DOCS / "terminal.svg")
-        report_picture(run / "report.html", DOCS / "report.png")
+        page_picture(run / "report.html", DOCS / "report.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The figures of the HTML report that show all cases in one: components, peaks by phase, steps, step times and losses.
+"""The figures of the HTML report that show all cases in one: components, peaks by phase, steps and step times.
 
-They keep the rules of `plots.py`. The figures of one case are in `step_figure.py`.
+They keep the rules of `plots.py`. Losses have a module of their own, and so has their price; the
+figures of one case are in `step_figure.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import Any
 
 from bf16prof.records import Component, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
+from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
-from bf16prof.reports.price_figure import price
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, scale, seconds, signed_percent, whole
-from bf16prof.reports.views import CaseView, component_name, losses, step_times
+from bf16prof.reports.price_figure import gap, price
+from bf16prof.reports.series import case_styles, line
+from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, seconds, signed_percent, whole
+from bf16prof.reports.views import CaseView, component_name, step_times
 
 _HEADER = 1.15
 _BAR = 0.82
@@ -31,6 +34,7 @@ def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
         "times": times,
         "losses": loss_curves,
         "price": price,
+        "gap": gap,
     }
     return {name: make(views) for name, make in makers.items()}
 
@@ -151,7 +155,7 @@ def timeline(views: Sequence[CaseView]) -> Figure | None:
     divisor, unit = scale(max(known))
     styles = case_styles(views)
     traces = [
-        _line(i, styles[i], [x for x, _, _ in points], [size / divisor for _, size, _ in points])
+        line(i, styles[i], [x for x, _, _ in points], [size / divisor for _, size, _ in points])
         | {
             "customdata": [[gib(size), what] for _, size, what in points],
             "hovertemplate": "%{fullData.name}<br>%{customdata[1]}: %{customdata[0]}<extra></extra>",
@@ -213,50 +217,6 @@ def _dots_trace(rows: _Rows, warmup: bool) -> Trace:
         "customdata": [[step, seconds(time)] for _, step, time in points],
         "hovertemplate": f"{kind} %{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
         "marker": {"symbol": "circle-open" if warmup else "circle", "size": 8, "color": palette.series(0), "opacity": 0.6},
-    }
-
-
-def loss_curves(views: Sequence[CaseView]) -> Figure | None:
-    """The loss over steps, one line per case: the colour says the recipe, the line style the stage and the number of ranks."""
-    styles = case_styles(views)
-    curves = [(i, view, losses(view.main)) for i, view in enumerate(views)]
-    traces = [
-        _line(i, styles[i], [step for step, _ in curve], [loss for _, loss in curve])
-        | {
-            "customdata": [number(loss) for _, loss in curve],
-            "hovertemplate": "%{fullData.name}<br>step %{x}: %{customdata}<extra></extra>",
-            "name": plotly_text(view.label),
-        }
-        for i, view, curve in curves
-        if curve
-    ]
-    if not traces:
-        return None
-    layout = base_layout(380, "step", "loss")
-    layout["xaxis"]["tickformat"] = "d"
-    return figure("figure-losses", traces, layout)
-
-
-def case_styles(views: Sequence[CaseView]) -> list[tuple[str, str]]:
-    """(colour, dash) of each case: the colour by recipe, the dash by everything else."""
-    recipes = list(dict.fromkeys(view.case.recipe for view in views))
-    rest = [(v.case.profile, v.case.zero_stage, v.case.world_size, v.case.offload, v.device, v.run) for v in views]
-    kinds = list(dict.fromkeys(rest))
-    return [(palette.series(recipes.index(v.case.recipe)), palette.dash(kinds.index(r))) for v, r in zip(views, rest, strict=True)]
-
-
-def _line(index: int, style: tuple[str, str], x: Sequence[float], y: Sequence[float]) -> Trace:
-    """A line whose `meta` is the number of its view, by which the page's legend shows and hides it."""
-    colour, dash = style
-    marker = {"size": 4, "color": colour}
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "meta": index,
-        "x": x,
-        "y": y,
-        "line": {"color": colour, "dash": dash},
-        "marker": marker,
     }
 
 

@@ -12,7 +12,9 @@ from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, do
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
 from bf16prof.reports.learning import edq_text, lost_text
+from bf16prof.reports.loss_table import loss_table
 from bf16prof.reports.page import page
+from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
 from bf16prof.reports.units import gib, inert, inert_lines, seconds, whole
@@ -44,14 +46,13 @@ def render(runs: Sequence[Run]) -> str:
         summary=summary(views),
         details=[_details(index, view) for index, view in enumerate(views)],
         figures=drawn,
+        losses=loss_table(views),
         panels=inside,
         panels_left_out=left_out,
         plotly=plots.bundle() if any(drawn.values()) or any(panel.figure for panel in inside) else "",
         components=_component_legend(views),
         phases=[(str(phase), symbol, colour) for phase, (colour, _, symbol) in palette.PHASES.items()],
-        series=[
-            (i, view.label, colour, dash) for i, (view, (colour, dash)) in enumerate(zip(views, figures.case_styles(views), strict=True))
-        ],
+        series=[(i, view.label, colour, dash) for i, (view, (colour, dash)) in enumerate(zip(views, case_styles(views), strict=True))],
     )
 
 

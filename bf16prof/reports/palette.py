@@ -32,12 +32,12 @@ PHASES: dict[Phase, tuple[str, str, str]] = {
 }
 """Colour, Plotly symbol and the same symbol as text, by phase."""
 
-_SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#757575")
+_SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#757575", "#A6761D", "#66A61E")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def series(index: int) -> str:
-    """The colour of the `index`-th recipe; colours repeat after eight."""
+    """The colour of the `index`-th recipe; colours repeat after ten."""
     return _SERIES[index % len(_SERIES)]
 
 

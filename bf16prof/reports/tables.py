@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bf16prof.reconcile import NAMES
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
+from bf16prof.reports.loss_table import loss_table
 from bf16prof.reports.units import AS_PRINTED, EXACT, NAME_LIMIT, gib, inert, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import verdict
 from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_names, run_views
@@ -65,15 +66,19 @@ def csv_text(value: object) -> object:
 def to_markdown(runs: Sequence[Run]) -> str:
     """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
 
-    Where a job runs out of memory, a line under the first table says how.
+    Where a job runs out of memory, a line under the first table says how. Losses have a table with one row per case.
     """
-    known = [(view, record) for view in run_views(runs) for record in view.records.values()]
+    views = run_views(runs)
+    known = [(view, record) for view in views for record in view.records.values()]
     steady = [_components(view, record, record.components) for view, record in known if record.components]
     peak = [_components(view, record, record.peak_components) for view, record in known if record.peak_components]
     shortages = [(view, said) for view, record in known if (said := verdict(record)) and not said.fits]
     text = _markdown([_totals(view, record) for view, record in known])
     if shortages:
         text += "\n" + "".join(f"* {markdown_text(view.label)}: {markdown_text(said.text, None)}\n" for view, said in shortages)
+    if losses := loss_table(views):
+        rows = [dict(zip(losses.headers, (cell.text for cell in row), strict=True)) for row in losses.rows]
+        text += f"\n{losses.caption}:\n\n" + _markdown(rows)
     if steady:
         text += "\nComponents (they add up to what is allocated between steps):\n\n" + _markdown(steady)
     if peak:

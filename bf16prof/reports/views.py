@@ -6,8 +6,9 @@ Console and HTML read these same views, so that they can never say different thi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
 from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Offload, Phase, Source
@@ -53,7 +54,10 @@ class Line:
 
 @dataclass(frozen=True)
 class CaseView:
-    """All records of one case, by source. `label` is unique among the views that were built together, and inert."""
+    """All records of one case, by source. `label` is unique among the views that were built together, and inert.
+
+    `profile` is what the run of the record to show says that it trained, as plain data.
+    """
 
     case: Case
     device: Device
@@ -61,6 +65,7 @@ class CaseView:
     run: str
     records: dict[Source, MemoryRecord]
     comparisons: tuple[Comparison, ...]
+    profile: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reference(self) -> MemoryRecord | None:
@@ -116,7 +121,7 @@ def run_views(runs: Sequence[Run]) -> list[CaseView]:
     Runs complete each other's cases; a case that two runs have from the same source is kept apart by run.
     """
     owned = [(index, record) for index, run in enumerate(runs) for record in run.records]
-    return _views(owned, run_names(runs))
+    return _views(owned, runs)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -172,7 +177,9 @@ def _worst(rows: list[tuple[CaseView, Line, Source]]) -> tuple[CaseView, Line, S
     return max(known, key=lambda row: abs(row[1].errors[row[2]] or 0.0), default=None)
 
 
-def _views(owned: list[tuple[int, MemoryRecord]], names: list[str]) -> list[CaseView]:
+def _views(owned: list[tuple[int, MemoryRecord]], runs: Sequence[Run]) -> list[CaseView]:
+    names = run_names(runs)
+    owners = {id(record): index for index, record in owned}
     groups: dict[tuple[Case, Device], list[tuple[int, MemoryRecord]]] = {}
     for index, record in owned:
         groups.setdefault((record.case, record.device), []).append((index, record))
@@ -182,7 +189,8 @@ def _views(owned: list[tuple[int, MemoryRecord]], names: list[str]) -> list[Case
     for (key, (run, records)), label in zip(parts, labels, strict=True):
         by_source = {record.source: record for record in records}
         ordered = {source: by_source[source] for source in _ORDER if source in by_source}
-        views.append(CaseView(*key, label, "" if run is None else names[run], ordered, tuple(reconcile(records))))
+        view = CaseView(*key, label, "" if run is None else names[run], ordered, tuple(reconcile(records)))
+        views.append(replace(view, profile=runs[owners[id(view.main)]].manifest.profile))
     return views
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
+from bf16prof.reports.console.losses import losses_over_seeds
 from bf16prof.reports.console.peak import verdict_line
 from bf16prof.reports.units import AS_PRINTED, EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import Verdict, case_verdict
@@ -32,6 +33,7 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     heading(console, "Summary")
     _summary(views, console)
     _verdict(views, console)
+    losses_over_seeds(views, console)
     note(console, f"Errors are (prediction - measured) / measured; 1 GiB = 2^30 bytes; {UNKNOWN} is not known by this source.")
 
 

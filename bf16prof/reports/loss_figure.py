@@ -1,0 +1,63 @@
+"""The figure of the losses: every curve, and where there are steps or seeds enough, the running mean over the seeds of a case."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from bf16prof.reports.losses import SeedGroup, running_mean, seed_groups, window_of
+from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
+from bf16prof.reports.series import case_styles, line
+from bf16prof.reports.units import number
+from bf16prof.reports.views import CaseView, losses
+
+_FAINT = 0.25
+
+
+def loss_curves(views: Sequence[CaseView]) -> Figure | None:
+    """The loss over steps, one line per case: the colour says the recipe, the line style the stage and the number of ranks.
+
+    The curves of a case with several seeds have one look and lie over each other, faint, with their running mean on top.
+    """
+    styles = case_styles(views)
+    groups = seed_groups(views)
+    means = {group.indices[0]: curve for group in groups if (curve := mean_curve(group))}
+    covered = {index for group in groups if group.indices[0] in means for index in group.indices}
+    curves = [_curve(i, view, styles[i], faint=i in covered) for i, view in enumerate(views) if losses(view.main)]
+    if not curves:
+        return None
+    on_top = [_mean(first, means[first], styles[first], group) for group in groups if (first := group.indices[0]) in means]
+    layout = base_layout(380, "step", "loss")
+    layout["xaxis"]["tickformat"] = "d"
+    return figure("figure-losses", curves + on_top, layout)
+
+
+def mean_curve(group: SeedGroup) -> list[tuple[int, float]]:
+    """(step, running mean) of the mean over the group's seeds, at the steps that all have; empty where it would be the curve itself."""
+    curves = [dict(found) for view in group.views if (found := losses(view.main))]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    window = window_of(len(steps))
+    if len(curves) < 2 and window < 2:
+        return []
+    return running_mean([(step, statistics.fmean(curve[step] for curve in curves)) for step in steps], window)
+
+
+def _curve(index: int, view: CaseView, style: tuple[str, str], *, faint: bool) -> Trace:
+    curve = losses(view.main)
+    trace = line(index, style, [step for step, _ in curve], [loss for _, loss in curve])
+    look = {"mode": "lines", "opacity": _FAINT, "line": {**trace["line"], "width": 1}} if faint else {}
+    return _named(trace | look, view.label, [loss for _, loss in curve])
+
+
+def _mean(index: int, curve: Sequence[tuple[int, float]], style: tuple[str, str], group: SeedGroup) -> Trace:
+    trace = line(index, style, [step for step, _ in curve], [loss for _, loss in curve]) | {"mode": "lines"}
+    seeds = f" over {len(group.views)} seeds" if len(group.views) > 1 else ""
+    return _named(trace, f"{group.label}, running mean{seeds}", [loss for _, loss in curve])
+
+
+def _named(trace: Trace, name: str, values: Sequence[float]) -> Trace:
+    return trace | {
+        "customdata": [number(loss) for loss in values],
+        "hovertemplate": "%{fullData.name}<br>step %{x}: %{customdata}<extra></extra>",
+        "name": plotly_text(name),
+    }

@@ -1,0 +1,173 @@
+"""Loss curves in numbers: the last loss, the mean, the standard deviation and the running mean, of one run and over seeds.
+
+One seed of a noisy run proves nothing: runs whose profiles differ in `workload.seed` only are one group, and a group has an interval. The
+gap of a recipe is the mean of its differences to a reference seed by seed: with one seed, two runs have one initialisation and read the
+same batches, so that what is the batches' doing cancels.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bf16prof.profiles.recipes import all_recipes
+from bf16prof.records import MemoryRecord
+from bf16prof.reports.intervals import Interval, t_interval
+from bf16prof.reports.views import CaseView, losses
+
+WINDOW_SHARE = 10
+"""The running mean is over the last tenth of all steps."""
+
+_SAME_LEARNING = ("type", "lr", "betas", "eps", "weight_decay")
+"""Keys of the profile's optimizer that decide what is learned; the others choose an implementation."""
+
+
+@dataclass(frozen=True)
+class LossStatistics:
+    """One curve of `steps` losses: the last, the mean and the (sample) standard deviation of all, and the mean of the last `window`."""
+
+    steps: int
+    final: float
+    mean: float
+    deviation: float | None
+    window: int
+    tail: float
+
+
+def loss_statistics(record: MemoryRecord) -> LossStatistics | None:
+    """The statistics of a record's finite losses; `None` where it has none."""
+    values = [loss for _, loss in losses(record)]
+    if not values:
+        return None
+    window = window_of(len(values))
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return LossStatistics(len(values), values[-1], statistics.fmean(values), deviation, window, statistics.fmean(values[-window:]))
+
+
+def window_of(steps: int) -> int:
+    """So many losses make one running mean of a curve of so many steps."""
+    return max(1, steps // WINDOW_SHARE)
+
+
+def running_mean(curve: Sequence[tuple[int, float]], window: int) -> list[tuple[int, float]]:
+    """(step, mean of the `window` losses that end there), from the first step that has as many before it."""
+    values = [loss for _, loss in curve]
+    return [(curve[end - 1][0], statistics.fmean(values[end - window : end])) for end in range(window, len(curve) + 1)]
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Views of one case that differ in the seed only, with their numbers in the list that they were taken from.
+
+    A view that is alone is a group as well.
+    """
+
+    label: str
+    views: tuple[CaseView, ...]
+    indices: tuple[int, ...]
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of all of them."""
+        return self.views[0].case.recipe
+
+    @property
+    def statistics(self) -> list[LossStatistics]:
+        """Of each view that has losses."""
+        return [found for view in self.views if (found := loss_statistics(view.main))]
+
+    def interval(self, quantity: str) -> Interval | None:
+        """Over the seeds, of one field of `LossStatistics`; `None` where none has a loss."""
+        values = [value for found in self.statistics if (value := getattr(found, quantity)) is not None]
+        return t_interval(values) if values else None
+
+    @property
+    def by_seed(self) -> dict[int | None, LossStatistics]:
+        """The statistics of each seed."""
+        return {seed_of(view.profile): found for view in self.views if (found := loss_statistics(view.main))}
+
+
+def seed_of(profile: Mapping[str, Any]) -> int | None:
+    """The seed that a run's profile says, if it says one."""
+    seed = profile.get("workload", {}).get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+def seed_groups(views: Sequence[CaseView]) -> list[SeedGroup]:
+    """The views by what they are but for the seed, in the order in which they first appear. The same seed again, or one that is not known,
+    is no further sample: it begins another group."""
+    found: dict[tuple[str, int], list[int]] = {}
+    seen: Counter[tuple[str, int]] = Counter()
+    for index, view in enumerate(views):
+        same, seed = _all_but_seed(view), seed_of(view.profile)
+        if seed is None:
+            found[f"{same} {index}", 0] = [index]
+            continue
+        found.setdefault((same, seen[same, seed]), []).append(index)
+        seen[same, seed] += 1
+    alone = [_without_run(views[members[0]]) for members in found.values()]
+    return [
+        SeedGroup(name if alone.count(name) == 1 else views[members[0]].label, tuple(views[i] for i in members), tuple(members))
+        for name, members in zip(alone, found.values(), strict=True)
+    ]
+
+
+def _without_run(view: CaseView) -> str:
+    return view.label.removesuffix(f" [{view.run}]") if view.run else view.label
+
+
+def _all_but_seed(view: CaseView) -> str:
+    return _key(str(view.case), view.device, _profile_without_seed(view))
+
+
+def _profile_without_seed(view: CaseView) -> dict[str, Any]:
+    return {**view.profile, "workload": {k: v for k, v in view.profile.get("workload", {}).items() if k != "seed"}}
+
+
+def _what_is_learned(group: SeedGroup) -> str:
+    """What must be equal where two recipes are compared: the model, the workload, the optimizer's formula, the ranks and the steps."""
+    view = group.views[0]
+    profile = _profile_without_seed(view)
+    optimizer = {key: profile.get("optimizer", {}).get(key) for key in _SAME_LEARNING}
+    clipping = profile.get("deepspeed", {}).get("gradient_clipping")
+    steps = [found.steps for found in group.statistics]
+    return _key(view.case.profile, view.case.world_size, profile.get("model"), profile["workload"], optimizer, clipping, steps[:1])
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class LossGap:
+    """By how much the loss at the end (its running mean) is above that of the reference, over the seeds that both have."""
+
+    group: SeedGroup
+    reference: SeedGroup
+    gap: Interval
+
+
+def loss_gaps(groups: Sequence[SeedGroup]) -> list[LossGap]:
+    """The gap of each group to the group that trains the same with the first recipe of the table that keeps an fp32 master copy (`fp32`,
+    then `bf16-fp32-master`, ...); none where there is no such group, for the reference itself, or without a seed in common."""
+    order = [recipe.id for recipe in all_recipes().values() if recipe.learning == "fp32 master"]
+    references: dict[str, SeedGroup] = {}
+    for group in sorted((g for g in groups if g.recipe in order and g.statistics), key=lambda g: order.index(g.recipe)):
+        references.setdefault(_what_is_learned(group), group)
+    pairs = [(group, references.get(_what_is_learned(group))) for group in groups]
+    return [
+        LossGap(group, reference, difference)
+        for group, reference in pairs
+        if reference is not None and reference is not group and (difference := paired(group, reference))
+    ]
+
+
+def paired(group: SeedGroup, reference: SeedGroup, quantity: str = "tail") -> Interval | None:
+    """The mean over the seeds that both have of their differences in a field of `LossStatistics`; `None` without a seed in common."""
+    known = reference.by_seed
+    common = [(found, known[seed]) for seed, found in group.by_seed.items() if seed in known and seed is not None]
+    return t_interval([getattr(found, quantity) - getattr(other, quantity) for found, other in common]) if common else None
