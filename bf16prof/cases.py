@@ -31,6 +31,11 @@ class Job:
     device: Device
     gpu: Gpu | None = None
 
+    @property
+    def is_inside_zero_init(self) -> bool:
+        """Whether the model is built inside `deepspeed.zero.Init`: where that is asked for, at stage 3."""
+        return self.profile.workload.zero_init and self.case.zero_stage == 3
+
 
 @dataclass(frozen=True)
 class JobFile:

@@ -161,7 +161,7 @@ def _zero_init(job: Job, config: dict[str, Any]) -> AbstractContextManager[Any]:
     """What the model is built inside: `deepspeed.zero.Init` where that was asked for."""
     import deepspeed
 
-    if not job.profile.workload.zero_init or job.case.zero_stage != 3:
+    if not job.is_inside_zero_init:
         return nullcontext()
     if isinstance(job.profile.model, HuggingFaceSettings):
         return told_of_zero3(handed_to_deepspeed(config))

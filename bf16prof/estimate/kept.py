@@ -1,5 +1,5 @@
-"""What is alive between steps beside DeepSpeed's own: the model's buffers, and a training loop's local variables of the last micro-batch
-(see `engine/training.py`).
+"""What is alive between steps: DeepSpeed's own (`steady`), the model's buffers, and a training loop's local variables of the last
+micro-batch (see `engine/training.py`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import ceil_div
+from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -16,6 +17,11 @@ from bf16prof.records import Component, Device
 
 TOKEN_BYTES = 8
 """Token ids are int64."""
+
+
+def between_steps(job: Job, engine: Engine) -> list[Allocation]:
+    """Everything that is alive between two steps, in host memory as well."""
+    return [*model_states(engine), *model_buffers(job, engine.facts), *kept_by_the_loop(job.profile, engine.facts)]
 
 
 def kept_by_the_loop(profile: Profile, facts: EngineFacts) -> list[Allocation]:
@@ -46,7 +52,7 @@ def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
         buffers = skeleton(job.profile.model.hf_config).buffers
     except NoInventory:  # its parameters are those of a safetensors file
         return []
-    of_a_value = facts.parameter_dtype if job.profile.workload.zero_init and job.case.zero_stage == 3 else "fp32"
+    of_a_value = facts.parameter_dtype if job.is_inside_zero_init else "fp32"
     block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
     held = [dtype_bytes(of_a_value if b.is_value else "fp32") * b.numel for b in buffers if b.is_registered]
     other = [block * ceil_div(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import Wrapper
 from bf16prof.estimate.initial import initial
 from bf16prof.estimate.passes import Meter, activations
 from bf16prof.estimate.program import Program
@@ -52,7 +51,7 @@ def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
 def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Peaks:
     """The peaks of a job that holds these items between two steps, from the walk through one."""
     start = Meter(block_bytes(job))
-    initial(engine, start, zero_init=job.profile.workload.zero_init and engine.facts.wrapper is Wrapper.ZERO3)
+    initial(engine, start, zero_init=job.is_inside_zero_init)
     base = sum(item.bytes for item in steady)
     meter = passes(job, engine, done)
     phases = {Phase.INIT: PhaseMemory(start.peaks[Phase.INIT].level, start.ends[Phase.INIT])}

@@ -11,18 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import deepspeed_config
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
-from bf16prof.estimate.kept import kept_by_the_loop, model_buffers
+from bf16prof.estimate.kept import between_steps
 from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.roofline import engine_work, tf32_note
-from bf16prof.estimate.steady import Engine, model_states
+from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE
-from bf16prof.models.shapes import inventory
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 
@@ -35,9 +33,8 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
     `per_node`: so many GPUs share a node. On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which
     holds both. Peaks stay null, with the reason in the notes, where their closed form has not been held against the dry run.
     """
-    config = deepspeed_config(job)
-    engine = Engine(config, inventory(job.profile.model), job.case.world_size, job.device)
-    tensors = [*model_states(engine), *model_buffers(job, engine.facts), *kept_by_the_loop(job.profile, engine.facts)]
+    engine = Engine.of(job)
+    tensors = between_steps(job, engine)
     no_peaks, no_work = peaks_gap(job, engine), work_gap(job, engine)
     done = None if no_peaks and no_work else walked(job, engine)
     work = None if done is None or no_work else engine_work(job, engine, done, per_node)

@@ -18,13 +18,12 @@ from __future__ import annotations
 import dataclasses
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import Wrapper, deepspeed_config, offloads_optimizer, overlaps_communication
+from bf16prof.engine.config import Wrapper, offloads_optimizer, overlaps_communication
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.traffic import HostLink, host_link, optimizer_traffic
 from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE, transfers
 from bf16prof.models.autograd.tape import RECOMPUTED
-from bf16prof.models.shapes import inventory
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Device, Phase, StepWork, Transfer
 
@@ -34,7 +33,7 @@ DIRECTIONS = 2
 
 def step_work(job: Job, per_node: int = GPUS_PER_NODE) -> StepWork:
     """The work of one rank in one optimizer step of a job that has one (`gap.work_gap`), with its floors on the job's GPU."""
-    engine = Engine(deepspeed_config(job), inventory(job.profile.model), job.case.world_size, job.device)
+    engine = Engine.of(job)
     return engine_work(job, engine, walked(job, engine), per_node)
 
 

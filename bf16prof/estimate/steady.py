@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
+from bf16prof.cases import Job
+from bf16prof.engine.config import EngineFacts, Wrapper, deepspeed_config, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
-from bf16prof.models.shapes import ParameterSpec
+from bf16prof.models.shapes import ParameterSpec, inventory
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
@@ -32,6 +33,11 @@ class Engine:
     parameters: Sequence[ParameterSpec]
     world_size: int
     device: Device = Device.GPU
+
+    @classmethod
+    def of(cls, job: Job) -> Engine:
+        """The engine of a job whose model's parameters are known."""
+        return cls(deepspeed_config(job), inventory(job.profile.model), job.case.world_size, job.device)
 
     @functools.cached_property
     def facts(self) -> EngineFacts:

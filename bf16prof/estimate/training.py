@@ -181,7 +181,7 @@ def _plan(job: Job, engine: Engine) -> Plan:
         how=_how(job, engine),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
         workspace=cublas_workspace_bytes(job.gpu) if job.gpu else 0,
-        zero_init=workload.zero_init and facts.wrapper is Wrapper.ZERO3,
+        zero_init=job.is_inside_zero_init,
     )
 
 
