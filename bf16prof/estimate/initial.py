@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.estimate.gathers import GATHERED
 from bf16prof.estimate.layout import cut_order, flat_numel, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
-from bf16prof.estimate.steady import FP32_BYTES, Engine
+from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Label, Phase
@@ -28,7 +29,6 @@ KEPT: Label = (C.MASTER_GRADIENTS, "master gradients")
 GRADIENTS: Label = (C.GRADIENTS, "gradient partition")
 BUCKET: Label = (C.BUFFERS, "reduce bucket")
 OFFLOADING: Label = (C.BUFFERS, "gradient buffer for offloading")
-GATHERED: Label = (C.PARAMETERS, "gathered parameters")
 MOMENTS: tuple[Label, Label] = ((C.MOMENTUM, "optimizer state exp_avg"), (C.VARIANCE, "optimizer state exp_avg_sq"))
 SMALL: Label = (C.WORKSPACE, "small tensors of the optimizer")
 
@@ -156,7 +156,7 @@ def _zero3(engine: Engine, meter: Meter, size: int) -> None:
         _zero3_masters(engine, meter, [master * n for n in groups])
         meter.touch(FIRST, master * max(groups))
     if zero.contiguous_gradients:
-        meter.take(BUCKET, *_buckets(engine))
+        meter.take(BUCKET, *reduce_bucket_sizes(engine))
     if not offloads_optimizer(engine.config):
         meter.take(GRADIENTS, dtype_bytes(facts.gradient_dtype) * sum(own))
     _zero3_hooks(engine, meter, size)
@@ -173,14 +173,6 @@ def _zero3_masters(engine: Engine, meter: Meter, groups: list[int]) -> None:
             last = group
         meter.take(MASTER, group)
     meter.give(MASTER, last)
-
-
-def _buckets(engine: Engine) -> list[int]:
-    zero, facts = engine.zero, engine.facts
-    dtypes = {facts.communication_dtype}
-    if facts.autocast_dtype != "none":
-        dtypes = {facts.autocast_dtype if p.cast_by_autocast else facts.parameter_dtype for p in engine.parameters}
-    return [dtype_bytes(d) * zero.reduce_bucket_size for d in sorted(dtypes)]
 
 
 def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:

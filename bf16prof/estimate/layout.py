@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from bf16prof.profiles.schema import ZeroSettings
 
@@ -16,6 +17,7 @@ PARAMETER_ALIGNMENT_BYTES = 16
 """With `parameter_alignment`, parameters start at multiples of this inside the flat buffer (stage_1_and_2.py)."""
 
 REMEMBERED = 64
+T = TypeVar("T")
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -45,10 +47,15 @@ def flat_spans(numels: Sequence[int], world_size: int, zero: ZeroSettings, eleme
 @functools.lru_cache(maxsize=REMEMBERED)
 def _spans(numels: tuple[int, ...], ranks: int, step: int) -> list[tuple[int, int]]:
     spans, start = [], 0
-    for n in (n for rank in range(ranks) for n in numels[rank::ranks]):
+    for n in dealt_out(numels, ranks):
         spans.append((start, start + n))
         start = ceil_div(start + n, step) * step
     return spans
+
+
+def dealt_out(parameters: Sequence[T], ranks: int) -> list[T]:
+    """The parameters in the order of a flat buffer in which they are dealt out to so many ranks in turn."""
+    return [parameter for rank in range(ranks) for parameter in parameters[rank::ranks]]
 
 
 def touched_numel(spans: Sequence[tuple[int, int]], partition: int) -> int:
@@ -85,12 +92,17 @@ def kept_groups(groups: Sequence[int], ratio: float) -> list[int]:
 
 
 def persistent(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
-    """Sizes of the parameters that stay gathered at stage 3 (parameter_offload.py, mark_persistent_parameters)."""
+    """Sizes of the parameters that stay gathered at stage 3."""
+    return [numels[place] for place in persistent_places(numels, zero)]
+
+
+def persistent_places(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
+    """Which parameters stay gathered at stage 3 (parameter_offload.py, mark_persistent_parameters)."""
     kept: list[int] = []
     total = 0
-    for n in numels:
+    for place, n in enumerate(numels):
         if n <= zero.param_persistence_threshold and n + total <= zero.model_persistence_threshold:
-            kept.append(n)
+            kept.append(place)
             total += n
     return kept
 

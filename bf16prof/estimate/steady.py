@@ -224,15 +224,19 @@ def persistent_sizes(engine: Engine, size: int) -> list[int]:
 
 
 def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:
-    """Stage 3 allocates its reduce bucket at init, one per communication dtype, and keeps it."""
-    zero, facts = engine.zero, engine.facts
-    if not zero.contiguous_gradients:
+    """Stage 3 allocates its reduce bucket at init and keeps it."""
+    if not engine.zero.contiguous_gradients:
         return []
+    return [allocation(C.BUFFERS, "reduce bucket", reduce_bucket_sizes(engine), f"{source}: ipg_buckets")]
+
+
+def reduce_bucket_sizes(engine: Engine) -> list[int]:
+    """Bytes of stage 3's reduce buckets, one per communication dtype."""
+    facts = engine.facts
     dtypes = {facts.communication_dtype}
     if facts.autocast_dtype != "none":
         dtypes = {facts.autocast_dtype if p.cast_by_autocast else facts.parameter_dtype for p in engine.parameters}
-    sizes = [dtype_bytes(d) * zero.reduce_bucket_size for d in sorted(dtypes)]
-    return [allocation(C.BUFFERS, "reduce bucket", sizes, f"{source}: ipg_buckets")]
+    return [dtype_bytes(d) * engine.zero.reduce_bucket_size for d in sorted(dtypes)]
 
 
 def _optimizer_states(

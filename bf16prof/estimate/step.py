@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
-from bf16prof.estimate.gathers import Gathers
+from bf16prof.estimate.gathers import GATHERED, Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
 from bf16prof.estimate.layout import flat_numel, kept_groups
 from bf16prof.estimate.passes import Meter
@@ -23,7 +23,6 @@ FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optim
 TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
 OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
 PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
-FROM_HOST: Label = (Component.PARAMETERS, "gathered parameters")
 
 
 def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
@@ -155,9 +154,9 @@ def _zero3(engine: Engine, meter: Meter) -> None:
             update(engine, meter, [master * group])
             meter.give(FOR_THE_OPTIMIZER, flat)
     copies = [each // world for each in kept] if zero.offload_param.device != "none" and world > 1 else []
-    meter.take(FROM_HOST, *copies)
+    meter.take(GATHERED, *copies)
     meter.take(PERSISTENT, *kept)
-    meter.give(FROM_HOST, *copies)
+    meter.give(GATHERED, *copies)
 
 
 def _counts(own: Sequence[int], totals: Sequence[int]) -> list[int]:

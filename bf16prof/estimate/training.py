@@ -27,7 +27,7 @@ from bf16prof.estimate.gradients import (
     partitioned,
 )
 from bf16prof.estimate.kept import kept_by_the_loop
-from bf16prof.estimate.layout import cut_order, flat_numel, flat_spans
+from bf16prof.estimate.layout import cut_order, dealt_out, flat_numel, flat_spans, persistent_places
 from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program, run_of
@@ -158,6 +158,11 @@ def _numels(model: Model) -> dict[Key, int]:
     return {key_of(each.name): each.numel for each in inventory(model)}
 
 
+@functools.cache
+def _keys(model: Model) -> list[Key]:
+    return list(_numels(model))
+
+
 def key_of(name: str) -> Key:
     """`transformer.h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
     parts = name.split(".")
@@ -214,21 +219,11 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         contiguous=zero.contiguous_gradients,
         width=width,
         gradient=dtype_bytes(facts.gradient_dtype),
-        persistent=_persistent(engine, _numels(job.profile.model)),
+        persistent=frozenset(_keys(job.profile.model)[place] for place in persistent_places(engine.numels, zero)),
         on_host=zero.offload_param.device != "none",
         offloads=offloads,
         scatters=zero.reduce_scatter,
     )
-
-
-def _persistent(engine: Engine, numels: Mapping[Key, int]) -> frozenset[Key]:
-    """`layout.persistent`, as keys."""
-    zero, total, kept = engine.zero, 0, []
-    for key, n in numels.items():
-        if n <= zero.param_persistence_threshold and n + total <= zero.model_persistence_threshold:
-            kept.append(key)
-            total += n
-    return frozenset(kept)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -322,7 +317,7 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
 @functools.cache
 def _cut(model: Model) -> list[Key]:
     """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
-    keys = list(_numels(model))
+    keys = _keys(model)
     modules = [each.name.rpartition(".")[0] for each in inventory(model)]
     return [keys[index] for index in cut_order(modules) if index is not None]
 
@@ -352,6 +347,4 @@ def share(job: Job, engine: Engine) -> Share:
 def _spans(model: Model, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
     """Where every parameter is in the flat buffer, in its order there (`layout.flat_spans`)."""
     numels = _numels(model)
-    keys = list(numels)
-    order = [key for rank in range(ranks) for key in keys[rank::ranks]]
-    return dict(zip(order, flat_spans(list(numels.values()), ranks, zero, size), strict=True))
+    return dict(zip(dealt_out(list(numels), ranks), flat_spans(list(numels.values()), ranks, zero, size), strict=True))

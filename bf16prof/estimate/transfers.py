@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes
 from bf16prof.estimate.gradients import Key, Share
-from bf16prof.estimate.layout import ceil_div, flat_numel, persistent
-from bf16prof.estimate.steady import Engine
+from bf16prof.estimate.layout import ceil_div, flat_numel
+from bf16prof.estimate.steady import Engine, persistent_sizes
 from bf16prof.estimate.training import REMEMBERED, Walked, share
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Collective, Phase, Transfer
@@ -110,7 +110,7 @@ def _zero3(_: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Trans
     source = "zero/stage3.py __reduce_and_partition_ipg_grads"
     for kind, (calls, total) in _reduced(done, ranks.count, most).items():
         yield ranks.transfer("gradients", kind, Phase.BACKWARD, calls, total, source)
-    kept = [size * _padded(n, ranks.count) for n in persistent(engine.numels, zero)]
+    kept = persistent_sizes(engine, size)
     yield ranks.transfer("persistent parameters", Collective.ALL_GATHER, Phase.STEP, len(kept), sum(kept), "zero/stage3.py _post_step")
 
 
