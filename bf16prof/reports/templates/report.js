@@ -53,12 +53,13 @@
   if (matchMedia("(pointer: coarse)").matches) for (const plot of plots) Plotly.relayout(plot, { dragmode: false });
 
   // A link to a case opens it, and paper shows every case.
-  const reveal = () => {
-    const target = location.hash ? document.getElementById(location.hash.slice(1)) : null;
+  const reveal = (hash) => {
+    const target = hash ? document.getElementById(hash.slice(1)) : null;
     if (target instanceof HTMLDetailsElement) { target.open = true; target.scrollIntoView(); }
   };
-  addEventListener("hashchange", reveal);
-  reveal();
+  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => reveal(link.hash));
+  addEventListener("hashchange", () => reveal(location.hash));
+  reveal(location.hash);
   addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("details")) details.open = true; });
 
   document.getElementById("download").addEventListener("click", () => {
