@@ -32,7 +32,7 @@ from bf16prof.reports.intervals import CONFIDENCE, Interval
 from bf16prof.reports.loss_figure import loss_curves, mean_curve
 from bf16prof.reports.losses import SeedGroup, paired, seed_groups, window_of
 from bf16prof.reports.plots import Figure, base_layout, bundle, figure
-from bf16prof.reports.price_figure import edq_interval, gap, lost_interval, price, states_per_parameter
+from bf16prof.reports.price_figure import gap, learned, price, states_per_parameter
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, Run, Status, load, write_text
@@ -172,7 +172,7 @@ def recipe_table(study: Study) -> str:
     rows = []
     for recipe, group in study.groups.items():
         case, size = group.views[0].case, states_per_parameter(group.views[0].main)
-        tail, edq, lost = group.interval("tail"), edq_interval(group), lost_interval(group)
+        tail, edq, lost = group.interval("tail"), learned(group, "edq"), learned(group, "lost_updates")
         assert tail is not None and edq is not None and lost is not None
         gaps = [_gap(group, study.groups["fp32"], quantity) for quantity in ("tail", "mean")]
         where = f"{case.zero_stage}{'' if case.offload is Offload.NONE else ', offloaded'}"
@@ -202,7 +202,7 @@ def short_table(study: Study) -> str:
     rows = [
         [recipe, f"{states_per_parameter(group.views[0].main):.0f}", _gap(group, study.groups["fp32"]), edq.text(4)]
         for recipe, group in study.groups.items()
-        if (edq := edq_interval(group))
+        if (edq := learned(group, "edq"))
     ]
     return _table(["recipe", "bytes per parameter", "loss gap to fp32 at the end", "EDQ"], rows)
 

@@ -105,6 +105,9 @@ class Case:
 Label = tuple[Component, str]
 """What a storage is for: its component, and the name under which it is listed."""
 
+ROUNDED: Label = (Component.ROUNDING, "blocks rounded up by the allocator")
+"""What the caching allocator adds to the bytes of storages that are not listed one by one."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -401,6 +404,16 @@ def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
     """The training phase with the highest peak; `None` when no peak is known."""
     known = [phase for phase in TRAINING if phase in phases and phases[phase].peak_bytes is not None]
     return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
+
+
+def interquartile_range(times: Sequence[float]) -> float | None:
+    """The distance of the upper quartile from the lower one, in the unit of the times; `None` of fewer than two."""
+    if len(times) < 2:
+        return None
+    import statistics
+
+    quartiles = statistics.quantiles(times, n=4, method="inclusive")
+    return quartiles[2] - quartiles[0]
 
 
 def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[Item, ...]:

@@ -12,9 +12,7 @@ from bf16prof.estimate.program import Program
 from bf16prof.estimate.sources import source_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked, block_bytes, passes
-from bf16prof.records import Component, Item, Label, Phase, PhaseMemory
-
-ROUNDED: Label = (Component.ROUNDING, "blocks rounded up by the allocator")
+from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseMemory
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bf16prof.records import Component, Label
+from bf16prof.records import ROUNDED, Component, Label
 
 _BY_NAME = {
     "gathered parameters": "zero/partition_parameters.py all_gather_coalesced",
@@ -17,7 +17,7 @@ _BY_NAME = {
     "gradient norm": "get_grad_norm_direct: every gradient in fp64 (zero/utils.py get_norm_dtype)",
     "overflow check": "zero/stage3.py has_overflow",
     "temporaries of the optimizer": "torch/optim/adamw.py _multi_tensor_adamw",
-    "blocks rounded up by the allocator": "c10/cuda/CUDACachingAllocator.cpp round_size",
+    ROUNDED[1]: "c10/cuda/CUDACachingAllocator.cpp round_size",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
-from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, peak_phase
+from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, interquartile_range, peak_phase
 
 
 def imported_record(case: Case, findings: Sequence[Finding], *, gpu: str | None = None, notes: Sequence[str] = ()) -> MemoryRecord:
@@ -79,15 +79,10 @@ def _phases(readings: dict[str, Reading]) -> dict[Phase, PhaseMemory]:
     return phases
 
 
-def _times(steps: Sequence[StepRecord]) -> dict[str, float]:
+def _times(steps: Sequence[StepRecord]) -> dict[str, float | None]:
     """The median over all logged steps and its spread; a mean that a log prints itself takes its place."""
     times = [step.time_s for step in steps if step.time_s is not None]
-    if not times:
-        return {}
-    if len(times) == 1:
-        return {"step_time_s": times[0]}
-    quartiles = statistics.quantiles(times, n=4, method="inclusive")
-    return {"step_time_s": statistics.median(times), "step_time_iqr_s": quartiles[2] - quartiles[0]}
+    return {"step_time_s": statistics.median(times), "step_time_iqr_s": interquartile_range(times)} if times else {}
 
 
 def _contradicting(found: Sequence[str]) -> list[str]:

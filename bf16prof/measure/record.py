@@ -10,7 +10,7 @@ from bf16prof.cases import Job
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
-from bf16prof.quality.sums import Sums, total
+from bf16prof.quality.sums import SAMPLE, Sums, total
 from bf16prof.records import (
     MemoryRecord,
     QualityStep,
@@ -19,6 +19,7 @@ from bf16prof.records import (
     StepWork,
     UpdateQuality,
     by_component,
+    interquartile_range,
     peak_phase,
     with_other,
 )
@@ -61,7 +62,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         device_bytes=heaviest.device_bytes,
         host_bytes=sum(i.bytes for i in heaviest.host_items) if heaviest.host_items else None,
         step_time_s=median,
-        step_time_iqr_s=_interquartile_range(times),
+        step_time_iqr_s=interquartile_range(times),
         tokens_per_s=_tokens_per_step(job) / median if median and not job.profile.model.inputs else None,
         step_time_floor_s=work.step_time_floor_s if work else None,
         mfu=mfu,
@@ -83,7 +84,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     )
 
 
-SAMPLED = "lost updates and EDQ: at most 65,536 elements of each parameter and rank, evenly spaced, after the measured steps"
+SAMPLED = f"lost updates and EDQ: at most {SAMPLE:,} elements of each parameter and rank, evenly spaced, after the measured steps"
 
 
 def job_quality(ranks: Sequence[RankResult]) -> tuple[QualityStep, ...]:
@@ -156,13 +157,6 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
         warmup=own.warmup,
         device_time_s=own.device_time_s,
     )
-
-
-def _interquartile_range(times: Sequence[float]) -> float | None:
-    if len(times) < 2:
-        return None
-    quartiles = statistics.quantiles(times, n=4, method="inclusive")
-    return quartiles[2] - quartiles[0]
 
 
 def _tokens_per_step(job: Job) -> int:

@@ -10,6 +10,9 @@ from annotated_types import Interval
 
 from bf16prof.records import STRICT, Size
 
+SAMPLE = 2**16
+"""At most so many elements of each parameter (or of the part of it that a rank updates) are looked at."""
+
 Square = Annotated[float, Interval(ge=0)]
 
 

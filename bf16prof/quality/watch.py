@@ -15,12 +15,9 @@ from torch import Tensor
 
 from bf16prof.profiles.optimizers import OptimizerLayout
 from bf16prof.quality.owners import Span, owners
-from bf16prof.quality.sums import Sums
+from bf16prof.quality.sums import SAMPLE, Sums
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.records import Component
-
-SAMPLE = 2**16
-"""At most so many elements of each parameter (or of the part of it that a rank updates)."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from bf16prof.records import Component, MemoryRecord
 from bf16prof.reports import palette
@@ -29,15 +28,9 @@ def states_per_parameter(record: MemoryRecord) -> float | None:
     return sum(record.components.get(component, 0) for component in MODEL_STATES) / record.parameters
 
 
-def edq_interval(group: SeedGroup) -> Interval | None:
-    """The mean effective descent quality of a group, over its seeds; `None` where updates were not watched."""
-    values = [found.edq for view in group.views if (found := learning(view.main)) and found.edq is not None]
-    return t_interval(values) if values else None
-
-
-def lost_interval(group: SeedGroup) -> Interval | None:
-    """The mean share of lost updates of a group, over its seeds; `None` where updates were not watched."""
-    values = [found.lost_updates for view in group.views if (found := learning(view.main)) and found.lost_updates is not None]
+def learned(group: SeedGroup, quantity: Literal["edq", "lost_updates", "loss"]) -> Interval | None:
+    """The mean of what a group learned, over its seeds; `None` where it was not watched."""
+    values = [value for view in group.views if (found := learning(view.main)) and (value := getattr(found, quantity)) is not None]
     return t_interval(values) if values else None
 
 
@@ -45,10 +38,10 @@ def price(views: Sequence[CaseView]) -> Figure | None:
     """One point per case that knows its EDQ; the colour says the recipe."""
     groups = seed_groups(views)
     traces = [
-        _point(group, groups, size, edq, [edq_text(edq.mean), lost_text(lost.mean), number(_last_loss(group))])
+        _point(group, groups, size, edq, [edq_text(edq.mean), lost_text(lost.mean), _last_loss(group)])
         | {"hovertemplate": _HOVER + "<br>EDQ %{customdata[1]}, %{customdata[2]} of updates lost<br>loss %{customdata[3]}<extra></extra>"}
         for group in groups
-        if (edq := edq_interval(group)) and (lost := lost_interval(group)) and (size := _states(group)) is not None
+        if (edq := learned(group, "edq")) and (lost := learned(group, "lost_updates")) and (size := _states(group)) is not None
     ]
     return figure("figure-price", _apart(traces), _layout("EDQ")) if traces else None
 
@@ -75,9 +68,9 @@ def _states(group: SeedGroup) -> float | None:
     return states_per_parameter(group.views[0].main)
 
 
-def _last_loss(group: SeedGroup) -> float | None:
-    values = [found.loss for view in group.views if (found := learning(view.main)) and found.loss is not None]
-    return statistics.fmean(values) if values else None
+def _last_loss(group: SeedGroup) -> str:
+    loss = learned(group, "loss")
+    return number(loss.mean if loss else None)
 
 
 def _apart(points: Sequence[Trace]) -> list[Trace]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bf16prof.records import Component, Item, Label, Phase, PhaseStart, Timeline
+from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseStart, Timeline
 from bf16prof.simulate.ledger import Allocation, Ledger, by_component
 
 POINTS = 2000
 """A timeline has at most so many points."""
-
-ROUNDED = "blocks rounded up by the allocator"
 
 
 def training_peak(ledger: Ledger) -> int:
@@ -29,8 +27,7 @@ def items_at(ledger: Ledger, event: int) -> tuple[Item, ...]:
     sizes: dict[Label, int] = {}
     for allocation in ledger.live(event):
         sizes[allocation.label] = sizes.get(allocation.label, 0) + allocation.bytes
-        rounding = (Component.ROUNDING, ROUNDED)
-        sizes[rounding] = sizes.get(rounding, 0) + allocation.held - allocation.bytes
+        sizes[ROUNDED] = sizes.get(ROUNDED, 0) + allocation.held - allocation.bytes
     ordered = sorted(sizes.items(), key=lambda pair: -pair[1])
     return tuple(Item(component, name, size, "simulated") for (component, name), size in ordered if size)
 
