@@ -147,6 +147,8 @@ class Flush:
     sizes: tuple[int, ...]
     elements: int
     wire: int
+    most: int
+    """Bytes that reducing it takes at most: a flat copy, and a cast of it."""
     at: Peak
     _reach: tuple[object, tuple[int, int]] | None = None
 
@@ -225,7 +227,8 @@ class PartitionedGradients(Gradients):
         at = Peak(meter.level, meter.section, meter.events, dict(meter.held))
         keys = tuple(bucket.keys)
         self.launched.reduced.append(keys)
-        meter.interrupt(Flush(keys, sizes, bucket.elements, wire, at))
+        most = _held(meter, bucket.elements * (self.how.width + wire))
+        meter.interrupt(Flush(keys, sizes, bucket.elements, wire, most, at))
         if self.how.always:
             meter.give(GRADIENT, *sizes)
         else:
@@ -286,6 +289,7 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
     own = how.width * sum(numels[key] for key in share.own)
     found: dict[Phase, Found] = {}
     extra = new = kept = before = early = 0
+    not_mine = (share.rank + 1) * share.partition
     for moment in walked.log or ():
         if isinstance(moment, tuple):
             phase, peak = moment
@@ -294,11 +298,11 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
         elif isinstance(moment, Flush):
             at, highest = moment.at, found[Phase.BACKWARD][0]
             base = at.level + extra
-            if base + _held(walked, moment.elements * (how.width + moment.wire)) > highest:
+            if base + moment.most > highest:
                 most = _reduced(moment, how, share)
                 if base + _held(walked, most) > highest:
                     found[Phase.BACKWARD] = (base + _held(walked, most), at, extra, most, FLATTENED)
-            if moment.reach(share.spans)[0] >= (share.rank + 1) * share.partition:
+            if moment.reach(share.spans)[0] >= not_mine:
                 continue  # nothing in it is this rank's
             if (offloaded := _offloaded(moment, how, share)) and base + offloaded > found[Phase.BACKWARD][0]:
                 found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, NORM)

@@ -7,12 +7,16 @@ between steps.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.estimate.program import Program
 from bf16prof.records import Label, Phase
+
+REMEMBERED = 512
+"""So many walks, and places in a program, are remembered."""
 
 
 @dataclass
@@ -167,12 +171,12 @@ def close(program: Program, meter: Meter) -> None:
     meter.fold(program.net)
 
 
-def activations(program: Program, peak: Peak) -> dict[Label, int]:
-    """By label, the activations at a peak."""
+@functools.lru_cache(maxsize=REMEMBERED)
+def activations(program: Program, section: int, events: int) -> Mapping[Label, int]:
+    """By label, the activations after so many events of a section."""
     sizes: dict[Label, int] = {}
-    sections = program.sections
-    parts: Sequence[Mapping[Label, int]] = [section.net for section, _ in sections[: peak.section]]
-    for part in (*parts, sections[peak.section][0].sizes(peak.events)):
+    parts = [before.net for before, _ in program.sections[:section]]
+    for part in (*parts, program.sections[section][0].sizes(events)):
         for label, size in part.items():
             sizes[label] = sizes.get(label, 0) + size
     return {label: size for label, size in sizes.items() if size}

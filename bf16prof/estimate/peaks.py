@@ -30,7 +30,7 @@ class Peaks:
         sizes: dict[Label, int] = {}
         for item in self.steady:
             _add(sizes, (item.component, item.name), item.bytes)
-        for part in (peak.held, activations(self.program, peak) if phase is not Phase.STEP else {}):
+        for part in (peak.held, activations(self.program, peak.section, peak.events) if phase is not Phase.STEP else {}):
             for label, size in part.items():
                 _add(sizes, label, size)
         sizes = {label: size for label, size in sizes.items() if label[0] is not Component.ROUNDING and size}

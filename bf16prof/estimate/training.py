@@ -29,7 +29,7 @@ from bf16prof.estimate.gradients import (
 from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.layout import cut_order, dealt_out, flat_numel, flat_spans, persistent_places
 from bf16prof.estimate.leaves import Leaves
-from bf16prof.estimate.passes import Handler, Meter, close, walk
+from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
@@ -44,7 +44,6 @@ from bf16prof.records import Component, Device, Label, Phase
 LOGITS: Label = (Component.ACTIVATIONS, "logits kept by the training loop")
 LOSS: Label = (Component.ACTIVATIONS, "loss kept by the training loop")
 WORKSPACE: Label = (Component.WORKSPACE, CUBLAS_NAME)
-REMEMBERED = 512
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""
 NEGLIGIBLE = 2**16

@@ -20,8 +20,9 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes
 from bf16prof.estimate.gradients import Key, Share
 from bf16prof.estimate.layout import ceil_div, flat_numel
+from bf16prof.estimate.passes import REMEMBERED
 from bf16prof.estimate.steady import Engine, persistent_sizes
-from bf16prof.estimate.training import REMEMBERED, Walked, share
+from bf16prof.estimate.training import Walked, share
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Collective, Phase, Transfer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -50,6 +51,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     yield call
     signal.signal(signal.SIGTERM, before)
+    gc.enable()
 
 
 def refused(result: Result) -> str:
