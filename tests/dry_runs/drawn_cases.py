@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -50,6 +51,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     f"{ZERO}.reduce_scatter": ("true", "false"),
     f"{ZERO}.round_robin_gradients": ("false", "true"),
 }
+ATTEMPTS = 20
+"""DeepSpeed runs three in five; a list of ten would be given up nearly always if one refusal gave it up."""
 
 Choose = Callable[[Sequence[object]], object]
 """Picks one of several."""
@@ -64,10 +67,10 @@ def draw(seed: int, count: int) -> list[Job]:
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
     """A job for a GPU that DeepSpeed runs."""
-    try:
-        return _job(lambda choices: draw(st.sampled_from(choices)))
-    except Refused:
-        reject()
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(Refused):
+            return _job(lambda choices: draw(st.sampled_from(choices)))
+    return reject()
 
 
 def _drawn(rng: random.Random) -> Iterator[Job]:
