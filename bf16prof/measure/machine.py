@@ -47,11 +47,6 @@ def _allowed(name: str) -> bool:
     return name in ALLOWED_ENVIRONMENT or (name.startswith(OWN_PREFIX) and not _SECRET.search(name))
 
 
-def describe() -> dict[str, str]:
-    """Hardware and versions in one dict, every value a string."""
-    return {**hardware(), **versions()}
-
-
 def versions() -> dict[str, str]:
     """Versions of Python, bf16prof, the packages that matter (those installed) and the NVIDIA driver (where there is one)."""
     found = {"python": platform.python_version(), "bf16prof": bf16prof.__version__}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -161,5 +160,4 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
 
 def _tokens_per_step(job: Job) -> int:
     workload = job.profile.workload
-    per_rank = workload.micro_batch_size * workload.sequence_length * workload.gradient_accumulation_steps
-    return math.prod((per_rank, job.case.world_size))
+    return workload.micro_batch_size * workload.sequence_length * workload.gradient_accumulation_steps * job.case.world_size

@@ -97,7 +97,6 @@ class Rank:
         self.marks.settle = self.probe.settle if index < self.task.warmup else None
         with _Timer(self.probe) as timer:
             loss = loop.step()
-            self.probe.synchronize()
         self.probe.settle()
         record = StepRecord(
             step=index,

@@ -61,10 +61,10 @@ def test_the_environment_of_this_process_is_the_default(monkeypatch: pytest.Monk
     assert "hunter2" not in str(machine.environment())
 
 
-def test_describe_is_strings_and_imports_nothing_heavy() -> None:
+def test_hardware_and_versions_are_strings_and_import_nothing_heavy() -> None:
     code = (
-        "import json, sys; from bf16prof.measure.machine import describe; import bf16prof.commands.doctor, bf16prof.measure.checks;"
-        "print(json.dumps(describe())); assert not {'torch', 'deepspeed', 'transformers', 'tokenizers', 'pandas'} & set(sys.modules)"
+        "import json, sys; from bf16prof.measure.machine import hardware, versions; import bf16prof.commands.doctor, bf16prof.measure.checks;"
+        "print(json.dumps(hardware() | versions())); assert not {'torch', 'deepspeed', 'transformers', 'tokenizers', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 

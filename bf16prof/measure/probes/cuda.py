@@ -18,7 +18,7 @@ class CudaProbe:
 
     def __init__(self) -> None:
         self.name = torch.cuda.get_device_name()
-        self._run_peak = 0
+        self._run_peak = self._run_reserved = 0
         torch.cuda.reset_peak_memory_stats()
 
     def allocated_bytes(self) -> int:
@@ -29,6 +29,7 @@ class CudaProbe:
         """`torch.cuda.max_memory_allocated` since the last call, then reset."""
         peak = torch.cuda.max_memory_allocated()
         self._run_peak = max(self._run_peak, peak)
+        self._run_reserved = self.reserved_bytes()
         torch.cuda.reset_peak_memory_stats()
         return peak
 
@@ -37,8 +38,8 @@ class CudaProbe:
         return max(self._run_peak, torch.cuda.max_memory_allocated())
 
     def reserved_bytes(self) -> int:
-        """What the allocator holds now, which is the most it has held: it gives memory back only on a retry."""
-        return torch.cuda.memory_reserved()
+        """`torch.cuda.max_memory_reserved` since the probe was made: DeepSpeed empties the cache while it builds an engine."""
+        return max(self._run_reserved, torch.cuda.max_memory_reserved())
 
     def retries(self) -> int:
         """`num_alloc_retries`: allocations that failed first, then succeeded after the cache was freed."""
