@@ -67,4 +67,4 @@ gpu-check: $(VENV)/.train ## On a GPU machine: the whole chain, and what to comp
 	@echo 'please send the run directory (run.json, records.json, rank*.json) with any difference.'
 
 clean: ## Remove the environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

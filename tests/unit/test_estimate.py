@@ -20,7 +20,7 @@ from bf16prof.records import Component, Device, MemoryRecord, Offload, Phase, So
 
 GIB = 2**30
 C = Component
-BASELINE, LOW = rows("seed README", "allocated")
+BASELINE, LOW = rows("example README", "allocated")
 RECIPES = list(runnable_recipes())
 
 

@@ -63,8 +63,9 @@ def test_the_environment_of_this_process_is_the_default(monkeypatch: pytest.Monk
 
 def test_hardware_and_versions_are_strings_and_import_nothing_heavy() -> None:
     code = (
-        "import json, sys; from bf16prof.measure.machine import hardware, versions; import bf16prof.commands.doctor, bf16prof.measure.checks;"
-        "print(json.dumps(hardware() | versions())); assert not {'torch', 'deepspeed', 'transformers', 'tokenizers', 'pandas'} & set(sys.modules)"
+        "import json, sys; from bf16prof.measure.machine import hardware, versions;"
+        "import bf16prof.commands.doctor, bf16prof.measure.checks; print(json.dumps(hardware() | versions()));"
+        "assert not {'torch', 'deepspeed', 'transformers', 'tokenizers', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 

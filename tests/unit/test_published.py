@@ -23,7 +23,7 @@ def test_the_published_figures_are_those_of_the_collection() -> None:
 
     assert published_names() == ["deepspeed-bf16-example"]
     for metric, field in (("allocated", "allocated_bytes"), ("peak_allocated", "run_peak_allocated_bytes")):
-        for row, record in zip(rows("seed README", metric), (baseline, low), strict=True):
+        for row, record in zip(rows("example README", metric), (baseline, low), strict=True):
             assert getattr(record, field) == pytest.approx(row["value"] * 2**30, abs=1)
     assert [(record.step_time_s, record.loss) for record in (baseline, low)] == [(0.6016, 3.09), (0.6427, 3.12)]
     assert "mean 2.78, standard deviation 1.56" in " ".join(baseline.notes)

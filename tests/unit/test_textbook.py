@@ -40,7 +40,7 @@ def test_without_zero_everything_is_on_every_gpu() -> None:
     assert zero_paper_bytes(7.5e9, 0, 1) == zero_paper_bytes(7.5e9, 0, 64) == 120e9
 
 
-BASELINE, LOW = rows("seed README", "bytes_per_param_sum")
+BASELINE, LOW = rows("example README", "bytes_per_param_sum")
 
 
 @pytest.mark.parametrize(("recipe", "row"), [("bf16-fp32-master", BASELINE), ("bf16-full-autocast", LOW)])
