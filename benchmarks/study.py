@@ -246,7 +246,7 @@ def picture(study: Study, target: Path) -> None:
         legend = "".join(f"<span style='color:{colour}'>\u25a0 {recipe}&emsp;</span>" for recipe, colour in looks.items())
         page.write_text(
             f"<meta charset='utf-8'><script>{bundle()}</script><p style='font:12px sans-serif'>{legend}</p>"
-            + "".join(f"<div>{found.html}</div>" for found in drawn),
+            + "".join(f"<div>{found.html}</div>" for found in drawn if found),
             encoding="utf-8",
         )
         page_picture(page, target, "1000,1600")

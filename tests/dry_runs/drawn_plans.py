@@ -40,23 +40,30 @@ class DrawnPlan:
     room: Room
 
 
-def question(family: str, gpu: str, *sets: str, expandable: bool = False) -> Question:
+def question(family: str, gpu: str, *sets: str, expandable: bool = False, margin: float | None = None) -> Question:
     """What fits a GPU, of a model of a family."""
     profile = load_profile("cpu-demo", [parse_set(text) for text in (*FIXED, f"model.family={family}", *sets)]).profile
-    margin = MARGIN_EXPANDABLE if expandable else MARGIN
-    recipes = tuple(runnable_recipes())
-    return Question(profile, find_gpu(gpu), (0, 1, 2, 3), recipes, powers_of_two(64), margin=margin, expandable=expandable)
+    usual = MARGIN_EXPANDABLE if expandable else MARGIN
+    return Question(
+        profile,
+        find_gpu(gpu),
+        (0, 1, 2, 3),
+        tuple(runnable_recipes()),
+        powers_of_two(64),
+        margin=usual if margin is None else margin,
+        expandable=expandable,
+    )
 
 
-def draw(seed: int, count: int, *, expandable: bool = False) -> list[DrawnPlan]:
-    """So many plans, each of a question of its own."""
+def draw(seed: int, count: int, *, expandable: bool = False, margin: float | None = None) -> list[DrawnPlan]:
+    """So many plans, each of a question of its own; `margin`: the share of the allocator's memory that is left, `plan`'s if not given."""
     rng = random.Random(seed)
     drawn: list[DrawnPlan] = []
     while len(drawn) < count:
         family = FAMILIES[len(drawn) % len(FAMILIES)]
         sets = [f"{key}={rng.choice(choices)}" for key, choices in CHOICES.items()]
         asked = dataclasses.replace(
-            question(family, rng.choice(BOARDS), *sets, expandable=expandable),
+            question(family, rng.choice(BOARDS), *sets, expandable=expandable, margin=margin),
             stages=(rng.choice((0, 1, 2, 3, 3)),),
             recipes=(rng.choice(tuple(runnable_recipes())),),
             offloads=(rng.choice((Offload.NONE, Offload.NONE, Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS)),),
