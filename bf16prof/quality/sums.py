@@ -18,8 +18,9 @@ Square = Annotated[float, Interval(ge=0)]
 
 @dataclass(frozen=True)
 class Sums:
-    """Over `elements` that were looked at: how many updates were intended (not zero), how many of those changed no stored value (`lost`),
-    the inner product of the intended update with the one that took effect (`projected`), and of the intended one with itself (`square`).
+    """Over `elements` that were looked at and finite: how many updates were intended (not zero), how many of those changed no stored value
+    (`lost`), the inner product of the intended update with the one that took effect (`projected`), and of the intended one with itself
+    (`square`).
     """
 
     __pydantic_config__ = STRICT

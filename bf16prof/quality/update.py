@@ -49,13 +49,15 @@ def _biased(moment: Tensor | None, beta: float, adam: AdamSettings) -> Tensor | 
 
 
 def measured_sums(intended: Tensor, before: Tensor, after: Tensor) -> Sums:
-    """What became of an intended update, from the stored values before and after it."""
+    """What became of an intended update, from the stored values before and after it; elements where either is not finite are left out."""
     effective = after.double() - before.double()
+    finite = intended.isfinite() & effective.isfinite()
+    intended, effective = intended[finite], effective[finite]
     wanted = intended != 0
     return Sums(
         intended.numel(),
         int(wanted.sum()),
         int((wanted & (effective == 0)).sum()),
-        float(torch.dot(intended.flatten(), effective.flatten())),
-        float(torch.dot(intended.flatten(), intended.flatten())),
+        float(torch.dot(intended, effective)),
+        float(torch.dot(intended, intended)),
     )

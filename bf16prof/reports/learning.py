@@ -24,7 +24,7 @@ class Learning:
         """One line: `EDQ 0.9601, 24.65 % of updates lost, loss 4.594 (3 steps)`."""
         steps = f"({self.steps} step{'s' * (self.steps != 1)})"
         if self.edq is None or self.lost_updates is None:
-            return f"no update was intended {steps}"
+            return f"no finite update was intended {steps}"
         loss = "" if self.loss is None else f", loss {number(self.loss)}"
         return f"EDQ {edq_text(self.edq)}, {lost_text(self.lost_updates)} of updates lost{loss} {steps}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,13 @@ def test_nothing_is_lost_where_everything_arrives_and_what_goes_backwards_is_neg
     assert measured_sums(f64(1, -2), f64(5, 5), f64(4, 7)).edq == -1.0
     assert measured_sums(f64(0, 0), f64(5, 5), f64(5, 5)).edq is None
     assert measured_sums(f64(0, 0), f64(5, 5), f64(5, 5)).lost_updates is None
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    intended = torch.tensor([1.0, math.nan, 1.0, 2.0, math.inf], dtype=torch.float64)
+    before, after = torch.zeros(5), torch.tensor([1.0, 1.0, math.inf, 1.0, 0.0])
+    assert measured_sums(intended, before, after) == Sums(2, 2, 0, 3.0, 5.0)
+    assert measured_sums(intended[1:2], before[:1], after[:1]) == Sums()
 
 
 def test_bf16_loses_an_update_below_half_of_its_spacing() -> None:
@@ -294,7 +302,7 @@ def test_a_step_in_which_nothing_was_intended_says_so() -> None:
     found = learning(a_record(quality=(nothing,)))
 
     assert found is not None
-    assert found.text == "no update was intended (1 step)"
+    assert found.text == "no finite update was intended (1 step)"
 
 
 def test_records_with_quality_survive_their_file(tmp_path: Path) -> None:
