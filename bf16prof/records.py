@@ -416,6 +416,11 @@ def interquartile_range(times: Sequence[float]) -> float | None:
     return quartiles[2] - quartiles[0]
 
 
+def not_finite(lost: Sequence[int], steps: int) -> list[str]:
+    """A note that these of so many steps had no finite loss; none if all had one."""
+    return [f"the loss was not finite in {len(lost)} of {steps} steps, first in step {lost[0]}"] if lost else []
+
+
 def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[Item, ...]:
     """The items, and what they leave unexplained of the allocated bytes as one more."""
     other = allocated_bytes - sum(item.bytes for item in items)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
-from bf16prof.records import StepRecord
+from bf16prof.records import StepRecord, not_finite
 
 _SUMMARY = re.compile(r"\bSUMMARY: (\w+=.*)")
 _STEP = re.compile(
@@ -76,6 +77,7 @@ class ExampleReader:
             notes.append("the step time is the mean that the script prints, of the slowest rank, without its warm-up steps")
         facts = known(parameters=next(iter(self._parameters), None), step_time_s=max(times, default=0.0) or None)
         steps = tuple(self._job_step(step) for step in sorted(self._steps))
+        notes += not_finite([number for number, ranks in sorted(self._steps.items()) if _lost(ranks)], len(steps))
         return Finding(
             self.format,
             readings,
@@ -144,6 +146,8 @@ class ExampleReader:
         if self._summaries:
             most = max(self._summaries, key=lambda s: (s.allocated, s.peak))
             allocated, peak = Reading(most.allocated), Reading(most.peak)
+            if (highest_peak := max(s.peak for s in self._summaries)) > most.peak:
+                notes.append(f"of the rank that holds most; the peak of another is {highest_peak - most.peak:,} bytes higher")
         elif self._block:
             allocated, peak = self._of_block("Final allocated memory"), self._of_block("Peak memory")
         else:
@@ -163,6 +167,10 @@ class ExampleReader:
         losses = [loss for loss, _ in of_step.values() if loss is not None]
         complete = len(losses) == len(self._last)
         return StepRecord(step, statistics.fmean(losses) if complete else None, max(time for _, time in of_step.values()), None)
+
+
+def _lost(ranks: Mapping[int, tuple[float | None, float]]) -> bool:
+    return any(loss is None for loss, _ in ranks.values())
 
 
 def _loss(text: str) -> float | None:

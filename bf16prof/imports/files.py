@@ -6,6 +6,7 @@ Files are what others wrote: they may be endless, binary, of another kind or mad
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections import Counter
@@ -74,10 +75,14 @@ class _Readers:
 def read_files(paths: Sequence[Path]) -> Sources:
     """Read the files of one run. Raises `InputError` naming the file that cannot be used, or saying that they are of several runs."""
     readers = _Readers()
-    files = []
+    files: list[Understood] = []
+    known: dict[bytes, Path] = {}
     for path in paths:
+        content = _content(path)
+        if (same := known.setdefault(hashlib.sha256(content).digest(), path)) is not path:
+            raise InputError(f"{path}: the same as {same}")
         try:
-            files.append(_read(path, _content(path), readers))
+            files.append(_read(path, content, readers))
         except (ValueError, csv.Error) as error:
             raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
     try:
@@ -111,7 +116,7 @@ def _read(path: Path, content: bytes, readers: _Readers) -> Understood:
         good, bad = readers.samples.rows(_lines(content), str(path))
         return _table(path, NvidiaSmiReader.format, good, bad)
     if set(COLUMNS) <= {cell.strip() for cell in header}:
-        good, bad = readers.losses.rows(_lines(content))
+        good, bad = readers.losses.rows(_lines(content), is_cut=not content.endswith((b"\n", b"\r")))
         return _table(path, LossReader.format, good, bad)
     return _text(path, content, readers)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 from bf16prof.imports.finding import Finding
-from bf16prof.records import StepRecord
+from bf16prof.records import StepRecord, not_finite
 
 COLUMNS = ("step", "loss")
 
@@ -19,10 +19,12 @@ class LossReader:
 
     def __init__(self) -> None:
         self._losses: dict[int, float | None] = {}
+        self._notes: list[str] = []
 
-    def rows(self, lines: Iterable[str]) -> tuple[int, int]:
+    def rows(self, lines: Iterable[str], *, is_cut: bool = False) -> tuple[int, int]:
         """Read a file, its header first; how many rows were understood, and how many were not.
 
+        `is_cut`: the last line does not end, so that its loss may have had more digits.
         Raises `ValueError` when a step comes twice: these are then several runs.
         """
         rows = csv.reader(lines)
@@ -38,6 +40,8 @@ class LossReader:
                 raise ValueError(f"step {int(step)} is there twice: these are the losses of several runs")
             self._losses[int(step)] = float(loss) if math.isfinite(float(loss)) else None
             good += 1
+        if is_cut and good:
+            self._notes.append("the last line of the losses does not end: its number may have been cut")
         return good, bad
 
     def finding(self) -> Finding | None:
@@ -45,9 +49,7 @@ class LossReader:
         if not self._losses:
             return None
         steps = tuple(StepRecord(step, self._losses[step], None, None) for step in sorted(self._losses))
-        lost = [step for step, loss in self._losses.items() if loss is None]
-        notes = (f"the loss is not finite in {len(lost)} of {len(steps)} steps, first in step {min(lost)}",) if lost else ()
-        return Finding(self.format, steps=steps, notes=notes)
+        return Finding(self.format, steps=steps, notes=(*not_finite([s.step for s in steps if s.loss is None], len(steps)), *self._notes))
 
 
 def _is_number(text: str) -> bool:

@@ -25,7 +25,8 @@ class MemoryUsageReader:
     format = "DeepSpeed's see_memory_usage"
 
     def __init__(self) -> None:
-        self._previous = ""
+        self._message: re.Match[str] | None = None
+        """The last one since the last reading that says before or after which phase: other ranks may print between it and the reading."""
         self._open: Phase | None = Phase.INIT
         self._peaks: dict[Phase, list[Reading]] = {}
         self._ends: dict[Phase, Reading] = {}
@@ -36,17 +37,18 @@ class MemoryUsageReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        previous, self._previous = self._previous, text
         if _CPU.search(text):
             return 1
         found = _LINE.search(text)
         if found is None:
+            self._message = _INSTANT.search(text[-400:]) or self._message
             return 0
         allocated, peak, reserved, reserved_peak = (rounded(t, GIB, 2 if "." in t else 0) for t in found.groups())
         self._all.append(peak)
         self._reserved.append(reserved)
         self._reserved_peaks.append(reserved_peak)
-        self._interval(_INSTANT.search(previous[-400:]), allocated, peak)
+        self._interval(self._message, allocated, peak)
+        self._message = None
         return 2
 
     def finding(self) -> Finding | None:

@@ -1,4 +1,5 @@
-"""An unpickler that can build nothing but plain data: dicts with text or number keys, lists, tuples, text, numbers, truth values and None.
+"""An unpickler that can build nothing but plain data: dicts with text keys (nobody can choose their hashes), lists, tuples, text, numbers,
+truth values and None.
 
 There is no operation in it that names a class or calls anything, so a hostile file has nothing to call; it also bounds what a file can
 make it hold, and does nothing recursively. The operations are those that pickle's protocols 2 to 5 write for such data; the standard
@@ -95,7 +96,7 @@ class _Machine:
         if not isinstance(target, dict) or len(values) % 2:
             raise TypeError
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str | int):
+            if not isinstance(key, str):
                 raise TypeError
             target[key] = value
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
 from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, interquartile_range, peak_phase
+
+GROWING = ("allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes")
+"""Quantities of one run, none of which is larger than the next."""
 
 
 def imported_record(case: Case, findings: Sequence[Finding], *, gpu: str | None = None, notes: Sequence[str] = ()) -> MemoryRecord:
@@ -25,6 +29,11 @@ def imported_record(case: Case, findings: Sequence[Finding], *, gpu: str | None 
             if name not in said or reading.rounding < best.rounding:
                 said[name] = (reading, finding)
     readings = {name: reading for name, (reading, _) in said.items()}
+    contradictions += [
+        f"{large} is {readings[large].bytes}, and {small} {readings[small].bytes}"
+        for small, large in itertools.combinations([name for name in GROWING if name in readings], 2)
+        if readings[small].low > readings[large].high
+    ]
     steps = joined_steps([finding.steps for finding in findings])
     fields: dict[str, Any] = {"parameters": None, "gpu": gpu, **_times(steps)}
     for finding in reversed(findings):
@@ -86,4 +95,4 @@ def _times(steps: Sequence[StepRecord]) -> dict[str, float | None]:
 
 
 def _contradicting(found: Sequence[str]) -> list[str]:
-    return [f"the files contradict each other; the more exact number is used: {'; '.join(found)}"] if found else []
+    return [f"what was read contradicts itself; of one quantity the more exact number is used: {'; '.join(found)}"] if found else []

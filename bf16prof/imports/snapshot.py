@@ -24,6 +24,9 @@ MOST_ITEMS = 200
 MOST_FRAMES = 200
 """So many frames of a stack are looked at."""
 
+MOST_ENTRIES = 5_000_000
+"""Blocks and events in all. A pickle can name one list many times: what it unfolds to is not bounded by the size of its file."""
+
 _LARGEST = 2**60
 _SEGMENTS = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
 _ACTIONS = {"alloc", "free_requested", "free_completed", "oom", "snapshot", *_SEGMENTS}
@@ -61,7 +64,10 @@ class SnapshotReader:
         Raises `ValueError` naming what is not as it should be.
         """
         segments = [_mapping(s, "a segment") for s in _list(content, "segments")]
-        traces = [[_mapping(e, "an event") for e in _items(t, "device_traces")] for t in _list(content, "device_traces")]
+        unread = [_items(t, "device_traces") for t in _list(content, "device_traces")]
+        if sum(map(len, [*unread, *(_items(s.get("blocks"), "blocks") for s in segments)])) > MOST_ENTRIES:
+            raise ValueError(f"more than {MOST_ENTRIES:,} blocks and events")
+        traces = [[_mapping(e, "an event") for e in trace] for trace in unread]
         by_device: dict[int, list[Mapping[str, Any]]] = {}
         for segment in segments:
             by_device.setdefault(_size(segment, "device") if "device" in segment else 0, []).append(segment)
@@ -130,9 +136,13 @@ def _blocks(snapshot: _Snapshot) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _holders(snapshot: _Snapshot) -> list[Item]:
     """What is allocated, by the place in the program that allocated it, the largest first."""
     sizes: Counter[str] = Counter()
+    places: dict[int, str] = {}  # by the list of frames: what one place allocated often names the same list
     for _, block in _blocks(snapshot):
         if _text(block, "state") == "active_allocated":
-            sizes[_place(block.get("frames"))] += _size(block, "size")
+            frames = block.get("frames")
+            if id(frames) not in places:
+                places[id(frames)] = _place(frames)
+            sizes[places[id(frames)]] += _size(block, "size")
     largest = sizes.most_common(MOST_ITEMS)
     rest = sum(sizes.values()) - sum(size for _, size in largest)
     items = [Item(Component.OTHER, name, size, "the snapshot's stack") for name, size in largest]

@@ -19,6 +19,7 @@ from bf16prof.records import (
     UpdateQuality,
     by_component,
     interquartile_range,
+    not_finite,
     peak_phase,
     with_other,
 )
@@ -105,9 +106,7 @@ def _update_quality(sums: Sums) -> UpdateQuality:
 
 def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     notes = [] if outcome.status is Status.FINISHED else [f"partial: {outcome.status}: {outcome.message}"]
-    if lost := [step.step + 1 for step in steps if step.loss is None]:
-        notes.append(f"the loss was not finite in {len(lost)} of {len(steps)} steps, first in step {lost[0]}")
-    return tuple(notes)
+    return (*notes, *not_finite([step.step + 1 for step in steps if step.loss is None], len(steps)))
 
 
 def _higher_peak(heaviest: RankResult, ranks: Sequence[RankResult]) -> list[str]:

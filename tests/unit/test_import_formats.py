@@ -133,7 +133,14 @@ def test_losses_are_read_and_those_that_are_no_numbers_are_said(tmp_path: Path) 
     finding = only(tmp_path, LOSSES)
 
     assert [(s.step, s.loss) for s in finding.steps] == [(0, 10.98828125), (1, 10.5), (2, None), (5, 9.1015625)]
-    assert finding.notes == ("the loss is not finite in 1 of 4 steps, first in step 2",)
+    assert finding.notes == ("the loss was not finite in 1 of 4 steps, first in step 2",)
+
+
+def test_a_last_row_that_may_have_been_cut_is_said(tmp_path: Path) -> None:
+    finding = only(tmp_path, LOSSES + "6,1")
+
+    assert finding.steps[-1].loss == 1
+    assert finding.notes[-1] == "the last line of the losses does not end: its number may have been cut"
 
 
 def test_other_columns_and_bad_rows_do_not_matter(tmp_path: Path) -> None:
@@ -148,7 +155,12 @@ def test_other_columns_and_bad_rows_do_not_matter(tmp_path: Path) -> None:
 
 def test_a_step_that_comes_twice_means_several_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="step 0 is there twice"):
-        read(tmp_path, LOSSES, LOSSES)
+        read(tmp_path, LOSSES, LOSSES + "6,9.0\n")
+
+
+def test_a_file_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"log1: the same as .*log0"):
+        read(tmp_path, SAMPLES, SAMPLES)
 
 
 # see_memory_usage.
@@ -172,6 +184,18 @@ def test_deepspeeds_own_lines_become_phases() -> None:
 def usage(message: str, now: float, most: float, reserved: float = 9.0, most_reserved: int = 9) -> str:
     """What DeepSpeed prints."""
     return f"{message}\nMA {now} GB         Max_MA {most} GB         CA {reserved} GB         Max_CA {most_reserved} GB \n"
+
+
+def test_what_another_rank_prints_between_a_message_and_its_line_changes_nothing() -> None:
+    lines = BREAKDOWN.read_text().splitlines()
+    disturbed = [part for line in lines for part in (["[rank1] hello", line] if "Max_MA" in line else [line])]
+    alone, among_others = MemoryUsageReader(), MemoryUsageReader()
+    for reader, texts in ((alone, lines), (among_others, disturbed)):
+        for text in texts:
+            reader.line(text)
+
+    assert len(disturbed) > len(lines)
+    assert among_others.finding() == alone.finding()
 
 
 def test_what_lies_between_two_lines_belongs_to_the_phase_that_is_open(tmp_path: Path) -> None:
@@ -334,6 +358,18 @@ def test_the_more_exact_of_two_numbers_is_used_and_a_contradiction_is_said(tmp_p
     assert agree.allocated_bytes == differ.allocated_bytes == 2147483649
     assert not [note for note in agree.notes if "contradict" in note]
     assert len([note for note in differ.notes if re.search("contradict.*allocated_bytes: 2147483649 by .*, 2684354560 by", note)]) == 1
+
+
+def test_less_reserved_than_allocated_is_a_contradiction(tmp_path: Path) -> None:
+    log = "Engine after step\nMA 25.74 GB  Max_MA 31.38 GB  CA 20.00 GB  Max_CA 20 GB\n"
+    found = record(written(tmp_path, log))
+
+    assert re.search(r"reserved_bytes is \d+, and allocated_bytes \d+; reserved_bytes is \d+, and run_peak", " ".join(found.notes))
+
+
+def test_the_last_of_the_example_does_not_hide_a_loss_that_was_no_number(tmp_path: Path) -> None:
+    log = re.sub(r"(Step \d+: loss=)[0-9.]+", r"\1nan", EXAMPLE.read_text())
+    assert "the loss was not finite" in " ".join(only(tmp_path, log).notes)
 
 
 def test_a_text_of_which_nothing_is_understood_is_refused_in_one_line(tmp_path: Path) -> None:
