@@ -106,6 +106,8 @@ def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
         return "gradients that stages 1 and 2 accumulate in another dtype than the parameters' are not modelled"
     if offloads_optimizer(engine.config) and not engine.zero.contiguous_gradients:
         return "zero_optimization.contiguous_gradients=false with an offloaded optimizer is not modelled at stages 1 and 2"
+    if engine.zero.reduce_scatter and not engine.zero.use_multi_rank_bucket_allreduce and engine.world_size > 1:
+        return "zero_optimization.use_multi_rank_bucket_allreduce=false, which reduces the slices of one rank at a time, is not modelled"
     return None
 
 

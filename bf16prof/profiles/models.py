@@ -116,6 +116,12 @@ class HuggingFaceSettings(Settings):
         return repr(self.hf_config)
 
     @property
+    def attention(self) -> object:
+        """The implementation of attention that is asked for, here or else in the configuration; `None` where transformers chooses."""
+        said = self.hf_config.get("_attn_implementation", self.hf_config.get("attn_implementation"))
+        return self.attn_implementation or said
+
+    @property
     def family(self) -> str:
         """Transformers' name for the architecture."""
         return str(self.hf_config["model_type"])

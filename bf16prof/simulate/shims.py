@@ -10,7 +10,7 @@ import importlib
 import itertools
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, MutableSet
 from typing import Any
 from unittest import mock
 
@@ -40,6 +40,8 @@ DeepSpeed's collectives are PyTorch's."""
 
 PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
 
+COORDINATOR = "deepspeed.runtime.zero.partitioned_param_coordinator"
+
 COMPARING_MODULES = tuple(
     f"deepspeed.runtime.zero.{name}"
     for name in ("utils", "partition_parameters", "partitioned_param_coordinator", "parameter_offload", "stage3")
@@ -64,6 +66,8 @@ def shims(tracker: Tracker) -> Iterator[None]:
         replace(FakeTensor, "data", property(_DATA.__get__, _set_data), create=True)
         # DeepSpeed keeps parameters in sets, whose order follows their addresses; a dry run gives the same result every time.
         replace(FakeTensor, "__hash__", _hash)
+        # ZeRO-3 waits for a module's parameters in the order of such a set; when it copies them out of gathered buckets follows from it.
+        replace(_module(COORDINATOR), "set", InOrder, create=True)
         # The random generator's state is read and written as raw memory, which fake tensors do not have. Checkpointing keeps one per layer.
         for owner in (torch, torch.random):
             replace(owner, "get_rng_state", lambda: torch.empty(RNG_STATE_BYTES, dtype=torch.uint8))
@@ -166,6 +170,34 @@ def _hash(self: FakeTensor) -> int:
         self.__dict__[SERIAL] = next(_serials)
     serial: int = self.__dict__[SERIAL]
     return serial
+
+
+class InOrder(MutableSet[Any]):
+    """A set that is walked in the order in which it was filled: for a module's parameters, the model's."""
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._values = dict.fromkeys(values)
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._values
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, value: Any) -> None:
+        """Put it at the end, if it is not there."""
+        self._values[value] = None
+
+    def discard(self, value: Any) -> None:
+        """Take it out, if it is there."""
+        self._values.pop(value, None)
+
+    def update(self, values: Iterable[Any]) -> None:
+        """Add them all."""
+        self._values |= dict.fromkeys(values)
 
 
 def _not_compiled(model: Any = None, **_: Any) -> Any:

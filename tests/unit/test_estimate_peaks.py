@@ -131,15 +131,17 @@ def test_unfused_kernels_of_torch_take_memory_for_denominators() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "reason"),
+    ("stage", "sets", "reason"),
     [
-        ((f"{ZERO}.zero_hpz_partition_size=2",), "zero_hpz_partition_size"),
-        ((f"{ZERO}.memory_efficient_linear=false",), "memory_efficient_linear"),
-        ((f"{ZERO}.stage3_allgather_sequential=true",), "stage3_allgather_sequential"),
+        (3, (f"{ZERO}.zero_hpz_partition_size=2",), "zero_hpz_partition_size"),
+        (3, (f"{ZERO}.memory_efficient_linear=false",), "memory_efficient_linear"),
+        (3, (f"{ZERO}.stage3_allgather_sequential=true",), "stage3_allgather_sequential"),
+        (1, (f"{ZERO}.use_multi_rank_bucket_allreduce=false",), "use_multi_rank_bucket_allreduce"),
+        (2, (f"{ZERO}.use_multi_rank_bucket_allreduce=false",), "use_multi_rank_bucket_allreduce"),
     ],
 )
-def test_peaks_of_what_was_never_held_against_the_dry_run_stay_null(sets: tuple[str, ...], reason: str) -> None:
-    record = small(3, *sets)
+def test_peaks_of_what_was_never_held_against_the_dry_run_stay_null(stage: int, sets: tuple[str, ...], reason: str) -> None:
+    record = small(stage, *sets)
 
     assert record.peak_allocated_bytes is record.reserved_floor_bytes is None
     assert record.allocated_bytes

@@ -153,6 +153,10 @@ NOT_KNOWN: list[tuple[dict[str, Any], str]] = [
     (config("llama", attention_bias="no"), "attention_bias: expected true or false, got 'no'"),
     (config("llama", rope_scaling=[3]), r"rope_scaling: expected a table, got \[3\]"),
     (config("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "rope_type: 'dynamic' is not modelled"),
+    (
+        config("llama", num_attention_heads=4, num_key_value_heads=3),
+        r"num_attention_heads \(4\) is not a multiple of num_key_value_heads \(3\)",
+    ),
     (config("llama", rope_scaling={"rope_type": ["x"]}), "rope_type: .* is not modelled"),
     (config("llama", rope_parameters={"full_attention": {"rope_type": "default"}}), "one table per type of layer"),
     (config("phi", partial_rotary_factor=0.25, rope_scaling={"rope_type": "yarn"}), r"yarn over an odd number of dimensions \(3\)"),

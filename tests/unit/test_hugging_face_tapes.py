@@ -139,7 +139,10 @@ def test_layers_of_a_kind_repeat(model_type: str, checkpointing: bool, attention
         (config("qwen2", layer_types=["linear_attention"] * 2), {}, "layer_types"),
         (config("gemma2"), {"model__attn_implementation": "sdpa"}, "has no sdpa"),
         (config("llama"), {"model__attn_implementation": "flash_attention_2"}, "'flash_attention_2'"),
+        (config("llama", attn_implementation="flash_attention_2"), {}, "'flash_attention_2'"),
         (config("mixtral"), {"recipe": "fp32"}, "parameters in bf16, not in fp32"),
+        (config("mixtral", num_experts_per_tok=99), {}, "num_experts_per_tok (99) is more than"),
+        (config("mixtral", intermediate_size=76), {}, "multiple of 8 elements, not of 76"),
     ],
 )  # fmt: skip
 def test_what_has_no_tape_says_why(content: dict[str, Any], values: dict[str, str], reason: str) -> None:
@@ -163,6 +166,15 @@ def test_a_window_needs_a_mask_only_where_the_sequence_reaches_it() -> None:
     wide, narrow, reached = (forward(peaks(config("mistral", sliding_window=window))) for window in (None, 17, 16))
 
     assert wide == narrow < reached
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_configuration_may_say_which_attention(key: str) -> None:
+    """transformers obeys either key, and what the profile says before them."""
+    eager, sdpa = (forward(peaks(config("llama"), model__attn_implementation=kind)) for kind in ("eager", "sdpa"))
+
+    assert forward(peaks(config("llama", **{key: "eager"}))) == eager != sdpa
+    assert forward(peaks(config("llama", **{key: "eager"}), model__attn_implementation="sdpa")) == sdpa
 
 
 def test_eager_attention_keeps_the_scores() -> None:

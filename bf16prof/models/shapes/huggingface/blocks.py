@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bf16prof.models.shapes import ParameterSpec, linear
+from bf16prof.models.shapes import NoInventory, ParameterSpec, linear
 from bf16prof.models.shapes.huggingface import BufferSpec, Skeleton
 from bf16prof.models.shapes.huggingface.config import Config
 
@@ -27,7 +27,10 @@ class Heads:
     def of(cls, config: Config) -> Heads:
         """As most configurations say it. A `head_dim` need not be the hidden size by the heads."""
         hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
-        return cls(hidden, heads, config.count_or("num_key_value_heads", heads), config.count_or("head_dim", hidden // heads))
+        kv_heads = config.count_or("num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise NoInventory(f"model.hf_config.num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})")
+        return cls(hidden, heads, kv_heads, config.count_or("head_dim", hidden // heads))
 
     @property
     def inputs(self) -> tuple[int, int, int]:

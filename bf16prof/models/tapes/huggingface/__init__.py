@@ -20,7 +20,7 @@ from bf16prof.profiles.models import HuggingFaceSettings
 FAMILIES_PACKAGE = f"{__name__}.families"
 HALF = 2
 IMPLEMENTATIONS = (None, "sdpa", "eager")
-NOT_MODELLED = ("use_bidirectional_attention", "layerdrop")
+NOT_MODELLED = ("use_bidirectional_attention", "layerdrop", "experts_implementation", "_experts_implementation")
 """Keys that, when set, change what is computed, in ways that no tape knows."""
 
 
@@ -39,8 +39,8 @@ def network_of(run: Run, model: HuggingFaceSettings) -> Network:
     """
     if model.safetensors is not None:
         raise NoTape("a safetensors file lists parameters, and not what is computed with them")
-    if model.attn_implementation not in IMPLEMENTATIONS:
-        raise NoTape(f"attention by {model.attn_implementation!r:.40} is not modelled")
+    if model.attention not in IMPLEMENTATIONS:
+        raise NoTape(f"attention by {model.attention!r:.40} is not modelled")
     buffers = skeleton(model.hf_config).buffers
     if model.family not in model_types():
         raise NoTape(f"the activations of model_type {model.family!r:.40} are not modelled")
@@ -50,9 +50,9 @@ def network_of(run: Run, model: HuggingFaceSettings) -> Network:
             raise NoTape(f"model.hf_config.{key} is not modelled")
     if model.hf_config.get("is_causal") is False:
         raise NoTape("attention that is not causal is not modelled")
-    if model.attn_implementation == "sdpa" and not found.has_sdpa:
+    if model.attention == "sdpa" and not found.has_sdpa:
         raise NoTape(f"transformers has no sdpa for model_type {model.family!r:.40}")
-    is_eager = model.attn_implementation == "eager" or not found.has_sdpa
+    is_eager = model.attention == "eager" or not found.has_sdpa
     known = found(run, configuration(model.hf_config, found.defaults), is_eager, buffers)
     known.loss(Tape(Precision(HALF)), sorted({*{kind: layer for layer, kind in enumerate(known.kinds)}.values()}))
     return known

@@ -53,6 +53,8 @@ Attended = tuple[Tensor, Tensor | None]
 
 def rotary(tape: Tape, positions: Tensor, turned: int, width: int) -> Tables:
     """`LlamaRotaryEmbedding.forward`: tables [sequence, turned] in the dtype of the hidden states, computed in fp32."""
+    if turned % 2:
+        raise NoTape(f"an odd number of dimensions ({turned}) cannot be turned in pairs")
     frequencies = _angles(tape, positions, turned)
     angles = concatenate(tape, frequencies, frequencies)
     cos = mul(tape, tape.new(angles.numel, FP32, "cos"))

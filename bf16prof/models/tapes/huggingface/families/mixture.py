@@ -20,6 +20,9 @@ from bf16prof.models.tapes.huggingface.blocks import act, windows_of
 from bf16prof.models.tapes.huggingface.families.llama import Llama, Mistral, Qwen2, Qwen3
 from bf16prof.models.tapes.layers import linear_layer
 
+ALIGNMENT = 8
+"""16 bytes of bf16 elements (torch/_meta_registrations.py, _meta_grouped_mm_common)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Mixture(Llama):
@@ -53,6 +56,8 @@ class Mixture(Llama):
             return super().mlp(tape, x)
         if self.run.dtype != "bf16":
             raise NoTape(f"the experts' products are modelled for parameters in bf16, not in {self.run.dtype}")
+        if odd := [width for width in (self.hidden, self.config.count(self.expert_width)) if width % ALIGNMENT]:
+            raise NoTape(f"torch's grouped matrix product takes rows of a multiple of {ALIGNMENT} elements, not of {odd[0]}")
         return self.sparse(tape, x)
 
     def sparse(self, tape: Tape, x: Tensor) -> Tensor:
@@ -74,9 +79,11 @@ class Mixture(Llama):
 
     def chosen(self, tape: Tape, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and numbers of the best experts of each token."""
-        tokens = self.run.tokens
+        tokens, each = self.run.tokens, self.config.count("num_experts_per_tok")
+        if each > self.config.count(self.experts):
+            raise NoTape(f"model.hf_config.num_experts_per_tok ({each}) is more than {self.experts} ({self.config.count(self.experts)})")
         probabilities = softmax(tape, logits, width=FP32)
-        scores, chosen = topk(tape, probabilities, tokens * self.config.count("num_experts_per_tok"))
+        scores, chosen = topk(tape, probabilities, tokens * each)
         if self.normalises:
             scores = divided_in_place(tape, scores, row_sum(tape, scores, tokens))
         return (scores if self.scores_stay_wide else cast(tape, scores, logits.width)), chosen
