@@ -15,7 +15,7 @@ from bf16prof.commands.output import check_files, finished_run, hint, new_folder
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import read_ds_config
-from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu
+from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
@@ -147,8 +147,7 @@ def _case(given: dict[str, Any], sources: Sources, name: str, offload: Offload) 
 def _gpu(id_: str, sources: Sources) -> Gpu:
     """The GPU that the user names; else the one that the log names, if the table knows it; else the default."""
     logged = next((f.facts["gpu"] for f in sources.findings if f.facts.get("gpu")), None)
-    known = next((gpu.id for gpu in all_gpus().values() if gpu.name.partition(" (")[0] == logged), o.DEFAULT_GPU)
-    return find_gpu(id_ or known)
+    return find_gpu(id_) if id_ else gpu_named(logged) or find_gpu(o.DEFAULT_GPU)
 
 
 def _predictions(subject: _Subject, quiet: bool) -> list[MemoryRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bf16prof.profiles.gpus import all_gpus
+from bf16prof.profiles.gpus import gpu_named
 from bf16prof.records import Device, MemoryRecord, OutOfMemory, Phase, Source
 from bf16prof.reports.units import gib, inert, part_of
 from bf16prof.reports.views import CaseView, component_name
@@ -52,7 +52,7 @@ def beside_the_allocator(record: MemoryRecord) -> str:
 
 def device_total(record: MemoryRecord) -> int | None:
     """The memory of the record's GPU; `None` for a GPU that the table does not know."""
-    gpu = all_gpus().get(record.gpu or "")
+    gpu = gpu_named(record.gpu)
     return gpu.memory_bytes if gpu else None
 
 

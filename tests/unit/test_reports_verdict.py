@@ -10,7 +10,7 @@ import report_fixtures as fixtures
 
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Component, Device, Item, MemoryRecord, OutOfMemory, Phase, Source
-from bf16prof.reports.verdict import allocator_limit, beside_the_allocator, case_verdict, prediction_text, verdict
+from bf16prof.reports.verdict import allocator_limit, beside_the_allocator, case_verdict, device_total, prediction_text, verdict
 from bf16prof.reports.views import run_views
 
 GIB = 2**30
@@ -59,6 +59,10 @@ def test_allocations_that_had_to_free_the_cache_are_said() -> None:
 
 def test_units_are_said_twice_where_they_differ() -> None:
     assert "790.00 MiB of 79.18 GiB on the device" in told(dry_run(device_bytes=790 * 2**20))
+
+
+def test_a_gpu_is_known_by_its_id_and_by_the_name_that_torch_gives_it() -> None:
+    assert device_total(dry_run(gpu="NVIDIA H100 80GB HBM3")) == device_total(dry_run()) == TOTAL
 
 
 @pytest.mark.parametrize(
