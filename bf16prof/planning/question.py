@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bf16prof.cases import Job, Selection, expand
-from bf16prof.engine.beside import beside_the_allocator
 from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.plans import Room
+from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, Offload
