@@ -317,7 +317,8 @@ class MemoryRecord:
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
     * `reserved_bytes`: the most that the caching allocator has held; `fragmentation_bytes` of it were not allocated at that moment.
-      `device_bytes`: used on the device by the process, as NVML sees it; `device_items` are what comes on top of the reserved bytes.
+      `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it (imported); in a dry run the
+      reserved bytes and the `device_items`, which are assumed to come on top of them.
     * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
     * `timeline`: bytes by component over the last step.

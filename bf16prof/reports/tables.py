@@ -168,7 +168,7 @@ def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
             same = EXACT if not difference else AS_PRINTED if line.as_printed(record.source) else ""
             row[f"{label} error"] = same or f"{signed_bytes(difference)} ({signed_percent(error)})"
     said = verdict(record)
-    row["on the GPU"] = said.short if said else ""
+    row["room on the GPU"] = said.short if said else ""
     row["step time"] = _known(record.step_time_s, seconds)
     row["step time floor"] = _known(record.step_time_floor_s, seconds)
     row["MFU"] = "" if record.mfu is None else f"{record.mfu:.1%}"
@@ -194,5 +194,5 @@ def _markdown(rows: list[dict[str, str]]) -> str:
     longest_first = sorted(rows, key=lambda row: -len(row))
     names = [name for name in dict.fromkeys(n for row in longest_first for n in row) if any(row.get(name) for row in rows)]
     table = pd.DataFrame([{name: markdown_text(row.get(name, "")) for name in names} for row in rows])
-    left = ("case", "run", "profile", "source", "on the GPU")
+    left = ("case", "run", "profile", "source", "room on the GPU")
     return str(table.to_markdown(index=False, disable_numparse=True, colalign=["left" if n in left else "right" for n in names])) + "\n"

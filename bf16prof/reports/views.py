@@ -22,7 +22,7 @@ MEMORY_TOTALS = {
     "reserved_bytes": "reserved",
     "reserved_floor_bytes": "reserved, at least",
     "fragmentation_bytes": "fragmentation",
-    "device_bytes": "device (NVML)",
+    "device_bytes": "on the device",
     "host_bytes": "host",
 }
 """How the quantities of a record are called in tables."""
