@@ -11,6 +11,7 @@ from typing import Any
 from bf16prof.plans import Outlook, Plan
 from bf16prof.records import Case
 from bf16prof.reports import plan_rows
+from bf16prof.reports.cells import Cell, Table
 from bf16prof.reports.tables import csv_text, markdown_text
 
 
@@ -43,14 +44,19 @@ def _outlook(outlook: Outlook, profile: str, parameters: int) -> list[str]:
         parts += [_list(plan_rows.nearest_lines(outlook)), _table(plan_rows.change_rows(outlook))]
     if outlook.stages is not None:
         if outlook.stages.more_bytes > 0:
-            parts += [_text(plan_rows.stage_title(outlook.stages)) + "\n", _table(plan_rows.difference_rows(outlook.stages))]
+            differences = plan_rows.difference_rows(outlook.stages)
+            parts += [_text(differences.caption) + "\n", _table(differences)]
         parts.append(_list(plan_rows.stage_lines(outlook.stages)))
     return [*parts, _list(plan_rows.left_out_text(outlook))]
 
 
-def _table(rows: plan_rows.Rows) -> str:
-    lines = [rows.headers, ["---"] * len(rows.headers), *([_text(cell.replace("\n", ", ")) for cell in row] for row in rows.rows)]
+def _table(found: Table) -> str:
+    lines = [found.headers, ["---"] * len(found.headers), *([_cell(cell) for cell in row] for row in found.rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(cell: Cell) -> str:
+    return _text(", ".join([cell.text, *cell.detail.splitlines()]))
 
 
 def _list(lines: Sequence[str]) -> str:
