@@ -103,6 +103,8 @@ def plan(
         typer.echo(json_text(_document(answers)))
     else:
         _show(answers, request.profile, verbose)
+    if write is not None and answers[0].first is None:
+        raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
     _hints(context.params, answers, write, quiet)
 
 
@@ -214,8 +216,6 @@ def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None,
 
     found = next((answer for answer in answers if answer.first is not None), None)
     if found is None or found.first is None:
-        if write is not None:
-            raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
         return
     if write is not None:
         hint(f"{write} is ready; it cannot say: " + "; ".join(outside_the_config(found.first)), quiet)
