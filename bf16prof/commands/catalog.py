@@ -15,7 +15,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.request import resolve_profile
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.models.shapes import NoInventory, inventory
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
@@ -142,10 +142,12 @@ def _where(recipe: Recipe) -> dict[str, str]:
     """By ZeRO stage whether DeepSpeed runs the recipe there, or why not, on a GPU."""
     if recipe.deepspeed is None:
         return {}
-    profile, gpu = load_profile("deepspeed-bf16-example").profile, find_gpu("h100-80gb")
+    profile, gpu = load_profile(o.DEFAULT_PROFILE).profile, find_gpu(o.DEFAULT_GPU)
     said = {}
     for stage in STAGES:
-        jobs = [expand(Selection(profile, [stage], [8], [recipe.id], Device.GPU, gpu, offload))[0] for offload in SHOWN_OFFLOADS]
+        jobs = [
+            expand(Selection(profile, [stage], [GPUS_PER_NODE], [recipe.id], Device.GPU, gpu, offload))[0] for offload in SHOWN_OFFLOADS
+        ]
         reason, offloaded = (refusal_reason(job) for job in jobs)
         if reason is None:
             said[f"ZeRO {stage}"] = "runs, also with --offload optimizer" if offloaded is None else "runs"

@@ -11,7 +11,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, finished_run, hint, print_json, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.runs import load
 
@@ -21,13 +21,13 @@ FEW_CASES = 12
 
 def estimate(
     context: typer.Context,
-    profile: o.ProfileOption = "deepspeed-bf16-example",
+    profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "0,1,2,3",
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128",
     recipe: o.RecipeOption = "",
     gpu: o.GpuOption = o.DEFAULT_GPU,
     device: o.DeviceOption = Device.GPU,
-    gpus_per_node: o.PerNodeOption = 8,
+    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
     offload: o.OffloadOption = None,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,

@@ -11,7 +11,7 @@ import typer
 
 from bf16prof.cases import Job, check_sizes, offload_of
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, write_files, write_report
+from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import read_ds_config
@@ -19,13 +19,10 @@ from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
-from bf16prof.runs import REPORT, Run, create, save, save_losses
+from bf16prof.runs import Run, create, save, save_losses
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
-
-DEFAULT_PROFILE = "deepspeed-bf16-example"
-"""Whose workload is trained where the user names a model and no profile, as in `estimate`."""
 
 
 def import_(
@@ -81,8 +78,7 @@ def import_(
         print_json(run.records, **more)
     else:
         _show(run, verbose, quiet)
-        hint(f"report: {folder / REPORT}", False)
-        hint(f"next: bf16prof report {folder} --open", quiet)
+        report_hints(folder, quiet)
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
 
@@ -103,7 +99,7 @@ def _subject(context: typer.Context, sources: Sources) -> _Subject:
     if not (given["profile"] or given["hf_config"] or given["model"]):
         name = given["files"][0].stem.encode(errors="backslashreplace").decode()
         return _Subject(_case(given, sources, name, given["offload"] or Offload.NONE))
-    given["profile"] = given["profile"] or DEFAULT_PROFILE
+    given["profile"] = given["profile"] or o.DEFAULT_PROFILE
     request = read_request(context)
     given |= {"zero": request.zero, "recipe": request.recipe}
     case = _case(given, sources, request.profile.name, given["offload"] or offload_of(request.profile))

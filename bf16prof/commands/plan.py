@@ -14,7 +14,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, check_path, hint
 from bf16prof.commands.request import Request, read_request
 from bf16prof.errors import InputError, Refused
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Offload, as_json, document, json_text
@@ -31,12 +31,12 @@ SHOWN = 10
 
 def plan(
     context: typer.Context,
-    profile: o.ProfileOption = "deepspeed-bf16-example",
+    profile: o.ProfileOption = o.DEFAULT_PROFILE,
     gpus: o.GpusOption = "8",
     gpu: o.GpuOption = o.DEFAULT_GPU,
     zero: o.ZeroOption = "0,1,2,3",
     recipe: o.RecipeOption = "",
-    gpus_per_node: o.PerNodeOption = 8,
+    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
     offload: Annotated[
         Offload | None,
         typer.Option("--offload", envvar="BF16PROF_OFFLOAD", help="Only this offloading; all if not given.", rich_help_panel=o.SELECT),

@@ -17,6 +17,9 @@ ALLOCATOR_SEGMENT_BYTES = 2 << 20
 """What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of the pages of expandable ones
 (`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
 
+GPUS_PER_NODE = 8
+"""How many share a node, where nothing says it."""
+
 
 @dataclass(frozen=True)
 class Gpu:
