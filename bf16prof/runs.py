@@ -8,6 +8,7 @@ names the file and the field.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -158,6 +159,11 @@ def write_json(path: Path, value: Any) -> None:
 def command_line() -> tuple[str, ...]:
     """What was typed, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
     return tuple(argument.encode(errors="backslashreplace").decode() for argument in sys.argv)
+
+
+def now() -> str:
+    """The time as a manifest holds it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def save(run: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import datetime
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bf16prof.runs import (
     Run,
     Status,
     command_line,
+    now,
     replace,
     save,
     save_losses,
@@ -48,7 +48,7 @@ class Plan:
 
 
 class Watcher:
-    """Told how a measurement proceeds; this one keeps quiet. `commands/measure.py` draws a progress bar."""
+    """Told how a measurement proceeds; this one keeps quiet. `commands/progress.py` draws a progress bar."""
 
     def preparing(self) -> None:
         """Extensions are about to be compiled or found compiled."""
@@ -84,7 +84,7 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     except BaseException as error:
         _save_aborted(run, Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED)
         raise
-    run = replace(run, status=_overall(run.manifest.cases), finished=_now())
+    run = replace(run, status=_overall(run.manifest.cases), finished=now())
     save(run)
     save_losses(run)
     if plan.quality_steps:
@@ -96,7 +96,7 @@ def _begin(plan: Plan) -> Run:
     first = plan.jobs[0]
     manifest = Manifest(
         name=plan.name,
-        created=_now(),
+        created=now(),
         status=Status.RUNNING,
         device=first.device,
         argv=command_line(),
@@ -134,7 +134,7 @@ def _save_aborted(run: Run, status: Status) -> None:
     """The run as it stands, no case of it still `running` or `planned`."""
     over = {Status.FINISHED, Status.FAILED, Status.REFUSED, Status.OOM, Status.TIMEOUT}
     cases = tuple(c if c.status in over else dataclasses.replace(c, status=Status.INTERRUPTED) for c in run.manifest.cases)
-    save(replace(run, cases=cases, status=status, finished=_now()))
+    save(replace(run, cases=cases, status=status, finished=now()))
 
 
 def _overall(cases: Sequence[CaseStatus]) -> Status:
@@ -151,7 +151,3 @@ def _quality_table(records: Sequence[MemoryRecord]) -> str:
             for layer, found in {"": step.total, **step.layers}.items():
                 writer.writerow([record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq])
     return table.getvalue()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ from rich.text import Text
 from bf16prof.profiles.gpus import gpu_named
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
-from bf16prof.reports.units import gib, inert, seconds, signed_percent, whole
+from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, signed_percent, whole
 from bf16prof.reports.verdict import verdict
 
 _Row = tuple[int, int, Offload, str]
@@ -152,7 +152,7 @@ def _footnotes(console: Console, refused: Sequence[RefusalLike], numbers: Mappin
     for reason, number in numbers.items():
         same = [refusal for refusal in refused if refusal.reason == reason]
         recipes = ", ".join(inert(name) for name in dict.fromkeys(refusal.case.recipe for refusal in same))
-        text = Text(f"[{number}] {recipes}: {inert(reason, 600)}")
+        text = Text(f"[{number}] {recipes}: {inert(reason, MESSAGE_LIMIT)}")
         others = list(dict.fromkeys(name for refusal in same for name in refusal.alternatives))
         if others:
             text.append(f"; instead: {', '.join(inert(name) for name in others)}")
