@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -14,6 +13,7 @@ from bf16prof.imports.record import imported_record
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.shipped import shipped_table
 from bf16prof.records import Case, MemoryRecord
 
 PREFIX = "published:"
@@ -39,7 +39,7 @@ def find_published(name: str) -> Published:
     """The published run of that name, without its prefix. Raises `InputError` naming the known ones."""
     if name not in published_names():
         raise InputError(f"unknown published run {name!r}", hint="known: " + ", ".join(PREFIX + known for known in published_names()))
-    table = tomllib.loads((_folder() / f"{name}.toml").read_text(encoding="utf-8"))
+    table = shipped_table(f"published/{name}.toml", "bf16prof.imports")
     profile = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()]).profile
     gpu = find_gpu(table["gpu"])
     records = tuple(_record(row, table, profile, gpu) for row in table["runs"])
