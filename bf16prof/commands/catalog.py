@@ -19,6 +19,7 @@ from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
+from bf16prof.profiles.plain import dotted
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
 from bf16prof.records import Component, Device, MemoryRecord, Offload, as_json, document, json_text
 from bf16prof.reports.learning import of_recipe
@@ -64,7 +65,7 @@ def show_profile(
     """One profile: what it sets, or with --resolved every value and where it comes from."""
     found = resolve_profile(context, name)
     parameters = _parameter_count(found.profile.model)
-    values = _flatten(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
+    values = dotted(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
     if json_:
         return _json(profile=values, origins=found.origins, parameters=parameters)
     rows = [[key, json.dumps(value), found.origins.get(key, "default")] for key, value in values.items()]
@@ -174,13 +175,6 @@ def _recipe(recipe: Recipe, records: Sequence[MemoryRecord]) -> dict[str, Any]:
     measured = [{"case": record.case, **dataclasses.asdict(found)} for record, found in of_recipe(records, recipe.id)]
     sizes = {"bytes_per_parameter": recipe.bytes_per_parameter(), "steady_bytes_per_parameter": recipe.steady_bytes_per_parameter}
     return {**row, **sizes, "measured": as_json(measured)}
-
-
-def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _json(**content: Any) -> None:

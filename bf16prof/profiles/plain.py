@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,22 @@ DEEPEST = 32
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `InputError` naming the file and what is wrong with it."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        content = read_up_to(LARGEST_BYTES, path)
     except ValueError as error:  # a path that cannot be one
         raise InputError(f"{path}: not valid JSON: {error}") from error
-    if len(content) > LARGEST_BYTES:
-        raise InputError(f"cannot read {path}: larger than {LARGEST_BYTES >> 20} MiB")
     return parse_json_object(content, str(path))
+
+
+def read_up_to(limit: int, path: Path) -> bytes:
+    """The content of a file of at most so many bytes. Raises `InputError` naming the file, `ValueError` for a path that cannot be one."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise InputError(f"cannot read {path}: larger than {limit >> 20} MiB")
+    return content
 
 
 def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
@@ -47,6 +54,14 @@ def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
     if wrong := problem(found):
         raise InputError(f"{origin}: {wrong}")
     return found
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted names; a table without values has none."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def checked(value: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ Every text from a run passes through `units.inert` and Jinja's autoescape (`page
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bf16prof.profiles.plain import dotted
 from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, document
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
@@ -192,7 +193,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
                 ("Hardware", manifest.hardware.items()),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
-                ("Profile", _flat(as_json(manifest.profile))),
+                ("Profile", dotted(as_json(manifest.profile)).items()),
             )
             if pairs
         ],
@@ -211,11 +212,3 @@ def _status_table(cases: Sequence[CaseStatus]) -> Table:
         for c in cases
     )
     return Table("Status of each case", ("case", "profile", "status", "message"), rows)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested profile as (dotted key, text) pairs."""
-    out: list[tuple[str, str]] = []
-    for key, item in value.items():
-        out += _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else [(f"{prefix}{key}", str(item))]
-    return out
