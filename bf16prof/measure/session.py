@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from bf16prof.runs import (
     command_line,
     now,
     replace,
+    rows_as_csv,
     save,
     save_losses,
     write_json,
@@ -143,11 +142,12 @@ def _overall(cases: Sequence[CaseStatus]) -> Status:
 
 def _quality_table(records: Sequence[MemoryRecord]) -> str:
     """The watched steps of all cases as CSV; a row without a layer is of all of them."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", "step", "loss", "layer", "elements", "lost_updates", "edq"])
-    for record in records:
-        for step in record.quality:
-            for layer, found in {"": step.total, **step.layers}.items():
-                writer.writerow([record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq])
-    return table.getvalue()
+    return rows_as_csv(
+        ("case", "step", "loss", "layer", "elements", "lost_updates", "edq"),
+        (
+            (record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq)
+            for record in records
+            for step in record.quality
+            for layer, found in {"": step.total, **step.layers}.items()
+        ),
+    )

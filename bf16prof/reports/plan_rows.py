@@ -15,6 +15,9 @@ PLANS = ("#", "ZeRO", "recipe", "offload", "micro-batch", "peak", "free", "token
 SIZES = ("GPUs", "first choice", "micro-batch", "peak", "free", "tokens/s at most", "per GPU")
 CHANGES = ("change", "saves", "needs", "fits", "flag")
 DIFFERENCES = ("alive at the training peak", "ZeRO-2", "ZeRO-3", "more")
+LEFT = ("recipe", "offload", "against the first", "first choice", "change", "fits", "flag", "alive at the training peak")
+"""Columns of words; the others are of numbers."""
+
 SMALL = 2**20
 """Differences below a MiB explain nothing."""
 MOST_CHANGES = 8

@@ -15,7 +15,6 @@ from bf16prof.reports.console.layout import Column, heading, mark, note, table
 from bf16prof.reports.console.peak import peak_components
 
 _KEYS = ("#", "GPUs", "ZeRO", "recipe", "change", "alive at the training peak")
-_LEFT = ("recipe", "offload", "against the first", "first choice", "change", "fits", "flag", "alive at the training peak")
 _FOLDED = {"micro-batch": "micro-\nbatch", "tokens/s at most": "tokens/s\nat most"}
 
 
@@ -80,7 +79,7 @@ def _stages(outlook: Outlook, console: Console) -> None:
 
 
 def _print(console: Console, found: Table) -> None:
-    columns = [Column(_FOLDED.get(h, h), "left" if h in _LEFT else "right", key=h in _KEYS) for h in found.headers]
+    columns = [Column(_FOLDED.get(h, h), "left" if h in plan_rows.LEFT else "right", key=h in _KEYS) for h in found.headers]
     table(
         console,
         columns,
