@@ -7,6 +7,7 @@ Bytes are integers; `None` means "not known by this source" and is never replace
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -204,6 +205,21 @@ class Timeline:
         for component, sizes in self.components.items():
             if len(sizes) != len(self.events):
                 raise ValueError(f"{component} has {len(sizes)} values, the timeline has {len(self.events)} events")
+
+    @property
+    def totals(self) -> list[int]:
+        """Bytes of all components after each event."""
+        return [sum(sizes) for _, *sizes in zip(self.events, *self.components.values(), strict=True)]
+
+    def thinned(self, points: int) -> Timeline:
+        """The same in at most so many points: of neighbours the highest is kept."""
+        totals = self.totals
+        if len(totals) <= points:
+            return self
+        bounds = [i * len(totals) // points for i in range(points + 1)]
+        kept = [max(range(*pair), key=totals.__getitem__) for pair in itertools.pairwise(bounds)]
+        components = {component: tuple(sizes[k] for k in kept) for component, sizes in self.components.items()}
+        return Timeline(tuple(self.events[k] for k in kept), self.phases, components)
 
 
 @dataclass(frozen=True)
