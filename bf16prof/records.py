@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from annotated_types import Interval
-
-SCHEMA_VERSION = 1
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A number of bytes. Signed, because what attribution cannot explain (`other`) would show as negative if it counted too much."""
@@ -454,20 +450,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, StrEnum) else value
-
-
-_NUMBERS = re.compile(r"\[\n\s*[-+.eE0-9]+(?:,\n\s*[-+.eE0-9]+)*\n\s*\]")
-
-
-def json_text(value: Any) -> str:
-    """A record, or anything that `as_json` takes, as a JSON text for people as well: indented, lists of numbers on one line.
-
-    Raises `ValueError` for numbers that JSON does not have (NaN, infinities).
-    """
-    text = json.dumps(as_json(value), indent=2, allow_nan=False)
-    return _NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
-
-
-def document(records: list[MemoryRecord] | tuple[MemoryRecord, ...], **more: Any) -> dict[str, Any]:
-    """The JSON document that every command prints: the schema version, the records, and what else the command adds."""
-    return {"schema_version": SCHEMA_VERSION, "records": as_json(list(records)), **{k: as_json(v) for k, v in more.items()}}

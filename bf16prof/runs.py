@@ -23,8 +23,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bf16prof.documents import SCHEMA_VERSION, document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, MemoryRecord, document, json_text
+from bf16prof.records import STRICT, Case, Device, MemoryRecord
 
 MANIFEST = "run.json"
 RECORDS = "records.json"

@@ -22,8 +22,8 @@ def doctor(json_: o.JsonOption = False) -> None:
 
     It reports and never fails: the exit code is 0 whatever is missing.
     """
+    from bf16prof.documents import document, json_text
     from bf16prof.measure.checks import checks, verdict
-    from bf16prof.records import document, json_text
     from bf16prof.reports.console import make_console
 
     found = checks()

@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 
+from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import MemoryRecord, document, json_text
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.units import inert
 from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
 

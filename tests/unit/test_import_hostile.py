@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, written
 
+from bf16prof.documents import document
 from bf16prof.errors import InputError
 from bf16prof.imports import files
 from bf16prof.imports.files import read_files
 from bf16prof.imports.record import imported_record
-from bf16prof.records import Case, document
+from bf16prof.records import Case
 from bf16prof.runs import load_records, write_json
 
 REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES)]

@@ -15,8 +15,9 @@ import pytest
 import report_fixtures as fixtures
 
 from bf16prof import runs
+from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import Component, Device, MemoryRecord, Source, document, json_text
+from bf16prof.records import Component, Device, MemoryRecord, Source
 
 
 @pytest.fixture
