@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Main, main, refused
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, by_quantity, written
-from test_cli import Main, main, refused
 
 from bf16prof import runs
 from bf16prof.records import Case, Source

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Main, main, refused
 from logs import by_quantity
 from published import rows
-from test_cli import Main, main, refused
 
 from bf16prof.imports.published import find_published, published_names
 
