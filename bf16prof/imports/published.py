@@ -24,7 +24,6 @@ class Published:
     """A published run: what was said of it, and the profile and GPU with which it can be predicted."""
 
     name: str
-    url: str
     profile: Profile
     gpu: Gpu
     records: tuple[MemoryRecord, ...]
@@ -43,7 +42,7 @@ def find_published(name: str) -> Published:
     profile = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()]).profile
     gpu = find_gpu(table["gpu"])
     records = tuple(_record(row, table, profile, gpu) for row in table["runs"])
-    return Published(name, table["url"], profile, gpu, records)
+    return Published(name, profile, gpu, records)
 
 
 def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: Gpu) -> MemoryRecord:
@@ -56,7 +55,7 @@ def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: G
         facts={"step_time_s": row["step_time_s"]},
         notes=(f"loss over {table['steps']} steps: mean {loss['mean']}, standard deviation {loss['std']}", *table["notes"]),
     )
-    record = imported_record(case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}"])
+    record = imported_record(case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}: {table['url']}"])
     return dataclasses.replace(record, loss=loss["final"])
 
 
