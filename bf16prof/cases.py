@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
 from bf16prof.profiles.ds_config import BatchSizes
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, Offload
+from bf16prof.records import STRICT, Case, Device, Offload
 
 STAGES = (0, 1, 2, 3)
 

@@ -7,16 +7,13 @@ Bytes are integers; `None` means "not known by this source" and is never replace
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from annotated_types import Interval
-
-SCHEMA_VERSION = 1
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A number of bytes. Signed, because what attribution cannot explain (`other`) would show as negative if it counted too much."""
@@ -205,6 +202,21 @@ class Timeline:
             if len(sizes) != len(self.events):
                 raise ValueError(f"{component} has {len(sizes)} values, the timeline has {len(self.events)} events")
 
+    @property
+    def totals(self) -> list[int]:
+        """Bytes of all components after each event."""
+        return [sum(sizes) for _, *sizes in zip(self.events, *self.components.values(), strict=True)]
+
+    def thinned(self, points: int) -> Timeline:
+        """The same in at most so many points: of neighbours the highest is kept."""
+        totals = self.totals
+        if len(totals) <= points:
+            return self
+        bounds = [i * len(totals) // points for i in range(points + 1)]
+        kept = [max(range(*pair), key=totals.__getitem__) for pair in itertools.pairwise(bounds)]
+        components = {component: tuple(sizes[k] for k in kept) for component, sizes in self.components.items()}
+        return Timeline(tuple(self.events[k] for k in kept), self.phases, components)
+
 
 @dataclass(frozen=True)
 class OutOfMemory:
@@ -317,7 +329,8 @@ class MemoryRecord:
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
     * `reserved_bytes`: the most that the caching allocator has held; `fragmentation_bytes` of it were not allocated at that moment.
-      `device_bytes`: used on the device by the process, as NVML sees it; `device_items` are what comes on top of the reserved bytes.
+      `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it (imported); in a dry run the
+      reserved bytes and the `device_items`, which are assumed to come on top of them.
     * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
     * `timeline`: bytes by component over the last step.
@@ -442,20 +455,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, StrEnum) else value
-
-
-_NUMBERS = re.compile(r"\[\n\s*[-+.eE0-9]+(?:,\n\s*[-+.eE0-9]+)*\n\s*\]")
-
-
-def json_text(value: Any) -> str:
-    """A record, or anything that `as_json` takes, as a JSON text for people as well: indented, lists of numbers on one line.
-
-    Raises `ValueError` for numbers that JSON does not have (NaN, infinities).
-    """
-    text = json.dumps(as_json(value), indent=2, allow_nan=False)
-    return _NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
-
-
-def document(records: list[MemoryRecord] | tuple[MemoryRecord, ...], **more: Any) -> dict[str, Any]:
-    """The JSON document that every command prints: the schema version, the records, and what else the command adds."""
-    return {"schema_version": SCHEMA_VERSION, "records": as_json(list(records)), **{k: as_json(v) for k, v in more.items()}}

@@ -1,4 +1,5 @@
-"""A run directory: `run.json` (the manifest), `records.json`, one folder per case with one file per rank, `loss.csv`, `report.html`.
+"""A run directory: `run.json` (the manifest), `records.json`, one folder per case with one file per rank, `loss.csv`, `report.html`, and
+`quality.csv` where updates were watched.
 
 Files are written atomically (a temporary file in the same folder, fsync, rename), so that a kill or a full disk leaves the old file
 whole. Files are read strictly: whatever is truncated, of another schema version, or not of the expected type is an `InputError` that
@@ -7,19 +8,24 @@ names the file and the field.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import datetime
+import io
 import json
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bf16prof.documents import SCHEMA_VERSION, document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import SCHEMA_VERSION, STRICT, Case, Device, MemoryRecord, document, json_text
+from bf16prof.records import STRICT, Case, Device, MemoryRecord
 
 MANIFEST = "run.json"
 RECORDS = "records.json"
@@ -160,6 +166,11 @@ def command_line() -> tuple[str, ...]:
     return tuple(argument.encode(errors="backslashreplace").decode() for argument in sys.argv)
 
 
+def now() -> str:
+    """The time as a manifest holds it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def save(run: Run) -> None:
     """Write the manifest and the records of a run into its folder."""
     write_json(run.path / RECORDS, document(run.records))
@@ -168,8 +179,17 @@ def save(run: Run) -> None:
 
 def save_losses(run: Run) -> None:
     """Write the losses of all cases into its folder as CSV: case, step, loss (mean over the ranks)."""
-    rows = [f"{r.case.label},{s.step},{s.loss!r}" for r in run.records for s in r.steps if s.loss is not None]
-    write_text(run.path / LOSSES, "\n".join(["case,step,loss", *rows]) + "\n")
+    rows = ((r.case.label, s.step, s.loss) for r in run.records for s in r.steps if s.loss is not None)
+    write_text(run.path / LOSSES, rows_as_csv(("case", "step", "loss"), rows))
+
+
+def rows_as_csv(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV; `None` is empty."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def replace(run: Run, *, records: tuple[MemoryRecord, ...] | None = None, **changes: Any) -> Run:

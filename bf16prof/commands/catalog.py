@@ -13,14 +13,16 @@ import typer
 from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
 from bf16prof.commands.request import resolve_profile
+from bf16prof.documents import document, json_text
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.models.shapes import NoInventory, inventory
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
+from bf16prof.profiles.plain import dotted
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
-from bf16prof.records import Component, Device, MemoryRecord, Offload, as_json, document, json_text
+from bf16prof.records import Component, Device, MemoryRecord, Offload, as_json
 from bf16prof.reports.learning import of_recipe
 from bf16prof.reports.units import UNKNOWN
 from bf16prof.reports.views import case_label
@@ -64,7 +66,7 @@ def show_profile(
     """One profile: what it sets, or with --resolved every value and where it comes from."""
     found = resolve_profile(context, name)
     parameters = _parameter_count(found.profile.model)
-    values = _flatten(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
+    values = dotted(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
     if json_:
         return _json(profile=values, origins=found.origins, parameters=parameters)
     rows = [[key, json.dumps(value), found.origins.get(key, "default")] for key, value in values.items()]
@@ -142,10 +144,12 @@ def _where(recipe: Recipe) -> dict[str, str]:
     """By ZeRO stage whether DeepSpeed runs the recipe there, or why not, on a GPU."""
     if recipe.deepspeed is None:
         return {}
-    profile, gpu = load_profile("deepspeed-bf16-example").profile, find_gpu("h100-80gb")
+    profile, gpu = load_profile(o.DEFAULT_PROFILE).profile, find_gpu(o.DEFAULT_GPU)
     said = {}
     for stage in STAGES:
-        jobs = [expand(Selection(profile, [stage], [8], [recipe.id], Device.GPU, gpu, offload))[0] for offload in SHOWN_OFFLOADS]
+        jobs = [
+            expand(Selection(profile, [stage], [GPUS_PER_NODE], [recipe.id], Device.GPU, gpu, offload))[0] for offload in SHOWN_OFFLOADS
+        ]
         reason, offloaded = (refusal_reason(job) for job in jobs)
         if reason is None:
             said[f"ZeRO {stage}"] = "runs, also with --offload optimizer" if offloaded is None else "runs"
@@ -172,13 +176,6 @@ def _recipe(recipe: Recipe, records: Sequence[MemoryRecord]) -> dict[str, Any]:
     measured = [{"case": record.case, **dataclasses.asdict(found)} for record, found in of_recipe(records, recipe.id)]
     sizes = {"bytes_per_parameter": recipe.bytes_per_parameter(), "steady_bytes_per_parameter": recipe.steady_bytes_per_parameter}
     return {**row, **sizes, "measured": as_json(measured)}
-
-
-def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _json(**content: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from bf16prof.commands import options as o
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,15 +17,13 @@ _LINE = 400
 """Longest detail or hint that is shown; paths and compilers' version lines are as long as the machine makes them."""
 
 
-def doctor(
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")] = False,
-) -> None:
+def doctor(json_: o.JsonOption = False) -> None:
     """Say what this machine can do: torch, DeepSpeed, GPUs, NVML, compilers; one line and a hint each.
 
     It reports and never fails: the exit code is 0 whatever is missing.
     """
+    from bf16prof.documents import document, json_text
     from bf16prof.measure.checks import checks, verdict
-    from bf16prof.records import document, json_text
     from bf16prof.reports.console import make_console
 
     found = checks()

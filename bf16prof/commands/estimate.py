@@ -11,7 +11,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, finished_run, hint, print_json, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
-from bf16prof.profiles.gpus import Gpu, find_gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.runs import load
 
@@ -21,13 +21,13 @@ FEW_CASES = 12
 
 def estimate(
     context: typer.Context,
-    profile: o.ProfileOption = "deepspeed-bf16-example",
+    profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "0,1,2,3",
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128",
     recipe: o.RecipeOption = "",
     gpu: o.GpuOption = o.DEFAULT_GPU,
     device: o.DeviceOption = Device.GPU,
-    gpus_per_node: o.PerNodeOption = 8,
+    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
     offload: o.OffloadOption = None,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
@@ -69,7 +69,7 @@ def estimate(
     if json_:
         print_json(records, **more)
         return
-    _show(records, refused, target, accounts, verbose)
+    _show(records, refused, accounts, verbose)
     hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", quiet)
 
 
@@ -91,13 +91,11 @@ def _require_closed_form(jobs: list[Job]) -> None:
             raise Refused(f"{job.case.label}: no closed form: {gap}", hint="bf16prof simulate with the same flags runs the real engine dry")
 
 
-def _show(
-    records: list[MemoryRecord], refused: list[Refusal], gpu: Gpu | None, accounts: dict[Case, dict[str, int]], verbose: bool
-) -> None:
+def _show(records: list[MemoryRecord], refused: list[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
     from bf16prof.reports.console import breakdown, estimate_grid, make_console
 
     console = make_console()
-    estimate_grid(records, refused, gpu, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
+    estimate_grid(records, refused, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
     if verbose or len(records) == 1:
         for record in records:
             breakdown(record, console)

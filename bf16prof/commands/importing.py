@@ -11,21 +11,18 @@ import typer
 
 from bf16prof.cases import Job, check_sizes, offload_of
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, write_files, write_report
+from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import read_ds_config
-from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu
+from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
-from bf16prof.runs import REPORT, Run, create, save, save_losses
+from bf16prof.runs import Run, create, save, save_losses
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
-
-DEFAULT_PROFILE = "deepspeed-bf16-example"
-"""Whose workload is trained where the user names a model and no profile, as in `estimate`."""
 
 
 def import_(
@@ -81,8 +78,7 @@ def import_(
         print_json(run.records, **more)
     else:
         _show(run, verbose, quiet)
-        hint(f"report: {folder / REPORT}", False)
-        hint(f"next: bf16prof report {folder} --open", quiet)
+        report_hints(folder, quiet)
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
 
@@ -103,7 +99,7 @@ def _subject(context: typer.Context, sources: Sources) -> _Subject:
     if not (given["profile"] or given["hf_config"] or given["model"]):
         name = given["files"][0].stem.encode(errors="backslashreplace").decode()
         return _Subject(_case(given, sources, name, given["offload"] or Offload.NONE))
-    given["profile"] = given["profile"] or DEFAULT_PROFILE
+    given["profile"] = given["profile"] or o.DEFAULT_PROFILE
     request = read_request(context)
     given |= {"zero": request.zero, "recipe": request.recipe}
     case = _case(given, sources, request.profile.name, given["offload"] or offload_of(request.profile))
@@ -147,8 +143,7 @@ def _case(given: dict[str, Any], sources: Sources, name: str, offload: Offload) 
 def _gpu(id_: str, sources: Sources) -> Gpu:
     """The GPU that the user names; else the one that the log names, if the table knows it; else the default."""
     logged = next((f.facts["gpu"] for f in sources.findings if f.facts.get("gpu")), None)
-    known = next((gpu.id for gpu in all_gpus().values() if gpu.name.partition(" (")[0] == logged), o.DEFAULT_GPU)
-    return find_gpu(id_ or known)
+    return find_gpu(id_) if id_ else gpu_named(logged) or find_gpu(o.DEFAULT_GPU)
 
 
 def _predictions(subject: _Subject, quiet: bool) -> list[MemoryRecord]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, new_folder, print_json, write_files, write_report
+from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.runs import REPORT, Run, Status, create
+from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
     from bf16prof.measure.accelerator import TorchAnswer
@@ -97,8 +97,7 @@ def measure(
         print_json(run.records, **more)
     else:
         _show(run, verbose)
-        hint(f"report: {folder / REPORT}", False)
-        hint(f"next: bf16prof report {folder} --open", quiet)
+        report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
 
 

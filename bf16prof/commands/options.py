@@ -29,7 +29,11 @@ RecipeOption = Annotated[
         "--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b (bf16prof recipes list).", rich_help_panel=SELECT
     ),
 ]
+DEFAULT_PROFILE = "deepspeed-bf16-example"
+"""What is trained where the user names no profile: also whose workload, where the user names a model only."""
+
 DEFAULT_GPU = "h100-80gb"
+
 GpusOption = Annotated[str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=SELECT)]
 GpuOption = Annotated[str, typer.Option("--gpu", envvar="BF16PROF_GPU", help="The GPU to fit.", rich_help_panel=SELECT)]
 DeviceOption = Annotated[

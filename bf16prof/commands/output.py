@@ -10,10 +10,11 @@ from typing import Any
 
 import typer
 
+from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import MemoryRecord, document, json_text
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.units import inert
-from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, write_text
+from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
 
 FORMATS = (".json", ".csv", ".md", ".html")
 
@@ -78,10 +79,16 @@ def write_report(run: Run) -> None:
 
 def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:
     """Records as a finished run that is not on disk, so that reports treat them like any other."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    done = now()
     cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
-    manifest = Manifest(name, now, Status.FINISHED, records[0].device, command_line(), cases, profile, finished=now)
+    manifest = Manifest(name, done, Status.FINISHED, records[0].device, command_line(), cases, profile, finished=done)
     return Run(Path(), manifest, tuple(records))
+
+
+def report_hints(folder: Path, quiet: bool) -> None:
+    """Where the report of a run is, which is always said, and how to open it."""
+    hint(f"report: {folder / REPORT}", False)
+    hint(f"next: bf16prof report {folder} --open", quiet)
 
 
 def hint(text: str, quiet: bool) -> None:

@@ -13,11 +13,12 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, check_path, hint
 from bf16prof.commands.request import Request, read_request
+from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError, Refused
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Offload, as_json, document, json_text
+from bf16prof.records import Offload, as_json
 from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ SHOWN = 10
 
 def plan(
     context: typer.Context,
-    profile: o.ProfileOption = "deepspeed-bf16-example",
+    profile: o.ProfileOption = o.DEFAULT_PROFILE,
     gpus: o.GpusOption = "8",
     gpu: o.GpuOption = o.DEFAULT_GPU,
     zero: o.ZeroOption = "0,1,2,3",
     recipe: o.RecipeOption = "",
-    gpus_per_node: o.PerNodeOption = 8,
+    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
     offload: Annotated[
         Offload | None,
         typer.Option("--offload", envvar="BF16PROF_OFFLOAD", help="Only this offloading; all if not given.", rich_help_panel=o.SELECT),
@@ -103,6 +104,8 @@ def plan(
         typer.echo(json_text(_document(answers)))
     else:
         _show(answers, request.profile, verbose)
+    if write is not None and answers[0].first is None:
+        raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
     _hints(context.params, answers, write, quiet)
 
 
@@ -214,8 +217,6 @@ def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None,
 
     found = next((answer for answer in answers if answer.first is not None), None)
     if found is None or found.first is None:
-        if write is not None:
-            raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
         return
     if write is not None:
         hint(f"{write} is ready; it cannot say: " + "; ".join(outside_the_config(found.first)), quiet)

@@ -1,4 +1,4 @@
-"""The progress of a measurement on a terminal: case, phase, step, loss and memory of rank 0, on stderr."""
+"""The progress of measurements and of dry runs on a terminal: case, phase, step, loss, layer and memory of rank 0, on stderr."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from bf16prof.records import Device, MemoryRecord, Phase
 
 def simulate(
     context: typer.Context,
-    profile: o.ProfileOption = "deepspeed-bf16-example",
+    profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full-autocast",

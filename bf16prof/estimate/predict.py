@@ -20,8 +20,7 @@ from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.roofline import engine_work, tf32_note
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked, walked
-from bf16prof.estimate.transfers import GPUS_PER_NODE
-from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES
+from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 
 UNKNOWN = {phase: PhaseMemory() for phase in Phase}

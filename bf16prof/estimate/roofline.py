@@ -22,9 +22,9 @@ from bf16prof.engine.config import Wrapper, offloads_optimizer, overlaps_communi
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.traffic import HostLink, host_link, optimizer_traffic
 from bf16prof.estimate.training import Walked, walked
-from bf16prof.estimate.transfers import GPUS_PER_NODE, transfers
+from bf16prof.estimate.transfers import transfers
 from bf16prof.models.autograd.tape import RECOMPUTED
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.records import Device, Phase, StepWork, Transfer
 
 DIRECTIONS = 2

@@ -23,10 +23,9 @@ from bf16prof.estimate.layout import ceil_div, flat_numel
 from bf16prof.estimate.passes import REMEMBERED
 from bf16prof.estimate.steady import Engine, persistent_sizes
 from bf16prof.estimate.training import Walked, share
+from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Collective, Phase, Transfer
-
-GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)

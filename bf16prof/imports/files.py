@@ -24,6 +24,7 @@ from bf16prof.imports.nvidia_smi import NvidiaSmiReader
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.imports.timers import TimersReader
+from bf16prof.profiles.plain import read_up_to
 
 LARGEST_BYTES = 256 * 2**20
 LONGEST_LINE = 4000
@@ -78,10 +79,10 @@ def read_files(paths: Sequence[Path]) -> Sources:
     files: list[Understood] = []
     known: dict[bytes, Path] = {}
     for path in paths:
-        content = _content(path)
-        if (same := known.setdefault(hashlib.sha256(content).digest(), path)) is not path:
-            raise InputError(f"{path}: the same as {same}")
         try:
+            content = read_up_to(LARGEST_BYTES, path)
+            if (same := known.setdefault(hashlib.sha256(content).digest(), path)) is not path:
+                raise ValueError(f"the same as {same}")
             files.append(_read(path, content, readers))
         except (ValueError, csv.Error) as error:
             raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -92,17 +93,6 @@ def read_files(paths: Sequence[Path]) -> Sources:
     if not findings:
         raise InputError(f"{', '.join(map(str, paths))}: nothing there is of memory, time or loss")
     return Sources(findings, tuple(files))
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > LARGEST_BYTES:
-        raise InputError(f"cannot read {path}: larger than {LARGEST_BYTES >> 20} MiB")
-    return content
 
 
 def _read(path: Path, content: bytes, readers: _Readers) -> Understood:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -14,6 +13,7 @@ from bf16prof.imports.record import imported_record
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.shipped import shipped_table
 from bf16prof.records import Case, MemoryRecord
 
 PREFIX = "published:"
@@ -24,7 +24,6 @@ class Published:
     """A published run: what was said of it, and the profile and GPU with which it can be predicted."""
 
     name: str
-    url: str
     profile: Profile
     gpu: Gpu
     records: tuple[MemoryRecord, ...]
@@ -39,11 +38,11 @@ def find_published(name: str) -> Published:
     """The published run of that name, without its prefix. Raises `InputError` naming the known ones."""
     if name not in published_names():
         raise InputError(f"unknown published run {name!r}", hint="known: " + ", ".join(PREFIX + known for known in published_names()))
-    table = tomllib.loads((_folder() / f"{name}.toml").read_text(encoding="utf-8"))
+    table = shipped_table(f"published/{name}.toml", "bf16prof.imports")
     profile = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()]).profile
     gpu = find_gpu(table["gpu"])
     records = tuple(_record(row, table, profile, gpu) for row in table["runs"])
-    return Published(name, table["url"], profile, gpu, records)
+    return Published(name, profile, gpu, records)
 
 
 def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: Gpu) -> MemoryRecord:
@@ -56,7 +55,7 @@ def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: G
         facts={"step_time_s": row["step_time_s"]},
         notes=(f"loss over {table['steps']} steps: mean {loss['mean']}, standard deviation {loss['std']}", *table["notes"]),
     )
-    record = imported_record(case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}"])
+    record = imported_record(case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}: {table['url']}"])
     return dataclasses.replace(record, loss=loss["final"])
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import JobFile
+from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.quality.sums import Sums
-from bf16prof.records import SCHEMA_VERSION, STRICT, Bytes, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
+from bf16prof.records import STRICT, Bytes, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
 from bf16prof.runs import Status, read, write_json
 
 

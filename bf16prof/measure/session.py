@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import datetime
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,9 @@ from bf16prof.runs import (
     Run,
     Status,
     command_line,
+    now,
     replace,
+    rows_as_csv,
     save,
     save_losses,
     write_json,
@@ -48,7 +47,7 @@ class Plan:
 
 
 class Watcher:
-    """Told how a measurement proceeds; this one keeps quiet. `commands/measure.py` draws a progress bar."""
+    """Told how a measurement proceeds; this one keeps quiet. `commands/progress.py` draws a progress bar."""
 
     def preparing(self) -> None:
         """Extensions are about to be compiled or found compiled."""
@@ -84,7 +83,7 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     except BaseException as error:
         _save_aborted(run, Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED)
         raise
-    run = replace(run, status=_overall(run.manifest.cases), finished=_now())
+    run = replace(run, status=_overall(run.manifest.cases), finished=now())
     save(run)
     save_losses(run)
     if plan.quality_steps:
@@ -96,7 +95,7 @@ def _begin(plan: Plan) -> Run:
     first = plan.jobs[0]
     manifest = Manifest(
         name=plan.name,
-        created=_now(),
+        created=now(),
         status=Status.RUNNING,
         device=first.device,
         argv=command_line(),
@@ -134,7 +133,7 @@ def _save_aborted(run: Run, status: Status) -> None:
     """The run as it stands, no case of it still `running` or `planned`."""
     over = {Status.FINISHED, Status.FAILED, Status.REFUSED, Status.OOM, Status.TIMEOUT}
     cases = tuple(c if c.status in over else dataclasses.replace(c, status=Status.INTERRUPTED) for c in run.manifest.cases)
-    save(replace(run, cases=cases, status=status, finished=_now()))
+    save(replace(run, cases=cases, status=status, finished=now()))
 
 
 def _overall(cases: Sequence[CaseStatus]) -> Status:
@@ -143,15 +142,12 @@ def _overall(cases: Sequence[CaseStatus]) -> Status:
 
 def _quality_table(records: Sequence[MemoryRecord]) -> str:
     """The watched steps of all cases as CSV; a row without a layer is of all of them."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", "step", "loss", "layer", "elements", "lost_updates", "edq"])
-    for record in records:
-        for step in record.quality:
-            for layer, found in {"": step.total, **step.layers}.items():
-                writer.writerow([record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq])
-    return table.getvalue()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return rows_as_csv(
+        ("case", "step", "loss", "layer", "elements", "lost_updates", "edq"),
+        (
+            (record.case.label, step.step, step.loss, layer, found.elements, found.lost_updates, found.edq)
+            for record in records
+            for step in record.quality
+            for layer, found in {"": step.total, **step.layers}.items()
+        ),
+    )

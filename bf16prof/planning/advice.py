@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from bf16prof.cases import STAGES
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import MOST_GPUS
 from bf16prof.planning.question import Setting
@@ -108,7 +109,7 @@ def _of_the_setting(judge: Judge, start: Setting) -> Iterator[Trial]:
     for offload in Offload:
         if offload is not start.offload:
             yield Trial(f"offload: {offload}", f"--offload {offload}", start.but(offload=offload))
-    for stage in range(4):
+    for stage in STAGES:
         if stage != start.stage:
             yield Trial(f"ZeRO stage {stage}", f"--zero {stage}", start.but(stage=stage, zero_init=start.zero_init and stage == 3))
     for recipe in runnable_recipes():

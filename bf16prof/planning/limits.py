@@ -7,13 +7,13 @@ import itertools
 from collections.abc import Callable
 
 from bf16prof.planning.judge import Judge, Judged
-from bf16prof.planning.question import Setting
+from bf16prof.planning.question import Setting, powers_of_two
 from bf16prof.plans import Limits, Plan
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Offload
 
 MOST_GPUS = 1024
-_POWERS = [1 << n for n in range(MOST_GPUS.bit_length())]
+_POWERS = powers_of_two(MOST_GPUS)
 LARGEST_MICRO_BATCH = 2**14
 LONGEST_SEQUENCE = 2**20
 """Where the model sets no limit."""

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bf16prof.cases import Job, Selection, expand
-from bf16prof.engine.beside import beside_the_allocator
-from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.plans import Room
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.beside import beside_the_allocator
+from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, Offload
 
@@ -107,4 +106,4 @@ class Setting:
 
 def powers_of_two(most: int) -> tuple[int, ...]:
     """1, 2, 4, ... up to `most`."""
-    return tuple(1 << power for power in range(most.bit_length()) if 1 << power <= most)
+    return tuple(1 << power for power in range(most.bit_length()))

@@ -4,7 +4,7 @@ In this order:
 
 * offloading: plans with less of it first; those with more are looked for only where more plans are wanted. The CPU's share of the time is
   in no bound, so throughputs compare only among equals;
-* throughput at most, or calibrated: what a bound cannot tell apart counts as equal (`EQUAL`);
+* throughput at most, or calibrated: what a bound cannot tell apart counts as equal (`plans.EQUAL`);
 * risk in learning (`LEARNING`), then the lowest ZeRO stage, then the order of the recipes.
 
 Of the micro-batches of a combination the fastest is taken, and of those as fast the smallest, which leaves most memory free.
@@ -19,12 +19,9 @@ from dataclasses import replace
 
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Setting
+from bf16prof.plans import EQUAL
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Offload
-
-EQUAL = 0.13
-"""Bounds this close are told apart by no bound: one model on one cluster, trained in three layouts, came between 38 and 43 % of the peak
-(The Llama 3 Herd of Models, arXiv 2407.21783, table 4), and 43 / 38 = 1.13."""
 
 AS_FAST = 0.01
 """Micro-batches of one combination this close are as fast."""

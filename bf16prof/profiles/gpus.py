@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
 
-from bf16prof.errors import InputError
+from bf16prof.profiles.shipped import named, shipped_table
 from bf16prof.records import STRICT
 
 ALLOCATOR_BLOCK_BYTES = 512
@@ -16,6 +14,9 @@ ALLOCATOR_BLOCK_BYTES = 512
 ALLOCATOR_SEGMENT_BYTES = 2 << 20
 """What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of the pages of expandable ones
 (`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
+
+GPUS_PER_NODE = 8
+"""How many share a node, where nothing says it."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,13 @@ class Gpu:
 @functools.cache
 def all_gpus() -> dict[str, Gpu]:
     """Every GPU of the table by id."""
-    table = tomllib.loads((resources.files("bf16prof.profiles") / "gpus.toml").read_text(encoding="utf-8"))
+    table = shipped_table("gpus.toml")
     return {id_: Gpu(id=id_, **{**row, "compute_capability": tuple(row["compute_capability"])}) for id_, row in table.items()}
 
 
 def find_gpu(id_: str) -> Gpu:
     """The GPU of that id. Raises `InputError` naming the known ones."""
-    try:
-        return all_gpus()[id_]
-    except KeyError:
-        raise InputError(f"unknown GPU {id_!r}", hint="known: " + ", ".join(all_gpus())) from None
+    return named("GPU", id_, all_gpus())
 
 
 def gpu_named(torch_name: str | None) -> Gpu | None:

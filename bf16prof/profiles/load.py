@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from bf16prof.errors import InputError
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
-from bf16prof.profiles.plain import read_json_object
+from bf16prof.profiles.plain import dotted, read_json_object
 from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.profiles.schema import Profile
 
@@ -56,11 +56,11 @@ def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
     except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
         raise InputError(f"{source.origin}: not valid TOML: {error}") from error
     table.setdefault("name", source.label)
-    origins = dict.fromkeys(map(documented, leaves(table)), source.origin) | _read_files(table, source.folder)
+    origins = dict.fromkeys(map(documented, dotted(table)), source.origin) | _read_files(table, source.folder)
     for override in overrides:
         replaced = _lay(table, override)
         origins = {key: o for key, o in origins.items() if not key.startswith(f"{replaced}.")}
-        origins |= dict.fromkeys(map(documented, leaves(_nest(override))), override.origin) | _read_files(table, Path())
+        origins |= dict.fromkeys(map(documented, dotted(_nest(override))), override.origin) | _read_files(table, Path())
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:
@@ -78,14 +78,6 @@ def parse_set(text: str, origin: str = "--set") -> Override:
     except (ValueError, RecursionError):
         parsed = value
     return Override(key.strip(), parsed, origin)
-
-
-def leaves(table: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of all values of nested tables."""
-    names = []
-    for key, value in table.items():
-        names += leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
-    return names
 
 
 def _presets() -> Any:
@@ -130,7 +122,7 @@ def _read_files(table: dict[str, Any], folder: Path) -> dict[str, str]:
         if isinstance(model, dict) and isinstance(model.get(key), str):
             path = folder / model[key]
             model[key] = content(path)
-            origins |= dict.fromkeys([f"model.{key}", *leaves(model[key], f"model.{key}.")], str(path))
+            origins |= dict.fromkeys([f"model.{key}", *dotted(model[key], f"model.{key}.")], str(path))
     return origins
 
 

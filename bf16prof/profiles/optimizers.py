@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
+from bf16prof.profiles.shipped import shipped_table
 from bf16prof.records import Component
 
 OWN = "own"
@@ -77,7 +76,7 @@ class OptimizerLayout:
 @functools.cache
 def all_optimizers() -> dict[str, OptimizerLayout]:
     """Every optimizer by id, in the order of the file."""
-    table = tomllib.loads((resources.files("bf16prof.profiles") / "optimizers.toml").read_text(encoding="utf-8"))
+    table = shipped_table("optimizers.toml")
     return {id_: _layout(id_, row) for id_, row in table.items()}
 
 

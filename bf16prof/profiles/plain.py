@@ -5,9 +5,12 @@ A file may be anything: missing, endless, nested without end, with numbers and c
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Iterable
+import os
+import select
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from pydantic_core import PydanticCustomError
 from bf16prof.errors import InputError
 
 LARGEST_BYTES = 16 * 2**20
+PATIENCE_S = 5.0
+"""Seconds in which somebody has to begin to write to a named pipe."""
 DEEPEST = 32
 """Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
 
@@ -23,15 +28,32 @@ DEEPEST = 32
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `InputError` naming the file and what is wrong with it."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        content = read_up_to(LARGEST_BYTES, path)
     except ValueError as error:  # a path that cannot be one
         raise InputError(f"{path}: not valid JSON: {error}") from error
-    if len(content) > LARGEST_BYTES:
-        raise InputError(f"cannot read {path}: larger than {LARGEST_BYTES >> 20} MiB")
     return parse_json_object(content, str(path))
+
+
+def read_up_to(limit: int, path: Path) -> bytes:
+    """The content of a file of at most so many bytes. Raises `InputError` naming the file, `ValueError` for a path that cannot be one."""
+    try:
+        with open(path, "rb", opener=_opened) as stream:
+            content = stream.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise InputError(f"cannot read {path}: larger than {limit >> 20} MiB")
+    return content
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a file; a named pipe only if somebody writes to it soon, since a pipe that is not written to is waited for without end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if Path(path).resolve().is_fifo() and not select.select([descriptor], [], [], PATIENCE_S)[0]:
+        os.close(descriptor)
+        raise OSError(errno.EAGAIN, "nobody writes to this pipe")
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
@@ -47,6 +69,14 @@ def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
     if wrong := problem(found):
         raise InputError(f"{origin}: {wrong}")
     return found
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted names; a table without values has none."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def checked(value: dict[str, Any]) -> dict[str, Any]:

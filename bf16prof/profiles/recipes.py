@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
-from bf16prof.errors import InputError, Refused
+from bf16prof.errors import Refused
+from bf16prof.profiles.shipped import named, shipped_table
 from bf16prof.records import Component
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "none": 0}
@@ -88,7 +87,7 @@ DS_CONFIG = "ds-config"
 @functools.cache
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by id, in the order of the file."""
-    table = tomllib.loads((resources.files("bf16prof.profiles") / "recipes.toml").read_text(encoding="utf-8"))
+    table = shipped_table("recipes.toml")
     return {id_: _recipe(id_, row) for id_, row in table.items()}
 
 
@@ -96,10 +95,7 @@ def find_recipe(id_: str) -> Recipe:
     """The recipe of that id. Raises `InputError` naming the known ones."""
     if id_ == DS_CONFIG:
         return _of_the_user()
-    try:
-        return all_recipes()[id_]
-    except KeyError:
-        raise InputError(f"unknown recipe {id_!r}", hint="known: " + ", ".join(all_recipes())) from None
+    return named("recipe", id_, all_recipes())
 
 
 def _of_the_user() -> Recipe:

@@ -1,17 +1,20 @@
-"""Tables of the HTML report: cells that say what is read and what they sort by."""
+"""Tables of the reports: cells that say what is read and what they sort by."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from bf16prof.records import Source
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, signed_bytes, signed_percent, whole
+from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, signed_bytes, signed_percent, whole
 from bf16prof.reports.views import Line
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: what is read, what it sorts by (the text where there is none), its class, and a link or a component's colour."""
+    """A cell: what is read, what it sorts by (the text where there is none), its class, and a link or a component's colour.
+
+    `detail`: lines below the text that explain it.
+    """
 
     text: str
     value: float | None = None
@@ -19,11 +22,12 @@ class Cell:
     link: str = ""
     colour: str = ""
     title: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that sorts by a click on a header."""
+    """A table; in HTML it sorts by a click on a header."""
 
     caption: str
     headers: tuple[str, ...]
@@ -35,11 +39,16 @@ def unknown_cell() -> Cell:
     return Cell("–", style="unknown", title="not known by this source")  # noqa: RUF001
 
 
-def bytes_cell(value: int | None, *, title: str = "") -> Cell:
+def bytes_cell(value: int | None, *, title: str = "", detail: str = "") -> Cell:
     """Bytes for a person, with the exact number as its tooltip."""
     if value is None:
         return unknown_cell()
-    return Cell(gib(value), value, "number", title=f"{whole(value)} B" + (f", {title}" if title else ""))
+    return Cell(gib(value), value, "number", title=f"{whole(value)} B" + (f", {title}" if title else ""), detail=detail)
+
+
+def number_cell(value: float | None) -> Cell:
+    """A number for a person."""
+    return unknown_cell() if value is None else Cell(number(value), value, "number")
 
 
 def difference_cell(line: Line | None, source: Source) -> Cell:

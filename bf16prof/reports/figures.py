@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bf16prof.records import Component, MemoryRecord, Phase, StepRecord
+from bf16prof.records import TRAINING, Component, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
 from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
@@ -21,8 +21,6 @@ from bf16prof.reports.views import CaseView, component_name, step_times
 _HEADER = 1.15
 _BAR = 0.82
 """Width of a bar, as rows are 1 apart; Plotly would go by the distance of bars, and a case may have one only."""
-
-_PHASE_ORDER = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
 
 
 def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
@@ -172,7 +170,7 @@ def timeline(views: Sequence[CaseView]) -> Figure | None:
 def _timeline_points(steps: Iterable[StepRecord]) -> list[tuple[float, int, str]]:
     points: list[tuple[float, int, str]] = []
     for step in steps:
-        for position, phase in enumerate(_PHASE_ORDER):
+        for position, phase in enumerate(TRAINING):
             memory = step.phases.get(phase)
             if memory is not None and memory.peak_bytes is not None:
                 points.append((step.step + position / 4, memory.peak_bytes, f"step {step.step}, {phase} peak"))

@@ -5,10 +5,12 @@ Every text from a run passes through `units.inert` and Jinja's autoescape (`page
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json, document
+from bf16prof.documents import document
+from bf16prof.profiles.plain import dotted
+from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
 from bf16prof.reports.learning import edq_text, lost_text
@@ -17,7 +19,7 @@ from bf16prof.reports.page import page
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
-from bf16prof.reports.units import gib, inert, inert_lines, seconds, whole
+from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views
 from bf16prof.reports.work import HEADERS, work_rows
@@ -85,7 +87,7 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
 
 
 def _notes(record: MemoryRecord) -> list[str]:
-    return [text for text in [beside_the_allocator(record), *(inert(note, 600) for note in record.notes)] if text]
+    return [text for text in [beside_the_allocator(record), *(inert(note, MESSAGE_LIMIT) for note in record.notes)] if text]
 
 
 def _lines_table(view: CaseView) -> Table:
@@ -169,7 +171,7 @@ def _failures(run: Run, views: Sequence[CaseView]) -> Iterator[dict[str, Any]]:
         yield {
             "label": case_label(status.case),
             "status": str(status.status),
-            "message": inert(status.message, 600),
+            "message": inert(status.message, MESSAGE_LIMIT),
             "predicted": [prediction_text(record) for view in same[:1] for record in view.predictions],
             "log": "\n".join(inert_lines(status.log_tail)),
         }
@@ -192,7 +194,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
                 ("Hardware", manifest.hardware.items()),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
-                ("Profile", _flat(as_json(manifest.profile))),
+                ("Profile", dotted(as_json(manifest.profile)).items()),
             )
             if pairs
         ],
@@ -206,16 +208,8 @@ def _status_table(cases: Sequence[CaseStatus]) -> Table:
             Cell(case_label(c.case)),
             Cell(inert(c.case.profile)),
             Cell(str(c.status), style=styles.get(c.status, "bad")),
-            Cell(inert(c.message, 600)),
+            Cell(inert(c.message, MESSAGE_LIMIT)),
         )
         for c in cases
     )
     return Table("Status of each case", ("case", "profile", "status", "message"), rows)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested profile as (dotted key, text) pairs."""
-    out: list[tuple[str, str]] = []
-    for key, item in value.items():
-        out += _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else [(f"{prefix}{key}", str(item))]
-    return out

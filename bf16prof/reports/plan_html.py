@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bf16prof.plans import Outlook, Plan
+from bf16prof.plans import Outlook
 from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette, plan_rows
-from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell, without_empty
+from bf16prof.reports.cells import Cell, Table, bytes_cell
 from bf16prof.reports.page import page
 from bf16prof.reports.summary import Tile
-from bf16prof.reports.units import gib, inert, number, seconds, signed_bytes, whole
+from bf16prof.reports.units import gib, inert, number, seconds, whole
 from bf16prof.reports.views import case_label, component_name
-
-PLANS = ("plan", "learning", "offload", "micro-batch", "peak", "free", "tokens/s at most", "calibrated", "against the first")
 
 
 def render(
@@ -33,16 +31,15 @@ def render(
 
 def _part(outlook: Outlook, record: MemoryRecord | None) -> dict[str, Any]:
     stages = outlook.stages
-    is_more = stages is not None and stages.more_bytes > 0
     return {
         "id": f"gpus-{outlook.world_size}",
         "gpus": "1 GPU" if outlook.world_size == 1 else f"{outlook.world_size} GPUs",
         "tiles": _tiles(outlook),
         "lead": [plan_rows.room_text(outlook.room), *([] if outlook.plans else plan_rows.nearest_lines(outlook))],
-        "plans": _plans(outlook.plans) if outlook.plans else _changes(outlook),
+        "plans": plan_rows.plan_rows(outlook.plans) if outlook.plans else plan_rows.change_rows(outlook) if outlook.changes else None,
         "notes": [*(plan_rows.order_text(outlook) if outlook.plans else []), *plan_rows.left_out_text(outlook)],
         "peak": _peak(record) if record else None,
-        "stages": _stages(outlook) if is_more else None,
+        "stages": plan_rows.difference_rows(stages) if stages and stages.more_bytes > 0 else None,
         "advice": plan_rows.stage_lines(stages) if stages else [],
     }
 
@@ -70,41 +67,6 @@ def _fewest(outlook: Outlook) -> list[Tile]:
     ]
 
 
-def _plans(plans: Sequence[Plan]) -> Table:
-    rows = [_plan(n, plan, plans[0]) for n, plan in enumerate(plans, 1)]
-    return without_empty(Table("What fits, the first choice first", PLANS, tuple(rows)))
-
-
-def _plan(rank: int, plan: Plan, first: Plan) -> tuple[Cell, ...]:
-    inside, recompute = ", in zero.Init" if plan.zero_init else "", ", recompute" if plan.activation_checkpointing else ""
-    calibrated = unknown_cell() if plan.tokens_per_s is None else Cell(number(plan.tokens_per_s), plan.tokens_per_s, "number")
-    return (
-        Cell(f"{rank}. ZeRO-{plan.case.zero_stage}, {inert(plan.case.recipe)}{inside}", rank),
-        Cell(inert(plan.learning)),
-        Cell(str(plan.case.offload)),
-        Cell(f"{plan.micro_batch_size}{recompute}", plan.micro_batch_size, title=f"up to {plan.largest_micro_batch_size} fit"),
-        bytes_cell(plan.peak_bytes, title=f"in {plan.peak_phase}"),
-        bytes_cell(plan.free_bytes),
-        Cell(number(plan.tokens_per_s_at_most), plan.tokens_per_s_at_most, "number"),
-        calibrated,
-        Cell(", ".join(plan_rows.against(plan, first)) if rank > 1 else ""),
-    )
-
-
-def _changes(outlook: Outlook) -> Table | None:
-    rows = tuple(
-        (
-            Cell(inert(change.what, 120)),
-            bytes_cell(change.saved_bytes),
-            bytes_cell(change.plan.peak_bytes),
-            Cell("yes" if change.plan.fits else "no", style="good" if change.plan.fits else "bad"),
-            Cell(inert(change.flag, 300)),
-        )
-        for change in outlook.changes
-    )
-    return Table("What to change first: one change of the nearest", plan_rows.CHANGES, rows) if rows else None
-
-
 def _peak(record: MemoryRecord) -> Table:
     rows = tuple(
         (Cell(component_name(component), colour=colour), bytes_cell(size), bytes_cell(record.components.get(component)))
@@ -113,17 +75,3 @@ def _peak(record: MemoryRecord) -> Table:
     )
     caption = f"The first choice at its training peak: {gib(record.peak_allocated_bytes)} in {record.peak_phase}"
     return Table(caption, ("component", "at the peak", "between steps"), rows)
-
-
-def _stages(outlook: Outlook) -> Table:
-    assert outlook.stages is not None, "there is something to compare"
-    rows = tuple(
-        (
-            Cell(inert(d.name), colour=palette.COMPONENTS[d.component]),
-            bytes_cell(d.before_bytes),
-            bytes_cell(d.after_bytes),
-            Cell(signed_bytes(d.more_bytes), d.more_bytes, "number"),
-        )
-        for d in outlook.stages.differences
-    )
-    return Table(plan_rows.stage_title(outlook.stages), plan_rows.DIFFERENCES, rows)

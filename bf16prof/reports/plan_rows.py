@@ -1,31 +1,27 @@
-"""Plans in words and rows, which console, Markdown and HTML lay out each in its way."""
+"""Plans in words and tables, which console, Markdown and HTML lay out each in its way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from bf16prof.plans import Limits, Outlook, Plan, Room, StageComparison
+from bf16prof.plans import EQUAL, Difference, Limits, Outlook, Plan, Room, StageComparison
 from bf16prof.records import Offload
-from bf16prof.reports.units import gib, inert, number, seconds, share, signed_bytes
+from bf16prof.reports import palette
+from bf16prof.reports.cells import Cell, Table, bytes_cell, number_cell, without_empty
+from bf16prof.reports.units import gib, inert, seconds, share, signed_bytes
 from bf16prof.reports.views import case_label, component_name
 
 PLANS = ("#", "ZeRO", "recipe", "offload", "micro-batch", "peak", "free", "tokens/s at most", "calibrated", "against the first")
 SIZES = ("GPUs", "first choice", "micro-batch", "peak", "free", "tokens/s at most", "per GPU")
 CHANGES = ("change", "saves", "needs", "fits", "flag")
 DIFFERENCES = ("alive at the training peak", "ZeRO-2", "ZeRO-3", "more")
+LEFT = ("recipe", "offload", "against the first", "first choice", "change", "fits", "flag", "alive at the training peak")
+"""Columns of words; the others are of numbers."""
+
 SMALL = 2**20
 """Differences below a MiB explain nothing."""
 MOST_CHANGES = 8
 _KEY = "--set deepspeed.zero_optimization."
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table as text: lines within a cell are parted by newlines, the first is what is read first."""
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def title(outlook: Outlook, profile: str, parameters: int) -> str:
@@ -49,30 +45,35 @@ def plan_words(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def plan_rows(plans: Sequence[Plan]) -> Rows:
+def plan_rows(plans: Sequence[Plan]) -> Table:
     """One row per plan, each with what it loses and gains against the first."""
-    rows = [_row(n, plan, plans[0]) for n, plan in enumerate(plans, 1)]
-    said = {"offload": any(p.case.offload is not Offload.NONE for p in plans), "calibrated": any(p.tokens_per_s for p in plans)}
-    kept = [i for i, header in enumerate(PLANS) if said.get(header, True)]
-    return Rows(tuple(PLANS[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows))
+    rows = tuple(_row(n, plan, plans[0]) for n, plan in enumerate(plans, 1))
+    table = without_empty(Table("What fits, the first choice first", PLANS, rows))
+    kept = [i for i, header in enumerate(table.headers) if header != "offload" or any(p.case.offload is not Offload.NONE for p in plans)]
+    return Table(table.caption, tuple(table.headers[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows))
 
 
-def _row(rank: int, plan: Plan, first: Plan) -> tuple[str, ...]:
-    recipe = f"{inert(plan.case.recipe)}\n{inert(plan.learning)}" + ("\nin zero.Init" if plan.zero_init else "")
-    micro = [str(plan.micro_batch_size)] + (["recompute"] if plan.activation_checkpointing else [])
+def _row(rank: int, plan: Plan, first: Plan) -> tuple[Cell, ...]:
+    micro = ["recompute"] if plan.activation_checkpointing else []
     micro += [f"up to {plan.largest_micro_batch_size}"] if plan.largest_micro_batch_size > plan.micro_batch_size else []
     return (
-        str(rank),
-        str(plan.case.zero_stage),
-        recipe,
-        str(plan.case.offload).replace("+", "\n+"),
-        "\n".join(micro),
-        f"{gib(plan.peak_bytes)}\n{plan.peak_phase}",
-        gib(plan.free_bytes),
-        number(plan.tokens_per_s_at_most),
-        number(plan.tokens_per_s),
-        "\n".join(against(plan, first)) if rank > 1 else "",
+        Cell(str(rank), rank, "number"),
+        Cell(str(plan.case.zero_stage), plan.case.zero_stage, "number"),
+        Cell(inert(plan.case.recipe), detail=inert(plan.learning) + ("\nin zero.Init" if plan.zero_init else "")),
+        _lined(str(plan.case.offload).replace("+", "\n+")),
+        Cell(str(plan.micro_batch_size), plan.micro_batch_size, "number", detail="\n".join(micro)),
+        bytes_cell(plan.peak_bytes, detail=str(plan.peak_phase)),
+        bytes_cell(plan.free_bytes),
+        number_cell(plan.tokens_per_s_at_most),
+        number_cell(plan.tokens_per_s),
+        _lined("\n".join(against(plan, first)) if rank > 1 else ""),
     )
+
+
+def _lined(text: str) -> Cell:
+    """A cell whose first line is what is read first."""
+    head, _, tail = text.partition("\n")
+    return Cell(head, detail=tail)
 
 
 def against(plan: Plan, first: Plan) -> list[str]:
@@ -99,7 +100,7 @@ def order_text(outlook: Outlook) -> list[str]:
     """How the plans are ordered, what the numbers mean, and what else there is."""
     plans = outlook.plans
     calibrated = any(plan.tokens_per_s is not None for plan in plans)
-    rate = "calibrated tokens/s (the error bar apart)" if calibrated else "tokens/s at most (within 13 % counts as equal)"
+    rate = "calibrated tokens/s (the error bar apart)" if calibrated else f"tokens/s at most (within {100 * EQUAL:.0f} % counts as equal)"
     said = [
         f"Order: less offloading, {rate}, least risk in learning, lowest stage. Tokens/s at most: an upper bound, from the floor of the "
         "step's time, and no prediction.",
@@ -122,12 +123,12 @@ def left_out_text(outlook: Outlook) -> list[str]:
     return said + [f"Not judged: {inert(reason, 300)}" for reason in outlook.left_out]
 
 
-def size_rows(outlooks: Sequence[Outlook]) -> Rows:
+def size_rows(outlooks: Sequence[Outlook]) -> Table:
     """One row per number of GPUs: its first choice, or what the nearest lacks."""
-    return Rows(SIZES, tuple(_size_row(outlook) for outlook in outlooks))
+    return Table("By the number of GPUs", SIZES, tuple(_size_row(outlook) for outlook in outlooks))
 
 
-def _size_row(outlook: Outlook) -> tuple[str, ...]:
+def _size_row(outlook: Outlook) -> tuple[Cell, ...]:
     plan = outlook.plans[0] if outlook.plans else outlook.nearest
     assert plan is not None, "where nothing fits there is a nearest miss"
     rate = plan.tokens_per_s_at_most
@@ -135,8 +136,14 @@ def _size_row(outlook: Outlook) -> tuple[str, ...]:
     words += "\nin zero.Init" if plan.zero_init else ""
     if not outlook.plans:
         words = f"nothing fits; nearest:\n{words}"
-    rates = (number(rate), number(rate / outlook.world_size)) if outlook.plans else ("", "")
-    return str(outlook.world_size), words, str(plan.micro_batch_size), gib(plan.peak_bytes), gib(plan.free_bytes), *rates
+    return (
+        Cell(str(outlook.world_size), outlook.world_size, "number"),
+        _lined(words),
+        Cell(str(plan.micro_batch_size), plan.micro_batch_size, "number"),
+        bytes_cell(plan.peak_bytes),
+        bytes_cell(plan.free_bytes),
+        *((number_cell(rate), number_cell(rate / outlook.world_size)) if outlook.plans else (Cell(""), Cell(""))),
+    )
 
 
 def limit_lines(first: Plan, limits: Limits) -> list[str]:
@@ -156,13 +163,19 @@ def fewest_words(plan: Plan) -> str:
     return f"{plan.case.world_size}, {offload} ({plan_words(plan)})"
 
 
-def change_rows(outlook: Outlook) -> Rows:
+def change_rows(outlook: Outlook) -> Table:
     """What single changes of the nearest miss are worth."""
-    rows = [
-        (inert(c.what, 120), gib(c.saved_bytes), gib(c.plan.peak_bytes), "yes" if c.plan.fits else "no", inert(c.flag, 300))
-        for c in outlook.changes[:MOST_CHANGES]
-    ]
-    return Rows(CHANGES, tuple(rows))
+    rows = (
+        (
+            Cell(inert(change.what, 120)),
+            bytes_cell(change.saved_bytes),
+            bytes_cell(change.plan.peak_bytes),
+            Cell("yes", style="good") if change.plan.fits else Cell("no", style="bad"),
+            Cell(inert(change.flag, 300)),
+        )
+        for change in outlook.changes[:MOST_CHANGES]
+    )
+    return Table("What to change first: one change of the nearest, the most effective first", CHANGES, tuple(rows))
 
 
 def nearest_lines(outlook: Outlook) -> list[str]:
@@ -175,15 +188,17 @@ def nearest_lines(outlook: Outlook) -> list[str]:
     return [f"None of {outlook.combinations} combinations fits. Nearest: {plan_words(nearest)}: {lacks}.", *more]
 
 
-def difference_rows(stages: StageComparison) -> Rows:
+def difference_rows(stages: StageComparison) -> Table:
     """What ZeRO-3 holds more or less of than ZeRO-2."""
-    rows = []
-    for d in stages.differences:
-        if abs(d.more_bytes) >= SMALL:
-            name = component_name(d.component)
-            name = name if d.name == name else f"{name}: {inert(d.name)}"
-            rows.append((name, gib(d.before_bytes), gib(d.after_bytes), signed_bytes(d.more_bytes)))
-    return Rows(DIFFERENCES, tuple(rows))
+    rows = tuple(_difference(d) for d in stages.differences if abs(d.more_bytes) >= SMALL)
+    return Table(stage_title(stages), DIFFERENCES, rows)
+
+
+def _difference(found: Difference) -> tuple[Cell, ...]:
+    name = component_name(found.component)
+    name = name if found.name == name else f"{name}: {inert(found.name)}"
+    more = Cell(signed_bytes(found.more_bytes), found.more_bytes, "number", title=f"{found.more_bytes:+,} B")
+    return Cell(name, colour=palette.COMPONENTS[found.component]), bytes_cell(found.before_bytes), bytes_cell(found.after_bytes), more
 
 
 def stage_title(stages: StageComparison) -> str:

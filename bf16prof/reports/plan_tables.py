@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
-from typing import Any
 
 from bf16prof.plans import Outlook, Plan
 from bf16prof.records import Case
 from bf16prof.reports import plan_rows
-from bf16prof.reports.tables import csv_text, markdown_text
+from bf16prof.reports.cells import Table
+from bf16prof.reports.written import csv_text, markdown_list, markdown_table, markdown_text
+from bf16prof.runs import rows_as_csv
 
 
 def to_csv(outlooks: Sequence[Outlook]) -> str:
     """Every plan that fits. No text in it can be taken for a formula by a spreadsheet; what is not known is empty."""
     names = ["rank", *(f.name for f in dataclasses.fields(Case)), *(f.name for f in dataclasses.fields(Plan) if f.name != "case")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for outlook in outlooks:
-        for rank, plan in enumerate(outlook.plans, 1):
-            known: dict[str, Any] = {"rank": rank, **vars(plan.case), **vars(plan)}
-            writer.writerow(csv_text(known[name]) for name in names)
-    return out.getvalue()
+    known = ({"rank": rank, **vars(plan.case), **vars(plan)} for outlook in outlooks for rank, plan in enumerate(outlook.plans, 1))
+    return rows_as_csv(names, ([csv_text(row[name]) for name in names] for row in known))
 
 
 def to_markdown(outlooks: Sequence[Outlook], profile: str, parameters: int) -> str:
@@ -43,18 +36,19 @@ def _outlook(outlook: Outlook, profile: str, parameters: int) -> list[str]:
         parts += [_list(plan_rows.nearest_lines(outlook)), _table(plan_rows.change_rows(outlook))]
     if outlook.stages is not None:
         if outlook.stages.more_bytes > 0:
-            parts += [_text(plan_rows.stage_title(outlook.stages)) + "\n", _table(plan_rows.difference_rows(outlook.stages))]
+            differences = plan_rows.difference_rows(outlook.stages)
+            parts += [_text(differences.caption) + "\n", _table(differences)]
         parts.append(_list(plan_rows.stage_lines(outlook.stages)))
     return [*parts, _list(plan_rows.left_out_text(outlook))]
 
 
-def _table(rows: plan_rows.Rows) -> str:
-    lines = [rows.headers, ["---"] * len(rows.headers), *([_text(cell.replace("\n", ", ")) for cell in row] for row in rows.rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _table(found: Table) -> str:
+    rows = [[_text(", ".join([cell.text, *cell.detail.splitlines()])) for cell in row] for row in found.rows]
+    return markdown_table(found.headers, rows, plan_rows.LEFT)
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "".join(f"* {_text(line)}\n" for line in lines)
+    return markdown_list(map(_text, lines))
 
 
 def _text(value: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,21 +32,9 @@ STACK = (
 """What stays lies below what comes and goes."""
 
 
-def thinned(timeline: Timeline, points: int) -> Timeline:
-    """The timeline in at most so many points: of neighbours the highest is kept."""
-    totals = _totals(timeline)
-    count = len(totals)
-    if count <= points:
-        return timeline
-    bounds = [i * count // points for i in range(points + 1)]
-    kept = [max(range(*pair), key=totals.__getitem__) for pair in itertools.pairwise(bounds)]
-    components = {c: tuple(values[k] for k in kept) for c, values in timeline.components.items()}
-    return Timeline(tuple(timeline.events[k] for k in kept), timeline.phases, components)
-
-
 def step_figure(id_: str, record: MemoryRecord, timeline: Timeline) -> Figure | None:
     """The timeline of a record as a figure; `None` where nothing is allocated in it."""
-    totals = _totals(timeline)
+    totals = timeline.totals
     if not any(totals):
         return None
     drawing = _Drawing(timeline, totals, *scale(max(totals)))
@@ -72,10 +59,6 @@ def _near(highest: int, record: MemoryRecord) -> list[tuple[str, int, str]]:
             found.append((name, size, dash))
             highest = max(highest, size)
     return found
-
-
-def _totals(timeline: Timeline) -> list[int]:
-    return [sum(values) for _, *values in zip(timeline.events, *timeline.components.values(), strict=False)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from bf16prof.records import Component, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
 from bf16prof.reports.plots import Figure
-from bf16prof.reports.step_figure import STACK, step_figure, thinned
+from bf16prof.reports.step_figure import STACK, step_figure
 from bf16prof.reports.units import gib, inert, share
 from bf16prof.reports.verdict import Verdict, beside_the_allocator, verdict
 from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
@@ -56,7 +56,7 @@ def with_thin_timelines(runs: Sequence[Run]) -> list[Run]:
 
 
 def _thin(record: MemoryRecord) -> MemoryRecord:
-    return record if record.timeline is None else dataclasses.replace(record, timeline=thinned(record.timeline, FEW_POINTS))
+    return record if record.timeline is None else dataclasses.replace(record, timeline=record.timeline.thinned(FEW_POINTS))
 
 
 def _panel(id_: str, label: str, record: MemoryRecord) -> Panel:

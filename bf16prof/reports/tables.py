@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.reconcile import NAMES
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
 from bf16prof.reports.loss_table import loss_table
-from bf16prof.reports.units import AS_PRINTED, EXACT, NAME_LIMIT, gib, inert, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import verdict
 from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_names, run_views
+from bf16prof.reports.written import csv_text, markdown_list, markdown_table, markdown_text
 from bf16prof.runs import Run
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ _WORK = (
     "tokens", "forward_flops", "backward_flops", "recomputed_flops", "sent_bytes", "optimizer_read_bytes", "optimizer_written_bytes",
     "host_link_bytes",
 )  # fmt: skip
-_FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-_MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -56,13 +53,6 @@ def to_csv(runs: Sequence[Run]) -> str:
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def csv_text(value: object) -> object:
-    """A text for a cell of a CSV file: control characters escaped, and a quote before what a spreadsheet would calculate."""
-    if not isinstance(value, str):
-        return value
-    return ("'" if _FORMULA.match(value) or value.startswith(("\t", "\r", "\n")) else "") + inert(value, limit=None)
-
-
 def to_markdown(runs: Sequence[Run]) -> str:
     """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
 
@@ -75,7 +65,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
     shortages = [(view, said) for view, record in known if (said := verdict(record)) and not said.fits]
     text = _markdown([_totals(view, record) for view, record in known])
     if shortages:
-        text += "\n" + "".join(f"* {markdown_text(view.label)}: {markdown_text(said.text, None)}\n" for view, said in shortages)
+        text += "\n" + markdown_list(f"{markdown_text(view.label)}: {markdown_text(said.text, None)}" for view, said in shortages)
     if losses := loss_table(views):
         rows = [dict(zip(losses.headers, (cell.text for cell in row), strict=True)) for row in losses.rows]
         text += f"\n{losses.caption}:\n\n" + _markdown(rows)
@@ -84,11 +74,6 @@ def to_markdown(runs: Sequence[Run]) -> str:
     if peak:
         text += "\nAt the training peak (they add up to it):\n\n" + _markdown(peak)
     return text
-
-
-def markdown_text(value: str, limit: int | None = NAME_LIMIT) -> str:
-    """A text for a cell of a Markdown table: nothing in it is markup, and it stays on its line."""
-    return html.escape(_MARKDOWN.sub(r"\\\1", inert(value, limit)), quote=False)
 
 
 def _column(name: str, values: list[Any]) -> pd.Series[Any]:
@@ -168,7 +153,7 @@ def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
             same = EXACT if not difference else AS_PRINTED if line.as_printed(record.source) else ""
             row[f"{label} error"] = same or f"{signed_bytes(difference)} ({signed_percent(error)})"
     said = verdict(record)
-    row["on the GPU"] = said.short if said else ""
+    row["room on the GPU"] = said.short if said else ""
     row["step time"] = _known(record.step_time_s, seconds)
     row["step time floor"] = _known(record.step_time_floor_s, seconds)
     row["MFU"] = "" if record.mfu is None else f"{record.mfu:.1%}"
@@ -182,17 +167,16 @@ def _components(view: CaseView, record: MemoryRecord, sizes: Mapping[Component, 
     return row | {str(component): gib(size) for component in Component if (size := sizes.get(component))}
 
 
+_LEFT = ("case", "run", "profile", "source", "room on the GPU")
+
+
 def _known(value: Any, show: Any) -> str:
     return "" if value is None else show(value)
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:
-    import pandas as pd
-
     if not rows:
         return "No records.\n"
     longest_first = sorted(rows, key=lambda row: -len(row))
     names = [name for name in dict.fromkeys(n for row in longest_first for n in row) if any(row.get(name) for row in rows)]
-    table = pd.DataFrame([{name: markdown_text(row.get(name, "")) for name in names} for row in rows])
-    left = ("case", "run", "profile", "source", "on the GPU")
-    return str(table.to_markdown(index=False, disable_numparse=True, colalign=["left" if n in left else "right" for n in names])) + "\n"
+    return markdown_table(names, [[markdown_text(row.get(name, "")) for name in names] for row in rows], _LEFT)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bf16prof.profiles.gpus import all_gpus
-from bf16prof.records import Device, MemoryRecord, OutOfMemory, Phase, Source
+from bf16prof.profiles import beside
+from bf16prof.profiles.gpus import gpu_named
+from bf16prof.records import Device, Item, MemoryRecord, OutOfMemory, Phase, Source
 from bf16prof.reports.units import gib, inert, part_of
 from bf16prof.reports.views import CaseView, component_name
 
@@ -23,18 +24,24 @@ class Verdict:
 
 
 def verdict(record: MemoryRecord) -> Verdict | None:
-    """The verdict of a dry run on a GPU. `None` where the record does not know the allocator; a measurement has no need of one."""
+    """The verdict of a prediction for a GPU: of a dry run, which knows the allocator, or of an estimate, which knows what it has to hold at
+    least. `None` where a record knows neither; a measurement has no need of one.
+    """
     shortage = record.out_of_memory
     if shortage is not None:
         return Verdict(False, f"out of memory in {shortage.phase}", _shortage(record, shortage))
+    if record.source is Source.ESTIMATE:
+        return _estimated(record)
     if record.source is not Source.SIMULATE or record.device is not Device.GPU or record.reserved_bytes is None:
         return None
     return Verdict(True, "fits", _room(record))
 
 
 def case_verdict(view: CaseView) -> Verdict | None:
-    """The verdict of the first record of a case that has one."""
-    return next((found for record in view.records.values() if (found := verdict(record))), None)
+    """The verdict of a case: of its dry run; of its estimate only where there is nothing better."""
+    found = {source: said for source, record in view.records.items() if (said := verdict(record))}
+    estimated = None if view.reference else found.get(Source.ESTIMATE)
+    return next((said for source, said in found.items() if source is not Source.ESTIMATE), estimated)
 
 
 def prediction_text(record: MemoryRecord) -> str:
@@ -52,7 +59,7 @@ def beside_the_allocator(record: MemoryRecord) -> str:
 
 def device_total(record: MemoryRecord) -> int | None:
     """The memory of the record's GPU; `None` for a GPU that the table does not know."""
-    gpu = all_gpus().get(record.gpu or "")
+    gpu = gpu_named(record.gpu)
     return gpu.memory_bytes if gpu else None
 
 
@@ -60,12 +67,31 @@ def allocator_limit(record: MemoryRecord) -> int | None:
     """The most that the caching allocator may reserve: the device's memory without what the process holds besides."""
     if record.out_of_memory is not None:
         return record.out_of_memory.limit_bytes
-    total = device_total(record)
-    return None if total is None or not record.device_items else total - sum(item.bytes for item in record.device_items)
+    total, held = device_total(record), _held_besides(record)
+    return None if total is None or not held else total - sum(item.bytes for item in held)
+
+
+def _held_besides(record: MemoryRecord) -> tuple[Item, ...]:
+    """What the record says of it; of an estimate, which says nothing, the same as a dry run assumes."""
+    return beside.beside_the_allocator(record.case.world_size) if record.source is Source.ESTIMATE else record.device_items
 
 
 def _gpu(record: MemoryRecord) -> str:
     return f" {inert(record.gpu)}" if record.gpu else ""
+
+
+def _estimated(record: MemoryRecord) -> Verdict | None:
+    """Whether the most that a job holds, as far as it is known, stays within what the allocator may reserve."""
+    peak = record.peak_allocated_bytes if record.run_peak_allocated_bytes is None else record.run_peak_allocated_bytes
+    most, limit = record.allocated_bytes if peak is None else peak, allocator_limit(record)
+    if most is None or limit is None:
+        return None
+    free, when = limit - most, "between steps" if peak is None else "at most"
+    without = " and ".join(f"{item.name} {gib(item.bytes)}" for item in _held_besides(record))
+    text = f"{_gpu(record)}: {part_of(most, limit)} allocated {when}; {without} taken off, fragmentation not"
+    if free < 0:
+        return Verdict(False, f"{gib(-free)} over", f"too large for{text}")
+    return Verdict(True, f"{gib(free)} free", f"has room on{text}")
 
 
 def _room(record: MemoryRecord) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
-from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Offload, Phase, Source
+from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source
 from bf16prof.reports.units import inert
 from bf16prof.runs import Run
 
@@ -22,7 +22,7 @@ MEMORY_TOTALS = {
     "reserved_bytes": "reserved",
     "reserved_floor_bytes": "reserved, at least",
     "fragmentation_bytes": "fragmentation",
-    "device_bytes": "device (NVML)",
+    "device_bytes": "on the device",
     "host_bytes": "host",
 }
 """How the quantities of a record are called in tables."""
@@ -221,8 +221,7 @@ def _labels(parts: Sequence[tuple[tuple[Case, Device], tuple[int | None, list[Me
 
 def case_label(case: Case) -> str:
     """The label of a case with its recipe's name made inert."""
-    tail = "" if case.offload is Offload.NONE else f"-offload-{case.offload}"
-    return f"zero{case.zero_stage}-w{case.world_size}-{inert(case.recipe)}{tail}"
+    return replace(case, recipe=inert(case.recipe)).label
 
 
 def _line(comparison: Comparison) -> Line:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.engine.attribution import attribute, held
 from bf16prof.engine.batch import batch_spec
-from bf16prof.engine.beside import beside_the_allocator
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
 from bf16prof.engine.workspace import CUBLAS_NAME, CUBLAS_SOURCE
+from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.records import (
     Component,
     Device,

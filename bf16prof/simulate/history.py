@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 
 from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseStart, Timeline
 from bf16prof.simulate.ledger import Allocation, Ledger, by_component
@@ -36,13 +37,14 @@ def timeline(ledger: Ledger, step: int) -> Timeline:
     """Bytes by component over a step, thinned to `POINTS` points; of the events between two points the highest is kept."""
     start, end = [*ledger.step_starts, len(ledger.events)][step : step + 2]
     now = dict.fromkeys(Component, 0) | by_component(ledger.live(start))
-    points = list(_thinned([(0, dict(now)), *_states(ledger, start, end, now)]))
-    used = [c for c in Component if any(state[c] for _, state in points)]
-    return Timeline(
-        events=tuple(event for event, _ in points),
+    states = [(0, dict(now)), *_states(ledger, start, end, now)]
+    whole = Timeline(
+        events=tuple(event for event, _ in states),
         phases=tuple(PhaseStart(m.phase, m.event - start) for m in ledger.marks if m.step == step and m.phase is not None),
-        components={c: tuple(state[c] for _, state in points) for c in used},
+        components={component: tuple(state[component] for _, state in states) for component in Component},
     )
+    thin = whole.thinned(POINTS)
+    return replace(thin, components={component: sizes for component, sizes in thin.components.items() if any(sizes)})
 
 
 State = tuple[int, dict[Component, int]]
@@ -54,13 +56,6 @@ def _states(ledger: Ledger, start: int, end: int, now: dict[Component, int]) -> 
             now[allocation.label[0]] += sign * allocation.bytes
             now[Component.ROUNDING] += sign * (allocation.held - allocation.bytes)
             yield number - start, dict(now)
-
-
-def _thinned(states: list[State]) -> Iterable[State]:
-    if len(states) <= POINTS:
-        return states
-    buckets = ([states[k] for k in range(i * len(states) // POINTS, (i + 1) * len(states) // POINTS)] for i in range(POINTS))
-    return [max(bucket, key=lambda state: sum(state[1].values())) for bucket in buckets]
 
 
 def _events(ledger: Ledger) -> Iterator[tuple[Allocation, int]]:

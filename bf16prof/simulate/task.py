@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bf16prof.cases import JobFile
-from bf16prof.records import SCHEMA_VERSION, STRICT, Phase
+from bf16prof.documents import SCHEMA_VERSION
+from bf16prof.records import STRICT, Phase
 
 
 @dataclass(frozen=True)

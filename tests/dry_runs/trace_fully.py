@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from bf16prof.records import document
+from bf16prof.documents import document
 from bf16prof.runs import read
 from bf16prof.simulate import dryrun, memo, ranks
 from bf16prof.simulate.task import Task

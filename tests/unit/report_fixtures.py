@@ -6,6 +6,9 @@ import dataclasses
 import math
 from pathlib import Path
 
+import pytest
+
+from bf16prof import runs
 from bf16prof.records import (
     Case,
     Component,
@@ -182,6 +185,16 @@ def run(records: list[MemoryRecord] | None = None, statuses: list[CaseStatus] | 
         environment={"NCCL_DEBUG": "WARN"},
     )
     return Run(Path("runs") / "sweep", manifest, tuple(records))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run directory on disk."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    whole = run()
+    runs.save(runs.Run(folder, whole.manifest, whole.records))
+    return folder
 
 
 def failed_run() -> Run:

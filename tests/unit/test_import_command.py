@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Main, main, refused
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, by_quantity, written
-from test_cli import Main, main, refused
 
 from bf16prof import runs
 from bf16prof.records import Case, Source
@@ -37,6 +37,24 @@ def test_an_imported_run_has_its_estimate_beside_it_and_is_a_run_like_ones_own(m
     assert (folder / "loss.csv").read_text().splitlines()[:2] == ["case,step,loss", "zero3-w4-bf16-fp32-master,0,10.98828125"]
     assert (folder / "report.html").is_file()
     assert main("report", folder, "--fail-over", "0.01%", "-o", tmp_path / "again.html")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("logged", "flags", "gpu"),
+    [
+        ("NVIDIA GH200 480GB", (), "gh200-96gb"),
+        ("NVIDIA H100 80GB HBM3", (), "h100-80gb"),
+        ("NVIDIA V100", (), "h100-80gb"),
+        ("NVIDIA GH200 480GB", ("--gpu", "a100-40gb"), "a100-40gb"),
+    ],
+)
+def test_the_estimate_is_for_the_gpu_that_the_log_names(logged: str, flags: tuple[str, ...], gpu: str, main: Main, tmp_path: Path) -> None:
+    samples = SAMPLES.replace("NVIDIA H100 80GB HBM3", logged)
+
+    code, _, err = main("import", EXAMPLE, *written(tmp_path, samples), *EXAMPLE_CASE, *flags, "-d", tmp_path / "run")
+
+    assert code == 0, err
+    assert [record.gpu for record in runs.load(tmp_path / "run").records] == [logged, gpu]
 
 
 def test_a_prediction_outside_the_tolerance_leaves_with_4_and_the_run_written(main: Main, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, written
 
+from bf16prof.documents import document
 from bf16prof.errors import InputError
 from bf16prof.imports import files
 from bf16prof.imports.files import read_files
 from bf16prof.imports.record import imported_record
-from bf16prof.records import Case, document
+from bf16prof.profiles import plain
+from bf16prof.records import Case
 from bf16prof.runs import load_records, write_json
 
 REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES)]
@@ -100,6 +103,24 @@ def test_damaged_logs_give_a_record_that_can_be_stored_or_one_line(
     write_json(tmp_path / "records.json", document([record]))
 
     assert load_records(tmp_path / "records.json") == (record,)
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "PATIENCE_S", 0.1)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="nobody writes to this pipe"):
+        read_files([pipe])
+
+
+def test_a_named_pipe_is_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(LOSSES,))
+    writer.start()
+
+    assert len(read_files([pipe]).findings[0].steps) == 4
+    writer.join()
 
 
 def test_a_pipe_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
     {"errors", "processes"},
-    {"records"},
+    {"records", "documents"},
     {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},
     {"engine", "estimate", "quality"},
@@ -171,6 +171,7 @@ def modules(part: str) -> list[str]:
         "imports",
         "profiles",
         "records",
+        "documents",
         "reconcile",
         "runs",
         "cases",

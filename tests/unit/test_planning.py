@@ -24,8 +24,9 @@ from bf16prof.planning.advice import all_changes
 from bf16prof.planning.answer import Answer, answer
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Question, Setting, powers_of_two
-from bf16prof.planning.search import EQUAL, LEARNING, best_first, ranked
+from bf16prof.planning.search import LEARNING, best_first, ranked
 from bf16prof.planning.written import ds_config_text
+from bf16prof.plans import EQUAL
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu
 from bf16prof.profiles.recipes import all_recipes, runnable_recipes
 from bf16prof.profiles.schema import Profile

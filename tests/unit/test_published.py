@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Main, main, refused
 from logs import by_quantity
 from published import rows
-from test_cli import Main, main, refused
 
 from bf16prof.imports.published import find_published, published_names
 
@@ -30,6 +30,7 @@ def test_the_published_figures_are_those_of_the_collection() -> None:
     assert "mean 2.9, standard deviation 2.37" in " ".join(low.notes)
     for record in (baseline, low):
         assert record.notes[0].startswith("published in deepspeedai/DeepSpeedExamples training/bf16_master_weight/README.md @")
+        assert record.notes[0].endswith(": https://github.com/deepspeedai/DeepSpeedExamples/tree/master/training/bf16_master_weight")
 
 
 def test_prediction_against_publication(main: Main, tmp_path: Path) -> None:

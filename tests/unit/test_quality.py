@@ -15,6 +15,7 @@ import torch
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
 from torch import Tensor, nn
 
+from bf16prof.documents import document
 from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.measure.record import job_quality
 from bf16prof.measure.results import RankQuality, RankResult
@@ -25,7 +26,7 @@ from bf16prof.quality.owners import layer_of, owners
 from bf16prof.quality.sums import Sums, total
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.quality.watch import UpdateWatch
-from bf16prof.records import Case, Component, Device, MemoryRecord, QualityStep, Source, UpdateQuality, document
+from bf16prof.records import Case, Component, Device, MemoryRecord, QualityStep, Source, UpdateQuality
 from bf16prof.reports.html import render
 from bf16prof.reports.learning import learning, of_recipe
 from bf16prof.reports.price_figure import price, states_per_parameter

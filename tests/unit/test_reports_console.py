@@ -13,12 +13,14 @@ import report_fixtures as fixtures
 from rich.cells import cell_len
 from rich.console import Console
 
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Case, Component, MemoryRecord, Offload, Source
 from bf16prof.reports import console as reports
 from bf16prof.reports.console.layout import PIPE_WIDTH
 
-CARD = Gpu("card", "Some card", 12 * 2**30, 1.0, 1.0, 1.0, (9, 0), "a test")
+GIB = 2**30
+BESIDE = 500 * 2**20 + 16 * 2 * 4 * 2**20
+"""What is assumed of two ranks: the CUDA context, and 16 channels to two peers with NCCL's default buffers."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,14 @@ def said(console: Console) -> str:
     return console.file.getvalue()
 
 
-def grid(records: list[MemoryRecord], gpu: Gpu | None = None, width: int = PIPE_WIDTH, **more: object) -> str:
+def grid(records: list[MemoryRecord], width: int = PIPE_WIDTH, **more: object) -> str:
     console = screen(width)
-    reports.estimate_grid(records, [], gpu, console, **more)  # type: ignore[arg-type]
+    reports.estimate_grid(records, [], console, **more)  # type: ignore[arg-type]
     return said(console)
+
+
+def on_a_gpu(allocated: int, peak: int | None = None, gpu: str = "l4-24gb") -> MemoryRecord:
+    return dataclasses.replace(fixtures.bare_record(), gpu=gpu, allocated_bytes=allocated, run_peak_allocated_bytes=peak)
 
 
 def without_peak(record: MemoryRecord) -> MemoryRecord:
@@ -59,21 +65,21 @@ class TestGrid:
         assert line_with(text, "14.60 GiB").split() == ["1", "2", "14.60", "GiB", "10.25", "GiB"]
 
     def test_each_cell_says_in_words_whether_it_fits(self) -> None:
-        text = grid([without_peak(fixtures.estimate(case)) for case in fixtures.cases()], CARD)
-        assert "✗ 2.60 GiB over" in text
-        assert "✓ 1.75 GiB free" in text
-        assert "Some card with 12.00 GiB" in text
-
-    def test_less_than_the_margin_is_tight(self) -> None:
-        text = grid([without_peak(fixtures.estimate(fixtures.case(1, "bf16-full")))], CARD, margin_bytes=2 * 2**30)
-        assert "! 1.75 GiB free" in text
-        assert "less than the margin of 2.00 GiB" in text
+        room = find_gpu("l4-24gb").memory_bytes - BESIDE
+        assert "✓ 1.75 GiB free" in grid([on_a_gpu(room - 7 * GIB // 4)])
+        assert "✗ 2.50 GiB over" in grid([on_a_gpu(room + 5 * GIB // 2)])
+        assert "on NVIDIA L4 with 22.03 GiB" in grid([on_a_gpu(room)])
 
     def test_a_known_peak_decides(self) -> None:
-        text = grid([fixtures.estimate(fixtures.case(1, "bf16-full"))], CARD)
-        assert "peak 13.47 GiB" in text
-        assert "✗ 1.47 GiB over" in text
-        assert "not known by this source" not in text
+        text = grid([on_a_gpu(GIB, find_gpu("l4-24gb").memory_bytes - BESIDE + GIB)])
+        assert "✗ 1.00 GiB over" in text
+        assert "fragmentation comes on top" in text
+
+    @pytest.mark.parametrize("gpu", ["", "a card of tomorrow"])
+    def test_of_an_unknown_gpu_nothing_is_said(self, gpu: str) -> None:
+        text = grid([on_a_gpu(GIB, gpu=gpu)])
+        assert "free" not in text
+        assert "fragmentation" not in text
 
     def test_an_unknown_peak_is_said(self) -> None:
         assert "The peak is not known by this source yet" in grid([without_peak(fixtures.estimate(fixtures.case()))])
@@ -81,13 +87,13 @@ class TestGrid:
     def test_refusals_are_footnotes(self) -> None:
         console = screen()
         refused = [Refused(fixtures.case(recipe=name), "no master copy above stage 0", ("bf16-full",)) for name in ("bf16-pure", "apex-o1")]
-        reports.estimate_grid([fixtures.estimate(fixtures.case())], refused, None, console)
+        reports.estimate_grid([fixtures.estimate(fixtures.case())], refused, console)
         assert said(console).count("- [1]") == 2
         assert "[1] bf16-pure, apex-o1: no master copy above stage 0; instead: bf16-full" in said(console)
 
     def test_refusals_without_any_record(self) -> None:
         console = screen()
-        reports.estimate_grid([], [Refused(fixtures.case(), "no", ())], CARD, console)
+        reports.estimate_grid([], [Refused(fixtures.case(), "no", ())], console)
         assert "[1] bf16-fp32-master: no" in said(console)
 
     def test_textbook_rules_stand_under_the_estimate(self) -> None:
@@ -101,7 +107,7 @@ class TestGrid:
         assert "offload" not in grid([fixtures.estimate(fixtures.case())])
 
     def test_nothing_is_known(self) -> None:
-        assert "?" in grid([fixtures.bare_record()], CARD)
+        assert "?" in grid([fixtures.bare_record()])
 
 
 class TestReconciliation:
@@ -247,7 +253,7 @@ class TestVerdict:
         reports.reconciliation([fixtures.run([fixtures.simulate(case), fixtures.measure(case)])], console)
         assert line_with(said(console), "reserved", "16.38 GiB").endswith("-1.37 GiB (-8.39 %)")
         assert line_with(said(console), "fragmentation").split()[1:] == ["?", "512.00", "MiB"]
-        assert "device (NVML)" in said(console)
+        assert "on the device" in said(console)
 
 
 class TestRunSummary:
@@ -272,7 +278,7 @@ def everything(console: Console, which: str) -> str:
     run = {**makers, "simulated": fixtures.simulated_run}[which]()
     reports.run_summary(run, console)
     reports.reconciliation([run], console)
-    reports.estimate_grid([r for r in run.records if r.source is Source.ESTIMATE], [], CARD, console)
+    reports.estimate_grid([r for r in run.records if r.source is Source.ESTIMATE], [], console)
     for record in run.records[:6]:
         reports.breakdown(record, console)
     return said(console)

@@ -11,7 +11,7 @@ import report_fixtures as fixtures
 
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, PhaseStart, Source, Timeline
 from bf16prof.reports import html, step_panels
-from bf16prof.reports.step_figure import STACK, step_figure, thinned
+from bf16prof.reports.step_figure import STACK, step_figure
 from bf16prof.reports.step_panels import Panel, panels, with_thin_timelines
 from bf16prof.reports.verdict import allocator_limit
 from bf16prof.reports.views import run_views
@@ -119,7 +119,7 @@ class TestThinning:
     @pytest.mark.parametrize("points", [1, 7, 100, 799])
     def test_the_highest_of_neighbours_stays(self, points: int) -> None:
         whole = fixtures.timeline(fixtures.case())
-        thin = thinned(whole, points)
+        thin = whole.thinned(points)
         totals = [sum(values) for values in zip(*whole.components.values(), strict=True)]
         thin_totals = [sum(values) for values in zip(*thin.components.values(), strict=True)]
         assert len(thin.events) == len(thin_totals) == points
@@ -130,7 +130,7 @@ class TestThinning:
 
     def test_what_is_short_is_left_alone(self) -> None:
         whole = fixtures.timeline(fixtures.case())
-        assert thinned(whole, 800) is whole
+        assert whole.thinned(800) is whole
 
     def test_a_page_of_many_cases_keeps_fewer_points_and_their_peaks(self) -> None:
         few, many = fixtures.run(worlds(step_panels.MANY)), fixtures.run(worlds(step_panels.MANY + 1))

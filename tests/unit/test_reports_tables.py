@@ -9,7 +9,7 @@ import pytest
 import report_fixtures as fixtures
 
 from bf16prof.records import Component, Source
-from bf16prof.reports import tables
+from bf16prof.reports import tables, written
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -96,12 +96,12 @@ def test_a_csv_of_hostile_names_is_whole_and_holds_no_formula() -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "\uff1d1"])
 def test_formulas_get_a_quote(text: str) -> None:
-    assert str(tables.csv_text(text)).startswith("'")
+    assert str(written.csv_text(text)).startswith("'")
 
 
 @pytest.mark.parametrize("text", ["bf16-full", "", "a=b", "2-3", 12, -5, 0.5])
 def test_other_cells_stay(text: object) -> None:
-    assert tables.csv_text(text) == text
+    assert written.csv_text(text) == text
 
 
 def test_markdown_is_for_people() -> None:
@@ -126,7 +126,7 @@ def test_markdown_of_hostile_names_keeps_its_shape() -> None:
 
 
 def test_markdown_of_pipes_and_newlines() -> None:
-    assert tables.markdown_text("a|b\n[c](d) `e` *f*") == "a\\|b\\\\n\\[c\\](d) \\`e\\` \\*f\\*"
+    assert written.markdown_text("a|b\n[c](d) `e` *f*") == "a\\|b\\\\n\\[c\\](d) \\`e\\` \\*f\\*"
 
 
 def test_nothing_at_all() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import report_fixtures as fixtures
 
+from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Component, Device, Item, MemoryRecord, OutOfMemory, Phase, Source
-from bf16prof.reports.verdict import allocator_limit, beside_the_allocator, case_verdict, prediction_text, verdict
+from bf16prof.reports.verdict import allocator_limit, case_verdict, device_total, prediction_text, verdict
+from bf16prof.reports.verdict import beside_the_allocator as beside_text
 from bf16prof.reports.views import run_views
 
 GIB = 2**30
@@ -61,6 +63,10 @@ def test_units_are_said_twice_where_they_differ() -> None:
     assert "790.00 MiB of 79.18 GiB on the device" in told(dry_run(device_bytes=790 * 2**20))
 
 
+def test_a_gpu_is_known_by_its_id_and_by_the_name_that_torch_gives_it() -> None:
+    assert device_total(dry_run(gpu="NVIDIA H100 80GB HBM3")) == device_total(dry_run()) == TOTAL
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -74,6 +80,43 @@ def test_units_are_said_twice_where_they_differ() -> None:
 )
 def test_who_does_not_model_the_allocator_gives_no_verdict(record: MemoryRecord) -> None:
     assert verdict(record) is None
+
+
+@pytest.mark.parametrize(("beyond", "fits", "short"), [(0, True, "0 B free"), (1, False, "1 B over"), (-(2**20), True, "1.00 MiB free")])
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_an_estimate_has_the_room_that_a_dry_run_has(beyond: int, fits: bool, short: str, world_size: int) -> None:
+    case = fixtures.case(world=world_size)
+    held = beside_the_allocator(world_size)
+    limit = TOTAL - sum(item.bytes for item in held)
+    dry = dataclasses.replace(dry_run(device_items=held), case=case)
+    record = dataclasses.replace(fixtures.bare_record(case), gpu="h100-80gb", run_peak_allocated_bytes=limit + beyond)
+    found = verdict(record)
+
+    assert allocator_limit(record) == allocator_limit(dry) == limit < TOTAL - 400 * 2**20
+    assert found is not None
+    assert (found.fits, found.short) == (fits, short)
+    assert "CUDA context 500.00 MiB" in found.text
+    assert ("NCCL buffers 128.00 MiB" in found.text) is (world_size > 1)
+
+
+def test_an_estimate_without_a_peak_is_judged_between_steps() -> None:
+    record = dataclasses.replace(fixtures.bare_record(), gpu="h100-80gb", allocated_bytes=16 * GIB)
+    assert told(record).startswith("has room on h100-80gb: 16.00 of 78.57 GiB allocated between steps; CUDA context")
+    assert told(dataclasses.replace(record, peak_allocated_bytes=17 * GIB)).startswith(
+        "has room on h100-80gb: 17.00 of 78.57 GiB allocated at most"
+    )
+
+
+def test_the_better_source_judges_a_case() -> None:
+    guess = dataclasses.replace(fixtures.bare_record(), gpu="h100-80gb", allocated_bytes=16 * GIB)
+
+    def judged(*records: MemoryRecord) -> str | None:
+        found = case_verdict(run_views([fixtures.run([*records])])[0])
+        return found.short if found else None
+
+    assert judged(guess) == "62.57 GiB free"
+    assert judged(guess, dry_run()) == "fits"
+    assert judged(guess, fixtures.measure(fixtures.case())) is None, "it has run"
 
 
 def test_a_shortage_says_when_what_and_who() -> None:
@@ -124,15 +167,15 @@ def test_the_limit_is_the_shortages_or_what_the_device_leaves() -> None:
 def test_what_the_device_adds_comes_with_its_assumption() -> None:
     items = (Item(Component.WORKSPACE, "CUDA context", 500 * 2**20, "assumed: 500 MiB"), Item(Component.BUFFERS, "NCCL buffers", 2**20))
     expected = "on the device besides the allocator: CUDA context 500.00 MiB (assumed: 500 MiB), NCCL buffers 1.00 MiB"
-    assert beside_the_allocator(dry_run(device_items=items)) == expected
-    assert beside_the_allocator(dry_run()) == ""
+    assert beside_text(dry_run(device_items=items)) == expected
+    assert beside_text(dry_run()) == ""
 
 
 @pytest.mark.parametrize("text", fixtures.HOSTILE)
 def test_names_stay_on_their_line(text: str) -> None:
     record = fixtures.hostile_simulation(fixtures.case(), text)
     assert told(record).isprintable()
-    assert beside_the_allocator(record).isprintable()
+    assert beside_text(record).isprintable()
     assert told(dry_run(gpu=text)).isprintable()
 
 

@@ -13,20 +13,14 @@ from typing import Any
 
 import pytest
 import report_fixtures as fixtures
+from report_fixtures import run_folder
 
 from bf16prof import runs
+from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import Component, Device, MemoryRecord, Source, document, json_text
+from bf16prof.records import Component, Device, MemoryRecord, Source
 
-
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """A run directory on disk."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    whole = fixtures.run()
-    runs.save(runs.Run(folder, whole.manifest, whole.records))
-    return folder
+__all__ = ["run_folder"]
 
 
 def refusal(path: Path) -> str:
@@ -312,6 +306,9 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 def test_an_empty_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     runs.create(tmp_path)
     runs.create(tmp_path, force=True)
+
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_not_replaced_without_force(run_folder: Path) -> None:

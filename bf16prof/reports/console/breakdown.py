@@ -8,7 +8,7 @@ from rich.text import Text
 from bf16prof.records import Component, Item, MemoryRecord, Phase
 from bf16prof.reports.console.layout import Column, heading, note, safe, table
 from bf16prof.reports.console.peak import training_peak, verdict_line
-from bf16prof.reports.units import gib, inert, seconds, share, whole
+from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, share, whole
 from bf16prof.reports.verdict import beside_the_allocator, verdict
 from bf16prof.reports.views import MEMORY_TOTALS, case_label, component_name
 from bf16prof.reports.work import HEADERS, work_rows
@@ -34,7 +34,7 @@ def breakdown(record: MemoryRecord, console: Console) -> None:
     if found:
         verdict_line(found, console)
     for text in record.notes:
-        note(console, inert(text, 600))
+        note(console, inert(text, MESSAGE_LIMIT))
 
 
 def _work(record: MemoryRecord, console: Console) -> None:

@@ -8,10 +8,11 @@ from typing import Protocol
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.gpus import gpu_named
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
-from bf16prof.reports.units import gib, inert, seconds, signed_percent, whole
+from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, signed_percent, whole
+from bf16prof.reports.verdict import verdict
 
 _Row = tuple[int, int, Offload, str]
 
@@ -35,21 +36,19 @@ class RefusalLike(Protocol):
 def estimate_grid(
     records: Sequence[MemoryRecord],
     refused: Sequence[RefusalLike],
-    gpu: Gpu | None,
     console: Console,
     *,
-    margin_bytes: int = 0,
     textbook: Mapping[Case, Mapping[str, int]] | None = None,
 ) -> None:
     """Print one grid per profile and device.
 
-    With a `gpu` each cell says what is left free, or what is missing; less than `margin_bytes` left is marked as tight. `textbook` adds
-    one row per named rule (16N and the like) under each estimate, with its signed error against the estimate.
+    Cells of a GPU say what is left free, or what is missing. `textbook` adds one row per named rule (16N and the like) under each estimate,
+    with its signed error against the estimate.
     """
     for profile, device in dict.fromkeys((r.case.profile, r.device) for r in records):
         chosen = [r for r in records if (r.case.profile, r.device) == (profile, device)]
         rejections = [r for r in refused if r.case.profile == profile]
-        _one_grid(chosen, rejections, gpu, console, margin_bytes=margin_bytes, textbook=textbook or {})
+        _one_grid(chosen, rejections, console, textbook or {})
     orphans = [r for r in refused if r.case.profile not in {record.case.profile for record in records}]
     if orphans:
         heading(console, "Refused")
@@ -59,24 +58,21 @@ def estimate_grid(
 def _one_grid(
     records: Sequence[MemoryRecord],
     refused: Sequence[RefusalLike],
-    gpu: Gpu | None,
     console: Console,
-    *,
-    margin_bytes: int,
     textbook: Mapping[Case, Mapping[str, int]],
 ) -> None:
     numbers = _numbered(refused)
     cells: dict[tuple[_Row, str], Text] = {}
     for record in records:
-        cells[_row(record.case, str(record.source)), record.case.recipe] = _cell(record, gpu, console, margin_bytes)
+        cells[_row(record.case, str(record.source)), record.case.recipe] = _cell(record, console)
         for name, size in textbook.get(record.case, {}).items():
             cells[_row(record.case, name), record.case.recipe] = _textbook_cell(size, record)
     for refusal in refused:
         source = next((str(r.source) for r in records), "estimate")
         cells[_row(refusal.case, source), refusal.case.recipe] = Text(f"- [{numbers[refusal.reason]}]", "dim")
-    _title(console, records[0], gpu)
+    _title(console, records[0])
     _print(console, cells)
-    _captions(console, records, gpu, margin_bytes)
+    _captions(console, records)
     _footnotes(console, refused, numbers)
 
 
@@ -84,8 +80,8 @@ def _row(case: Case, kind: str) -> _Row:
     return (case.zero_stage, case.world_size, case.offload, kind)
 
 
-def _title(console: Console, record: MemoryRecord, gpu: Gpu | None) -> None:
-    parts = [inert(record.case.profile), f"{whole(record.parameters)} parameters"]
+def _title(console: Console, record: MemoryRecord) -> None:
+    parts, gpu = [inert(record.case.profile), f"{whole(record.parameters)} parameters"], gpu_named(record.gpu)
     if gpu is not None:
         parts.append(f"on {gpu.name} with {gib(gpu.memory_bytes)}")
     heading(console, ", ".join(parts))
@@ -112,7 +108,7 @@ def _print(console: Console, cells: Mapping[tuple[_Row, str], Text]) -> None:
     table(console, [*keys, *(Column(inert(recipe)) for recipe in recipes)], body)
 
 
-def _cell(record: MemoryRecord, gpu: Gpu | None, console: Console, margin_bytes: int) -> Text:
+def _cell(record: MemoryRecord, console: Console) -> Text:
     text = Text(gib(record.allocated_bytes), "bold")
     if record.peak_allocated_bytes is not None:
         text.append(f"\npeak {gib(record.peak_allocated_bytes)}", "not bold")
@@ -121,22 +117,10 @@ def _cell(record: MemoryRecord, gpu: Gpu | None, console: Console, margin_bytes:
     if record.step_time_s is not None:
         error = f" ± {seconds(record.step_time_error_s)}" if record.step_time_error_s is not None else ""
         text.append(f"\nstep {seconds(record.step_time_s)}{error}", "not bold")
-    need = _need(record)
-    if gpu is not None and need is not None:
-        free = gpu.memory_bytes - need
-        if free < 0:
-            text.append(f"\n{mark(console, 'bad')} {gib(-free)} over", "not bold red")
-        elif free < margin_bytes:
-            text.append(f"\n{mark(console, 'tight')} {gib(free)} free", "not bold yellow")
-        else:
-            text.append(f"\n{mark(console, 'good')} {gib(free)} free", "not bold green")
+    if found := verdict(record):
+        symbol = mark(console, "good" if found.fits else "bad")
+        text.append(f"\n{symbol} {found.short}", f"not bold {'green' if found.fits else 'red'}")
     return text
-
-
-def _need(record: MemoryRecord) -> int | None:
-    """The most that the job holds, init included, as far as it is known."""
-    known = (record.run_peak_allocated_bytes, record.peak_allocated_bytes, record.allocated_bytes)
-    return next((size for size in known if size is not None), None)
 
 
 def _textbook_cell(size: int, record: MemoryRecord) -> Text:
@@ -146,16 +130,17 @@ def _textbook_cell(size: int, record: MemoryRecord) -> Text:
     return text
 
 
-def _captions(console: Console, records: Sequence[MemoryRecord], gpu: Gpu | None, margin_bytes: int) -> None:
+def _captions(console: Console, records: Sequence[MemoryRecord]) -> None:
     rank = "GPU" if records[0].device is Device.GPU else "rank"
     note(console, f"Bytes allocated between steps (steady state), per {rank}; 1 GiB = 2^30 bytes.")
+    judged = any(verdict(record) for record in records)
+    if judged:
+        note(console, "Free or over: of the GPU's memory less CUDA context and NCCL buffers (assumed); fragmentation comes on top.")
     unknown = sum(record.peak_allocated_bytes is None for record in records)
     if unknown:
         which = "The peak" if unknown == len(records) else f"In {unknown} of {len(records)} cells the peak"
-        shown = "whether it fits is judged by the steady state, which is lower." if gpu else "the steady state is shown, which is lower."
+        shown = "whether it fits is judged by the steady state, which is lower." if judged else "the steady state is shown, which is lower."
         note(console, f"{which} is not known by this source yet: {shown}")
-    if gpu is not None and margin_bytes:
-        note(console, f"{mark(console, 'tight')} fits, with less than the margin of {gib(margin_bytes)} free.")
 
 
 def _numbered(refused: Sequence[RefusalLike]) -> dict[str, int]:
@@ -167,7 +152,7 @@ def _footnotes(console: Console, refused: Sequence[RefusalLike], numbers: Mappin
     for reason, number in numbers.items():
         same = [refusal for refusal in refused if refusal.reason == reason]
         recipes = ", ".join(inert(name) for name in dict.fromkeys(refusal.case.recipe for refusal in same))
-        text = Text(f"[{number}] {recipes}: {inert(reason, 600)}")
+        text = Text(f"[{number}] {recipes}: {inert(reason, MESSAGE_LIMIT)}")
         others = list(dict.fromkeys(name for refusal in same for name in refusal.alternatives))
         if others:
             text.append(f"; instead: {', '.join(inert(name) for name in others)}")

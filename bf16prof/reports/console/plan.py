@@ -10,11 +10,11 @@ from rich.text import Text
 from bf16prof.plans import Outlook
 from bf16prof.records import MemoryRecord
 from bf16prof.reports import plan_rows
+from bf16prof.reports.cells import Cell, Table
 from bf16prof.reports.console.layout import Column, heading, mark, note, table
 from bf16prof.reports.console.peak import peak_components
 
 _KEYS = ("#", "GPUs", "ZeRO", "recipe", "change", "alive at the training peak")
-_LEFT = ("recipe", "offload", "against the first", "first choice", "change", "fits", "flag", "alive at the training peak")
 _FOLDED = {"micro-batch": "micro-\nbatch", "tokens/s at most": "tokens/s\nat most"}
 
 
@@ -60,8 +60,9 @@ def _nothing(outlook: Outlook, console: Console) -> None:
     for line in rest:
         console.print(Text(line))
     if outlook.changes:
-        heading(console, "What to change first: one change of the nearest, the most effective first")
-        _print(console, plan_rows.change_rows(outlook))
+        changes = plan_rows.change_rows(outlook)
+        heading(console, changes.caption)
+        _print(console, changes)
     else:
         console.print(Text("No single change of it saves anything: use another model, a shorter sequence or a larger GPU."))
 
@@ -70,23 +71,23 @@ def _stages(outlook: Outlook, console: Console) -> None:
     stages = outlook.stages
     assert stages is not None, "there is something to compare"
     if stages.more_bytes > 0:
-        heading(console, plan_rows.stage_title(stages))
-        _print(console, plan_rows.difference_rows(stages))
+        differences = plan_rows.difference_rows(stages)
+        heading(console, differences.caption)
+        _print(console, differences)
     for line in plan_rows.stage_lines(stages):
         console.print(Text(f"  {line}"))
 
 
-def _print(console: Console, rows: plan_rows.Rows) -> None:
-    columns = [Column(_FOLDED.get(h, h), "left" if h in _LEFT else "right", key=h in _KEYS) for h in rows.headers]
+def _print(console: Console, found: Table) -> None:
+    columns = [Column(_FOLDED.get(h, h), "left" if h in plan_rows.LEFT else "right", key=h in _KEYS) for h in found.headers]
     table(
         console,
         columns,
-        [[_cell(header, text, n) for header, text in zip(rows.headers, row, strict=True)] for n, row in enumerate(rows.rows)],
+        [[_cell(header, cell, n) for header, cell in zip(found.headers, row, strict=True)] for n, row in enumerate(found.rows)],
     )
 
 
-def _cell(header: str, text: str, row: int) -> Text:
-    """A cell whose first line is what is read first, and the rest what explains it."""
-    head, newline, tail = text.partition("\n")
-    strong = "bold" if header == "recipe" and row == 0 else "green" if (header, head) == ("fits", "yes") else ""
-    return Text.assemble((head, "" if header == "against the first" else strong), (newline + tail, "dim"))
+def _cell(header: str, cell: Cell, row: int) -> Text:
+    """What is read first, and dim what explains it."""
+    strong = "bold" if header == "recipe" and row == 0 else "green" if cell.style == "good" else ""
+    return Text.assemble((cell.text, strong), (f"\n{cell.detail}" if cell.detail else "", "dim"))

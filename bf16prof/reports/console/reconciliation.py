@@ -127,19 +127,20 @@ def _verdict(views: Sequence[CaseView], console: Console) -> None:
 
 
 def _details(view: CaseView, console: Console) -> None:
-    sources = list(view.records)
+    lines = view.lines()
+    compared = {source for line in lines for source in line.differences}
     columns = [Column("quantity", "left", key=True)]
-    for source in sources:
+    for source in view.records:
         columns.append(Column(str(source)))
-        if any(source in line.differences for line in view.lines()):
+        if source in compared:
             columns.append(Column(f"{source} - {_reference(view)}"))
     rows: list[list[Text | str]] = []
-    for line in view.lines():
+    for line in lines:
         style = "bold" if line.quantity == "allocated_bytes" else ""
         row: list[Text | str] = [Text(line.label, style)]
-        for source in sources:
+        for source in view.records:
             row.append(Text(_value(line, source), style))
-            if any(source in other.differences for other in view.lines()):
+            if source in compared:
                 row.append(verdict_text(line, source))
         rows.append(row)
     table(console, columns, rows)

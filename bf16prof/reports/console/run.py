@@ -12,7 +12,7 @@ from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, safe, table
 from bf16prof.reports.console.reconciliation import loss_text
 from bf16prof.reports.learning import edq_text, learning, lost_text
-from bf16prof.reports.units import gib, inert, inert_lines, number, seconds
+from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, number, seconds
 from bf16prof.reports.verdict import prediction_text
 from bf16prof.reports.views import CaseView, case_label, run_views
 from bf16prof.runs import CaseStatus, Run, Status
@@ -103,7 +103,7 @@ def _learning(view: CaseView | None) -> list[Text | str]:
 
 def _failure(status: CaseStatus, view: CaseView | None, console: Console) -> None:
     style = "" if status.status is Status.FINISHED else "red"
-    console.print(Text(f"{case_label(status.case)}: {status.status}: {inert(status.message, 600)}", style))
+    console.print(Text(f"{case_label(status.case)}: {status.status}: {inert(status.message, MESSAGE_LIMIT)}", style))
     for prediction in view.predictions if view else []:
         console.print(Text("  " + prediction_text(prediction)))
     for line in inert_lines(status.log_tail):
