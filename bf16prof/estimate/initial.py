@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
 from bf16prof.estimate.gathers import GATHERED
-from bf16prof.estimate.layout import cut_order, flat_numel, kept_groups, partition_numels
+from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
-from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Label, Phase
 
 C = Component
@@ -81,7 +80,7 @@ def _unfused(engine: Engine, meter: Meter, size: int) -> None:
 
 def _bf16(engine: Engine, meter: Meter, size: int) -> None:
     """bf16_optimizer.py: the model is flattened, its partition cast from a clone, and gradients are made for all of it."""
-    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), size)
+    total = engine.flat_numel
     own = total // engine.world_size
     meter.take(FLAT, size * total)
     meter.give(MODEL, *(size * n for n in engine.numels))
@@ -93,7 +92,7 @@ def _bf16(engine: Engine, meter: Meter, size: int) -> None:
 
 def _zero12(engine: Engine, meter: Meter, size: int) -> None:
     """zero/stage_1_and_2.py: the model is flattened on the device; the master partition is cast from a clone."""
-    total = flat_numel(engine.numels, engine.world_size, engine.zero, size)
+    total = engine.flat_numel
     own = total // engine.world_size
     master = dtype_bytes(engine.facts.master_dtype)
     meter.take(FLAT, size * total)

@@ -55,6 +55,13 @@ class Engine:
         return [p.numel for p in self.parameters]
 
     @functools.cached_property
+    def flat_numel(self) -> int:
+        """Elements of the flat buffer of stages 1 and 2. BF16_Optimizer has one without ZeRO's settings (bf16_optimizer.py,
+        _setup_for_real_optimizer)."""
+        zero = ZeroSettings() if self.facts.wrapper is Wrapper.BF16 else self.zero
+        return flat_numel(self.numels, self.world_size, zero, dtype_bytes(self.facts.parameter_dtype))
+
+    @functools.cached_property
     def own(self) -> list[int]:
         """Elements of each parameter's partition at stage 3."""
         return partition_numels(self.numels, self.world_size)
@@ -98,8 +105,7 @@ def _unfused(engine: Engine) -> list[Allocation]:
 
 
 def _bf16(engine: Engine) -> list[Allocation]:
-    facts = engine.facts
-    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), dtype_bytes("bf16"))
+    facts, total = engine.facts, engine.flat_numel
     source = "bf16_optimizer.py _setup_for_real_optimizer"
     return [
         allocation(C.PARAMETERS, "flat parameters", dtype_bytes("bf16") * total, source),
@@ -113,7 +119,7 @@ def _bf16(engine: Engine) -> list[Allocation]:
 def _zero12(engine: Engine) -> list[Allocation]:
     facts, zero = engine.facts, engine.zero
     size, master = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype)
-    total = flat_numel(engine.numels, engine.world_size, zero, size)
+    total = engine.flat_numel
     own = total // engine.world_size
     offload = offloads_optimizer(engine.config)
     source = "zero/stage_1_and_2.py __init__"

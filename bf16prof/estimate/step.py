@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
 from bf16prof.estimate.gathers import GATHERED, Gathers
 from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import flat_numel, kept_groups
+from bf16prof.estimate.layout import kept_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
-from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Label, Phase
 
-BF16_BYTES = dtype_bytes("bf16")
 FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
 TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
 OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
@@ -97,7 +95,7 @@ def _unfused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
 
 def _bf16(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """bf16_optimizer.py step: the master gradients are the ones that have been accumulated."""
-    update(engine, meter, [FP32_BYTES * flat_numel(engine.numels, engine.world_size, ZeroSettings(), BF16_BYTES) // engine.world_size])
+    update(engine, meter, [FP32_BYTES * engine.flat_numel // engine.world_size])
     meter.give(GRADIENT, *gradients.kept.values())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import ceil_div, flat_numel, partition_numels, persistent
+from bf16prof.estimate.layout import ceil_div, partition_numels, persistent
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked
 
@@ -34,9 +34,9 @@ def partition_numel(engine: Engine) -> int:
     """Elements that the optimizer of one rank updates, padding included."""
     facts = engine.facts
     if facts.wrapper is Wrapper.ZERO3:
-        return sum(partition_numels(engine.numels, engine.world_size))
+        return sum(engine.own)
     if facts.wrapper in (Wrapper.ZERO12, Wrapper.BF16):
-        return flat_numel(engine.numels, engine.world_size, engine.zero, dtype_bytes(facts.parameter_dtype)) // engine.world_size
+        return engine.flat_numel // engine.world_size
     return sum(engine.numels)
 
 

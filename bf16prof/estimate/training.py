@@ -27,7 +27,7 @@ from bf16prof.estimate.gradients import (
     partitioned,
 )
 from bf16prof.estimate.kept import kept_by_the_loop
-from bf16prof.estimate.layout import cut_order, dealt_out, flat_numel, flat_spans, persistent_places
+from bf16prof.estimate.layout import cut_order, dealt_out, flat_spans, persistent_places
 from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program, run_of
@@ -337,9 +337,8 @@ def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
 
 def share(job: Job, engine: Engine) -> Share:
     """The flat buffer of stages 1 and 2, seen by the first rank."""
-    zero, size = engine.zero, dtype_bytes(engine.facts.parameter_dtype)
-    total = flat_numel(engine.numels, engine.world_size, zero, size)
-    return Share(_spans(job.profile.model, engine.world_size if zero.round_robin_gradients else 1, zero, size), total // engine.world_size)
+    zero, world, size = engine.zero, engine.world_size, dtype_bytes(engine.facts.parameter_dtype)
+    return Share(_spans(job.profile.model, world if zero.round_robin_gradients else 1, zero, size), engine.flat_numel // world)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

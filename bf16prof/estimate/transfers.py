@@ -2,7 +2,7 @@
 
 Bytes are those that leave a rank in bandwidth-optimal ring algorithms (Thakur et al. 2005; NCCL's "bus bandwidth"): of a tensor of S
 bytes on W ranks an all-reduce sends 2 S (W - 1) / W, everything else S (W - 1) / W. The ZeRO paper (arXiv 1910.02054, section 7) counts 2
-and 1, for W so large that the fraction is one. DeepSpeed's stages 1 and 2 send more than its stages 1 and 2: by default they all-reduce
+and 1, for W so large that the fraction is one. DeepSpeed's stages 1 and 2 send more than the paper's: by default they all-reduce
 gradients (`use_multi_rank_bucket_allreduce`) of which each rank then keeps a part, and gather the parameters after the step.
 
 A ring over nodes of g ranks has one edge out of each node, so of what the ranks send 1 / g leaves the node. Scalars (norms, flags) are
@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes
 from bf16prof.estimate.gradients import Key, Share
-from bf16prof.estimate.layout import ceil_div, flat_numel
+from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.passes import REMEMBERED
 from bf16prof.estimate.steady import Engine, persistent_sizes
 from bf16prof.estimate.training import Walked, share
-from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Collective, Phase, Transfer
 
 GPUS_PER_NODE = 8
@@ -60,10 +59,10 @@ def _replicated(_: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[
 
 def _bf16(_: Job, engine: Engine, __: Walked, ranks: Ranks) -> Iterable[Transfer]:
     """BF16_Optimizer: the flat buffer of gradients, then that of the updated parameters."""
-    size = dtype_bytes(engine.facts.communication_dtype) * flat_numel(engine.numels, ranks.count, ZeroSettings(), dtype_bytes("bf16"))
+    size = dtype_bytes(engine.facts.communication_dtype) * engine.flat_numel
     source = "bf16_optimizer.py get_grads_for_reduction"
     yield ranks.transfer("gradients", Collective.ALL_REDUCE, Phase.BACKWARD, 1, size, source)
-    yield _updated(engine, ranks, ZeroSettings(), "bf16_optimizer.py update_lp_params")
+    yield _updated(engine, ranks, "bf16_optimizer.py update_lp_params")
 
 
 def _zero12(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Transfer]:
@@ -75,7 +74,7 @@ def _zero12(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Tr
     if zero.reduce_scatter:
         calls += _more_reductions(done, share(job, engine), zero.reduce_bucket_size, to_owners=to_owners)
     yield ranks.transfer("gradients", kind, Phase.BACKWARD, calls, total, source)
-    yield _updated(engine, ranks, zero, "zero/stage_1_and_2.py step")
+    yield _updated(engine, ranks, "zero/stage_1_and_2.py step")
 
 
 def _more_reductions(done: Walked, spread: Share, bucket_size: int, *, to_owners: bool) -> int:
@@ -91,9 +90,8 @@ def _too_large(done: Walked, bucket_size: int) -> Sequence[tuple[int, Sequence[K
     return [(times, keys) for times, keys in done.reduced if len(keys) == 1 and done.numels[keys[0]] > bucket_size]
 
 
-def _updated(engine: Engine, ranks: Ranks, zero: ZeroSettings, source: str) -> Transfer:
-    size = dtype_bytes(engine.facts.parameter_dtype)
-    total = size * flat_numel(engine.numels, ranks.count, zero, size)
+def _updated(engine: Engine, ranks: Ranks, source: str) -> Transfer:
+    total = dtype_bytes(engine.facts.parameter_dtype) * engine.flat_numel
     return ranks.transfer("updated parameters", Collective.ALL_GATHER, Phase.STEP, 1, total, f"{source}: all_gather_dp_groups")
 
 
