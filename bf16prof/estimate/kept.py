@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, dtype_bytes
+from bf16prof.engine.labels import MODEL_BUFFERS, local_variable
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.steady import Engine, model_states
@@ -36,7 +37,7 @@ def kept_by_the_loop(profile: Profile, facts: EngineFacts) -> list[Allocation]:
     loss = dtype_bytes("fp32" if in_fp32 else facts.parameter_dtype)
     sizes = {"logits": logits, "loss": loss, "input ids": TOKEN_BYTES * tokens, "labels": TOKEN_BYTES * tokens}
     source = "local variables of the training loop"
-    return [allocation(Component.ACTIVATIONS, f"{name} kept by the training loop", size, source) for name, size in sizes.items()]
+    return [allocation(local_variable(name), size, source) for name, size in sizes.items()]
 
 
 def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
@@ -58,6 +59,6 @@ def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
     other = [block * ceil_div(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]
     source = "the model's own tensors, which DeepSpeed does not cast"
     return [
-        allocation(Component.PARAMETERS, "model buffers", held, source),
-        allocation(Component.OTHER, "tensors that modules keep as plain attributes", other, source),
+        allocation(MODEL_BUFFERS, held, source),
+        allocation((Component.OTHER, "tensors that modules keep as plain attributes"), other, source),
     ]

@@ -79,7 +79,7 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
     if job.device is Device.GPU:
         assert job.gpu is not None, "a prediction for a GPU needs one"
         allocations += gpu_additions(allocations, job.gpu)
-    return tuple(Item(a.component, a.name, a.bytes, a.source) for a in allocations if a.bytes)
+    return tuple(Item(*a.label, a.bytes, a.source) for a in allocations if a.bytes)
 
 
 def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork | None) -> tuple[str, ...]:

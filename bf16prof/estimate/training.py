@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
-from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
+from bf16prof.engine.labels import CUBLAS_WORKSPACES, local_variable
+from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Settings, owners, padding_bytes
 from bf16prof.estimate.gradients import (
@@ -39,11 +40,9 @@ from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Component, Device, Label, Phase
+from bf16prof.records import Device, Label, Phase
 
-LOGITS: Label = (Component.ACTIVATIONS, "logits kept by the training loop")
-LOSS: Label = (Component.ACTIVATIONS, "loss kept by the training loop")
-WORKSPACE: Label = (Component.WORKSPACE, CUBLAS_NAME)
+LOGITS, LOSS = local_variable("logits"), local_variable("loss")
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""
 NEGLIGIBLE = 2**16
@@ -172,14 +171,14 @@ def key_of(name: str) -> Key:
 def _plan(job: Job, engine: Engine) -> Plan:
     facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
-    kept = {a.name: a.bytes for a in kept_by_the_loop(job.profile, facts)}
+    held = {a.label: a.bytes for a in kept_by_the_loop(job.profile, facts)}
     is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
     return Plan(
         run=run_of(job, facts),
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,
-        kept=(kept[LOGITS[1]], kept[LOSS[1]]),
+        kept=(held[LOGITS], held[LOSS]),
         wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
         casts_to_reduce=facts.communication_dtype != facts.gradient_dtype,
         how=_how(job, engine),
@@ -264,10 +263,10 @@ def _first_step(plan: Plan) -> Meter:
     assert isinstance(gathers, Gathers), "other stages keep parameters whole"
     gathers.forget()
     handlers = _handlers(gathers)
-    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (WORKSPACE, plan.workspace))
+    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (CUBLAS_WORKSPACES, plan.workspace))
     for label, size in missing:
         meter.give(label, size)
-    handlers["backward"] = lambda *_: meter.take(WORKSPACE, plan.workspace)
+    handlers["backward"] = lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)
     for number in range(min(plan.micro_steps, 2)):
         gathers.start(is_boundary=number == plan.micro_steps - 1)
         walk(whole, meter, handlers)
