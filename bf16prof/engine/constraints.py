@@ -26,6 +26,7 @@ from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.records import Offload
+from bf16prof.rounding import ceil_div
 
 Rule = Callable[[Mapping[str, Any]], str | None]
 
@@ -134,7 +135,7 @@ def _calls_per_step(job: Job, config: Mapping[str, Any]) -> str | None:
         return None
     size, ranks = zero_settings(config).sub_group_size, job.case.world_size
     try:
-        own = sum(-(-spec.numel // ranks) for spec in inventory(job.profile.model))
+        own = sum(ceil_div(spec.numel, ranks) for spec in inventory(job.profile.model))
     except NoInventory:
         return f"{client.class_} counts calls, and ZeRO-3 calls it once per sub-group; how many there are is not known of this model"
     if own <= size:

@@ -18,6 +18,7 @@ from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.rounding import ceil_div, round_up
 
 NEVER = -(10**10)
 
@@ -235,7 +236,7 @@ class Gathers:
         widths = sorted({self._widths[key] for key in keys})
         for width in widths if world > 1 else ():
             mine = [key for key in keys if self._widths[key] == width]
-            flat.append(sum(-(-self._numels[key] // world) for key in mine) * world * width)
+            flat.append(sum(round_up(self._numels[key], world) for key in mine) * width)
             is_parameter = len(keys) == 1 and width == self._settings.width
             self._meter.take(GATHERED_PARAMETERS if is_parameter else ALL_GATHER_BUCKETS, flat[-1])
             self._pass_on(mine, width)
@@ -270,7 +271,7 @@ class Gathers:
         if world == 1:
             return numel * width if self._settings.on_host else 0
         if is_alone and wire == width:
-            return -(-numel // world) * world * width
+            return round_up(numel, world) * width
         if wire != width and not is_alone:
             self._meter.take(ALL_GATHER_BUCKETS, numel * wire)
         self._meter.take(GATHERED_PARAMETERS, numel * width)
@@ -359,7 +360,7 @@ class Gathers:
         """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that are cast before they are put together."""
         meter, world, gradient = self._meter, self._settings.world_size, self._settings.gradient
         in_place = len(numels) == 1 and numels[0] % world == 0
-        flat = 0 if in_place else sum(-(-numel // world) for numel in numels) * world * width
+        flat = 0 if in_place else sum(round_up(numel, world) for numel in numels) * width
         padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
         meter.take(REDUCE_SCATTER_BUFFER, unsent, padding, flat)
         meter.give(REDUCE_SCATTER_BUFFER, padding)
@@ -373,13 +374,9 @@ class Gathers:
 
 def padding_bytes(numel: int, world: int, width: int, block: int) -> int:
     """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks (`reduce_scatter_coalesced`)."""
-    piece = -(-numel // world)
+    piece = ceil_div(numel, world)
     count, rest = divmod(piece * world - numel, piece)
-    return count * _whole(piece * width, block) + _whole(rest * width, block)
-
-
-def _whole(size: int, block: int) -> int:
-    return -(-size // block) * block
+    return count * round_up(piece * width, block) + round_up(rest * width, block)
 
 
 def owners(modules: Iterable[Key], parameters: Iterable[Key], tied: Mapping[Key, Key]) -> dict[Key, list[Key]]:

@@ -14,6 +14,7 @@ from bf16prof.estimate.passes import Meter, Peak
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label, Phase
+from bf16prof.rounding import round_up
 
 Key = tuple[int, str]
 
@@ -224,7 +225,7 @@ class PartitionedGradients(Gradients):
         at = Peak(meter.level, meter.section, meter.events, dict(meter.held))
         keys = tuple(bucket.keys)
         self.launched.reduced.append(keys)
-        most = _held(meter, bucket.elements * (self.how.width + wire))
+        most = round_up(bucket.elements * (self.how.width + wire), meter.block)
         meter.interrupt(Flush(keys, sizes, bucket.elements, wire, most, at))
         if self.how.always:
             meter.give(GRADIENT, *sizes)
@@ -297,14 +298,14 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
             base = at.level + extra
             if base + moment.most > highest:
                 most = _reduced(moment, how, share)
-                if base + _held(walked, most) > highest:
-                    found[Phase.BACKWARD] = (base + _held(walked, most), at, extra, most, ALL_REDUCE_BUFFER)
+                if base + round_up(most, walked.block) > highest:
+                    found[Phase.BACKWARD] = (base + round_up(most, walked.block), at, extra, most, ALL_REDUCE_BUFFER)
             if moment.reach(share.spans)[0] >= not_mine:
                 continue  # nothing in it is this rank's
             if (offloaded := _offloaded(moment, how, share)) and base + offloaded > found[Phase.BACKWARD][0]:
                 found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, GRADIENT_NORM)
             if taken := _taken(moment, how, share, own, new):
-                extra, new = extra + _held(walked, taken), new + taken
+                extra, new = extra + round_up(taken, walked.block), new + taken
                 if at.level + extra > found[Phase.BACKWARD][0]:
                     found[Phase.BACKWARD] = (at.level + extra, at, extra, 0, ALL_REDUCE_BUFFER)
             if not how.always and (moved := _moved(moment, share)):
@@ -312,7 +313,7 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
         else:
             extra, early = extra + early, 0
             before = kept
-            extra, kept, new = (extra - _held(walked, new), kept, 0) if kept else (extra, new, 0)
+            extra, kept, new = (extra - round_up(new, walked.block), kept, 0) if kept else (extra, new, 0)
     return _filled(walked, found, extra, before)
 
 
@@ -350,10 +351,6 @@ def _filled(walked: Meter, found: Mapping[Phase, Found], extra: int, before: int
     meter.ends[Phase.FORWARD] += before
     meter.ends[Phase.BACKWARD] += extra
     return meter
-
-
-def _held(meter: Meter, size: int) -> int:
-    return -(-size // meter.block) * meter.block
 
 
 def _reduced(flush: Flush, how: Reduction, share: Share) -> int:

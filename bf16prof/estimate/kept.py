@@ -8,13 +8,13 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.engine.labels import MODEL_BUFFERS, local_variable
 from bf16prof.estimate.allocation import Allocation, allocation
-from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Component, Device
+from bf16prof.rounding import round_up
 
 TOKEN_BYTES = 8
 """Token ids are int64."""
@@ -56,7 +56,7 @@ def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
     of_a_value = facts.parameter_dtype if job.is_inside_zero_init else "fp32"
     block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
     held = [dtype_bytes(of_a_value if b.is_value else "fp32") * b.numel for b in buffers if b.is_registered]
-    other = [block * ceil_div(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]
+    other = [round_up(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]
     source = "the model's own tensors, which DeepSpeed does not cast"
     return [
         allocation(MODEL_BUFFERS, held, source),

@@ -15,7 +15,6 @@ from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
 from bf16prof.estimate.kept import between_steps
-from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.roofline import engine_work, tf32_note
 from bf16prof.estimate.steady import Engine
@@ -23,6 +22,7 @@ from bf16prof.estimate.training import Walked, walked
 from bf16prof.estimate.transfers import GPUS_PER_NODE
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
+from bf16prof.rounding import round_up
 
 UNKNOWN = {phase: PhaseMemory() for phase in Phase}
 
@@ -103,5 +103,5 @@ def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> di
         "peak_items": alive,
         "peak_components": by_component(alive),
         "run_peak_allocated_bytes": run_peak,
-        "reserved_floor_bytes": ceil_div(run_peak, ALLOCATOR_SEGMENT_BYTES) * ALLOCATOR_SEGMENT_BYTES,
+        "reserved_floor_bytes": round_up(run_peak, ALLOCATOR_SEGMENT_BYTES),
     }

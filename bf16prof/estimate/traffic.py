@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import ceil_div, partition_numels, persistent
+from bf16prof.estimate.layout import partition_numels, persistent
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked
+from bf16prof.rounding import ceil_div
 
 
 def optimizer_traffic(engine: Engine) -> tuple[int, int]:

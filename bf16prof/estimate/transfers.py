@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes
 from bf16prof.estimate.gradients import Key, Share
-from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.passes import REMEMBERED
 from bf16prof.estimate.steady import Engine, persistent_sizes
 from bf16prof.estimate.training import Walked, share
 from bf16prof.records import Collective, Phase, Transfer
+from bf16prof.rounding import round_up
 
 GPUS_PER_NODE = 8
 
@@ -117,7 +117,7 @@ def _zero3(_: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Trans
 def _gathered(done: Walked, ranks: int, reducing: int, sequential: bool) -> Mapping[tuple[Phase, Collective], tuple[int, int]]:
     """How many collectives gather parameters, and their bytes: one per dtype for those gathered together, or one for each, or an all-reduce
     in `reducing` bytes per element (`zero/partition_parameters.py`, all_gather_coalesced; a single parameter is always gathered)."""
-    padded = {key: _padded(n, ranks) for key, n in done.numels.items()}
+    padded = {key: round_up(n, ranks) for key, n in done.numels.items()}
     found: dict[tuple[Phase, Collective], tuple[int, int]] = {}
     for times, launched in done.launched:
         for phase, keys in launched.gathered:
@@ -138,14 +138,10 @@ def _reduced(done: Walked, pieces: int, most: int) -> Mapping[Collective, tuple[
     found = {Collective.ALL_REDUCE: (0, 0), Collective.REDUCE_SCATTER: (0, 0)}
     for times, keys in done.reduced:
         is_whole = most and sum(done.numels[key] for key in keys) <= most
-        size = sum((done.numels[key] if is_whole else _padded(done.numels[key], pieces)) * done.wires[key] for key in keys)
+        size = sum((done.numels[key] if is_whole else round_up(done.numels[key], pieces)) * done.wires[key] for key in keys)
         kind = Collective.ALL_REDUCE if is_whole else Collective.REDUCE_SCATTER
         found[kind] = found[kind][0] + times, found[kind][1] + times * size
     return found
-
-
-def _padded(numel: int, pieces: int) -> int:
-    return ceil_div(numel, pieces) * pieces
 
 
 BY_WRAPPER: Mapping[Wrapper, Callable[[Job, Engine, Walked, Ranks], Iterable[Transfer]]] = {

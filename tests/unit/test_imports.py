@@ -18,7 +18,7 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "processes"},
+    {"errors", "processes", "rounding"},
     {"records"},
     {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},

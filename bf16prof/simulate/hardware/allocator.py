@@ -23,6 +23,7 @@ from itertools import groupby, takewhile
 from typing import Literal
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.rounding import round_up
 
 SMALL_BYTES = 1 << 20
 """`kSmallSize`: the largest block of the small pool (`get_pool`), and the largest remainder that is not split off a large block."""
@@ -240,7 +241,7 @@ class CachingAllocator:
             return Block(0, 0, self._pool(True, stream), "active_allocated")
         if self._pending:
             self.synchronize()
-        rounded = round_size(size)
+        rounded = round_up(size, ALLOCATOR_BLOCK_BYTES)
         pool = self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
         block.state, block.requested = "active_allocated", size
@@ -262,7 +263,7 @@ class CachingAllocator:
         if not block.size:
             return
         self.allocated_bytes -= block.size
-        self.tail_bytes -= block.size - round_size(block.requested)
+        self.tail_bytes -= block.size - round_up(block.requested, ALLOCATOR_BLOCK_BYTES)
         if self.on_event is not None:
             self.on_event("free_requested", block.address, block.requested, block.stream)
         if block.stream_uses:
@@ -370,14 +371,14 @@ class CachingAllocator:
             if sum(each.size for each in row) >= size:
                 return first
         space = UNLIMITED_ADDRESS_BYTES if self.limit_bytes is None else self.limit_bytes + self.limit_bytes // 8
-        block = self._new_first_block(pool, round_size(space, pool.page_bytes), pool.page_bytes)
+        block = self._new_first_block(pool, round_up(space, pool.page_bytes), pool.page_bytes)
         block.state = "unmapped"
         return pool.put(block)
 
     def _map_block(self, hole: Block, size: int) -> Block | None:
         """The free block that pages for an unmapped block's first bytes become part of, or None (`map_block`, `ExpandableSegment::map`)."""
         pool, address = hole.pool, hole.address
-        mapped = round_size(size, pool.page_bytes)
+        mapped = round_up(size, pool.page_bytes)
         if not self._has_room(mapped):
             return None
         pool.drop(hole)
@@ -391,7 +392,7 @@ class CachingAllocator:
     def _unmap_block(self, block: Block) -> None:
         """Give back the pages inside a free block, and an address space that has no others (`unmap_block`, `release_blocks`)."""
         pool = block.pool
-        begin = round_size(block.address, pool.page_bytes)
+        begin = round_up(block.address, pool.page_bytes)
         end = (block.address + block.size) // pool.page_bytes * pool.page_bytes
         if begin >= end:
             return
@@ -410,7 +411,7 @@ class CachingAllocator:
             del self._first_blocks[hole.address]
 
     def _new_first_block(self, pool: Pool, size: int, alignment: int) -> Block:
-        address = round_size(self._next_address, alignment)
+        address = round_up(self._next_address, alignment)
         self._next_address = address + size
         block = self._first_blocks[address] = Block(address, size, pool, "inactive")
         return block
@@ -425,16 +426,11 @@ class CachingAllocator:
             self.on_event(action, address, abs(size), pool.stream)
 
 
-def round_size(size: int, multiple: int = ALLOCATOR_BLOCK_BYTES) -> int:
-    """The bytes of a block for a request of at least one byte (`round_size`), or the next multiple of something larger."""
-    return -(-size // multiple) * multiple
-
-
 def segment_size(size: int) -> int:
     """The bytes of a new segment for a rounded request (`get_allocation_size`)."""
     if size <= SMALL_BYTES:
         return SMALL_SEGMENT_BYTES
-    return LARGE_SEGMENT_BYTES if size < OWN_SEGMENT_BYTES else round_size(size, SEGMENT_STEP_BYTES)
+    return LARGE_SEGMENT_BYTES if size < OWN_SEGMENT_BYTES else round_up(size, SEGMENT_STEP_BYTES)
 
 
 def _segment(blocks: list[Block]) -> Segment:
