@@ -207,6 +207,16 @@ def offloads_optimizer(config: Mapping[str, Any]) -> bool:
     return bool(config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none")
 
 
+def offloads_parameters(config: Mapping[str, Any]) -> bool:
+    """Whether the partitions of the parameters are in host memory (stage 3)."""
+    return bool(config["zero_optimization"].get("offload_param", {}).get("device", "none") != "none")
+
+
+def clips_gradients(config: Mapping[str, Any]) -> bool:
+    """Whether gradients are clipped, as they are by default (`runtime/constants.py`, GRADIENT_CLIPPING_DEFAULT; it was 0 in 0.18)."""
+    return bool(config.get("gradient_clipping", 1.0) > 0)
+
+
 def optimizer_type(config: Mapping[str, Any]) -> str:
     """The name of the basic optimizer, in small letters."""
     return str(config["optimizer"].get("type", "")).lower()

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from bf16prof.engine import labels
-from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
+from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
 from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
@@ -102,7 +102,7 @@ def _zero12(engine: Engine, meter: Meter, size: int) -> None:
 
 def _cut(engine: Engine, meter: Meter, size: int) -> None:
     """zero/partition_parameters.py `_convert_to_zero_parameters`: the parameters of a whole model are cut one by one."""
-    part = size if engine.zero.offload_param.device == "none" else 0
+    part = 0 if offloads_parameters(engine.config) else size
     pairs = zip(engine.numels, engine.own, strict=True)
     meter.exchange(labels.THE_MODEL, labels.PARTITIONED_PARAMETERS, ((size * numel, part * own) for numel, own in pairs))
 
@@ -113,7 +113,7 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
 
     A tied head has a weight of its own until the embedding's takes its place.
     """
-    part = size if engine.zero.offload_param.device == "none" else 0
+    part = 0 if offloads_parameters(engine.config) else size
     heads = [dataclasses.replace(spec, name="head.weight") for spec in engine.parameters if spec.tied]
     specs = [*engine.parameters, *heads]
     made = iter(specs)
@@ -134,7 +134,7 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
 def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     """zero/stage3.py: the partitions are put together, and copied by sub-group."""
     facts, zero, own = engine.facts, engine.zero, engine.own
-    if zero.offload_param.device == "none":
+    if not offloads_parameters(engine.config):
         meter.give(labels.PARTITIONED_PARAMETERS, *(size * part for part in own))
         meter.take(labels.FLAT_PARAMETERS, size * sum(own))
     groups, master = engine.groups, dtype_bytes(facts.master_dtype)
@@ -154,7 +154,7 @@ def _zero3(engine: Engine, meter: Meter, size: int) -> None:
 
 def _zero3_masters(engine: Engine, meter: Meter, groups: list[int]) -> None:
     """`_create_fp32_partitions`: a sub-group is converted, unless its dtype is the master's, and cloned; a conversion stays for a while."""
-    converts = engine.facts.master_dtype != engine.facts.parameter_dtype or engine.zero.offload_param.device != "none"
+    converts = engine.facts.master_dtype != engine.facts.parameter_dtype or offloads_parameters(engine.config)
     last = 0
     for group in groups:
         if converts:
@@ -167,7 +167,7 @@ def _zero3_masters(engine: Engine, meter: Meter, groups: list[int]) -> None:
 
 def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
     """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy of what is on the host."""
-    world, on_host = engine.world_size, engine.zero.offload_param.device != "none"
+    world, on_host = engine.world_size, offloads_parameters(engine.config)
     own = size * max(engine.own)
     meter.touch(labels.GATHERED_PARAMETERS, own * world, own if on_host else 0)
 

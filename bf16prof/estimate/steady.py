@@ -13,7 +13,16 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine import labels
-from bf16prof.engine.config import EngineFacts, Wrapper, deepspeed_config, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
+from bf16prof.engine.config import (
+    EngineFacts,
+    Wrapper,
+    deepspeed_config,
+    dtype_bytes,
+    engine_facts,
+    offloads_optimizer,
+    offloads_parameters,
+    zero_settings,
+)
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.models.shapes import ParameterSpec, inventory
@@ -162,14 +171,14 @@ def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
 
 
 def _zero3(engine: Engine) -> list[Allocation]:
-    facts, zero = engine.facts, engine.zero
+    facts = engine.facts
     size, gradient = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.gradient_dtype)
     own = sum(engine.own)
     offload = offloads_optimizer(engine.config)
     flat = "zero/stage3.py _create_fp16_partitions_with_defragmentation"
     buffers = "zero/stage3.py _setup_for_real_optimizer"
     return [
-        allocation(labels.FLAT_PARAMETERS, size * own, flat, on_host=zero.offload_param.device != "none"),
+        allocation(labels.FLAT_PARAMETERS, size * own, flat, on_host=offloads_parameters(engine.config)),
         *_persistent_parameters(engine, size),
         allocation(labels.GRADIENT_PARTITION, gradient * own, f"{buffers}: grad_partitions_flat_buffer", on_host=offload),
         *_reduce_buckets(engine, buffers),
@@ -223,7 +232,7 @@ def persistent_sizes(engine: Engine, size: int) -> list[int]:
 
     On one rank a gathered parameter is its partition and costs nothing, unless that is in another memory.
     """
-    is_elsewhere = engine.zero.offload_param.device != "none" and engine.device is Device.GPU
+    is_elsewhere = offloads_parameters(engine.config) and engine.device is Device.GPU
     if engine.world_size == 1 and not is_elsewhere:
         return []
     return [size * engine.world_size * s for s in partition_numels(persistent(engine.numels, engine.zero), engine.world_size)]

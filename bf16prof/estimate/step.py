@@ -9,7 +9,16 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from bf16prof.engine import labels
-from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
+from bf16prof.engine.config import (
+    BasicOptimizer,
+    Wrapper,
+    clips_gradients,
+    dtype_bytes,
+    offloads_optimizer,
+    offloads_parameters,
+    optimizer_settings,
+    optimizer_type,
+)
 from bf16prof.estimate.gathers import Gathers
 from bf16prof.estimate.gradients import Gradients, Share
 from bf16prof.estimate.layout import kept_groups
@@ -39,7 +48,7 @@ def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
 
     With weight decay that is not decoupled there are gradients of the same size, until the denominators are made or beside them.
     """
-    facts, params = engine.facts, engine.config["optimizer"].get("params") or {}
+    facts, params = engine.facts, optimizer_settings(engine.config)
     if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
         return
     foreach = params.get("foreach")
@@ -61,7 +70,7 @@ def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
 
 def _clip(engine: Engine, meter: Meter) -> None:
     """utils.py clip_grad_norm_, which the engine calls itself: norms, each of a gradient in fp32 (clipping is on by default)."""
-    if engine.config.get("gradient_clipping", 1.0) <= 0:
+    if not clips_gradients(engine.config):
         return
     numels = engine.numels
     casts = engine.facts.gradient_dtype != "fp32"
@@ -107,15 +116,22 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
     if engine.zero.compute_grad_norm and own:
         meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own))
     partition = share.partition
-    flat = width * partition if len(own) > 1 or sum(own) < partition else 0
-    meter.take(labels.STEP_GRADIENTS, flat)
-    if master != width:
-        meter.take(labels.STEP_GRADIENTS, master * partition)
-        meter.give(labels.STEP_GRADIENTS, flat)
-        flat = master * partition
+    copy = _flattened(meter, partition, width, master, is_copied=len(own) > 1 or sum(own) < partition)
     _drop(meter)
     update(engine, meter, [master * partition])
+    meter.give(labels.STEP_GRADIENTS, copy)
+
+
+def _flattened(meter: Meter, numel: int, width: int, master: int, *, is_copied: bool) -> int:
+    """Gradients of `width` bytes an element become one flat tensor, unless they are one, in the master's dtype: the bytes that this
+    leaves for the optimizer."""
+    flat = width * numel if is_copied else 0
+    meter.take(labels.STEP_GRADIENTS, flat)
+    if master == width:
+        return flat
+    meter.take(labels.STEP_GRADIENTS, master * numel)
     meter.give(labels.STEP_GRADIENTS, flat)
+    return master * numel
 
 
 def _drop(meter: Meter) -> None:
@@ -124,30 +140,24 @@ def _drop(meter: Meter) -> None:
 
 def _zero3(engine: Engine, meter: Meter) -> None:
     """zero/stage3.py step: overflow and norms, then sub-group by sub-group a flat copy of the gradients in the master's dtype."""
-    facts, zero, world = engine.facts, engine.zero, engine.world_size
+    facts, world = engine.facts, engine.world_size
     width, master, size = (dtype_bytes(d) for d in (facts.gradient_dtype, facts.master_dtype, facts.parameter_dtype))
     own = engine.own
     kept = persistent_sizes(engine, size)
     meter.give(labels.PERSISTENT_PARAMETERS, *kept)
-    norms = [FP64_BYTES] * (len(own) if offloads_optimizer(engine.config) else own.index(max(own)))
     if offloads_optimizer(engine.config):
-        meter.touch(labels.GRADIENT_NORM, *norms)
-        for group in kept_groups(engine.groups, zero.offload_optimizer.ratio):
+        meter.touch(labels.GRADIENT_NORM, *[FP64_BYTES] * len(own))
+        for group in kept_groups(engine.groups, engine.zero.offload_optimizer.ratio):
             meter.touch(labels.OPTIMIZER_TEMPORARIES, master * group)  # of the second optimizer, a torch.optim.AdamW
     else:
         if facts.parameter_dtype == "fp16":
             meter.touch(labels.OVERFLOW_CHECK, sum(own))
-        meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own), *norms)
+        meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own), *[FP64_BYTES] * own.index(max(own)))
         for group, count in zip(engine.groups, _counts(own, engine.groups), strict=True):
-            flat = width * group if count > 1 else 0
-            meter.take(labels.STEP_GRADIENTS, flat)
-            if master != width:
-                meter.take(labels.STEP_GRADIENTS, master * group)
-                meter.give(labels.STEP_GRADIENTS, flat)
-                flat = master * group
+            copy = _flattened(meter, group, width, master, is_copied=count > 1)
             update(engine, meter, [master * group])
-            meter.give(labels.STEP_GRADIENTS, flat)
-    copies = [each // world for each in kept] if zero.offload_param.device != "none" and world > 1 else []
+            meter.give(labels.STEP_GRADIENTS, copy)
+    copies = [each // world for each in kept] if offloads_parameters(engine.config) and world > 1 else []
     meter.take(labels.GATHERED_PARAMETERS, *copies)
     meter.take(labels.PERSISTENT_PARAMETERS, *kept)
     meter.give(labels.GATHERED_PARAMETERS, *copies)

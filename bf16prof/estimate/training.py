@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
+from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
 from bf16prof.engine.labels import CUBLAS_WORKSPACES, local_variable
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
@@ -218,7 +218,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         width=width,
         gradient=dtype_bytes(facts.gradient_dtype),
         persistent=frozenset(_keys(job.profile.model)[place] for place in persistent_places(engine.numels, zero)),
-        on_host=zero.offload_param.device != "none",
+        on_host=offloads_parameters(engine.config),
         offloads=offloads,
         scatters=zero.reduce_scatter,
     )
