@@ -197,9 +197,8 @@ class Segment:
 class CachingAllocator:
     """One GPU's caching allocator, whose segments take `memory_bytes` at most (None: as much as they like).
 
-    The counters are those of `torch.cuda`: `allocated_bytes` is `memory_allocated`, `peak_allocated_bytes` is `max_memory_allocated`, and
-    likewise for reserved memory; `retries` is `num_alloc_retries`. `tail_bytes` is the part of `allocated_bytes` that is there only
-    because remainders were too small to split off.
+    The counters are those of `torch.cuda`: `allocated_bytes` is `memory_allocated`, `reserved_bytes` is `memory_reserved`, `retries` is
+    `num_alloc_retries`. `tail_bytes` is the part of `allocated_bytes` that is there only because remainders were too small to split off.
 
     `on_event` hears of every event in the words of a memory snapshot's trace and with its sizes (`record_trace`): of a block what was
     requested, of a segment its bytes. An "oom" has the free bytes of the device in place of an address, and the rounded size.
@@ -210,21 +209,11 @@ class CachingAllocator:
         self.is_expandable = expandable_segments
         self.on_event = on_event
         self.allocated_bytes = self.reserved_bytes = self.tail_bytes = 0
-        self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self.retries = 0
         self._pools: dict[tuple[bool, int], Pool] = {}
         self._first_blocks: dict[int, Block] = {}
         self._pending: list[Block] = []
         self._next_address = FIRST_ADDRESS
-
-    @property
-    def fragmentation_bytes(self) -> int:
-        """What is reserved and not allocated: free in the cache, or waiting for another stream."""
-        return self.reserved_bytes - self.allocated_bytes
-
-    def reset_peak(self) -> None:
-        """Let the peaks begin again from now (`resetPeakStats`)."""
-        self.peak_allocated_bytes, self.peak_reserved_bytes = self.allocated_bytes, self.reserved_bytes
 
     def lift_limit(self) -> None:
         """Go on as if on a device without limit, e.g. after the first `OutOfMemory`."""
@@ -251,7 +240,6 @@ class CachingAllocator:
         else:
             self.tail_bytes += tail
         self.allocated_bytes += block.size
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
         if self.on_event is not None:
             self.on_event("alloc", block.address, size, stream)
         return block
@@ -421,7 +409,6 @@ class CachingAllocator:
 
     def _reserve(self, action: Action, address: int, size: int, pool: Pool) -> None:
         self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         if self.on_event is not None:
             self.on_event(action, address, abs(size), pool.stream)
 
