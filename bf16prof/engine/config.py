@@ -17,6 +17,9 @@ from bf16prof.profiles.recipes import DTYPE_BYTES
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.profiles.settings import short_dtype
 
+SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
+"""What compiles DeepSpeed's collectives over shared memory, without which it goes by PyTorch's."""
+
 
 class Wrapper(StrEnum):
     """The optimizer wrapper that DeepSpeed puts around the basic optimizer; it decides the whole memory layout."""

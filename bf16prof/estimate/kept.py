@@ -9,15 +9,13 @@ from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.engine.labels import MODEL_BUFFERS, local_variable
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.steady import Engine, model_states
+from bf16prof.models.autograd.operators import TOKEN_BYTES
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Component, Device
 from bf16prof.rounding import round_up
-
-TOKEN_BYTES = 8
-"""Token ids are int64."""
 
 
 def between_steps(job: Job, engine: Engine) -> list[Allocation]:

@@ -15,6 +15,7 @@ from bf16prof.rounding import ceil_div, round_up
 
 FP32 = 4
 TOKEN_BYTES = 8
+"""Token ids and positions are int64."""
 EMBEDDING_WITHOUT_SORT = 3072
 EMBEDDING_ROWS_PER_THREAD = 10
 MANY_ROWS = 64 * 1024
