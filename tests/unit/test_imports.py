@@ -1,4 +1,4 @@
-"""What is imported when, and in which direction: heavy libraries late, and packages only from the floors below (architecture.md)."""
+"""What is imported when, and in which direction: heavy libraries late, and packages only from the floors below."""
 
 from __future__ import annotations
 
