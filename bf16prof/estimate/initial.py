@@ -16,6 +16,7 @@ from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
+from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.records import Component, Label, Phase
 
 MOMENTS = labels.optimizer_state(Component.MOMENTUM, "exp_avg"), labels.optimizer_state(Component.VARIANCE, "exp_avg_sq")
@@ -114,7 +115,7 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
     A tied head has a weight of its own until the embedding's takes its place.
     """
     part = 0 if offloads_parameters(engine.config) else size
-    heads = [dataclasses.replace(spec, name="head.weight") for spec in engine.parameters if spec.tied]
+    heads = [dataclasses.replace(spec, name=f"{TIED_HEAD}.weight") for spec in engine.parameters if spec.tied]
     specs = [*engine.parameters, *heads]
     made = iter(specs)
     for index in cut_order([spec.name.rpartition(".")[0] for spec in specs]):

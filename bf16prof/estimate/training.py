@@ -35,7 +35,7 @@ from bf16prof.estimate.program import Program, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
-from bf16prof.models.shapes import inventory
+from bf16prof.models.shapes import TIED_HEAD, inventory
 from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import Model
@@ -51,7 +51,7 @@ NEGLIGIBLE = 2**16
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, or `None`; `wires`: widths in communication."""
+    """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, of BF16_Optimizer, or `None` at stage 0."""
 
     run: Run
     precision: Precision
@@ -193,16 +193,15 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
     width, master, offloads = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype), offloads_optimizer(engine.config)
     if facts.wrapper is Wrapper.ZERO12:
         overlap, is_second = overlaps_communication(engine.config), job.case.zero_stage == 2
-        early = is_second or overlap
         return Reduction(
-            zero.reduce_bucket_size,
-            1 + overlap,
-            zero.contiguous_gradients,
-            width,
-            early,
-            is_second,
-            master if offloads else 0,
-            zero.reduce_scatter,
+            bucket_size=zero.reduce_bucket_size,
+            buffers=1 + overlap,
+            contiguous=zero.contiguous_gradients,
+            width=width,
+            early=is_second or overlap,
+            always=is_second,
+            master=master if offloads else 0,
+            scatters=zero.reduce_scatter,
         )
     if facts.wrapper is Wrapper.BF16:
         return Accumulation(dtype_bytes(facts.communication_dtype), bool(engine.config["bf16"].get("immediate_grad_update")))
@@ -302,8 +301,7 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
         meter.log = []
         return PartitionedGradients(meter, numels, wires, how)
     trace = list(whole.modules())
-    first = next(iter(numels))
-    tied = {} if (-1, "lm_head.weight") in numels or (-1, "lm_head") not in trace else {(-1, "lm_head"): first}
+    tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in inventory(model) if spec.tied}
     order = _cut(model) if plan.zero_init else list(numels)
     owned = owners(trace, numels, tied)
     net = network(plan.run)

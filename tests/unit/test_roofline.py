@@ -6,10 +6,9 @@ import dataclasses
 
 import pytest
 from hugging_face import TINY
-from jobs import job, profile, small_profile
+from jobs import job, profile, small_profile, step_work
 
 from bf16prof.estimate.predict import predict, with_work
-from bf16prof.estimate.roofline import step_work
 from bf16prof.measure.utilisation import utilisation
 from bf16prof.profiles.gpus import all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.models import HuggingFaceSettings
