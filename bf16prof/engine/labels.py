@@ -40,8 +40,6 @@ GRADIENT_NORM: Label = (C.WORKSPACE, "gradient norm")
 OVERFLOW_CHECK: Label = (C.WORKSPACE, "overflow check")
 OPTIMIZER_TEMPORARIES: Label = (C.WORKSPACE, "temporaries of the optimizer")
 PLACEHOLDER: Label = (C.WORKSPACE, "placeholder of the second optimizer")
-GLOBAL_NORM: Label = (C.WORKSPACE, "DeepSpeedEngine._global_grad_norm")
-"""As `held_by` names it."""
 STEP_COUNTERS: Label = (C.WORKSPACE, "optimizer step counters")
 """As `profiles/optimizers.toml` names them."""
 CUBLAS_WORKSPACES: Label = (C.WORKSPACE, "cuBLAS workspaces")
@@ -63,3 +61,7 @@ def local_variable(name: str) -> Label:
 def held_by(owner: str, attribute: str) -> Label:
     """What an object of DeepSpeed's holds under an attribute that has no other name here."""
     return C.WORKSPACE, f"{owner}.{attribute}"
+
+
+GLOBAL_NORM = held_by("DeepSpeedEngine", "_global_grad_norm")
+OVERFLOW_FLAG = held_by("DeepSpeedZeroOptimizer_Stage3", "inf_or_nan_tracker")

@@ -184,7 +184,7 @@ def _zero3(engine: Engine) -> list[Allocation]:
         *_reduce_buckets(engine, buffers),
         *_zero3_states(engine),
         _grad_norm(FP32_BYTES if offload else FP64_BYTES, on_host=offload),
-        allocation((Component.WORKSPACE, "inf_or_nan_tracker"), 1, "zero/stage3.py __init__", on_host=offload),
+        allocation(labels.OVERFLOW_FLAG, 1, "zero/stage3.py __init__", on_host=offload),
     ]
 
 
