@@ -10,6 +10,11 @@ The command line catches `Bf16profError` once, prints the message and the hint o
 """
 
 
+def install_hint(extra: str) -> str:
+    """How to install what an optional part needs: `train`, `hf` or `recipes`."""
+    return f"pip install 'bf16prof[{extra}]'"
+
+
 class Bf16profError(Exception):
     """Base of all errors that bf16prof raises on purpose.
 

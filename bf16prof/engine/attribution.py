@@ -1,6 +1,6 @@
 """Which component do the live bytes of an engine belong to?
 
-The tensors that a DeepSpeed engine holds are walked in the order of `HOLDERS`, and each storage is given to the first component that
+The tensors that a DeepSpeed engine holds are walked in the order of `_claims`, and each storage is given to the first component that
 claims it, once. The walk reads attribute names of DeepSpeed's optimizer wrappers (0.18.3 to 0.19.8); it neither copies nor computes, so
 it works on fake tensors as on real ones.
 """
@@ -13,33 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bf16prof.engine import labels
+from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.optimizers import state_components
-from bf16prof.records import Component, Item
+from bf16prof.records import Component, Item, Label
 
-C = Component
+Attributes = tuple[str, ...]
+"""Attributes of DeepSpeed's optimizer wrappers that hold tensors of one kind."""
 
-HOLDERS: tuple[tuple[Component, str, tuple[str, ...]], ...] = (
-    (C.PARAMETERS, "flat parameters", ("bit16_groups_flat", "bf16_groups_flat", "fp16_groups_flat", "lp_param_buffer")),
-    (C.PARAMETERS, "flat parameters on the host", ("param_groups_fp16_flat_cpu_memory",)),
-    (C.MASTER_PARAMETERS, "master parameters", (
-        "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "fp32_groups_flat", "fp32_groups",
-    )),
-    (C.GRADIENTS, "gradient partition", (
-        "grad_partitions_flat_buffer", "averaged_gradients", "grads_in_partition", "fp32_groups_gradients_flat", "all_grad_tensors",
-        "accumulated_grads_in_cpu",
-    )),
-    (C.BUFFERS, "parameter copy for the host optimizer", ("param_buffer_of_bit16_for_cpu_offload_groups",)),
-    (C.BUFFERS, "gradient buffer for offloading", ("temp_grad_buffer_for_gpu_offload", "temp_grad_buffer_for_cpu_offload")),
+FLAT: Attributes = ("bit16_groups_flat", "bf16_groups_flat", "fp16_groups_flat", "lp_param_buffer", "param_groups_fp16_flat_cpu_memory")
+MASTERS: Attributes = (
+    "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "fp32_groups_flat", "fp32_groups",
 )  # fmt: skip
-"""Component, item name, and the attributes of DeepSpeed's optimizer wrappers that hold such tensors."""
+BESIDE: tuple[tuple[Label, Attributes], ...] = (
+    (labels.GRADIENT_PARTITION, (
+        "grad_partitions_flat_buffer", "averaged_gradients", "grads_in_partition", "fp32_groups_gradients_flat", "all_grad_tensors",
+    )),
+    (labels.ACCUMULATED_GRADIENTS, ("accumulated_grads_in_cpu",)),
+    (labels.OFFLOADED_PARAMETERS, ("param_buffer_of_bit16_for_cpu_offload_groups",)),
+    (labels.OFFLOADING_BUFFER, ("temp_grad_buffer_for_gpu_offload",)),
+    (labels.OFFLOADING_HOST_BUFFER, ("temp_grad_buffer_for_cpu_offload",)),
+)  # fmt: skip
+"""What wrappers hold beside parameters and master parameters."""
 
-STATES = {**state_components(), "momentum_buffer": C.MOMENTUM, "max_exp_avg_sq": C.VARIANCE, "step": C.WORKSPACE}
+STATES = {**state_components(), "momentum_buffer": Component.MOMENTUM, "max_exp_avg_sq": Component.VARIANCE}
 """Optimizer states by the key under which optimizers keep them."""
 
 HOST = torch.device("cpu")
 
-Claim = tuple[Component, str, Any]
+Claim = tuple[Label, Any]
 
 
 def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.device) -> tuple[list[Item], list[Item]]:
@@ -51,24 +54,24 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.devic
     home = torch.device(device)
     seen: set[int] = set()
     rounding = 0
-    on_device: dict[tuple[Component, str], int] = {}
-    on_host: dict[tuple[Component, str], int] = {}
-    for component, name, tensor in held(engine, kept):
+    on_device: dict[Label, int] = {}
+    on_host: dict[Label, int] = {}
+    for label, tensor in held(engine, kept):
         if size := _claim_storage(tensor, seen):
             here = _is_on(tensor.device, home)
             place = on_device if here else on_host
-            place[component, name] = place.get((component, name), 0) + size
+            place[label] = place.get(label, 0) + size
             rounding += -size % ALLOCATOR_BLOCK_BYTES if here and home != HOST else 0
     if rounding:
-        on_device[C.ROUNDING, f"blocks rounded up to {ALLOCATOR_BLOCK_BYTES} bytes"] = rounding
+        on_device[labels.WHOLE_BLOCKS] = rounding
     return _items(on_device), _items(on_host)
 
 
-def held(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[tuple[Component, str, Tensor]]:
-    """Every tensor that the engine and the loop hold, with its component and name, the most telling claim to a storage first."""
-    for component, name, holder in _claims(engine, kept):
+def held(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[tuple[Label, Tensor]]:
+    """Every tensor that the engine and the loop hold, with its label, the most telling claim to a storage first."""
+    for label, holder in _claims(engine, kept):
         for tensor in _tensors(holder):
-            yield component, name, tensor
+            yield label, tensor
 
 
 def _is_on(device: torch.device, home: torch.device) -> bool:
@@ -76,8 +79,8 @@ def _is_on(device: torch.device, home: torch.device) -> bool:
     return device.type == home.type and home.index in (None, device.index)
 
 
-def _items(sizes: Mapping[tuple[Component, str], int]) -> list[Item]:
-    return [Item(component, name, size, "tensors held by the engine") for (component, name), size in sizes.items()]
+def _items(sizes: Mapping[Label, int]) -> list[Item]:
+    return [Item(*label, size, "tensors held by the engine") for label, size in sizes.items()]
 
 
 def _claim_storage(tensor: Tensor, seen: set[int]) -> int:
@@ -95,37 +98,39 @@ def _claims(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[Claim]:
     """Everything that may hold tensors, the most telling name first."""
     parameters = list(engine.module.parameters())
     wrapper, basic = engine.optimizer, getattr(engine, "basic_optimizer", None)
-    for component, name, attributes in HOLDERS[:2]:
-        yield component, name, [getattr(wrapper, a, None) for a in attributes]
-    yield C.PARAMETERS, "partitioned parameters", [getattr(p, "ds_tensor", None) for p in parameters]
-    yield C.PARAMETERS, "secondary partitions", [getattr(p, "ds_secondary_tensor", None) for p in parameters]
-    persistent = [p for p in parameters if getattr(p, "ds_persist", False)]
-    yield C.PARAMETERS, "persistent parameters", [p.data for p in persistent]
-    yield C.PARAMETERS, "gathered parameters", [p.data for p in parameters if hasattr(p, "ds_tensor")]
-    yield C.PARAMETERS, "parameters", [p.data for p in parameters]
-    yield C.PARAMETERS, "model buffers", list(engine.module.buffers())
-    for component, name, attributes in HOLDERS[2:]:
-        yield component, name, [getattr(wrapper, a, None) for a in attributes]
-    masters = [t for a in HOLDERS[2][2] for t in _tensors(getattr(wrapper, a, None))]
-    yield C.MASTER_GRADIENTS, "master gradients", [t.grad for t in masters]
-    yield C.GRADIENTS, "parameter gradients", [[p.grad, getattr(p, "grad_accum", None)] for p in parameters]
-    yield C.BUFFERS, "reduce bucket", [vars(b) for b in getattr(wrapper, "ipg_buckets", {}).values() if hasattr(b, "__dict__")]
+    yield labels.FLAT_PARAMETERS, _values(wrapper, FLAT)
+    yield labels.PARTITIONED_PARAMETERS, [getattr(p, "ds_tensor", None) for p in parameters]
+    yield labels.SECONDARY_PARTITIONS, [getattr(p, "ds_secondary_tensor", None) for p in parameters]
+    yield labels.PERSISTENT_PARAMETERS, [p.data for p in parameters if getattr(p, "ds_persist", False)]
+    yield labels.GATHERED_PARAMETERS, [p.data for p in parameters if hasattr(p, "ds_tensor")]
+    yield labels.PARAMETERS, [p.data for p in parameters]
+    yield labels.MODEL_BUFFERS, list(engine.module.buffers())
+    masters = _values(wrapper, MASTERS)
+    yield labels.MASTER_PARAMETERS, masters
+    for label, attributes in BESIDE:
+        yield label, _values(wrapper, attributes)
+    yield labels.MASTER_GRADIENTS, [t.grad for t in _tensors(masters)]
+    yield GRADIENT, [[p.grad, getattr(p, "grad_accum", None)] for p in parameters]
+    yield labels.REDUCE_BUCKET, [vars(b) for b in getattr(wrapper, "ipg_buckets", {}).values() if hasattr(b, "__dict__")]
     for optimizer in (basic, getattr(wrapper, "optimizer", None), getattr(wrapper, "backup_optimizer", None)):
         yield from _states(optimizer)
-    yield C.WORKSPACE, "placeholder of the second optimizer", getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
+    yield labels.PLACEHOLDER, getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
     for name, tensor in kept.items():
-        yield C.ACTIVATIONS, f"{name} kept by the training loop", tensor
+        yield labels.local_variable(name), tensor
     for holder in (engine, wrapper, basic):
         for name, value in vars(holder).items():
-            yield C.WORKSPACE, f"{type(holder).__name__}.{name}", value
+            yield labels.held_by(type(holder).__name__, name), value
+
+
+def _values(wrapper: Any, attributes: Attributes) -> list[Any]:
+    return [getattr(wrapper, attribute, None) for attribute in attributes]
 
 
 def _states(optimizer: Any) -> Iterator[Claim]:
     for state in getattr(optimizer, "state", {}).values():
         for key, value in state.items():
-            component = STATES.get(key, C.OTHER)
-            name = "optimizer step counters" if key == "step" else f"optimizer state {key}"
-            yield component, name, value
+            is_counter = key == "step"
+            yield labels.STEP_COUNTERS if is_counter else labels.optimizer_state(STATES.get(key, Component.OTHER), key), value
 
 
 def _tensors(holder: Any, depth: int = 4) -> Iterator[Tensor]:

@@ -17,6 +17,9 @@ from bf16prof.profiles.recipes import DTYPE_BYTES
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.profiles.settings import short_dtype
 
+SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
+"""What compiles DeepSpeed's collectives over shared memory, without which it goes by PyTorch's."""
+
 
 class Wrapper(StrEnum):
     """The optimizer wrapper that DeepSpeed puts around the basic optimizer; it decides the whole memory layout."""
@@ -205,6 +208,16 @@ def accumulation_dtype(config: Mapping[str, Any]) -> str:
 def offloads_optimizer(config: Mapping[str, Any]) -> bool:
     """Whether the optimizer works in host memory (stages 1 to 3)."""
     return bool(config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none")
+
+
+def offloads_parameters(config: Mapping[str, Any]) -> bool:
+    """Whether the partitions of the parameters are in host memory (stage 3)."""
+    return bool(config["zero_optimization"].get("offload_param", {}).get("device", "none") != "none")
+
+
+def clips_gradients(config: Mapping[str, Any]) -> bool:
+    """Whether gradients are clipped, as they are by default (`runtime/constants.py`, GRADIENT_CLIPPING_DEFAULT; it was 0 in 0.18)."""
+    return bool(config.get("gradient_clipping", 1.0) > 0)
 
 
 def optimizer_type(config: Mapping[str, Any]) -> str:

@@ -12,13 +12,16 @@ from typing import Any
 from bf16prof.cases import Job, Refusal
 from bf16prof.engine.config import (
     BasicOptimizer,
+    Wrapper,
     accumulation_dtype,
     cast_dtype,
     client_optimizer,
+    clips_gradients,
     deepspeed_config,
     enabled_dtype,
     engine_facts,
     offloads_optimizer,
+    offloads_parameters,
     optimizer_type,
     zero_settings,
 )
@@ -26,6 +29,7 @@ from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.records import Offload
+from bf16prof.rounding import ceil_div
 
 Rule = Callable[[Mapping[str, Any]], str | None]
 
@@ -134,7 +138,7 @@ def _calls_per_step(job: Job, config: Mapping[str, Any]) -> str | None:
         return None
     size, ranks = zero_settings(config).sub_group_size, job.case.world_size
     try:
-        own = sum(-(-spec.numel // ranks) for spec in inventory(job.profile.model))
+        own = sum(ceil_div(spec.numel, ranks) for spec in inventory(job.profile.model))
     except NoInventory:
         return f"{client.class_} counts calls, and ZeRO-3 calls it once per sub-group; how many there are is not known of this model"
     if own <= size:
@@ -166,9 +170,7 @@ def _fp32_states_of_bf16_master_need_offload(config: Mapping[str, Any]) -> str |
 
 
 def _flags_ignored_by_bf16_optimizer(config: Mapping[str, Any]) -> str | None:
-    fp32_accumulation = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
-    low_precision = _bf16(config, "bf16_master_weights_and_grads")
-    if low_precision and fp32_accumulation and _stage(config) == 1 and not offloads_optimizer(config):
+    if _bf16(config, "bf16_master_weights_and_grads") and engine_facts(config).wrapper is Wrapper.BF16:
         return (
             "stage 1 with grad_accum_dtype fp32 takes DeepSpeed's BF16_Optimizer, which ignores the bf16 master flags (runtime/engine.py)"
         )
@@ -182,21 +184,19 @@ def _accumulation_dtype_at_stage_0(config: Mapping[str, Any]) -> str | None:
 
 
 def _offload_needs_zero(config: Mapping[str, Any]) -> str | None:
-    zero = config["zero_optimization"]
     if offloads_optimizer(config) and _stage(config) == 0:
         return (
             "offload_optimizer needs ZeRO stage 1, 2 or 3: at stage 0 DeepSpeedCPUAdam meets parameters on the GPU (ops/adam/cpu_adam.py)"
         )
-    if zero.get("offload_param", {}).get("device", "none") != "none" and _stage(config) != 3:
+    if offloads_parameters(config) and _stage(config) != 3:
         return "offload_param works at stage 3 only; DeepSpeed ignores it at the others (runtime/zero/config.py)"
-    if zero.get("offload_optimizer", {}).get("ratio", 1.0) < 1.0 and _stage(config) != 3:
+    if config["zero_optimization"].get("offload_optimizer", {}).get("ratio", 1.0) < 1.0 and _stage(config) != 3:
         return "offload_optimizer.ratio below 1 works at stage 3 only (runtime/zero/config.py, offload_ratio_check)"
     return None
 
 
 def _offloaded_parameters_keep_their_optimizer(config: Mapping[str, Any]) -> str | None:
-    offload_param = config["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
-    if offload_param and not offloads_optimizer(config):
+    if offloads_parameters(config) and not offloads_optimizer(config):
         return "offload_param without offload_optimizer is not modelled: offload both"
     return None
 
@@ -218,8 +218,8 @@ def _prescaling_with_reduce_scatter(config: Mapping[str, Any]) -> str | None:
 def _grad_norm_switch(config: Mapping[str, Any]) -> str | None:
     if config["zero_optimization"].get("compute_grad_norm", True):
         return None
-    clips = config.get("gradient_clipping", 1.0) > 0  # the default of all versions that have the switch
-    if _stage(config) not in (1, 2) or clips or offloads_optimizer(config) or engine_facts(config).wrapper == "BF16_Optimizer":
+    is_bf16_optimizer = engine_facts(config).wrapper is Wrapper.BF16
+    if _stage(config) not in (1, 2) or clips_gradients(config) or offloads_optimizer(config) or is_bf16_optimizer:
         return (
             "compute_grad_norm=false needs stage 1 or 2, gradient_clipping=0, no offloading and no BF16_Optimizer (zero/stage_1_and_2.py)"
         )

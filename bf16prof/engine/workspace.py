@@ -9,7 +9,6 @@ CUBLAS_THREADS = 2
 and so its own workspace (aten/src/ATen/cuda/CublasHandlePool.cpp: one per handle and stream)."""
 
 CUBLAS_SOURCE = "ATen/cuda/CublasHandlePool.cpp getChosenWorkspaceSize"
-CUBLAS_NAME = "cuBLAS workspaces"
 
 
 def cublas_workspace_bytes(gpu: Gpu) -> int:

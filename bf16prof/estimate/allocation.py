@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bf16prof.records import Component
+from bf16prof.records import Label
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Storages of one kind: their component, their name, the bytes of each, where they live, and who allocates them."""
+    """Storages of one kind: what they are for, the bytes of each, where they live, and who allocates them."""
 
-    component: Component
-    name: str
+    label: Label
     sizes: tuple[int, ...]
     source: str
     on_host: bool = False
@@ -24,6 +23,6 @@ class Allocation:
         return sum(self.sizes)
 
 
-def allocation(component: Component, name: str, sizes: int | Iterable[int], source: str, *, on_host: bool = False) -> Allocation:
+def allocation(label: Label, sizes: int | Iterable[int], source: str, *, on_host: bool = False) -> Allocation:
     """An `Allocation` of one size or of several."""
-    return Allocation(component, name, (sizes,) if isinstance(sizes, int) else tuple(sizes), source, on_host)
+    return Allocation(label, (sizes,) if isinstance(sizes, int) else tuple(sizes), source, on_host)

@@ -140,11 +140,12 @@ def calibrate(run: str, records: Sequence[MemoryRecord]) -> Calibration:
 
 def phase_rows(work: StepWork) -> dict[str, Row]:
     """The terms of each phase of a step."""
-    rows: dict[str, Row] = {str(phase): {} for phase in TRAINING}
     operations = f"operations {work.compute_dtype}"
-    rows[Phase.FORWARD] = {operations: work.forward_flops, "launches": work.micro_steps}
-    rows[Phase.BACKWARD] = {operations: work.backward_flops + work.recomputed_flops, "launches": 2 * work.micro_steps}
-    rows[Phase.STEP] = {"optimizer bytes": work.optimizer_bytes}
+    rows: dict[str, Row] = {
+        Phase.FORWARD: {operations: work.forward_flops, "launches": work.micro_steps},
+        Phase.BACKWARD: {operations: work.backward_flops + work.recomputed_flops, "launches": 2 * work.micro_steps},
+        Phase.STEP: {"optimizer bytes": work.optimizer_bytes},
+    }
     for transfer in work.transfers:
         row = rows[transfer.phase]
         row["sent bytes"] = row.get("sent bytes", 0) + transfer.sent_bytes

@@ -13,6 +13,7 @@ from bf16prof.engine.config import (
     deepspeed_config,
     engine_facts,
     offloads_optimizer,
+    optimizer_settings,
 )
 from bf16prof.errors import InputError
 from bf16prof.estimate.program import run_of
@@ -57,7 +58,7 @@ def closed_form_gap(job: Job) -> str | None:
     config = deepspeed_config(job)
     if engine_facts(config).optimizer is BasicOptimizer.OTHER:
         return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
-    params = sorted(set(config["optimizer"].get("params") or {}) - ADAM_PARAMS)
+    params = sorted(set(optimizer_settings(config)) - ADAM_PARAMS)
     unknown = [f"optimizer.params.{name}" for name in params] + _with_tensors(job.profile.deepspeed.more)
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
 

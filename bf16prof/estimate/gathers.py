@@ -12,16 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bf16prof.estimate.gradients import NORM, Key, Launched
+from bf16prof.engine.labels import ALL_GATHER_BUCKETS, GATHERED_PARAMETERS, GRADIENT_NORM, REDUCE_SCATTER_BUFFER
+from bf16prof.estimate.gradients import Key, Launched
 from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
-from bf16prof.records import Component, Label
+from bf16prof.rounding import ceil_div, round_up
 
-GATHERED: Label = (Component.PARAMETERS, "gathered parameters")
-COALESCED: Label = (Component.BUFFERS, "all-gather buckets")
-SCATTERED: Label = (Component.BUFFERS, "reduce-scatter buffer")
 NEVER = -(10**10)
 
 
@@ -187,7 +185,7 @@ class Gathers:
         memory = self._pins.pop(subject[1])
         memory.pins -= 1
         if memory.is_released and not memory.pins:
-            self._meter.give(GATHERED, memory.bytes)
+            self._meter.give(GATHERED_PARAMETERS, memory.bytes)
 
     def ready(self, key: Key, size: int) -> None:
         """`reduce_independent_p_g_buckets_and_remove_grads`: a gradient goes into the bucket, or waits if it is too large."""
@@ -234,13 +232,13 @@ class Gathers:
         self._live += sum(self._numels[key] for key in keys)
         world, flat = self._settings.world_size, []
         if world == 1 and self._settings.on_host:  # `NoGatherHandle` copies at once
-            self._meter.take(GATHERED, *(self._numels[key] * self._settings.width for key in keys))
+            self._meter.take(GATHERED_PARAMETERS, *(self._numels[key] * self._settings.width for key in keys))
         widths = sorted({self._widths[key] for key in keys})
         for width in widths if world > 1 else ():
             mine = [key for key in keys if self._widths[key] == width]
-            flat.append(sum(-(-self._numels[key] // world) for key in mine) * world * width)
+            flat.append(sum(round_up(self._numels[key], world) for key in mine) * width)
             is_parameter = len(keys) == 1 and width == self._settings.width
-            self._meter.take(GATHERED if is_parameter else COALESCED, flat[-1])
+            self._meter.take(GATHERED_PARAMETERS if is_parameter else ALL_GATHER_BUCKETS, flat[-1])
             self._pass_on(mine, width)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
@@ -255,7 +253,7 @@ class Gathers:
         for key in keys:
             sent += self._numels[key] * width
             highest = max(highest, sent + (self._numels[key] * self._settings.width if is_cast and on_host else 0))
-        self._meter.share(COALESCED, highest)
+        self._meter.share(ALL_GATHER_BUCKETS, highest)
 
     def _wait(self, key: Key, handle: Handle) -> None:
         """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
@@ -266,19 +264,19 @@ class Gathers:
                 self._available[each] = Memory(self._copy(each, len(handle.keys) == 1))
         handle.waiting -= 1
         if not handle.waiting and not (len(handle.keys) == 1 and self._widths[key] == self._settings.width):
-            self._meter.give(COALESCED, *handle.flat)
+            self._meter.give(ALL_GATHER_BUCKETS, *handle.flat)
 
     def _copy(self, key: Key, is_alone: bool) -> int:
         numel, width, wire, world = self._numels[key], self._settings.width, self._widths[key], self._settings.world_size
         if world == 1:
             return numel * width if self._settings.on_host else 0
         if is_alone and wire == width:
-            return -(-numel // world) * world * width
+            return round_up(numel, world) * width
         if wire != width and not is_alone:
-            self._meter.take(COALESCED, numel * wire)
-        self._meter.take(GATHERED, numel * width)
+            self._meter.take(ALL_GATHER_BUCKETS, numel * wire)
+        self._meter.take(GATHERED_PARAMETERS, numel * width)
         if wire != width and not is_alone:
-            self._meter.give(COALESCED, numel * wire)
+            self._meter.give(ALL_GATHER_BUCKETS, numel * wire)
         return numel * width
 
     def _release(self, key: Key) -> None:
@@ -287,7 +285,7 @@ class Gathers:
             memory.is_released = True
             self._live -= self._numels[key]
             if not memory.pins:
-                self._meter.give(GATHERED, memory.bytes)
+                self._meter.give(GATHERED_PARAMETERS, memory.bytes)
 
     def _skip(self, keys: Sequence[Key]) -> None:
         """What is needed now leaves the queue of parameters to prefetch."""
@@ -352,37 +350,33 @@ class Gathers:
         meter, gradient = self._meter, self._settings.gradient
         copy = elements * width if self._settings.world_size > 1 else 0
         cast = elements * gradient if width != gradient else 0
-        meter.take(SCATTERED, copy, cast)
-        meter.give(SCATTERED, copy if cast else 0)
+        meter.take(REDUCE_SCATTER_BUFFER, copy, cast)
+        meter.give(REDUCE_SCATTER_BUFFER, copy if cast else 0)
         if self._settings.offloads:
-            meter.share(NORM, largest * (gradient + FP64_BYTES * self._is_boundary))
-        meter.give(SCATTERED, cast or copy)
+            meter.share(GRADIENT_NORM, largest * (gradient + FP64_BYTES * self._is_boundary))
+        meter.give(REDUCE_SCATTER_BUFFER, cast or copy)
 
     def _scatter(self, numels: Sequence[int], unsent: int, width: int) -> None:
         """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that are cast before they are put together."""
         meter, world, gradient = self._meter, self._settings.world_size, self._settings.gradient
         in_place = len(numels) == 1 and numels[0] % world == 0
-        flat = 0 if in_place else sum(-(-numel // world) for numel in numels) * world * width
+        flat = 0 if in_place else sum(round_up(numel, world) for numel in numels) * width
         padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
-        meter.take(SCATTERED, unsent, padding, flat)
-        meter.give(SCATTERED, padding)
+        meter.take(REDUCE_SCATTER_BUFFER, unsent, padding, flat)
+        meter.give(REDUCE_SCATTER_BUFFER, padding)
         cast = sum(numels) * gradient if width != gradient else 0
-        meter.share(SCATTERED, cast)
-        meter.give(SCATTERED, unsent, flat if cast else 0)
+        meter.share(REDUCE_SCATTER_BUFFER, cast)
+        meter.give(REDUCE_SCATTER_BUFFER, unsent, flat if cast else 0)
         if self._settings.offloads:
-            meter.share(NORM, cast + max(numels) * (gradient + FP64_BYTES * self._is_boundary))
-        meter.give(SCATTERED, 0 if cast else flat)
+            meter.share(GRADIENT_NORM, cast + max(numels) * (gradient + FP64_BYTES * self._is_boundary))
+        meter.give(REDUCE_SCATTER_BUFFER, 0 if cast else flat)
 
 
 def padding_bytes(numel: int, world: int, width: int, block: int) -> int:
     """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks (`reduce_scatter_coalesced`)."""
-    piece = -(-numel // world)
+    piece = ceil_div(numel, world)
     count, rest = divmod(piece * world - numel, piece)
-    return count * _whole(piece * width, block) + _whole(rest * width, block)
-
-
-def _whole(size: int, block: int) -> int:
-    return -(-size // block) * block
+    return count * round_up(piece * width, block) + round_up(rest * width, block)
 
 
 def owners(modules: Iterable[Key], parameters: Iterable[Key], tied: Mapping[Key, Key]) -> dict[Key, list[Key]]:

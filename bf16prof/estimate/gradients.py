@@ -9,18 +9,16 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bf16prof.engine.labels import ALL_REDUCE_BUFFER, GRADIENT_NORM, GRADIENT_PARTITION, REDUCE_BUCKET
 from bf16prof.estimate.passes import Meter, Peak
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label, Phase
+from bf16prof.rounding import round_up
 
 Key = tuple[int, str]
 
-IPG: Label = (Component.BUFFERS, "reduce bucket")
-FLATTENED: Label = (Component.BUFFERS, "all-reduce buffer")
 CAST: Label = (Component.MASTER_GRADIENTS, "gradient cast to be accumulated")
-NORM: Label = (Component.WORKSPACE, "gradient norm")
-PARTITION: Label = (Component.GRADIENTS, "gradient partition")
 MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
 """Stage 0 reduces so many elements at a time (engine.py)."""
 
@@ -74,7 +72,7 @@ class Gradients:
         if bucket:
             self.launched.reduced.append(tuple(bucket))
             cast = self.cast * sum(self.numels[key] for key in bucket)
-            self.meter.touch(FLATTENED, sum(self.kept[key] for key in bucket), cast)
+            self.meter.touch(ALL_REDUCE_BUFFER, sum(self.kept[key] for key in bucket), cast)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class AccumulatedGradients(Gradients):
         for key in self.kept:
             self._add(key)
         if self.is_boundary and self.how.wire != FP32_BYTES:
-            self.meter.touch(FLATTENED, self.how.wire * sum(self.numels.values()))
+            self.meter.touch(ALL_REDUCE_BUFFER, self.how.wire * sum(self.numels.values()))
 
     def _add(self, key: Key) -> None:
         self.meter.touch(CAST, FP32_BYTES * self.numels[key])
@@ -192,7 +190,7 @@ class PartitionedGradients(Gradients):
                 self._reduce(key)
         for wire in self._buckets:
             self._flush(wire)
-        self.meter.give(IPG, *self._buffers)
+        self.meter.give(REDUCE_BUCKET, *self._buffers)
         self._buffers = ()
         self.meter.give(GRADIENT, *self._late)
         self._late = ()
@@ -202,7 +200,7 @@ class PartitionedGradients(Gradients):
         """`setup_buckets`."""
         if not self._buffers and self.how.contiguous:
             self._buffers = (self.how.bucket_size * self.how.width,) * self.how.buffers * len(self._buckets)
-            self.meter.take(IPG, *self._buffers)
+            self.meter.take(REDUCE_BUCKET, *self._buffers)
 
     def _reduce(self, key: Key) -> None:
         """`reduce_independent_p_g_buckets_and_remove_grads`."""
@@ -227,7 +225,7 @@ class PartitionedGradients(Gradients):
         at = Peak(meter.level, meter.section, meter.events, dict(meter.held))
         keys = tuple(bucket.keys)
         self.launched.reduced.append(keys)
-        most = _held(meter, bucket.elements * (self.how.width + wire))
+        most = round_up(bucket.elements * (self.how.width + wire), meter.block)
         meter.interrupt(Flush(keys, sizes, bucket.elements, wire, most, at))
         if self.how.always:
             meter.give(GRADIENT, *sizes)
@@ -294,28 +292,28 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
         if isinstance(moment, tuple):
             phase, peak = moment
             if phase not in found or peak.level + extra > found[phase][0]:
-                found[phase] = (peak.level + extra, peak, extra, 0, FLATTENED)
+                found[phase] = (peak.level + extra, peak, extra, 0, ALL_REDUCE_BUFFER)
         elif isinstance(moment, Flush):
             at, highest = moment.at, found[Phase.BACKWARD][0]
             base = at.level + extra
             if base + moment.most > highest:
                 most = _reduced(moment, how, share)
-                if base + _held(walked, most) > highest:
-                    found[Phase.BACKWARD] = (base + _held(walked, most), at, extra, most, FLATTENED)
+                if base + round_up(most, walked.block) > highest:
+                    found[Phase.BACKWARD] = (base + round_up(most, walked.block), at, extra, most, ALL_REDUCE_BUFFER)
             if moment.reach(share.spans)[0] >= not_mine:
                 continue  # nothing in it is this rank's
             if (offloaded := _offloaded(moment, how, share)) and base + offloaded > found[Phase.BACKWARD][0]:
-                found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, NORM)
+                found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, GRADIENT_NORM)
             if taken := _taken(moment, how, share, own, new):
-                extra, new = extra + _held(walked, taken), new + taken
+                extra, new = extra + round_up(taken, walked.block), new + taken
                 if at.level + extra > found[Phase.BACKWARD][0]:
-                    found[Phase.BACKWARD] = (at.level + extra, at, extra, 0, FLATTENED)
+                    found[Phase.BACKWARD] = (at.level + extra, at, extra, 0, ALL_REDUCE_BUFFER)
             if not how.always and (moved := _moved(moment, share)):
                 extra, early = extra - moved, early + moved
         else:
             extra, early = extra + early, 0
             before = kept
-            extra, kept, new = (extra - _held(walked, new), kept, 0) if kept else (extra, new, 0)
+            extra, kept, new = (extra - round_up(new, walked.block), kept, 0) if kept else (extra, new, 0)
     return _filled(walked, found, extra, before)
 
 
@@ -343,20 +341,16 @@ def _moved(flush: Flush, share: Share) -> int:
 def _filled(walked: Meter, found: Mapping[Phase, Found], extra: int, before: int) -> Meter:
     meter = walked.copy()
     meter.level, meter.log = walked.level + extra, None
-    meter.held = walked.held | {PARTITION: extra}
+    meter.held = walked.held | {GRADIENT_PARTITION: extra}
     for phase, (level, peak, partition, more, label) in found.items():
         held = dict(peak.held)
-        for name, size in ((PARTITION, partition), (label, more)):
+        for name, size in ((GRADIENT_PARTITION, partition), (label, more)):
             held[name] = held.get(name, 0) + size
         meter.peaks[phase] = Peak(level, peak.section, peak.events, held)
     meter.peak = meter.peaks[meter.phase]
     meter.ends[Phase.FORWARD] += before
     meter.ends[Phase.BACKWARD] += extra
     return meter
-
-
-def _held(meter: Meter, size: int) -> int:
-    return -(-size // meter.block) * meter.block
 
 
 def _reduced(flush: Flush, how: Reduction, share: Share) -> int:

@@ -10,27 +10,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.gathers import GATHERED
-from bf16prof.estimate.layout import cut_order, flat_numel, kept_groups, partition_numels
+from bf16prof.engine import labels
+from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
+from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
-from bf16prof.profiles.schema import ZeroSettings
+from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.records import Component, Label, Phase
 
-C = Component
-MODEL: Label = (C.PARAMETERS, "the whole model")
-FLAT: Label = (C.PARAMETERS, "flat parameters")
-PARTITIONED: Label = (C.PARAMETERS, "partitioned parameters")
-MASTER: Label = (C.MASTER_PARAMETERS, "master parameters")
-FIRST: Label = (C.MASTER_GRADIENTS, "gradients for the first optimizer call")
-KEPT: Label = (C.MASTER_GRADIENTS, "master gradients")
-GRADIENTS: Label = (C.GRADIENTS, "gradient partition")
-BUCKET: Label = (C.BUFFERS, "reduce bucket")
-OFFLOADING: Label = (C.BUFFERS, "gradient buffer for offloading")
-MOMENTS: tuple[Label, Label] = ((C.MOMENTUM, "optimizer state exp_avg"), (C.VARIANCE, "optimizer state exp_avg_sq"))
-SMALL: Label = (C.WORKSPACE, "small tensors of the optimizer")
+MOMENTS = labels.optimizer_state(Component.MOMENTUM, "exp_avg"), labels.optimizer_state(Component.VARIANCE, "exp_avg_sq")
+SMALL: Label = (Component.WORKSPACE, "small tensors of the optimizer")
 
 
 def initial(engine: Engine, meter: Meter, *, zero_init: bool = False) -> None:
@@ -40,7 +30,7 @@ def initial(engine: Engine, meter: Meter, *, zero_init: bool = False) -> None:
     if zero_init:
         _cut_while_built(engine, meter, size)
     else:
-        meter.take(MODEL, *(size * n for n in engine.numels))
+        meter.take(labels.THE_MODEL, *(size * n for n in engine.numels))
         if engine.facts.wrapper is Wrapper.ZERO3:
             _cut(engine, meter, size)
     if engine.facts.optimizer is BasicOptimizer.FUSED_ADAM:
@@ -56,65 +46,66 @@ def _plain(engine: Engine, meter: Meter, size: int) -> None:
 def _fused(engine: Engine, meter: Meter, size: int) -> None:
     """fp16/fused_optimizer.py: flat parameters, the master copy, and a first call of the optimizer on zero gradients."""
     total = sum(engine.numels)
-    meter.take(FLAT, size * total)
-    meter.give(MODEL, *(size * n for n in engine.numels))
-    meter.take(MODEL, size * total)  # a clone
-    meter.take(MASTER, FP32_BYTES * total)
-    meter.give(MODEL, size * total)
-    meter.take(FIRST, FP32_BYTES * total)
+    meter.take(labels.FLAT_PARAMETERS, size * total)
+    meter.give(labels.THE_MODEL, *(size * n for n in engine.numels))
+    meter.take(labels.THE_MODEL, size * total)  # a clone
+    meter.take(labels.MASTER_PARAMETERS, FP32_BYTES * total)
+    meter.give(labels.THE_MODEL, size * total)
+    meter.take(labels.FIRST_GRADIENTS, FP32_BYTES * total)
     for label in MOMENTS:
         meter.take(label, FP32_BYTES * total)
-    meter.give(FIRST, FP32_BYTES * total)
+    meter.give(labels.FIRST_GRADIENTS, FP32_BYTES * total)
 
 
 def _unfused(engine: Engine, meter: Meter, size: int) -> None:
     """fp16/unfused_optimizer.py: a master copy of each parameter, and a first call of the optimizer on zero gradients of both."""
     sizes = [FP32_BYTES * n for n in engine.numels]
     first = [*(size * n for n in engine.numels), *sizes]
-    meter.take(MASTER, *sizes)
-    meter.take(FIRST, *first)
+    meter.take(labels.MASTER_PARAMETERS, *sizes)
+    meter.take(labels.FIRST_GRADIENTS, *first)
     for label in MOMENTS:
         meter.take(label, *sizes)
     update(engine, meter, sizes)
-    meter.give(FIRST, *first)
+    meter.give(labels.FIRST_GRADIENTS, *first)
 
 
 def _bf16(engine: Engine, meter: Meter, size: int) -> None:
     """bf16_optimizer.py: the model is flattened, its partition cast from a clone, and gradients are made for all of it."""
-    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), size)
+    total = engine.flat_numel
     own = total // engine.world_size
-    meter.take(FLAT, size * total)
-    meter.give(MODEL, *(size * n for n in engine.numels))
-    meter.take(FLAT, size * own)
-    meter.take(MASTER, FP32_BYTES * own)
-    meter.give(FLAT, size * own)
-    meter.take(GRADIENTS, dtype_bytes(engine.facts.gradient_dtype) * total)
+    meter.take(labels.FLAT_PARAMETERS, size * total)
+    meter.give(labels.THE_MODEL, *(size * n for n in engine.numels))
+    meter.take(labels.FLAT_PARAMETERS, size * own)
+    meter.take(labels.MASTER_PARAMETERS, FP32_BYTES * own)
+    meter.give(labels.FLAT_PARAMETERS, size * own)
+    meter.take(labels.GRADIENT_PARTITION, dtype_bytes(engine.facts.gradient_dtype) * total)
 
 
 def _zero12(engine: Engine, meter: Meter, size: int) -> None:
     """zero/stage_1_and_2.py: the model is flattened on the device; the master partition is cast from a clone."""
-    total = flat_numel(engine.numels, engine.world_size, engine.zero, size)
+    total = engine.flat_numel
     own = total // engine.world_size
     master = dtype_bytes(engine.facts.master_dtype)
-    meter.take(FLAT, size * total)
-    meter.give(MODEL, *(size * n for n in engine.numels))
+    meter.take(labels.FLAT_PARAMETERS, size * total)
+    meter.give(labels.THE_MODEL, *(size * n for n in engine.numels))
     if offloads_optimizer(engine.config):
-        meter.touch(FLAT, size * own)
-        meter.take(OFFLOADING, size * max(engine.numels))
+        meter.touch(labels.FLAT_PARAMETERS, size * own)
+        meter.take(labels.OFFLOADING_BUFFER, size * max(engine.numels))
         return
     if master == size:
-        meter.take(MASTER, master * own)
+        meter.take(labels.MASTER_PARAMETERS, master * own)
     else:
-        meter.take(FLAT, size * own)
-        meter.take(MASTER, master * own)
-        meter.give(FLAT, size * own)
-    meter.touch(FIRST, master * own)
+        meter.take(labels.FLAT_PARAMETERS, size * own)
+        meter.take(labels.MASTER_PARAMETERS, master * own)
+        meter.give(labels.FLAT_PARAMETERS, size * own)
+    meter.touch(labels.FIRST_GRADIENTS, master * own)
 
 
 def _cut(engine: Engine, meter: Meter, size: int) -> None:
     """zero/partition_parameters.py `_convert_to_zero_parameters`: the parameters of a whole model are cut one by one."""
-    part = size if engine.zero.offload_param.device == "none" else 0
-    meter.exchange(MODEL, PARTITIONED, ((size * numel, part * own) for numel, own in zip(engine.numels, engine.own, strict=True)))
+    part = 0 if offloads_parameters(engine.config) else size
+    pairs = zip(engine.numels, engine.own, strict=True)
+    meter.exchange(labels.THE_MODEL, labels.PARTITIONED_PARAMETERS, ((size * numel, part * own) for numel, own in pairs))
 
 
 def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
@@ -123,63 +114,63 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
 
     A tied head has a weight of its own until the embedding's takes its place.
     """
-    part = size if engine.zero.offload_param.device == "none" else 0
-    heads = [dataclasses.replace(spec, name="head.weight") for spec in engine.parameters if spec.tied]
+    part = 0 if offloads_parameters(engine.config) else size
+    heads = [dataclasses.replace(spec, name=f"{TIED_HEAD}.weight") for spec in engine.parameters if spec.tied]
     specs = [*engine.parameters, *heads]
     made = iter(specs)
     for index in cut_order([spec.name.rpartition(".")[0] for spec in specs]):
         if index is None:
             numel = next(made).numel
-            meter.take(MODEL, FP32_BYTES * numel)
+            meter.take(labels.THE_MODEL, FP32_BYTES * numel)
             if size != FP32_BYTES:
-                meter.take(MODEL, size * numel)
-                meter.give(MODEL, FP32_BYTES * numel)
+                meter.take(labels.THE_MODEL, size * numel)
+                meter.give(labels.THE_MODEL, FP32_BYTES * numel)
         else:
             numel = specs[index].numel
-            meter.take(PARTITIONED, *(part * own for own in partition_numels([numel], engine.world_size)))
-            meter.give(MODEL, size * numel)
-    meter.give(PARTITIONED, *(part * s for s in partition_numels([spec.numel for spec in heads], engine.world_size)))
+            meter.take(labels.PARTITIONED_PARAMETERS, *(part * own for own in partition_numels([numel], engine.world_size)))
+            meter.give(labels.THE_MODEL, size * numel)
+    meter.give(labels.PARTITIONED_PARAMETERS, *(part * s for s in partition_numels([spec.numel for spec in heads], engine.world_size)))
 
 
 def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     """zero/stage3.py: the partitions are put together, and copied by sub-group."""
     facts, zero, own = engine.facts, engine.zero, engine.own
-    if zero.offload_param.device == "none":
-        meter.give(PARTITIONED, *(size * part for part in own))
-        meter.take(FLAT, size * sum(own))
+    if not offloads_parameters(engine.config):
+        meter.give(labels.PARTITIONED_PARAMETERS, *(size * part for part in own))
+        meter.take(labels.FLAT_PARAMETERS, size * sum(own))
     groups, master = engine.groups, dtype_bytes(facts.master_dtype)
     if offloads_optimizer(engine.config):
         kept = [master * n for n in kept_groups(groups, zero.offload_optimizer.ratio)]
         _zero3_masters(engine, meter, kept)
-        meter.take(KEPT, *kept)
+        meter.take(labels.MASTER_GRADIENTS, *kept)
     else:
         _zero3_masters(engine, meter, [master * n for n in groups])
-        meter.touch(FIRST, master * max(groups))
+        meter.touch(labels.FIRST_GRADIENTS, master * max(groups))
     if zero.contiguous_gradients:
-        meter.take(BUCKET, *reduce_bucket_sizes(engine))
+        meter.take(labels.REDUCE_BUCKET, *reduce_bucket_sizes(engine))
     if not offloads_optimizer(engine.config):
-        meter.take(GRADIENTS, dtype_bytes(facts.gradient_dtype) * sum(own))
+        meter.take(labels.GRADIENT_PARTITION, dtype_bytes(facts.gradient_dtype) * sum(own))
     _zero3_hooks(engine, meter, size)
 
 
 def _zero3_masters(engine: Engine, meter: Meter, groups: list[int]) -> None:
     """`_create_fp32_partitions`: a sub-group is converted, unless its dtype is the master's, and cloned; a conversion stays for a while."""
-    converts = engine.facts.master_dtype != engine.facts.parameter_dtype or engine.zero.offload_param.device != "none"
+    converts = engine.facts.master_dtype != engine.facts.parameter_dtype or offloads_parameters(engine.config)
     last = 0
     for group in groups:
         if converts:
-            meter.take(MASTER, group)
-            meter.give(MASTER, last)
+            meter.take(labels.MASTER_PARAMETERS, group)
+            meter.give(labels.MASTER_PARAMETERS, last)
             last = group
-        meter.take(MASTER, group)
-    meter.give(MASTER, last)
+        meter.take(labels.MASTER_PARAMETERS, group)
+    meter.give(labels.MASTER_PARAMETERS, last)
 
 
 def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
     """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy of what is on the host."""
-    world, on_host = engine.world_size, engine.zero.offload_param.device != "none"
+    world, on_host = engine.world_size, offloads_parameters(engine.config)
     own = size * max(engine.own)
-    meter.touch(GATHERED, own * world, own if on_host else 0)
+    meter.touch(labels.GATHERED_PARAMETERS, own * world, own if on_host else 0)
 
 
 _WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, dtype_bytes
+from bf16prof.engine.labels import MODEL_BUFFERS, local_variable
 from bf16prof.estimate.allocation import Allocation, allocation
-from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.steady import Engine, model_states
+from bf16prof.models.autograd.operators import TOKEN_BYTES
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Component, Device
-
-TOKEN_BYTES = 8
-"""Token ids are int64."""
+from bf16prof.rounding import round_up
 
 
 def between_steps(job: Job, engine: Engine) -> list[Allocation]:
@@ -36,7 +35,7 @@ def kept_by_the_loop(profile: Profile, facts: EngineFacts) -> list[Allocation]:
     loss = dtype_bytes("fp32" if in_fp32 else facts.parameter_dtype)
     sizes = {"logits": logits, "loss": loss, "input ids": TOKEN_BYTES * tokens, "labels": TOKEN_BYTES * tokens}
     source = "local variables of the training loop"
-    return [allocation(Component.ACTIVATIONS, f"{name} kept by the training loop", size, source) for name, size in sizes.items()]
+    return [allocation(local_variable(name), size, source) for name, size in sizes.items()]
 
 
 def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
@@ -55,9 +54,9 @@ def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:
     of_a_value = facts.parameter_dtype if job.is_inside_zero_init else "fp32"
     block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
     held = [dtype_bytes(of_a_value if b.is_value else "fp32") * b.numel for b in buffers if b.is_registered]
-    other = [block * ceil_div(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]
+    other = [round_up(dtype_bytes("fp32") * b.numel, block) for b in buffers if not b.is_registered]
     source = "the model's own tensors, which DeepSpeed does not cast"
     return [
-        allocation(Component.PARAMETERS, "model buffers", held, source),
-        allocation(Component.OTHER, "tensors that modules keep as plain attributes", other, source),
+        allocation(MODEL_BUFFERS, held, source),
+        allocation((Component.OTHER, "tensors that modules keep as plain attributes"), other, source),
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from bf16prof.profiles.schema import ZeroSettings
+from bf16prof.rounding import ceil_div, round_up
 
 NCCL_ALIGNMENT = 2
 """`nccl_start_alignment_factor`: flat buffers of stages 1 and 2 are padded to this many elements per rank (stage_1_and_2.py)."""
@@ -20,19 +21,13 @@ REMEMBERED = 64
 T = TypeVar("T")
 
 
-def ceil_div(a: int, b: int) -> int:
-    """The smallest whole number not below a / b."""
-    return -(-a // b)
-
-
 def flat_numel(numels: Sequence[int], world_size: int, zero: ZeroSettings, element_bytes: int) -> int:
     """Elements of the flat buffer of stages 1 and 2: all parameters, padded to `NCCL_ALIGNMENT` x ranks.
 
     `numels` is in the order of the buffer; padding between parameters depends on it (stage_1_and_2.py, __init__).
     """
     total = flat_spans(numels, world_size, zero, element_bytes)[-1][1] if zero.parameter_alignment else sum(numels)
-    alignment = NCCL_ALIGNMENT * world_size
-    return ceil_div(total, alignment) * alignment
+    return round_up(total, NCCL_ALIGNMENT * world_size)
 
 
 def flat_spans(numels: Sequence[int], world_size: int, zero: ZeroSettings, element_bytes: int) -> list[tuple[int, int]]:
@@ -49,7 +44,7 @@ def _spans(numels: tuple[int, ...], ranks: int, step: int) -> list[tuple[int, in
     spans, start = [], 0
     for n in dealt_out(numels, ranks):
         spans.append((start, start + n))
-        start = ceil_div(start + n, step) * step
+        start = round_up(start + n, step)
     return spans
 
 

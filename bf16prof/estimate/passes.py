@@ -14,6 +14,7 @@ from typing import Any
 
 from bf16prof.estimate.program import Program
 from bf16prof.records import Label, Phase
+from bf16prof.rounding import ceil_div, round_up
 
 REMEMBERED = 512
 """So many walks, and places in a program, are remembered."""
@@ -128,8 +129,8 @@ class Meter:
             if not peak.shared:
                 continue
             level, whole, label, at = max(peak.shared, key=lambda each: each[0] + each[1] / ranks)
-            part = -(-whole // ranks)
-            highest = level + -(-part // self.block) * self.block
+            part = ceil_div(whole, ranks)
+            highest = level + round_up(part, self.block)
             if highest > peak.level:
                 self.peaks[phase] = Peak(highest, at.section, at.events, at.held | {label: at.held.get(label, 0) + part})
         self.peak = self.peaks[self.phase]

@@ -15,13 +15,13 @@ from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
 from bf16prof.estimate.kept import between_steps
-from bf16prof.estimate.layout import ceil_div
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.roofline import engine_work, tf32_note
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked, walked
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
+from bf16prof.rounding import round_up
 
 UNKNOWN = {phase: PhaseMemory() for phase in Phase}
 
@@ -78,7 +78,7 @@ def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
     if job.device is Device.GPU:
         assert job.gpu is not None, "a prediction for a GPU needs one"
         allocations += gpu_additions(allocations, job.gpu)
-    return tuple(Item(a.component, a.name, a.bytes, a.source) for a in allocations if a.bytes)
+    return tuple(Item(*a.label, a.bytes, a.source) for a in allocations if a.bytes)
 
 
 def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork | None) -> tuple[str, ...]:
@@ -102,5 +102,5 @@ def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> di
         "peak_items": alive,
         "peak_components": by_component(alive),
         "run_peak_allocated_bytes": run_peak,
-        "reserved_floor_bytes": ceil_div(run_peak, ALLOCATOR_SEGMENT_BYTES) * ALLOCATOR_SEGMENT_BYTES,
+        "reserved_floor_bytes": round_up(run_peak, ALLOCATOR_SEGMENT_BYTES),
     }

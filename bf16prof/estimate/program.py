@@ -15,6 +15,7 @@ from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.tapes import Run, network
 from bf16prof.records import Label
+from bf16prof.rounding import round_up
 
 
 class Segment(NamedTuple):
@@ -171,7 +172,7 @@ def _segments(events: Sequence[Event], block: int) -> Iterator[Segment]:
     level = highest = at = 0
     for index, (kind, subject, size) in enumerate(events, 1):
         if kind == "memory":
-            level += -(-size // block) * block if size > 0 else size // block * block
+            level += round_up(size, block) if size > 0 else size // block * block
             if level > highest:
                 highest, at = level, index
         elif kind != "compute":

@@ -21,7 +21,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, offloads_optimizer, overlaps_communication
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.traffic import HostLink, host_link, optimizer_traffic
-from bf16prof.estimate.training import Walked, walked
+from bf16prof.estimate.training import Walked
 from bf16prof.estimate.transfers import transfers
 from bf16prof.models.autograd.tape import RECOMPUTED
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
@@ -31,14 +31,9 @@ DIRECTIONS = 2
 """A link's figure is that of both directions together."""
 
 
-def step_work(job: Job, per_node: int = GPUS_PER_NODE) -> StepWork:
-    """The work of one rank in one optimizer step of a job that has one (`gap.work_gap`), with its floors on the job's GPU."""
-    engine = Engine.of(job)
-    return engine_work(job, engine, walked(job, engine), per_node)
-
-
 def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER_NODE) -> StepWork:
-    """The same, of an engine that is laid out already and a step that has been walked through."""
+    """The work of one rank in one optimizer step that has been walked through, of a job that has one (`gap.work_gap`), with its floors on
+    the job's GPU."""
     workload = job.profile.workload
     micro_steps = workload.gradient_accumulation_steps
     operations = done.program.operations

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import EngineFacts, Wrapper, deepspeed_config, dtype_bytes, engine_facts, offloads_optimizer, zero_settings
+from bf16prof.engine import labels
+from bf16prof.engine.config import (
+    EngineFacts,
+    Wrapper,
+    deepspeed_config,
+    dtype_bytes,
+    engine_facts,
+    offloads_optimizer,
+    offloads_parameters,
+    zero_settings,
+)
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.models.shapes import ParameterSpec, inventory
@@ -20,7 +30,6 @@ from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
 
-C = Component
 FP32_BYTES = 4
 FP64_BYTES = 8
 
@@ -55,6 +64,13 @@ class Engine:
         return [p.numel for p in self.parameters]
 
     @functools.cached_property
+    def flat_numel(self) -> int:
+        """Elements of the flat buffer of stages 1 and 2. BF16_Optimizer has one without ZeRO's settings (bf16_optimizer.py,
+        _setup_for_real_optimizer)."""
+        zero = ZeroSettings() if self.facts.wrapper is Wrapper.BF16 else self.zero
+        return flat_numel(self.numels, self.world_size, zero, dtype_bytes(self.facts.parameter_dtype))
+
+    @functools.cached_property
     def own(self) -> list[int]:
         """Elements of each parameter's partition at stage 3."""
         return partition_numels(self.numels, self.world_size)
@@ -73,7 +89,7 @@ def model_states(engine: Engine) -> list[Allocation]:
 def _plain(engine: Engine) -> list[Allocation]:
     facts, numels = engine.facts, engine.numels
     size = dtype_bytes(facts.parameter_dtype)
-    parameters = allocation(C.PARAMETERS, "parameters", [size * n for n in numels], "the model's own tensors")
+    parameters = allocation(labels.PARAMETERS, [size * n for n in numels], "the model's own tensors")
     return [parameters, *_optimizer_states(facts, numels)]
 
 
@@ -81,8 +97,8 @@ def _fused(engine: Engine) -> list[Allocation]:
     facts, total = engine.facts, sum(engine.numels)
     source = "fp16/fused_optimizer.py __init__"
     return [
-        allocation(C.PARAMETERS, "flat parameters", dtype_bytes(facts.parameter_dtype) * total, source),
-        allocation(C.MASTER_PARAMETERS, "master parameters", FP32_BYTES * total, source),
+        allocation(labels.FLAT_PARAMETERS, dtype_bytes(facts.parameter_dtype) * total, source),
+        allocation(labels.MASTER_PARAMETERS, FP32_BYTES * total, source),
         *_optimizer_states(facts, [total]),
     ]
 
@@ -91,20 +107,19 @@ def _unfused(engine: Engine) -> list[Allocation]:
     facts, numels = engine.facts, engine.numels
     size = dtype_bytes(facts.parameter_dtype)
     return [
-        allocation(C.PARAMETERS, "parameters", [size * n for n in numels], "the model's own tensors"),
-        allocation(C.MASTER_PARAMETERS, "master parameters", [FP32_BYTES * n for n in numels], "fp16/unfused_optimizer.py __init__"),
+        allocation(labels.PARAMETERS, [size * n for n in numels], "the model's own tensors"),
+        allocation(labels.MASTER_PARAMETERS, [FP32_BYTES * n for n in numels], "fp16/unfused_optimizer.py __init__"),
         *_optimizer_states(facts, numels),
     ]
 
 
 def _bf16(engine: Engine) -> list[Allocation]:
-    facts = engine.facts
-    total = flat_numel(engine.numels, engine.world_size, ZeroSettings(), dtype_bytes("bf16"))
+    facts, total = engine.facts, engine.flat_numel
     source = "bf16_optimizer.py _setup_for_real_optimizer"
     return [
-        allocation(C.PARAMETERS, "flat parameters", dtype_bytes("bf16") * total, source),
-        allocation(C.MASTER_PARAMETERS, "master parameters", FP32_BYTES * total // engine.world_size, source),
-        allocation(C.GRADIENTS, "gradient partition", dtype_bytes(facts.gradient_dtype) * total, f"{source}: full size, not partitioned"),
+        allocation(labels.FLAT_PARAMETERS, dtype_bytes("bf16") * total, source),
+        allocation(labels.MASTER_PARAMETERS, FP32_BYTES * total // engine.world_size, source),
+        allocation(labels.GRADIENT_PARTITION, dtype_bytes(facts.gradient_dtype) * total, f"{source}: full size, not partitioned"),
         *_optimizer_states(facts, [total // engine.world_size]),
         _grad_norm(FP32_BYTES),
     ]
@@ -113,13 +128,13 @@ def _bf16(engine: Engine) -> list[Allocation]:
 def _zero12(engine: Engine) -> list[Allocation]:
     facts, zero = engine.facts, engine.zero
     size, master = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype)
-    total = flat_numel(engine.numels, engine.world_size, zero, size)
+    total = engine.flat_numel
     own = total // engine.world_size
     offload = offloads_optimizer(engine.config)
     source = "zero/stage_1_and_2.py __init__"
     out = [
-        allocation(C.PARAMETERS, "flat parameters", size * total, f"{source}: bit16_groups_flat"),
-        allocation(C.MASTER_PARAMETERS, "master parameters", master * own, f"{source}: single_partition_of_fp32_groups", on_host=offload),
+        allocation(labels.FLAT_PARAMETERS, size * total, f"{source}: bit16_groups_flat"),
+        allocation(labels.MASTER_PARAMETERS, master * own, f"{source}: single_partition_of_fp32_groups", on_host=offload),
         *_optimizer_states(facts, [own], on_host=offload),
     ]
     if offload:
@@ -135,10 +150,10 @@ def _zero12_offload(engine: Engine, own: int) -> list[Allocation]:
     source = "zero/stage_1_and_2.py"
     host = functools.partial(allocation, on_host=True)
     return [
-        host(C.MASTER_GRADIENTS, "master gradients", master_gradients, f"{source} initialize_optimizer_states"),
-        host(C.BUFFERS, "parameter copy for the host optimizer", size * own, f"{source} param_buffer_of_bit16_for_cpu_offload_groups"),
-        host(C.BUFFERS, "gradient buffer for offloading (host)", size * largest, f"{source} temp_grad_buffer_for_cpu_offload"),
-        allocation(C.BUFFERS, "gradient buffer for offloading", size * largest, f"{source} temp_grad_buffer_for_gpu_offload"),
+        host(labels.MASTER_GRADIENTS, master_gradients, f"{source} initialize_optimizer_states"),
+        host(labels.OFFLOADED_PARAMETERS, size * own, f"{source} param_buffer_of_bit16_for_cpu_offload_groups"),
+        host(labels.OFFLOADING_HOST_BUFFER, size * largest, f"{source} temp_grad_buffer_for_cpu_offload"),
+        allocation(labels.OFFLOADING_BUFFER, size * largest, f"{source} temp_grad_buffer_for_gpu_offload"),
         *_zero2_accumulated(engine, own),
     ]
 
@@ -152,24 +167,24 @@ def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
     size = dtype_bytes(facts.parameter_dtype)
     numel = touched_numel(flat_spans(engine.numels, engine.world_size, engine.zero, size), own)
     source = "zero/stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu: accumulated_grads_in_cpu"
-    return [allocation(C.GRADIENTS, "accumulated gradients", size * numel, source, on_host=True)]
+    return [allocation(labels.ACCUMULATED_GRADIENTS, size * numel, source, on_host=True)]
 
 
 def _zero3(engine: Engine) -> list[Allocation]:
-    facts, zero = engine.facts, engine.zero
+    facts = engine.facts
     size, gradient = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.gradient_dtype)
     own = sum(engine.own)
     offload = offloads_optimizer(engine.config)
     flat = "zero/stage3.py _create_fp16_partitions_with_defragmentation"
     buffers = "zero/stage3.py _setup_for_real_optimizer"
     return [
-        allocation(C.PARAMETERS, "flat parameters", size * own, flat, on_host=zero.offload_param.device != "none"),
+        allocation(labels.FLAT_PARAMETERS, size * own, flat, on_host=offloads_parameters(engine.config)),
         *_persistent_parameters(engine, size),
-        allocation(C.GRADIENTS, "gradient partition", gradient * own, f"{buffers}: grad_partitions_flat_buffer", on_host=offload),
+        allocation(labels.GRADIENT_PARTITION, gradient * own, f"{buffers}: grad_partitions_flat_buffer", on_host=offload),
         *_reduce_buckets(engine, buffers),
         *_zero3_states(engine),
         _grad_norm(FP32_BYTES if offload else FP64_BYTES, on_host=offload),
-        allocation(C.WORKSPACE, "inf_or_nan_tracker", 1, "zero/stage3.py __init__", on_host=offload),
+        allocation(labels.OVERFLOW_FLAG, 1, "zero/stage3.py __init__", on_host=offload),
     ]
 
 
@@ -185,10 +200,10 @@ def _zero3_states(engine: Engine) -> list[Allocation]:
         if not numels:
             continue
         sizes = [master * n for n in numels]
-        out.append(allocation(C.MASTER_PARAMETERS, "master parameters", sizes, "zero/stage3.py _create_fp32_partitions", on_host=host))
+        out.append(allocation(labels.MASTER_PARAMETERS, sizes, "zero/stage3.py _create_fp32_partitions", on_host=host))
         if offload:
             source = "zero/stage3.py initialize_optimizer_states: kept when offloading"
-            out.append(allocation(C.MASTER_GRADIENTS, "master gradients", sizes, source, on_host=host))
+            out.append(allocation(labels.MASTER_GRADIENTS, sizes, source, on_host=host))
         hybrid = offload and not host and engine.device is Device.GPU
         out += _optimizer_states(facts, numels, on_host=host, layout=all_optimizers()["torch.optim"] if hybrid else None)
     return [*out, *_placeholder(engine, kept)] if zero.offload_optimizer.ratio < 1 and offload else out
@@ -202,14 +217,14 @@ def _placeholder(engine: Engine, kept: int) -> list[Allocation]:
     if kept and engine.device is Device.GPU:
         return []
     size = dtype_bytes(engine.facts.parameter_dtype)
-    return [allocation(C.WORKSPACE, "placeholder of the second optimizer", size, "zero/stage3.py __init__: backup_gpu_tensor")]
+    return [allocation(labels.PLACEHOLDER, size, "zero/stage3.py __init__: backup_gpu_tensor")]
 
 
 def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
     sizes = persistent_sizes(engine, size)
     if not sizes:
         return []
-    return [allocation(C.PARAMETERS, "persistent parameters", sizes, "zero/stage3.py _post_step: gathered again after every step")]
+    return [allocation(labels.PERSISTENT_PARAMETERS, sizes, "zero/stage3.py _post_step: gathered again after every step")]
 
 
 def persistent_sizes(engine: Engine, size: int) -> list[int]:
@@ -217,7 +232,7 @@ def persistent_sizes(engine: Engine, size: int) -> list[int]:
 
     On one rank a gathered parameter is its partition and costs nothing, unless that is in another memory.
     """
-    is_elsewhere = engine.zero.offload_param.device != "none" and engine.device is Device.GPU
+    is_elsewhere = offloads_parameters(engine.config) and engine.device is Device.GPU
     if engine.world_size == 1 and not is_elsewhere:
         return []
     return [size * engine.world_size * s for s in partition_numels(persistent(engine.numels, engine.zero), engine.world_size)]
@@ -227,7 +242,7 @@ def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:
     """Stage 3 allocates its reduce bucket at init and keeps it."""
     if not engine.zero.contiguous_gradients:
         return []
-    return [allocation(C.BUFFERS, "reduce bucket", reduce_bucket_sizes(engine), f"{source}: ipg_buckets")]
+    return [allocation(labels.REDUCE_BUCKET, reduce_bucket_sizes(engine), f"{source}: ipg_buckets")]
 
 
 def reduce_bucket_sizes(engine: Engine) -> list[int]:
@@ -247,8 +262,7 @@ def _optimizer_states(
     assert layout is not None, "only optimizers whose layout is known have a closed form (gap.py)"
     states = [
         allocation(
-            state.component,
-            f"optimizer state {state.key}",
+            labels.optimizer_state(state.component, state.key),
             [dtype_bytes(facts.state_dtype(state)) * n for n in numels],
             layout.source,
             on_host=on_host,
@@ -256,14 +270,14 @@ def _optimizer_states(
         for state in layout.states
     ]
     counters = [
-        allocation(C.WORKSPACE, c.name, [FP32_BYTES] * c.count(len(numels)), layout.source, on_host=on_host or c.on_host)
+        allocation((Component.WORKSPACE, c.name), [FP32_BYTES] * c.count(len(numels)), layout.source, on_host=on_host or c.on_host)
         for c in layout.counters
     ]
     return [*states, *counters]
 
 
 def _grad_norm(size: int, *, on_host: bool = False) -> Allocation:
-    return allocation(C.WORKSPACE, "DeepSpeedEngine._global_grad_norm", size, "engine.py _take_model_step", on_host=on_host)
+    return allocation(labels.GLOBAL_NORM, size, "engine.py _take_model_step", on_host=on_host)
 
 
 LAYOUTS: dict[Wrapper, Callable[[Engine], list[Allocation]]] = {

@@ -8,21 +8,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, optimizer_type
-from bf16prof.estimate.gathers import GATHERED, Gathers
-from bf16prof.estimate.gradients import NORM, PARTITION, Gradients, Share
-from bf16prof.estimate.layout import flat_numel, kept_groups
+from bf16prof.engine import labels
+from bf16prof.engine.config import (
+    BasicOptimizer,
+    Wrapper,
+    clips_gradients,
+    dtype_bytes,
+    offloads_optimizer,
+    offloads_parameters,
+    optimizer_settings,
+    optimizer_type,
+)
+from bf16prof.estimate.gathers import Gathers
+from bf16prof.estimate.gradients import Gradients, Share
+from bf16prof.estimate.layout import kept_groups
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
-from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Component, Label, Phase
-
-BF16_BYTES = dtype_bytes("bf16")
-FOR_THE_OPTIMIZER: Label = (Component.MASTER_GRADIENTS, "gradients for the optimizer")
-TEMPORARIES: Label = (Component.WORKSPACE, "temporaries of the optimizer")
-OVERFLOW: Label = (Component.WORKSPACE, "overflow check")
-PERSISTENT: Label = (Component.PARAMETERS, "persistent parameters")
+from bf16prof.records import Phase
 
 
 def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
@@ -45,17 +48,17 @@ def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
 
     With weight decay that is not decoupled there are gradients of the same size, until the denominators are made or beside them.
     """
-    facts, params = engine.facts, engine.config["optimizer"].get("params") or {}
+    facts, params = engine.facts, optimizer_settings(engine.config)
     if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
         return
     foreach = params.get("foreach")
     if foreach or (foreach is None and params.get("fused") is None):
-        meter.touch(TEMPORARIES, *gradients)
+        meter.touch(labels.OPTIMIZER_TEMPORARIES, *gradients)
         return
     is_decoupled = optimizer_type(engine.config) == "adamw" or params.get("adam_w_mode", True)
     times = 3 if params.get("weight_decay") and not is_decoupled else 2
     for before, size in itertools.pairwise([0, *gradients]):
-        meter.touch(TEMPORARIES, before, *[size] * times)
+        meter.touch(labels.OPTIMIZER_TEMPORARIES, before, *[size] * times)
 
 
 def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
@@ -67,37 +70,37 @@ def _plain(engine: Engine, meter: Meter, gradients: Gradients) -> None:
 
 def _clip(engine: Engine, meter: Meter) -> None:
     """utils.py clip_grad_norm_, which the engine calls itself: norms, each of a gradient in fp32 (clipping is on by default)."""
-    if engine.config.get("gradient_clipping", 1.0) <= 0:
+    if not clips_gradients(engine.config):
         return
     numels = engine.numels
     casts = engine.facts.gradient_dtype != "fp32"
     before = numels.index(max(numels)) if casts else len(numels) - 1
-    meter.touch(NORM, *[FP32_BYTES] * (before + 1), FP32_BYTES * max(numels) * casts)
+    meter.touch(labels.GRADIENT_NORM, *[FP32_BYTES] * (before + 1), FP32_BYTES * max(numels) * casts)
 
 
 def _fused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """fp16/fused_optimizer.py step: an fp32 copy of every gradient, then a flat one; all others go before the update."""
     copies = [FP32_BYTES * n for n in engine.numels]
     flat = FP32_BYTES * sum(engine.numels)
-    meter.take(FOR_THE_OPTIMIZER, *copies)
-    meter.take(FOR_THE_OPTIMIZER, flat)
-    meter.give(FOR_THE_OPTIMIZER, *copies)
+    meter.take(labels.STEP_GRADIENTS, *copies)
+    meter.take(labels.STEP_GRADIENTS, flat)
+    meter.give(labels.STEP_GRADIENTS, *copies)
     meter.give(GRADIENT, *gradients.kept.values())
-    meter.give(FOR_THE_OPTIMIZER, flat)
+    meter.give(labels.STEP_GRADIENTS, flat)
 
 
 def _unfused(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """fp16/unfused_optimizer.py step: an fp32 copy of every gradient."""
     copies = [FP32_BYTES * n for n in engine.numels]
-    meter.take(FOR_THE_OPTIMIZER, *copies)
+    meter.take(labels.STEP_GRADIENTS, *copies)
     update(engine, meter, copies)
-    meter.give(FOR_THE_OPTIMIZER, *copies)
+    meter.give(labels.STEP_GRADIENTS, *copies)
     meter.give(GRADIENT, *gradients.kept.values())
 
 
 def _bf16(engine: Engine, meter: Meter, gradients: Gradients) -> None:
     """bf16_optimizer.py step: the master gradients are the ones that have been accumulated."""
-    update(engine, meter, [FP32_BYTES * flat_numel(engine.numels, engine.world_size, ZeroSettings(), BF16_BYTES) // engine.world_size])
+    update(engine, meter, [FP32_BYTES * engine.flat_numel // engine.world_size])
     meter.give(GRADIENT, *gradients.kept.values())
 
 
@@ -107,56 +110,57 @@ def _zero12(engine: Engine, meter: Meter, share: Share) -> None:
     width, master = dtype_bytes(facts.gradient_dtype), dtype_bytes(facts.master_dtype)
     own = list(share.own.values())
     if offloads_optimizer(engine.config):
-        meter.touch(NORM, *[FP64_BYTES] * len(own))
+        meter.touch(labels.GRADIENT_NORM, *[FP64_BYTES] * len(own))
         _drop(meter)
         return
     if engine.zero.compute_grad_norm and own:
-        meter.touch(NORM, FP64_BYTES * max(own))
+        meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own))
     partition = share.partition
-    flat = width * partition if len(own) > 1 or sum(own) < partition else 0
-    meter.take(FOR_THE_OPTIMIZER, flat)
-    if master != width:
-        meter.take(FOR_THE_OPTIMIZER, master * partition)
-        meter.give(FOR_THE_OPTIMIZER, flat)
-        flat = master * partition
+    copy = _flattened(meter, partition, width, master, is_copied=len(own) > 1 or sum(own) < partition)
     _drop(meter)
     update(engine, meter, [master * partition])
-    meter.give(FOR_THE_OPTIMIZER, flat)
+    meter.give(labels.STEP_GRADIENTS, copy)
+
+
+def _flattened(meter: Meter, numel: int, width: int, master: int, *, is_copied: bool) -> int:
+    """Gradients of `width` bytes an element become one flat tensor, unless they are one, in the master's dtype: the bytes that this
+    leaves for the optimizer."""
+    flat = width * numel if is_copied else 0
+    meter.take(labels.STEP_GRADIENTS, flat)
+    if master == width:
+        return flat
+    meter.take(labels.STEP_GRADIENTS, master * numel)
+    meter.give(labels.STEP_GRADIENTS, flat)
+    return master * numel
 
 
 def _drop(meter: Meter) -> None:
-    meter.give(PARTITION, meter.held.get(PARTITION, 0))
+    meter.give(labels.GRADIENT_PARTITION, meter.held.get(labels.GRADIENT_PARTITION, 0))
 
 
 def _zero3(engine: Engine, meter: Meter) -> None:
     """zero/stage3.py step: overflow and norms, then sub-group by sub-group a flat copy of the gradients in the master's dtype."""
-    facts, zero, world = engine.facts, engine.zero, engine.world_size
+    facts, world = engine.facts, engine.world_size
     width, master, size = (dtype_bytes(d) for d in (facts.gradient_dtype, facts.master_dtype, facts.parameter_dtype))
     own = engine.own
     kept = persistent_sizes(engine, size)
-    meter.give(PERSISTENT, *kept)
-    norms = [FP64_BYTES] * (len(own) if offloads_optimizer(engine.config) else own.index(max(own)))
+    meter.give(labels.PERSISTENT_PARAMETERS, *kept)
     if offloads_optimizer(engine.config):
-        meter.touch(NORM, *norms)
-        for group in kept_groups(engine.groups, zero.offload_optimizer.ratio):
-            meter.touch(TEMPORARIES, master * group)  # of the second optimizer, a torch.optim.AdamW
+        meter.touch(labels.GRADIENT_NORM, *[FP64_BYTES] * len(own))
+        for group in kept_groups(engine.groups, engine.zero.offload_optimizer.ratio):
+            meter.touch(labels.OPTIMIZER_TEMPORARIES, master * group)  # of the second optimizer, a torch.optim.AdamW
     else:
         if facts.parameter_dtype == "fp16":
-            meter.touch(OVERFLOW, sum(own))
-        meter.touch(NORM, FP64_BYTES * max(own), *norms)
+            meter.touch(labels.OVERFLOW_CHECK, sum(own))
+        meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own), *[FP64_BYTES] * own.index(max(own)))
         for group, count in zip(engine.groups, _counts(own, engine.groups), strict=True):
-            flat = width * group if count > 1 else 0
-            meter.take(FOR_THE_OPTIMIZER, flat)
-            if master != width:
-                meter.take(FOR_THE_OPTIMIZER, master * group)
-                meter.give(FOR_THE_OPTIMIZER, flat)
-                flat = master * group
+            copy = _flattened(meter, group, width, master, is_copied=count > 1)
             update(engine, meter, [master * group])
-            meter.give(FOR_THE_OPTIMIZER, flat)
-    copies = [each // world for each in kept] if zero.offload_param.device != "none" and world > 1 else []
-    meter.take(GATHERED, *copies)
-    meter.take(PERSISTENT, *kept)
-    meter.give(GATHERED, *copies)
+            meter.give(labels.STEP_GRADIENTS, copy)
+    copies = [each // world for each in kept] if offloads_parameters(engine.config) and world > 1 else []
+    meter.take(labels.GATHERED_PARAMETERS, *copies)
+    meter.take(labels.PERSISTENT_PARAMETERS, *kept)
+    meter.give(labels.GATHERED_PARAMETERS, *copies)
 
 
 def _counts(own: Sequence[int], totals: Sequence[int]) -> list[int]:

@@ -6,15 +6,10 @@ allocator.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
-from bf16prof.profiles.recipes import DTYPE_BYTES, Recipe
+from bf16prof.profiles.recipes import Recipe
 from bf16prof.records import Component
-
-C = Component
-
-ADAM_BYTES = 18
-"""Bytes per parameter of Megatron's mixed precision: 2 + 4 of its gradients, 12 of the optimizer."""
 
 
 def zero_paper_bytes(
@@ -34,52 +29,21 @@ def readme_bytes(parameters: float, stage: int, world_size: int, recipe: Recipe)
 
     Unlike the ZeRO paper it counts master gradients as if they stayed (DeepSpeedExamples training/bf16_master_weight/README.md).
     """
-    size = recipe.at(stage).bytes_per_parameter()
-    optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MASTER_GRADIENTS, C.MOMENTUM, C.VARIANCE)) + _extra(recipe)
-    return zero_paper_bytes(parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer)
-
-
-def _extra(recipe: Recipe) -> int:
-    """Bytes per parameter of what its optimizer keeps besides master parameters and moments."""
-    return sum(DTYPE_BYTES[dtype] for dtype in recipe.extra.values())
+    return _recipe_bytes(parameters, stage, world_size, recipe.at(stage).bytes_per_parameter())
 
 
 def textbook(parameters: int, stage: int, world_size: int, recipe: Recipe) -> dict[str, int]:
     """Both accountings of a recipe, in bytes per GPU."""
-    size = recipe.at(stage).bytes_per_parameter()
-    optimizer = sum(size[c] for c in (C.MASTER_PARAMETERS, C.MOMENTUM, C.VARIANCE)) + _extra(recipe)
-    paper = zero_paper_bytes(parameters, stage, world_size, parameter=size[C.PARAMETERS], gradient=size[C.GRADIENTS], optimizer=optimizer)
-    return {"ZeRO paper": round(paper), "example README": round(readme_bytes(parameters, stage, world_size, recipe))}
+    sizes = recipe.at(stage).bytes_per_parameter()
+    stay = {name: size for name, size in sizes.items() if name != Component.MASTER_GRADIENTS}
+    return {
+        "ZeRO paper": round(_recipe_bytes(parameters, stage, world_size, stay)),
+        "example README": round(_recipe_bytes(parameters, stage, world_size, sizes)),
+    }
 
 
-def korthikanti_layer_bytes(
-    sequence: int,
-    batch: int,
-    hidden: int,
-    heads: int,
-    *,
-    tensor_parallel: int = 1,
-    sequence_parallel: bool = False,
-    recompute: Literal["none", "selective", "full"] = "none",
-) -> float:
-    """Activations that a transformer layer keeps for backward, by Korthikanti et al. 2022 (arXiv 2205.05198), table 2, in bytes.
-
-    16-bit, with dropout, an MLP of 4 x hidden, and attention that keeps its score matrix unless `recompute` is selective (it is computed
-    again) or full (only the layer's input is kept).
-    """
-    tokens = sequence * batch * hidden
-    if recompute == "full":
-        return 2 * tokens
-    whole, cut = (0, 34) if sequence_parallel else (10, 24)
-    scores = 5 * heads * sequence / hidden if recompute == "none" else 0
-    return tokens * (whole + (cut + scores) / tensor_parallel)
-
-
-def korthikanti_figure_bytes(layers: int, layer_bytes: float, *, pipeline_parallel: int = 1, interleave: int = 1) -> float:
-    """Activations of the first pipeline stage, which keeps those of all layers (figure 1): interleaving adds (p - 1) / (p m) of them."""
-    return layers * layer_bytes * (1 + (pipeline_parallel - 1) / (pipeline_parallel * interleave))
-
-
-def megatron_states_bytes(layers: int, hidden: int, *, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> float:
-    """Parameters, gradients and optimizer state of the layers (figure 1): 12 hidden^2 parameters a layer, `ADAM_BYTES` each."""
-    return 12 * layers * hidden**2 * ADAM_BYTES / (tensor_parallel * pipeline_parallel)
+def _recipe_bytes(parameters: float, stage: int, world_size: int, sizes: Mapping[str, int]) -> float:
+    """The ZeRO paper's sum over these bytes per parameter by component: all but parameters and gradients is the optimizer's."""
+    parameter, gradient = sizes[Component.PARAMETERS], sizes[Component.GRADIENTS]
+    optimizer = sum(sizes.values()) - parameter - gradient
+    return zero_paper_bytes(parameters, stage, world_size, parameter=parameter, gradient=gradient, optimizer=optimizer)

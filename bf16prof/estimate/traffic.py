@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, offloads_optimizer
-from bf16prof.estimate.layout import ceil_div, flat_numel, partition_numels, persistent
+from bf16prof.engine.config import EngineFacts, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
+from bf16prof.estimate.layout import partition_numels, persistent
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked
+from bf16prof.rounding import ceil_div
 
 
 def optimizer_traffic(engine: Engine) -> tuple[int, int]:
@@ -34,9 +35,9 @@ def partition_numel(engine: Engine) -> int:
     """Elements that the optimizer of one rank updates, padding included."""
     facts = engine.facts
     if facts.wrapper is Wrapper.ZERO3:
-        return sum(partition_numels(engine.numels, engine.world_size))
+        return sum(engine.own)
     if facts.wrapper in (Wrapper.ZERO12, Wrapper.BF16):
-        return flat_numel(engine.numels, engine.world_size, engine.zero, dtype_bytes(facts.parameter_dtype)) // engine.world_size
+        return engine.flat_numel // engine.world_size
     return sum(engine.numels)
 
 
@@ -64,7 +65,7 @@ def host_link(engine: Engine, done: Walked) -> HostLink:
     width = dtype_bytes(facts.parameter_dtype)
     reductions = sum(times for times, launched in done.launched if launched.reduced)
     down = own * reductions * dtype_bytes(facts.gradient_dtype)
-    if engine.facts.wrapper is not Wrapper.ZERO3 or engine.zero.offload_param.device == "none":
+    if engine.facts.wrapper is not Wrapper.ZERO3 or not offloads_parameters(engine.config):
         return HostLink(down, after=width * own)
     own_numels = {key: ceil_div(n, world) for key, n in done.numels.items()}
     up = sum(times * own_numels[key] for times, launched in done.launched for _, keys in launched.gathered for key in keys)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, overlaps_communication
-from bf16prof.engine.workspace import CUBLAS_NAME, cublas_workspace_bytes
+from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
+from bf16prof.engine.labels import CUBLAS_WORKSPACES, local_variable
+from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Settings, owners, padding_bytes
 from bf16prof.estimate.gradients import (
@@ -27,23 +28,21 @@ from bf16prof.estimate.gradients import (
     partitioned,
 )
 from bf16prof.estimate.kept import kept_by_the_loop
-from bf16prof.estimate.layout import cut_order, dealt_out, flat_numel, flat_spans, persistent_places
+from bf16prof.estimate.layout import cut_order, dealt_out, flat_spans, persistent_places
 from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
-from bf16prof.models.shapes import inventory
+from bf16prof.models.shapes import TIED_HEAD, inventory
 from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Component, Device, Label, Phase
+from bf16prof.records import Device, Label, Phase
 
-LOGITS: Label = (Component.ACTIVATIONS, "logits kept by the training loop")
-LOSS: Label = (Component.ACTIVATIONS, "loss kept by the training loop")
-WORKSPACE: Label = (Component.WORKSPACE, CUBLAS_NAME)
+LOGITS, LOSS = local_variable("logits"), local_variable("loss")
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""
 NEGLIGIBLE = 2**16
@@ -52,7 +51,7 @@ NEGLIGIBLE = 2**16
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, or `None`; `wires`: widths in communication."""
+    """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, of BF16_Optimizer, or `None` at stage 0."""
 
     run: Run
     precision: Precision
@@ -172,14 +171,14 @@ def key_of(name: str) -> Key:
 def _plan(job: Job, engine: Engine) -> Plan:
     facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
-    kept = {a.name: a.bytes for a in kept_by_the_loop(job.profile, facts)}
+    held = {a.label: a.bytes for a in kept_by_the_loop(job.profile, facts)}
     is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
     return Plan(
         run=run_of(job, facts),
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,
-        kept=(kept[LOGITS[1]], kept[LOSS[1]]),
+        kept=(held[LOGITS], held[LOSS]),
         wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
         casts_to_reduce=facts.communication_dtype != facts.gradient_dtype,
         how=_how(job, engine),
@@ -194,16 +193,15 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
     width, master, offloads = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype), offloads_optimizer(engine.config)
     if facts.wrapper is Wrapper.ZERO12:
         overlap, is_second = overlaps_communication(engine.config), job.case.zero_stage == 2
-        early = is_second or overlap
         return Reduction(
-            zero.reduce_bucket_size,
-            1 + overlap,
-            zero.contiguous_gradients,
-            width,
-            early,
-            is_second,
-            master if offloads else 0,
-            zero.reduce_scatter,
+            bucket_size=zero.reduce_bucket_size,
+            buffers=1 + overlap,
+            contiguous=zero.contiguous_gradients,
+            width=width,
+            early=is_second or overlap,
+            always=is_second,
+            master=master if offloads else 0,
+            scatters=zero.reduce_scatter,
         )
     if facts.wrapper is Wrapper.BF16:
         return Accumulation(dtype_bytes(facts.communication_dtype), bool(engine.config["bf16"].get("immediate_grad_update")))
@@ -219,7 +217,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         width=width,
         gradient=dtype_bytes(facts.gradient_dtype),
         persistent=frozenset(_keys(job.profile.model)[place] for place in persistent_places(engine.numels, zero)),
-        on_host=zero.offload_param.device != "none",
+        on_host=offloads_parameters(engine.config),
         offloads=offloads,
         scatters=zero.reduce_scatter,
     )
@@ -264,10 +262,10 @@ def _first_step(plan: Plan) -> Meter:
     assert isinstance(gathers, Gathers), "other stages keep parameters whole"
     gathers.forget()
     handlers = _handlers(gathers)
-    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (WORKSPACE, plan.workspace))
+    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (CUBLAS_WORKSPACES, plan.workspace))
     for label, size in missing:
         meter.give(label, size)
-    handlers["backward"] = lambda *_: meter.take(WORKSPACE, plan.workspace)
+    handlers["backward"] = lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)
     for number in range(min(plan.micro_steps, 2)):
         gathers.start(is_boundary=number == plan.micro_steps - 1)
         walk(whole, meter, handlers)
@@ -303,8 +301,7 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
         meter.log = []
         return PartitionedGradients(meter, numels, wires, how)
     trace = list(whole.modules())
-    first = next(iter(numels))
-    tied = {} if (-1, "lm_head.weight") in numels or (-1, "lm_head") not in trace else {(-1, "lm_head"): first}
+    tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in inventory(model) if spec.tied}
     order = _cut(model) if plan.zero_init else list(numels)
     owned = owners(trace, numels, tied)
     net = network(plan.run)
@@ -337,9 +334,8 @@ def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
 
 def share(job: Job, engine: Engine) -> Share:
     """The flat buffer of stages 1 and 2, seen by the first rank."""
-    zero, size = engine.zero, dtype_bytes(engine.facts.parameter_dtype)
-    total = flat_numel(engine.numels, engine.world_size, zero, size)
-    return Share(_spans(job.profile.model, engine.world_size if zero.round_robin_gradients else 1, zero, size), total // engine.world_size)
+    zero, world, size = engine.zero, engine.world_size, dtype_bytes(engine.facts.parameter_dtype)
+    return Share(_spans(job.profile.model, world if zero.round_robin_gradients else 1, zero, size), engine.flat_numel // world)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

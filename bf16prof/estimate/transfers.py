@@ -2,7 +2,7 @@
 
 Bytes are those that leave a rank in bandwidth-optimal ring algorithms (Thakur et al. 2005; NCCL's "bus bandwidth"): of a tensor of S
 bytes on W ranks an all-reduce sends 2 S (W - 1) / W, everything else S (W - 1) / W. The ZeRO paper (arXiv 1910.02054, section 7) counts 2
-and 1, for W so large that the fraction is one. DeepSpeed's stages 1 and 2 send more than its stages 1 and 2: by default they all-reduce
+and 1, for W so large that the fraction is one. DeepSpeed's stages 1 and 2 send more than the paper's: by default they all-reduce
 gradients (`use_multi_rank_bucket_allreduce`) of which each rank then keeps a part, and gather the parameters after the step.
 
 A ring over nodes of g ranks has one edge out of each node, so of what the ranks send 1 / g leaves the node. Scalars (norms, flags) are
@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes
 from bf16prof.estimate.gradients import Key, Share
-from bf16prof.estimate.layout import ceil_div, flat_numel
 from bf16prof.estimate.passes import REMEMBERED
 from bf16prof.estimate.steady import Engine, persistent_sizes
 from bf16prof.estimate.training import Walked, share
 from bf16prof.profiles.gpus import GPUS_PER_NODE
-from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Collective, Phase, Transfer
+from bf16prof.rounding import round_up
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ def _replicated(_: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[
 
 def _bf16(_: Job, engine: Engine, __: Walked, ranks: Ranks) -> Iterable[Transfer]:
     """BF16_Optimizer: the flat buffer of gradients, then that of the updated parameters."""
-    size = dtype_bytes(engine.facts.communication_dtype) * flat_numel(engine.numels, ranks.count, ZeroSettings(), dtype_bytes("bf16"))
+    size = dtype_bytes(engine.facts.communication_dtype) * engine.flat_numel
     source = "bf16_optimizer.py get_grads_for_reduction"
     yield ranks.transfer("gradients", Collective.ALL_REDUCE, Phase.BACKWARD, 1, size, source)
-    yield _updated(engine, ranks, ZeroSettings(), "bf16_optimizer.py update_lp_params")
+    yield _updated(engine, ranks, "bf16_optimizer.py update_lp_params")
 
 
 def _zero12(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Transfer]:
@@ -74,7 +73,7 @@ def _zero12(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Tr
     if zero.reduce_scatter:
         calls += _more_reductions(done, share(job, engine), zero.reduce_bucket_size, to_owners=to_owners)
     yield ranks.transfer("gradients", kind, Phase.BACKWARD, calls, total, source)
-    yield _updated(engine, ranks, zero, "zero/stage_1_and_2.py step")
+    yield _updated(engine, ranks, "zero/stage_1_and_2.py step")
 
 
 def _more_reductions(done: Walked, spread: Share, bucket_size: int, *, to_owners: bool) -> int:
@@ -90,9 +89,8 @@ def _too_large(done: Walked, bucket_size: int) -> Sequence[tuple[int, Sequence[K
     return [(times, keys) for times, keys in done.reduced if len(keys) == 1 and done.numels[keys[0]] > bucket_size]
 
 
-def _updated(engine: Engine, ranks: Ranks, zero: ZeroSettings, source: str) -> Transfer:
-    size = dtype_bytes(engine.facts.parameter_dtype)
-    total = size * flat_numel(engine.numels, ranks.count, zero, size)
+def _updated(engine: Engine, ranks: Ranks, source: str) -> Transfer:
+    total = dtype_bytes(engine.facts.parameter_dtype) * engine.flat_numel
     return ranks.transfer("updated parameters", Collective.ALL_GATHER, Phase.STEP, 1, total, f"{source}: all_gather_dp_groups")
 
 
@@ -118,7 +116,7 @@ def _zero3(_: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Trans
 def _gathered(done: Walked, ranks: int, reducing: int, sequential: bool) -> Mapping[tuple[Phase, Collective], tuple[int, int]]:
     """How many collectives gather parameters, and their bytes: one per dtype for those gathered together, or one for each, or an all-reduce
     in `reducing` bytes per element (`zero/partition_parameters.py`, all_gather_coalesced; a single parameter is always gathered)."""
-    padded = {key: _padded(n, ranks) for key, n in done.numels.items()}
+    padded = {key: round_up(n, ranks) for key, n in done.numels.items()}
     found: dict[tuple[Phase, Collective], tuple[int, int]] = {}
     for times, launched in done.launched:
         for phase, keys in launched.gathered:
@@ -139,14 +137,10 @@ def _reduced(done: Walked, pieces: int, most: int) -> Mapping[Collective, tuple[
     found = {Collective.ALL_REDUCE: (0, 0), Collective.REDUCE_SCATTER: (0, 0)}
     for times, keys in done.reduced:
         is_whole = most and sum(done.numels[key] for key in keys) <= most
-        size = sum((done.numels[key] if is_whole else _padded(done.numels[key], pieces)) * done.wires[key] for key in keys)
+        size = sum((done.numels[key] if is_whole else round_up(done.numels[key], pieces)) * done.wires[key] for key in keys)
         kind = Collective.ALL_REDUCE if is_whole else Collective.REDUCE_SCATTER
         found[kind] = found[kind][0] + times, found[kind][1] + times * size
     return found
-
-
-def _padded(numel: int, pieces: int) -> int:
-    return ceil_div(numel, pieces) * pieces
 
 
 BY_WRAPPER: Mapping[Wrapper, Callable[[Job, Engine, Walked, Ranks], Iterable[Transfer]]] = {

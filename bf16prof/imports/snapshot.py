@@ -17,6 +17,7 @@ from typing import Any
 from bf16prof.imports.finding import Finding, Reading
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Component, Item
+from bf16prof.rounding import round_up
 
 MOST_ITEMS = 200
 """So many places in a program are kept by name; the others are one item."""
@@ -166,7 +167,7 @@ def _text(table: Mapping[str, Any], key: str) -> str:
 
 
 def _rounded(event: Mapping[str, Any]) -> int:
-    return -(-_size(event, "size") // ALLOCATOR_BLOCK_BYTES) * ALLOCATOR_BLOCK_BYTES
+    return round_up(_size(event, "size"), ALLOCATOR_BLOCK_BYTES)
 
 
 def _size(table: Mapping[str, Any], key: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.errors import InputError
+from bf16prof.errors import InputError, install_hint
 from bf16prof.measure.machine import package_version
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.optimizers import all_optimizers
@@ -65,20 +65,20 @@ def ask_torch() -> TorchAnswer | str:
 def require_packages(purpose: str) -> None:
     """Raise `InputError` with a hint unless torch and DeepSpeed are installed."""
     for package in ("torch", "deepspeed"):
-        _require(package, purpose, "pip install 'bf16prof[train]'")
+        _require(package, purpose, install_hint("train"))
 
 
 def require_model_library(model: Model) -> None:
     """Raise `InputError` with a hint unless the library that builds this model is installed."""
     if isinstance(model, HuggingFaceSettings):
-        _require("transformers", "a Hugging Face configuration", "pip install transformers")
+        _require("transformers", "a Hugging Face configuration", install_hint("hf"))
 
 
 def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
     """Raise `InputError` with a hint unless the libraries whose optimizers these jobs' recipes bring are installed."""
     for recipe in {job.case.recipe: job.recipe for job in jobs if job.recipe.optimizer}.values():
         layout = all_optimizers()[recipe.optimizer]
-        _require(layout.distribution, f"{recipe.id} ({layout.class_})", f"pip install 'bf16prof[recipes]', or only '{layout.requirement}'")
+        _require(layout.distribution, f"{recipe.id} ({layout.class_})", f"{install_hint('recipes')}, or only '{layout.requirement}'")
 
 
 def _require(package: str, purpose: str, hint: str) -> None:

@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from bf16prof.engine.versions import OLDEST, version_tuple
+from bf16prof.errors import install_hint
 from bf16prof.measure.accelerator import TorchAnswer, ask_torch, run
-from bf16prof.measure.machine import package_version, version_tuple
+from bf16prof.measure.machine import package_version
 from bf16prof.measure.prepare import cache_folder
 from bf16prof.measure.probes import nvml
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.recipes import all_recipes
-
-MINIMUM = {"torch": (2, 6), "deepspeed": (0, 18, 3)}
-"""The oldest versions that are supported; DeepSpeed 0.18.3 is the first with the bf16 master options."""
 
 MINIMUM_PYTHON = (3, 11)
 SHM_BYTES = 512 * 2**20
@@ -35,8 +34,6 @@ SHM_BYTES = 512 * 2**20
 DISK_BYTES = 2 * 2**30
 BF16_CAPABILITY = (8, 0)
 """The first compute capability with bf16 tensor cores."""
-
-INSTALL = "pip install 'bf16prof[train]'"
 
 
 class State(StrEnum):
@@ -71,7 +68,7 @@ def checks() -> list[Check]:
         _ninja(),
         _nvcc(gpu.status is State.OK),
         _package("tokenizers", "only BPE data (text-bpe, pydoc-bpe) needs it"),
-        _package("transformers", "only models given by a Hugging Face config need it", hint="pip install transformers"),
+        _package("transformers", "only models given by a Hugging Face config need it", hint=install_hint("hf")),
         *_optimizer_libraries(),
         _space("shared memory", Path("/dev/shm"), SHM_BYTES, "in a container: docker run --shm-size=8g (or --ipc=host)"),
         _space("disk", Path.cwd(), DISK_BYTES, "free some space, or write runs elsewhere with --output-dir"),
@@ -97,19 +94,18 @@ def _python() -> Check:
     return Check("Python", State.WARNING if old else State.OK, platform.python_version(), "bf16prof needs 3.11 or later" if old else "")
 
 
-def _package(name: str, purpose: str, hint: str = INSTALL) -> Check:
-    version, minimum = package_version(name), MINIMUM.get(name, ())
+def _package(name: str, purpose: str, hint: str = install_hint("train")) -> Check:
+    version, oldest = package_version(name), OLDEST.get(name, "")
     if version is None:
         return Check(name, State.MISSING, f"not installed; {purpose}", hint)
-    if version_tuple(version) < minimum:
-        needed = ".".join(map(str, minimum))
-        return Check(name, State.WARNING, f"{version} is older than {needed}, the first supported", f"pip install '{name}>={needed}'")
+    if version_tuple(version) < version_tuple(oldest):
+        return Check(name, State.WARNING, f"{version} is older than {oldest}, the first supported", f"pip install '{name}>={oldest}'")
     return Check(name, State.OK, version)
 
 
 def _optimizer_libraries() -> list[Check]:
     needed = [(recipe.id, all_optimizers()[recipe.optimizer].distribution) for recipe in all_recipes().values() if recipe.optimizer]
-    return [_package(name, f"only {recipe} needs it", hint="pip install 'bf16prof[recipes]'") for recipe, name in needed]
+    return [_package(name, f"only {recipe} needs it", hint=install_hint("recipes")) for recipe, name in needed]
 
 
 def _torch(probe: TorchAnswer | str) -> Check:

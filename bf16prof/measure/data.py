@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from bf16prof.errors import InputError
+from bf16prof.errors import InputError, install_hint
 
 BYTES = 256
 """Token ids of byte-level text, and the alphabet that a byte-level BPE starts from."""
@@ -204,7 +204,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _no_tokenizers() -> InputError:
-    return InputError("BPE data needs the tokenizers library", hint="pip install 'bf16prof[train]', or use the byte-level data")
+    return InputError("BPE data needs the tokenizers library", hint=f"{install_hint('train')}, or use the byte-level data")
 
 
 def _encode_bpe(documents: list[bytes], vocab_size: int) -> list[list[int]]:

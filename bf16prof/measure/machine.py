@@ -79,12 +79,6 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def version_tuple(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, for comparing: `2.13.0+cpu` is (2, 13, 0)."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
-
-
 def memory_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
     """The bytes that this container may use (control groups version 2); None if there is no limit."""
     text = _read(file).strip()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer, optimizer_type
+from bf16prof.engine.config import SHARED_MEMORY_BUILDER, BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer, optimizer_type
 from bf16prof.errors import InputError
 from bf16prof.measure.machine import package_version
 from bf16prof.processes import child_environment, die_with_parent, started
@@ -33,8 +33,6 @@ ALLOCATOR = "allocator"
 BUILDERS = {BasicOptimizer.FUSED_ADAM: "FusedAdamBuilder", BasicOptimizer.CPU_ADAM: "CPUAdamBuilder"}
 OTHER_BUILDERS = {"lion": ("FusedLionBuilder", "CPULionBuilder"), "lamb": ("FusedLambBuilder", ""), "adagrad": ("", "CPUAdagradBuilder")}
 """What DeepSpeed's optimizers other than Adam are compiled by, on the device and when offloading (`runtime/engine.py`)."""
-
-SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
 
 
 def prepare(jobs: Sequence[Job]) -> None:

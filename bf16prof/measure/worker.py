@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bf16prof.engine.workspace import CUBLAS_NAME
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.measure.batches import make_batches
 from bf16prof.measure.results import RankQuality, RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
-from bf16prof.records import Component, Device, Item, Phase, StepRecord
+from bf16prof.records import Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, read
 
 WRITE_EVERY_S = 1.0
@@ -118,7 +118,7 @@ class Rank:
         reserved = self.probe.reserved_bytes()
         items, host_items = attribute(engine, loop.kept, self.probe.device_type)
         if workspaces := self.probe.free_workspaces():
-            items.append(Item(Component.WORKSPACE, CUBLAS_NAME, workspaces, "measured: what freeing them gave back"))
+            items.append(Item(*CUBLAS_WORKSPACES, workspaces, "measured: what freeing them gave back"))
         self.save(
             allocated_bytes=allocated,
             items=tuple(items),

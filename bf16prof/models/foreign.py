@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bf16prof.errors import InputError
+from bf16prof.errors import InputError, install_hint
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings
 
 if TYPE_CHECKING:
     from torch import nn
 
-INSTALL = "pip install transformers"
+INSTALL = install_hint("hf")
 NOT_OF_THE_ARCHITECTURE = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 """Keys of a configuration that say which class it is for, where remote code lies, and how a checkpoint is stored."""
 

@@ -18,6 +18,7 @@ from bf16prof.quality.owners import Span, owners
 from bf16prof.quality.sums import SAMPLE, Sums
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.records import Component
+from bf16prof.rounding import ceil_div
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ class UpdateWatch:
 
 def _sample(tensor: Tensor, span: Span) -> Tensor:
     """The elements of a span that are looked at, in float64."""
-    every = -(-span.numel // SAMPLE)
+    every = ceil_div(span.numel, SAMPLE)
     return tensor.detach().reshape(-1)[span.start : span.start + span.numel : every].double()

@@ -16,9 +16,11 @@ from bf16prof.engine.attribution import attribute, held
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
-from bf16prof.engine.workspace import CUBLAS_NAME, CUBLAS_SOURCE
+from bf16prof.engine.workspace import CUBLAS_SOURCE
+from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.records import (
     Component,
@@ -142,7 +144,7 @@ class Rank:
 
     def _claim_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._tracker.claim([(Component.GRADIENTS, "parameter gradients", parameter.grad)])
+            self._tracker.claim([(GRADIENT, parameter.grad)])
 
     def _batches(self) -> Callable[[], Batch]:
         """Batches without values, of the job's shape, on its device."""
@@ -195,10 +197,10 @@ class Rank:
         allocator = self._ledger.allocator
         if allocator is None:
             return []
-        workspace = sum(a.bytes for a in self._ledger.live() if a.label[1] == CUBLAS_NAME)
+        workspace = sum(a.bytes for a in self._ledger.live() if a.label == CUBLAS_WORKSPACES)
         source = "c10/cuda/CUDACachingAllocator.cpp should_split"
         items = [
-            Item(Component.WORKSPACE, CUBLAS_NAME, workspace, CUBLAS_SOURCE),
+            Item(*CUBLAS_WORKSPACES, workspace, CUBLAS_SOURCE),
             Item(Component.ROUNDING, "remainders of blocks too small to be split off", allocator.tail_bytes, source),
         ]
         return [item for item in items if item.bytes]

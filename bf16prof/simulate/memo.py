@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bf16prof.rounding import ceil_div
+
 Operator = Any
 """A `torch._ops.OpOverload`."""
 
@@ -154,7 +156,7 @@ def _slice(tensor: FakeTensor, dim: int = 0, start: int | None = None, end: int 
     size, stride = int(tensor.shape[dim]), list(map(int, tensor.stride()))
     first, last, _ = slice(start, end, step).indices(size)
     shape = list(tensor.shape)
-    shape[dim] = max(0, -(-(last - first) // step))
+    shape[dim] = max(0, ceil_div(last - first, step))
     offset = first * stride[dim]
     stride[dim] *= step
     return Question(View(0, offset, tuple(shape), tuple(stride), tensor.dtype, tensor.fake_device), [tensor])

@@ -1,5 +1,5 @@
-"""Dry-run jobs in processes of their own: DeepSpeed and torch.distributed keep global state, so each job gets a fresh copy of one process
-that has imported both. torch-free on this side.
+"""Dry-run jobs in processes of their own: DeepSpeed and torch.distributed keep global state, so each of several jobs gets a fresh
+copy of one process that has imported both, and a single one that process itself. torch-free on this side.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bf16prof.engine.config import SHARED_MEMORY_BUILDER
 from bf16prof.simulate.hardware.accelerator import StubBuilder
 from bf16prof.simulate.memo import SERIAL
 from bf16prof.simulate.ranks import replacements
@@ -34,9 +35,7 @@ RANK_COMPARISONS = ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_o
 
 BUILDERS = "deepspeed.ops.op_builder"
 NEEDED_BUILDERS = {"deepspeed.ops.adam.fused_adam": "FusedAdamBuilder", "deepspeed.ops.adam.cpu_adam": "CPUAdamBuilder"}
-NO_BUILDER = "ShareMemCommBuilder"
-"""Where DeepSpeed's compiled operators are asked for, who must have taken some from there, and the one that is not stubbed: without it
-DeepSpeed's collectives are PyTorch's."""
+"""Where DeepSpeed's compiled operators are asked for, and who must have taken some from there."""
 
 PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
 
@@ -84,7 +83,10 @@ def shims(tracker: Tracker) -> Iterator[None]:
         # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
         for module, builder in NEEDED_BUILDERS.items():
             replace(_module(module), builder, StubBuilder)
-        builders = {name for name in vars(_module(BUILDERS)) if name.endswith("Builder")} - {NO_BUILDER, *NEEDED_BUILDERS.values()}
+        builders = {name for name in vars(_module(BUILDERS)) if name.endswith("Builder")} - {
+            SHARED_MEMORY_BUILDER,
+            *NEEDED_BUILDERS.values(),
+        }
         for loaded in [module for name, module in sys.modules.items() if name.startswith("deepspeed.ops")]:
             for builder in builders & vars(loaded).keys():
                 replace(loaded, builder, StubBuilder)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bf16prof.engine.workspace import CUBLAS_NAME
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.records import Component, Label, Phase
 from bf16prof.simulate.labels import Labels
 from bf16prof.simulate.ledger import Allocation, Ledger
@@ -86,7 +86,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.ledger.touch(scratch(*args, **kwargs), (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
         return out
 
-    def claim(self, tensors: Iterable[tuple[Component, str, Tensor]]) -> None:
+    def claim(self, tensors: Iterable[tuple[Label, Tensor]]) -> None:
         """Label the storages of these tensors; the first claim to a storage counts."""
         self.ledger.relabel(self._claims(tensors))
 
@@ -96,19 +96,19 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None and known[1] is not None:
             self.ledger.use_on_stream(known[1], stream)
 
-    def _claims(self, tensors: Iterable[tuple[Component, str, Tensor]]) -> Iterator[tuple[Allocation, Label]]:
+    def _claims(self, tensors: Iterable[tuple[Label, Tensor]]) -> Iterator[tuple[Allocation, Label]]:
         claimed: set[int] = set()
-        for component, name, tensor in tensors:
+        for label, tensor in tensors:
             key = 0 if tensor.device.type == "meta" else tensor.untyped_storage()._cdata
             if key not in claimed and (known := self._live.get(key)) and known[1] is not None:
                 claimed.add(key)
-                yield known[1], (component, name)
+                yield known[1], label
 
     def _use_cublas(self) -> None:
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward not in self._threads:
             self._threads.add(in_backward)
-            self.ledger.begin(self._workspace, (Component.WORKSPACE, CUBLAS_NAME))
+            self.ledger.begin(self._workspace, CUBLAS_WORKSPACES)
 
     def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A collective of the fake process group: it moves nothing, gives its first argument back, and its work is done at once."""

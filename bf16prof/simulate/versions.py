@@ -1,26 +1,20 @@
-"""Which versions of DeepSpeed the dry run has been seen to work with, and what it says of others."""
+"""What the dry run says of versions of DeepSpeed that it was not tested with."""
 
 from __future__ import annotations
 
+from bf16prof.engine.versions import NEWEST_DEEPSPEED, OLDEST_DEEPSPEED, version_tuple
 from bf16prof.errors import InputError, RunFailed
-
-OLDEST, NEWEST = "0.18.3", "0.19.8"
-"""The first with the bf16 master options, and the one that this version was developed against. A test runs both."""
-
-
-def parsed(version: str) -> tuple[int, ...]:
-    """`0.18.4+cu124` as (0, 18, 4)."""
-    return tuple(int(part) for part in version.partition("+")[0].split(".")[:3] if part.isdigit())
 
 
 def check(version: str) -> tuple[str, ...]:
     """What there is to say of this version; `InputError` if it is too old."""
-    if parsed(version) < parsed(OLDEST):
+    if version_tuple(version) < version_tuple(OLDEST_DEEPSPEED):
         raise InputError(
-            f"DeepSpeed {version} is installed; the dry run needs {OLDEST} or later", hint=f"pip install 'deepspeed>={OLDEST}'"
+            f"DeepSpeed {version} is installed; the dry run needs {OLDEST_DEEPSPEED} or later",
+            hint=f"pip install 'deepspeed>={OLDEST_DEEPSPEED}'",
         )
-    if parsed(version) > parsed(NEWEST):
-        return (f"DeepSpeed {version} is later than {NEWEST}, the last that this dry run was tested with",)
+    if version_tuple(version) > version_tuple(NEWEST_DEEPSPEED):
+        return (f"DeepSpeed {version} is later than {NEWEST_DEEPSPEED}, the last that this dry run was tested with",)
     return ()
 
 
@@ -31,5 +25,5 @@ def does_not_fit(what: str) -> RunFailed:
 
     return RunFailed(
         f"the dry run does not fit DeepSpeed {deepspeed} and PyTorch {torch}: {what}",
-        hint=f"it was tested with DeepSpeed {OLDEST} to {NEWEST}",
+        hint=f"it was tested with DeepSpeed {OLDEST_DEEPSPEED} to {NEWEST_DEEPSPEED}",
     )

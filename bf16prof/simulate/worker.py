@@ -1,4 +1,5 @@
-"""The process that dry-runs jobs: imports torch and DeepSpeed once, then forks for every job, as many at a time as there are cores.
+"""The process that dry-runs jobs. One job runs in it; for several it imports torch and DeepSpeed once and forks for each, as many at a time
+as there are cores.
 
 Run as `python -m bf16prof.simulate.worker FOLDER COUNT`; for task N it writes a record, or a fault (`runner.Files`), and its progress.
 """

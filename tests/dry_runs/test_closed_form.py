@@ -13,7 +13,7 @@ from bf16prof.engine.constraints import admit
 from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
-from bf16prof.records import Device, MemoryRecord, Offload
+from bf16prof.records import Device, Label, MemoryRecord, Offload
 from bf16prof.simulate.runner import simulate
 
 pytestmark = pytest.mark.timeout(280)
@@ -51,11 +51,16 @@ def dry_runs() -> list[MemoryRecord]:
     return simulate(JOBS)
 
 
+def by_label(record: MemoryRecord) -> dict[Label, int]:
+    return {(item.component, item.name): item.bytes for item in record.items}
+
+
 @pytest.mark.parametrize("index", range(len(JOBS)), ids=[f"{job.profile.model.family}-{job.case.label}" for job in JOBS])
 def test_the_closed_form_is_what_the_engine_holds(dry_runs: list[MemoryRecord], index: int) -> None:
     closed, dry = predict(JOBS[index]), dry_runs[index]
 
     assert closed.components == dry.components
+    assert by_label(closed) == by_label(dry), "the same storages have the same names"
     assert closed.allocated_bytes == dry.allocated_bytes
     assert closed.host_bytes == dry.host_bytes
     assert closed.parameters == dry.parameters

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import job, profile
+from jobs import job, profile, step_work
 
 from bf16prof.cases import Job, JobFile
-from bf16prof.estimate.roofline import step_work
 from bf16prof.records import Device, as_json
 
 COUNTER = Path(__file__).with_name("count_work.py")

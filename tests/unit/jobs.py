@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.cases import Job, Selection, expand
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.estimate.roofline import engine_work
+from bf16prof.estimate.steady import Engine
+from bf16prof.estimate.training import walked
+from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Device, Offload
+from bf16prof.records import Device, Offload, StepWork
 
 SMALL_MODEL = {
     "family": "transformer-postln",
@@ -64,6 +67,12 @@ def job(
     """One job over a profile, for an H100 unless the device is a CPU."""
     gpu = find_gpu("h100-80gb") if device is Device.GPU else None
     return expand(Selection(settings, [stage], [world], [recipe], device, gpu, offload))[0]
+
+
+def step_work(job: Job, per_node: int = GPUS_PER_NODE) -> StepWork:
+    """The work of one rank in one optimizer step of a job."""
+    engine = Engine.of(job)
+    return engine_work(job, engine, walked(job, engine), per_node)
 
 
 def _toml(value: object) -> str:

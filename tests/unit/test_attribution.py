@@ -74,6 +74,8 @@ def test_every_component_of_a_partitioned_engine() -> None:
         "single_partition_of_fp32_groups": [master],
         "averaged_gradients": {0: [torch.zeros(20, dtype=torch.bfloat16)]},
         "temp_grad_buffer_for_gpu_offload": torch.zeros(11),
+        "temp_grad_buffer_for_cpu_offload": torch.zeros(12),
+        "accumulated_grads_in_cpu": {0: torch.zeros(21)},
         "ipg_buckets": {torch.bfloat16: SimpleNamespace(buffer=[torch.zeros(13, dtype=torch.bfloat16)], elements=3)},
         "something": (torch.zeros(2), "text", None),
     }
@@ -86,7 +88,9 @@ def test_every_component_of_a_partitioned_engine() -> None:
         (C.PARAMETERS, "model buffers"): 9,
         (C.MASTER_PARAMETERS, "master parameters"): 160,
         (C.GRADIENTS, "gradient partition"): 40,
+        (C.GRADIENTS, "accumulated gradients"): 84,
         (C.BUFFERS, "gradient buffer for offloading"): 44,
+        (C.BUFFERS, "gradient buffer for offloading (host)"): 48,
         (C.MASTER_GRADIENTS, "master gradients"): 160,
         (C.GRADIENTS, "parameter gradients"): (6 * 5 + 5) * 4,
         (C.BUFFERS, "reduce bucket"): 26,

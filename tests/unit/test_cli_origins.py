@@ -259,7 +259,7 @@ def test_measuring_a_hugging_face_model_without_transformers_is_one_line(folder:
     for command in ("measure", "simulate"):
         message = refused(main(command, "--hf-config", folder / "other.json"))
         assert "needs transformers, which is not installed" in message
-        assert "pip install transformers" in message
+        assert "pip install 'bf16prof[hf]'" in message
 
 
 def test_a_recipe_shows_what_runs_measured_it_to_cost(main: Main, tmp_path: Path) -> None:

@@ -218,7 +218,10 @@ def test_bf16_master_without_offloading_says_how_to_offload(stage: int) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_alternatives_work_as_they_are_offered(stage: int, recipe: str, offload: Offload) -> None:
-    for offer in alternatives(a_job(stage, recipe, offload=offload)):
+    offers = alternatives(a_job(stage, recipe, offload=offload))
+
+    assert bool(offers) == (stage > 0 or offload is Offload.NONE), "nothing can be offloaded at stage 0"
+    for offer in offers:
         id_, offloaded, _ = offer.partition(" with --offload optimizer")
         assert refusal_reason(a_job(stage, id_, offload=Offload.OPTIMIZER if offloaded else offload)) is None
 

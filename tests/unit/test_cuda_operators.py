@@ -332,7 +332,7 @@ CALLS: list[Callable[[torch.device], Any]] = [
 
 def test_the_host_is_left_alone() -> None:
     before = [(operators(lambda: run(HOST)).seen, kept(lambda: run(HOST))) for run in CALLS]  # noqa: B023
-    library = register_cuda_operators()
+    library = register_cuda_operators(HOPPER)
     during = [(operators(lambda: run(HOST)).seen, kept(lambda: run(HOST))) for run in CALLS]  # noqa: B023
     library._destroy()  # type: ignore[no-untyped-call]
     assert during == before
@@ -340,7 +340,7 @@ def test_the_host_is_left_alone() -> None:
 
 def test_nothing_is_left_when_the_library_is_destroyed() -> None:
     before = [operators(lambda: run(GPU)).seen for run in CALLS]  # noqa: B023
-    library = register_cuda_operators()
+    library = register_cuda_operators(HOPPER)
     assert all(operators(lambda: run(GPU)).seen != old for run, old in zip(CALLS, before, strict=True))  # noqa: B023
     library._destroy()  # type: ignore[no-untyped-call]
     assert [operators(lambda: run(GPU)).seen for run in CALLS] == before  # noqa: B023
@@ -429,7 +429,7 @@ def test_norms_of_many_narrow_rows_sum_in_two_passes() -> None:
         seen = operators(lambda: module(tensor(rows, 128)).sum().backward())
         return seen.scratch("native_layer_norm_backward" if norm is torch.nn.LayerNorm else "_fused_rms_norm_backward")
 
-    library = register_cuda_operators()
+    library = register_cuda_operators(HOPPER)
     copy = 65_568 * 128 * 2  # the gradient of a sum is one number, expanded
     assert scratch(65_568, torch.nn.LayerNorm) == copy + 2 * blocks(2049 * 128 * 2)
     assert scratch(65_568, torch.nn.RMSNorm) == copy + blocks(2049 * 128 * 2)

@@ -207,7 +207,7 @@ def test_the_closed_form_counts_the_bytes_that_deepspeed_allocates(world: int) -
             job = a_job(stage, recipe, world=world, **more)
             config = deepspeed_config(job)
             facts = engine_facts(config)
-            expected = {a.name: a.bytes for a in model_states(Engine(config, inventory(job.profile.model), world))}
+            expected = {a.label[1]: a.bytes for a in model_states(Engine(config, inventory(job.profile.model), world))}
 
             # WHEN DeepSpeed has built its engine and taken a step (the moments are created in the first)
             engine = build_engine(job)

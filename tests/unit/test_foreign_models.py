@@ -186,7 +186,7 @@ def test_without_transformers_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(InputError, match="needs transformers") as caught:
         build(hf("llama"), activation_checkpointing=False)
-    assert caught.value.hint == "pip install transformers"
+    assert caught.value.hint == "pip install 'bf16prof[hf]'"
 
 
 def test_described_inputs_feed_a_model_that_reads_no_tokens() -> None:

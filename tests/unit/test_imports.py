@@ -1,4 +1,4 @@
-"""What is imported when, and in which direction: heavy libraries late, and packages only from the floors below (architecture.md)."""
+"""What is imported when, and in which direction: heavy libraries late, and packages only from the floors below."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "processes"},
+    {"errors", "processes", "rounding"},
     {"records", "documents"},
     {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},

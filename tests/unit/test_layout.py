@@ -142,7 +142,7 @@ def test_sub_groups_add_up_and_only_the_last_may_be_small(partitions: list[int],
 
 
 def test_published_partition_sizes_of_the_example() -> None:
-    """memory-model.md, section 3: found by replaying DeepSpeed itself on four ranks."""
+    """Found by replaying DeepSpeed itself (zero/stage3.py) on four ranks."""
     from jobs import profile
 
     from bf16prof.models.shapes import inventory

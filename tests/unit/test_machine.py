@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from bf16prof.commands.doctor import doctor
+from bf16prof.engine.versions import version_tuple
 from bf16prof.measure import machine
 from bf16prof.measure.accelerator import TorchAnswer, TorchGpu
 from bf16prof.measure.checks import Check, State, checks, verdict
@@ -87,10 +88,10 @@ def test_the_memory_limit_of_a_container(tmp_path: Path, text: str | None, limit
 
 
 def test_versions_compare_by_their_leading_numbers() -> None:
-    assert machine.version_tuple("2.13.0+cpu") == (2, 13, 0)
-    assert machine.version_tuple("0.18.3") > machine.version_tuple("0.18.2+abc.1")
-    assert machine.version_tuple("0.9.5") < machine.version_tuple("0.18.0rc1")
-    assert machine.version_tuple("unknown") == ()
+    assert version_tuple("2.13.0+cpu") == (2, 13, 0)
+    assert version_tuple("0.18.3") > version_tuple("0.18.2+abc.1")
+    assert version_tuple("0.9.5") < version_tuple("0.18.0rc1")
+    assert version_tuple("unknown") == ()
 
 
 def test_a_machine_without_torch_and_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_every_recipe_that_was_promised_is_there_and_no_other() -> None:
         ("fp16-fp32-master", 16, "ZeRO paper: 2 + 2 + 12"),
         ("bf16-full", 10, "published README, 12 with the master gradients that no step leaves behind"),
         ("bf16-full-autocast", 10, "the same tensors as bf16-full"),
-        ("fp32", 4 + 4 + 4 + 8, "DeepSpeed keeps a master copy of fp32 parameters too (memory-model.md, section 1)"),
+        ("fp32", 4 + 4 + 4 + 8, "DeepSpeed keeps a master copy of fp32 parameters too (zero/stage_1_and_2.py, __init__)"),
     ],
 )
 def test_bytes_per_parameter_between_steps_are_those_of_the_source(recipe: str, size: int, why: str) -> None:

@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 from hugging_face import TINY
-from jobs import job, profile
+from jobs import job, profile, small_profile, step_work
 
 from bf16prof.estimate.predict import predict, with_work
-from bf16prof.estimate.roofline import step_work
 from bf16prof.measure.utilisation import utilisation
 from bf16prof.profiles.gpus import all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.profiles.schema import DataTypeSettings
 from bf16prof.records import Device, Offload, Source
 
 SMALL = 124_439_808
@@ -36,6 +36,20 @@ def test_optimizer_reads_and_writes_each_state_once(stage: int, recipe: str, per
     work = step_work(job(profile("gpu-check"), stage, world, recipe))
 
     assert work.optimizer_bytes == pytest.approx(per_parameter * SMALL / world, rel=1e-4)
+
+
+def test_bf16_optimizers_flat_buffer_knows_no_settings_of_zero() -> None:
+    """bf16_optimizer.py flattens without `parameter_alignment`: 6,535 parameters, padded to 2 * 4 ranks, and a quarter of them a rank.
+
+    Per element: gradient, master parameter and both moments, each of four bytes; stages 1 and 2 align every parameter to 16 bytes.
+    """
+    zero = small_profile(parameter_alignment=True)
+    bf16 = zero.model_copy(
+        update={"deepspeed": zero.deepspeed.model_copy(update={"data_types": DataTypeSettings(grad_accum_dtype="fp32")})}
+    )
+
+    assert step_work(job(bf16, 1, 4)).optimizer_read_bytes == 16 * 1634
+    assert step_work(job(zero, 1, 4)).optimizer_read_bytes > 14 * 1634
 
 
 def test_floor_of_one_gpu_is_compute_and_optimizer() -> None:

@@ -6,17 +6,11 @@ from typing import Any
 
 import pytest
 from jobs import job, profile
+from korthikanti import figure_bytes, layer_bytes, states_bytes
 from published import rows
 
 from bf16prof.estimate.predict import predict
-from bf16prof.estimate.textbook import (
-    korthikanti_figure_bytes,
-    korthikanti_layer_bytes,
-    megatron_states_bytes,
-    readme_bytes,
-    textbook,
-    zero_paper_bytes,
-)
+from bf16prof.estimate.textbook import readme_bytes, textbook, zero_paper_bytes
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Phase
 
@@ -79,7 +73,7 @@ def test_the_activations_of_a_layer(row: dict[str, Any]) -> None:
     """The expressions of table 2 as printed, evaluated for its 22B model."""
     printed = eval(row["value"], {"__builtins__": {}}, SYMBOLS)
 
-    ours = korthikanti_layer_bytes(
+    ours = layer_bytes(
         SYMBOLS["s"],
         SYMBOLS["b"],
         SYMBOLS["h"],
@@ -94,7 +88,7 @@ def test_the_activations_of_a_layer(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", rows("Korthikanti Fig 1", "activations"), ids=lambda row: f"{row['model']}-{row['recompute']}")
 def test_the_activations_of_figure_1(row: dict[str, Any]) -> None:
-    layer = korthikanti_layer_bytes(
+    layer = layer_bytes(
         row["sequence"],
         row["micro_batch"],
         row["hidden"],
@@ -104,16 +98,14 @@ def test_the_activations_of_figure_1(row: dict[str, Any]) -> None:
         recompute=row["recompute"],
     )
 
-    total = korthikanti_figure_bytes(row["layers"], layer, pipeline_parallel=row["pipeline_parallel"], interleave=row["interleave"])
+    total = figure_bytes(row["layers"], layer, pipeline_parallel=row["pipeline_parallel"], interleave=row["interleave"])
 
     assert total / 2**30 == row["value"]
 
 
 @pytest.mark.parametrize("row", rows("Korthikanti Fig 1", "params_grads_optimizer"), ids=lambda row: row["model"])
 def test_the_states_of_figure_1(row: dict[str, Any]) -> None:
-    total = megatron_states_bytes(
-        row["layers"], row["hidden"], tensor_parallel=row["tensor_parallel"], pipeline_parallel=row["pipeline_parallel"]
-    )
+    total = states_bytes(row["layers"], row["hidden"], tensor_parallel=row["tensor_parallel"], pipeline_parallel=row["pipeline_parallel"])
 
     assert total / 2**30 == row["value"]
 
@@ -138,7 +130,7 @@ def test_what_our_layers_keep_of_the_papers() -> None:
         }
         record = predict(job(profile(**overrides), 0, 1))
         kept.append((record.phases[Phase.FORWARD].end_bytes or 0) - (record.allocated_bytes or 0))
-    paper = korthikanti_layer_bytes(sequence, batch, hidden, heads, recompute="selective") - 2 * sequence * batch * hidden
+    paper = layer_bytes(sequence, batch, hidden, heads, recompute="selective") - 2 * sequence * batch * hidden
     left_out = 4 * batch * sequence * (2 * 2 + heads)
 
     assert kept[1] - kept[0] == pytest.approx(paper + left_out, abs=2 * 512)

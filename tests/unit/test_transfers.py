@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jobs import job, profile
+from jobs import job, profile, step_work
 
 from bf16prof.cases import Job
 from bf16prof.estimate.predict import predict
-from bf16prof.estimate.roofline import step_work
 from bf16prof.records import Collective, Phase
 
 PAPERS: dict[str, Any] = {

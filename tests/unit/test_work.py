@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import SMALL_MODEL, job, profile, small_profile
+from jobs import SMALL_MODEL, job, profile, small_profile, step_work
 from torch.utils.flop_counter import FlopCounterMode
 
-from bf16prof.estimate.roofline import step_work
 from bf16prof.models.modules import build
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.models import ModelSettings

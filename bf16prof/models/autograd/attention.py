@@ -14,8 +14,9 @@ from typing import Any
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.rounding import ceil_div, round_up
 
-BLOCK = 512
 SEED_BYTES = 8
 FLASH_ROWS = 128
 FLASH_ALIGNMENT = 8
@@ -138,12 +139,13 @@ def _cut(tape: Tape, x: Tensor, width: int, padding: int) -> Tensor:
 def _statistics(kernel: str, heads: Heads) -> int:
     """Elements of the logarithms of the rows' sums; the memory-efficient kernel rounds the rows up to 32 (kernel_forward.h, kAlignLSE)."""
     if kernel == "efficient":
-        return heads.batch * heads.queries * (-(-heads.sequence // 32) * 32)
+        return heads.batch * heads.queries * round_up(heads.sequence, 32)
     return heads.rows
 
 
 def _rounded(*sizes: int) -> int:
-    return sum(-(-size // BLOCK) * BLOCK for size in sizes)
+    """Bytes of so many allocations, each in whole blocks."""
+    return sum(round_up(size, ALLOCATOR_BLOCK_BYTES) for size in sizes)
 
 
 def _full_heads(heads: Heads, element: int) -> int:
@@ -166,9 +168,8 @@ def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
     if kernel == "cudnn":
         return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + relaid + _full_heads(heads, element)
     if kernel == "flash":
-        rows = heads.batch * heads.queries * (-(-heads.sequence // FLASH_ROWS) * FLASH_ROWS)
-        step = 32 if heads.width <= 128 else 64
-        columns = -(-heads.width // step) * step
+        rows = heads.batch * heads.queries * round_up(heads.sequence, FLASH_ROWS)
+        columns = round_up(heads.width, 32 if heads.width <= 128 else 64)
         return _rounded(rows * columns * FP32, rows * FP32) + relaid + _full_heads(heads, element)
     if kernel == "efficient":
         held = _rounded(heads.rows * FP32, _efficient_workspace(heads, element))
@@ -181,11 +182,11 @@ def _efficient_workspace(heads: Heads, element: int) -> int:
     dim, length = heads.width, heads.sequence
     tile = 64 if dim <= 64 else 128
     key_tile = 128 if 64 < dim <= 128 else 64
-    elements = -(-length // tile) * -(-dim // tile) * (4 + tile * tile)
+    elements = ceil_div(length, tile) * ceil_div(dim, tile) * (4 + tile * tile)
     if dim > tile and element < FP32:
-        splits = max(1, min(-(-length // key_tile), 200 // (heads.batch * heads.queries)))
-        elements += splits * key_tile * 2 * (-(-dim // tile) * tile)
-    return heads.batch * heads.queries * (-(-elements // 4) * 4) * FP32
+        splits = max(1, min(ceil_div(length, key_tile), 200 // (heads.batch * heads.queries)))
+        elements += splits * key_tile * 2 * round_up(dim, tile)
+    return heads.batch * heads.queries * round_up(elements, 4) * FP32
 
 
 def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:

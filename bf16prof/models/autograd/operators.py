@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.rounding import ceil_div, round_up
 
 FP32 = 4
 TOKEN_BYTES = 8
+"""Token ids and positions are int64."""
 EMBEDDING_WITHOUT_SORT = 3072
 EMBEDDING_ROWS_PER_THREAD = 10
 MANY_ROWS = 64 * 1024
 WARP = 32
 MULTIPROCESSORS = 108
-BLOCK = 512
 """See `simulate/hardware/cuda_operators/scratch.py`."""
 
 
@@ -159,8 +161,8 @@ def _partial_sums(rows: int, width: int, element: int) -> int:
     """`LaunchGammaBetaBackwardCUDAKernel` (cuda/layer_norm_kernel.cu): weights' gradients of many narrow rows are summed in two passes."""
     if rows <= MANY_ROWS or width // WARP >= MULTIPROCESSORS // 2:
         return 0
-    sums = min(32 * 1024 // -(-width // WARP), -(-rows // WARP)) * width * element
-    return -(-sums // BLOCK) * BLOCK
+    sums = min(32 * 1024 // ceil_div(width, WARP), ceil_div(rows, WARP)) * width * element
+    return round_up(sums, ALLOCATOR_BLOCK_BYTES)
 
 
 def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:

@@ -40,6 +40,10 @@ class ParameterSpec:
         return not CAST_BY_AUTOCAST.isdisjoint((self.layer, self.tied))
 
 
+TIED_HEAD = "lm_head"
+"""The module that shares a tied parameter, in every model that is described here."""
+
+
 def families() -> list[str]:
     """The model families that this package knows."""
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if not m.ispkg)

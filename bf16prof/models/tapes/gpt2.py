@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bf16prof.models.autograd.attention import Heads, attention
-from bf16prof.models.autograd.operators import activation, add, contiguous, embedding, linear, split
+from bf16prof.models.autograd.operators import TOKEN_BYTES, activation, add, contiguous, embedding, linear, split
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.tapes import OwnNetwork, run_layers
 from bf16prof.models.tapes.layers import linear_layer, norm_layer
@@ -14,7 +14,7 @@ from bf16prof.models.tapes.layers import linear_layer, norm_layer
 def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
     """Logits of every position."""
     model, hidden = net.model, net.model.hidden_size
-    positions = tape.new(net.run.sequence, 8, "arange")
+    positions = tape.new(net.run.sequence, TOKEN_BYTES, "arange")
     table = tape.parameter("wte.weight", model.vocab_size * hidden)
     rows = tape.parameter("wpe.weight", model.max_sequence_length * hidden)
     x = add(

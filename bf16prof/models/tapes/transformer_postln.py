@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bf16prof.models.autograd.operators import (
+    TOKEN_BYTES,
     activation,
     add,
     contiguous,
@@ -28,7 +29,7 @@ from bf16prof.models.tapes.layers import linear_layer, norm_layer
 def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
     """Logits of every position."""
     model, hidden = net.model, net.model.hidden_size
-    positions = tape.new(net.run.sequence, 8, "arange")
+    positions = tape.new(net.run.sequence, TOKEN_BYTES, "arange")
     table = tape.parameter("embedding.weight", model.vocab_size * hidden)
     rows = tape.parameter("pos_embedding.weight", model.max_sequence_length * hidden)
     x = add(

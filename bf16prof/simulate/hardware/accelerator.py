@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
+from bf16prof.engine.config import SHARED_MEMORY_BUILDER
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
 
 
@@ -99,7 +100,7 @@ class _Simulated(CPU_Accelerator):  # type: ignore[misc]
 
     def create_op_builder(self, class_name: str) -> StubBuilder | None:
         """A builder of operators that do nothing; none for the shared-memory collectives, without which DeepSpeed asks PyTorch's."""
-        return None if class_name == "ShareMemCommBuilder" else StubBuilder()
+        return None if class_name == SHARED_MEMORY_BUILDER else StubBuilder()
 
     def device_count(self) -> int:
         """One: this rank's own. (DeepSpeed's CPU accelerator starts a process to count NUMA nodes, at every call.)"""

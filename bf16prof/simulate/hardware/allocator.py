@@ -23,6 +23,7 @@ from itertools import groupby, takewhile
 from typing import Literal
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.rounding import round_up
 
 SMALL_BYTES = 1 << 20
 """`kSmallSize`: the largest block of the small pool (`get_pool`), and the largest remainder that is not split off a large block."""
@@ -196,9 +197,8 @@ class Segment:
 class CachingAllocator:
     """One GPU's caching allocator, whose segments take `memory_bytes` at most (None: as much as they like).
 
-    The counters are those of `torch.cuda`: `allocated_bytes` is `memory_allocated`, `peak_allocated_bytes` is `max_memory_allocated`, and
-    likewise for reserved memory; `retries` is `num_alloc_retries`. `tail_bytes` is the part of `allocated_bytes` that is there only
-    because remainders were too small to split off.
+    The counters are those of `torch.cuda`: `allocated_bytes` is `memory_allocated`, `reserved_bytes` is `memory_reserved`, `retries` is
+    `num_alloc_retries`. `tail_bytes` is the part of `allocated_bytes` that is there only because remainders were too small to split off.
 
     `on_event` hears of every event in the words of a memory snapshot's trace and with its sizes (`record_trace`): of a block what was
     requested, of a segment its bytes. An "oom" has the free bytes of the device in place of an address, and the rounded size.
@@ -209,21 +209,11 @@ class CachingAllocator:
         self.is_expandable = expandable_segments
         self.on_event = on_event
         self.allocated_bytes = self.reserved_bytes = self.tail_bytes = 0
-        self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self.retries = 0
         self._pools: dict[tuple[bool, int], Pool] = {}
         self._first_blocks: dict[int, Block] = {}
         self._pending: list[Block] = []
         self._next_address = FIRST_ADDRESS
-
-    @property
-    def fragmentation_bytes(self) -> int:
-        """What is reserved and not allocated: free in the cache, or waiting for another stream."""
-        return self.reserved_bytes - self.allocated_bytes
-
-    def reset_peak(self) -> None:
-        """Let the peaks begin again from now (`resetPeakStats`)."""
-        self.peak_allocated_bytes, self.peak_reserved_bytes = self.allocated_bytes, self.reserved_bytes
 
     def lift_limit(self) -> None:
         """Go on as if on a device without limit, e.g. after the first `OutOfMemory`."""
@@ -240,7 +230,7 @@ class CachingAllocator:
             return Block(0, 0, self._pool(True, stream), "active_allocated")
         if self._pending:
             self.synchronize()
-        rounded = round_size(size)
+        rounded = round_up(size, ALLOCATOR_BLOCK_BYTES)
         pool = self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
         block.state, block.requested = "active_allocated", size
@@ -250,7 +240,6 @@ class CachingAllocator:
         else:
             self.tail_bytes += tail
         self.allocated_bytes += block.size
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
         if self.on_event is not None:
             self.on_event("alloc", block.address, size, stream)
         return block
@@ -262,7 +251,7 @@ class CachingAllocator:
         if not block.size:
             return
         self.allocated_bytes -= block.size
-        self.tail_bytes -= block.size - round_size(block.requested)
+        self.tail_bytes -= block.size - round_up(block.requested, ALLOCATOR_BLOCK_BYTES)
         if self.on_event is not None:
             self.on_event("free_requested", block.address, block.requested, block.stream)
         if block.stream_uses:
@@ -370,14 +359,14 @@ class CachingAllocator:
             if sum(each.size for each in row) >= size:
                 return first
         space = UNLIMITED_ADDRESS_BYTES if self.limit_bytes is None else self.limit_bytes + self.limit_bytes // 8
-        block = self._new_first_block(pool, round_size(space, pool.page_bytes), pool.page_bytes)
+        block = self._new_first_block(pool, round_up(space, pool.page_bytes), pool.page_bytes)
         block.state = "unmapped"
         return pool.put(block)
 
     def _map_block(self, hole: Block, size: int) -> Block | None:
         """The free block that pages for an unmapped block's first bytes become part of, or None (`map_block`, `ExpandableSegment::map`)."""
         pool, address = hole.pool, hole.address
-        mapped = round_size(size, pool.page_bytes)
+        mapped = round_up(size, pool.page_bytes)
         if not self._has_room(mapped):
             return None
         pool.drop(hole)
@@ -391,7 +380,7 @@ class CachingAllocator:
     def _unmap_block(self, block: Block) -> None:
         """Give back the pages inside a free block, and an address space that has no others (`unmap_block`, `release_blocks`)."""
         pool = block.pool
-        begin = round_size(block.address, pool.page_bytes)
+        begin = round_up(block.address, pool.page_bytes)
         end = (block.address + block.size) // pool.page_bytes * pool.page_bytes
         if begin >= end:
             return
@@ -410,7 +399,7 @@ class CachingAllocator:
             del self._first_blocks[hole.address]
 
     def _new_first_block(self, pool: Pool, size: int, alignment: int) -> Block:
-        address = round_size(self._next_address, alignment)
+        address = round_up(self._next_address, alignment)
         self._next_address = address + size
         block = self._first_blocks[address] = Block(address, size, pool, "inactive")
         return block
@@ -420,21 +409,15 @@ class CachingAllocator:
 
     def _reserve(self, action: Action, address: int, size: int, pool: Pool) -> None:
         self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         if self.on_event is not None:
             self.on_event(action, address, abs(size), pool.stream)
-
-
-def round_size(size: int, multiple: int = ALLOCATOR_BLOCK_BYTES) -> int:
-    """The bytes of a block for a request of at least one byte (`round_size`), or the next multiple of something larger."""
-    return -(-size // multiple) * multiple
 
 
 def segment_size(size: int) -> int:
     """The bytes of a new segment for a rounded request (`get_allocation_size`)."""
     if size <= SMALL_BYTES:
         return SMALL_SEGMENT_BYTES
-    return LARGE_SEGMENT_BYTES if size < OWN_SEGMENT_BYTES else round_size(size, SEGMENT_STEP_BYTES)
+    return LARGE_SEGMENT_BYTES if size < OWN_SEGMENT_BYTES else round_up(size, SEGMENT_STEP_BYTES)
 
 
 def _segment(blocks: list[Block]) -> Segment:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bf16prof.simulate.hardware.cuda_operators.registration import overload
+
 FP32 = (
     "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh", "tan",
     "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm", "native_layer_norm", "group_norm", "rms_norm",
@@ -44,15 +46,10 @@ def register_cuda_list() -> torch.library.Library:
     """Register CUDA's policy; it holds until the library that is returned is destroyed."""
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name in FP32:
-        library.impl(name, _cast_inputs(_overload(name)), AUTOCAST_KEY, allow_override=True)  # type: ignore[no-untyped-call]
+        library.impl(name, _cast_inputs(overload(name)), AUTOCAST_KEY, allow_override=True)  # type: ignore[no-untyped-call]
     for name in FP32_BY_DTYPE:
-        library.impl(name, _ask_for_fp32(_overload(name)), AUTOCAST_KEY, allow_override=True)  # type: ignore[no-untyped-call]
+        library.impl(name, _ask_for_fp32(overload(name)), AUTOCAST_KEY, allow_override=True)  # type: ignore[no-untyped-call]
     return library
-
-
-def _overload(name: str) -> Any:
-    base, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, base), overload or "default")
 
 
 def _eligible(value: Any) -> bool:

@@ -68,9 +68,14 @@ class Family:
 @functools.cache
 def model_types() -> Mapping[str, Family]:
     """Every model type that is described."""
-    package = importlib.import_module(FAMILIES_PACKAGE)
-    modules = (importlib.import_module(f"{FAMILIES_PACKAGE}.{found.name}") for found in pkgutil.iter_modules(package.__path__))
-    return {name: family for module in modules for name, family in module.FAMILIES.items()}
+    return families_of(FAMILIES_PACKAGE)
+
+
+def families_of(package: str) -> dict[str, Any]:
+    """What the modules of a package have in their `FAMILIES`, by model type."""
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    modules = (importlib.import_module(f"{package}.{each.name}") for each in found)
+    return {model_type: family for module in modules for model_type, family in module.FAMILIES.items()}
 
 
 def skeleton(hf_config: Mapping[str, Any]) -> Skeleton:

@@ -10,6 +10,8 @@ from bf16prof.models.shapes import NoInventory
 
 MOST_LAYERS = 2**14
 LARGEST = 2**40
+LAYER_TYPES = ("sliding_attention", "full_attention")
+"""What `layer_types` may name."""
 
 
 @dataclass(frozen=True)

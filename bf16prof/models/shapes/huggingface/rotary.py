@@ -12,6 +12,7 @@ from typing import Any
 from bf16prof.models.shapes import NoInventory
 from bf16prof.models.shapes.huggingface import BufferSpec
 from bf16prof.models.shapes.huggingface.config import Config, shown
+from bf16prof.rounding import ceil_div
 
 KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 """`dynamic` keeps a tensor more as soon as a sequence is longer than the model was made for."""
@@ -46,7 +47,7 @@ def frequencies(kind: object, turned: int, prefix: str) -> list[BufferSpec]:
         raise NoInventory(f"model.hf_config.rope_parameters.rope_type: {shown(kind)} is not modelled")
     if kind == "yarn" and turned % 2:
         raise NoInventory(f"model.hf_config.{PARTIAL}: yarn over an odd number of dimensions ({turned}) is not modelled")
-    count = -(-turned // 2)
+    count = ceil_div(turned, 2)
     buffers = [BufferSpec(f"{prefix}inv_freq", count), BufferSpec(f"{prefix}original_inv_freq", count)]
     return [*buffers, BufferSpec(f"{prefix}long_inv_freq", count, is_registered=False)] if kind == "longrope" else buffers
 

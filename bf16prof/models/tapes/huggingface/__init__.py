@@ -7,12 +7,10 @@ has the models that share a block, as in `shapes/huggingface`.
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 
 from bf16prof.models.autograd.tape import Precision, Tape
-from bf16prof.models.shapes.huggingface import configuration, skeleton
+from bf16prof.models.shapes.huggingface import configuration, families_of, skeleton
 from bf16prof.models.tapes import Network, NoTape, Run
 from bf16prof.models.tapes.huggingface.causal import CausalLM
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -27,9 +25,7 @@ NOT_MODELLED = ("use_bidirectional_attention", "layerdrop", "experts_implementat
 @functools.cache
 def model_types() -> Mapping[str, type[CausalLM]]:
     """Every model type that has a tape."""
-    package = importlib.import_module(FAMILIES_PACKAGE)
-    modules = (importlib.import_module(f"{FAMILIES_PACKAGE}.{found.name}") for found in pkgutil.iter_modules(package.__path__))
-    return {name: model for module in modules for name, model in module.FAMILIES.items()}
+    return families_of(FAMILIES_PACKAGE)
 
 
 def network_of(run: Run, model: HuggingFaceSettings) -> Network:

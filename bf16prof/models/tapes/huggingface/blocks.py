@@ -21,10 +21,9 @@ from bf16prof.models.autograd.operators import (
 )
 from bf16prof.models.autograd.pointwise import dropout, over_number, plus_number, power, reciprocal_root, relu, row_mean, sliced, tanh
 from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor
-from bf16prof.models.shapes.huggingface.config import Config, shown
+from bf16prof.models.shapes.huggingface.config import LAYER_TYPES, Config, shown
 from bf16prof.models.tapes import NoTape, Run
 
-LAYER_TYPES = ("sliding_attention", "full_attention")
 LARGEST_GROUPED_HEAD = 256
 """`use_gqa_in_sdpa` (integrations/sdpa_attention.py): wider heads are repeated, and so are all where there is a mask."""
 

@@ -12,20 +12,20 @@ from bf16prof.simulate.hardware.cuda_operators.fused import FUSED
 from bf16prof.simulate.tracker import GPU
 
 AUTOGRAD_KEY = "AutogradCPU"
-DEFAULT_CAPABILITY = (9, 0)
 
 
-def register_cuda_operators(capability: tuple[int, int] = DEFAULT_CAPABILITY) -> torch.library.Library:
+def register_cuda_operators(capability: tuple[int, int]) -> torch.library.Library:
     """Register CUDA's operators for a GPU of that compute capability; they hold until the library that is returned is destroyed."""
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name, run in {**FUSED, "scaled_dot_product_attention": attention(capability)}.items():
-        library.impl(name, _on_the_gpu(_overload(name), run), AUTOGRAD_KEY, allow_override=True)  # type: ignore[no-untyped-call]
+        library.impl(name, _on_the_gpu(overload(name), run), AUTOGRAD_KEY, allow_override=True)  # type: ignore[no-untyped-call]
     return library
 
 
-def _overload(name: str) -> Any:
-    base, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, base), overload or "default")
+def overload(name: str) -> Any:
+    """PyTorch's operator of that name, such as `softmax.int`; without a second part the default overload."""
+    base, _, variant = name.partition(".")
+    return getattr(getattr(torch.ops.aten, base), variant or "default")
 
 
 def _on_the_gpu(operator: Any, run: Callable[..., Any]) -> Callable[..., Any]:

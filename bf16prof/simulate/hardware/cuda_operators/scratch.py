@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.rounding import ceil_div, round_up
 from bf16prof.simulate.hardware.cuda_operators.attention import HALF
 from bf16prof.simulate.tracker import GPU
 
@@ -37,11 +38,7 @@ _ATEN = torch.ops.aten
 
 def _blocks(*sizes: int) -> int:
     """Bytes of so many allocations, each rounded up as the caching allocator does."""
-    return sum(_round_up(size, ALLOCATOR_BLOCK_BYTES) for size in sizes)
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    return sum(round_up(size, ALLOCATOR_BLOCK_BYTES) for size in sizes)
 
 
 def _copies(*tensors: Tensor) -> int:
@@ -52,7 +49,7 @@ def _copies(*tensors: Tensor) -> int:
 def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *_: Any, **__: Any) -> int:
     """`mha_bwd`: dQ in fp32, a sum per row, dK and dV for every head of the query; `_flash_attention_backward`: contiguous copies."""
     batch, heads, queries, dim = query.shape
-    rows, columns = _round_up(queries, FLASH_ROWS), _round_up(dim, 32 if dim <= 128 else 64)
+    rows, columns = round_up(queries, FLASH_ROWS), round_up(dim, 32 if dim <= 128 else 64)
     sizes = [batch * heads * rows * columns * FLOAT_BYTES, batch * heads * rows * FLOAT_BYTES]
     return _blocks(*sizes) + _full_heads(query, key) + _copies(grad.transpose(1, 2), out.transpose(1, 2))
 
@@ -98,11 +95,11 @@ def _efficient_workspace(query: Tensor, key: Tensor, value: Tensor) -> int:
     widest = max(dim, value.shape[-1])
     tile = 64 if widest <= 64 else 128
     key_tile = 128 if 64 < widest <= 128 else 64
-    elements = -(-queries // tile) * -(-dim // tile) * (4 + tile * tile)
+    elements = ceil_div(queries, tile) * ceil_div(dim, tile) * (4 + tile * tile)
     if widest > tile and query.dtype in HALF:
-        splits = max(1, min(-(-key.shape[2] // key_tile), 200 // (batch * heads)))
-        elements += splits * key_tile * sum(_round_up(each.shape[-1], tile) for each in (query, value))
-    return batch * heads * _round_up(elements, 4) * FLOAT_BYTES
+        splits = max(1, min(ceil_div(key.shape[2], key_tile), 200 // (batch * heads)))
+        elements += splits * key_tile * sum(round_up(each.shape[-1], tile) for each in (query, value))
+    return batch * heads * round_up(elements, 4) * FLOAT_BYTES
 
 
 def _layer_norm_backward(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
@@ -120,7 +117,7 @@ def _partial_sums(input: Tensor, width: int) -> int:
     rows = input.numel() // width
     if rows <= 64 * 1024 or width // 32 >= MULTIPROCESSORS // 2:
         return 0
-    return _blocks(min(32 * 1024 // -(-width // 32), -(-rows // 32)) * width * input.itemsize)
+    return _blocks(min(32 * 1024 // ceil_div(width, 32), ceil_div(rows, 32)) * width * input.itemsize)
 
 
 def _embedding_backward(grad: Tensor, indices: Tensor, vocabulary: int, padding: int, by_frequency: bool, **_: Any) -> int:

@@ -44,8 +44,13 @@ def _attention_rows(config: Config, hidden: int) -> int:
 def _norms(config: Config) -> tuple[str, ...]:
     if not config.flag("parallel_attn"):
         return "post_attention_layernorm", "input_layernorm"
-    two = config.count_or("num_ln_in_parallel_attn", 2 if config.flag("new_decoder_architecture") else 1) == 2
-    return ("ln_attn", "ln_mlp") if two else ("input_layernorm",)
+    return ("ln_attn", "ln_mlp") if norms_twice(config) else ("input_layernorm",)
+
+
+def norms_twice(config: Config) -> bool:
+    """Whether attention and MLP work in parallel on norms of their own."""
+    norms = config.count_or("num_ln_in_parallel_attn", 2 if config.flag("new_decoder_architecture") else 1)
+    return config.flag("parallel_attn") and norms == 2
 
 
 FALCON = {

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from bf16prof.models.shapes import NoInventory, ParameterSpec
 from bf16prof.models.shapes.huggingface import BufferSpec, Family, Skeleton
 from bf16prof.models.shapes.huggingface.blocks import Heads, attention, decoder, gated_mlp, weights
-from bf16prof.models.shapes.huggingface.config import Config, shown
+from bf16prof.models.shapes.huggingface.config import LAYER_TYPES, Config, shown
 from bf16prof.models.shapes.huggingface.rotary import frequencies, rotary
 
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 FOUR_NORMS = (*TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
-LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
 def _gemma(config: Config) -> Skeleton:

@@ -15,6 +15,7 @@ from bf16prof.models.autograd.attention import Heads, attention, repeated
 from bf16prof.models.autograd.operators import add, contiguous, matmul, select, strided
 from bf16prof.models.autograd.pointwise import added_in_place, dropout, indexed, sliced
 from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.shapes.huggingface.families.falcon import norms_twice
 from bf16prof.models.tapes import NoTape
 from bf16prof.models.tapes.huggingface.blocks import Attended, Tables, act, boolean_mask, counted, rotary, turn
 from bf16prof.models.tapes.huggingface.causal import CausalLM
@@ -43,7 +44,7 @@ class Falcon(CausalLM):
     def block(self, tape: Tape, x: Tensor, tables: Tables, mask: Tensor) -> Attended:
         """FalconDecoderLayer."""
         is_new, is_parallel = self.config.flag("new_decoder_architecture"), self.config.flag("parallel_attn")
-        two = is_parallel and self.config.count_or("num_ln_in_parallel_attn", 2 if is_new else 1) == 2
+        two = norms_twice(self.config)
         if is_new > is_parallel or two > is_new:
             raise NoTape("transformers itself cannot run this combination of new_decoder_architecture, parallel_attn and layer norms")
         residual = x

@@ -192,9 +192,13 @@ class Qwen2(Llama):
     @property
     def windows(self) -> Sequence[int | None]:
         """By the types of layers; from `max_window_layers` on, if not said."""
-        window = self.config.count_or_none("sliding_window") if self.config.flag("use_sliding_window") else None
-        first = self.config.values["max_window_layers"] if window else math.inf
-        return windows_of(self.config, window, lambda layer: layer >= first)
+        first = self.config.values["max_window_layers"] if self.window else math.inf
+        return windows_of(self.config, self.window, lambda layer: layer >= first)
+
+    @property
+    def window(self) -> int | None:
+        """How far layers that do not see everything look back; `None` where all do."""
+        return self.config.count_or_none("sliding_window") if self.config.flag("use_sliding_window") else None
 
     @property
     def bias(self) -> bool:

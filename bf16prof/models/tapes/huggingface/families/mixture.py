@@ -160,9 +160,8 @@ class Qwen2Moe(Mixture, Qwen2):
     @property
     def windows(self) -> Sequence[int | None]:
         """By the types of layers; every other one below `max_window_layers`, if not said."""
-        window = self.config.count_or_none("sliding_window") if self.config.flag("use_sliding_window") else None
-        below = self.config.values["max_window_layers"] if window else 0
-        return windows_of(self.config, window, lambda layer: layer % 2 == 0 and layer < below)
+        below = self.config.values["max_window_layers"] if self.window else 0
+        return windows_of(self.config, self.window, lambda layer: layer % 2 == 0 and layer < below)
 
     def masks(self, tape: Tape, windows: Sequence[int | None], width: int) -> Mapping[int | None, Tensor | None]:
         """Both are made, if need be for a window of nothing."""
@@ -196,8 +195,7 @@ class Qwen3Moe(Mixture, Qwen3):
     @property
     def windows(self) -> Sequence[int | None]:
         """The same for all layers."""
-        window = self.config.count_or_none("sliding_window") if self.config.flag("use_sliding_window") else None
-        return [window for _ in self.config.layers()]
+        return [self.window for _ in self.config.layers()]
 
 
 FAMILIES = {"mixtral": Mixtral, "qwen2_moe": Qwen2Moe, "qwen3_moe": Qwen3Moe}
