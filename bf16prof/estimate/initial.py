@@ -8,7 +8,7 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
@@ -16,19 +16,19 @@ from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
-from bf16prof.models.shapes import TIED_HEAD
+from bf16prof.models.shapes import TIED_HEAD, ParameterSpec
 from bf16prof.records import Component, Label, Phase
 
 MOMENTS = labels.optimizer_state(Component.MOMENTUM, "exp_avg"), labels.optimizer_state(Component.VARIANCE, "exp_avg_sq")
 SMALL: Label = (Component.WORKSPACE, "small tensors of the optimizer")
 
 
-def initial(engine: Engine, meter: Meter, *, zero_init: bool = False) -> None:
-    """The init phase, from nothing; `zero_init`: the model is built inside `deepspeed.zero.Init`."""
+def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transformers: bool = False) -> None:
+    """The init phase, from nothing; `zero_init`: the model is built inside `deepspeed.zero.Init`, perhaps by transformers."""
     meter.begin(Phase.INIT)
     size = dtype_bytes(engine.facts.parameter_dtype)
     if zero_init:
-        _cut_while_built(engine, meter, size)
+        _cut_while_built(engine, meter, size, by_transformers=by_transformers)
     else:
         meter.take(labels.THE_MODEL, *(size * n for n in engine.numels))
         if engine.facts.wrapper is Wrapper.ZERO3:
@@ -108,7 +108,7 @@ def _cut(engine: Engine, meter: Meter, size: int) -> None:
     meter.exchange(labels.THE_MODEL, labels.PARTITIONED_PARAMETERS, ((size * numel, part * own) for numel, own in pairs))
 
 
-def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
+def _cut_while_built(engine: Engine, meter: Meter, size: int, *, by_transformers: bool) -> None:
     """zero/partition_parameters.py `Init`: a tensor is made in fp32 and cast (`zero_wrapper_for_fp_tensor_constructor`); when the
     `__init__` of its module returns, and so those of modules inside it have, the module's parameters are cut (`_post_init_method`).
 
@@ -129,7 +129,27 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int) -> None:
             numel = specs[index].numel
             meter.take(labels.PARTITIONED_PARAMETERS, *(part * own for own in partition_numels([numel], engine.world_size)))
             meter.give(labels.THE_MODEL, size * numel)
+    if by_transformers:
+        _fill_gathered(specs, meter, engine.world_size, size, size - part)
     meter.give(labels.PARTITIONED_PARAMETERS, *(part * s for s in partition_numels([spec.numel for spec in heads], engine.world_size)))
+
+
+def _fill_gathered(specs: Sequence[ParameterSpec], meter: Meter, world_size: int, size: int, copied: int) -> None:
+    """transformers 5, integrations/deepspeed.py `initialize_weights_zero3`: the parameters of a module and of those right inside it are
+    gathered, each into a tensor of its own (`_all_gather`), from a copy where partitions are in host memory: `copied` bytes an element.
+
+    On one rank several are not gathered, but for that copy (`_no_gather_coalesced`).
+    """
+    gathered: dict[str, list[int]] = {}
+    for spec in specs:
+        module = spec.name.rpartition(".")[0]
+        for owner in {module, module.rpartition(".")[0]}:
+            gathered.setdefault(owner, []).extend(partition_numels([spec.numel], world_size))
+    needs = (
+        [*(size * own * world_size for own in group if world_size > 1 or len(group) == 1), *(copied * own for own in group)]
+        for group in gathered.values()
+    )
+    meter.touch(labels.GATHERED_PARAMETERS, *max(needs, key=sum))
 
 
 def _zero3(engine: Engine, meter: Meter, size: int) -> None:

@@ -12,6 +12,7 @@ from bf16prof.estimate.program import Program
 from bf16prof.estimate.sources import source_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked, block_bytes, passes
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseMemory
 
 
@@ -49,7 +50,7 @@ def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
 def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Peaks:
     """The peaks of a job that holds these items between two steps, from the walk through one."""
     start = Meter(block_bytes(job))
-    initial(engine, start, zero_init=job.is_inside_zero_init)
+    initial(engine, start, zero_init=job.is_inside_zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
     base = sum(item.bytes for item in steady)
     meter = passes(job, engine, done)
     phases = {Phase.INIT: PhaseMemory(start.peaks[Phase.INIT].level, start.ends[Phase.INIT])}

@@ -20,7 +20,7 @@ from bf16prof.errors import Refused
 from bf16prof.models.tapes.huggingface import model_types
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device
+from bf16prof.records import Device, Offload
 from bf16prof.simulate.runner import Options
 
 pytestmark = pytest.mark.timeout(280)
@@ -80,15 +80,16 @@ def draw(seed: int) -> Iterator[Job]:
                 "model.hf_config": config(model_type, **drawn), "optimizer.torch_adam": False, "optimizer.fused": False,
                 "workload.data": "synthetic", "workload.sequence_length": rng.choice((64, 129, 256)),
                 "workload.micro_batch_size": rng.choice((1, 2, 4)), "workload.activation_checkpointing": rng.choice(FLAG),
-                "workload.gradient_accumulation_steps": rng.choice((1, 1, 3)),
+                "workload.gradient_accumulation_steps": rng.choice((1, 1, 3)), "workload.zero_init": rng.choice(FLAG),
             }  # fmt: skip
             if model_type not in WITHOUT_CHOICE and rng.random() < 0.25:
                 values["model.attn_implementation"] = "eager"
             stage, world = rng.choice((0, 1, 2, 3, 3)), rng.choice((1, 2, 8, 64))
             recipe, gpu = rng.choice(IN_BF16 if model_type in MIXTURES else RECIPES), rng.choice(("h100-80gb", "a100-80gb"))
+            offload = rng.choice((None, None, Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS))
             profile = load_profile("cpu-demo", [Override(key, value, "test") for key, value in values.items()]).profile
             try:
-                yield admit(expand(Selection(profile, [stage], [world], [recipe], Device.GPU, find_gpu(gpu))))[0][0]
+                yield admit(expand(Selection(profile, [stage], [world], [recipe], Device.GPU, find_gpu(gpu), offload)))[0][0]
             except Refused:
                 continue
 

@@ -256,7 +256,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
     x = autocast(tape, x)
     if bias is not None and x.layout != CONTIGUOUS:
         return _add_bias(tape, _matrix_product(tape, contiguous(tape, x), weight, inputs), bias)
-    return _matrix_product(tape, x, weight, inputs, bias)
+    return _matrix_product(tape, x, weight, inputs, bias, is_matrix=is_matrix)
 
 
 def matmul(tape: Tape, x: Tensor, weight: Tensor, inputs: int) -> Tensor:
@@ -272,7 +272,9 @@ def addmm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor, inputs: int) -> T
     return _matrix_product(tape, x, weight, inputs, autocast(tape, bias))
 
 
-def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None) -> Tensor:
+def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None, *, is_matrix: bool = False) -> Tensor:
+    """Through a view of x as rows, unless it is a matrix: what is to be done with a gradient of the parameters comes before that of x."""
+    x = x if is_matrix else viewed(tape, x)
     of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
     operations = 2 * (of_x // inputs) * of_weight
 
