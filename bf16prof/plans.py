@@ -131,9 +131,9 @@ class StageComparison:
 class Limits:
     """How far things go.
 
-    * `fewest`: for each kind of offloading that was asked for, a plan on the fewest GPUs on which one fits (a power of two, or the number
-      that was asked about); more offloading only where it needs fewer. Empty if none fits on as many as were tried.
-    * `same_gpus`: the fewest GPUs, of the same numbers, on which the first choice fits as it is.
+    * `fewest`: for each kind of offloading that was asked for, a plan on the fewest GPUs on which one fits (whole nodes, where one is
+      not enough); more offloading only where it needs fewer. Empty if none fits on as many as were tried.
+    * `same_gpus`: the fewest GPUs, counted likewise, on which the first choice fits as it is.
     * `micro_batch_size`, `sequence_length`: the largest that fit for the first choice, all else as it is. `longest`: the sequence is as
       long as the model allows.
     """

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
+import functools
 from collections.abc import Callable
 
 from bf16prof.planning.judge import Judge, Judged
-from bf16prof.planning.question import Setting, powers_of_two
+from bf16prof.planning.question import Setting
 from bf16prof.plans import Limits, Plan
+from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Offload
 
 MOST_GPUS = 1024
-_POWERS = powers_of_two(MOST_GPUS)
 LARGEST_MICRO_BATCH = 2**14
 LONGEST_SEQUENCE = 2**20
 """Where the model sets no limit."""
@@ -30,7 +31,7 @@ def limits(judge: Judge, world_size: int, first: Judged | None) -> Limits:
     start = first.setting
     micro = largest_micro_batch(free, start)
     sequence, longest = _longest_sequence(free, start)
-    *_, same = itertools.takewhile(lambda n: free.fits(start.but(world_size=n)), _down(start.world_size))
+    same = _fewest(start.world_size, lambda n: free.fits(start.but(world_size=n)))
     return dataclasses.replace(found, same_gpus=same, micro_batch_size=micro, sequence_length=sequence, longest=longest)
 
 
@@ -44,16 +45,33 @@ def fewest_gpus(judge: Judge, world_size: int) -> list[Plan]:
     found: list[Plan] = []
     for offload in Offload:
         start = found[-1].case.world_size if found else world_size
-        fitting = [judged.plan for judged in itertools.takewhile(bool, (_anything(judge, n, offload) for n in _down(start))) if judged]
-        if not fitting and not found:
-            more = (_anything(judge, n, offload) for n in _POWERS if n > start)
-            fitting = [judged.plan for judged in itertools.islice(filter(None, more), 1)]
-        if fitting and (not found or fitting[-1].case.world_size < start):
-            found.append(fitting[-1])
+        anything = functools.cache(functools.partial(_anything, judge, offload=offload))
+        size = _fewest(start, anything, most=start if found else MOST_GPUS)
+        if size is not None and (best := anything(size)) and (not found or size < start):
+            found.append(best.plan)
     return found
 
 
-def _anything(judge: Judge, size: int, offload: Offload) -> Judged | None:
+def _fewest(start: int, fits: Callable[[int], object], most: int = MOST_GPUS) -> int | None:
+    """The fewest GPUs that fit, by doubling or halving and then between the last two, whole nodes where a node is not enough.
+
+    `None` if not even `most` do. What fits on some number is taken to fit on more.
+    """
+    if fits(start):
+        enough, less = start, start // 2
+        while less and fits(less):
+            enough, less = less, less // 2
+    else:
+        less, enough = start, 2 * start
+        while enough <= most and not fits(enough):
+            less, enough = enough, 2 * enough
+        if enough > most:
+            return None
+    between = [n for n in range(less + 1, enough) if n <= GPUS_PER_NODE or n % GPUS_PER_NODE == 0]
+    return next(iter(between[bisect.bisect_left(between, True, key=lambda n: bool(fits(n))) :]), enough)
+
+
+def _anything(judge: Judge, size: int, *, offload: Offload) -> Judged | None:
     """Any plan that fits, those that need least tried first."""
     frugal = sorted((s for s in judge.question.combinations(size) if s.offload is offload), key=_appetite)
     return next((judge(setting) for setting in frugal if judge.fits(setting)), None)
@@ -61,11 +79,6 @@ def _anything(judge: Judge, size: int, offload: Offload) -> Judged | None:
 
 def _appetite(setting: Setting) -> tuple[int, bool, int]:
     return -setting.stage, not setting.checkpointing, find_recipe(setting.recipe).steady_bytes_per_parameter
-
-
-def _down(size: int) -> list[int]:
-    """So many GPUs, then fewer by powers of two."""
-    return [size, *(n for n in reversed(_POWERS) if n < size)]
 
 
 def _longest_sequence(judge: Judge, start: Setting) -> tuple[int, bool]:

@@ -160,7 +160,8 @@ def limit_lines(first: Plan, limits: Limits) -> list[str]:
 def fewest_words(plan: Plan) -> str:
     """On how few GPUs a plan fits, and which one."""
     offload = "without offloading" if plan.case.offload is Offload.NONE else f"offloading {plan.case.offload}"
-    return f"{plan.case.world_size}, {offload} ({plan_words(plan)})"
+    host = f", {gib(plan.host_bytes)} of host memory each" if plan.host_bytes >= SMALL else ""
+    return f"{plan.case.world_size}, {offload}{host} ({plan_words(plan)})"
 
 
 def change_rows(outlook: Outlook) -> Table:

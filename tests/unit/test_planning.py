@@ -23,6 +23,7 @@ from bf16prof.models.shapes import inventory
 from bf16prof.planning.advice import all_changes
 from bf16prof.planning.answer import Answer, answer
 from bf16prof.planning.judge import Judge, Judged
+from bf16prof.planning.limits import _fewest
 from bf16prof.planning.question import Question, Setting, powers_of_two
 from bf16prof.planning.search import LEARNING, best_first, ranked
 from bf16prof.planning.written import ds_config_text
@@ -274,7 +275,17 @@ def test_beyond_the_limits_nothing_fits(found: Answer) -> None:
     assert fits(setting.but(sequence_length=limits.sequence_length))
     assert limits.longest or not fits(setting.but(sequence_length=limits.sequence_length + 64))
     assert fits(setting.but(world_size=limits.same_gpus))
-    assert limits.same_gpus == 1 or not fits(setting.but(world_size=limits.same_gpus // 2))
+    assert limits.same_gpus == 1 or not fits(setting.but(world_size=limits.same_gpus - 1))
+
+
+@pytest.mark.parametrize("start", [1, 3, 8, 48, 300])
+@pytest.mark.parametrize(("least", "expected"), [(1, 1), (5, 5), (7, 7), (9, 16), (33, 40), (500, 504), (2000, None)])
+def test_the_fewest_gpus_are_found_from_wherever_the_search_begins(start: int, least: int, expected: int | None) -> None:
+    found = _fewest(start, lambda n: n >= least)
+
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert least <= found <= expected, "a number that is not of whole nodes may be met on the way"
 
 
 def test_more_offloading_is_told_only_where_it_needs_fewer_gpus() -> None:
