@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
+from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run, network
 from bf16prof.records import Label
 from bf16prof.rounding import round_up
@@ -104,6 +105,13 @@ def _shift(subject: Any, layers: int) -> Any:
     return (first + layers, second) if first >= 0 else subject
 
 
+def key_of(name: str) -> tuple[int, str]:
+    """`transformer.h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
+    parts = name.split(".")
+    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return (-1, name) if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
+
+
 def run_of(job: Job, facts: EngineFacts) -> Run:
     """What a job's forward passes are run on."""
     work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
@@ -116,7 +124,8 @@ def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
-    parts = _parts(record(run, Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear), taped))
+    order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
+    parts = _parts(record(run, Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order), taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
     last = second + len(taped)

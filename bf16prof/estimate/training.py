@@ -31,7 +31,7 @@ from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.layout import cut_order, dealt_out, flat_spans, persistent_places
 from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
-from bf16prof.estimate.program import Program, program, run_of
+from bf16prof.estimate.program import Program, key_of, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
 from bf16prof.models.autograd.tape import Precision
@@ -159,13 +159,6 @@ def _numels(model: Model) -> dict[Key, int]:
 @functools.cache
 def _keys(model: Model) -> list[Key]:
     return list(_numels(model))
-
-
-def key_of(name: str) -> Key:
-    """`transformer.h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
-    parts = name.split(".")
-    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
-    return (-1, name) if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
 
 
 def _plan(job: Job, engine: Engine) -> Plan:

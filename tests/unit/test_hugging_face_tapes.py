@@ -15,8 +15,7 @@ from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.predict import predict
-from bf16prof.estimate.program import Program, program, record
-from bf16prof.estimate.training import key_of
+from bf16prof.estimate.program import Program, key_of, program, record
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import huggingface as shapes
 from bf16prof.models.shapes import inventory

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -203,8 +203,17 @@ class Frame:
 class Tape:
     """Records a forward pass and runs it backwards."""
 
-    def __init__(self, precision: Precision, *, zero3: bool = False, memory_efficient_linear: bool = True) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        *,
+        zero3: bool = False,
+        memory_efficient_linear: bool = True,
+        order: Mapping[tuple[int, str], int] | None = None,
+    ) -> None:
+        """`order`: the place of each parameter in the model, in which the gradients of a leaf module are looked at."""
         self.precision = precision
+        self._order = order or {}
         self.zero3 = zero3
         """Whether modules have ZeRO-3's hooks."""
         self.zero3_linear = zero3 and memory_efficient_linear
@@ -330,7 +339,7 @@ class Tape:
         """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
 
         `inputs` are the positional ones; hooks see no others. What comes out is a tensor or a tuple of them. In a leaf module no other
-        one has hooks, and its gradients wait for each other (`zero/leaf_module_config.py`).
+        one has hooks, and its gradients wait for each other, then come in the model's order (zero/stage3.py, reduce_leaf_module_grads).
         """
         if not self.zero3 or self._leaf is not None:
             return forward(*inputs)
@@ -359,8 +368,7 @@ class Tape:
     def _leave(self, key: tuple[int, str]) -> None:
         self._waiting[key] -= 1
         if self._waiting[key] == 0:
-            for event in self._delayed.pop(key, ()):
-                self.events.append(event)
+            self.events += sorted(self._delayed.pop(key, ()), key=lambda event: self._order.get(event.subject, 0))
             self.mark("release backward", key)
 
     def _alias(self, x: Tensor, when_backward: Callable[[], None]) -> Tensor:
