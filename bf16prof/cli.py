@@ -5,7 +5,9 @@ Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside the
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import signal
 import sys
 from types import FrameType
@@ -23,9 +25,11 @@ from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.plan import plan
 from bf16prof.commands.report import report
 from bf16prof.commands.simulate import simulate
-from bf16prof.errors import Bf16profError
+from bf16prof.errors import Bf16profError, InputError
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why what is written to stdout may get nowhere."""
 
 app = typer.Typer(
     name="bf16prof",
@@ -99,10 +103,16 @@ def main() -> NoReturn:
         code = app(args=[_dashes(argument) for argument in sys.argv[1:]], standalone_mode=False)
         if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
             raise KeyboardInterrupt
+        sys.stdout.flush()
     except Bf16profError as error:
         code = _fail(error.message, error.hint, error.exit_code)
     except typer.exceptions.TyperException as error:
         code = _fail(error.format_message(), "", error.exit_code)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it would fail again on the way out
+        code = _fail(f"cannot write the output: {error.strerror}", "", InputError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", "", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -13,6 +13,7 @@ from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
+from bf16prof.records import Device
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -64,7 +65,13 @@ def measure(
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.predict import predictions as closed_form
     from bf16prof.estimate.predict import with_work
-    from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_torch
+    from bf16prof.measure.accelerator import (
+        require_dtypes,
+        require_memory,
+        require_model_library,
+        require_optimizer_libraries,
+        require_torch,
+    )
     from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
@@ -76,9 +83,12 @@ def measure(
     validate_spec(request.profile.workload.data, readable=True)
     require_model_library(request.profile.model)
     torch = require_torch()
+    if torch.device is Device.CPU:
+        require_memory(_ranks(ranks, torch))
     jobs, refused = select(request, gpus=str(_ranks(ranks, torch)), device=torch.device, gpu=_gpu(torch))
+    jobs, impossible = require_dtypes(jobs, torch)
     require_optimizer_libraries(jobs)
-    for refusal in refused:
+    for refusal in (*refused, *impossible):
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
     folder = output_dir or new_folder(name)

@@ -146,7 +146,7 @@ def numbers(flag: str, text: str) -> list[int]:
 
 
 def words(text: str) -> list[str]:
-    """`a,b` as words; empty for an empty text."""
+    """`a,b` as words; none where there are only commas and spaces."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -47,6 +47,8 @@ def read_request(context: typer.Context) -> Request:
     """The request of a command that has cases. Stages and recipes that the user named win over those of a DeepSpeed JSON."""
     given = context.params
     named = {key: _source(context, key) in ("COMMANDLINE", "ENVIRONMENT") for key in ("zero", "recipe", "gpus")}
+    if named["recipe"] and not words(given["recipe"]):
+        raise InputError("--recipe: expected names, as fp32,bf16-full")
     if DS_CONFIG in words(given["recipe"]):
         raise InputError(f"--recipe {DS_CONFIG}: leave --recipe out: the file of --ds-config says the precision")
     path: Path | None = given["ds_config"]

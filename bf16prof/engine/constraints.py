@@ -195,6 +195,13 @@ def _offload_needs_zero(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _partial_offloading_needs_cpu_adam(config: Mapping[str, Any]) -> str | None:
+    ratio = config["zero_optimization"].get("offload_optimizer", {}).get("ratio", 1.0)
+    if offloads_optimizer(config) and ratio < 1.0 and engine_facts(config).optimizer is not BasicOptimizer.CPU_ADAM:
+        return "offload_optimizer.ratio below 1 needs DeepSpeedCPUAdam: unset optimizer.torch_adam (runtime/zero/stage3.py)"
+    return None
+
+
 def _offloaded_parameters_keep_their_optimizer(config: Mapping[str, Any]) -> str | None:
     if offloads_parameters(config) and not offloads_optimizer(config):
         return "offload_param without offload_optimizer is not modelled: offload both"
@@ -232,6 +239,7 @@ RULES: tuple[Rule, ...] = (
     _client_optimizer_is_adamw,
     _client_optimizer_stays_on_the_device,
     _low_precision_master_needs_zero,
+    _partial_offloading_needs_cpu_adam,
     _low_precision_states_need_master,
     _low_precision_master_needs_bf16,
     _fp32_states_of_bf16_master_need_offload,

@@ -8,21 +8,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bf16prof.cases import Job
+from bf16prof.cases import Job, Refusal
+from bf16prof.engine.config import deepspeed_config, enabled_dtype
+from bf16prof.engine.constraints import refused_error
 from bf16prof.errors import InputError, install_hint
-from bf16prof.measure.machine import package_version
+from bf16prof.measure.machine import hardware, package_version
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.records import Device
 
 TIMEOUT_S = 120.0
+RANK_BYTES = 200 * 2**20
+"""Less than what a process holds that has imported torch and DeepSpeed (243 MiB of torch 2.13 and DeepSpeed 0.19.8 on a CPU)."""
 
 _QUESTION = """
 import json, os, torch
 cuda = torch.cuda
 wanted = os.environ.get("DS_ACCELERATOR") != "cpu" and cuda.is_available()
 gpus = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if wanted else []
-print(json.dumps({"cuda": torch.version.cuda, "gpus": [[g.name, g.total_memory, g.major, g.minor] for g in gpus]}))
+fp16 = bool(gpus) or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+print(json.dumps({"cuda": torch.version.cuda, "fp16": fp16, "gpus": [[g.name, g.total_memory, g.major, g.minor] for g in gpus]}))
 """
 
 
@@ -37,10 +42,14 @@ class TorchGpu:
 
 @dataclass(frozen=True)
 class TorchAnswer:
-    """torch's CUDA version (`None` for a CPU build) and its GPUs: none where DeepSpeed is told to use the CPU (`DS_ACCELERATOR=cpu`)."""
+    """torch's CUDA version (`None` for a CPU build) and its GPUs: none where DeepSpeed is told to use the CPU (`DS_ACCELERATOR=cpu`).
+
+    `fp16`: whether DeepSpeed runs fp16 here (deepspeed/accelerator, is_fp16_supported): on every GPU, and where oneDNN has it for the CPU.
+    """
 
     cuda: str | None
     gpus: tuple[TorchGpu, ...]
+    fp16: bool = True
 
     @property
     def device(self) -> Device:
@@ -59,7 +68,8 @@ def ask_torch() -> TorchAnswer | str:
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     answer = json.loads(done.stdout.splitlines()[-1])
-    return TorchAnswer(answer["cuda"], tuple(TorchGpu(name, total, (major, minor)) for name, total, major, minor in answer["gpus"]))
+    gpus = tuple(TorchGpu(name, total, (major, minor)) for name, total, major, minor in answer["gpus"])
+    return TorchAnswer(answer["cuda"], gpus, answer["fp16"])
 
 
 def require_packages(purpose: str) -> None:
@@ -79,6 +89,24 @@ def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
     for recipe in {job.case.recipe: job.recipe for job in jobs if job.recipe.optimizer}.values():
         layout = all_optimizers()[recipe.optimizer]
         _require(layout.distribution, f"{recipe.id} ({layout.class_})", f"{install_hint('recipes')}, or only '{layout.requirement}'")
+
+
+def require_dtypes(jobs: Sequence[Job], torch: TorchAnswer) -> tuple[list[Job], list[Refusal]]:
+    """The jobs whose dtype this machine has, and refusals of the others. Raises `Refused` when none is left."""
+    lacking = [job for job in jobs if not torch.fp16 and enabled_dtype(deepspeed_config(job)) == "fp16"]
+    refused = [Refusal(job.case, "DeepSpeed runs no fp16 on this CPU, where oneDNN has none; simulate does") for job in lacking]
+    if len(lacking) == len(jobs):
+        raise refused_error(refused[0])
+    return [job for job in jobs if job not in lacking], refused
+
+
+def require_memory(ranks: int) -> None:
+    """Raise `InputError` when not even torch and DeepSpeed of so many ranks on the CPU fit this machine."""
+    found = hardware()
+    memory = min(int(found["memory_bytes"]), int(found.get("memory_limit_bytes", found["memory_bytes"])))
+    if ranks * RANK_BYTES > memory:
+        needs = f"{ranks} ranks take {ranks * RANK_BYTES >> 30} GiB for torch and DeepSpeed alone"
+        raise InputError(f"{needs}, and this machine has {memory >> 30} GiB", hint="fewer --nproc-per-node; simulate runs any number")
 
 
 def _require(package: str, purpose: str, hint: str) -> None:

@@ -104,6 +104,17 @@ def test_a_full_disk_is_one_line(main: Main, tmp_path: Path) -> None:
     assert refused(main("estimate", "-p", "cpu-demo", "-o", tmp_path / "full.json")).count("No space left on device") == 1
 
 
+@pytest.mark.parametrize("arguments", [("estimate",), ("recipes", "list", "--json"), ("--help",), ("--version",)], ids=" ".join)
+def test_a_full_disk_behind_stdout_is_one_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "bf16prof", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "bf16prof: cannot write the output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_folder_that_takes_no_files_is_one_line(main: Main) -> None:
     assert "cannot write /proc/self/x.csv" in refused(main("estimate", "-p", "cpu-demo", "-o", "/proc/self/x.csv"))
 

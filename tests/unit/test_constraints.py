@@ -101,6 +101,7 @@ REJECTED_BY_DEEPSPEED: dict[str, tuple[dict[str, Any], str, str]] = {
     "prescaling at stage 2": ({"stage": 2, "prescale_gradients": True}, "prescale_gradients", "AssertionError"),
     "predividing at stage 3": ({"stage": 3, "gradient_predivide_factor": 2.0}, "gradient_predivide_factor", "AssertionError"),
     "offload ratio at stage 2": ({"stage": 2, **HALF_OFFLOADED}, "ratio", "ValidationError"),
+    "offload ratio with torch_adam": ({"stage": 3, "torch_adam": True, **HALF_OFFLOADED}, "ratio", "AssertionError"),
     "bf16 master offloaded to torch_adam at stage 3": ({"stage": 3, **BF16_MASTER, **TORCH_OFFLOADED}, "torch_adam", "AssertionError"),
     "bf16 master offloaded to torch_adam at stage 1": ({"stage": 1, **BF16_MASTER, **TORCH_OFFLOADED}, "torch_adam", "AssertionError"),
     "offloaded bf16-full with torch_adam": ({"stage": 2, "recipe": "bf16-full", **TORCH_OFFLOADED}, "torch_adam", "AssertionError"),

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import pytest
 import typer
+from jobs import write_profile
 from typer.testing import CliRunner
 
+from bf16prof.cases import Selection, expand
 from bf16prof.commands.doctor import doctor
 from bf16prof.engine.versions import version_tuple
+from bf16prof.errors import InputError, Refused
 from bf16prof.measure import machine
-from bf16prof.measure.accelerator import TorchAnswer, TorchGpu
+from bf16prof.measure.accelerator import TorchAnswer, TorchGpu, require_dtypes, require_memory
 from bf16prof.measure.checks import Check, State, checks, verdict
+from bf16prof.profiles.load import load_profile
+from bf16prof.records import Device
 
 CHECKS = "bf16prof.measure.checks"
 TRAIN = ("torch", "deepspeed")
@@ -238,3 +243,23 @@ def test_hostile_names_are_inert(app: typer.Typer, monkeypatch: pytest.MonkeyPat
     assert "[/red]\\x1b[31mGPU\\n" in result.stdout
     assert "\x1b" not in result.stdout
     assert "\u202e" not in result.stdout
+
+
+def test_fp16_is_left_out_where_the_cpu_has_none(tmp_path: Path) -> None:
+    profile = load_profile(str(write_profile(tmp_path / "p.toml"))).profile
+    jobs = expand(Selection(profile, [1], [2], ["fp16-fp32-master", "bf16-full"], Device.CPU))
+    without = TorchAnswer(None, (), fp16=False)
+
+    left, refused = require_dtypes(jobs, without)
+
+    assert [job.case.recipe for job in left] == ["bf16-full"]
+    assert [refusal.case.recipe for refusal in refused] == ["fp16-fp32-master"]
+    assert require_dtypes(jobs, TorchAnswer(None, ())) == (jobs, [])
+    with pytest.raises(Refused, match="no fp16 on this CPU"):
+        require_dtypes(jobs[:1], without)
+
+
+def test_more_ranks_than_the_machine_can_hold_are_refused() -> None:
+    require_memory(1)
+    with pytest.raises(InputError, match="1000000 ranks take 195312 GiB"):
+        require_memory(1_000_000)
