@@ -18,7 +18,7 @@ from published import rows
 
 pytestmark = pytest.mark.timeout(280)
 
-ALLOCATED, PEAK = rows("seed README", "allocated"), rows("seed README", "peak_allocated")
+ALLOCATED, PEAK = rows("example README", "allocated"), rows("example README", "peak_allocated")
 RECIPES = ("bf16-fp32-master", "bf16-full-autocast")
 """In the order of the published rows."""
 
