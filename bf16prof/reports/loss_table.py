@@ -71,12 +71,14 @@ def _published(view: CaseView) -> LossSummary | None:
 
 
 def _title(groups: Sequence[SeedGroup], references: Sequence[str]) -> str:
-    several = any(len(group.views) > 1 for group in groups)
-    tail = "; at the end is the running mean over the last tenth of the steps" if any(g.interval("tail") for g in groups) else ""
     to = ", and so is the gap" + (f" to {references[0]}" if len(references) == 1 else "") if references else ""
-    over = f"; ± is the {CONFIDENCE:.0%} interval over seeds by Student's t" if several else ""
-    paired = ", of a gap that of the differences seed by seed" if several and references else ""
-    return f"Losses. The deviation is the standard deviation over the steps{tail}{to}{over}{paired}"
+    paired = ", of a gap that of the differences seed by seed" if references else ""
+    said = {
+        "the deviation is the standard deviation over the steps": any(group.interval("deviation") for group in groups),
+        f"at the end is the running mean over the last tenth of the steps{to}": any(group.interval("tail") for group in groups),
+        f"± is the {CONFIDENCE:.0%} interval over seeds by Student's t{paired}": any(len(group.views) > 1 for group in groups),
+    }
+    return "Losses: " + "; ".join(text for text, true in said.items() if true) if any(said.values()) else "Losses"
 
 
 def _row(group: SeedGroup, gap: LossGap | None, several: bool) -> tuple[Cell, ...]:
@@ -89,10 +91,17 @@ def _row(group: SeedGroup, gap: LossGap | None, several: bool) -> tuple[Cell, ..
         unknown_cell() if None in seeds else Cell(", ".join(map(str, seeds)), style="number"),
         Cell(" or ".join(map(str, steps)), steps[-1], "number"),
         _lost(group),
-        *(interval_cell(group.interval(quantity), digits) for quantity in _COLUMNS),
+        *(_statistic(group, quantity, digits) for quantity in _COLUMNS),
         interval_cell(gap.gap if gap else None, digits, signed=True),
         Cell(gap.reference.label, style="label") if gap and several else unknown_cell(),
     )
+
+
+def _statistic(group: SeedGroup, quantity: str, digits: int) -> Cell:
+    known = group.interval(quantity)
+    if known is None and quantity == "final" and any(found.lost for found in group.statistics):
+        return Cell(NOT_FINITE, style="number bad")
+    return interval_cell(known, digits)
 
 
 def _lost(group: SeedGroup) -> Cell:

@@ -106,17 +106,20 @@ def _last_loss(group: SeedGroup) -> str:
 
 
 def _named_apart(points: Sequence[_Point], traces: Sequence[Trace]) -> list[Trace]:
-    """The traces with names, those above one another in different places."""
+    """The traces with names, those above one another in different places; on the right side to the left, so that they end on the page."""
     seen: Counter[float] = Counter()
+    middle = max(point.x for point in points) / 2
     named = []
     for point, trace in zip(points, traces, strict=True):
-        place = _PLACES[seen[point.x] % len(_PLACES)]
+        places = _PLACES if point.x <= middle else _PLACES_ON_THE_RIGHT
+        place = places[seen[point.x] % len(places)]
         named.append(trace | {"mode": "markers+text", "text": [plotly_text(point.group.recipe)], "textposition": place})
         seen[point.x] += 1
     return named
 
 
 _PLACES = ("top center", "bottom center", "middle right", "middle left")
+_PLACES_ON_THE_RIGHT = ("top left", "bottom left", "middle left")
 _SYMBOLS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"), ("x", "✖"), ("star", "★"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bf16prof.reports.cells import Cell, Table, interval_cell, number_cell, unknown_cell, without_empty
+from bf16prof.reports.cells import Cell, Table, interval_cell, number_cell, without_empty
 from bf16prof.reports.intervals import Interval
 from bf16prof.reports.learning import learning
 from bf16prof.reports.losses import SeedGroup, loss_gaps, seed_groups
@@ -29,7 +29,7 @@ def _row(group: SeedGroup, gap: Interval | None) -> tuple[Cell, ...]:
     return (
         Cell(group.label, style="label"),
         number_cell(states_per_parameter(group.views[0].main)),
-        Cell(f"{percent.text(2)} %", percent.mean, "number") if percent else unknown_cell(),
+        Cell(f"{percent.text(2)} %", percent.mean, "number") if percent else Cell("no finite update", style="number bad"),
         interval_cell(learned(group, "edq")),
         interval_cell(gap, signed=True),
     )

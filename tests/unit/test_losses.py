@@ -155,6 +155,10 @@ def test_one_diverged_seed_leaves_no_mean_of_the_others_and_no_gap() -> None:
     assert loss_gaps(groups) == []
     assert [group.interval("final") is None for group in groups] == [False, True]
     text, page = printed(runs), render(runs)
+    assert [cell.text for row in (loss_table(run_views(runs)) or pytest.fail()).rows for cell in row[4:5]] == [
+        "2.0000 ± 0.0000",
+        "not finite",
+    ]
     for shown in (text, page, to_markdown(runs)):
         assert "not finite" in shown
         assert "1 of 4 steps, 1 of 2 seeds" in shown

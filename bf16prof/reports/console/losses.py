@@ -38,7 +38,7 @@ def price_in_learning(views: Sequence[CaseView], console: Console) -> None:
 
 
 def _print(found: Table, console: Console) -> None:
-    title, mark, how = found.caption.partition(". " if ". " in found.caption else ": ")
+    title, mark, how = found.caption.partition(": ")
     heading(console, title)
     columns = [Column(header, "left" if header in _LEFT else "right", key=header == "case") for header in found.headers]
     table(console, columns, [[Text(cell.text, "red" if "bad" in cell.style else "") for cell in row] for row in found.rows])
