@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bf16prof.records import Component, MemoryRecord
-from bf16prof.reports import palette
 from bf16prof.reports.intervals import Interval, t_interval
 from bf16prof.reports.learning import edq_text, learning, lost_text
 from bf16prof.reports.losses import LossGap, SeedGroup, loss_gaps, seed_groups
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
+from bf16prof.reports.series import case_styles
 from bf16prof.reports.units import inert, number
 from bf16prof.reports.views import CaseView, case_label
 
@@ -43,7 +43,7 @@ def price(views: Sequence[CaseView]) -> Figure | None:
         if (edq := learned(group, "edq")) and (lost := learned(group, "lost_updates")) and (size := _states(group)) is not None
     ]
     hover = f"{_HOVER}<br>EDQ %{{customdata[1]}}, %{{customdata[2]}} of updates lost<br>loss %{{customdata[3]}}<extra></extra>"
-    return _figure("figure-price", points, hover, "EDQ") if points else None
+    return _figure("figure-price", points, views, hover, "EDQ") if points else None
 
 
 def gap(views: Sequence[CaseView]) -> Figure | None:
@@ -57,7 +57,7 @@ def gap(views: Sequence[CaseView]) -> Figure | None:
     ]
     names = ", ".join(plotly_text(name) for name in dict.fromkeys(gap.reference.recipe for gap in found))
     hover = f"{_HOVER}<br>loss %{{customdata[1]}} to %{{customdata[2]}}<extra></extra>"
-    return _figure("figure-gap", points, hover, f"loss gap to {names}") if found and points else None
+    return _figure("figure-gap", points, views, hover, f"loss gap to {names}") if found and points else None
 
 
 _HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter"
@@ -79,18 +79,18 @@ class _Point:
         return self.group.label.replace(case_label(view.case), case_label(replace(view.case, recipe="")).rstrip("-").replace("--", "-"))
 
 
-def _figure(name: str, points: Sequence[_Point], hover: str, y_title: str) -> Figure:
-    """Names stand at the points while there is one of each recipe; else a legend explains colours and symbols, which never overlap."""
-    recipes = list(dict.fromkeys(point.group.recipe for point in points))
+def _figure(name: str, points: Sequence[_Point], views: Sequence[CaseView], hover: str, y_title: str) -> Figure:
+    """A legend explains colours and symbols; while each recipe has one point, its name stands there too, if the page is wide."""
+    recipes = {point.group.recipe for point in points}
     kinds = list(dict.fromkeys(point.kind for point in points))
-    colours = {recipe: palette.series(number) for number, recipe in enumerate(recipes)}
+    colours = {view.case.recipe: colour for view, (colour, _) in zip(views, case_styles(views), strict=True) if view.case.recipe in recipes}
     symbols = {kind: _SYMBOLS[number % len(_SYMBOLS)] for number, kind in enumerate(kinds)}
     traces = [_trace(p, colours[p.group.recipe], symbols[p.kind][0]) | {"hovertemplate": hover} for p in points]
     layout = base_layout(380, "bytes of model states per parameter", y_title)
     layout["xaxis"]["range"] = [0, max(point.x for point in points) * 1.15]
     layout["hovermode"] = "closest"
     if len(points) == len(recipes):
-        return figure(name, _named_apart(points, traces), layout)
+        traces = _named_apart(points, traces)
     legend = [(inert(recipe), "●", colour) for recipe, colour in colours.items()]
     legend += [(kind, symbol, "") for kind, (_, symbol) in symbols.items()] if len(kinds) > 1 else []
     return replace(figure(name, traces, layout), legend=tuple(legend))

@@ -22,6 +22,7 @@ from bf16prof.reports.loss_table import loss_notes, loss_table
 from bf16prof.reports.losses import LossStatistics, loss_gaps, loss_statistics, running_mean, seed_groups
 from bf16prof.reports.plots import step_ticks
 from bf16prof.reports.price_figure import gap
+from bf16prof.reports.series import case_styles
 from bf16prof.reports.tables import frame, to_markdown
 from bf16prof.reports.views import loss_text, run_names, run_views
 from bf16prof.runs import Run, replace
@@ -131,6 +132,10 @@ def test_the_table_and_the_figure_of_gaps_name_the_reference() -> None:
     assert "+0.2500" in render(runs)
     assert "0.2500" in to_markdown(runs)
     assert gap(views[:1]) is None
+    more = run_views([a_run([2.0], 1, "bf16-full", lr=1e-4), *runs])
+    shown, styles = gap(more), case_styles(more)
+    assert shown is not None
+    assert [colour for _, _, colour in shown.legend] == [styles[1][0], styles[3][0]], "a recipe has one colour in every figure"
 
 
 NAN = float("nan")

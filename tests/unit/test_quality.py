@@ -330,7 +330,7 @@ def test_a_case_is_a_point_of_its_bytes_and_its_descent() -> None:
     assert '"x":[6.0]' in drawn.html
     assert '"y":[0.85' in drawn.html
     assert '"text":["bf16-pure"]' in drawn.html
-    assert drawn.legend == ()
+    assert [name for name, _, _ in drawn.legend] == ["bf16-pure"]
     assert price([]) is None
 
 
