@@ -85,7 +85,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
 
 def _captioned(table: Table) -> str:
     rows = [dict(zip(table.headers, (cell.text for cell in row), strict=True)) for row in table.rows]
-    return f"\n{table.caption}.\n\n" + _markdown(rows)
+    return f"\n{markdown_text(table.caption, None)}.\n\n" + _markdown(rows)
 
 
 def _column(name: str, values: list[Any]) -> pd.Series[Any]:
