@@ -229,11 +229,16 @@ def gap_curves(study: Study) -> Figure:
     """The running mean of each recipe's loss less that of fp32, means over the seeds."""
     zero = dict(mean_curve(study.groups["fp32"]))
     traces = [
-        line(index, (palette.series(index), "solid"), list(curve), [loss - zero[step] for step, loss in curve.items()]) | {"mode": "lines"}
+        line(index, (palette.series(index), "solid"), list(curve), [_less(loss, zero[step]) for step, loss in curve.items()])
+        | {"mode": "lines"}
         for index, group in enumerate(study.groups.values())
         if (curve := dict(mean_curve(group)))
     ]
     return figure("study-gaps", traces, base_layout(380, "step", "running mean of the loss, less that of fp32"))
+
+
+def _less(loss: float | None, other: float | None) -> float | None:
+    return None if loss is None or other is None else loss - other
 
 
 def picture(study: Study, target: Path) -> None:

@@ -136,6 +136,8 @@ class StepRecord:
     """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase.
 
     `phase_time_s`: seconds in each phase over all micro-steps, by the clock, on a GPU between CUDA events.
+    `loss_not_finite`: the source said a loss that is no finite number, so that `loss` is `None` (else it is just not known). A measured
+    step always says its loss: without one, it was not finite.
     """
 
     __pydantic_config__ = STRICT
@@ -148,6 +150,21 @@ class StepRecord:
     warmup: bool = False
     device_time_s: Amount | None = None
     phase_time_s: dict[Phase, Amount] = field(default_factory=dict)
+    loss_not_finite: bool = False
+
+
+@dataclass(frozen=True)
+class LossSummary:
+    """What was published of a loss curve whose steps were not: over so many `steps` its mean and standard deviation, printed with so many
+    `decimals`; its last value is the record's `loss`. `source` is the citation."""
+
+    __pydantic_config__ = STRICT
+
+    steps: Size
+    mean: float
+    deviation: float
+    decimals: Size
+    source: str
 
 
 @dataclass(frozen=True)
@@ -340,6 +357,7 @@ class MemoryRecord:
     * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`: the part of it that launching costs, as
       the calibration measured it.
     * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the dtype of the matrix products.
+    * `loss`: of the last step. `loss_summary`: of a curve that is known by its statistics only.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `quality`: lost updates and effective descent quality, by step, where they were measured.
@@ -388,6 +406,7 @@ class MemoryRecord:
     timeline: Timeline | None = None
     rounding: dict[str, Size] = field(default_factory=dict)
     quality: tuple[QualityStep, ...] = ()
+    loss_summary: LossSummary | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

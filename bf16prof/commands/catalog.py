@@ -88,10 +88,10 @@ def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
 @recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
 def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run: RunOption = None, json_: o.JsonOption = False) -> None:
     """One recipe: the dtype and the bytes of every component, how and where it runs or why it does not, and its source."""
-    recipe = find_recipe(name)
+    recipe, records = find_recipe(name), _records(run)
     where = _where(recipe)
     if json_:
-        return _json(recipe=_recipe(recipe, _records(run)) | {"stages": where})
+        return _json(recipe=_recipe(recipe, records) | {"stages": where})
     forms = {"": recipe, "ZeRO 1-3": recipe.at(1)} if recipe.zero else {"": recipe}
     headers = [f"{what} {form}".strip() for form in forms for what in ("dtype", "between steps", "at the peak")]
     by_component = [_by_component(form) for form in forms.values()]
@@ -106,7 +106,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run
         about.append(["model", f"parameters cast to {recipe.cast} before DeepSpeed is given them"])
     about += [[f"DeepSpeed {form}".strip(), json.dumps(r.deepspeed)] for form, r in forms.items() if r.deepspeed is not None]
     about += [["not run", recipe.not_run]] if recipe.not_run else [[stage, said] for stage, said in where.items()]
-    about += [[f"measured, {case_label(record.case)}", found.text] for record, found in of_recipe(_records(run), recipe.id)]
+    about += [[f"measured, {case_label(record.case)}", found.text] for record, found in of_recipe(records, recipe.id)]
     return _table(["", ""], [*about, ["source", recipe.source]])
 
 

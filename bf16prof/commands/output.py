@@ -78,10 +78,23 @@ def write_report(run: Run) -> None:
 
 
 def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:
-    """Records as a finished run that is not on disk, so that reports treat them like any other."""
+    """Records as a finished run that is not on disk, so that reports treat them like any other: made now, by this command."""
     done = now()
+    return told_run(name, records, profile, created=done, finished=done, argv=command_line())
+
+
+def told_run(
+    name: str,
+    records: Sequence[MemoryRecord],
+    profile: dict[str, Any],
+    *,
+    created: str = "",
+    finished: str | None = None,
+    argv: tuple[str, ...] = (),
+) -> Run:
+    """The same of records of which nobody says when they were made and how."""
     cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
-    manifest = Manifest(name, done, Status.FINISHED, records[0].device, command_line(), cases, profile, finished=done)
+    manifest = Manifest(name, created, Status.FINISHED, records[0].device, argv, cases, profile, finished=finished)
     return Run(Path(), manifest, tuple(records))
 
 

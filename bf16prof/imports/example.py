@@ -166,7 +166,8 @@ class ExampleReader:
         of_step = self._steps[step]
         losses = [loss for loss, _ in of_step.values() if loss is not None]
         complete = len(losses) == len(self._last)
-        return StepRecord(step, statistics.fmean(losses) if complete else None, max(time for _, time in of_step.values()), None)
+        loss = statistics.fmean(losses) if complete else None
+        return StepRecord(step, loss, max(time for _, time in of_step.values()), None, loss_not_finite=_lost(of_step))
 
 
 def _lost(ranks: Mapping[int, tuple[float | None, float]]) -> bool:

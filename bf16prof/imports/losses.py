@@ -48,7 +48,8 @@ class LossReader:
         """The steps with their losses."""
         if not self._losses:
             return None
-        steps = tuple(StepRecord(step, self._losses[step], None, None) for step in sorted(self._losses))
+        curve = sorted(self._losses.items())
+        steps = tuple(StepRecord(step, loss, None, None, loss_not_finite=loss is None) for step, loss in curve)
         return Finding(self.format, steps=steps, notes=(*not_finite([s.step for s in steps if s.loss is None], len(steps)), *self._notes))
 
 

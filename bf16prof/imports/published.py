@@ -14,7 +14,7 @@ from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import shipped_table
-from bf16prof.records import Case, MemoryRecord
+from bf16prof.records import Case, LossSummary, MemoryRecord
 
 PREFIX = "published:"
 
@@ -48,15 +48,19 @@ def find_published(name: str) -> Published:
 def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: Gpu) -> MemoryRecord:
     """One column of the published table. Its peak is `max_memory_allocated` since the process began."""
     case = Case(profile.name, table["zero_stage"], table["world_size"], row["recipe"])
-    loss = row["loss"]
     finding = Finding(
         "the published table",
         readings={name: rounded(row[key], GIB, len(row[key].partition(".")[2])) for name, key in _MEMORY.items()},
         facts={"step_time_s": row["step_time_s"]},
-        notes=(f"loss over {table['steps']} steps: mean {loss['mean']}, standard deviation {loss['std']}", *table["notes"]),
+        notes=tuple(table["notes"]),
     )
     record = imported_record(case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}: {table['url']}"])
-    return dataclasses.replace(record, loss=loss["final"])
+    return dataclasses.replace(record, loss=float(row["loss"]["final"]), loss_summary=_loss_summary(row["loss"], table))
+
+
+def _loss_summary(loss: dict[str, str], table: dict[str, Any]) -> LossSummary:
+    decimals = max(len(text.partition(".")[2]) for text in loss.values())
+    return LossSummary(table["steps"], float(loss["mean"]), float(loss["std"]), decimals, table["citation"])
 
 
 _MEMORY = {"allocated_bytes": "allocated_gb", "run_peak_allocated_bytes": "run_peak_allocated_gb"}

@@ -48,7 +48,7 @@ def imported_record(case: Case, findings: Sequence[Finding], *, gpu: str | None 
         phases=phases,
         peak_phase=peak_phase(phases),
         items=next((f.items for f in findings if f.items), ()),
-        loss=next((step.loss for step in reversed(steps) if step.loss is not None), None),
+        loss=next((step.loss for step in reversed(steps) if step.loss is not None or step.loss_not_finite), None),
         steps=steps,
         rounding={name: reading.rounding for name, reading in readings.items() if reading.rounding},
         notes=(*notes, *(n for f in findings for n in f.notes), *_contradicting(contradictions), *rounding_note(readings)),
@@ -68,14 +68,15 @@ def rounding_note(readings: dict[str, Reading]) -> list[str]:
 
 
 def joined_steps(lists: Sequence[Sequence[StepRecord]]) -> tuple[StepRecord, ...]:
-    """Steps that several formats know: loss and time each from the first that says it."""
+    """Steps that several formats know: loss and time each from the first that says it; no loss where one says that it was not finite."""
     joined: dict[int, StepRecord] = {}
     for steps in lists:
         for step in steps:
             known = joined.get(step.step, step)
-            loss = step.loss if known.loss is None else known.loss
+            lost = known.loss_not_finite or step.loss_not_finite
+            loss = None if lost else step.loss if known.loss is None else known.loss
             time = step.time_s if known.time_s is None else known.time_s
-            joined[step.step] = StepRecord(step.step, loss, time, None)
+            joined[step.step] = StepRecord(step.step, loss, time, None, loss_not_finite=lost)
     return tuple(joined[number] for number in sorted(joined))
 
 

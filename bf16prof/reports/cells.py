@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bf16prof.records import Source
+from bf16prof.reports.intervals import Interval
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, signed_bytes, signed_percent, whole
 from bf16prof.reports.views import Line
 
@@ -49,6 +50,13 @@ def bytes_cell(value: int | None, *, title: str = "", detail: str = "") -> Cell:
 def number_cell(value: float | None) -> Cell:
     """A number for a person."""
     return unknown_cell() if value is None else Cell(number(value), value, "number")
+
+
+def interval_cell(found: Interval | None, digits: int = 4, *, signed: bool = False) -> Cell:
+    """A mean with its interval; a difference with its sign."""
+    if found is None:
+        return unknown_cell()
+    return Cell(("+" if signed and round(found.mean, digits) > 0 else "") + found.text(digits), found.mean, "number")
 
 
 def difference_cell(line: Line | None, source: Source) -> Cell:

@@ -12,7 +12,7 @@ from typing import Any
 from bf16prof.records import TRAINING, Component, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
 from bf16prof.reports.loss_figure import loss_curves
-from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
+from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.price_figure import gap, price
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, seconds, signed_percent, whole
@@ -163,7 +163,7 @@ def timeline(views: Sequence[CaseView]) -> Figure | None:
         if points
     ]
     layout = base_layout(360, "step", f"allocated ({unit})")
-    layout["xaxis"]["tickformat"] = "d"
+    layout["xaxis"] |= step_ticks(x for _, _, points in curves for x, _, _ in points)
     return figure("figure-timeline", traces, layout)
 
 

@@ -14,8 +14,9 @@ from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
 from bf16prof.reports.learning import edq_text, lost_text
-from bf16prof.reports.loss_table import loss_table
+from bf16prof.reports.loss_table import loss_notes, loss_table, rounding_note
 from bf16prof.reports.page import page
+from bf16prof.reports.price_table import price_table
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
@@ -23,7 +24,7 @@ from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, secon
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views
 from bf16prof.reports.work import HEADERS, work_rows
-from bf16prof.runs import CaseStatus, Run, Status
+from bf16prof.runs import CaseStatus, Manifest, Run, Status
 
 _MOST_ITEMS = 100
 _NOT_STARTED = (Status.PLANNED, Status.RUNNING)
@@ -49,6 +50,9 @@ def render(runs: Sequence[Run]) -> str:
         details=[_details(index, view) for index, view in enumerate(views)],
         figures=drawn,
         losses=loss_table(views),
+        loss_notes=loss_notes(views),
+        rounding=rounding_note(views),
+        price=price_table(views),
         panels=inside,
         panels_left_out=left_out,
         plotly=plots.bundle() if any(drawn.values()) or any(panel.figure for panel in inside) else "",
@@ -183,14 +187,14 @@ def _run(run: Run, name: str) -> dict[str, Any]:
         "name": name,
         "status": str(manifest.status),
         "good": manifest.status is Status.FINISHED,
-        "created": inert(manifest.created),
+        "when": ", ".join(inert(text) for text in (manifest.device, manifest.created) if text),
         "device": str(manifest.device),
         "command": inert(" ".join(manifest.argv), 4000),
         "cases": _status_table(manifest.cases),
         "facts": [
             (title, [(inert(key), inert(value, 400)) for key, value in pairs])
             for title, pairs in (
-                ("Run", [("started", manifest.created), ("ended", manifest.finished or "not recorded"), ("device", manifest.device)]),
+                ("Run", _facts(manifest)),
                 ("Hardware", manifest.hardware.items()),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
@@ -199,6 +203,11 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             if pairs
         ],
     }
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    times = [("started", manifest.created), ("ended", manifest.finished or "not recorded")] if manifest.created else []
+    return [*times, ("device", str(manifest.device))]
 
 
 def _status_table(cases: Sequence[CaseStatus]) -> Table:

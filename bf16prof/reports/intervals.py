@@ -25,7 +25,7 @@ class Interval:
 
     def text(self, digits: int = 3) -> str:
         """`2.345 ± 0.012`, or the mean alone."""
-        return f"{self.mean:.{digits}f}" + ("" if self.half_width is None else f" ± {self.half_width:.{digits}f}")
+        return f"{self.mean:z.{digits}f}" + ("" if self.half_width is None else f" ± {self.half_width:.{digits}f}")
 
     @property
     def excludes_zero(self) -> bool:

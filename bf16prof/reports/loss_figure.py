@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bf16prof.reports.losses import SeedGroup, running_mean, seed_groups, window_of
-from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
+from bf16prof.reports.losses import SeedGroup, of_finite, running_mean, seed_groups, window_of
+from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.units import number
 from bf16prof.reports.views import CaseView, losses
@@ -23,23 +23,27 @@ def loss_curves(views: Sequence[CaseView]) -> Figure | None:
     groups = seed_groups(views)
     means = {group.indices[0]: curve for group in groups if (curve := mean_curve(group))}
     covered = {index for group in groups if group.indices[0] in means for index in group.indices}
-    curves = [_curve(i, view, styles[i], faint=i in covered) for i, view in enumerate(views) if losses(view.main)]
+    curves = [_curve(i, view, styles[i], faint=i in covered) for i, view in enumerate(views) if _drawn(view)]
     if not curves:
         return None
     on_top = [_mean(first, means[first], styles[first], group) for group in groups if (first := group.indices[0]) in means]
     layout = base_layout(380, "step", "loss")
-    layout["xaxis"]["tickformat"] = "d"
+    layout["xaxis"] |= step_ticks(step for curve in curves for step in curve["x"])
     return figure("figure-losses", curves + on_top, layout)
 
 
-def mean_curve(group: SeedGroup) -> list[tuple[int, float]]:
+def _drawn(view: CaseView) -> bool:
+    return any(loss is not None for _, loss in losses(view.main))
+
+
+def mean_curve(group: SeedGroup) -> list[tuple[int, float | None]]:
     """(step, running mean) of the mean over the group's seeds, at the steps that all have; empty where it would be the curve itself."""
     curves = [dict(found) for view in group.views if (found := losses(view.main))]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     window = window_of(len(steps))
     if len(curves) < 2 and window < 2:
         return []
-    return running_mean([(step, statistics.fmean(curve[step] for curve in curves)) for step in steps], window)
+    return running_mean([(step, of_finite(statistics.fmean, [curve[step] for curve in curves])) for step in steps], window)
 
 
 def _curve(index: int, view: CaseView, style: tuple[str, str], *, faint: bool) -> Trace:
@@ -49,13 +53,13 @@ def _curve(index: int, view: CaseView, style: tuple[str, str], *, faint: bool) -
     return _named(trace | look, view.label, [loss for _, loss in curve])
 
 
-def _mean(index: int, curve: Sequence[tuple[int, float]], style: tuple[str, str], group: SeedGroup) -> Trace:
+def _mean(index: int, curve: Sequence[tuple[int, float | None]], style: tuple[str, str], group: SeedGroup) -> Trace:
     trace = line(index, style, [step for step, _ in curve], [loss for _, loss in curve]) | {"mode": "lines"}
     seeds = f" over {len(group.views)} seeds" if len(group.views) > 1 else ""
     return _named(trace, f"{group.label}, running mean{seeds}", [loss for _, loss in curve])
 
 
-def _named(trace: Trace, name: str, values: Sequence[float]) -> Trace:
+def _named(trace: Trace, name: str, values: Sequence[float | None]) -> Trace:
     return trace | {
         "customdata": [number(loss) for loss in values],
         "hovertemplate": "%{fullData.name}<br>step %{x}: %{customdata}<extra></extra>",

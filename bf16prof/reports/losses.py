@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,24 +28,36 @@ _SAME_LEARNING = ("type", "lr", "betas", "eps", "weight_decay")
 
 @dataclass(frozen=True)
 class LossStatistics:
-    """One curve of `steps` losses: the last, the mean and the (sample) standard deviation of all, and the mean of the last `window`."""
+    """One curve of `steps` losses: the last, the mean and the (sample) standard deviation of all, and the mean of the last `window`.
+
+    `lost` of the losses were not finite: whatever they are part of is `None`.
+    """
 
     steps: int
-    final: float
-    mean: float
+    final: float | None
+    mean: float | None
     deviation: float | None
     window: int
-    tail: float
+    tail: float | None
+    lost: int = 0
 
 
 def loss_statistics(record: MemoryRecord) -> LossStatistics | None:
-    """The statistics of a record's finite losses; `None` where it has none."""
+    """The statistics of a record's losses, or those that were published of them; `None` where it has neither."""
     values = [loss for _, loss in losses(record)]
+    said = record.loss_summary
     if not values:
-        return None
+        return LossStatistics(said.steps, record.loss, said.mean, said.deviation, window_of(said.steps), None) if said else None
     window = window_of(len(values))
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return LossStatistics(len(values), values[-1], statistics.fmean(values), deviation, window, statistics.fmean(values[-window:]))
+    deviation = of_finite(statistics.stdev, values) if len(values) > 1 else None
+    mean, tail = of_finite(statistics.fmean, values), of_finite(statistics.fmean, values[-window:])
+    return LossStatistics(len(values), values[-1], mean, deviation, window, tail, values.count(None))
+
+
+def of_finite(statistic: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
+    """A statistic of losses; `None` where one of them was not finite."""
+    known = [value for value in values if value is not None]
+    return statistic(known) if len(known) == len(values) else None
 
 
 def window_of(steps: int) -> int:
@@ -53,10 +65,10 @@ def window_of(steps: int) -> int:
     return max(1, steps // WINDOW_SHARE)
 
 
-def running_mean(curve: Sequence[tuple[int, float]], window: int) -> list[tuple[int, float]]:
-    """(step, mean of the `window` losses that end there), from the first step that has as many before it."""
+def running_mean(curve: Sequence[tuple[int, float | None]], window: int) -> list[tuple[int, float | None]]:
+    """(step, mean of the `window` losses that end there), from the first step that has as many before it; `None` where one is."""
     values = [loss for _, loss in curve]
-    return [(curve[end - 1][0], statistics.fmean(values[end - window : end])) for end in range(window, len(curve) + 1)]
+    return [(curve[end - 1][0], of_finite(statistics.fmean, values[end - window : end])) for end in range(window, len(curve) + 1)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,9 @@ class SeedGroup:
         return [found for view in self.views if (found := loss_statistics(view.main))]
 
     def interval(self, quantity: str) -> Interval | None:
-        """Over the seeds, of one field of `LossStatistics`; `None` where none has a loss."""
-        values = [value for found in self.statistics if (value := getattr(found, quantity)) is not None]
-        return t_interval(values) if values else None
+        """Over the seeds, of one field of `LossStatistics`; `None` where one of them does not know it: the others are no fair sample."""
+        values = [getattr(found, quantity) for found in self.statistics]
+        return t_interval(values) if values and None not in values else None
 
     @property
     def by_seed(self) -> dict[int | None, LossStatistics]:
@@ -167,7 +179,11 @@ def loss_gaps(groups: Sequence[SeedGroup]) -> list[LossGap]:
 
 
 def paired(group: SeedGroup, reference: SeedGroup, quantity: str = "tail") -> Interval | None:
-    """The mean over the seeds that both have of their differences in a field of `LossStatistics`; `None` without a seed in common."""
+    """The mean over the seeds that both have of their differences in a field of `LossStatistics`; `None` without a seed in common, or where
+    one of them does not know the field."""
     known = reference.by_seed
     common = [(found, known[seed]) for seed, found in group.by_seed.items() if seed in known and seed is not None]
-    return t_interval([getattr(found, quantity) - getattr(other, quantity) for found, other in common]) if common else None
+    pairs = [(getattr(found, quantity), getattr(other, quantity)) for found, other in common]
+    if not pairs or any(None in pair for pair in pairs):
+        return None
+    return t_interval([value - other for value, other in pairs])

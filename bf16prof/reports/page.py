@@ -20,6 +20,7 @@ def page(template: str, data: Mapping[str, Any], **context: Any) -> str:
     loader = jinja2.FunctionLoader(_text)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["inert"] = inert
+    environment.filters["capfirst"] = lambda text: text[:1].upper() + text[1:]
     parts = {"data": _finite(data), "css": _text("report.css"), "js": _text("report.js")}
     return environment.get_template(template).render(**parts, **context)
 

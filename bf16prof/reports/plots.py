@@ -7,6 +7,7 @@ Rules that all figures keep: names are escaped for Plotly's own pseudo-HTML and 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,12 @@ Trace = dict[str, Any]
 @dataclass(frozen=True)
 class Figure:
     """A figure ready for the page: the id of its element, its HTML fragment (a div and the script that draws in it), and the numbers of
-    the views that it draws as lines."""
+    the views that it draws as lines. `legend`: (name, symbol, colour) of what the page has to explain, the colour empty where it is any."""
 
     id: str
     html: str
     series: tuple[int, ...] = ()
+    legend: tuple[tuple[str, str, str], ...] = ()
 
 
 def bundle() -> str:
@@ -57,6 +59,16 @@ def base_layout(height: int, x_title: str, y_title: str) -> dict[str, Any]:
         "xaxis": axis | {"title": {"text": x_title}},
         "yaxis": axis | ({"title": {"text": y_title}} if y_title else {}),
     }
+
+
+def step_ticks(steps: Iterable[float]) -> dict[str, Any]:
+    """How an axis of steps is ticked: at whole steps, in short runs at each."""
+    known = list(steps)
+    each = {"dtick": 1} if known and max(known) - min(known) < _TICKS else {}
+    return {"tickformat": "d", **each}
+
+
+_TICKS = 10
 
 
 def plotly_text(name: str) -> str:

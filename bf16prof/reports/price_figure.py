@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from bf16prof.records import Component, MemoryRecord
-from bf16prof.reports import palette
 from bf16prof.reports.intervals import Interval, t_interval
 from bf16prof.reports.learning import edq_text, learning, lost_text
 from bf16prof.reports.losses import LossGap, SeedGroup, loss_gaps, seed_groups
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
-from bf16prof.reports.units import number
-from bf16prof.reports.views import CaseView
+from bf16prof.reports.series import case_styles
+from bf16prof.reports.units import inert, number
+from bf16prof.reports.views import CaseView, case_label
 
 MODEL_STATES = (
     Component.PARAMETERS, Component.GRADIENTS, Component.MASTER_PARAMETERS, Component.MASTER_GRADIENTS, Component.MOMENTUM,
@@ -29,39 +30,70 @@ def states_per_parameter(record: MemoryRecord) -> float | None:
 
 
 def learned(group: SeedGroup, quantity: Literal["edq", "lost_updates", "loss"]) -> Interval | None:
-    """The mean of what a group learned, over its seeds; `None` where it was not watched."""
-    values = [value for view in group.views if (found := learning(view.main)) and (value := getattr(found, quantity)) is not None]
-    return t_interval(values) if values else None
+    """The mean of what a group learned, over its seeds; `None` where it was not watched, or one of them does not know it."""
+    values = [getattr(found, quantity) for view in group.views if (found := learning(view.main))]
+    return t_interval(values) if values and None not in values else None
 
 
 def price(views: Sequence[CaseView]) -> Figure | None:
-    """One point per case that knows its EDQ; the colour says the recipe."""
-    groups = seed_groups(views)
-    traces = [
-        _point(group, groups, size, edq, [edq_text(edq.mean), lost_text(lost.mean), _last_loss(group)])
-        | {"hovertemplate": _HOVER + "<br>EDQ %{customdata[1]}, %{customdata[2]} of updates lost<br>loss %{customdata[3]}<extra></extra>"}
-        for group in groups
+    """One point per case that knows its EDQ; the colour says the recipe, the symbol everything else."""
+    points = [
+        _Point(group, size, edq, (edq_text(edq.mean), lost_text(lost.mean), _last_loss(group)))
+        for group in seed_groups(views)
         if (edq := learned(group, "edq")) and (lost := learned(group, "lost_updates")) and (size := _states(group)) is not None
     ]
-    return figure("figure-price", _apart(traces), _layout("EDQ")) if traces else None
+    hover = f"{_HOVER}<br>EDQ %{{customdata[1]}}, %{{customdata[2]}} of updates lost<br>loss %{{customdata[3]}}<extra></extra>"
+    return _figure("figure-price", points, views, hover, "EDQ") if points else None
 
 
 def gap(views: Sequence[CaseView]) -> Figure | None:
     """One point per case whose loss gap to a reference is known, and the references at 0."""
-    groups = seed_groups(views)
-    found = loss_gaps(groups)
+    found = loss_gaps(seed_groups(views))
     references = {id(gap.reference): LossGap(gap.reference, gap.reference, Interval(0.0, None, 1)) for gap in found}
-    traces = [
-        _point(gap.group, groups, size, gap.gap, [gap.gap.text(4), gap.reference.label])
-        | {"hovertemplate": _HOVER + "<br>loss %{customdata[1]} to %{customdata[2]}<extra></extra>"}
+    points = [
+        _Point(gap.group, size, gap.gap, (gap.gap.text(4), gap.reference.label))
         for gap in (*references.values(), *found)
         if (size := _states(gap.group)) is not None
     ]
     names = ", ".join(plotly_text(name) for name in dict.fromkeys(gap.reference.recipe for gap in found))
-    return figure("figure-gap", _apart(traces), _layout(f"loss gap to {names}")) if found and traces else None
+    hover = f"{_HOVER}<br>loss %{{customdata[1]}} to %{{customdata[2]}}<extra></extra>"
+    return _figure("figure-gap", points, views, hover, f"loss gap to {names}") if found and points else None
 
 
 _HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter"
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A group at (bytes per parameter, what it learned), and what is said of it beside that."""
+
+    group: SeedGroup
+    x: float
+    y: Interval
+    said: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """Everything but the recipe, for the legend."""
+        view = self.group.views[0]
+        return self.group.label.replace(case_label(view.case), case_label(replace(view.case, recipe="")).rstrip("-").replace("--", "-"))
+
+
+def _figure(name: str, points: Sequence[_Point], views: Sequence[CaseView], hover: str, y_title: str) -> Figure:
+    """A legend explains colours and symbols; while each recipe has one point, its name stands there too, if the page is wide."""
+    recipes = {point.group.recipe for point in points}
+    kinds = list(dict.fromkeys(point.kind for point in points))
+    colours = {view.case.recipe: colour for view, (colour, _) in zip(views, case_styles(views), strict=True) if view.case.recipe in recipes}
+    symbols = {kind: _SYMBOLS[number % len(_SYMBOLS)] for number, kind in enumerate(kinds)}
+    traces = [_trace(p, colours[p.group.recipe], symbols[p.kind][0]) | {"hovertemplate": hover} for p in points]
+    layout = base_layout(380, "bytes of model states per parameter", y_title)
+    layout["xaxis"]["range"] = [0, max(point.x for point in points) * 1.15]
+    layout["hovermode"] = "closest"
+    if len(points) == len(recipes):
+        traces = _named_apart(points, traces)
+    legend = [(inert(recipe), "●", colour) for recipe, colour in colours.items()]
+    legend += [(kind, symbol, "") for kind, (_, symbol) in symbols.items()] if len(kinds) > 1 else []
+    return replace(figure(name, traces, layout), legend=tuple(legend))
 
 
 def _states(group: SeedGroup) -> float | None:
@@ -73,39 +105,35 @@ def _last_loss(group: SeedGroup) -> str:
     return number(loss.mean if loss else None)
 
 
-def _apart(points: Sequence[Trace]) -> list[Trace]:
-    """The points with the names of those above one another in different places."""
+def _named_apart(points: Sequence[_Point], traces: Sequence[Trace]) -> list[Trace]:
+    """The traces with names, those above one another in different places; on the right side to the left, so that they end on the page."""
     seen: Counter[float] = Counter()
-    placed = []
-    for point in points:
-        (x,) = point["x"]
-        placed.append(point | {"textposition": _PLACES[seen[x] % len(_PLACES)]})
-        seen[x] += 1
-    return placed
+    middle = max(point.x for point in points) / 2
+    named = []
+    for point, trace in zip(points, traces, strict=True):
+        places = _PLACES if point.x <= middle else _PLACES_ON_THE_RIGHT
+        place = places[seen[point.x] % len(places)]
+        named.append(trace | {"mode": "markers+text", "text": [plotly_text(point.group.recipe)], "textposition": place})
+        seen[point.x] += 1
+    return named
 
 
 _PLACES = ("top center", "bottom center", "middle right", "middle left")
+_PLACES_ON_THE_RIGHT = ("top left", "bottom left", "middle left")
+_SYMBOLS = (("circle", "●"), ("square", "■"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"), ("x", "✖"), ("star", "★"))
 
 
-def _layout(y_title: str) -> dict[str, Any]:
-    layout = base_layout(380, "bytes of model states per parameter and rank, between steps", y_title)
-    layout["xaxis"]["rangemode"] = "tozero"
-    layout["hovermode"] = "closest"
-    return layout
-
-
-def _point(group: SeedGroup, groups: Sequence[SeedGroup], x: float, y: Interval, more: Sequence[str]) -> Trace:
-    recipes = list(dict.fromkeys(other.recipe for other in groups))
-    bar = {"error_y": {"type": "data", "array": [y.half_width], "thickness": 1}} if y.half_width is not None else {}
+def _trace(point: _Point, colour: str, symbol: str) -> Trace:
+    width = point.y.half_width
+    bar = {"error_y": {"type": "data", "array": [width], "thickness": 1}} if width is not None else {}
     return {
         "type": "scatter",
-        "mode": "markers+text",
-        "x": [x],
-        "y": [y.mean],
-        "text": [plotly_text(group.recipe)],
+        "mode": "markers",
+        "x": [point.x],
+        "y": [point.y.mean],
         "cliponaxis": False,
-        "name": plotly_text(group.label),
-        "customdata": [[number(x), *map(plotly_text, more)]],
-        "marker": {"size": 10, "color": palette.series(recipes.index(group.recipe))},
+        "name": plotly_text(point.group.label),
+        "customdata": [[number(point.x), *map(plotly_text, point.said)]],
+        "marker": {"size": 10, "color": colour, "symbol": symbol, "opacity": 0.8},
         **bar,
     }

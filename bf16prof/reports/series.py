@@ -19,7 +19,7 @@ def case_styles(views: Sequence[CaseView]) -> list[tuple[str, str]]:
     return [(palette.series(recipes.index(v.case.recipe)), palette.dash(kinds.index(r))) for v, r in zip(views, rest, strict=True)]
 
 
-def line(index: int, style: tuple[str, str], x: Sequence[float], y: Sequence[float]) -> Trace:
+def line(index: int, style: tuple[str, str], x: Sequence[float], y: Sequence[float | None]) -> Trace:
     """A line whose `meta` is the number of its view, by which the page's legend shows and hides it."""
     colour, dash = style
     marker = {"size": 4, "color": colour}

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.records import MemoryRecord, Source
-from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, unknown_cell, without_empty
-from bf16prof.reports.learning import edq_text, learning, lost_text
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, inert, number, seconds, signed_percent
+from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, number_cell, unknown_cell, without_empty
+from bf16prof.reports.units import AS_PRINTED, EXACT, NOT_FINITE, gib, inert, number, seconds, signed_percent
 from bf16prof.reports.verdict import case_verdict
-from bf16prof.reports.views import CaseView, Headline, headline, losses, provenance, references
+from bf16prof.reports.views import CaseView, Headline, headline, loss_text, losses, provenance, references
 from bf16prof.runs import Run, Status
 
 
@@ -35,6 +34,7 @@ def tiles(runs: Sequence[Run], views: Sequence[CaseView]) -> list[Tile]:
     fastest = min((v for v in views if v.main.step_time_s is not None), key=lambda v: v.main.step_time_s or 0.0, default=None)
     if fastest:
         tiles.append(Tile("Fastest step", seconds(fastest.main.step_time_s), fastest.label + _rate(fastest.main.tokens_per_s)))
+    tiles += _losses_tile(views)
     statuses = [status.status for run in runs for status in run.manifest.cases]
     done = statuses.count(Status.FINISHED)
     if statuses:
@@ -72,12 +72,24 @@ def _peak_tile(head: Headline) -> list[Tile]:
     return [Tile("Predicted peaks", text, f"largest error, {source} of {view.label}, {line.label}", error_style(line, source))]
 
 
+def _losses_tile(views: Sequence[CaseView]) -> list[Tile]:
+    curves = {view.label: curve for view in views if (curve := losses(view.main))}
+    lost = [label for label, curve in curves.items() if any(loss is None for _, loss in curve)]
+    if not lost:
+        return []
+    return [Tile("Loss", NOT_FINITE, f"in {len(lost)} of {len(curves)} cases: {', '.join(lost[:3])}{_more(lost)}", "bad")]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 3} more" if len(names) > 3 else ""
+
+
 def _fits_tile(views: Sequence[CaseView]) -> list[Tile]:
     found = [(view, said) for view in views if (said := case_verdict(view))]
     without = [view.label for view, said in found if not said.fits]
     if not found:
         return []
-    detail = f"out of memory: {', '.join(without[:3])}" + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+    detail = f"out of memory: {', '.join(without[:3])}{_more(without)}"
     gpus = ", ".join(dict.fromkeys(inert(record.gpu) for view, _ in found for record in view.predictions if record.gpu))
     text = f"{len(found) - len(without)} of {len(found)} cases"
     return [Tile("Fits the GPU", text, detail if without else gpus, "bad" if without else "good")]
@@ -103,8 +115,6 @@ def summary(views: Sequence[CaseView]) -> Table:
         "MFU",
         "tokens/s",
         "loss",
-        "lost updates",
-        "EDQ",
     ]
     rows = tuple(_summary_row(index, view, sources, bool(measured)) for index, view in enumerate(views))
     return without_empty(Table("All cases", tuple(headers), rows))
@@ -136,18 +146,7 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
     cells.append(unknown_cell() if lowest is None else Cell(seconds(lowest), lowest, "number", title="no step on this GPU is faster"))
     cells.append(unknown_cell() if main.mfu is None else Cell(f"{main.mfu:.1%}", main.mfu, "number"))
     cells.append(unknown_cell() if main.tokens_per_s is None else Cell(number(main.tokens_per_s), main.tokens_per_s, "number"))
-    return (*cells, _loss(main), *_learning(main))
-
-
-def _learning(record: MemoryRecord) -> tuple[Cell, Cell]:
-    found = learning(record)
-    if found is None or found.lost_updates is None or found.edq is None:
-        return unknown_cell(), unknown_cell()
-    over = f"mean of {found.steps} steps after the measured ones"
-    return (
-        Cell(lost_text(found.lost_updates), found.lost_updates, "number", title=over),
-        Cell(edq_text(found.edq), found.edq, "number", title=over),
-    )
+    return (*cells, _loss(main))
 
 
 def _fits(view: CaseView) -> Cell:
@@ -157,6 +156,8 @@ def _fits(view: CaseView) -> Cell:
 
 def _loss(record: MemoryRecord) -> Cell:
     curve = losses(record)
-    if curve:
-        return Cell(f"{number(curve[0][1])} → {number(curve[-1][1])}", curve[-1][1], "number")
-    return unknown_cell() if record.loss is None else Cell(number(record.loss), record.loss, "number")
+    if not curve:
+        return number_cell(record.loss)
+    lost = any(loss is None for _, loss in curve)
+    text, _, steps = loss_text(record, "→").rstrip(")").partition(" (")
+    return Cell(text, curve[-1][1], "number bad" if lost else "number", detail=steps)

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 from bf16prof.reconcile import NAMES
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
-from bf16prof.reports.loss_table import loss_table
+from bf16prof.reports.cells import Table
+from bf16prof.reports.learning import learning
+from bf16prof.reports.loss_table import loss_notes, loss_table
+from bf16prof.reports.price_table import price_table
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import verdict
-from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, run_names, run_views
+from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, loss_text, losses, run_names, run_views
 from bf16prof.reports.written import csv_text, markdown_list, markdown_table, markdown_text
 from bf16prof.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_WHOLE = ("zero_stage", "world_size", "parameters")
+_WHOLE = ("zero_stage", "world_size", "parameters", "steps_loss_not_finite")
 _FLOATS = (
     "step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "host_overhead_s", "tokens_per_s", "mfu", "hfu", "loss",
 )  # fmt: skip
+_LEARNING = ("lost_updates", "edq")
 _WORK = (
     "tokens", "forward_flops", "backward_flops", "recomputed_flops", "sent_bytes", "optimizer_read_bytes", "optimizer_written_bytes",
     "host_link_bytes",
@@ -56,7 +60,7 @@ def to_csv(runs: Sequence[Run]) -> str:
 def to_markdown(runs: Sequence[Run]) -> str:
     """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
 
-    Where a job runs out of memory, a line under the first table says how. Losses have a table with one row per case.
+    Where a job runs out of memory, a line under the first table says how. Losses, and what updates cost, have tables with one row per case.
     """
     views = run_views(runs)
     known = [(view, record) for view in views for record in view.records.values()]
@@ -66,9 +70,12 @@ def to_markdown(runs: Sequence[Run]) -> str:
     text = _markdown([_totals(view, record) for view, record in known])
     if shortages:
         text += "\n" + markdown_list(f"{markdown_text(view.label)}: {markdown_text(said.text, None)}" for view, said in shortages)
-    if losses := loss_table(views):
-        rows = [dict(zip(losses.headers, (cell.text for cell in row), strict=True)) for row in losses.rows]
-        text += f"\n{losses.caption}:\n\n" + _markdown(rows)
+    if found := loss_table(views):
+        text += _captioned(found)
+        if notes := loss_notes(views):
+            text += "\n" + markdown_list(markdown_text(line, None) for line in notes)
+    if price := price_table(views):
+        text += _captioned(price)
     if steady:
         text += "\nComponents (they add up to what is allocated between steps):\n\n" + _markdown(steady)
     if peak:
@@ -76,10 +83,15 @@ def to_markdown(runs: Sequence[Run]) -> str:
     return text
 
 
+def _captioned(table: Table) -> str:
+    rows = [dict(zip(table.headers, (cell.text for cell in row), strict=True)) for row in table.rows]
+    return f"\n{markdown_text(table.caption, None)}.\n\n" + _markdown(rows)
+
+
 def _column(name: str, values: list[Any]) -> pd.Series[Any]:
     import pandas as pd
 
-    if name in _FLOATS:
+    if name in _FLOATS + _LEARNING:
         return _floats(values)
     if name in _WHOLE or name.startswith("work.") or "bytes" in name or "components." in name:
         return _integers(values)
@@ -123,7 +135,11 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         row[f"phases.{phase}.peak_bytes"] = memory.peak_bytes if memory else None
         row[f"phases.{phase}.end_bytes"] = memory.end_bytes if memory else None
     row |= {f"work.{name}": getattr(record.work, name) if record.work else None for name in _WORK}
-    return row | {name: getattr(record, name) for name in _FLOATS} | {"notes": "; ".join(record.notes) or None}
+    found, curve = learning(record), losses(record)
+    row |= {name: getattr(record, name) for name in _FLOATS}
+    row["steps_loss_not_finite"] = sum(loss is None for _, loss in curve) if curve else None
+    row |= {name: getattr(found, name) if found else None for name in _LEARNING}
+    return row | {"notes": "; ".join(record.notes) or None}
 
 
 def _row_names() -> list[str]:
@@ -158,7 +174,7 @@ def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
     row["step time floor"] = _known(record.step_time_floor_s, seconds)
     row["MFU"] = "" if record.mfu is None else f"{record.mfu:.1%}"
     row["tokens/s"] = _known(record.tokens_per_s, number)
-    row["loss"] = _known(record.loss, number)
+    row["loss"] = loss_text(record) if losses(record) else _known(record.loss, number)
     return row
 
 

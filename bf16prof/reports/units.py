@@ -10,6 +10,9 @@ import math
 UNKNOWN = "?"
 """What stands where a source does not know a value. Never a zero, never a guess."""
 
+NOT_FINITE = "not finite"
+"""What stands where a loss was NaN or infinite."""
+
 EXACT = "exact"
 """What stands where a prediction and a measurement are the same integer."""
 

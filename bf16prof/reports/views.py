@@ -12,7 +12,7 @@ from typing import Any
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
 from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source
-from bf16prof.reports.units import inert
+from bf16prof.reports.units import NOT_FINITE, inert, number
 from bf16prof.runs import Run
 
 MEMORY_TOTALS = {
@@ -125,9 +125,11 @@ def run_views(runs: Sequence[Run]) -> list[CaseView]:
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """A name per run, made unique with a number where two runs are called the same."""
-    names = [inert(run.manifest.name) for run in runs]
-    return [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
+    """A name per run: where several are called the same, that of its folder; where these are the same as well, with a number."""
+    named = [inert(run.manifest.name) for run in runs]
+    folders = [inert(run.path.resolve().name) for run in runs]
+    names = [name if named.count(name) == 1 else folder or name for name, folder in zip(named, folders, strict=True)]
+    return [name if names.count(name) == 1 else f"{named[index]} #{index + 1}" for index, name in enumerate(names)]
 
 
 def headline(views: Sequence[CaseView]) -> Headline:
@@ -140,9 +142,29 @@ def headline(views: Sequence[CaseView]) -> Headline:
     return Headline(len(views), measured, len(steady), exact, printed, _worst(steady), _worst(peaks))
 
 
-def losses(record: MemoryRecord) -> list[tuple[int, float]]:
-    """(step, loss) of the steps whose loss is a finite number."""
-    return [(s.step, s.loss) for s in record.steps if s.loss is not None and math.isfinite(s.loss)]
+def losses(record: MemoryRecord) -> list[tuple[int, float | None]]:
+    """(step, loss) of the steps whose loss the source said; `None` where it was not a finite number.
+
+    A step without a loss says nothing of it (a log that prints every tenth), but for a measured one, which always has read it.
+    """
+    said = [s for s in record.steps if s.loss is not None or s.loss_not_finite or record.source is Source.MEASURE]
+    return [(s.step, s.loss if s.loss is not None and math.isfinite(s.loss) else None) for s in said]
+
+
+def loss_text(record: MemoryRecord, arrow: str = "->") -> str:
+    """The first and the last loss: "10.83 -> 7.912", "5.516 -> not finite (4 of 5 steps)"; the last alone where no step is kept."""
+    curve = losses(record)
+    if not curve:
+        return number(record.loss)
+    (_, first), (_, last) = curve[0], curve[-1]
+    lost = sum(loss is None for _, loss in curve)
+    ends = NOT_FINITE if lost == len(curve) else f"{_loss(first)} {arrow} {_loss(last)}"
+    of_steps = f"{lost} of {len(curve)} steps"
+    return ends + ("" if not lost else f" ({of_steps})" if last is None else f" ({NOT_FINITE} in {of_steps})")
+
+
+def _loss(loss: float | None) -> str:
+    return NOT_FINITE if loss is None else number(loss)
 
 
 def step_times(record: MemoryRecord) -> list[tuple[int, float, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 import report_fixtures as fixtures
 
 from bf16prof.reports import html
-from bf16prof.runs import Run
+from bf16prof.runs import Run, replace
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -212,6 +213,19 @@ def test_choosing_a_case_leaves_the_legends_of_the_others_alone(browser: Browser
     browser.run("document.querySelector('#losses .chips button').click()")
     browser.shows(5, "return document.querySelectorAll('#figure-losses .scatterlayer .trace').length")
     browser.shows(["step-1"], SHOWN)
+
+
+def test_labels_of_losses_stay_on_one_line_and_every_column_is_seen(browser: Browser) -> None:
+    seeds = [{"workload": {"seed": seed}} for seed in (1, 2)]
+    cases = [fixtures.case(stage, recipe) for stage in (1, 3) for recipe in ("fp32", "bf16-stochastic-rounding")]
+    records = [dataclasses.replace(fixtures.measure(case), quality=(fixtures.watched(),)) for case in cases]
+    browser.open([replace(fixtures.run(records), profile=profile) for profile in seeds])
+
+    assert browser.run("return Math.max(...[...document.querySelectorAll('#losses tbody tr')].map(r => r.offsetHeight))") < 40
+    for section in ("losses", "price"):
+        script = "const box = document.querySelector(arguments[0] + ' .scroll'); return box.scrollWidth <= box.clientWidth"
+        assert browser.run(script, f"#{section}"), section
+    assert browser.run("return document.querySelectorAll('#figure-price .textpoint').length") == 0, "a legend tells the points"
 
 
 def test_hostile_names_are_shown_and_do_nothing(browser: Browser) -> None:

@@ -271,7 +271,8 @@ def test_a_recipe_shows_what_runs_measured_it_to_cost(main: Main, tmp_path: Path
     assert "measured" not in main("recipes", "show", "bf16-pure", "--run", str(tmp_path))[1]
     rows = json.loads(main("recipes", "list", "--json", "--run", str(tmp_path))[1])["recipes"]
     assert {row["id"]: [found["edq"] for found in row["measured"]] for row in rows if row["measured"]} == {"bf16-full": [0.9]}
-    assert refused(main("recipes", "list", "--run", str(tmp_path / "none"))).startswith("bf16prof: cannot read")
+    for arguments in (["list"], ["show", "bf16-full"]):
+        assert refused(main("recipes", *arguments, "--run", str(tmp_path / "none"))).startswith("bf16prof: cannot read")
 
 
 def test_a_recipe_without_the_library_that_runs_it_is_one_line(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from bf16prof.errors import InputError
 from bf16prof.imports.files import read_files
 from bf16prof.imports.finding import GIB, Reading, highest, rounded
 from bf16prof.imports.memory_usage import MemoryUsageReader
+from bf16prof.imports.record import joined_steps
 from bf16prof.imports.timers import TimersReader
-from bf16prof.records import Phase, Source
+from bf16prof.records import Phase, Source, StepRecord
 
 BYTES = st.integers(0, 2**42)
 
@@ -134,6 +135,18 @@ def test_losses_are_read_and_those_that_are_no_numbers_are_said(tmp_path: Path) 
 
     assert [(s.step, s.loss) for s in finding.steps] == [(0, 10.98828125), (1, 10.5), (2, None), (5, 9.1015625)]
     assert finding.notes == ("the loss was not finite in 1 of 4 steps, first in step 2",)
+    assert [step.step for step in finding.steps if step.loss_not_finite] == [2]
+
+
+def test_a_loss_that_one_format_says_was_not_finite_is_not_filled_in_by_another() -> None:
+    """A rank's NaN in the stdout, and rank 0's own loss in its CSV; a timer, which knows no loss, says nothing of it."""
+    stdout = [StepRecord(0, 5.0, 0.1, None), StepRecord(1, None, 0.1, None, loss_not_finite=True)]
+    csv = [StepRecord(step, 4.0, None, None) for step in (1, 2)]
+    timers = [StepRecord(step, None, 0.2, None) for step in range(4)]
+
+    joined = joined_steps([stdout, csv, timers])
+
+    assert [(s.loss, s.loss_not_finite) for s in joined] == [(5.0, False), (None, True), (4.0, False), (None, False)]
 
 
 def test_a_last_row_that_may_have_been_cut_is_said(tmp_path: Path) -> None:
@@ -370,6 +383,7 @@ def test_less_reserved_than_allocated_is_a_contradiction(tmp_path: Path) -> None
 def test_the_last_of_the_example_does_not_hide_a_loss_that_was_no_number(tmp_path: Path) -> None:
     log = re.sub(r"(Step \d+: loss=)[0-9.]+", r"\1nan", EXAMPLE.read_text())
     assert "the loss was not finite" in " ".join(only(tmp_path, log).notes)
+    assert {step.loss_not_finite for step in only(tmp_path, log).steps} == {True}
 
 
 def test_a_text_of_which_nothing_is_understood_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -6,22 +6,25 @@ import dataclasses
 import io
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
 import report_fixtures as fixtures
 from rich.console import Console
 
-from bf16prof.records import Case, MemoryRecord, StepRecord
+from bf16prof.records import Case, MemoryRecord, Source, StepRecord
 from bf16prof.reports.console import reconciliation
 from bf16prof.reports.html import render
 from bf16prof.reports.intervals import t_interval, t_quantile
 from bf16prof.reports.loss_figure import loss_curves, mean_curve
-from bf16prof.reports.loss_table import loss_table
-from bf16prof.reports.losses import loss_gaps, loss_statistics, running_mean, seed_groups
+from bf16prof.reports.loss_table import loss_notes, loss_table
+from bf16prof.reports.losses import LossStatistics, loss_gaps, loss_statistics, running_mean, seed_groups
+from bf16prof.reports.plots import step_ticks
 from bf16prof.reports.price_figure import gap
-from bf16prof.reports.tables import to_markdown
-from bf16prof.reports.views import run_views
+from bf16prof.reports.series import case_styles
+from bf16prof.reports.tables import frame, to_markdown
+from bf16prof.reports.views import loss_text, run_names, run_views
 from bf16prof.runs import Run, replace
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 29: 2.045, 120: 1.980}
@@ -117,13 +120,90 @@ def test_the_table_and_the_figure_of_gaps_name_the_reference() -> None:
     table, drawn = loss_table(views), gap(views)
 
     assert table is not None
-    assert [[cell.text for cell in row][-2:] for row in table.rows][1] == ["+0.2500 ± 0.0000", "zero3-w2-fp32"]
+    assert [row[-1].text for row in table.rows][1] == "+0.2500 ± 0.0000"
+    assert "the gap to zero3-w2-fp32; ± is" in table.caption
     assert "Student's t" in table.caption
+    others = [a_run([3.0 + extra], 1, recipe, lr=1e-4) for recipe, extra in (("fp32", 0), ("bf16-pure", 0.5))]
+    two = loss_table(run_views([*runs, *others]))
+    assert two is not None
+    assert two.headers[-2:] == ("gap", "to"), "where there is more than one reference"
     assert drawn is not None
     assert "loss gap to fp32" in drawn.html
     assert "+0.2500" in render(runs)
     assert "0.2500" in to_markdown(runs)
     assert gap(views[:1]) is None
+    more = run_views([a_run([2.0], 1, "bf16-full", lr=1e-4), *runs])
+    shown, styles = gap(more), case_styles(more)
+    assert shown is not None
+    assert [colour for _, _, colour in shown.legend] == [styles[1][0], styles[3][0]], "a recipe has one colour in every figure"
+
+
+NAN = float("nan")
+
+
+def test_a_diverged_run_has_no_statistics_of_its_finite_part() -> None:
+    early, late = loss_statistics(measured([5.0, NAN, *[4.0] * 18])), loss_statistics(measured([5.0, NAN]))
+
+    assert early == LossStatistics(20, 4.0, None, None, 2, 4.0, lost=1)
+    assert late == LossStatistics(2, None, None, None, 1, None, lost=1)
+    assert loss_text(measured([5.516, *[NAN] * 4])) == "5.516 -> not finite (4 of 5 steps)"
+    assert loss_text(measured([5.0, NAN, 4.0])) == "5 -> 4 (not finite in 1 of 3 steps)"
+    assert loss_text(measured([NAN, NAN])) == "not finite (2 of 2 steps)"
+    assert running_mean([(0, 1.0), (1, None), (2, 3.0), (3, 5.0)], 2) == [(1, None), (2, None), (3, 4.0)]
+
+
+def test_one_diverged_seed_leaves_no_mean_of_the_others_and_no_gap() -> None:
+    runs = [a_run([2.0, loss], seed, recipe) for recipe, loss in (("fp32", 2.0), ("bf16-pure", NAN)) for seed in (1, 2)]
+    runs[3] = a_run([2.0, 3.0], 2, "bf16-pure")
+    groups = seed_groups(run_views(runs))
+
+    assert loss_gaps(groups) == []
+    assert [group.interval("final") is None for group in groups] == [False, True]
+    text, page = printed(runs), render(runs)
+    assert [cell.text for row in (loss_table(run_views(runs)) or pytest.fail()).rows for cell in row[4:5]] == [
+        "2.0000 ± 0.0000",
+        "not finite",
+    ]
+    for shown in (text, page, to_markdown(runs)):
+        assert "not finite" in shown
+        assert "1 of 4 steps, 1 of 2 seeds" in shown
+    assert "in 1 of 4 cases" in page
+    assert frame(runs)["steps_loss_not_finite"].tolist() == [0, 0, 1, 0]
+
+
+def test_steps_of_which_a_log_says_no_loss_are_not_lost() -> None:
+    """A log that prints every tenth loss, beside timers that know every step; and one that prints a NaN."""
+    steps = tuple(StepRecord(i, 5.0 - i if i in (0, 2) else None, 0.1, None) for i in range(3))
+    quiet = dataclasses.replace(measured([]), source=Source.IMPORT, steps=steps)
+    loud = dataclasses.replace(quiet, steps=(*steps[:2], StepRecord(2, None, 0.1, None, loss_not_finite=True)))
+
+    assert loss_text(quiet) == "5 -> 3"
+    assert loss_text(loud) == "5 -> not finite (1 of 2 steps)"
+
+
+def test_it_is_said_which_losses_are_printed_in_bf16() -> None:
+    views = run_views([a_run([3.0], 1, recipe) for recipe in ("fp32", "bf16-full", "bf16-full-autocast", "bf16-pure")])
+    (said,) = loss_notes(views)
+
+    assert said.startswith("bf16-full and bf16-pure: the loss is computed from bf16 logits")
+    assert "1/64 between 2 and 4, of 1/32 between 4 and 8" in said
+    page = render([a_run([3.0], 1, recipe) for recipe in ("fp32", "bf16-full")])
+    assert page.count("bf16-full: the loss is computed from bf16 logits") == 2, "below the table, and below the figure of gaps"
+    foreign = dataclasses.replace(views[1], profile={"model": {"hf_config": "config.json"}})
+    assert loss_notes([views[0], foreign]) == [], "transformers computes the loss in fp32"
+
+
+def test_runs_of_one_name_are_told_by_their_folders() -> None:
+    runs = [dataclasses.replace(a_run([3.0], 1), path=Path("runs") / folder) for folder in ("early", "late", "late")]
+
+    assert run_names(runs[:1]) == ["sweep-2026-03-01"]
+    assert run_names(runs[:2]) == ["early", "late"]
+    assert run_names(runs) == ["early", "sweep-2026-03-01 #2", "sweep-2026-03-01 #3"]
+
+
+def test_short_runs_are_ticked_at_each_step() -> None:
+    assert step_ticks([0.75, 3.75]) == {"tickformat": "d", "dtick": 1}
+    assert step_ticks(range(11)) == {"tickformat": "d"} == step_ticks([])
 
 
 def test_the_terminal_shows_intervals_where_there_are_seeds() -> None:

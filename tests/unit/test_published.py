@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ def test_the_published_figures_are_those_of_the_collection() -> None:
         for row, record in zip(rows("example README", metric), (baseline, low), strict=True):
             assert getattr(record, field) == pytest.approx(row["value"] * 2**30, abs=1)
     assert [(record.step_time_s, record.loss) for record in (baseline, low)] == [(0.6016, 3.09), (0.6427, 3.12)]
-    assert "mean 2.78, standard deviation 1.56" in " ".join(baseline.notes)
-    assert "mean 2.9, standard deviation 2.37" in " ".join(low.notes)
+    losses = [(said.steps, said.mean, said.deviation, said.decimals) for said in (baseline.loss_summary, low.loss_summary) if said]
+    assert losses == [(1000, 2.78, 1.56, 2), (1000, 2.9, 2.37, 2)]
     for record in (baseline, low):
         assert record.notes[0].startswith("published in deepspeedai/DeepSpeedExamples training/bf16_master_weight/README.md @")
         assert record.notes[0].endswith(": https://github.com/deepspeedai/DeepSpeedExamples/tree/master/training/bf16_master_weight")
@@ -59,7 +60,31 @@ def test_the_published_run_has_no_folder_to_write_into(main: Main, tmp_path: Pat
     assert "18.93 GiB" in summary, "a peak of the whole run, where there is no other"
     assert "0 of 2 predictions exact to the byte, 2 as far as was printed." in out
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    assert "exists" in refused(main("report", PUBLISHED))
+
+    (tmp_path / "report.html").write_text("an older page", encoding="utf-8")
+    assert "exists" in refused(main("report", PUBLISHED)), "what others wrote is not replaced"
+    assert main("report", PUBLISHED, "--force")[0] == 0
+    page = (tmp_path / "report.html").read_bytes()
+    assert main("report", PUBLISHED)[0] == 0, "a page of this program is"
+    assert (tmp_path / "report.html").read_bytes() == page
+    (tmp_path / "run.json").touch()
+    assert "exists" in refused(main("report", PUBLISHED)), "but not that of a run"
+
+
+def test_the_published_losses_are_a_table_with_its_citation(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, 2.90 included, and with nothing that nobody published: no curve, no seed, no time, no command."""
+    monkeypatch.chdir(tmp_path)
+
+    _, out, _ = main("report", PUBLISHED, "--fail-over", "1", "-o", "a.html", "-o", "a.md")
+    main("report", PUBLISHED, "--json", "-o", "b.html")
+
+    assert re.search(r"zero3-w4-bf16-full-autocast +1000 +3.12 +2.90 +2.37\n", out)
+    assert "published in deepspeedai/DeepSpeedExamples training/bf16_master_weight/README.md @45b4b715" in out
+    markdown, page = (tmp_path / "a.md").read_text(encoding="utf-8"), (tmp_path / "a.html").read_bytes()
+    assert re.search(r"\| zero3-w4-bf16-fp32-master +\| +1000 \| +3.09 \| +2.78 \| +1.56 \|", markdown)
+    assert b'<section id="losses">' in page
+    assert page == (tmp_path / "b.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.md", "b.html"], "JSON goes without a page of its own"
 
 
 def test_an_unknown_published_run_names_those_that_there_are(main: Main) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 import report_fixtures
 import torch
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
+from rich.console import Console
 from torch import Tensor, nn
 
 from bf16prof.documents import document
@@ -27,9 +30,11 @@ from bf16prof.quality.sums import Sums, total
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.quality.watch import UpdateWatch
 from bf16prof.records import Case, Component, Device, MemoryRecord, QualityStep, Source, UpdateQuality
+from bf16prof.reports.console import reconciliation
 from bf16prof.reports.html import render
 from bf16prof.reports.learning import learning, of_recipe
 from bf16prof.reports.price_figure import price, states_per_parameter
+from bf16prof.reports.tables import frame, to_markdown
 from bf16prof.reports.views import run_views
 from bf16prof.runs import Status, load_records, write_json
 
@@ -324,7 +329,34 @@ def test_a_case_is_a_point_of_its_bytes_and_its_descent() -> None:
     assert drawn is not None
     assert '"x":[6.0]' in drawn.html
     assert '"y":[0.85' in drawn.html
+    assert '"text":["bf16-pure"]' in drawn.html
+    assert [name for name, _, _ in drawn.legend] == ["bf16-pure"]
     assert price([]) is None
+
+
+def test_points_of_a_recipe_at_several_stages_are_told_by_a_legend() -> None:
+    cases = [Case("demo", stage, 2, recipe) for stage in (1, 3) for recipe in ("bf16-full", "bf16-kahan")]
+    weighed = a_record(components={Component.PARAMETERS: 20}, allocated_bytes=20)
+
+    drawn = price(run_views([report_fixtures.run([dataclasses.replace(weighed, case=case) for case in cases])]))
+
+    assert drawn is not None
+    names = [(name, symbol, bool(colour)) for name, symbol, colour in drawn.legend]
+    assert names == [("bf16-full", "●", True), ("bf16-kahan", "●", True), ("zero1-w2", "●", False), ("zero3-w2", "■", False)]
+    assert '"text":["' not in drawn.html
+
+
+def test_every_format_tells_the_price(capsys: pytest.CaptureFixture[str]) -> None:
+    run = report_fixtures.run([a_record(components={Component.PARAMETERS: 20}, allocated_bytes=20)])
+
+    reconciliation([run], Console(width=120))
+
+    told = re.compile(r"zero0-w2-bf16-pure[ |]+2[ |]+25.00 %[ |]+0.8500")
+    assert told.search(capsys.readouterr().out)
+    assert told.search(to_markdown([run]))
+    row = frame([run]).iloc[0]
+    assert (row["lost_updates"], row["edq"]) == pytest.approx((0.25, 0.85))
+    assert "EDQ" not in to_markdown([report_fixtures.run()])
 
 
 def test_the_report_shows_updates_by_layer_and_in_the_summary() -> None:

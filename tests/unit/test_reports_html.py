@@ -118,10 +118,10 @@ def test_the_headline_says_whether_the_prediction_is_exact() -> None:
     assert "4 of 6 cases" in html.render([fixtures.simulated_run()])
 
 
-def test_losses_that_are_not_numbers_are_skipped() -> None:
+def test_losses_that_are_not_numbers_leave_a_gap() -> None:
     figure = loss_curves(run_views([fixtures.extreme_run()]))
     assert figure is not None
-    assert '"x":[1,2,3,4,7]' in figure.html
+    assert '"x":[0,1,2,3,4,5,6,7],"y":[null,1e+30,1e-30,-5.0,0.0,null,null,3.2]' in figure.html
     assert figure.series == (0,)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import Source
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
-from bf16prof.reports.console.losses import losses_over_seeds
+from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.peak import verdict_line
-from bf16prof.reports.units import AS_PRINTED, EXACT, UNKNOWN, gib, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.units import AS_PRINTED, EXACT, UNKNOWN, gib, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import Verdict, case_verdict
-from bf16prof.reports.views import CaseView, Line, headline, losses, references, run_views
+from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views
 from bf16prof.runs import Run
 
 
@@ -33,7 +33,8 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     heading(console, "Summary")
     _summary(views, console)
     _verdict(views, console)
-    losses_over_seeds(views, console)
+    losses_in_numbers(views, console)
+    price_in_learning(views, console)
     note(console, f"Errors are (prediction - measured) / measured; 1 GiB = 2^30 bytes; {UNKNOWN} is not known by this source.")
 
 
@@ -100,14 +101,6 @@ def _fits(found: Verdict | None, console: Console) -> Text:
     if found is None:
         return Text(UNKNOWN)
     return Text(f"{mark(console, 'good')} yes", "green") if found.fits else Text(f"{mark(console, 'bad')} no", "red")
-
-
-def loss_text(record: MemoryRecord) -> str:
-    """The first and the last loss of a record: "10.83 -> 7.912"; its final loss where no step is kept."""
-    curve = losses(record)
-    if not curve:
-        return number(record.loss)
-    return f"{number(curve[0][1])} -> {number(curve[-1][1])}"
 
 
 def _verdict(views: Sequence[CaseView], console: Console) -> None:

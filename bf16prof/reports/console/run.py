@@ -10,11 +10,9 @@ from rich.text import Text
 
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, safe, table
-from bf16prof.reports.console.reconciliation import loss_text
-from bf16prof.reports.learning import edq_text, learning, lost_text
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, number, seconds
 from bf16prof.reports.verdict import prediction_text
-from bf16prof.reports.views import CaseView, case_label, run_views
+from bf16prof.reports.views import CaseView, case_label, loss_text, run_views
 from bf16prof.runs import CaseStatus, Run, Status
 
 _STYLES = {Status.FINISHED: "green", Status.PLANNED: "dim", Status.RUNNING: "cyan"}
@@ -66,12 +64,10 @@ def _cases(run: Run, views: Mapping[tuple[Case, Device], CaseView], console: Con
     columns += [Column("step time"), Column("IQR"), Column("tokens/s"), Column("loss")]
     utilised = any(record.mfu is not None for record in run.records)
     columns += [Column("MFU")] if utilised else []
-    watched = any(learning(record) for record in run.records)
-    columns += [Column("lost updates"), Column("EDQ")] if watched else []
     rows: list[list[Text | str]] = []
     for status in run.manifest.cases:
         view = views.get((status.case, run.manifest.device))
-        numbers = [*_numbers(view), *([_utilisation(view)] if utilised else []), *(_learning(view) if watched else [])]
+        numbers = [*_numbers(view), *([_utilisation(view)] if utilised else [])]
         rows.append([Text(case_label(status.case)), _status(status.status, console), *numbers])
     if rows:
         table(console, columns, rows)
@@ -94,11 +90,6 @@ def _numbers(view: CaseView | None) -> list[Text | str]:
         number(record.tokens_per_s),
         loss_text(record),
     ]
-
-
-def _learning(view: CaseView | None) -> list[Text | str]:
-    found = learning(view.reference) if view and view.reference else None
-    return [lost_text(found.lost_updates), edq_text(found.edq)] if found else ["", ""]
 
 
 def _failure(status: CaseStatus, view: CaseView | None, console: Console) -> None:
