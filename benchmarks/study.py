@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,24 +102,27 @@ def result(trial: Trial, folder: Path) -> Run | None:
     return run if same else None
 
 
-def train(trial: Trial, folder: Path) -> None:
-    """Run a trial, unless it has finished before."""
+def train(trial: Trial, folder: Path) -> str | None:
+    """Run a trial, unless it has finished before; why it did not, or `None`."""
     if (before := result(trial, folder)) and before.manifest.status is Status.FINISHED:
-        return
+        return None
     begin = time.monotonic()
     words = [sys.executable, "-m", "bf16prof", *trial.command(folder), "--force", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, check=False, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     run = result(trial, folder)
-    said = str(run.manifest.status) if run else done.stderr.strip()[-300:]
-    say(f"{trial.recipe} seed {trial.seed}", f"{time.monotonic() - begin:5.0f} s  {said}")
+    message = run.manifest.cases[0].message if run else done.stderr.strip()[-300:]
+    failed = None if run and run.manifest.status is Status.FINISHED else message
+    say(f"{trial.recipe} seed {trial.seed}", f"{time.monotonic() - begin:5.0f} s  {failed or 'finished'}")
+    return failed
 
 
-def train_all(folder: Path, planned: Sequence[Trial]) -> None:
-    """Run all trials, some at a time."""
+def train_all(folder: Path, planned: Sequence[Trial]) -> dict[str, str]:
+    """Run all trials, some at a time; by recipe, why one did not run."""
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda trial: train(trial, folder), planned))
+        said = pool.map(lambda trial: train(trial, folder), planned)
+        return {trial.recipe: why.removeprefix("bf16prof: ") for trial, why in zip(planned, said, strict=True) if why}
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,11 @@ class Study:
     not_run: dict[str, str]
 
     @classmethod
-    def of(cls, results: Sequence[Run]) -> Study:
-        """The study of these runs."""
+    def of(cls, results: Sequence[Run], failed: Mapping[str, str]) -> Study:
+        """The study of these runs; `failed`: recipes of which a run did not finish, with the reason."""
         finished = tuple(run for run in results if run.manifest.status is Status.FINISHED)
         groups = {group.recipe: group for group in seed_groups(run_views(finished))}
-        others = {run.manifest.cases[0].case.recipe: run.manifest.cases[0].message for run in results if run not in finished}
-        return cls(finished, groups, {recipe: said for recipe, said in others.items() if recipe not in groups})
+        return cls(finished, groups, {recipe: said for recipe, said in failed.items() if recipe not in groups})
 
 
 PAIRS = (
@@ -270,8 +272,8 @@ def main() -> None:
     """Train, then write."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/study").absolute()
     planned = trials()
-    train_all(folder, planned)
-    study = Study.of([run for trial in planned if (run := result(trial, folder))])
+    failed = train_all(folder, planned)
+    study = Study.of([run for trial in planned if (run := result(trial, folder))], failed)
     text = f"{facts(study)}\n{recipe_table(study)}\n{left_out(study)}\nPairs, one less the other, seed by seed:\n\n{pair_table(study)}"
     say(text, "")
     put(DOCS / "study.md", "study", text)
