@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from enum import StrEnum
 from typing import Any
 
-from bf16prof.records import MemoryRecord, as_json
+from bf16prof.records import MemoryRecord
 
 SCHEMA_VERSION = 1
 
 _NUMBERS = re.compile(r"\[\n\s*[-+.eE0-9]+(?:,\n\s*[-+.eE0-9]+)*\n\s*\]")
+
+
+def as_json(value: Any) -> Any:
+    """A record (or any part of one) as plain dicts, lists, strings and numbers, ready for `json.dumps`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 def json_text(value: Any) -> str:

@@ -6,7 +6,6 @@ Bytes are integers; `None` means "not known by this source" and is never replace
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -438,21 +437,6 @@ def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
     return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
 
 
-def interquartile_range(times: Sequence[float]) -> float | None:
-    """The distance of the upper quartile from the lower one, in the unit of the times; `None` of fewer than two."""
-    if len(times) < 2:
-        return None
-    import statistics
-
-    quartiles = statistics.quantiles(times, n=4, method="inclusive")
-    return quartiles[2] - quartiles[0]
-
-
-def not_finite(lost: Sequence[int], steps: int) -> list[str]:
-    """A note that these of so many steps had no finite loss; none if all had one."""
-    return [f"the loss was not finite in {len(lost)} of {steps} steps, first in step {lost[0]}"] if lost else []
-
-
 def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[Item, ...]:
     """The items, and what they leave unexplained of the allocated bytes as one more."""
     other = allocated_bytes - sum(item.bytes for item in items)
@@ -463,14 +447,3 @@ def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[Item, ...]:
 def by_component(items: Sequence[Item]) -> dict[Component, int]:
     """Bytes of every component, 0 where it has no item."""
     return {component: sum(item.bytes for item in items if item.component is component) for component in Component}
-
-
-def as_json(value: Any) -> Any:
-    """A record (or any part of one) as plain dicts, lists, strings and numbers, ready for `json.dumps`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    return str(value) if isinstance(value, StrEnum) else value

@@ -13,7 +13,7 @@ import typer
 from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
 from bf16prof.commands.request import resolve_profile
-from bf16prof.documents import document, json_text
+from bf16prof.documents import as_json, document, json_text
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
@@ -22,7 +22,7 @@ from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.plain import dotted
 from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
-from bf16prof.records import Component, Device, MemoryRecord, Offload, as_json
+from bf16prof.records import Component, Device, MemoryRecord, Offload
 from bf16prof.reports.learning import of_recipe
 from bf16prof.reports.units import UNKNOWN
 from bf16prof.reports.views import case_label

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, write_files, write_report
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
@@ -65,14 +66,6 @@ def measure(
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.predict import predictions as closed_form
     from bf16prof.estimate.predict import with_work
-    from bf16prof.measure.accelerator import (
-        require_dtypes,
-        require_memory,
-        require_model_library,
-        require_optimizer_libraries,
-        require_torch,
-    )
-    from bf16prof.measure.data import validate_spec
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
     from bf16prof.simulate.runner import simulate as dry_run
@@ -80,15 +73,8 @@ def measure(
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     request = read_request(context)
-    validate_spec(request.profile.workload.data, readable=True)
-    require_model_library(request.profile.model)
-    torch = require_torch()
-    if torch.device is Device.CPU:
-        require_memory(_ranks(ranks, torch))
-    jobs, refused = select(request, gpus=str(_ranks(ranks, torch)), device=torch.device, gpu=_gpu(torch))
-    jobs, impossible = require_dtypes(jobs, torch)
-    require_optimizer_libraries(jobs)
-    for refusal in (*refused, *impossible):
+    jobs, refused = _possible(request, ranks)
+    for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
     folder = output_dir or new_folder(name)
@@ -109,6 +95,29 @@ def measure(
         _show(run, verbose)
         report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
+
+
+def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:
+    """The jobs that this machine can run, with so many ranks if they are asked for, and the refusals of the others."""
+    from bf16prof.measure.accelerator import (
+        require_dtypes,
+        require_memory,
+        require_model_library,
+        require_optimizer_libraries,
+        require_torch,
+    )
+    from bf16prof.measure.data import validate_spec
+
+    validate_spec(request.profile.workload.data, readable=True)
+    require_model_library(request.profile.model)
+    torch = require_torch()
+    ranks = _ranks(asked, torch)
+    if torch.device is Device.CPU:
+        require_memory(ranks)
+    admitted, refused = select(request, gpus=str(ranks), device=torch.device, gpu=_gpu(torch))
+    jobs, impossible = require_dtypes(admitted, torch)
+    require_optimizer_libraries(jobs)
+    return jobs, [*refused, *impossible]
 
 
 def _ranks(asked: int | None, torch: TorchAnswer) -> int:

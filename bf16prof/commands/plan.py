@@ -13,12 +13,12 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, check_path, hint
 from bf16prof.commands.request import Request, read_request
-from bf16prof.documents import document, json_text
+from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Offload, as_json
+from bf16prof.records import Offload
 from bf16prof.runs import write_text
 
 if TYPE_CHECKING:

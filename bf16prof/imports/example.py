@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
-from bf16prof.records import StepRecord, not_finite
+from bf16prof.records import StepRecord
+from bf16prof.summaries import not_finite
 
 _SUMMARY = re.compile(r"\bSUMMARY: (\w+=.*)")
 _STEP = re.compile(

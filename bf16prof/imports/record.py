@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
-from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, interquartile_range, peak_phase
+from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, peak_phase
+from bf16prof.summaries import interquartile_range
 
 GROWING = ("allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes")
 """Quantities of one run, none of which is larger than the next."""

@@ -18,12 +18,11 @@ from bf16prof.records import (
     StepWork,
     UpdateQuality,
     by_component,
-    interquartile_range,
-    not_finite,
     peak_phase,
     with_other,
 )
 from bf16prof.runs import Status
+from bf16prof.summaries import interquartile_range, not_finite
 
 
 def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bf16prof.documents import document
+from bf16prof.documents import as_json, document
 from bf16prof.profiles.plain import dotted
-from bf16prof.records import Component, MemoryRecord, Phase, Source, as_json
+from bf16prof.records import Component, MemoryRecord, Phase, Source
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
 from bf16prof.reports.learning import edq_text, lost_text

@@ -14,7 +14,8 @@ import pytest
 from jobs import job, profile, step_work
 
 from bf16prof.cases import Job, JobFile
-from bf16prof.records import Device, as_json
+from bf16prof.documents import as_json
+from bf16prof.records import Device
 
 COUNTER = Path(__file__).with_name("count_work.py")
 

@@ -18,7 +18,7 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "processes", "rounding"},
+    {"errors", "processes", "rounding", "summaries"},
     {"records", "documents"},
     {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},
