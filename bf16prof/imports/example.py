@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
@@ -78,7 +77,7 @@ class ExampleReader:
             notes.append("the step time is the mean that the script prints, of the slowest rank, without its warm-up steps")
         facts = known(parameters=next(iter(self._parameters), None), step_time_s=max(times, default=0.0) or None)
         steps = tuple(self._job_step(step) for step in sorted(self._steps))
-        notes += not_finite([number for number, ranks in sorted(self._steps.items()) if _lost(ranks)], len(steps))
+        notes += not_finite([step.step for step in steps if step.loss_not_finite], len(steps))
         return Finding(
             self.format,
             readings,
@@ -168,11 +167,8 @@ class ExampleReader:
         losses = [loss for loss, _ in of_step.values() if loss is not None]
         complete = len(losses) == len(self._last)
         loss = statistics.fmean(losses) if complete else None
-        return StepRecord(step, loss, max(time for _, time in of_step.values()), None, loss_not_finite=_lost(of_step))
-
-
-def _lost(ranks: Mapping[int, tuple[float | None, float]]) -> bool:
-    return any(loss is None for loss, _ in ranks.values())
+        lost = len(losses) < len(of_step)
+        return StepRecord(step, loss, max(time for _, time in of_step.values()), None, loss_not_finite=lost)
 
 
 def _loss(text: str) -> float | None:

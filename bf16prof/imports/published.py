@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from bf16prof.errors import InputError
@@ -13,7 +12,7 @@ from bf16prof.imports.record import imported_record
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import Profile
-from bf16prof.profiles.shipped import shipped_table
+from bf16prof.profiles.shipped import shipped_names, shipped_table
 from bf16prof.records import Case, LossSummary, MemoryRecord
 
 PREFIX = "published:"
@@ -31,7 +30,7 @@ class Published:
 
 def published_names() -> list[str]:
     """The names of the runs that ship with the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return shipped_names("published", "bf16prof.imports")
 
 
 def find_published(name: str) -> Published:
@@ -64,7 +63,3 @@ def _loss_summary(loss: dict[str, str], table: dict[str, Any]) -> LossSummary:
 
 
 _MEMORY = {"allocated_bytes": "allocated_gb", "run_peak_allocated_bytes": "run_peak_allocated_gb"}
-
-
-def _folder() -> Any:
-    return resources.files("bf16prof.imports") / "published"

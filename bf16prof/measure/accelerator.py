@@ -12,7 +12,7 @@ from bf16prof.cases import Job, Refusal
 from bf16prof.engine.config import deepspeed_config, enabled_dtype
 from bf16prof.engine.constraints import refused_error
 from bf16prof.errors import InputError, install_hint
-from bf16prof.measure.machine import hardware, package_version
+from bf16prof.measure.machine import package_version, usable_memory
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.records import Device
@@ -26,7 +26,10 @@ import json, os, torch
 cuda = torch.cuda
 wanted = os.environ.get("DS_ACCELERATOR") != "cpu" and cuda.is_available()
 gpus = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if wanted else []
-fp16 = bool(gpus) or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+try:
+    fp16 = bool(gpus) or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+except Exception:
+    fp16 = False
 print(json.dumps({"cuda": torch.version.cuda, "fp16": fp16, "gpus": [[g.name, g.total_memory, g.major, g.minor] for g in gpus]}))
 """
 
@@ -102,8 +105,7 @@ def require_dtypes(jobs: Sequence[Job], torch: TorchAnswer) -> tuple[list[Job], 
 
 def require_memory(ranks: int) -> None:
     """Raise `InputError` when not even torch and DeepSpeed of so many ranks on the CPU fit this machine."""
-    found = hardware()
-    memory = min(int(found["memory_bytes"]), int(found.get("memory_limit_bytes", found["memory_bytes"])))
+    memory = usable_memory()
     if ranks * RANK_BYTES > memory:
         needs = f"{ranks} ranks take {ranks * RANK_BYTES >> 30} GiB for torch and DeepSpeed alone"
         raise InputError(f"{needs}, and this machine has {memory >> 30} GiB", hint="fewer --nproc-per-node; simulate runs any number")

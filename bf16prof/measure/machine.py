@@ -71,6 +71,14 @@ def hardware() -> dict[str, str]:
     return found if limit is None else {**found, "memory_limit_bytes": str(limit)}
 
 
+def usable_memory() -> int:
+    """The bytes of memory that processes here may have in all: the machine's, or less in a container."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    return min(total, memory_limit() or total)
+
+
 def package_version(name: str) -> str | None:
     """The version of an installed package, without importing it; None if it is not installed."""
     try:

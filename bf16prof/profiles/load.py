@@ -9,7 +9,6 @@ import errno
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from bf16prof.profiles.models import KINDS
 from bf16prof.profiles.plain import dotted, read_json_object
 from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.shipped import shipped_names, shipped_text
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Resolved:
 
 def preset_names() -> list[str]:
     """The names of the profiles that ship with the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _presets().iterdir() if entry.name.endswith(".toml"))
+    return shipped_names("presets")
 
 
 def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
@@ -80,10 +80,6 @@ def parse_set(text: str, origin: str = "--set") -> Override:
     return Override(key.strip(), parsed, origin)
 
 
-def _presets() -> Any:
-    return resources.files("bf16prof.profiles") / "presets"
-
-
 @dataclass(frozen=True)
 class _Source:
     """A profile as it is stored: what it is called, where it came from, its text, and where its paths start."""
@@ -97,7 +93,7 @@ class _Source:
 def _read(name: str) -> _Source:
     """The text of a profile given by preset name or path."""
     if name in preset_names():
-        return _Source(name, f"preset {name}", (_presets() / f"{name}.toml").read_text(encoding="utf-8"), Path())
+        return _Source(name, f"preset {name}", shipped_text(f"presets/{name}.toml"), Path())
     path = Path(name)
     try:
         return _Source(path.stem, str(path), path.read_text(encoding="utf-8"), path.parent)
