@@ -86,6 +86,7 @@ def _zero12(engine: Engine, meter: Meter, size: int) -> None:
     total = engine.flat_numel
     own = total // engine.world_size
     master = dtype_bytes(engine.facts.master_dtype)
+    meter.empty_cache()
     meter.take(labels.FLAT_PARAMETERS, size * total)
     meter.give(labels.THE_MODEL, *(size * n for n in engine.numels))
     if offloads_optimizer(engine.config):
@@ -157,6 +158,7 @@ def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     facts, zero, own = engine.facts, engine.zero, engine.own
     if not offloads_parameters(engine.config):
         meter.give(labels.PARTITIONED_PARAMETERS, *(size * part for part in own))
+        meter.empty_cache()  # zero/utils.py `defragment`
         meter.take(labels.FLAT_PARAMETERS, size * sum(own))
     groups, master = engine.groups, dtype_bytes(facts.master_dtype)
     if offloads_optimizer(engine.config):

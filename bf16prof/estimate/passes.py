@@ -123,6 +123,12 @@ class Meter:
         if whole and not any(level >= self.level and size >= whole for level, size, *_ in self.peak.shared):
             self.peak.shared.append((self.level, whole, label, Peak(self.level, self.section, self.events, dict(self.held))))
 
+    def empty_cache(self) -> None:
+        """DeepSpeed empties the allocator's cache, which moves no level (see `replay.py`)."""
+
+    def updates(self, tensors: int) -> None:
+        """The optimizer updates so many tensors. What it makes the first time is counted as there already (see `replay.py`)."""
+
     def resolve(self, ranks: int) -> None:
         """Raise the peaks to what touches of a part of something reach on so many ranks."""
         for phase, peak in self.peaks.items():
