@@ -176,9 +176,10 @@ class Replay(Meter):
 
     def updates(self, tensors: int) -> None:
         """The optimizer updates so many tensors, whose states it makes the first time."""
-        for label, sizes in self.lazy:
-            for _ in range(min(tensors, len(sizes))):
-                self.take(label, sizes.popleft())
+        for _ in range(tensors):
+            for label, sizes in self.lazy:
+                if sizes:
+                    self.take(label, sizes.popleft())
 
     def interrupt(self, moment: object) -> None:
         """A bucket of stages 1 and 2 is reduced, or a backward pass is over (`gradients.partitioned`)."""
@@ -262,7 +263,7 @@ def _ops(events: Sequence[Any]) -> list[Op]:
                 out.append(("add", subject, size))
             else:
                 out.append(("drop", subject, -size))
-        elif kind != "compute":
+        else:
             out.append((kind, subject, size))
     return out
 
@@ -276,9 +277,6 @@ def _step(plan: Any, engine: Engine, meter: Replay, whole: Program, ops: Any, *,
     handlers = training._handlers(gradients) | training._loop(meter, plan.kept)
     last = plan.micro_steps - 1
     for number in sorted({*range(min(last, training.SETTLED)), last}):
-        if is_first and number == 0:
-            meter.phase = Phase.FORWARD
-            meter.take(CUBLAS_WORKSPACES, plan.workspace)
         gradients.start(is_boundary=number == last)
         _walk(ops, meter, handlers, plan.workspace if is_first and number == 0 else 0)
         gradients.finish()
@@ -298,6 +296,7 @@ def _step(plan: Any, engine: Engine, meter: Replay, whole: Program, ops: Any, *,
 def _walk(ops: Any, meter: Replay, handlers: dict[str, Handler], workspace: int) -> None:
     meter.phase = Phase.FORWARD
     from bf16prof.estimate.program import _shift
+    workspaces = [workspace] if workspace else []
     add, drop = meter.add, meter.drop
     for section, shift in ops:
         for kind, subject, size in section:
@@ -307,10 +306,13 @@ def _walk(ops: Any, meter: Replay, handlers: dict[str, Handler], workspace: int)
                 drop(subject, size, newest=True)
             elif kind == "rename":
                 meter.rename(subject, GRADIENT, size)
+            elif kind == "compute":
+                if workspaces:
+                    meter.take(CUBLAS_WORKSPACES, workspaces.pop())
             else:
                 if kind == "backward":
                     meter.phase = Phase.BACKWARD
                     if workspace:
-                        meter.take(CUBLAS_WORKSPACES, workspace)
+                        workspaces.append(workspace)
                 if kind in handlers:
                     handlers[kind](_shift(subject, shift) if shift and subject is not None and isinstance(subject, tuple) else subject, size)
