@@ -118,8 +118,9 @@ class Meter:
         self.take(label, *sizes)
         self.give(label, *sizes)
 
-    def share(self, label: Label, whole: int) -> None:
-        """Each rank allocates its part of so many bytes for a moment (see `resolve`)."""
+    def share(self, label: Label, *parts: int) -> None:
+        """Each rank allocates its share of storages of so many bytes for a moment (see `resolve`)."""
+        whole = sum(parts)
         if whole and not any(level >= self.level and size >= whole for level, size, *_ in self.peak.shared):
             self.peak.shared.append((self.level, whole, label, Peak(self.level, self.section, self.events, dict(self.held))))
 

@@ -166,9 +166,9 @@ class Replay(Meter):
             self.take(new, after)
             self.give(old, before)
 
-    def share(self, label: Label, whole: int) -> None:
-        """Each rank allocates its part of so many bytes for a moment."""
-        self.touch(label, ceil_div(whole, self._ranks))
+    def share(self, label: Label, *parts: int) -> None:
+        """Each rank allocates its share of storages of so many bytes for a moment."""
+        self.touch(label, *(ceil_div(part, self._ranks) for part in parts))
 
     def empty_cache(self) -> None:
         """`torch.cuda.empty_cache`."""
