@@ -1,40 +1,39 @@
 """What the caching allocator reserves for a job: the allocations and frees of the closed form, replayed through its model.
 
-The walk through a step (`passes.py`) says what is allocated and freed in which order. `Replay` is a meter that hands each of these to
-`allocator.CachingAllocator`, on the streams that DeepSpeed uses. The init phase, the first step and further steps are replayed until the
-allocator has settled, as the dry run does it (`simulate/repeat.py`).
+The walk through a step (`passes.py`) knows what is allocated and freed in which order. `Replay` is a meter that makes each storage a block
+of `allocator.CachingAllocator`, on the streams that DeepSpeed uses. Init, the first step and further steps are replayed until the allocator
+has settled, as the dry run does (`simulate/repeat.py`).
 
-What is not known here, and may differ from a real run: which of several equal blocks is freed first (the oldest of DeepSpeed's, the newest
-of the model's), and small tensors that no closed form counts.
+What a replay does not know: which of several equal blocks is freed first (taken to be the oldest of the engine's, the newest of the
+model's), small tensors that no closed form counts, and how long a stream holds what has been freed.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.allocator import Block, CachingAllocator, OutOfMemory
 from bf16prof.cases import Job
 from bf16prof.engine import labels
 from bf16prof.engine.config import Wrapper, overlaps_communication
-from bf16prof.engine.labels import CUBLAS_WORKSPACES
-from bf16prof.estimate import training
 from bf16prof.estimate.first_step import LAZY
 from bf16prof.estimate.gathers import Gathers
-from bf16prof.estimate.gradients import Flush, Gradients, PartitionedGradients, Reduction, Share, reduced_pieces
+from bf16prof.estimate.gradients import Flush, Key, Reduction, Share, reduced_pieces
 from bf16prof.estimate.initial import initial
 from bf16prof.estimate.kept import between_steps
 from bf16prof.estimate.passes import Handler, Meter
-from bf16prof.estimate.program import Program
-from bf16prof.estimate.steady import Engine
+from bf16prof.estimate.program import Section, shifted
+from bf16prof.estimate.steady import FP64_BYTES, Engine
 from bf16prof.estimate.step import step
+from bf16prof.estimate.training import LOGITS, LOSS, Plan, Walked, numels_of, share, strategy
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
-from bf16prof.rounding import ceil_div, round_up
+from bf16prof.rounding import ceil_div
 
 MOST_STEPS = 14
 """As many as the dry run does: two, and twelve that repeat."""
@@ -54,60 +53,54 @@ STREAMS: dict[Wrapper, dict[Label, int]] = {
     },
 }
 """What is allocated on a stream of DeepSpeed's own in forward and backward, where communication overlaps (stage3.py `__allgather_stream`,
-`reduce_and_partition_stream`; stage_1_and_2.py `reduction_stream`). Each stream has its own blocks."""
+`reduce_and_partition_stream`; stage_1_and_2.py `reduction_stream`). Blocks of one stream are not given to another."""
+
+HELD_ELSEWHERE = {labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, LOGITS, LOSS}
+"""What is alive between steps and allocated by the walk itself: in init, after the first step, or in its forward pass."""
 
 
 @dataclass(frozen=True)
 class Replayed:
     """What the allocator did.
 
-    * `reserved_bytes`: the most that it reserved; `allocated_bytes`: the most that was allocated.
-    * `shortage`: where the memory did not suffice: the phase, and the allocator's numbers.
+    * `reserved_bytes`: the most that it reserved, of which `fragmentation_bytes` were not allocated then.
+    * `allocated_bytes`: the most that was allocated, remainders of blocks included.
+    * `shortage`: the phase in which the limit did not suffice, and the allocator's numbers; after it there is no limit.
     * `retries`: allocations that found room only after the cache was freed.
     """
 
     reserved_bytes: int
+    fragmentation_bytes: int
     allocated_bytes: int
     retries: int
     shortage: tuple[Phase, OutOfMemory] | None = None
 
 
-@dataclass
-class Shared:
-    """Blocks of one label and size."""
-
-    blocks: deque[Block] = field(default_factory=deque)
-
-
 class Replay(Meter):
-    """A meter whose storages are blocks of a caching allocator."""
+    """A meter whose storages are blocks of a caching allocator; `ranks`: so many share what is partitioned."""
 
-    def __init__(self, block: int, allocator: CachingAllocator, streams: dict[Label, int], ranks: int) -> None:
+    def __init__(self, block: int, allocator: CachingAllocator, streams: Mapping[Label, int], ranks: int) -> None:
         super().__init__(block)
         self.allocator = allocator
         self.lazy: list[tuple[Label, deque[int]]] = []
-        """States that the optimizer makes in its first step: of each label the sizes."""
-        self.reserved = self.allocated = 0
+        """States that the optimizer makes when it first updates a tensor: of each label the sizes."""
+        self.buckets: BucketsOfPartition | None = None
+        self.reserved = self.allocated_then = self.allocated = 0
         self.shortage: tuple[Phase, OutOfMemory] | None = None
-        self.how: Reduction | None = None
-        self.share_of: Share | None = None
         self._streams, self._ranks = streams, ranks
         self._blocks: dict[Label, dict[int, deque[Block]]] = {}
-        self._partition: list[int] = []
-        self._early: list[int] = []
-        self._kept_partition = False
 
     def begin(self, phase: Phase) -> None:
         """A phase begins."""
         self.phase = phase
 
     def see(self, level: int, events: int) -> None:
-        """Peaks are the allocator's here."""
+        """Levels are the allocator's here."""
 
     def add(self, label: Label, size: int) -> None:
         """Allocate a block."""
-        stream = self._streams.get(label, 0) if self.phase in (Phase.FORWARD, Phase.BACKWARD) else 0
-        allocator = self.allocator
+        is_aside = self.phase is Phase.FORWARD or self.phase is Phase.BACKWARD
+        stream, allocator = self._streams.get(label, 0) if is_aside else 0, self.allocator
         try:
             block = allocator.allocate(size, stream)
         except OutOfMemory as error:
@@ -118,47 +111,37 @@ class Replay(Meter):
         if allocator.allocated_bytes > self.allocated:
             self.allocated = allocator.allocated_bytes
         if allocator.reserved_bytes > self.reserved:
-            self.reserved = allocator.reserved_bytes
+            self.reserved, self.allocated_then = allocator.reserved_bytes, allocator.allocated_bytes
 
     def drop(self, label: Label, size: int, *, newest: bool = False) -> None:
         """Free a block of that label and size; where there is none, as many of the label as make up the size."""
-        same = self._blocks.get(label)
-        if not same:
+        known = self._blocks.get(label)
+        if not known:
+            return  # not there yet in the first step
+        if same := known.get(size):
+            self.allocator.free(same.pop() if newest else same.popleft())
             return
-        blocks = same.get(size)
-        if blocks:
-            self.allocator.free(blocks.pop() if newest else blocks.popleft())
-            return
-        for other, queue in same.items():
+        for other, queue in known.items():
             while queue and 0 < other <= size:
                 self.allocator.free(queue.popleft())
                 size -= other
 
     def rename(self, old: Label, new: Label, size: int) -> None:
-        """The newest block of a label has another name from now on."""
-        queue = self._blocks.get(old, {}).get(size)
-        if queue:
-            self._blocks.setdefault(new, {}).setdefault(size, deque()).append(queue.pop())
+        """The newest block of a label is for something else from now on."""
+        if same := self._blocks.get(old, {}).get(size):
+            self._blocks.setdefault(new, {}).setdefault(size, deque()).append(same.pop())
 
     def take(self, label: Label, *sizes: int) -> None:
         """The engine allocates storages of these sizes."""
-        total = 0
-        for size in sizes:
-            if size:
-                self.add(label, size)
-                total += size
-        if total:
-            self.held[label] = self.held.get(label, 0) + total
+        for size in filter(None, sizes):
+            self.add(label, size)
+        self.held[label] = self.held.get(label, 0) + sum(sizes)
 
     def give(self, label: Label, *sizes: int) -> None:
         """The engine frees them."""
-        total = 0
-        for size in sizes:
-            if size:
-                self.drop(label, size)
-                total += size
-        if total:
-            self.held[label] = self.held.get(label, 0) - total
+        for size in filter(None, sizes):
+            self.drop(label, size)
+        self.held[label] = self.held.get(label, 0) - sum(sizes)
 
     def exchange(self, old: Label, new: Label, pairs: Iterable[tuple[int, int]]) -> None:
         """One after the other, the engine allocates the second of each pair and frees the first."""
@@ -182,137 +165,152 @@ class Replay(Meter):
                     self.take(label, sizes.popleft())
 
     def interrupt(self, moment: object) -> None:
-        """A bucket of stages 1 and 2 is reduced, or a backward pass is over (`gradients.partitioned`)."""
-        how, share = self.how, self.share_of
-        assert how is not None and share is not None
+        """A bucket of stages 1 and 2 is reduced, or a backward pass is over."""
+        assert self.buckets is not None, "only stages 1 and 2 interrupt"
+        self.buckets.at(moment, self)
+
+
+class BucketsOfPartition:
+    """What stages 1 and 2 allocate when a bucket is reduced: the part of `gradients.partitioned` that depends on the partition."""
+
+    def __init__(self, numels: Mapping[Key, int], how: Reduction, share: Share) -> None:
+        self._numels, self._how, self.share = numels, how, share
+        self._new: list[int] = []
+        self._is_kept = False
+
+    def begin_step(self) -> None:
+        """The gradients of the last step are gone."""
+        self._new, self._is_kept = [], False
+
+    def at(self, moment: object, meter: Replay) -> None:
+        """`reduce_ipg_grads`; at the end of a backward pass the partition of later micro-steps has been added to the first."""
         if isinstance(moment, Flush):
-            for pieces in reduced_pieces(moment, how, share):
-                self.touch(labels.ALL_REDUCE_BUFFER, *pieces)
-            mine = [(key, size) for key, size in zip(moment.keys, moment.sizes, strict=True) if key in share.own]
-            if not mine:
-                return
-            if how.master:
-                self.touch(labels.GRADIENT_NORM, *(8 * share.own[key] for key, _ in mine[:1]))
-            elif not how.contiguous:
-                for _, size in mine:
-                    self.take(labels.GRADIENT_PARTITION, size)
-                    self._partition.append(size)
-            elif not self._partition:
-                whole = how.width * sum(self.numels[key] for key in share.own)
-                self.take(labels.GRADIENT_PARTITION, whole)
-                self._partition.append(whole)
+            self._flush(moment, meter)
             return
-        if self._kept_partition:
-            self.give(labels.GRADIENT_PARTITION, *self._partition)
-        self._kept_partition = self._kept_partition or bool(self._partition)
-        self._partition = []
+        if self._is_kept:
+            meter.give(labels.GRADIENT_PARTITION, *self._new)
+        self._is_kept = self._is_kept or bool(self._new)
+        self._new = []
 
-    numels: dict[Any, int] = {}
+    def _flush(self, flush: Flush, meter: Replay) -> None:
+        how, own = self._how, self.share.own
+        for pieces in reduced_pieces(flush, how, self.share):
+            meter.touch(labels.ALL_REDUCE_BUFFER, *pieces)
+        mine = [(key, size) for key, size in zip(flush.keys, flush.sizes, strict=True) if key in own]
+        if not mine:
+            return
+        if how.master:
+            meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own[key] for key, _ in mine))
+            return
+        taken = [size for _, size in mine]
+        if how.contiguous:
+            taken = [] if self._new else [how.width * sum(self._numels[key] for key in own)]
+        meter.take(labels.GRADIENT_PARTITION, *taken)
+        self._new += taken
 
 
-def replay(job: Job, *, limit: int | None = None, expandable: bool = False, steps: int = MOST_STEPS) -> Replayed:
-    """Replay a job whose peaks have a closed form, on a device whose allocator may reserve so many bytes (no limit if not given)."""
-    engine = Engine.of(job)
-    plan = training._plan(job, engine)
+def replay(job: Job, engine: Engine, done: Walked, *, limit: int | None = None, expandable: bool = False) -> Replayed:
+    """Replay a job, from the walk through a step, on a device whose allocator may reserve so many bytes (no limit if not given)."""
     allocator = CachingAllocator(limit, expandable_segments=expandable)
-    facts = engine.facts
-    streams = STREAMS.get(facts.wrapper, {}) if overlaps_communication(engine.config) else {}
+    streams = STREAMS.get(engine.facts.wrapper, {}) if overlaps_communication(engine.config) else {}
+    plan = done.plan
     meter = Replay(plan.block, allocator, streams, engine.world_size)
-    held = [a for a in between_steps(job, engine) if not a.on_host]
-    buffers = [a for a in held if a.label == labels.MODEL_BUFFERS]
-    for each in buffers:
-        meter.take(each.label, *each.sizes)
-    initial(engine, meter, zero_init=job.is_inside_zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
-    skip = {labels.MODEL_BUFFERS, labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, training.LOGITS, training.LOSS}
+    _init(job, engine, meter)
+    if isinstance(plan.how, Reduction):
+        meter.buckets = BucketsOfPartition(numels_of(job.profile.model), plan.how, share(job, engine))
+    before: tuple[int, ...] = ()
+    for number in range(MOST_STEPS):
+        _step(engine, meter, done, is_first=number == 0)
+        now = meter.reserved, allocator.reserved_bytes, allocator.tail_bytes
+        if now == before:
+            break
+        before = now
+    return Replayed(meter.reserved, meter.reserved - meter.allocated_then, meter.allocated, allocator.retries, meter.shortage)
+
+
+def _init(job: Job, engine: Engine, meter: Replay) -> None:
+    """Init, and what is there from the first step on but for what it makes itself."""
+    held = [each for each in between_steps(job, engine) if not each.on_host]
     for each in held:
-        if each.label in skip or meter.held.get(each.label):
+        if each.label == labels.MODEL_BUFFERS:
+            meter.take(each.label, *each.sizes)
+    initial(engine, meter, zero_init=job.is_inside_zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
+    for each in held:
+        if each.label in HELD_ELSEWHERE or meter.held.get(each.label):
             continue
         if each.label[0] in LAZY:
             meter.lazy.append((each.label, deque(each.sizes)))
         else:
             meter.take(each.label, *each.sizes)
-    is_third = facts.wrapper is Wrapper.ZERO3
-    whole = training.program(plan.run, plan.precision, is_third, plan.memory_efficient_linear or not is_third, plan.block)
-    if isinstance(plan.how, Reduction):
-        meter.how, meter.share_of, meter.numels = plan.how, training.share(job, engine), training._numels(job.profile.model)
-    ops = [[(_ops(section.events), shift) for section, shift in whole.sections]]
-    before = None
-    for number in range(steps):
-        _step(plan, engine, meter, whole, ops[0], is_first=number == 0)
-        now = meter.reserved, allocator.reserved_bytes, allocator.tail_bytes
-        if now == before:
-            break
-        before = now
-    return Replayed(meter.reserved, meter.allocated, allocator.retries, meter.shortage)
 
 
-Op = tuple[str, Any, int]
-
-
-@functools.cache
-def _cached_ops(key: int) -> None: ...
-
-
-def _ops(events: Sequence[Any]) -> list[Op]:
-    out: list[Op] = []
-    for kind, subject, size in events:
-        if kind == "memory":
-            if subject == GRADIENT and size > 0 and out and out[-1][0] == "drop":
-                out[-1] = ("rename", out[-1][1], size)
-            elif size > 0:
-                out.append(("add", subject, size))
-            else:
-                out.append(("drop", subject, -size))
-        else:
-            out.append((kind, subject, size))
-    return out
-
-
-def _step(plan: Any, engine: Engine, meter: Replay, whole: Program, ops: Any, *, is_first: bool) -> None:
-    meter._partition, meter._kept_partition = [], False
-    gradients: Gradients | Gathers = training._gradients(plan, meter, whole)
-    meter.log = None
+def _step(engine: Engine, meter: Replay, done: Walked, *, is_first: bool) -> None:
+    """A whole optimizer step; of several micro-steps those that `training._walked` walks."""
+    plan = done.plan
+    gradients, handlers = strategy(plan, meter, done.program)
     if isinstance(gradients, Gathers) and is_first:
         gradients.forget()
-    handlers = training._handlers(gradients) | training._loop(meter, plan.kept)
-    last = plan.micro_steps - 1
-    for number in sorted({*range(min(last, training.SETTLED)), last}):
-        gradients.start(is_boundary=number == last)
-        _walk(ops, meter, handlers, plan.workspace if is_first and number == 0 else 0)
+    if meter.buckets is not None:
+        meter.buckets.begin_step()
+    for place, (number, is_last) in enumerate(plan.walked_micro_steps()):
+        gradients.start(is_boundary=is_last)
+        _micro_step(done, meter, handlers, plan.workspace if is_first and place == 0 and number == 0 else 0)
         gradients.finish()
-        for label, size in whole.net.items():
-            for kept, bytes_ in zip((training.LOGITS, training.LOSS), plan.kept, strict=True):
+        for label, size in done.program.net.items():
+            for kept, bytes_ in zip((LOGITS, LOSS), plan.kept, strict=True):
                 if size == bytes_:
                     meter.rename(label, kept, size)
     if isinstance(gradients, Gathers):
         gradients.release_all()
-    final: Any = gradients
-    if isinstance(gradients, PartitionedGradients):
-        final = meter.share_of
-    meter.phase = Phase.STEP
-    step(engine, meter, final)
+    step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
 
 
-def _walk(ops: Any, meter: Replay, handlers: dict[str, Handler], workspace: int) -> None:
-    meter.phase = Phase.FORWARD
-    from bf16prof.estimate.program import _shift
-    workspaces = [workspace] if workspace else []
-    add, drop = meter.add, meter.drop
-    for section, shift in ops:
-        for kind, subject, size in section:
+def _micro_step(done: Walked, meter: Replay, handlers: Mapping[str, Handler], workspace: int) -> None:
+    """Forward and backward once. `workspace`: of cuBLAS, for each of the two threads when it multiplies its first matrices."""
+    meter.begin(Phase.FORWARD)
+    missing = [workspace] if workspace else []
+    for section, layers in done.program.sections:
+        for kind, subject, size in _operations(section):
             if kind == "add":
-                add(subject, size)
+                meter.add(subject, size)
             elif kind == "drop":
-                drop(subject, size, newest=True)
+                meter.drop(subject, size, newest=True)
             elif kind == "rename":
                 meter.rename(subject, GRADIENT, size)
             elif kind == "compute":
-                if workspaces:
-                    meter.take(CUBLAS_WORKSPACES, workspaces.pop())
+                meter.take(labels.CUBLAS_WORKSPACES, *missing)
+                missing.clear()
             else:
                 if kind == "backward":
-                    meter.phase = Phase.BACKWARD
-                    if workspace:
-                        workspaces.append(workspace)
+                    meter.begin(Phase.BACKWARD)
+                    missing += [workspace] if workspace else []
                 if kind in handlers:
-                    handlers[kind](_shift(subject, shift) if shift and subject is not None and isinstance(subject, tuple) else subject, size)
+                    handlers[kind](shifted(subject, layers), size)
+
+
+Operation = tuple[str, Any, int]
+
+
+@functools.lru_cache(maxsize=256)
+def _operations(section: Section) -> Sequence[Operation]:
+    """The events of a section, memory as what is added and dropped; a storage that becomes a parameter's gradient stays where it is."""
+    return tuple(_told_apart(section))
+
+
+def _told_apart(section: Section) -> Iterator[Operation]:
+    dropped: Operation | None = None
+    for kind, subject, size in section.events:
+        if dropped is not None:
+            is_handed_over = kind == "memory" and subject == GRADIENT and size == dropped[2]
+            yield ("rename", *dropped[1:]) if is_handed_over else dropped
+            dropped = None
+            if is_handed_over:
+                continue
+        if kind != "memory":
+            yield kind, subject, size
+        elif size > 0:
+            yield "add", subject, size
+        elif size:
+            dropped = "drop", subject, -size
+    if dropped is not None:
+        yield dropped
