@@ -88,6 +88,20 @@ def judge(record: MemoryRecord) -> Judgement | None:
     return Judgement(found, peak, phase, record.reserved_bytes, limit, record.margin or 0.0)
 
 
+def of_a_run(record: MemoryRecord, gpu: Gpu | None, *, finished: bool, out_of_memory: bool) -> MemoryRecord:
+    """The record of a measurement with its verdict: what has finished fits, what ran out of memory does not; nothing follows otherwise.
+
+    The limit is the GPU's memory less what the device held beside the allocator, where that was measured.
+    """
+    if gpu is None:
+        return record
+    limit = gpu_limit(gpu, record.case.world_size)
+    if record.device_bytes is not None and record.reserved_bytes is not None:
+        limit = max(0, gpu.memory_bytes - max(0, record.device_bytes - record.reserved_bytes))
+    found = Verdict.FITS if finished else Verdict.DOES_NOT_FIT if out_of_memory else None
+    return dataclasses.replace(record, verdict=found, limit_bytes=limit)
+
+
 def judged(record: MemoryRecord) -> MemoryRecord:
     """The record with its verdict."""
     found = judge(record)
@@ -95,6 +109,8 @@ def judged(record: MemoryRecord) -> MemoryRecord:
 
 
 def _verdict(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | None:
+    if record.source is Source.MEASURE:
+        return record.verdict  # what happened (`of_a_run`)
     if limit is not None and peak > limit:
         return Verdict.DOES_NOT_FIT
     shortage, reserved = record.out_of_memory, record.reserved_bytes
@@ -106,8 +122,6 @@ def _verdict(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | No
         return None  # what is allocated between steps says nothing of the peak
     if record.source is Source.IMPORT or (record.source is Source.ESTIMATE and limit is None):
         return None
-    if record.source is Source.MEASURE:
-        return Verdict.FITS
     if reserved is None:
         return _without_replay(record, peak, limit)
     room = None if limit is None else room_bytes(limit, record.margin or 0.0)

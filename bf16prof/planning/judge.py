@@ -43,6 +43,11 @@ class Judge:
         self._jobs: dict[Setting, Job | None] = {}
         self._judged: dict[Setting, Judged | None] = {}
 
+    def seen(self, world_size: int) -> list[Judged]:
+        """What has been judged so far of a number of GPUs."""
+        found = {id(one): one for one in self._judged.values() if one is not None and one.setting.world_size == world_size}
+        return list(found.values())
+
     def job(self, setting: Setting) -> Job | None:
         """The job of a setting; `None` if DeepSpeed refuses it or there is no closed form."""
         if setting not in self._jobs:
@@ -51,10 +56,14 @@ class Judge:
 
     def fits(self, setting: Setting) -> bool:
         """Whether a setting fits, inside `zero.Init` if it has to be."""
-        if self.least_bytes(setting) > self.question.room(setting.world_size).bytes:
+        if self.cannot_fit(setting):
             return False
         found = self(setting)
         return found is not None and found.fits
+
+    def cannot_fit(self, setting: Setting) -> bool:
+        """Whether a setting needs more than there is room for, as can be told without a walk through a step."""
+        return self.least_bytes(setting) > self.question.room(setting.world_size).bytes
 
     def least_bytes(self, setting: Setting) -> float:
         """What its peak is not below, inside `zero.Init` or not; infinite for what cannot be judged."""
@@ -63,7 +72,7 @@ class Judge:
         if least is None:
             self(setting)  # which knows why
             return math.inf
-        if setting.can_be_inside_zero_init and least > self.question.room(setting.world_size).bytes:
+        if self._may_go_inside(setting) and least > self.question.room(setting.world_size).bytes:
             return min(least, self.least_bytes(setting.but(zero_init=True)))
         return least
 
@@ -89,14 +98,20 @@ class Judge:
     def _as_it_fits(self, setting: Setting) -> Judged | None:
         job = self.job(setting)
         found = None if job is None else self._predicted(setting, job)
-        if found is None or not setting.can_be_inside_zero_init:
+        if found is None or not self._may_go_inside(setting):
             return found
+        if found.fits:
+            return found
+        inside = self(setting.but(zero_init=True))
         init = found.record.phases[Phase.INIT].peak_bytes or 0
-        too_large = init > self.question.room(setting.world_size).bytes
-        return self(setting.but(zero_init=True)) or found if too_large else found
+        is_too_large = init > self.question.room(setting.world_size).bytes
+        return inside if inside is not None and (inside.fits or is_too_large) else found
+
+    def _may_go_inside(self, setting: Setting) -> bool:
+        return self.question.may_change_init and setting.can_be_inside_zero_init
 
     def _predicted(self, setting: Setting, job: Job) -> Judged | None:
-        record = predict(job, self.question.gpus_per_node)
+        record = predict(job, self.question.gpus_per_node, self.question.allocator)
         peak, work = record.run_peak_allocated_bytes, record.work
         if peak is None or work is None:
             self.left_out |= dict.fromkeys(record.notes)
@@ -119,12 +134,16 @@ class Judge:
             learning=job.recipe.learning,
             peak_bytes=peak,
             peak_phase=next(phase for phase, memory in record.phases.items() if memory.peak_bytes == peak),
-            free_bytes=self.question.room(setting.world_size).bytes - peak,
+            free_bytes=self.question.room(setting.world_size).bytes - (record.reserved_bytes or peak),
             host_bytes=record.host_bytes or 0,
+            host_bytes_per_node=record.host_bytes_per_node or 0,
             step_time_floor_s=floor,
             tokens_per_s_at_most=tokens / floor,
             step_time_s=calibrated,
             tokens_per_s=tokens / calibrated if calibrated else None,
+            verdict=record.verdict,
+            reserved_bytes=record.reserved_bytes,
+            inside_zero_init_bytes=record.inside_zero_init_bytes,
         )
 
     def _step_time_s(self, setting: Setting, work: StepWork) -> float | None:
