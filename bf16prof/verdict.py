@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from enum import Enum
 
 from bf16prof.profiles import beside
 from bf16prof.profiles.gpus import Gpu, gpu_named
@@ -24,6 +25,14 @@ hole may turn on one of those."""
 
 UNDECIDED_FROM = 0.5
 """A peak below this share of the room fits without a replay: of all jobs that were drawn, none reserved twice what it allocated."""
+
+
+class Replays(Enum):
+    """Which jobs of an estimate have their allocator replayed: none, those whose verdict turns on it, or all whose bytes fit."""
+
+    NONE = "none"
+    DECISIVE = "decisive"
+    ALL = "all"
 
 
 @dataclass(frozen=True)

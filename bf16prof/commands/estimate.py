@@ -24,7 +24,7 @@ from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import load
-from bf16prof.verdict import Allocator
+from bf16prof.verdict import Allocator, Replays
 
 FEW_CASES = 12
 """Up to this many cases the textbook accountings are shown beside ours, which would drown a larger grid, and the allocator is replayed
@@ -72,8 +72,8 @@ def estimate(
     target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
     _require_closed_form(jobs)
-    allocator, in_full = Allocator(expandable_segments), verbose or len(jobs) <= FEW_CASES
-    records = [predict(job, gpus_per_node, allocator, in_full=in_full) for job in jobs]
+    replays = Replays.ALL if verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE
+    records = [predict(job, gpus_per_node, Allocator(expandable_segments), replays) for job in jobs]
     if calibrate is not None:
         records = _calibrated(records, calibrate)
     accounts = {

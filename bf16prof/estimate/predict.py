@@ -25,16 +25,18 @@ from bf16prof.estimate.training import Walked, walked
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
 from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 from bf16prof.rounding import round_up
-from bf16prof.verdict import Allocator, gpu_limit, is_surely_within, judged, room_bytes
+from bf16prof.verdict import Allocator, Replays, gpu_limit, is_surely_within, judged, room_bytes
+
+USUAL = Allocator()
+"""With default segments and the usual margin."""
 
 UNKNOWN = {phase: PhaseMemory() for phase in Phase}
 
 
-def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator | None = None, *, in_full: bool = False) -> MemoryRecord:
+def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL, replays: Replays = Replays.DECISIVE) -> MemoryRecord:
     """The record of a job that has a closed form (`gap.closed_form_gap`) and that DeepSpeed runs (`engine.constraints.admit`).
 
-    `per_node`: so many GPUs share a node. `allocator`: how it is set; it is replayed where the verdict turns on it, and wherever the whole
-    run can be allocated if `in_full`. On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which
+    `per_node`: so many GPUs share a node. `allocator`: how it is set; `replays`: whether it is replayed. On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which
     holds both. Peaks stay null, with the reason in the notes, where their closed form has not been held against the dry run.
     """
     engine = Engine.of(job)
@@ -63,16 +65,16 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator | None
         step_time_floor_s=work.step_time_floor_s if work else None,
         notes=_notes(job, no_peaks, no_work, work),
     )
-    return judged(_with_allocator(record, job, engine, None if no_peaks else done, allocator or Allocator(), in_full=in_full))
+    return judged(_with_allocator(record, job, engine, None if no_peaks else done, allocator, replays))
 
 
-def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE, allocator: Allocator | None = None) -> list[MemoryRecord]:
+def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL) -> list[MemoryRecord]:
     """The records of those jobs that have a closed form."""
     return [predict(job, per_node, allocator) for job in jobs if closed_form_gap(job) is None]
 
 
 def _with_allocator(
-    record: MemoryRecord, job: Job, engine: Engine, done: Walked | None, allocator: Allocator, *, in_full: bool
+    record: MemoryRecord, job: Job, engine: Engine, done: Walked | None, allocator: Allocator, replays: Replays
 ) -> MemoryRecord:
     """The record with the limit of its GPU, and with what the allocator reserves where that decides (`verdict.judge`)."""
     if job.gpu is None:
@@ -84,10 +86,11 @@ def _with_allocator(
         return record
     if peak > limit:
         return dataclasses.replace(record, inside_zero_init_bytes=_inside_zero_init(record, job, engine, limit))
-    if is_surely_within(peak, room) and not in_full:
+    in_full = replays is Replays.ALL
+    if replays is Replays.NONE or (not in_full and (is_surely_within(peak, room) or peak > room)):
         return record
-    found = replay(job, engine, done, limit=room, expandable=allocator.expandable)
-    if found.shortage is not None and room < limit:
+    found = replay(job, engine, done, limit=room, expandable=allocator.expandable, to_the_end=in_full)
+    if found.shortage is not None and room < limit and in_full:
         found = replay(job, engine, done, limit=limit, expandable=allocator.expandable)
     return dataclasses.replace(
         record,

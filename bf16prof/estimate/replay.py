@@ -209,8 +209,13 @@ class BucketsOfPartition:
         self._new += taken
 
 
-def replay(job: Job, engine: Engine, done: Walked, *, limit: int | None = None, expandable: bool = False) -> Replayed:
-    """Replay a job, from the walk through a step, on a device whose allocator may reserve so many bytes (no limit if not given)."""
+def replay(
+    job: Job, engine: Engine, done: Walked, *, limit: int | None = None, expandable: bool = False, to_the_end: bool = True
+) -> Replayed:
+    """Replay a job, from the walk through a step, on a device whose allocator may reserve so many bytes (no limit if not given).
+
+    Not `to_the_end`: no further than to the step in which the limit does not suffice.
+    """
     allocator = CachingAllocator(limit, expandable_segments=expandable)
     streams = STREAMS.get(engine.facts.wrapper, {}) if overlaps_communication(engine.config) else {}
     plan = done.plan
@@ -222,7 +227,7 @@ def replay(job: Job, engine: Engine, done: Walked, *, limit: int | None = None, 
     for number in range(MOST_STEPS):
         _step(engine, meter, done, is_first=number == 0)
         now = meter.reserved, allocator.reserved_bytes, allocator.tail_bytes
-        if now == before:
+        if now == before or (meter.shortage and not to_the_end):
             break
         before = now
     return Replayed(meter.reserved, meter.reserved - meter.allocated_then, meter.allocated, allocator.retries, meter.shortage)

@@ -76,10 +76,10 @@ def _nearest(judge: Judge, settings: list[Setting]) -> Judged | None:
     for setting in sorted(least, key=lambda setting: least[setting]):
         if best is not None and least[setting] >= best.plan.peak_bytes:
             break
-        judged = judge(setting)
+        judged = judge.roughly(setting)
         if judged is not None and (best is None or judged.plan.peak_bytes < best.plan.peak_bytes):
             best = judged
-    return best
+    return best and judge(best.setting)
 
 
 def _nothing_to_judge(judge: Judge, world_size: int) -> InputError:
