@@ -135,9 +135,8 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
     row = gpu_named(found.name)
     if row is None:
         return asked
-    return dataclasses.replace(
-        row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=asked.compute_capability
-    )
+    capability = row.compute_capability if row.architecture else asked.compute_capability  # an AMD GPU's own says nothing of CUDA's kernels
+    return dataclasses.replace(row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=capability)
 
 
 def _show(run: Run, verbose: bool) -> None:

@@ -1,15 +1,10 @@
-"""Tables that ship with the package as TOML files, and how one of their rows is found by its name."""
+"""Tables that ship with the package as TOML files."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from importlib import resources
-from typing import Any, TypeVar
-
-from bf16prof.errors import InputError
-
-Row = TypeVar("Row")
+from typing import Any
 
 
 def shipped_text(file: str, package: str = "bf16prof.profiles") -> str:
@@ -27,9 +22,3 @@ def shipped_names(folder: str, package: str = "bf16prof.profiles") -> list[str]:
     entries = (entry.name for entry in (resources.files(package) / folder).iterdir())
     return sorted(name.removesuffix(".toml") for name in entries if name.endswith(".toml"))
 
-
-def named(what: str, id_: str, known: Mapping[str, Row]) -> Row:
-    """The row of that name. Raises `InputError` saying what is unknown, and what is known."""
-    if id_ not in known:
-        raise InputError(f"unknown {what} {id_!r}", hint="known: " + ", ".join(known))
-    return known[id_]
