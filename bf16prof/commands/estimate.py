@@ -21,6 +21,7 @@ FEW_CASES = 12
 
 def estimate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "0,1,2,3",
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128",
@@ -31,6 +32,7 @@ def estimate(
     offload: o.OffloadOption = None,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,

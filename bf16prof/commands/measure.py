@@ -25,6 +25,7 @@ CPU_RANKS = 2
 
 def measure(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
@@ -36,6 +37,7 @@ def measure(
     ] = None,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,

@@ -32,6 +32,7 @@ SHOWN = 10
 
 def plan(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     gpus: o.GpusOption = "8",
     gpu: o.GpuOption = o.DEFAULT_GPU,
@@ -66,6 +67,7 @@ def plan(
     ] = 64,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -226,7 +228,9 @@ def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None,
 
 def _what_is_trained(given: dict[str, Any]) -> list[str]:
     """The flags that a plan does not decide, as they were given."""
-    said = ["--profile", str(given["profile"])]
+    said = [] if given["subject"] is None else [str(given["subject"])]
+    if not said or given["profile"] != o.DEFAULT_PROFILE:
+        said += ["--profile", str(given["profile"])]
     for name in ("hf_config", "model", "ds_config", "sequence_length"):
         if given[name] is not None:
             said += ["--" + name.replace("_", "-"), str(given[name])]

@@ -19,6 +19,7 @@ from bf16prof.records import Device, MemoryRecord, Phase
 
 def simulate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
@@ -27,6 +28,7 @@ def simulate(
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,

@@ -16,7 +16,7 @@ SMALL_WORKSPACE = (2 * 4096 + 8 * 16) * 2**10
 LARGEST_WORKSPACE = 128 * 2**20
 
 WITH_LARGE_WORKSPACE = (9, 10, 12)
-"""Compute capabilities (their first numbers): Hopper's, and with PyTorch 2.12 Blackwell's (github.com/pytorch/pytorch pull request 175344)."""
+"""First numbers of compute capabilities: Hopper's, and since February 2026 Blackwell's (github.com/pytorch/pytorch pull request 175344)."""
 
 WITH_LARGEST_WORKSPACE = ("gfx94", "gfx95")
 

@@ -90,28 +90,23 @@ class Gpu:
 
     def caveats(self) -> Iterator[str]:
         """What a prediction for this GPU takes from another one, and which of its numbers that touches."""
+        capability = "compute capability {}.{}".format(*self.compute_capability)
         if self.is_known_by_size_only:
             yield (
-                f"GPU {self.id}: only its memory is known, {self.memory_bytes:,} bytes; kernels and workspaces are assumed to be those of compute "
-                "capability {}.{} (peaks by phase, activations, workspace); its speed is not known, so no floor of the step time".format(
-                    *self.compute_capability
-                )
+                f"GPU {self.id}: only its memory is known, {self.memory_bytes:,} bytes. Assumed: the kernels and workspaces of "
+                f"{capability} (activations, peaks); its speed is not known, so there is no floor of the step time"
             )
         elif self.architecture:
             yield (
-                f"GPU {self.id}: ROCm's kernels are not modelled. Which attention runs, what kernels keep and their scratch memory are those of "
-                "CUDA's compute capability {}.{}, and the memory beside the allocator is CUDA's: activations, peaks, reserved and device memory "
-                "may differ (hipBLASLt's own 76 MiB are not in); parameters, gradients, optimizer states and DeepSpeed's buffers do not".format(
-                    *self.compute_capability
-                )
+                f"GPU {self.id}: ROCm's kernels are not modelled. Activations, peaks, reserved and device memory are those of CUDA's "
+                f"kernels of {capability}, and hipBLASLt's own workspace (76 MiB) is not in; parameters, gradients, optimizer states and "
+                "DeepSpeed's buffers do not depend on it"
             )
         elif self.compute_capability < FIRST_WITH_BF16:
             yield (
-                "GPU {}: compute capability {}.{} has no bf16 tensor cores and no flash attention. bf16 is multiplied in fp32 (the floor of the "
-                "step time says so); attention runs the memory-efficient kernel in fp16 and fp32, and keeps whole score matrices in bf16 "
-                "(sdp_utils.cpp). The scratch memory of kernels (peak in backward) is that of compute capability 8.0".format(
-                    self.id, *self.compute_capability
-                )
+                f"GPU {self.id}: {capability} has no bf16 tensor cores and no flash attention. bf16 is multiplied in fp32 (floor of the "
+                "step time); attention in bf16 keeps whole score matrices, in fp16 and fp32 it runs the memory-efficient kernel. Scratch "
+                "memory of kernels (peak in backward) is that of compute capability 8.0"
             )
 
 
@@ -122,7 +117,7 @@ def all_gpus() -> dict[str, Gpu]:
 
 
 def _gpu(id_: str, row: dict[str, Any]) -> Gpu:
-    tuples = {key: tuple(row[key]) for key in ("compute_capability", "aliases") if key in row}
+    tuples: dict[str, Any] = {key: tuple(row[key]) for key in ("compute_capability", "aliases") if key in row}
     return Gpu(id=id_, **{**row, **tuples})
 
 
@@ -152,6 +147,8 @@ def _of_size(name: str) -> Gpu | None:
     unit = UNITS[size[2].casefold()]
     memory = int(float(size[1]) * unit)
     if not 2**28 <= memory <= LARGEST_BYTES:
-        raise InputError(f"GPU {name!r}: no GPU has so much memory, or so little", hint="as 80GiB (2**30 bytes each), 80GB (10**9) or 24g (GiB)")
+        raise InputError(
+            f"GPU {name!r}: no GPU has so much memory, or so little", hint="as 80GiB (2**30 bytes each), 80GB (10**9) or 24g (GiB)"
+        )
     written = f"{float(size[1]):g}{WRITTEN_UNITS[unit]}"
     return Gpu(written, f"a GPU of {written}", memory, 0.0, 0.0, 0.0, ASSUMED_CAPABILITY, "the size of its memory, as the user gave it")

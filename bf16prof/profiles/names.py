@@ -34,16 +34,23 @@ def named(
 ) -> Row:
     """The row that somebody means.
 
-    `others`: further names of a row, beside its key. `partly`: some words of a name are enough, where only one row has them all. `more`: what
-    else may be typed, for the hint. Raises `InputError` that says what is unknown, or not clear, and which names are near.
+    `others`: further names of a row, beside its key. `partly`: some words of a name are enough, where only one row has them all.
+    `more`: what else may be typed, for the hint. Raises `InputError` that says what is unknown, or not clear, and which names are near.
     """
     names = {key: (key, *others(row)) for key, row in rows.items()}
     found = matches(typed, names, partly=partly)
     if len(found) == 1:
         return rows[found[0]]
-    near = did_you_mean(found or nearest(typed, names)) or "known: " + ", ".join(rows)
-    problem = f"{what} {shown(typed)} may be any of {len(found)}" if found else f"unknown {what} {shown(typed)}"
-    raise InputError(problem, hint=f"{near} ({more})" if more else near)
+    if found:
+        raise InputError(f"{what} {shown(typed)} may be any of {len(found)}", hint=did_you_mean(found))
+    raise unknown(what, typed, names, more=more)
+
+
+def unknown(what: str, typed: str, names: Mapping[str, Collection[str]] | Iterable[str], *, more: str = "", where: str = "") -> InputError:
+    """The refusal of a name that stands for nothing, with the names that are near, or else all. `where`: what the line begins with."""
+    known = list(names)
+    near = did_you_mean(nearest(typed, names if isinstance(names, Mapping) else known)) or "known: " + ", ".join(known)
+    return InputError(f"{where}unknown {what} {shown(typed)}", hint=f"{near} ({more})" if more else near)
 
 
 def matches(typed: str, names: Mapping[str, Collection[str]], *, partly: bool = False) -> list[str]:

@@ -56,7 +56,7 @@ class Heads:
 
 
 def backend(heads: Heads, element: int, *, is_bf16: bool = True, has_mask: bool = False) -> str:
-    """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`. `is_bf16`: of elements of two bytes, whether they are bf16."""
+    """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`. `is_bf16`: whether elements of two bytes are bf16."""
     capability, half, grouped = heads.capability, element < FP32, heads.queries != heads.keys
     if capability is None:
         return "cpu"
