@@ -61,7 +61,7 @@ def is_hub_id(text: str) -> bool:
 def _of_file(path: Path, *, of_folder: bool = False) -> Configuration:
     folder = path.absolute().parent.name
     if of_folder and not _is(path.exists):
-        raise InputError(f"--hf-config {path.parent}: the folder has no {CONFIG}")
+        raise InputError(f"the folder {path.parent} has no {CONFIG}")
     return Configuration(folder if path.name == CONFIG and folder else path.stem, path)
 
 

@@ -75,7 +75,7 @@ def nearest(typed: str, names: Mapping[str, Collection[str]] | Iterable[str]) ->
     """The keys whose names are near the typed one, the nearest first: those that contain it, those it contains, and those spelled alike."""
     table = names if isinstance(names, Mapping) else {name: (name,) for name in names}
     wanted = "".join(_words(typed[:LONGEST_SHOWN]))
-    scores = {key: max((_likeness(wanted, name) for name in each), default=0.0) for key, each in table.items()}
+    scores = {key: max((_likeness(wanted, name, in_part=name == key) for name in each), default=0.0) for key, each in table.items()}
     ranked = sorted((key for key, score in scores.items() if score >= ALIKE), key=lambda key: -scores[key])
     return ranked[:SUGGESTED]
 
@@ -87,10 +87,12 @@ def is_same(typed: str, name: str) -> bool:
     return one == other and bool(one) and (cuts <= others or others <= cuts)
 
 
-def _likeness(typed: str, name: str) -> float:
-    """0 to 1: `difflib`'s ratio to the whole name, or to the most alike part of it, which counts a little less."""
-    whole, parts = "".join(_words(name)), _parts(_words(name))
+def _likeness(typed: str, name: str, *, in_part: bool) -> float:
+    """0 to 1: `difflib`'s ratio to the whole name, or (`in_part`) to the most alike part of it, which counts a little less."""
+    words = _words(name)
+    whole = "".join(words)
     inside = 0.9 if len(typed) >= 3 and typed in whole else 0.0
+    parts = _parts(words) if in_part else ()
     return max(inside, _ratio(typed, whole), max((0.9 * _ratio(typed, part) for part in parts), default=0.0))
 
 
