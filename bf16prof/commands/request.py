@@ -5,6 +5,7 @@ From below: the profile, the user's DeepSpeed JSON, another model, `--set`, the 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from bf16prof.commands.options import numbers, words
 from bf16prof.commands.output import hint
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
+from bf16prof.models.naming import model_name
+from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.hub import configuration, is_cached, is_there
@@ -35,17 +38,22 @@ BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a profile, and the cases over it as far as flags or a DeepSpeed JSON say them.
+    """What the user asked for: a profile with the origin of each value, and the cases over it as far as flags or a DeepSpeed JSON say them.
 
     `any_gpus`: numbers of GPUs are not the user's own, so those that the JSON's batch sizes do not fit are left out.
     """
 
-    profile: Profile
+    resolved: Resolved
     zero: str
     recipe: str
     offload: Offload | None
     batch: BatchSizes | None = None
     any_gpus: bool = False
+
+    @property
+    def profile(self) -> Profile:
+        """What is trained."""
+        return self.resolved.profile
 
 
 def read_request(context: typer.Context) -> Request:
@@ -59,12 +67,38 @@ def read_request(context: typer.Context) -> Request:
     path: Path | None = given["ds_config"]
     file = None if path is None else read_ds_config(path, precision=not named["recipe"])
     ours = _overrides(context)
-    profile = load_profile(_profile(context), [*(file.overrides if file else ()), *ours]).profile
+    resolved = _with_defaults_of_flags(context, _resolve(context, [*(file.overrides if file else ()), *ours]))
     if file is None:
-        return Request(profile, given["zero"], given["recipe"], given["offload"])
+        return Request(resolved, given["zero"], given["recipe"], given["offload"])
     zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
-    batch = _batch(file, profile, {override.key for override in ours})
-    return Request(profile, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+    batch = _batch(file, resolved.profile, {override.key for override in ours})
+    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+
+
+def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
+    """The profile under the overrides: the one that the user named; where they named a whole model instead, none at all; else the
+    command's default, which counts as assumed. A model without a name of its own is called by its type and size.
+    """
+    name, is_named = _profile(context)
+    if not is_named and any(override.key in WHOLE_MODELS for override in overrides):
+        name = None
+    found = load_profile(name, overrides)
+    origins = found.origins if is_named or name is None else {**found.origins, "profile": f"{ASSUMED}{name}, for none was named"}
+    if found.profile.name:
+        return Resolved(found.profile, origins)
+    return Resolved(found.profile.model_copy(update={"name": model_name(found.profile.model)}), origins)
+
+
+WHOLE_MODELS = ("model", "model.hf_config", "model.factory")
+"""Keys that name a model with all its sizes, so that nothing of a preset has to lie under them."""
+
+
+def _with_defaults_of_flags(context: typer.Context, resolved: Resolved) -> Resolved:
+    """The same with what was assumed because a flag of the case was left out: the GPU."""
+    if not context.params.get("gpu") or _source(context, "gpu") != "DEFAULT" or context.params.get("device") is Device.CPU:
+        return resolved
+    assumed = {"GPU": f"{ASSUMED}{context.params['gpu']}, for none was named"}
+    return dataclasses.replace(resolved, origins={**resolved.origins, **assumed})
 
 
 def resolve_profile(context: typer.Context, name: str) -> Resolved:
@@ -84,7 +118,8 @@ def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> t
     recipes, stages, sizes = words(request.recipe), numbers("--zero", request.zero), numbers("--gpus", gpus)
     if request.any_gpus and request.batch is not None:
         sizes = [size for size in sizes if request.batch.fit(size)] or sizes
-    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch))
+    assumed = request.resolved.assumed
+    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch, assumed))
     admitted, refused = admit(jobs)
     if not recipes:
         possible = {job.case.recipe for job in admitted}
@@ -119,14 +154,14 @@ def what(subject: str) -> str:
     raise unknown("model", subject, ids, more="or a config.json, its folder, a profile (.toml), a Hugging Face id, MODULE:FUNCTION")
 
 
-def _profile(context: typer.Context) -> str:
-    """The profile's name: MODEL where it is one, else that of `--profile`."""
+def _profile(context: typer.Context) -> tuple[str | None, bool]:
+    """The profile: MODEL where it is one, else that of `--profile`; and whether the user named it."""
     subject, profile = context.params.get("subject"), str(context.params["profile"])
     if subject is None or what(subject) != "profile":
-        return profile
+        return profile, _source(context, "profile") in ("COMMANDLINE", "ENVIRONMENT")
     if _source(context, "profile") == "COMMANDLINE":
         raise InputError(f"{subject} and --profile exclude each other: both are profiles")
-    return str(subject)
+    return str(subject), True
 
 
 def _model(context: typer.Context) -> list[Override]:
@@ -147,15 +182,15 @@ def _model(context: typer.Context) -> list[Override]:
 
 def _named_model(context: typer.Context, key: str, value: Any, origin: str) -> list[Override]:
     if key == "model":
-        name, setting = str(value).rpartition(":")[2], Override("model.factory", value, origin)
+        name, setting = "", Override("model.factory", value, origin)
         own = [Override("workload.activation_checkpointing", False, origin)]  # what the function returns checkpoints for itself, or not
     else:
         found = configuration(str(value), download=bool(context.params.get("download")))
-        name, own = found.name, []
+        name, own = "", []
         setting = Override("model.hf_config", str(found.path), origin)
         if found.preset:
             hint(f"note: {found.note}", quiet=bool(context.params.get("quiet")))
-            setting = Override("model", preset_model(found.preset), f"preset {found.preset}")
+            name, setting = found.preset, Override("model", preset_model(found.preset), f"preset {found.preset}")
     return [Override("name", name, origin), Override("description", "", origin), setting, *own]
 
 

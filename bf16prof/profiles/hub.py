@@ -21,9 +21,8 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Configuration:
-    """Where a Hugging Face configuration is: in a file, or in a preset, and what to tell the user of it."""
+    """Where a Hugging Face configuration is: in a file, or in a preset, and then what to tell the user of it."""
 
-    name: str
     path: Path | None = None
     preset: str = ""
     note: str = ""
@@ -59,20 +58,19 @@ def is_hub_id(text: str) -> bool:
 
 
 def _of_file(path: Path, *, of_folder: bool = False) -> Configuration:
-    folder = path.absolute().parent.name
     if of_folder and not _is(path.exists):
         raise InputError(f"the folder {path.parent} has no {CONFIG}")
-    return Configuration(folder if path.name == CONFIG and folder else path.stem, path)
+    return Configuration(path)
 
 
 def _of_id(model_id: str, *, download: bool) -> Configuration:
     path = _downloaded(model_id) if download else _cached(model_id)
     if path is not None:
-        return Configuration(model_id.rpartition("/")[2], path)
+        return Configuration(path)
     ids = preset_ids()
     where = f"not in the local Hugging Face cache{'' if _has_hub() else ', which only huggingface_hub can read'}"
     if presets := matches(model_id, ids):
-        return Configuration(presets[0], preset=presets[0], note=f"{model_id} is {where}: the preset {presets[0]} describes the same model")
+        return Configuration(preset=presets[0], note=f"{model_id} is {where}: the preset {presets[0]} describes the same model")
     near = did_you_mean(nearest(model_id, {each: (each,) for known in ids.values() for each in known[:2]}))
     ways = f"--download fetches its {CONFIG}" if _has_hub() else install_hint("hf")
     raise InputError(f"{shown(model_id)} is no file, and {where}", hint=f"{near} {ways}".strip())

@@ -1,6 +1,6 @@
 """Read profiles: presets that ship with the package, or a user's own TOML file, with overrides laid over them.
 
-Every value remembers where it came from (`Resolved.origins`), so that `profiles show --resolved` can say it.
+Every value remembers where it came from (`Resolved.origins`), so that every answer can say it; what nobody said is assumed (`assumed.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bf16prof.errors import InputError
+from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
 from bf16prof.profiles.names import named
@@ -40,18 +41,24 @@ class Resolved:
     profile: Profile
     origins: dict[str, str]
 
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What nobody said and was assumed, in a word each."""
+        return assumed_words(self.origins)
+
 
 def preset_names() -> list[str]:
     """The names of the profiles that ship with the package."""
     return list(preset_files())
 
 
-def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
-    """A preset by name, or a profile file by path, with the overrides laid over it.
+def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolved:
+    """A preset by name, or a profile file by path, with the overrides laid over it; what is left open is assumed.
 
-    Raises `InputError` naming the file, the key and what was expected.
+    Without a name nothing lies under the overrides, which then have to name a model. Raises `InputError` naming the file, the key and
+    what was expected.
     """
-    source = _read(name)
+    source = _read(name) if name is not None else _Source("", "the model", "", Path())
     table = _parsed(source)
     table.setdefault("name", source.label)
     origins = dict.fromkeys(map(documented, dotted(table)), source.origin) | _read_files(table, source.folder)
@@ -59,7 +66,7 @@ def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
         replaced = _lay(table, override)
         origins = {key: o for key, o in origins.items() if not key.startswith(f"{replaced}.")}
         origins |= dict.fromkeys(map(documented, dotted(_nest(override))), override.origin) | _read_files(table, Path())
-    origins |= _assume_sequence(table)
+    origins |= fill_in(table, origins)
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:
@@ -127,9 +134,6 @@ def _parsed(source: _Source) -> dict[str, Any]:
         raise InputError(f"{source.origin}: not valid TOML: {error}") from error
 
 
-LONGEST_ASSUMED = 4096
-"""Tokens that are assumed at most, where nobody says how long sequences are."""
-
 FILES: dict[str, Callable[[Path], dict[str, Any]]] = {"hf_config": read_json_object, "safetensors": read_shapes}
 """Keys of a model that name a file, whose content takes the place of its path."""
 
@@ -144,21 +148,6 @@ def _read_files(table: dict[str, Any], folder: Path) -> dict[str, str]:
             model[key] = content(path)
             origins |= dict.fromkeys([f"model.{key}", *dotted(model[key], f"model.{key}.")], str(path))
     return origins
-
-
-def _assume_sequence(table: dict[str, Any]) -> dict[str, str]:
-    """Put in the sequence length that is assumed where nobody says it of a Hugging Face model; where it comes from."""
-    model, workload = table.get("model"), table.setdefault("workload", {})
-    config = model.get("hf_config") if isinstance(model, dict) else None
-    if not isinstance(config, dict) or not isinstance(workload, dict) or "sequence_length" in workload:
-        if workload == {}:
-            del table["workload"]  # it is missing, and not empty
-        return {}
-    part = config.get("text_config")
-    longest = (part if isinstance(part, dict) else config).get("max_position_embeddings")
-    is_shorter = isinstance(longest, int) and 0 < longest < LONGEST_ASSUMED
-    workload["sequence_length"] = longest if is_shorter else LONGEST_ASSUMED
-    return {"workload.sequence_length": f"assumed: min(max_position_embeddings, {LONGEST_ASSUMED})"}
 
 
 def _nest(override: Override) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """How a name that somebody typed finds what it stands for: one mechanism for GPUs, recipes, presets, families and keys.
 
-Letter case and punctuation do not count (`Qwen2.5_7B` is `qwen2.5-7b`), nor does the unit of a size of memory (`a100-80` is `a100-80gb`).
-Where numbers touch they are not taken apart: `qwen2-57b` is not `qwen2.5-7b`. A table of things that people call by a part of their name
-(`4090`, `H100 SXM`) finds the one row that has all the words. Whatever finds nothing, or several, is refused with the nearest names.
+Letter case and punctuation do not count (`Qwen2.5_7B` is `qwen2.5-7b`), nor does the unit of a size of memory (`a100-80` is
+`a100-80gb`). Where one number ends and the next begins counts: `qwen2-57b` is not `qwen2.5-7b`. A table of things that people call by a
+part of their name (`4090`, `H100 SXM`) finds the one row that has all the words. Whatever finds nothing, or several, is refused with the
+nearest names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from bf16prof.errors import InputError
 Row = TypeVar("Row")
 
 SUGGESTED, MOST_SHOWN = 5, 12
+FEW = 20
+"""So many names are listed after those that are near; more only where none is near."""
+
 LONGEST_SHOWN = 80
 ALIKE = 0.6
 """From this similarity on (`difflib`'s ratio) a name is near enough to be suggested."""
@@ -47,10 +51,15 @@ def named(
 
 
 def unknown(what: str, typed: str, names: Mapping[str, Collection[str]] | Iterable[str], *, more: str = "", where: str = "") -> InputError:
-    """The refusal of a name that stands for nothing, with the names that are near, or else all. `where`: what the line begins with."""
+    """The refusal of a name that stands for nothing: with the names that are near, and all where they are few.
+
+    `where`: what the line begins with.
+    """
     known = list(names)
-    near = did_you_mean(nearest(typed, names if isinstance(names, Mapping) else known)) or "known: " + ", ".join(known)
-    return InputError(f"{where}unknown {what} {shown(typed)}", hint=f"{near} ({more})" if more else near)
+    near = did_you_mean(nearest(typed, names if isinstance(names, Mapping) else known))
+    listed = "known: " + ", ".join(known) if not near or len(known) <= FEW else ""
+    hint = " ".join(filter(None, (near, listed, f"({more})" if more else "")))
+    return InputError(f"{where}unknown {what} {shown(typed)}", hint=hint)
 
 
 def matches(typed: str, names: Mapping[str, Collection[str]], *, partly: bool = False) -> list[str]:
@@ -81,10 +90,11 @@ def nearest(typed: str, names: Mapping[str, Collection[str]] | Iterable[str]) ->
 
 
 def is_same(typed: str, name: str) -> bool:
-    """Whether two names differ in nothing that counts: the same letters and digits, and no cut of one inside a run of the other's where
-    the other has its own cut elsewhere."""
-    (one, cuts), (other, others) = _cut(typed), _cut(name)
-    return one == other and bool(one) and (cuts <= others or others <= cuts)
+    """Whether two names are the same letters and digits, with numbers that end in the same places, or one of them written as one word."""
+    one, other = _without_unit(_words(typed)), _without_unit(_words(name))
+    if "".join(one) != "".join(other) or not one:
+        return False
+    return 1 in (len(one), len(other)) or not _cuts(typed).isdisjoint(_cuts(name))
 
 
 def _likeness(typed: str, name: str, *, in_part: bool) -> float:
@@ -110,10 +120,17 @@ def _without_unit(words: Iterable[str]) -> list[str]:
     return [re.sub(r"^(\d+)g(i?b)?$", r"\1", word) for word in words]
 
 
-def _cut(name: str) -> tuple[str, frozenset[int]]:
-    """All letters and digits in one, and after how many of them a word ends."""
-    words = _without_unit(_words(name))
-    return "".join(words), frozenset(itertools.accumulate(map(len, words[:-1])))
+def _cuts(name: str) -> set[frozenset[int]]:
+    """Where one number ends and the next begins, in letters and digits from the start: with the points of versions as ends, and without."""
+    found = set()
+    for words in (_words(name), re.findall(r"[^\W_]+", name.casefold())):
+        ends = itertools.accumulate(map(len, _without_unit(words[:-1])))
+        found.add(
+            frozenset(
+                end for end, (one, other) in zip(ends, itertools.pairwise(words), strict=True) if one[-1:].isdigit() and other[:1].isdigit()
+            )
+        )
+    return found
 
 
 def _parts(words: list[str]) -> set[str]:

@@ -153,13 +153,6 @@ def test_a_case_is_called_after_the_model_that_was_asked_for(
     assert seen == [name]
 
 
-def test_a_configuration_in_the_root_is_called_by_its_stem() -> None:
-    (name, _, setting) = request._named_model("hf_config", Path("/config.json"), "--hf-config")
-
-    assert (name.key, name.value) == ("name", "config")
-    assert (setting.key, setting.value) == ("model.hf_config", "/config.json")
-
-
 @pytest.mark.usefixtures("folder")
 def test_there_is_one_model_and_a_flag_wins_over_a_variable(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ("--hf-config", "other.json", "--model", "mine:make")
