@@ -13,6 +13,7 @@ from bf16prof.commands.output import (
     check_judged_device,
     finished_run,
     hint,
+    hint_caveats,
     print_json,
     require_fit,
     show_settings,
@@ -33,6 +34,7 @@ for all of them, not only where the verdict turns on it (`-v`: for any number)."
 
 def estimate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "0,1,2,3",
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128",
@@ -44,6 +46,7 @@ def estimate(
     offload: o.OffloadOption = None,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -81,15 +84,21 @@ def estimate(
         for job, record in zip(jobs, records, strict=True)
         if record.parameters is not None
     }
-    more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    more = {
+        "settings": settings(trained, origins),
+        "refused": refused,
+        "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()],
+    }
     write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], **more)
     if json_:
-        print_json(records, settings=settings(trained, origins), **more)
+        print_json(records, **more)
     else:
         _show(records, refused, accounts, verbose)
         if verbose:
             show_settings(trained, origins)
+        elif len(records) > 1:
+            hint_caveats(target, quiet)
     require_fit(records, fail_unless_fits)
     if json_:
         return

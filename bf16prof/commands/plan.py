@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint, show_settings
+from bf16prof.commands.output import check_files, check_path, hint, hint_caveats, show_settings
 from bf16prof.commands.request import Request, read_request
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
@@ -37,6 +37,7 @@ TRIED = 3
 
 def plan(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     gpus: o.GpusOption = "8",
     gpu: o.GpuOption = o.DEFAULT_GPU,
@@ -84,6 +85,7 @@ def plan(
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -118,11 +120,11 @@ def plan(
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
     request = read_request(context)
     judge = _judge(context.params, request)
-    asked = _asked(judge, sizes[0])
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(context.params, len(sizes)):
         answers = _tried(answers, judge, wanted, given=context.params)
+    asked = _asked(judge, sizes[0])
     _write(answers, request, asked, write, output)
     if json_:
         typer.echo(json_text(_document(answers, request, asked)))
@@ -133,6 +135,7 @@ def plan(
     _require_a_plan(answers, fail_unless_fits)
     if write is not None and answers[0].first is None:
         raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
+    hint_caveats(judge.question.gpu, quiet)
     _hints(context.params, answers, write, quiet)
 
 
@@ -333,7 +336,10 @@ def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None,
 
 def _what_is_trained(given: dict[str, Any]) -> list[str]:
     """The flags that a plan does not decide, as they were given."""
-    said = ["--profile", str(given["profile"])]
+    said = [] if given["subject"] is None else [str(given["subject"])]
+    has_model = any(given[name] is not None for name in ("subject", "hf_config", "model"))
+    if not has_model or given["profile"] != o.DEFAULT_PROFILE:
+        said += ["--profile", str(given["profile"])]
     for name in ("hf_config", "model", "ds_config", "sequence_length"):
         if given[name] is not None:
             said += ["--" + name.replace("_", "-"), str(given[name])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from bf16prof.commands.output import (
     check_path,
     finished_run,
     hint,
+    hint_caveats,
     print_json,
     require_fit,
     show_settings,
@@ -33,6 +34,7 @@ from bf16prof.verdict import Allocator
 
 def simulate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
@@ -42,6 +44,7 @@ def simulate(
     gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -88,9 +91,10 @@ def simulate(
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
-    write_files(output, [result], refused=refused)
+    more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
+    write_files(output, [result], **more)
     if json_:
-        print_json(records, settings=settings(trained, origins), refused=refused)
+        print_json(records, **more)
         require_fit(records, fail_unless_fits)
         return
     from bf16prof.reports.console import breakdown, make_console, reconciliation
@@ -101,6 +105,8 @@ def simulate(
         breakdown(record, console)
     if verbose:
         show_settings(trained, origins)
+    elif len(records) > 1:
+        hint_caveats(target, quiet)
     require_fit(records, fail_unless_fits)
     hint(_next(records), quiet)
 
