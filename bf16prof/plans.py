@@ -49,8 +49,8 @@ class Plan:
     * `largest_micro_batch_size`: the largest of those that were tried that fits, all else equal; all smaller ones do.
     * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3); where nobody asked for it, because it does not fit as a whole.
     * `learning`: the class of the recipe (`Recipe.learning`).
-    * `peak_bytes`: the predicted whole-run peak, reached in `peak_phase`. `reserved_bytes`: what the allocator reserves for it; `None` where
-      the verdict does not turn on it.
+    * `peak_bytes`: the predicted whole-run peak, reached in `peak_phase`. `reserved_bytes`: what the allocator reserves for it; `None`
+      where the verdict does not turn on it.
     * `verdict`: as of every record (`verdict.judge`): of the estimate, or of the dry run where `is_tried`.
     * `free_bytes`: what is left of the room beside what is reserved (allocated, where that is not known); negative: what lacks.
     * `inside_zero_init_bytes`: where only init does not fit, the peak of the same job built inside `zero.Init`.
@@ -97,7 +97,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Change:
-    """What is changed in a plan, the flags that say it, and the plan it gives. `saved_bytes` of the peak. `things`: how many are changed."""
+    """What is changed in a plan, the flags that say it, and the plan it gives; `saved_bytes` of the peak; `things`: how many change."""
 
     what: str
     flag: str

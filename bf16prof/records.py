@@ -388,11 +388,11 @@ class MemoryRecord:
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
-    * `reserved_bytes`: the most that the caching allocator has held (replayed, where the source is an estimate); `fragmentation_bytes` of it were not allocated at that moment.
-      `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it (imported); in a dry run the
-      reserved bytes and the `device_items`, which are assumed to come on top of them.
+    * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
+      not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
+      (imported); in a dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
     * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
-    * `verdict`: whether it fits its GPU; `None` where the source cannot tell. `limit_bytes` is what the caching allocator may reserve there,
+    * `verdict`: whether it fits its GPU; `None` where the source cannot tell. `limit_bytes` is what the caching allocator may reserve there
       and `margin` the share of it that has to stay free, because the source does not know everything that takes memory.
     * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job built inside `deepspeed.zero.Init`.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.

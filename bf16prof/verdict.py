@@ -16,7 +16,7 @@ from enum import Enum
 
 from bf16prof.profiles import beside
 from bf16prof.profiles.gpus import Gpu, gpu_named
-from bf16prof.records import Device, Item, MemoryRecord, Phase, Source, Verdict
+from bf16prof.records import Device, Item, MemoryRecord, OutOfMemory, Phase, Source, Verdict
 
 MARGIN, MARGIN_EXPANDABLE = 0.1, 0.05
 """What the replay of the allocator does not know, as a share of the limit: with default and with expandable segments. The replay was held
@@ -122,25 +122,30 @@ def _verdict(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | No
         return record.verdict  # what happened (`of_a_run`)
     if limit is not None and peak > limit:
         return Verdict.DOES_NOT_FIT
-    shortage, reserved = record.out_of_memory, record.reserved_bytes
-    if shortage is not None:
-        needed = shortage.allocated_bytes + shortage.requested_bytes
-        whole_run_is_known = record.source in (Source.ESTIMATE, Source.SIMULATE)
-        return Verdict.DOES_NOT_FIT if not whole_run_is_known and needed > shortage.limit_bytes else Verdict.TIGHT
-    if record.run_peak_allocated_bytes is None and record.peak_allocated_bytes is None:
-        return None  # what is allocated between steps says nothing of the peak
-    if record.source is Source.IMPORT or (record.source is Source.ESTIMATE and limit is None):
-        return None
-    if reserved is None:
-        return _without_replay(record, peak, limit)
-    room = None if limit is None else room_bytes(limit, record.margin or 0.0)
-    return Verdict.FITS if room is None or reserved <= room else Verdict.TIGHT
+    if record.out_of_memory is not None:
+        return _of_a_shortage(record, record.out_of_memory)
+    is_peak_known = record.run_peak_allocated_bytes is not None or record.peak_allocated_bytes is not None
+    if not is_peak_known or record.source is Source.IMPORT:
+        return None  # what is allocated between steps says nothing of the peak, nor does a log of how the run ended
+    return _of_the_allocator(record, peak, limit)
 
 
-def _without_replay(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | None:
-    if record.source is not Source.ESTIMATE or limit is None:
+def _of_a_shortage(record: MemoryRecord, shortage: OutOfMemory) -> Verdict:
+    """Predictions know the whole run as if there were room; of what really ran out of memory only the request is known."""
+    needed = shortage.allocated_bytes + shortage.requested_bytes
+    is_predicted = record.source in (Source.ESTIMATE, Source.SIMULATE)
+    return Verdict.DOES_NOT_FIT if not is_predicted and needed > shortage.limit_bytes else Verdict.TIGHT
+
+
+def _of_the_allocator(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | None:
+    room, reserved = None if limit is None else room_bytes(limit, record.margin or 0.0), record.reserved_bytes
+    if record.source is Source.ESTIMATE and room is None:
         return None
-    return Verdict.FITS if is_surely_within(peak, room_bytes(limit, record.margin or 0.0)) else Verdict.TIGHT
+    if reserved is not None:
+        return Verdict.FITS if room is None or reserved <= room else Verdict.TIGHT
+    if record.source is not Source.ESTIMATE or room is None:
+        return None
+    return Verdict.FITS if is_surely_within(peak, room) else Verdict.TIGHT
 
 
 def is_surely_within(peak_bytes: int, room: int) -> bool:

@@ -121,7 +121,9 @@ class TrainingLoop:
 
     def _called_as_described(self) -> AbstractContextManager[None]:
         names = self.batch if self._model.inputs or self._passes_labels else ("input_ids",)
-        wanted = next((name for name in inspect.signature(self._engine.module.forward).parameters if name not in ("args", "kwargs")), "NAME")
+        wanted = next(
+            (name for name in inspect.signature(self._engine.module.forward).parameters if name not in ("args", "kwargs")), "NAME"
+        )
         return called_as_described(self._model, {name: self.batch[name] for name in names}, wanted)
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -1,13 +1,14 @@
 """From a job to its record, in closed form: the steady state, the peak of every phase, and the work of a step with a floor of its time.
 
-The time of the step itself stays null. What the caching allocator reserves depends on the order of allocations and on what it finds free: it
-is replayed (`replay.py`) where the verdict turns on it.
+The time of the step itself stays null. What the caching allocator reserves depends on the order of allocations and on what it
+finds free: that is replayed (`replay.py`) where the verdict turns on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
@@ -15,8 +16,8 @@ from bf16prof.engine.workload import workload_of
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
-from bf16prof.estimate.kept import between_steps
 from bf16prof.estimate.initial import init_peak
+from bf16prof.estimate.kept import between_steps
 from bf16prof.estimate.peaks import peaks
 from bf16prof.estimate.replay import replay
 from bf16prof.estimate.roofline import engine_work, tf32_note
@@ -36,8 +37,9 @@ UNKNOWN = {phase: PhaseMemory() for phase in Phase}
 def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL, replays: Replays = Replays.DECISIVE) -> MemoryRecord:
     """The record of a job that has a closed form (`gap.closed_form_gap`) and that DeepSpeed runs (`engine.constraints.admit`).
 
-    `per_node`: so many GPUs share a node. `allocator`: how it is set; `replays`: whether it is replayed. On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one memory, which
-    holds both. Peaks stay null, with the reason in the notes, where their closed form has not been held against the dry run.
+    `per_node`: so many GPUs share a node. `allocator`: how it is set; `replays`: whether it is replayed. On a GPU, `host_bytes` are what
+    offloading keeps in host memory; CPU ranks have one memory, which holds both. Peaks stay null, with the reason in the notes, where their
+    closed form has not been held against the dry run.
     """
     engine = Engine.of(job)
     tensors = between_steps(job, engine)
@@ -65,7 +67,8 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUA
         step_time_floor_s=work.step_time_floor_s if work else None,
         notes=_notes(job, no_peaks, no_work, work),
     )
-    return judged(_with_allocator(record, job, engine, None if no_peaks else done, allocator, replays))
+    reserve = Reserve(job, engine, None if no_peaks else done, allocator, replays)
+    return judged(reserve.added_to(record))
 
 
 def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL) -> list[MemoryRecord]:
@@ -73,50 +76,52 @@ def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE, allocator: A
     return [predict(job, per_node, allocator) for job in jobs if closed_form_gap(job) is None]
 
 
-def _with_allocator(
-    record: MemoryRecord, job: Job, engine: Engine, done: Walked | None, allocator: Allocator, replays: Replays
-) -> MemoryRecord:
-    """The record with the limit of its GPU, and with what the allocator reserves where that decides (`verdict.judge`)."""
-    if job.gpu is None:
+@dataclass(frozen=True)
+class Reserve:
+    """What the caching allocator of a job may reserve, and what it does: `done`, the walk through a step, where peaks are known."""
+
+    job: Job
+    engine: Engine
+    done: Walked | None
+    allocator: Allocator
+    replays: Replays
+
+    def added_to(self, record: MemoryRecord) -> MemoryRecord:
+        """The record with the limit of its GPU, and with what is reserved where that decides (`verdict.judge`)."""
+        gpu = self.job.gpu
+        if gpu is None:
+            return record
+        limit, margin = gpu_limit(gpu, self.job.case.world_size), self.allocator.share_to_keep
+        peak, room = record.run_peak_allocated_bytes, room_bytes(limit, margin)
+        record = dataclasses.replace(record, limit_bytes=limit, margin=margin)
+        if self.done is None or peak is None:
+            return record
+        if peak > limit:
+            return dataclasses.replace(record, inside_zero_init_bytes=self._inside_zero_init(record, limit))
+        decides = not is_surely_within(peak, room) and peak <= room
+        if self.replays is Replays.ALL or (decides and self.replays is Replays.DECISIVE):
+            return self._replayed(record, self.done, room, limit)
         return record
-    limit, margin = gpu_limit(job.gpu, job.case.world_size), allocator.share_to_keep
-    peak, room = record.run_peak_allocated_bytes, room_bytes(limit, margin)
-    record = dataclasses.replace(record, limit_bytes=limit, margin=margin)
-    if done is None or peak is None:
-        return record
-    if peak > limit:
-        return dataclasses.replace(record, inside_zero_init_bytes=_inside_zero_init(record, job, engine, limit))
-    in_full = replays is Replays.ALL
-    if replays is Replays.NONE or (not in_full and (is_surely_within(peak, room) or peak > room)):
-        return record
-    found = replay(job, engine, done, limit=room, expandable=allocator.expandable, to_the_end=in_full)
-    if found.shortage is not None and room < limit and in_full:
-        found = replay(job, engine, done, limit=limit, expandable=allocator.expandable)
-    return dataclasses.replace(
-        record,
-        reserved_bytes=found.reserved_bytes,
-        reserved_floor_bytes=None,
-        fragmentation_bytes=found.fragmentation_bytes,
-        allocator_retries=found.retries,
-    )
 
+    def _replayed(self, record: MemoryRecord, done: Walked, room: int, limit: int) -> MemoryRecord:
+        to_the_end, expandable = self.replays is Replays.ALL, self.allocator.expandable
+        found = replay(self.job, self.engine, done, limit=room, expandable=expandable, to_the_end=to_the_end)
+        if found.shortage is not None and room < limit and to_the_end:
+            found = replay(self.job, self.engine, done, limit=limit, expandable=expandable)
+        return dataclasses.replace(
+            record,
+            reserved_bytes=found.reserved_bytes,
+            reserved_floor_bytes=None,
+            fragmentation_bytes=found.fragmentation_bytes,
+            allocator_retries=found.retries,
+        )
 
-def _inside_zero_init(record: MemoryRecord, job: Job, engine: Engine, limit: int) -> int | None:
-    """The whole-run peak of the job built inside `zero.Init`, where only init does not fit and ZeRO-3 builds the whole model first."""
-    if (record.peak_allocated_bytes or 0) > limit or job.case.zero_stage != 3 or job.is_inside_zero_init:
-        return None
-    return max(record.peak_allocated_bytes or 0, init_peak(job, engine, zero_init=True))
-
-
-def with_work(records: Sequence[MemoryRecord]) -> list[MemoryRecord]:
-    """These records, each with the work that the estimate among them counts for the same case, if it has none of its own."""
-    known = {(r.case, r.device, r.gpu): r.work for r in records if r.source is Source.ESTIMATE and r.work}
-
-    def complete(record: MemoryRecord) -> MemoryRecord:
-        work = known.get((record.case, record.device, record.gpu))
-        return record if record.work or not work else dataclasses.replace(record, work=work, step_time_floor_s=work.step_time_floor_s)
-
-    return [complete(record) for record in records]
+    def _inside_zero_init(self, record: MemoryRecord, limit: int) -> int | None:
+        """The whole-run peak built inside `zero.Init`, where only init does not fit and ZeRO-3 builds the whole model first."""
+        training = record.peak_allocated_bytes or 0
+        if training > limit or self.job.case.zero_stage != 3 or self.job.is_inside_zero_init:
+            return None
+        return max(training, init_peak(self.job, self.engine, zero_init=True))
 
 
 def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:

@@ -29,7 +29,7 @@ from bf16prof.estimate.passes import Handler, Meter
 from bf16prof.estimate.program import Section, shifted
 from bf16prof.estimate.steady import FP64_BYTES, Engine
 from bf16prof.estimate.step import step
-from bf16prof.estimate.training import LOGITS, LOSS, Plan, Walked, numels_of, share, strategy
+from bf16prof.estimate.training import LOGITS, LOSS, Walked, numels_of, share, strategy
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
@@ -108,8 +108,7 @@ class Replay(Meter):
             allocator.lift_limit()
             block = allocator.allocate(size, stream)
         self._blocks.setdefault(label, {}).setdefault(size, deque()).append(block)
-        if allocator.allocated_bytes > self.allocated:
-            self.allocated = allocator.allocated_bytes
+        self.allocated = max(self.allocated, allocator.allocated_bytes)
         if allocator.reserved_bytes > self.reserved:
             self.reserved, self.allocated_then = allocator.reserved_bytes, allocator.allocated_bytes
 

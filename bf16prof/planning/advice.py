@@ -1,4 +1,4 @@
-"""What changes of a plan are worth, alone and together, and why ZeRO-3 may need more than ZeRO-2. Every change is predicted, none guessed."""
+"""What changes of a plan are worth, alone and together, and why ZeRO-3 may need more than ZeRO-2. All are predicted, none guessed."""
 
 from __future__ import annotations
 

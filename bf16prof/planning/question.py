@@ -15,6 +15,7 @@ from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, Offload
 from bf16prof.verdict import Allocator
 
+
 @dataclass(frozen=True)
 class Question:
     """What is planned: a profile on a GPU, and which stages, recipes, micro-batches, ... to choose from.

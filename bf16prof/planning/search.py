@@ -58,7 +58,7 @@ class Candidate:
 
     @classmethod
     def of(cls, judge: Judge, combination: Setting, guesses: dict[bool, int]) -> Candidate | None:
-        """The candidate of a combination; `None` if no micro-batch may fit. `guesses`: how many did last, with checkpointing and without."""
+        """The candidate of a combination; `None` if no micro-batch may fit. `guesses`: how many did last, by checkpointing."""
         settings = [combination.but(micro_batch_size=size) for size in judge.question.sizes(combination.world_size)]
         count = guesses[combination.checkpointing] = _fitting(judge, settings, guesses.get(combination.checkpointing, 1))
         return cls._with(judge, settings, count)

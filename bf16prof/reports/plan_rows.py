@@ -212,7 +212,9 @@ def change_rows(outlook: Outlook) -> Table:
         )
         for change in outlook.changes[:MOST_CHANGES]
     )
-    return Table("What to change: of the nearest, what fits first, fewest changes before more, then the most effective", CHANGES, tuple(rows))
+    return Table(
+        "What to change: of the nearest, what fits first, fewest changes before more, then the most effective", CHANGES, tuple(rows)
+    )
 
 
 def nearest_lines(outlook: Outlook) -> list[str]:
@@ -231,7 +233,9 @@ def nearest_lines(outlook: Outlook) -> list[str]:
 
 def only_init_text(plan: Plan) -> str:
     """That only init does not fit, and what does."""
-    return f"Only init does not fit: init {gib(plan.peak_bytes)}; inside deepspeed.zero.Init {gib(plan.inside_zero_init_bytes)} (--zero-init)."
+    return (
+        f"Only init does not fit: init {gib(plan.peak_bytes)}; inside deepspeed.zero.Init {gib(plan.inside_zero_init_bytes)} (--zero-init)."
+    )
 
 
 def difference_rows(stages: StageComparison) -> Table:

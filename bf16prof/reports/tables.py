@@ -65,7 +65,8 @@ def to_csv(runs: Sequence[Run]) -> str:
 def to_markdown(runs: Sequence[Run]) -> str:
     """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
 
-    Where a job does not fit, or may not, a line under the first table says why. Losses, and what updates cost, have tables with one row per case.
+    Where a job does not fit, or may not, a line under the first table says why. Losses, and what updates cost, have tables with one row per
+    case.
     """
     views = run_views(runs)
     known = [(view, record) for view in views for record in view.records.values()]

@@ -14,7 +14,8 @@ from bf16prof import runs
 __all__ = ["main"]
 
 PLAN = (
-    "plan", "--no-verify",
+    "plan",
+    "--no-verify",
     "-p",
     "gpt2-xl",
     "--gpu",
@@ -84,7 +85,22 @@ def test_a_written_config_is_never_replaced_without_force(main: Main, tmp_path: 
 
 
 def test_where_nothing_fits_the_advice_is_the_answer(main: Main, tmp_path: Path) -> None:
-    arguments = ("plan", "--no-verify", "-p", "llama3-8b", "--gpu", "l4-24gb", "--gpus", "1", "--zero", "2", "--recipe", "bf16-full", "--offload", "none")
+    arguments = (
+        "plan",
+        "--no-verify",
+        "-p",
+        "llama3-8b",
+        "--gpu",
+        "l4-24gb",
+        "--gpus",
+        "1",
+        "--zero",
+        "2",
+        "--recipe",
+        "bf16-full",
+        "--offload",
+        "none",
+    )
 
     code, out, _ = main(*arguments)
     assert code == 0
