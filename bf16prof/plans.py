@@ -176,11 +176,11 @@ class Outlook:
     combinations: int
     left_out: tuple[str, ...]
     limits: Limits
-    tried: tuple[Plan, ...] = ()
     nearest: Plan | None = None
     changes: tuple[Change, ...] = ()
-    beyond: tuple[str, ...] = ()
     stages: StageComparison | None = None
+    tried: tuple[Plan, ...] = ()
+    beyond: tuple[str, ...] = ()
 
     def up_to(self, most: int | None) -> Outlook:
         """The same with the `most` first plans (all if not given)."""

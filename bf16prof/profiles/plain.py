@@ -66,9 +66,8 @@ def _opened(path: str, flags: int) -> int:
 
 def parse_json_object(content: bytes, origin: str, *, infinite: bool = False) -> dict[str, Any]:
     """The object in a file's content. Raises `InputError` naming the origin and what is wrong with it."""
-    constants = {"parse_constant": _CONSTANTS.get} if infinite else {}
     try:
-        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique, **constants)
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_CONSTANTS.get if infinite else None)
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {origin}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
