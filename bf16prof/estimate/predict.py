@@ -124,6 +124,17 @@ class Reserve:
         return max(training, init_peak(self.job, self.engine, zero_init=True))
 
 
+def with_work(records: Sequence[MemoryRecord]) -> list[MemoryRecord]:
+    """These records, each with the work that the estimate among them counts for the same case, if it has none of its own."""
+    known = {(r.case, r.device, r.gpu): r.work for r in records if r.source is Source.ESTIMATE and r.work}
+
+    def complete(record: MemoryRecord) -> MemoryRecord:
+        work = known.get((record.case, record.device, record.gpu))
+        return record if record.work or not work else dataclasses.replace(record, work=work, step_time_floor_s=work.step_time_floor_s)
+
+    return [complete(record) for record in records]
+
+
 def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
     allocations = list(device)
     if job.device is Device.GPU:
