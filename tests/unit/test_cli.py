@@ -96,10 +96,8 @@ def test_help_shows_two_examples_and_the_exit_codes(name: str) -> None:
     assert result.exit_code == 0
     examples = result.stdout.partition("Examples:")[2]
     assert len(re.findall(rf"^ bf16prof {name} |^ bf16prof {name}$", examples, re.MULTILINE)) == 2
-    assert (
-        "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, 130 interrupted."
-        in examples
-    )
+    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over" in examples
+    assert "or not --fail-unless-fits, 130 interrupted." in examples
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("estimate", "-h"), ("profiles", "--help")])
