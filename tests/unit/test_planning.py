@@ -467,3 +467,23 @@ def test_an_engine_starts_from_what_is_written() -> None:
             assert engine.zero_optimization_stage() == choice.plan.case.zero_stage
             assert engine.train_micro_batch_size_per_gpu() == choice.plan.micro_batch_size
             assert engine.train_batch_size() == choice.plan.train_batch_size
+
+
+def test_changes_that_only_work_together_are_found() -> None:
+    # GIVEN a large micro-batch without checkpointing, which neither change alone makes small enough
+    asked = question(
+        5 << 30, jobs.profile("gpt2-xl", model__num_layers=4, workload__sequence_length=1024), stages=(2,), recipes=("bf16-fp32-master",),
+        micro_batches=(24,), checkpointing=(False,), offloads=(Offload.NONE,),
+    )  # fmt: skip
+    outlook = answer(Judge(asked), 8).outlook
+    assert not outlook.plans
+
+    together = [change for change in outlook.changes if change.things > 1]
+
+    # THEN the sets that are told fit, and no part of one would have done
+    assert together
+    assert all(change.plan.fits and change.things == together[0].things for change in together)
+    alone = {change.flag for change in outlook.changes if change.things == 1 and change.plan.fits}
+    assert not any(flag in change.flag for flag in alone for change in together if "--recipe" not in flag and "--sequence" not in flag)
+    assert any("--micro-batch-size 1" in change.flag or "--activation-checkpointing" in change.flag for change in together)
+    assert any("sequence parallelism" in line for line in outlook.beyond)
