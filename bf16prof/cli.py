@@ -1,6 +1,6 @@
 """The command line: registers the subcommands and maps errors to exit codes, once.
 
-Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside the tolerance, 130 interrupted.
+Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def import_(
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     output_dir: o.OutputDirOption = None,
     json_: o.JsonOption = False,

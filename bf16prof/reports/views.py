@@ -23,7 +23,8 @@ MEMORY_TOTALS = {
     "reserved_floor_bytes": "reserved, at least",
     "fragmentation_bytes": "fragmentation",
     "device_bytes": "on the device",
-    "host_bytes": "host",
+    "host_bytes": "host, a rank",
+    "host_bytes_per_node": "host, a node",
 }
 """How the quantities of a record are called in tables."""
 
