@@ -11,6 +11,7 @@ import typer
 
 from bf16prof.cases import Job, check_sizes, offload_of
 from bf16prof.commands import options as o
+from bf16prof.commands.from_log import filled_from_log
 from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, Refused
@@ -19,10 +20,11 @@ from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
-from bf16prof.runs import Run, create, save, save_losses
+from bf16prof.runs import Run, Status, create, save, save_losses
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
+    from bf16prof.imports.record import Batch
 
 
 def import_(
@@ -52,21 +54,25 @@ def import_(
 ) -> None:
     """Turn what others logged of a run on GPUs into a run like one's own.
 
-    Recognised by their content: the stdout of DeepSpeed's bf16 example, CSV files of step and loss, what DeepSpeed prints under
-    memory_breakdown and wall_clock_breakdown, memory snapshots of PyTorch, and the CSV of nvidia-smi --query-gpu. With a profile, or a
-    model, the estimate stands beside it.
+    Recognised by their content: what DeepSpeed prints (throughput, memory_breakdown, wall_clock_breakdown, its configuration), torch's
+    out-of-memory messages and memory snapshots, what the Hugging Face Trainer prints and leaves, nvidia-smi, CSV files of step and loss, and
+    the stdout of DeepSpeed's bf16 example; packed with gzip or not. With a profile, or a model, the estimate stands beside it.
     """
     from bf16prof.imports.files import read_files
 
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     sources = read_files(files)
-    subject = _subject(context, sources)
+    with filled_from_log(context.params, sources) as told:
+        subject = _subject(context, sources)
+    for text in told:
+        hint(text, quiet)
     predicted = _predictions(subject, quiet)
-    records = [_record(sources, subject, predicted, context.params["gpu"]), *predicted]
+    records = [_record(sources, subject, predicted, context.params["gpu"], told), *predicted]
     folder = output_dir or new_folder(subject.case.profile)
     create(folder, force=force)
-    result = finished_run(subject.case.profile, records, subject.profile)
+    status = Status.OOM if sources.failure else Status.FINISHED
+    result = finished_run(subject.case.profile, records, subject.profile, status=status, message=sources.failure)
     run = dataclasses.replace(result, path=folder)
     save(run)
     save_losses(run)
@@ -78,6 +84,8 @@ def import_(
         print_json(run.records, **more)
     else:
         _show(run, verbose, quiet)
+        if sources.failure:
+            hint(f"the run did not finish: {sources.failure}; bf16prof explain says more", False)
         report_hints(folder, quiet)
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
@@ -157,16 +165,27 @@ def _predictions(subject: _Subject, quiet: bool) -> list[MemoryRecord]:
     return predictions([subject.job])
 
 
-def _record(sources: Sources, subject: _Subject, predicted: list[MemoryRecord], gpu: str) -> MemoryRecord:
+def _record(sources: Sources, subject: _Subject, predicted: list[MemoryRecord], gpu: str, told: list[str]) -> MemoryRecord:
     from bf16prof.imports.record import imported_record
 
-    notes = [f"read {read}" for read in sources.files]
-    record = imported_record(subject.case, sources.findings, gpu=gpu or None, notes=notes)
+    notes = [*(f"read {read}" for read in sources.files), *told]
+    record = imported_record(subject.case, sources.findings, gpu=gpu or None, notes=notes, batch=_batch(subject))
     expected = {prediction.parameters for prediction in predicted}
     if record.parameters is None or not expected or record.parameters in expected:
         return record
     warning = f"the log has {record.parameters:,} parameters, the profile {next(iter(expected)):,}: this is another model"
     return dataclasses.replace(record, notes=(*record.notes, warning))
+
+
+def _batch(subject: _Subject) -> Batch | None:
+    """The batch of the job that the user describes; `None` leaves it to the log."""
+    from bf16prof.imports.record import Batch
+
+    if subject.job is None:
+        return None
+    workload, ranks = subject.job.profile.workload, subject.case.world_size
+    steps = workload.gradient_accumulation_steps
+    return Batch(workload.micro_batch_size * steps * ranks, steps)
 
 
 def _show(run: Run, verbose: bool, quiet: bool) -> None:

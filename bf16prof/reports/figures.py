@@ -16,7 +16,7 @@ from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_te
 from bf16prof.reports.price_figure import gap, price
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, seconds, signed_percent, whole
-from bf16prof.reports.views import CaseView, component_name, step_times
+from bf16prof.reports.views import CaseView, bound, component_name, step_times
 
 _HEADER = 1.15
 _BAR = 0.82
@@ -133,7 +133,7 @@ def _phase_trace(phase: Phase, rows: _Rows, divisor: int) -> Trace | None:
         "name": str(phase),
         "x": [peak / divisor for _, _, _, peak in points],
         "y": [y for _, y, _, _ in points],
-        "customdata": [[gib(peak), whole(peak), str(record.source)] for _, _, record, peak in points],
+        "customdata": [[bound(r, f"phases.{phase}.peak_bytes") + gib(peak), whole(peak), str(r.source)] for _, _, r, peak in points],
         "hovertemplate": f"{phase}, %{{customdata[2]}}<br>%{{customdata[0]}} (%{{customdata[1]}} B)<extra></extra>",
         "marker": {
             "color": colour,

@@ -10,6 +10,7 @@ from typing import Any
 
 from bf16prof.documents import as_json, document
 from bf16prof.profiles.plain import dotted
+from bf16prof.reconcile import REFERENCES
 from bf16prof.records import Component, MemoryRecord, Phase, Source
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
@@ -22,7 +23,7 @@ from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
-from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views
+from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
 from bf16prof.reports.work import HEADERS, work_rows
 from bf16prof.runs import CaseStatus, Manifest, Run, Status
 
@@ -74,7 +75,7 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
     return {
         "id": f"case-{index}",
         "label": view.label,
-        "total": gib(record.allocated_bytes),
+        "total": total_text(record, "allocated_bytes"),
         "kind": provenance(record),
         "parameters": whole(record.parameters),
         "profile": inert(view.case.profile),
@@ -119,7 +120,9 @@ def _value(line: Line, source: Source) -> Cell:
     value = line.values.get(source)
     if value is None:
         return unknown_cell()
-    return Cell(seconds(value), value, "number") if line.kind == "time" else bytes_cell(int(value))
+    if line.kind == "time":
+        return Cell(seconds(value), value, "number")
+    return bytes_cell(int(value), at_least=line.at_least and source in REFERENCES)
 
 
 def _items_table(record: MemoryRecord) -> Table | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bf16prof.profiles import beside
 from bf16prof.profiles.gpus import gpu_named
+from bf16prof.reconcile import REFERENCES
 from bf16prof.records import Device, Item, MemoryRecord, OutOfMemory, Phase, Source
 from bf16prof.reports.units import gib, inert, part_of
 from bf16prof.reports.views import CaseView, component_name
@@ -29,7 +30,8 @@ def verdict(record: MemoryRecord) -> Verdict | None:
     """
     shortage = record.out_of_memory
     if shortage is not None:
-        return Verdict(False, f"out of memory in {shortage.phase}", _shortage(record, shortage))
+        where = f" in {shortage.phase}" if shortage.phase else ""
+        return Verdict(False, f"out of memory{where}", _shortage(record, shortage))
     if record.source is Source.ESTIMATE:
         return _estimated(record)
     if record.source is not Source.SIMULATE or record.device is not Device.GPU or record.reserved_bytes is None:
@@ -109,17 +111,22 @@ def _shortage(record: MemoryRecord, shortage: OutOfMemory) -> str:
     holders = sorted(((size, c) for c, size in shortage.holders.items() if size * 100 >= shortage.allocated_bytes), key=lambda h: -h[0])
     biggest = ", ".join(f"{component_name(component)} {gib(size)}" for size, component in holders[:_HOLDERS])
     fragmented = shortage.allocated_bytes + shortage.requested_bytes <= shortage.limit_bytes
+    happened = "ran" if record.source in REFERENCES else "runs"
+    where = _instant(shortage)
+    what = f" for `{inert(shortage.tensor)}`" if shortage.tensor else ""
     return (
-        f"runs out of memory{gpu} in {_instant(shortage)}, allocating {gib(shortage.requested_bytes)} for `{inert(shortage.tensor)}`: "
+        f"{happened} out of memory{gpu}{f' in {where}' if where else ''}, allocating {gib(shortage.requested_bytes)}{what}: "
         f"{gib(shortage.allocated_bytes)} allocated, {part_of(shortage.reserved_bytes, shortage.limit_bytes)} reserved"
         + ("; without fragmentation there would be room" if fragmented else "")
         + (f"; biggest holders: {biggest}" if biggest else "")
-        + "; all other numbers are as if there were room"
+        + ("" if record.source in REFERENCES else "; all other numbers are as if there were room")
     )
 
 
 def _instant(shortage: OutOfMemory) -> str:
     step = shortage.step
+    if shortage.phase is None:
+        return ""
     if shortage.phase is Phase.INIT or step is None:
         return str(shortage.phase)
     which = f"the {_ORDINALS[step]} step" if step < len(_ORDINALS) else f"step {step} (counted from 0)"
