@@ -17,7 +17,7 @@ _WORKLOAD = ("micro_batch_size", "gradient_accumulation_steps")
 
 
 @contextlib.contextmanager
-def filled_from_log(given: dict[str, Any], sources: Sources) -> Iterator[list[str]]:
+def filled_from_log(given: dict[str, Any], sources: Sources, *, without_json: bool = False) -> Iterator[list[str]]:
     """Fill in the parameters of a command, and list what was taken over and what contradicts a flag.
 
     The DeepSpeed JSON that a log prints is that of the job, so it wins over single lines; as a file it lives as long as the context.
@@ -25,7 +25,7 @@ def filled_from_log(given: dict[str, Any], sources: Sources) -> Iterator[list[st
     said = {name: sources.said(name) for name in (*_FLAGS.values(), *_WORKLOAD, "deepspeed")}
     taken: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
-        if said["deepspeed"] is not None and not given["ds_config"]:
+        if said["deepspeed"] is not None and not given["ds_config"] and not without_json:
             path = Path(folder) / "deepspeed-of-the-log.json"
             path.write_text(json.dumps(said["deepspeed"]), encoding="utf-8")
             given["ds_config"] = path

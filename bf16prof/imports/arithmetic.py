@@ -65,7 +65,9 @@ def _fragmented(message: Message) -> str:
         return ""
     rest = max(0, (limit or reserved) - reserved)
     if tried <= unallocated + rest:
-        return f"without fragmentation there would be room: {_gib(unallocated)} was reserved and not allocated, in pieces; {ALLOCATOR_SETTING}"
+        return (
+            f"without fragmentation there would be room: {_gib(unallocated)} was reserved and not allocated, in pieces; {ALLOCATOR_SETTING}"
+        )
     return f"fragmentation is not the cause: without it {_gib(tried - unallocated - rest)} would still be missing"
 
 
@@ -74,7 +76,9 @@ def _beside(message: Message) -> str:
     assumed = sum(item.bytes for item in beside_the_allocator(_ONE_NODE))
     if beside is None or beside <= _MANY * assumed:
         return ""
-    return f"{_gib(beside)} is used beside the allocator, and a CUDA context with NCCL takes about {_gib(assumed)}: look for other processes"
+    return (
+        f"{_gib(beside)} is used beside the allocator, and a CUDA context with NCCL takes about {_gib(assumed)}: look for other processes"
+    )
 
 
 def _impossible(message: Message) -> str:

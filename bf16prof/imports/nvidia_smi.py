@@ -11,7 +11,6 @@ never changes is the total, and the other is taken to be what is used, which is 
 from __future__ import annotations
 
 import csv
-import itertools
 import re
 import statistics
 from collections.abc import Iterable, Sequence
