@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bf16prof.imports.record import Batch
 
 
+JSON_OF_THE_LOG = "the log's DeepSpeed JSON"
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a run was of: its case, and where the user describes the training, the job and its profile."""
@@ -48,13 +51,16 @@ def subject_of(context: typer.Context, sources: Sources) -> Subject:
     given = dict(context.params)
     try:
         with filled_from_log(context.params, sources) as told:
-            return dataclasses.replace(_subject(context, sources), told=tuple(told))
+            subject = _subject(context, sources)
+            origins = {key: origin.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG) for key, origin in subject.origins.items()}
+            return dataclasses.replace(subject, told=tuple(told), origins=subject.origins if given["ds_config"] else origins)
     except InputError as error:
         if given["ds_config"] or sources.said("deepspeed") is None:
             raise
+        reason = error.message.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG)
         context.params.update(given)
         with filled_from_log(context.params, sources, without_json=True) as told:
-            left_out = f"the DeepSpeed JSON in the log is not used: {error.message}"
+            left_out = f"the DeepSpeed JSON in the log is not used: {reason}"
             return dataclasses.replace(_subject(context, sources), told=(*told, left_out))
 
 

@@ -10,6 +10,9 @@ _MANY = 2
 """What lives beside the allocator is said to be much when it is more than so many times what is assumed of a job on one node."""
 
 _ONE_NODE = 8
+_NOTICEABLE = 64 * 2**20
+"""Sizes in a message have two decimals of a GiB: their difference is 30 MiB off at most."""
+
 ALLOCATOR_SETTING = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
@@ -72,13 +75,20 @@ def _fragmented(message: Message) -> str:
 
 
 def _beside(message: Message) -> str:
-    beside = message.bytes("beside")
-    assumed = sum(item.bytes for item in beside_the_allocator(_ONE_NODE))
-    if beside is None or beside <= _MANY * assumed:
+    """Who else uses the GPU, where the message tells this process from others; else whether more is used than one process takes."""
+    total, free, beside = (message.bytes(name) for name in ("total", "free", "beside"))
+    if total is None or free is None or beside is None:
         return ""
-    return (
-        f"{_gib(beside)} is used beside the allocator, and a CUDA context with NCCL takes about {_gib(assumed)}: look for other processes"
-    )
+    processes = [reading.bytes for reading in message.processes.values()]
+    own = message.bytes("process")
+    own = processes[0] if own is None and len(processes) == 1 else own
+    if own is not None:
+        others = total - free - own
+        return f"{_gib(others)} is used by other processes: nvidia-smi shows them" if others > _NOTICEABLE else ""
+    assumed = sum(item.bytes for item in beside_the_allocator(_ONE_NODE))
+    if beside <= _MANY * assumed:
+        return ""
+    return f"{_gib(beside)} is used beside the allocator, more than the {_gib(assumed)} assumed of a process: nvidia-smi shows who uses it"
 
 
 def _impossible(message: Message) -> str:

@@ -40,7 +40,7 @@ class ByRank:
         if len(found) < 2:
             return next(iter(found.values()), None)
         worst = max(found, key=lambda speaker: _held(found[speaker]))
-        ranks = max(max(finding.ranks for finding in found.values()), 1 + max(Line("", s).rank or 0 for s in found))
+        ranks = max(*(finding.ranks for finding in found.values()), *(1 + rank for s in found if (rank := Line("", s).rank) is not None), 0)
         note = f"{self.format}: of {worst or 'the one without a name'}, which holds most of {len(found)}"
         return replace(found[worst], notes=(note, *found[worst].notes), ranks=ranks)
 

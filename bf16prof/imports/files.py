@@ -195,7 +195,7 @@ def _rows(content: bytes) -> Iterator[list[str]]:
 
 def _json_object(content: bytes) -> dict[str, Any] | None:
     """A JSON file of the Trainer's; `None` for anything else."""
-    if not content.lstrip()[:1] == b"{" or len(content) > _LARGEST_JSON:
+    if content.lstrip()[:1] != b"{" or len(content) > _LARGEST_JSON:
         return None
     try:
         found = json.loads(content)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bf16prof.imports.finding import MIB, NUMBER, Finding, Reading, known
@@ -70,15 +70,16 @@ class Device:
         self.samples.setdefault(name, []).append(value)
 
 
-def device_finding(format_: str, devices: Sequence[Device], more: Sequence[str]) -> Finding | None:
-    """What samples say of the GPU that holds most."""
+def device_finding(format_: str, devices: Mapping[str, Device], more: Sequence[str]) -> Finding | None:
+    """What samples say of the GPU that holds most, by its number or whatever tells it from the others."""
     if not devices:
         return None
-    device = max(devices, key=lambda d: d.used)
+    worst = max(devices, key=lambda name: devices[name].used)
+    device = devices[worst]
     means = {name: statistics.fmean(values) for name, values in device.samples.items() if values}
     utilisation = means.get("utilization.gpu")
     facts = known(gpu=device.name, gpu_utilisation=None if utilisation is None else utilisation / 100, power_w=means.get("power.draw"))
-    notes = [f"of the one of {len(devices)} GPUs that holds most"] if len(devices) > 1 else []
+    notes = [f"of GPU {worst}, which holds most of {len(devices)}"] if len(devices) > 1 else []
     readings = {}
     if device.used >= 0:
         readings["device_bytes"] = _whole_mib(int(device.used))
@@ -183,7 +184,9 @@ class NvidiaSmiReader:
         """What the samples say of the GPU that holds most."""
         more = [f"without a header: columns are taken for {columns}" for columns in self._guessed]
         more += [f"not used: {', '.join(list(self._unused)[:10])}"] if self._unused else []
-        return device_finding(self.format, list(self._devices.values()), more)
+        one_file = len({origin for origin, _ in self._devices}) == 1
+        named = {identity if one_file else f"{identity} in {origin}": device for (origin, identity), device in self._devices.items()}
+        return device_finding(self.format, named, more)
 
     def _sample(self, cells: dict[str, str], key: tuple[str, str]) -> bool:
         values: dict[str, float] = {}

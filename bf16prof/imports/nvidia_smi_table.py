@@ -49,7 +49,7 @@ class NvidiaSmiTableReader:
 
     def finding(self) -> Finding | None:
         """What the samples of the GPU that holds most say."""
-        return device_finding(self.format, list(self._devices.values()), ())
+        return device_finding(self.format, self._devices, ())
 
     def _numbers(self, found: re.Match[str]) -> None:
         number, name = self._named or (str(len(self._devices)), "")

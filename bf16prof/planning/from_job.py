@@ -39,10 +39,14 @@ def judge_of(job: Job, gpu: Gpu) -> tuple[Judge, Judged | None]:
     return judge, judge(setting)
 
 
-def changes_of(judge: Judge, start: Judged) -> tuple[list[Change], list[Change]]:
-    """The changes of a job that fit, and the others that save memory, each the best first."""
+def changes_of(judge: Judge, start: Judged, missing_bytes: int = 0) -> tuple[list[Change], list[Change]]:
+    """The changes of a job that fit, and the others that save memory, each the best first.
+
+    `missing_bytes`: what the prediction of the job is known to lack. It is taken to be missing after a change as well.
+    """
     changes = all_changes(judge, start)
-    return [c for c in changes if c.plan.fits], [c for c in changes if not c.plan.fits]
+    fits = [change for change in changes if change.plan.free_bytes >= missing_bytes]
+    return fits, [change for change in changes if change.plan.free_bytes < missing_bytes]
 
 
 def with_memory(gpu: Gpu, memory_bytes: int) -> Gpu:

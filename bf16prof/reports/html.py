@@ -21,6 +21,7 @@ from bf16prof.reports.price_table import price_table
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
+from bf16prof.reports.thinning import thinning_note, with_few_steps
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
@@ -42,7 +43,7 @@ def render(runs: Sequence[Run]) -> str:
     inside, left_out = panels(views)
     return page(
         "report.html.j2",
-        document([record for run in runs for record in run.records], runs=[run.manifest for run in runs]),
+        document([with_few_steps(record) for run in runs for record in run.records], runs=[run.manifest for run in runs]),
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
         asked=asked_lines([record for run in runs for record in run.records]),
@@ -54,6 +55,7 @@ def render(runs: Sequence[Run]) -> str:
         losses=loss_table(views),
         loss_notes=loss_notes(views),
         rounding=rounding_note(views),
+        thinning=thinning_note([record for run in runs for record in run.records]),
         price=price_table(views),
         panels=inside,
         panels_left_out=left_out,

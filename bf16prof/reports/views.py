@@ -279,6 +279,11 @@ def value_text(line: Line, source: Source) -> str:
     return seconds(value) if line.kind == "time" else mark + gib(value)
 
 
+def quantity_name(quantity: str) -> str:
+    """What one of the reconciler's quantities is called in tables."""
+    return _name(quantity)[0]
+
+
 def _name(quantity: str) -> tuple[str, str]:
     """The label and the kind of one of the reconciler's quantities."""
     if quantity in MEMORY_TOTALS:
