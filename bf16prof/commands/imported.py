@@ -121,6 +121,7 @@ def _gpu(id_: str, sources: Sources) -> Gpu:
 
 
 def predictions_of(subject: Subject, quiet: bool) -> list[MemoryRecord]:
+    """The estimate of the same case; none, with the reason said, where there is no closed form or nobody described the training."""
     from bf16prof.estimate.gap import closed_form_gap
     from bf16prof.estimate.predict import predictions
 
@@ -132,6 +133,7 @@ def predictions_of(subject: Subject, quiet: bool) -> list[MemoryRecord]:
 
 
 def record_of(sources: Sources, subject: Subject, predicted: list[MemoryRecord], gpu: str) -> MemoryRecord:
+    """The record of what was logged, with the workload that the user describes. `gpu`: the one that they name."""
     from bf16prof.imports.record import imported_record
 
     notes = [*(f"read {read}" for read in sources.files), *subject.told]

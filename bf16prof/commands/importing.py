@@ -43,8 +43,8 @@ def import_(
     """Turn what others logged of a run on GPUs into a run like one's own.
 
     Recognised by their content: what DeepSpeed prints (throughput, memory_breakdown, wall_clock_breakdown, its configuration), torch's
-    out-of-memory messages and memory snapshots, what the Hugging Face Trainer prints and leaves, nvidia-smi, CSV files of step and loss, and
-    the stdout of DeepSpeed's bf16 example; packed with gzip or not. With a profile, or a model, the estimate stands beside it.
+    out-of-memory messages and memory snapshots, what the Hugging Face Trainer prints and leaves, nvidia-smi, CSV files of step and loss,
+    and the stdout of DeepSpeed's bf16 example; packed with gzip or not. With a profile, or a model, the estimate stands beside it.
     """
     from bf16prof.imports.files import read_files
 

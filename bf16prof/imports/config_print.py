@@ -8,8 +8,8 @@
         ...
     }
 
-and what its launcher (`dist_world_size=8`) and engine (`Creating torch.bfloat16 ZeRO stage 3 optimizer`) say. The JSON is the one that the job
-ran with, `auto` filled in. It is printed as one message of several lines, numbers with exponents (5.000000e+08).
+and what its launcher (`dist_world_size=8`) and engine (`Creating torch.bfloat16 ZeRO stage 3 optimizer`) say. The JSON is the one that the
+job ran with, `auto` filled in. It is printed as one message of several lines, numbers with exponents (5.000000e+08).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A log that prints 25.74 GB does not say a number of bytes but an interval; a `Re
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,7 @@ class Reading:
         return replace(self, is_floor=True)
 
 
+@functools.lru_cache(maxsize=4096)
 def rounded(text: str, unit: int, decimals: int) -> Reading:
     """A number that was rounded to so many decimals, in bytes. At either end at most one byte is missing that may have been meant."""
     half = Fraction(1, 2 * 10**decimals)

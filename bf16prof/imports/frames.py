@@ -1,6 +1,6 @@
 """Where in training a Python traceback was: the outermost of its frames that belongs to a phase.
 
-Outermost, because backward runs forward again under activation checkpointing, and initialization steps the optimizer once to make its states.
+Outermost, because backward runs forward again under activation checkpointing, and init steps the optimizer once to make its states.
 """
 
 from __future__ import annotations

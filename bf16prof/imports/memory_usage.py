@@ -6,8 +6,8 @@ of rank 0: allocated and reserved, now and the most since the last such line, be
 rounded to two decimals, the last one to none. The messages of the engine say which phase lies between two lines; so do a user's own
 that say before or after forward, backward or step. Versions before 0.15 print some lines of init without being asked.
 
-What is proved: a phase has a peak once a line closes it, and an end only if that line says so. Until then a peak is a lower bound. A log that
-ends in init says nothing of the whole run.
+What is proved: a phase has a peak once a line closes it, and an end only if that line says so. Until then a peak is a lower bound. A log
+that ends in init says nothing of the whole run.
 """
 
 from __future__ import annotations

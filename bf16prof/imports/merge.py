@@ -1,4 +1,4 @@
-"""One reading of each quantity from all that say it: the most exact of those that are the quantity itself, bounds only where they prove more.
+"""One reading of each quantity from all that say it: the most exact of those that are the quantity itself; bounds where they prove more.
 
 * A run that died proves of its peaks that they are at least what was seen: every other reading of a peak is a lower bound then.
 * A line that resets torch's peak counter makes of the peaks that other lines print peaks since then: the highest of them all is the run's.

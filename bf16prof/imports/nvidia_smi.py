@@ -4,8 +4,8 @@ A column is a query's name with its unit in brackets; values repeat the unit unl
 device, of every process and of the driver, in whole MiB. NVIDIA does not say how these are rounded, so less than one MiB in either
 direction is left open.
 
-Without a header (`--format=csv,noheader`) columns are known by their content: units, time stamps, names; of two columns of memory the one that
-never changes is the total, and the other is taken to be what is used, which is said.
+Without a header (`--format=csv,noheader`) columns are known by their content: units, time stamps, names; of two columns of memory the one
+that is never smaller is the total, and the other is taken to be what is used, which is said.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _kind(cells: Sequence[str]) -> str:
 
 
 def _plain_memory(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> tuple[int, int] | None:
-    """Two neighbours of whole numbers without units: the largest of each row, which is a GPU's memory in MiB, and one that does not count."""
+    """Two neighbours of whole numbers without units: the largest of each row, which is a GPU's memory in MiB, and one that is no index."""
     numbers = [n for n, kind in enumerate(columns) if kind == "number"]
     largest = [n for n in numbers if all(int(row[n]) >= int(row[m]) for row in rows for m in numbers)]
     sizes = {int(row[n]) for row in rows for n in largest}

@@ -18,10 +18,11 @@ _NAME = re.compile(
     r"^\s*\|\s{1,6}(\d{1,3})\s{1,4}(\S.{2,60}?)\s{2,}(?:On|Off|N/A)\s*\|\s*(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d"
 )
 _NUMBERS = re.compile(
-    r"^\s*\|.{1,60}?(\d{1,5}W|N/A|ERR!|Unknown Error)\s*/\s*(?:\d{1,5}W|N/A)\s*\|\s*(\d{1,8})MiB\s*/\s*(\d{1,8})MiB\s*\|\s*(\d{1,3}%|N/A)?"
+    r"^\s*\|.{1,60}?(\d{1,5}W|N/A|ERR!|Unknown Error)\s*/\s*(?:\d{1,5}W|N/A)\s*\|"
+    r"\s*(\d{1,8})MiB\s*/\s*(\d{1,8})MiB\s*\|\s*(\d{1,3}%|N/A)?"
 )
 _FRAME = re.compile(
-    r"^\s*(?:[+|][-=+]{20,}[+|]|\|\s*(?:NVIDIA-SMI \d|GPU {1,2}(?:Name|GI)|Fan {1,2}Temp|Processes:|\s+ID\s+ID\s|\s*\|.*\|\s*(?:MIG M\.|Disabled|N/A)\s*\|))"
+    r"^\s*(?:[+|][-=+]{20,}[+|]|\|\s*(?:NVIDIA-SMI \d|GPU {1,4}(?:Name|GI)|Fan {1,2}Temp|Processes:|\s+ID\s+ID\s|\s*\|.*\|\s*(?:MIG M\.|Disabled|N/A)\s*\|))"
 )
 _PROCESS = re.compile(r"^\s*\|\s+\d{1,3}\s+\S+\s+\S+\s+\d{1,10}\s+[CG+]{1,3}\s.*\d+MiB\s*\|$|^\s*\|\s+No running processes found\s+\|$")
 

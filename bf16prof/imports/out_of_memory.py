@@ -1,13 +1,14 @@
 """torch's message when the caching allocator finds no memory (c10/cuda/CUDACachingAllocator.cpp, `malloc`), in all of its forms:
 
-* before 1.4: `... Tried to allocate 12.50 MiB (GPU 0; 10.92 GiB total capacity; 8.57 MiB already allocated; 9.28 GiB free; 4.68 MiB cached)`,
-  where cached is what is reserved and not allocated;
+* before 1.4: `... Tried to allocate 12.50 MiB (GPU 0; 10.92 GiB total capacity; 8.57 MiB already allocated; 9.28 GiB free; 4.68 MiB
+  cached)`, where cached is what is reserved and not allocated;
 * until 2.0: `... 1.02 GiB free; 37.61 GiB reserved in total by PyTorch)`;
-* since 2.1: `Tried to allocate 1.16 GiB. GPU 6 has a total capacity of 79.11 GiB of which 843.88 MiB is free. [Process 41721 has 78.27 GiB memory
-  in use.] [Including non-PyTorch memory, this process has ... memory in use.] [... allowed;] Of the allocated memory 71.93 GiB is allocated by
-  PyTorch, [with ... allocated in private pools,] and 4.81 GiB is reserved by PyTorch but unallocated.`
+* since 2.1: `Tried to allocate 1.16 GiB. GPU 6 has a total capacity of 79.11 GiB of which 843.88 MiB is free. [Process 41721 has 78.27 GiB
+  memory in use.] [Including non-PyTorch memory, this process has ... memory in use.] [... allowed;] Of the allocated memory 71.93 GiB is
+  allocated by PyTorch, [with ... allocated in private pools,] and 4.81 GiB is reserved by PyTorch but unallocated.`
 
-CUDA stands for HIP or XPU as well. Sizes have two decimals, or are whole bytes. The rank is that of the line's tag, else only the GPU's number is known.
+CUDA stands for HIP or XPU as well. Sizes have two decimals, or are whole bytes. The rank is that of the line's tag; without one, only the
+GPU's number is known.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _GPU = re.compile(r"\bGPU (\d{1,4})\b")
 _PARTS = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"total capacit?y of {_size('total')}",
+        rf"total capaci?ty of {_size('total')}",
         rf"{_size('total')} total capacity",
         rf"of which {_size('free')} is free",
         rf"{_size('free')} free\b",
@@ -64,8 +65,8 @@ MOST = 65_536
 class Message:
     """An out-of-memory message: the sizes that it gives by name, each with its rounding, and who said it where.
 
-    Names: `tried`, `total`, `free`, `allocated`, `reserved`, `unallocated` (reserved and not allocated), `allowed` (of the allocator), `process`
-    (used by this process), `beside` (used by whatever is not this allocator). `processes`: bytes by process id.
+    Names: `tried`, `total`, `free`, `allocated`, `reserved`, `unallocated` (reserved and not allocated), `allowed` (of the allocator),
+    `process` (used by this process), `beside` (used by whatever is not this allocator). `processes`: bytes by process id.
     """
 
     sizes: Mapping[str, Reading]
@@ -174,7 +175,7 @@ class OutOfMemoryReader:
         message = parse(line.text)
         if message is None:
             return int(frames.line(line.text))
-        if message.sizes and not any(name in message.sizes for name in _LAST):
+        if not any(name in message.sizes for name in _LAST):
             self._open[line.speaker] = [line.text]
         else:
             self._keep(line.text, line, frames)

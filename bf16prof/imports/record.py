@@ -27,8 +27,8 @@ def imported_record(
 ) -> MemoryRecord:
     """The record of a run on GPUs.
 
-    `rounding` holds what a log's rounding leaves open of a quantity, `at_least` names those that are lower bounds. `gpu` is what the user said;
-    a log that names it wins.
+    `rounding` holds what a log's rounding leaves open of a quantity, `at_least` names those that are lower bounds. `gpu` is what the user
+    said; a log that names it wins. `batch`: as the user describes it; if not given, as the log does.
     """
     readings, contradictions = merged(findings)
     batch = batch or said_batch(findings)

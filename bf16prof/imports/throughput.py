@@ -53,7 +53,7 @@ class ThroughputReader:
             return None
         notes = [f"rank 0, up to step {self._step}: the peak is that of the process until then"]
         readings = known(allocated_bytes=self._allocated, run_peak_allocated_bytes=peak)
-        if peak.top == 0:  # there is no accelerator, or it does not say
+        if peak.low == 0:  # there is no accelerator, or it does not say
             notes, readings = ["no GPU memory is said"], {}
         rates = Rates(samples_per_s=self._rates)
         return Finding(self.format, readings, notes=tuple(f"{self.format}: {note}" for note in notes), rates=rates)

@@ -32,7 +32,9 @@ class LossLines:
         """A line with a loss."""
         loss = float(pairs["loss"])
         for of, done in self._bars.items():
-            self._at.setdefault(of, [None] * len(self._losses)).append(done)
+            if of not in self._at:
+                self._at[of] = [None] * len(self._losses)
+            self._at[of].append(done)
         self._losses.append(loss if math.isfinite(loss) else None)
         said = next((pairs[key] for key in _STEP_KEYS if key in pairs), "")
         self._said.append(int(said) if said.isdecimal() and len(said) <= 12 else None)

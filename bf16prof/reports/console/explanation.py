@@ -81,8 +81,5 @@ def _changes(found: Explanation, console: Console) -> None:
 
 
 def _table(changes: Sequence[Change], console: Console) -> None:
-    rows: list[list[Text | str]] = [
-        [inert(c.what, 120), gib(c.saved_bytes), gib(c.plan.peak_bytes), inert(c.flag, 300)]
-        for c in changes
-    ]
+    rows: list[list[Text | str]] = [[inert(c.what, 120), gib(c.saved_bytes), gib(c.plan.peak_bytes), inert(c.flag, 300)] for c in changes]
     table(console, _CHANGES, rows)
