@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bf16prof.plans import Change, Plan
-from bf16prof.records import Phase, Size
+from bf16prof.records import STRICT, Phase, Size
 
 
 @dataclass(frozen=True)
-class Amount:
+class MessageAmount:
     """One line of a message's arithmetic: what it is, its bytes, and what they mean."""
+
+    __pydantic_config__ = STRICT
 
     name: str
     bytes: Size
@@ -27,6 +29,8 @@ class Prediction:
     * `needed_bytes`: what the message proves at least, `rounding` bytes more or less. `limit_bytes`: what the allocator could have had.
     * `phases`: the predicted peak of each phase.
     """
+
+    __pydantic_config__ = STRICT
 
     case: str
     phase: Phase | None
@@ -56,12 +60,14 @@ class Explanation:
     * `start`: the job as it was described, judged; `fits_with`: changes of it that fit, the best first; `saves`: others that save most.
     """
 
+    __pydantic_config__ = STRICT
+
     failure: str
     phase: Phase | None = None
     evidence: str = ""
     rank: int | None = None
     gpu: int | None = None
-    amounts: tuple[Amount, ...] = ()
+    amounts: tuple[MessageAmount, ...] = ()
     advice: tuple[str, ...] = ()
     prediction: Prediction | None = None
     why_not_predicted: str = ""

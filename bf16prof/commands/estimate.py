@@ -65,11 +65,15 @@ def estimate(
         for job, record in zip(jobs, records, strict=True)
         if record.parameters is not None
     }
-    more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    more = {
+        "settings": settings(trained, origins),
+        "refused": refused,
+        "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()],
+    }
     write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], **more)
     if json_:
-        print_json(records, settings=settings(trained, origins), **more)
+        print_json(records, **more)
         return
     _show(records, refused, accounts, verbose)
     if verbose:

@@ -15,6 +15,7 @@ from bf16prof.documents import document, json_text
 from bf16prof.explanations import Explanation, Prediction
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu
 from bf16prof.records import MemoryRecord
+from bf16prof.reports.asked import settings
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
@@ -68,7 +69,8 @@ def explain(
     else:
         found = dataclasses.replace(found, why_not_predicted=why_not)
     if json_:
-        typer.echo(json_text(document(tuple(records), explanation=found)))
+        said = settings(subject.profile, subject.origins) if subject else {}
+        typer.echo(json_text(document(tuple(records), settings=said, explanation=found)))
     else:
         _show(found, sources, quiet)
 

@@ -12,6 +12,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.imported import predictions_of, record_of, subject_of
 from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
 from bf16prof.reconcile import check_tolerance, reconcile
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status, create, save, save_losses
 
 
@@ -66,7 +67,8 @@ def import_(
     save_losses(run)
     write_report(run)
     comparisons = reconcile(run.records)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder)}
+    said = settings(subject.profile, subject.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder)}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)

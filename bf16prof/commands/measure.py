@@ -15,6 +15,7 @@ from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def measure(
         )
     comparisons = reconcile(run.records)
     write_report(run)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)

@@ -98,9 +98,9 @@ def plan(
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
     request = read_request(context)
     judge = _judge(context.params, request)
-    asked = _asked(judge, sizes[0])
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
+    asked = _asked(judge, sizes[0])
     _write(answers, request, asked, write, output)
     if json_:
         typer.echo(json_text(_document(answers, request, asked)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,9 +69,10 @@ def simulate(
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
-    write_files(output, [result], refused=refused)
+    more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
+    write_files(output, [result], **more)
     if json_:
-        print_json(records, settings=settings(trained, origins), refused=refused)
+        print_json(records, **more)
         return
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 

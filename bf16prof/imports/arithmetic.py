@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bf16prof.explanations import Amount
+from bf16prof.explanations import MessageAmount
 from bf16prof.imports.out_of_memory import Message
 from bf16prof.profiles.beside import beside_the_allocator
 
@@ -16,7 +16,7 @@ _NOTICEABLE = 64 * 2**20
 ALLOCATOR_SETTING = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
-def amounts(message: Message) -> tuple[Amount, ...]:
+def amounts(message: Message) -> tuple[MessageAmount, ...]:
     """The numbers in the order in which they are read."""
     beside = "CUDA context, NCCL, other processes: total less free less reserved"
     lines = (
@@ -30,10 +30,12 @@ def amounts(message: Message) -> tuple[Amount, ...]:
         ("used by this process", "process", ""),
         ("beside the allocator", "beside", beside),
     )
-    found = [Amount(name, message.sizes[key].bytes, meaning) for name, key, meaning in lines if key in message.sizes]
-    found += [Amount(f"process {pid}", reading.bytes, "as the driver sees it") for pid, reading in message.processes.items()]
+    found = [MessageAmount(name, message.sizes[key].bytes, meaning) for name, key, meaning in lines if key in message.sizes]
+    found += [MessageAmount(f"process {pid}", reading.bytes, "as the driver sees it") for pid, reading in message.processes.items()]
     if needed := message.needed:
-        found.append(Amount("needed at least", needed.bytes, "allocated and tried: live tensors at that moment, had there been room"))
+        found.append(
+            MessageAmount("needed at least", needed.bytes, "allocated and tried: live tensors at that moment, had there been room")
+        )
     return tuple(found)
 
 

@@ -22,7 +22,8 @@ _NUMBERS = re.compile(
     r"\s*(\d{1,8})MiB\s*/\s*(\d{1,8})MiB\s*\|\s*(\d{1,3}%|N/A)?"
 )
 _FRAME = re.compile(
-    r"^\s*(?:[+|][-=+]{20,}[+|]|\|\s*(?:NVIDIA-SMI \d|GPU {1,4}(?:Name|GI)|Fan {1,2}Temp|Processes:|\s+ID\s+ID\s|\s*\|.*\|\s*(?:MIG M\.|Disabled|N/A)\s*\|))"
+    r"^\s*(?:[+|][-=+]{20,}[+|]|\|\s*(?:NVIDIA-SMI \d|GPU {1,4}(?:Name|GI)|Fan {1,2}Temp|Processes:|\s+ID\s+ID\s"
+    r"|\s*\|.*\|\s*(?:MIG M\.|Disabled|N/A)\s*\|))"
 )
 _PROCESS = re.compile(r"^\s*\|\s+\d{1,3}\s+\S+\s+\S+\s+\d{1,10}\s+[CG+]{1,3}\s.*\d+MiB\s*\|$|^\s*\|\s+No running processes found\s+\|$")
 

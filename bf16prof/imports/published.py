@@ -6,11 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.cases import workload_digest
 from bf16prof.errors import InputError
 from bf16prof.imports.finding import GIB, Finding, rounded
 from bf16prof.imports.record import imported_record
 from bf16prof.profiles.gpus import Gpu, find_gpu
+from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import shipped_names, shipped_table

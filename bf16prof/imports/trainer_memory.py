@@ -2,7 +2,7 @@
 
 It has two stages on rank 0: the Trainer's `__init__`, and `train`, in which DeepSpeed's engine is built as well. Of each it knows how much
 more was allocated at its end than at its beginning (`alloc_delta`), and how much more than at its end the peak was (`peaked_delta`); and
-what was allocated before the first (`before_init_mem_gpu`). A stage begins with what the one before it ended with: nobody trains in between.
+what was allocated before the first (`before_init_mem_gpu`). A stage begins with what the one before it ended with.
 """
 
 from __future__ import annotations

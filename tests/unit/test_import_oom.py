@@ -22,8 +22,8 @@ POOLS = HELD.replace("by PyTorch, and", "by PyTorch, with 17.00 MiB allocated in
 FORMS = {
     "1.0": f"RuntimeError: CUDA out of memory. {OLD}3.00 GiB cached)",
     "1.9": f"RuntimeError: CUDA out of memory. {OLD}9.00 GiB reserved in total by PyTorch)",
-    "2.0": f"torch.cuda.OutOfMemoryError: CUDA out of memory. {OLD}9.00 GiB reserved in total by PyTorch) If reserved memory is >> allocated "
-    "memory try setting max_split_size_mb to avoid fragmentation.",
+    "2.0": f"torch.cuda.OutOfMemoryError: CUDA out of memory. {OLD}9.00 GiB reserved in total by PyTorch) If reserved memory is >> "
+    "allocated memory try setting max_split_size_mb to avoid fragmentation.",
     "2.1, as it is spelt": f"torch.cuda.OutOfMemoryError: CUDA out of memory. {NEW.replace('capacity', 'capacty')}{HELD}",
     "2.5, processes": f"torch.OutOfMemoryError: CUDA out of memory. {NEW}{PROCESSES}{POOLS}",
     "ROCm": f"torch.OutOfMemoryError: HIP out of memory. {NEW}{HELD}",
