@@ -33,9 +33,7 @@ def amounts(message: Message) -> tuple[MessageAmount, ...]:
     found = [MessageAmount(name, message.sizes[key].bytes, meaning) for name, key, meaning in lines if key in message.sizes]
     found += [MessageAmount(f"process {pid}", reading.bytes, "as the driver sees it") for pid, reading in message.processes.items()]
     if needed := message.needed:
-        found.append(
-            MessageAmount("needed at least", needed.bytes, "allocated and tried: live tensors at that moment, had there been room")
-        )
+        found.append(MessageAmount("needed at least", needed.bytes, "allocated and tried: the live tensors, had there been room"))
     return tuple(found)
 
 
@@ -83,7 +81,8 @@ def _beside(message: Message) -> str:
         return ""
     processes = [reading.bytes for reading in message.processes.values()]
     own = message.bytes("process")
-    own = processes[0] if own is None and len(processes) == 1 else own
+    ours = [size for size in processes if size >= (message.bytes("reserved") or 0)]
+    own = ours[0] if own is None and len(ours) == 1 else own
     if own is not None:
         others = total - free - own
         return f"{_gib(others)} is used by other processes: nvidia-smi shows them" if others > _NOTICEABLE else ""

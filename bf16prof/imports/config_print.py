@@ -30,7 +30,7 @@ _KEYS = {
 }
 _KEY = re.compile(rf"(?:^|\s)  ({'|'.join(_KEYS)}) (?:\.{{2,40}})? ?(\d{{1,12}})$")
 _OTHER_KEY = re.compile(r"\[config\.py:\d+:print\] ")
-_LAUNCHER = re.compile(r"\bdist_world_size=(\d{1,7})\b")
+_RANKS = re.compile(r"\bdist_world_size=(\d{1,7})\b|\bConfig mesh_device .{1,60} world_size = (\d{1,7})$")
 _STAGE = re.compile(r"\bCreating \S{2,40} ZeRO stage (\d) optimizer\b")
 _JSON = re.compile(r"(?:^|\s)  json = (\{.*)")
 _INSIDE_JSON = re.compile(r'\s*(?:["{}\[\]]|-?\d|(?:true|false|null),?\s*$)')
@@ -60,8 +60,8 @@ class ConfigReader:
         if found := _KEY.search(text):
             self._said.setdefault(_KEYS[found[1]], int(found[2]))
             return 1
-        if "dist_world_size=" in text and (found := _LAUNCHER.search(text)):
-            self._said.setdefault("world_size", int(found[1]))
+        if "world_size" in text and (found := _RANKS.search(text)):
+            self._said.setdefault("world_size", int(found[1] or found[2]))
             return 1
         if "ZeRO stage" in text and (found := _STAGE.search(text)):
             self._said.setdefault("zero_stage", int(found[1]))

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from bf16prof.records import Phase
 
 _HEADER = "Traceback (most recent call last)"
-_FRAME = re.compile(r'File "?([^"\n]{1,400})"?, line \d{1,9}(?:, in (\S{1,120}))?')
-_IPYTHON = re.compile(r"^(?:-+> ?\d|~?/\S+ in (\w{1,120})\()")
+_FRAMES = (
+    re.compile(r'File "([^"\n]{1,400})", line \d{1,9}(?:, in (\S{1,120}))?'),
+    re.compile(r"File (\S{1,400}\.py):\d{1,9}, in (?:\w{1,80}\.)*(\w{1,120})\("),  # IPython 8
+    re.compile(r"(\S{1,400}\.py) in (\w{1,120})\("),  # IPython before
+    re.compile(r"│ +(\S{1,400}\.py):\d{1,9} in (\w{1,120})"),  # rich
+)
+"""How a frame names its file and its function: Python's own traceback, and what draws it anew."""
+
+_MARKED = re.compile(r"^[\s│]*(?:-+>|❱) ?\d{1,9}[\s│]+(\S.*?)\s*│?$")
+"""The line of code that a notebook or rich points at."""
 
 _FUNCTIONS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
     (
@@ -52,7 +60,6 @@ _EVIDENCE = {
     Phase.BACKWARD: "loss.backward",
     Phase.STEP: "optimizer.step",
 }
-_PREFIX = re.compile(r"^[\s|>E-]{0,40}")
 
 
 @dataclass(frozen=True)
@@ -69,24 +76,24 @@ class Frames:
     def __init__(self) -> None:
         self._first: Place | None = None
         self._code_follows = False
-        self._is_open = False
 
     def line(self, text: str) -> bool:
         """Whether a line belongs to a traceback."""
         if _HEADER in text:
-            self._first, self._is_open = None, True
+            self._first = None
             return True
-        found = _FRAME.search(text) if "File " in text else None
+        found = next((f for form in _FRAMES if (f := form.search(text))), None) if ".py" in text or "File " in text else None
         if found is not None:
-            self._is_open, self._code_follows = True, True
+            self._code_follows = True
             self._note(_of_function(found[2] or "", found[1]), found[2] or "")
             return True
-        if self._code_follows:
-            self._code_follows = False
-            code = _PREFIX.sub("", text)
-            self._note(_matching(_CODE, code), code)
-            return True
-        return False
+        marked = _MARKED.match(text) if "> " in text or "❱" in text else None
+        if marked is None and not self._code_follows:
+            return False
+        self._code_follows = False
+        code = marked[1] if marked else text.strip()
+        self._note(_matching(_CODE, code), code)
+        return True
 
     def place(self) -> Place:
         """The phase of the outermost frame that has one."""

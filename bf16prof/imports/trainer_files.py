@@ -61,7 +61,7 @@ class TrainerFilesReader:
         if not isinstance(entry, dict):
             return False
         step, loss = entry.get("step"), entry.get("loss")
-        if loss is not None and _is_count(step) and isinstance(loss, int | float) and not isinstance(loss, bool):
+        if isinstance(step, int) and _is_count(step) and isinstance(loss, int | float) and not isinstance(loss, bool):
             self._losses[step] = float(loss) if abs(loss) < 1e300 and math.isfinite(loss) else None
             return True
         self._metrics(entry)

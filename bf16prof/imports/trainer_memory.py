@@ -21,22 +21,18 @@ def memory_readings(metrics: Mapping[str, Reading]) -> tuple[dict[str, Reading],
     init = metrics.get("init_mem_gpu_alloc_delta")
     is_complete = before is not None and init is not None
     after_init = total([before or Reading(0), init or Reading(0)])
-    end = _not_negative(total([after_init, train]))
+    end = total([after_init, train])
     peaks = [_peak(end, metrics.get("train_mem_gpu_peaked_delta"))]
     if is_complete and "init_mem_gpu_peaked_delta" in metrics:
-        peaks.append(_peak(_not_negative(after_init), metrics["init_mem_gpu_peaked_delta"]))
+        peaks.append(_peak(after_init, metrics["init_mem_gpu_peaked_delta"]))
     if not is_complete:  # what was allocated before train is not said, and comes on top
         end, peaks = end.as_floor(), [peak.as_floor() for peak in peaks]
     notes = ["memory of rank 0, by its tracker: what is allocated at the end of train, and the peak since __init__"]
     if not is_complete:
         notes.append("what was allocated before train is not said: these are lower bounds")
-    return known(allocated_bytes=end, run_peak_allocated_bytes=highest(peaks)), notes
+    readings = known(allocated_bytes=end, run_peak_allocated_bytes=highest(peaks))
+    return {name: reading for name, reading in readings.items() if reading.bytes >= 0}, notes  # a stage may free what others allocated
 
 
 def _peak(end: Reading, peaked: Reading | None) -> Reading:
     return end.as_floor() if peaked is None else total([end, peaked])
-
-
-def _not_negative(reading: Reading) -> Reading:
-    """A stage may free more than it allocates; what is allocated is never below nothing."""
-    return reading if reading.bytes >= 0 else Reading(0, is_floor=True)

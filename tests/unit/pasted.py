@@ -69,6 +69,27 @@ Traceback (most recent call last):
     ) = cls._load_pretrained_model(
 """
 
+NOTEBOOK = """\
+File /home/me/venv/lib/python3.11/site-packages/deepspeed/runtime/engine.py:1184, in DeepSpeedEngine._configure_optimizer(self, optimizer)
+   1183 if optimizer_wrapper == ZERO_OPTIMIZATION:
+-> 1184     self.optimizer = self._configure_zero_optimizer(basic_optimizer)
+"""
+
+OLD_NOTEBOOK = """\
+<ipython-input-4-112174da452c> in <module>
+     29
+---> 30     loss.backward()
+     31
+~/anaconda3/lib/python3.9/site-packages/torch/_tensor.py in backward(self, gradient)
+"""
+
+RICH = """\
+│ /opt/conda/lib/python3.8/site-packages/torch/optim/adamw.py:171 in step                          │
+│                                                                                                  │
+│   170 │   │   │   │   state = self.state[p]                                                        │
+│ ❱ 171 │   │   │   │   state["exp_avg"] = torch.zeros_like(p)                                       │
+"""
+
 TRAINER = """\
 ***** Running training *****
   Num examples = 6,400

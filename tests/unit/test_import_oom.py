@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from logs import only, read, record, written
-from pasted import BACKWARD, FORWARD, INIT, LOADING, OUT_OF_MEMORY, STEP, THROUGHPUT
+from pasted import BACKWARD, FORWARD, INIT, LOADING, NOTEBOOK, OLD_NOTEBOOK, OUT_OF_MEMORY, RICH, STEP, THROUGHPUT
 
 from bf16prof.imports.arithmetic import advice, room
 from bf16prof.imports.finding import GIB, MIB
@@ -87,7 +87,17 @@ def test_free_of_whole_bytes_and_of_a_message_that_begins_in_its_middle() -> Non
 
 @pytest.mark.parametrize(
     ("traceback", "phase"),
-    [(BACKWARD, Phase.BACKWARD), (FORWARD, Phase.FORWARD), (STEP, Phase.STEP), (INIT, Phase.INIT), (LOADING, Phase.INIT), ("", None)],
+    [
+        (BACKWARD, Phase.BACKWARD),
+        (FORWARD, Phase.FORWARD),
+        (STEP, Phase.STEP),
+        (INIT, Phase.INIT),
+        (LOADING, Phase.INIT),
+        (NOTEBOOK, Phase.INIT),
+        (OLD_NOTEBOOK, Phase.BACKWARD),
+        (RICH, Phase.STEP),
+        ("", None),
+    ],
 )
 @pytest.mark.parametrize("tag", ["", "[rank1]: ", "1: "])
 def test_the_traceback_says_the_phase_and_the_tag_the_rank(traceback: str, phase: Phase | None, tag: str, tmp_path: Path) -> None:
@@ -186,6 +196,18 @@ def test_other_processes_are_seen_where_the_message_tells_them_apart() -> None:
     assert crowded is not None
     assert "512.00 MiB is used by other processes" in " ".join(advice(crowded))
     assert "processes" not in " ".join(advice(parse(OUT_OF_MEMORY) or crowded))
+
+
+def test_the_contexts_of_other_ranks_on_one_gpu_are_seen() -> None:
+    """Of several processes the one that can hold what is reserved is this one."""
+    text = OUT_OF_MEMORY.replace(
+        "Including non-PyTorch memory, this process has 22.00 GiB memory in use.",
+        "Process 1 has 400.00 MiB memory in use. Process 2 has 21.60 GiB memory in use.",
+    )
+    message = parse(text)
+
+    assert message is not None
+    assert "409.60 MiB is used by other processes" in " ".join(advice(message))
 
 
 def test_more_than_the_gpu_has_is_the_hosts_memory() -> None:

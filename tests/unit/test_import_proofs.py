@@ -13,6 +13,7 @@ from logs import only, record, written
 from pasted import BACKWARD, ENDS_IN_INIT, OUT_OF_MEMORY
 
 from bf16prof import runs
+from bf16prof.documents import document
 from bf16prof.errors import InputError, ToleranceExceeded
 from bf16prof.imports.finding import GIB
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
@@ -91,7 +92,7 @@ def test_the_tolerance_passes_what_is_consistent_and_stops_what_is_below() -> No
 
 def test_a_record_with_bounds_is_stored_and_read_again(tmp_path: Path) -> None:
     found = record(written(tmp_path, BACKWARD + OUT_OF_MEMORY))
-    runs.write_json(tmp_path / "records.json", runs.document([found]))
+    runs.write_json(tmp_path / "records.json", document([found]))
 
     assert runs.load_records(tmp_path / "records.json") == (found,)
 
@@ -109,9 +110,9 @@ def test_a_bound_is_shown_as_one_in_every_output_and_the_run_did_not_finish(main
     assert "the run did not finish: out of memory in backward" in err.replace(" on GPU 1", "")
     assert ">= 21.00 GiB" in out
     assert "consistent" in out
-    document, table, markdown, page = (path.read_text() for path in outputs)
-    assert "run_peak_allocated_bytes" in json.loads(document)["records"][0]["at_least"]
-    assert json.loads(document)["records"][0]["out_of_memory"]["phase"] == "backward"
+    text, table, markdown, page = (path.read_text() for path in outputs)
+    assert "run_peak_allocated_bytes" in json.loads(text)["records"][0]["at_least"]
+    assert json.loads(text)["records"][0]["out_of_memory"]["phase"] == "backward"
     row = next(csv.DictReader(io.StringIO(table)))
     assert row["run_peak_allocated_bytes"] == str(21 * GIB)
     assert "run_peak_allocated_bytes" in row["at_least"]
