@@ -138,8 +138,19 @@ def _with_prediction(
         return dataclasses.replace(found, prediction=prediction, why_not_predicted=next(iter(judge.left_out), ""))
     fits, saves = changes_of(judge, start, prediction.missing_bytes if prediction else 0)
     return dataclasses.replace(
-        found, prediction=prediction, start=start.plan, fits_with=tuple(fits[:MOST_CHANGES]), saves=tuple(saves[:MOST_CHANGES])
+        found,
+        prediction=prediction,
+        judged_on=_gpu_words(judge.question.gpu),
+        start=start.plan,
+        fits_with=tuple(fits[:MOST_CHANGES]),
+        saves=tuple(saves[:MOST_CHANGES]),
     )
+
+
+def _gpu_words(gpu: Gpu) -> str:
+    """What was judged on: the GPU, and its memory where that is not the table's."""
+    is_known = gpu.memory_bytes == find_gpu(gpu.id).memory_bytes
+    return gpu.id if is_known else f"{gpu.id} with {gpu.memory_bytes / 2**30:.2f} GiB"
 
 
 def _prediction(record: MemoryRecord, message: Message | None, found: Explanation) -> Prediction | None:

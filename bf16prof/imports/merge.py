@@ -15,6 +15,9 @@ GROWING = ("allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes"
 """Quantities of one run, none of which is larger than the next."""
 
 WHOLE_RUN = "run_peak_allocated_bytes"
+_LARGEST = 2**60
+"""Bytes that no GPU has: a damaged number."""
+
 _ENDED_BY_DEATH = ("peak_allocated_bytes", WHOLE_RUN, "reserved_bytes", "device_bytes")
 
 
@@ -25,6 +28,8 @@ def merged(findings: Sequence[Finding]) -> tuple[dict[str, Reading], list[str]]:
     said: dict[str, list[tuple[Reading, Finding]]] = {}
     for finding in findings:
         for name, reading in finding.readings.items():
+            if reading.top >= _LARGEST:
+                continue
             is_open = died and (name in _ENDED_BY_DEATH)
             said.setdefault(name, []).append((reading.as_floor() if is_open else reading, finding))
     readings, contradictions = {}, []

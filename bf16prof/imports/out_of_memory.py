@@ -24,7 +24,7 @@ from bf16prof.imports.text import Line
 from bf16prof.records import TRAINING, OutOfMemory
 
 _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = r"(?P<{name}>\d{{1,12}}(?:\.\d{{1,6}})?) ?(?P<{name}_unit>bytes|B|KiB|MiB|GiB|TiB)"
+_SIZE = r"(?P<{name}>\d{{1,6}}(?:\.\d{{1,6}})?) ?(?P<{name}_unit>bytes|B|KiB|MiB|GiB|TiB)"
 
 
 def _size(name: str) -> str:

@@ -90,7 +90,8 @@ def _rated(finding: Finding, batch: Batch) -> tuple[StepRecord, ...]:
     """Steps from rates: samples per second need the batch, micro-steps their number in a step."""
     rates, size, accumulation = finding.rates, batch.train_batch_size, batch.accumulation
     if size and rates.samples_per_s:
-        return tuple(StepRecord(step, None, size / rate, None) for step, rate in sorted(rates.samples_per_s.items()))
+        times = [(step, size / rate) for step, rate in sorted(rates.samples_per_s.items())]
+        return tuple(StepRecord(step, None, time, None) for step, time in times if math.isfinite(time))
     if accumulation and rates.micro_step_s:
         whole = len(rates.micro_step_s) // accumulation
         parts = [rates.micro_step_s[n * accumulation : (n + 1) * accumulation] for n in range(whole)]

@@ -87,17 +87,25 @@ def _gunzipped(content: bytes) -> bytes:
 
 def raw_lines(content: bytes) -> Iterator[str]:
     """The lines as text, without the escape sequences of terminals."""
-    for raw in io.BytesIO(content):
-        for part in raw.decode("utf-8", errors="replace").rstrip("\r\n").split("\r"):
-            text = part.removeprefix("\ufeff")[: 2 * LONGEST_LINE]
-            yield (_ESCAPES.sub("", text) if "\x1b" in text else text)[:LONGEST_LINE].rstrip()
+    return (text for raw in io.BytesIO(content) for text in _parts(raw))
+
+
+def _parts(raw: bytes) -> Iterator[str]:
+    """What one line of a file shows one after the other where a terminal would have overwritten it."""
+    for part in raw.decode("utf-8", errors="replace").rstrip("\r\n").split("\r"):
+        text = part.removeprefix("\ufeff")[: 2 * LONGEST_LINE]
+        yield (_ESCAPES.sub("", text) if "\x1b" in text else text)[:LONGEST_LINE].rstrip()
 
 
 def lines(content: bytes, path: Path) -> Iterator[Line]:
-    """The lines with their speakers: the tag of a line says it, else the name of the file."""
+    """The lines with their speakers: the tag of a line says it, else the name of the file. What overwrites itself has one speaker."""
     default = _of_file(path)
-    for text in raw_lines(content):
-        yield _untagged(text, default)
+    for raw in io.BytesIO(content):
+        speaker = default
+        for text in _parts(raw):
+            line = _untagged(text, speaker)
+            speaker = line.speaker
+            yield line
 
 
 def _untagged(text: str, default: str) -> Line:

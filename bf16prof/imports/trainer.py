@@ -19,7 +19,9 @@ from bf16prof.imports.trainer_memory import memory_readings
 from bf16prof.imports.trainer_steps import LossLines, run_rates
 
 _DICT = re.compile(r"\{(['\"][\w/() .-]{1,80}['\"]: .*)\}")
-_PAIR = re.compile(r"""['"]([\w/() .-]{1,80})['"]: ?(?:['"])?(-?(?:\d[\d.]{0,30}(?:e[+-]?\d{1,4})?|nan|inf|NaN|Infinity))(?=['",}\s]|$)""")
+_PAIR = re.compile(
+    r"""['"]([\w/() .-]{1,80})['"]: ?(?:['"])?(-?(?:\d{1,20}(?:\.\d{0,24})?(?:e[+-]?\d{1,4})?|nan|inf|NaN|Infinity))(?=['",}\s]|$)"""
+)
 _BAR = re.compile(r"(?:^|\s)\d{1,3}%\|[^|]{0,400}\| ?(\d{1,12})/(\d{1,12}) \[")
 _METRIC = re.compile(r"^\s*((?:\w{1,20}_)?(?:init|train|eval|test)_mem_\w{3}\w{0,20}|before_init_mem_[cg]pu) += +(-?\d{1,12})MB$")
 _TABLE = re.compile(r"^\s*(?:\*{5} \w+ metrics \*{5}|(?:epoch|total_flos|train_\w{1,40}|eval_\w{1,60}|\w{1,40}_mem_cpu\w{0,30}) += +\S.*)$")

@@ -44,9 +44,11 @@ def changes_of(judge: Judge, start: Judged, missing_bytes: int = 0) -> tuple[lis
 
     `missing_bytes`: what the prediction of the job is known to lack. It is taken to be missing after a change as well.
     """
-    changes = all_changes(judge, start)
-    fits = [change for change in changes if change.plan.free_bytes >= missing_bytes]
-    return fits, [change for change in changes if change.plan.free_bytes < missing_bytes]
+    fits, others = [], []
+    for change in all_changes(judge, start):
+        enough = change.plan.fits and change.plan.free_bytes >= missing_bytes
+        (fits if enough else others).append(change)
+    return fits, others
 
 
 def with_memory(gpu: Gpu, memory_bytes: int) -> Gpu:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, written
+from pasted import BACKWARD, ENDS_IN_INIT, MICRO_STEPS, OUT_OF_MEMORY, SMI_TABLE, THROUGHPUT, TRAINER
 
 from bf16prof.documents import document
 from bf16prof.errors import InputError
@@ -20,7 +21,8 @@ from bf16prof.profiles import plain
 from bf16prof.records import Case
 from bf16prof.runs import load_records, write_json
 
-REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES)]
+PASTED = (THROUGHPUT, BACKWARD + OUT_OF_MEMORY, TRAINER, SMI_TABLE, MICRO_STEPS, ENDS_IN_INIT)
+REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES, *PASTED)]
 CASE = Case("p", 3, 4, "fp32")
 
 

@@ -70,6 +70,12 @@ def test_a_file_is_of_the_rank_that_its_name_says(path: str, speaker: str) -> No
     assert next(lines(b"x", Path(path))).speaker == speaker
 
 
+def test_what_overwrites_itself_has_the_speaker_of_its_line() -> None:
+    found = [(line.text.strip(), line.speaker) for line in lines(b"node-1:   1%| 5/9\r  2%| 6/9\n  3%| 7/9\n", Path("log"))]
+
+    assert found == [("1%| 5/9", "host node-1"), ("2%| 6/9", "host node-1"), ("3%| 7/9", "")]
+
+
 @pytest.mark.parametrize("as_files", [True, False])
 def test_of_several_ranks_the_worst_is_named(as_files: bool, tmp_path: Path) -> None:
     said = {rank: USAGE.format(now=float(rank), peak=rank + 2.5) for rank in (0, 4, 1)}

@@ -69,14 +69,17 @@ def _changes(found: Explanation, console: Console) -> None:
     start = found.start
     assert start is not None, "asked for"
     missing = found.prediction.missing_bytes if found.prediction else 0
+    where = f" on {inert(found.judged_on)}"
     also = f", with the {gib(missing)} that the prediction lacks on top" if missing else ""
     if start.free_bytes >= missing:
-        heading(console, f"By the prediction the job fits: {gib(start.peak_bytes)}, {gib(start.free_bytes)} less than there is room for")
+        heading(
+            console, f"By the prediction the job fits{where}: {gib(start.peak_bytes)}, {gib(start.free_bytes)} less than there is room for"
+        )
     elif found.fits_with:
-        heading(console, f"What would fit{also}")
+        heading(console, f"What would fit{where}{also}")
         _table(found.fits_with, console)
     else:
-        heading(console, f"No single change fits{also}; these save most")
+        heading(console, f"No change fits{where}{also}; these save most")
         _table(found.saves, console)
 
 
