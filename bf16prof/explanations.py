@@ -57,7 +57,8 @@ class Explanation:
 
     * `failure`: in one line; empty for a log without an out-of-memory message. `phase` and what says it (`evidence`).
     * `amounts`: the arithmetic of the message. `advice`: what follows from it alone.
-    * `start`: the job as it was described, judged on a GPU (`judged_on`); `fits_with`: changes of it that fit, the best first; `saves`: others that save most.
+    * `start`: the job as it was described, judged on a GPU (`judged_on`); `fits_with`: changes of it that fit, the best first; `saves`:
+      others that save most.
     """
 
     __pydantic_config__ = STRICT
