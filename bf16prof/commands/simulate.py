@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, show_settings, write_files
+from bf16prof.commands.output import check_files, check_path, finished_run, hint, hint_caveats, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
@@ -20,6 +20,7 @@ from bf16prof.reports.asked import settings
 
 def simulate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
@@ -28,6 +29,7 @@ def simulate(
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -82,6 +84,8 @@ def simulate(
         breakdown(record, console)
     if verbose:
         show_settings(trained, origins)
+    elif len(records) > 1:
+        hint_caveats(target, quiet)
     hint(_next(records, request.profile), quiet)
 
 
