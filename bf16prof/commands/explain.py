@@ -13,7 +13,6 @@ from bf16prof.commands.imported import Subject, record_of, subject_of
 from bf16prof.commands.output import hint
 from bf16prof.documents import document, json_text
 from bf16prof.explanations import Explanation, Prediction
-from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 MOST_CHANGES = 3
 """So many ways out are named."""
-
-_SAME_MEMORY = 0.015
-"""A GPU of the table is the one of a message when their memory differs by no more than this share: drivers report a little less or more."""
 
 
 def explain(
@@ -40,6 +36,7 @@ def explain(
     gpu: o.GpuOption = "",
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -65,7 +62,7 @@ def explain(
             hint(text, quiet)
         predicted, gap = _predicted(subject)
         records = [record_of(sources, subject, predicted, context.params["gpu"]), *predicted]
-        found = _with_prediction(found, subject, records, sources, context.params["gpu"], why_not=gap)
+        found = _with_prediction(found, subject, records, sources, why_not=gap)
     else:
         found = dataclasses.replace(found, why_not_predicted=why_not)
     if json_:
@@ -124,15 +121,14 @@ def _of_the_message(sources: Sources) -> Explanation:
     return Explanation(sources.failure, place.phase, place.evidence, message.rank, message.gpu, amounts(message), advice(message))
 
 
-def _with_prediction(
-    found: Explanation, subject: Subject, records: list[MemoryRecord], sources: Sources, gpu: str, *, why_not: str
-) -> Explanation:
+def _with_prediction(found: Explanation, subject: Subject, records: list[MemoryRecord], sources: Sources, *, why_not: str) -> Explanation:
     """The explanation with what was predicted of the phase, and with what would fit."""
     from bf16prof.planning.from_job import changes_of, judge_of
 
-    if subject.job is None or len(records) < 2:
+    job = subject.job
+    if job is None or job.gpu is None or len(records) < 2:
         return dataclasses.replace(found, why_not_predicted=why_not)
-    judge, start = judge_of(subject.job, _gpu_of(gpu, sources.failed, subject))
+    judge, start = judge_of(job, job.gpu)
     prediction = _prediction(records[1], sources.failed, found)
     if start is None:
         return dataclasses.replace(found, prediction=prediction, why_not_predicted=next(iter(judge.left_out), ""))
@@ -140,17 +136,11 @@ def _with_prediction(
     return dataclasses.replace(
         found,
         prediction=prediction,
-        judged_on=_gpu_words(judge.question.gpu),
+        judged_on=job.gpu.id,
         start=start.plan,
         fits_with=tuple(fits[:MOST_CHANGES]),
         saves=tuple(saves[:MOST_CHANGES]),
     )
-
-
-def _gpu_words(gpu: Gpu) -> str:
-    """What was judged on: the GPU, and its memory where that is not the table's."""
-    is_known = gpu.memory_bytes == find_gpu(gpu.id).memory_bytes
-    return gpu.id if is_known else f"{gpu.id} with {gpu.memory_bytes / 2**30:.2f} GiB"
 
 
 def _prediction(record: MemoryRecord, message: Message | None, found: Explanation) -> Prediction | None:
@@ -170,20 +160,6 @@ def _prediction(record: MemoryRecord, message: Message | None, found: Explanatio
         room(message) if message else None,
         phases,
     )
-
-
-def _gpu_of(id_: str, message: Message | None, subject: Subject) -> Gpu:
-    """The GPU that the user names; else one of the table with the memory of the message; else the job's, with that memory."""
-    from bf16prof.planning.from_job import with_memory
-
-    if id_:
-        return find_gpu(id_)
-    total = message.bytes("total") if message else None
-    assumed = subject.job.gpu if subject.job and subject.job.gpu else find_gpu(o.DEFAULT_GPU)
-    if total is None or abs(assumed.memory_bytes - total) <= _SAME_MEMORY * total:
-        return assumed
-    same = [gpu for gpu in all_gpus().values() if abs(gpu.memory_bytes - total) <= _SAME_MEMORY * total]
-    return same[0] if len(same) == 1 else with_memory(assumed, total)
 
 
 def _show(found: Explanation, sources: Sources, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from bf16prof.commands.request import read_request, select
 from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import read_ds_config
-from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
+from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 
@@ -115,9 +116,31 @@ def _case(given: dict[str, Any], sources: Sources, name: str, offload: Offload) 
 
 
 def _gpu(id_: str, sources: Sources) -> Gpu:
-    """The GPU that the user names; else the one that the log names, if the table knows it; else the default."""
+    """The GPU that the user names; else the one that the log names, if the table knows it, or whose memory an out-of-memory message
+    says; else the default."""
+    if id_:
+        return find_gpu(id_)
     logged = next((f.facts["gpu"] for f in sources.findings if f.facts.get("gpu")), None)
-    return find_gpu(id_) if id_ else gpu_named(logged) or find_gpu(o.DEFAULT_GPU)
+    total = sources.failed.bytes("total") if sources.failed else None
+    return gpu_named(logged) or _with_memory(total) or find_gpu(o.DEFAULT_GPU)
+
+
+SAME_MEMORY = 0.015
+"""GPUs are of one size when their memory differs by no more than this share: drivers report a little less or more of one model."""
+
+
+def _with_memory(total: int | None) -> Gpu | None:
+    """The default GPU if it has so much memory, else the only one of the table that has, else one of which only that is known."""
+    if total is None:
+        return None
+    same = {gpu.id: gpu for gpu in all_gpus().values() if abs(gpu.memory_bytes - total) <= SAME_MEMORY * total}
+    default = same.get(o.DEFAULT_GPU)
+    only = next(iter(same.values())) if len(same) == 1 else None
+    if default or only:
+        return default or only
+    with contextlib.suppress(InputError):  # a number that no GPU has
+        return find_gpu(f"{total / 2**30:.2f}GiB")
+    return None
 
 
 def predictions_of(subject: Subject, quiet: bool) -> list[MemoryRecord]:

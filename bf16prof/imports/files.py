@@ -25,11 +25,13 @@ from bf16prof.imports.example import ExampleReader
 from bf16prof.imports.finding import Finding, Reader
 from bf16prof.imports.frames import Place
 from bf16prof.imports.losses import COLUMNS, LossReader
+from bf16prof.imports.megatron import MegatronReader
 from bf16prof.imports.memory_status import MemoryStatusReader
 from bf16prof.imports.memory_usage import MemoryUsageReader
 from bf16prof.imports.nvidia_smi import NvidiaSmiReader
 from bf16prof.imports.nvidia_smi_table import NvidiaSmiTableReader
 from bf16prof.imports.out_of_memory import Message, OutOfMemoryReader
+from bf16prof.imports.pipeline import PipelineReader
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.imports.text import LARGEST_BYTES, LONGEST_LINE, Line, lines, raw_lines, unpacked
@@ -104,7 +106,9 @@ class _Readers:
             Shared(MemoryStatusReader()),
             ByRank(ThroughputReader),
             ByRank(TimersReader),
+            ByRank(PipelineReader),
             ByRank(TrainerReader),
+            Shared(MegatronReader()),
             ByRank(NvidiaSmiTableReader),
             Shared(ConfigReader()),
             self.failures,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from bf16prof.cases import STAGES, Job
 from bf16prof.planning.advice import all_changes
 from bf16prof.planning.judge import Judge, Judged
@@ -44,13 +42,9 @@ def changes_of(judge: Judge, start: Judged, missing_bytes: int = 0) -> tuple[lis
 
     `missing_bytes`: what the prediction of the job is known to lack. It is taken to be missing after a change as well.
     """
-    fits, others = [], []
+    fits: list[Change] = []
+    others: list[Change] = []
     for change in all_changes(judge, start):
         enough = change.plan.fits and change.plan.free_bytes >= missing_bytes
         (fits if enough else others).append(change)
     return fits, others
-
-
-def with_memory(gpu: Gpu, memory_bytes: int) -> Gpu:
-    """The GPU with the memory that a message says it has."""
-    return replace(gpu, memory_bytes=memory_bytes)

@@ -60,6 +60,16 @@ def test_with_the_job_the_prediction_of_the_phase_and_what_fits_are_said(main: M
     assert found["fits_with"] or found["saves"]
 
 
+@pytest.mark.parametrize(
+    ("total", "gpu"), [("79.11", "h100-80gb"), ("139.81", "h200-141gb"), ("23.64", "23.64GiB"), ("50.00", "50GiB"), ("0.01", "h100-80gb")]
+)
+def test_the_gpu_is_the_one_with_the_memory_of_the_message(total: str, gpu: str, main: Main, tmp_path: Path) -> None:
+    code, out, err = main("explain", *written(tmp_path, OUT_OF_MEMORY.replace("23.50", total)), *JOB, "--json")
+
+    assert code == 0, err
+    assert json.loads(out)["explanation"]["judged_on"] == gpu
+
+
 def test_a_prediction_below_what_is_proved_is_an_error_and_said(main: Main, tmp_path: Path) -> None:
     code, out, _ = main("explain", *written(tmp_path, BACKWARD + OUT_OF_MEMORY.replace("19.00", "70.00").replace("23.50", "79.11")), *JOB)
 

@@ -159,6 +159,33 @@ def test_a_status_before_the_first_step_is_a_lower_bound(tmp_path: Path) -> None
     assert found.allocated_bytes is None
 
 
+# The pipeline engine, and Megatron-DeepSpeed.
+
+
+def test_the_pipeline_engines_line_has_step_loss_and_time(tmp_path: Path) -> None:
+    finding = only(
+        tmp_path,
+        "steps: 20 loss: 5.1234 iter time (s): 0.312 samples/sec: 102.5\nsteps: 40 loss: nan aux: 1.0 iter time (s): 0.25 samples/sec: 8\n",
+    )
+
+    assert [(s.step, s.loss, s.time_s) for s in finding.steps] == [(20, 5.1234, 0.312), (40, None, 0.25)]
+
+
+def test_megatron_deepspeeds_lines_are_read_and_the_worst_rank_is_named(tmp_path: Path) -> None:
+    log = (
+        " iteration       10/  500 | consumed samples:   320 | elapsed time per iteration (ms): 1250.0 | learning rate: 1.0E-05 | "
+        "global batch size:    32 | lm loss: 1.0625E+01 | loss scale: 1.0 |\n"
+        "[Rank 0] (after 10 iterations) memory (MB) | allocated: 100.5 | max allocated: 200.25 | reserved: 300.0 | max reserved: 300.0\n"
+        "[Rank 8] (after 10 iterations) memory (MB) | allocated: 90.0 | max allocated: 220.5 | reserved: 310.0 | max reserved: 320.0\n"
+    )
+
+    finding = only(tmp_path, log)
+
+    assert [(s.step, s.loss, s.time_s) for s in finding.steps] == [(10, 10.625, 1.25)]
+    assert finding.readings["run_peak_allocated_bytes"].bytes == 220.5 * MIB
+    assert "memory of rank 8, which holds most of 2" in finding.notes[0]
+
+
 # Timers of micro-steps.
 
 
