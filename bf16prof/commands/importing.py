@@ -54,7 +54,7 @@ def import_(
     tolerance = None if fail_over is None else o.percentage(fail_over)
     sources = read_files(files)
     subject = subject_of(context, sources)
-    for text in subject.told:
+    for text in subject.told if json_ else ():  # else they are among the notes
         hint(text, quiet)
     predicted = predictions_of(subject, quiet)
     records = [record_of(sources, subject, predicted, context.params["gpu"]), *predicted]
