@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import sys
@@ -13,6 +14,8 @@ from command_line import Main, main, refused
 from logs import written
 from pasted import BACKWARD, ENDS_IN_INIT, OUT_OF_MEMORY
 
+from bf16prof.commands.explain import explain
+from bf16prof.commands.importing import import_
 from bf16prof.imports.finding import GIB
 
 __all__ = ["main"]
@@ -99,3 +102,9 @@ def test_a_wrong_flag_is_refused_before_anything_is_said(main: Main, tmp_path: P
     assert "unknown profile" in refused(
         main("explain", *written(tmp_path, OUT_OF_MEMORY), "-p", "nothing", "--gpus", "8", "--zero", "2", "--recipe", "fp32")
     )
+
+
+def test_whatever_describes_a_job_to_import_describes_it_here() -> None:
+    of_import, of_explain = (set(inspect.signature(command).parameters) for command in (import_, explain))
+
+    assert of_import - of_explain == {"output_dir", "output", "force", "fail_over", "verbose"}
