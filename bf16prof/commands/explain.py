@@ -10,7 +10,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.imported import Subject, record_of, subject_of
-from bf16prof.commands.output import hint
+from bf16prof.commands.output import hint, told_run
 from bf16prof.documents import document, json_text
 from bf16prof.explanations import Explanation, Prediction
 from bf16prof.records import MemoryRecord
@@ -69,7 +69,7 @@ def explain(
         said = settings(subject.profile, subject.origins) if subject else {}
         typer.echo(json_text(document(tuple(records), settings=said, explanation=found)))
     else:
-        _show(found, sources, quiet)
+        _show(found, sources, records, quiet)
 
 
 def _sources(files: list[str]) -> Sources:
@@ -162,16 +162,16 @@ def _prediction(record: MemoryRecord, message: Message | None, found: Explanatio
     )
 
 
-def _show(found: Explanation, sources: Sources, quiet: bool) -> None:
+def _show(found: Explanation, sources: Sources, records: list[MemoryRecord], quiet: bool) -> None:
+    """Print the explanation; of a log without a message what it says, beside the prediction where there is one."""
     from bf16prof.imports.merge import merged
-    from bf16prof.reports.console import explanation_view, make_console
+    from bf16prof.reports.console import explanation_view, make_console, reconciliation
 
     console = make_console()
     proved = [] if found.failure else [(n, r.bytes, r.is_floor) for n, r in merged(sources.findings)[0].items()]
     explanation_view(found, proved, console)
-    for text in [f"read {read}" for read in sources.files]:
+    if records and not found.failure:
+        reconciliation([told_run(records[0].case.profile, records, {}, {})], console)
+    notes = [] if found.failure else [note for finding in sources.findings for note in finding.notes]
+    for text in [*(f"read {read}" for read in sources.files), *notes]:
         hint(text, quiet)
-    if not found.failure:
-        notes = [note for finding in sources.findings for note in finding.notes]
-        for note in notes:
-            hint(note, quiet)

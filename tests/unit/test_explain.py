@@ -89,6 +89,14 @@ def test_a_log_without_a_message_says_what_it_proves(main: Main, tmp_path: Path)
     assert "nothing is said of training" in err
 
 
+def test_a_log_without_a_message_stands_beside_its_prediction(main: Main, tmp_path: Path) -> None:
+    code, out, _ = main("explain", *written(tmp_path, ENDS_IN_INIT), *JOB)
+
+    assert code == 0
+    assert "estimate - import" in out
+    assert "consistent" in out
+
+
 @pytest.mark.parametrize("text", ["hello", ""])
 def test_a_file_of_which_nothing_is_understood_is_refused(text: str, main: Main, tmp_path: Path) -> None:
     assert "log0" in refused(main("explain", *written(tmp_path, text)))
