@@ -52,14 +52,15 @@ def advice(message: Message) -> tuple[str, ...]:
 
 def _missing(message: Message) -> str:
     tried, free, limit = message.bytes("tried"), message.bytes("free"), room(message)
-    reserved = message.bytes("reserved")
+    reserved, allowed = message.bytes("reserved"), message.bytes("allowed")
     if tried is None or limit is None or reserved is None:
         return ""
+    if allowed is not None and (free is None or allowed - reserved < free):
+        return f"the allocator has {_gib(reserved)} of the {_gib(allowed)} that it may have (set_per_process_memory_fraction)"
     more = limit - reserved
     if tried <= more:
         return "the request is smaller than what was free: another process took it, or the request needed one piece of it"
-    what = "allowed" if message.bytes("allowed") is not None and free is not None and more < free else "free"
-    return f"the allocator lacked {_gib(tried - more)}: {_gib(tried)} tried, {_gib(max(0, more))} {what}"
+    return f"the allocator lacked {_gib(tried - more)}: {_gib(tried)} tried, {_gib(max(0, more))} free"
 
 
 def _fragmented(message: Message) -> str:

@@ -206,7 +206,15 @@ class OutOfMemoryReader:
         """The message of the rank that needed most."""
         self._end()
         worst = max(self.messages, key=lambda m: (m.needed.bytes if m.needed else -1, m.place.phase is not None), default=None)
-        return worst if worst is None or worst.place.phase else replace(worst, place=self.assumed)
+        return worst if worst is None or worst.place.phase else replace(worst, place=self._place_of_others())
+
+    def _place_of_others(self) -> Place:
+        """Where the other ranks were, if they agree; else what the log says."""
+        found = {m.place.phase: m for m in self.messages if m.place.phase}
+        if len(found) != 1:
+            return self.assumed
+        (other,) = found.values()
+        return Place(other.place.phase, f"{other.who or 'another rank'}: {other.place.evidence}")
 
     def _continued(self, line: Line, began: list[str], frames: Frames) -> int:
         """One more line of a message that was broken into several; it ends with its last number, or where another begins."""

@@ -48,12 +48,13 @@ def test_every_form_gives_the_same_numbers(text: str) -> None:
 
 def test_what_only_some_forms_say_is_read() -> None:
     message = parse(FORMS["2.5, processes"])
-    limited = parse(FORMS["ROCm"].replace("is free. ", "is free. 9.25 GiB allowed; "))
+    limited = parse(FORMS["ROCm"].replace("256.00 MiB is free. ", "1.00 GiB is free. 9.25 GiB allowed; "))
 
     assert message is not None
     assert {pid: size.bytes for pid, size in message.processes.items()} == {11: 9728 * MIB, 12: 254 * MIB}
     assert limited is not None
     assert room(limited) == limited.bytes("allowed") == 9472 * MIB
+    assert "has 9.00 GiB of the 9.25 GiB that it may have" in " ".join(advice(limited)), "less than is free"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,17 @@ def test_ranks_that_print_at_the_same_time_are_told_apart(tmp_path: Path) -> Non
     assert sources.failed is not None
     assert (sources.failed.rank, sources.failed.place.phase) == (2, Phase.STEP)
     assert "which needed most of 2" in " ".join(sources.findings[0].notes)
+
+
+def test_a_rank_without_a_traceback_was_where_the_others_were(tmp_path: Path) -> None:
+    more = OUT_OF_MEMORY.replace("19.00 GiB", "19.50 GiB")
+    text = "\n".join([*(f"[rank1]: {line}" for line in (STEP + OUT_OF_MEMORY).splitlines()), f"[rank2]: {more}"])
+
+    message = read(tmp_path, text).failed
+
+    assert message is not None
+    assert (message.rank, message.place.phase) == (2, Phase.STEP)
+    assert "rank 1" in message.place.evidence
 
 
 def test_without_a_traceback_the_log_says_what_had_begun(tmp_path: Path) -> None:
