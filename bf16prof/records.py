@@ -281,14 +281,15 @@ class Timeline:
 class OutOfMemory:
     """Where a job first asks for more than its GPU has.
 
-    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when.
+    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when, as far as it is known.
     * `requested_bytes`, beyond the `allocated_bytes` and `reserved_bytes` at that moment; `limit_bytes` is what the allocator may reserve.
-    * `holders`: the bytes that are allocated then, by component, biggest first.
+    * `holders`: the bytes that are allocated then, by component, biggest first; empty where nobody knows.
+    * `total_bytes` of the GPU, of which `free_bytes` were free, on `rank`: as torch's message says them.
     """
 
     __pydantic_config__ = STRICT
 
-    phase: Phase
+    phase: Phase | None
     step: Size | None
     tensor: str
     requested_bytes: Size
@@ -296,6 +297,9 @@ class OutOfMemory:
     reserved_bytes: Size
     limit_bytes: Size
     holders: dict[Component, Bytes]
+    free_bytes: Size | None = None
+    total_bytes: Size | None = None
+    rank: Size | None = None
 
 
 class Collective(StrEnum):
@@ -409,6 +413,7 @@ class MemoryRecord:
     * `quality`: lost updates and effective descent quality, by step, where they were measured.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
     * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
+    * `at_least`: the quantities, by the same names, that are lower bounds: a log proves so much, and says nothing of what is above it.
     """
 
     __pydantic_config__ = STRICT
@@ -457,6 +462,7 @@ class MemoryRecord:
     rank_allocated_bytes: tuple[Size, ...] = ()
     timeline: Timeline | None = None
     rounding: dict[str, Size] = field(default_factory=dict)
+    at_least: tuple[str, ...] = ()
     quality: tuple[QualityStep, ...] = ()
     loss_summary: LossSummary | None = None
     notes: tuple[str, ...] = ()

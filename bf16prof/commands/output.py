@@ -81,10 +81,21 @@ def write_report(run: Run) -> None:
     write_text(run.path / REPORT, render([run]))
 
 
-def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any], origins: Mapping[str, str]) -> Run:
-    """Records as a finished run that is not on disk, so that reports treat them like any other: made now, by this command."""
+def finished_run(
+    name: str,
+    records: Sequence[MemoryRecord],
+    profile: dict[str, Any],
+    origins: Mapping[str, str],
+    *,
+    status: Status = Status.FINISHED,
+    message: str = "",
+) -> Run:
+    """Records as a run that is not on disk, so that reports treat them like any other: made now, by this command.
+
+    `status`, `message`: how it ended, where it is an imported one that did not finish.
+    """
     done = now()
-    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line())
+    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line(), status=status, message=message)
 
 
 def told_run(
@@ -96,10 +107,12 @@ def told_run(
     created: str = "",
     finished: str | None = None,
     argv: tuple[str, ...] = (),
+    status: Status = Status.FINISHED,
+    message: str = "",
 ) -> Run:
     """The same of records of which nobody says when they were made and how."""
-    cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
-    manifest = Manifest(name, created, Status.FINISHED, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
+    cases = tuple(CaseStatus(case, status, message) for case in dict.fromkeys(record.case for record in records))
+    manifest = Manifest(name, created, status, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
     return Run(Path(), manifest, tuple(records))
 
 

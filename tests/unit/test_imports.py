@@ -20,7 +20,7 @@ DRAWING = {"pandas", "plotly", "jinja2"}
 FLOORS: list[set[str]] = [
     {"errors", "processes", "rounding", "summaries"},
     {"records", "documents"},
-    {"profiles", "allocator", "verdict", "reconcile", "runs", "reports", "imports", "plans"},
+    {"profiles", "allocator", "verdict", "reconcile", "runs", "reports", "imports", "plans", "explanations"},
     {"models", "cases"},
     {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
