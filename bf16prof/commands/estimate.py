@@ -9,7 +9,7 @@ import typer
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, finished_run, hint, print_json, write_files
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
@@ -33,6 +33,8 @@ def estimate(
     hf_config: o.HfConfigOption = None,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -56,6 +58,7 @@ def estimate(
     target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
     _require_closed_form(jobs)
+    say_notes(request, quiet)
     records = [predict(job, gpus_per_node) for job in jobs]
     if calibrate is not None:
         records = _calibrated(records, calibrate)

@@ -12,9 +12,9 @@ import typer
 from bf16prof.cases import Job, check_sizes, offload_of
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import InputError, Refused
-from bf16prof.profiles.ds_config import read_ds_config
+from bf16prof.profiles.ds_config import ds_case
 from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
@@ -37,6 +37,8 @@ def import_(
     hf_config: o.HfConfigOption = None,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -101,6 +103,7 @@ def _subject(context: typer.Context, sources: Sources) -> _Subject:
         return _Subject(_case(given, sources, name, given["offload"] or Offload.NONE))
     given["profile"] = given["profile"] or o.DEFAULT_PROFILE
     request = read_request(context)
+    say_notes(request, given["quiet"])
     given |= {"zero": request.zero, "recipe": request.recipe}
     case = _case(given, sources, request.profile.name, given["offload"] or offload_of(request.profile))
     try:
@@ -127,8 +130,8 @@ def _case(given: dict[str, Any], sources: Sources, name: str, offload: Offload) 
     """The case that flags and a DeepSpeed JSON name. Raises `InputError` unless each names one, with as many ranks as speak in a log."""
     zero, recipe = given["zero"], given["recipe"]
     if given["ds_config"] and not (zero and recipe):
-        file = read_ds_config(given["ds_config"], precision=not recipe)
-        zero, recipe = zero or str(file.stage), recipe or file.recipe
+        stage, said = ds_case(given["ds_config"], precision=not recipe)
+        zero, recipe = zero or str(stage), recipe or said
     stages, sizes, recipes = o.numbers("--zero", zero), o.numbers("--gpus", given["gpus"]), o.words(recipe)
     for flag, values in (("--zero", stages), ("--gpus", sizes), ("--recipe", recipes)):
         if len(values) != 1:

@@ -12,7 +12,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, check_path, hint
-from bf16prof.commands.request import Request, read_request
+from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
@@ -68,6 +68,8 @@ def plan(
     hf_config: o.HfConfigOption = None,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -96,7 +98,9 @@ def plan(
     if write is not None and len(sizes) != 1:
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
     request = read_request(context)
+    _require_partitions(request.profile, o.numbers("--zero", zero), sizes)
     judge = _judge(context.params, request)
+    say_notes(request, quiet)
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
     _write(answers, request, write, output)
@@ -107,6 +111,15 @@ def plan(
     if write is not None and answers[0].first is None:
         raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
     _hints(context.params, answers, write, quiet)
+
+
+def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:
+    """Raise `Refused` for a number of GPUs that ZeRO++'s secondary partitions do not divide."""
+    from bf16prof.engine.constraints import secondary_partitions
+
+    for size in sizes if 3 in stages else ():
+        if reason := secondary_partitions(profile.deepspeed.zero_optimization, size):
+            raise Refused(f"--gpus {size}: {reason}")
 
 
 def _judge(given: dict[str, Any], request: Request) -> Judge:

@@ -10,7 +10,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, write_files
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.schema import Profile
@@ -29,6 +29,8 @@ def simulate(
     hf_config: o.HfConfigOption = None,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -62,6 +64,7 @@ def simulate(
     require_optimizer_libraries(jobs)
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
+    say_notes(request, quiet)
     with SimulationProgress(jobs, quiet) as progress:
         records = run(jobs, progress, Options(expandable_segments, snapshot))
     both = with_work([*records, *predictions(jobs)])

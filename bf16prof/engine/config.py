@@ -90,7 +90,7 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": profile.workload.micro_batch_size,
         "gradient_accumulation_steps": profile.workload.gradient_accumulation_steps,
         "steps_per_print": 2**31,
-        "optimizer": optimizer_block(profile.optimizer),
+        "optimizer": optimizer_block(_made(profile.optimizer, zero, more)),
         **settings,
         "zero_optimization": zero,
     }
@@ -118,6 +118,14 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _made(optimizer: OptimizerSettings, zero: Mapping[str, Any], more: Mapping[str, Any]) -> OptimizerSettings:
+    """The optimizer that is made: DeepSpeedCPUAdam in the place of the Trainer's, where the optimizer is offloaded."""
+    is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if not (optimizer.from_trainer and is_offloaded and more.get("zero_force_ds_cpu_optimizer", True)):
+        return optimizer
+    return optimizer.model_copy(update={"torch_adam": False, "fused": None, "foreach": None})
 
 
 def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from bf16prof.engine.config import (
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
+from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Offload
 from bf16prof.rounding import ceil_div
 
@@ -60,7 +61,8 @@ def refused_error(refusal: Refusal) -> Refused:
 def refusal_reason(job: Job) -> str | None:
     """Why DeepSpeed cannot run this job as described; `None` if it can."""
     config = deepspeed_config(job)
-    return next((reason for rule in RULES if (reason := rule(config))), None) or _calls_per_step(job, config)
+    rules = (*(rule(config) for rule in RULES), _secondary_partitions(job, config), _calls_per_step(job, config))
+    return next((reason for reason in rules if reason), None)
 
 
 def alternatives(job: Job) -> tuple[str, ...]:
@@ -129,6 +131,21 @@ def _client_optimizer_stays_on_the_device(config: Mapping[str, Any]) -> str | No
     if (client := client_optimizer(config)) and offloads_optimizer(config):
         return f"{client.class_} does not work on offloaded bf16 master weights, which need DeepSpeedCPUAdam (runtime/base_optimizer.py)"
     return None
+
+
+def _secondary_partitions(job: Job, config: Mapping[str, Any]) -> str | None:
+    return secondary_partitions(zero_settings(config), job.case.world_size) if _stage(config) == 3 else None
+
+
+def secondary_partitions(zero: ZeroSettings, ranks: int) -> str | None:
+    """Why ZeRO-3 cannot lay the secondary partitions of ZeRO++ on so many ranks: the groups are all of one size.
+
+    `utils/groups.py`, _create_zero_param_parallel_group.
+    """
+    size = zero.zero_hpz_partition_size
+    if size <= 1 or ranks % size == 0:
+        return None
+    return f"zero_optimization.zero_hpz_partition_size ({size}) must divide the number of ranks ({ranks})"
 
 
 def _calls_per_step(job: Job, config: Mapping[str, Any]) -> str | None:
