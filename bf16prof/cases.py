@@ -5,7 +5,9 @@ A `Job` is a case together with everything that its names stand for; sources tak
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +27,17 @@ STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Job:
-    """One case with the profile and the recipe that it names, on the device it is predicted or measured for."""
+    """One case with the profile and the recipe that it names, on the device it is predicted or measured for.
+
+    `assumed`: what of it nobody said, in a word each.
+    """
 
     case: Case
     profile: Profile
     recipe: Recipe
     device: Device
     gpu: Gpu | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def is_inside_zero_init(self) -> bool:
@@ -49,16 +55,18 @@ class JobFile:
     profile: dict[str, Any]
     device: Device
     gpu: Gpu | None = None
+    assumed: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def of(cls, job: Job) -> JobFile:
         """The file of a job."""
-        return cls(job.case, job.profile.model_dump(mode="json"), job.device, job.gpu)
+        return cls(job.case, job.profile.model_dump(mode="json"), job.device, job.gpu, job.assumed)
 
     def job(self) -> Job:
         """The job again."""
-        return Job(self.case, Profile.model_validate(self.profile), find_recipe(self.case.recipe), self.device, self.gpu)
+        profile, recipe = Profile.model_validate(self.profile), find_recipe(self.case.recipe)
+        return Job(self.case, profile, recipe, self.device, self.gpu, self.assumed)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of ranks derives its batch sizes."""
+    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of ranks derives its batch sizes;
+    `assumed`, what nobody said (see `Job`).
+    """
 
     profile: Profile
     stages: Sequence[int]
@@ -82,6 +92,7 @@ class Selection:
     gpu: Gpu | None = None
     offload: Offload | None = None
     batch: BatchSizes | None = None
+    assumed: tuple[str, ...] = ()
 
 
 def expand(selection: Selection) -> list[Job]:
@@ -98,10 +109,28 @@ def expand(selection: Selection) -> list[Job]:
     is_asked = selection.offload is not None
     at = {stage: profile if is_asked or stage == 3 else _without_offloaded_parameters(profile) for stage in selection.stages}
     on = {(stage, size): _with_batch(at[stage], selection.batch, size) for stage, size in itertools.product(at, sizes)}
+    digests = {key: workload_digest(chosen_profile) for key, chosen_profile in on.items()}
     return [
-        Job(Case(profile.name, stage, size, recipe.id, offload_of(at[stage])), on[stage, size], recipe, selection.device, selection.gpu)
+        Job(
+            Case(profile.name, stage, size, recipe.id, offload_of(at[stage]), digests[stage, size]),
+            on[stage, size],
+            recipe,
+            selection.device,
+            selection.gpu,
+            selection.assumed,
+        )
         for stage, size, recipe in itertools.product(at, sizes, chosen)
     ]
+
+
+WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer": {"lr", "betas", "eps"}}
+"""Keys of a profile's tables that change what is learned and no byte."""
+
+
+def workload_digest(profile: Profile) -> str:
+    """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
+    decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT})
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ A variable stands for its flag.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from bf16prof.commands.output import hint
 from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
+from bf16prof.models.naming import model_name
+from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
@@ -33,12 +36,12 @@ BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a profile, and the cases over it as far as flags or a DeepSpeed JSON say them.
+    """What the user asked for: a profile with the origin of each value, and the cases over it as far as flags or a DeepSpeed JSON say them.
 
     `any_gpus`: numbers of GPUs are not the user's own, so those that the JSON's batch sizes do not fit are left out.
     """
 
-    profile: Profile
+    resolved: Resolved
     zero: str
     recipe: str
     offload: Offload | None
@@ -47,6 +50,11 @@ class Request:
     file: DeepSpeedFile | None = None
     notes: tuple[str, ...] = ()
     """What is to be said of the user's files, once nothing is refused."""
+
+    @property
+    def profile(self) -> Profile:
+        """What is trained."""
+        return self.resolved.profile
 
 
 def read_request(context: typer.Context) -> Request:
@@ -59,19 +67,18 @@ def read_request(context: typer.Context) -> Request:
         raise InputError(f"--recipe {DS_CONFIG}: leave --recipe out: the file of --ds-config says the precision")
     ours, trainer = _overrides(context), read_trainer(context)
     file = _read_file(context, trainer, ours, named["recipe"])
-    has_hf_config = any(override.key == "model.hf_config" for override in ours)
-    script = script_overrides(trainer, file, lambda: _model_only(context, ours), has_hf_config=has_hf_config)
+    script = script_overrides(trainer, file)
     given_by_file = [*file.overrides, *numbers_beside(trainer, file)] if file else []
-    profile = load_profile(given["profile"], [*script, *given_by_file, *ours]).profile
+    resolved = _with_defaults_of_flags(context, _resolve(context, [*script, *given_by_file, *ours]))
     notes = (*(file.notes if file else ()), *trainer_notes(trainer, file))
     recipe = given["recipe"] if named["recipe"] else trainer.recipe or given["recipe"]
     if file is None:
         stage = trainer.args.get("zero_stage") if trainer.args else None
         zero = str(stage.value) if stage and not named["zero"] else given["zero"]
-        return Request(profile, zero, recipe, given["offload"], notes=notes)
+        return Request(resolved, zero, recipe, given["offload"], notes=notes)
     zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
-    batch = _batch(file, profile, {override.key for override in ours})
-    return Request(profile, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"], file=file, notes=notes)
+    batch = _batch(file, resolved.profile, {override.key for override in ours})
+    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"], file=file, notes=notes)
 
 
 def _read_file(context: typer.Context, trainer: Trainer, ours: list[Override], is_recipe_named: bool) -> DeepSpeedFile | None:
@@ -86,13 +93,40 @@ def _read_file(context: typer.Context, trainer: Trainer, ours: list[Override], i
 
 def _model_only(context: typer.Context, ours: list[Override]) -> Resolved:
     """The profile with the user's model, whatever else is said."""
-    return load_profile(context.params["profile"], [o for o in ours if o.key in ("name", "description") or o.key.startswith("model.")])
+    return _resolve(context, [override for override in ours if override.key.split(".")[0] in ("name", "description", "model")])
 
 
 def say_notes(request: Request, quiet: bool) -> None:
     """Say on stderr what is to be said of the user's files."""
     for note in request.notes:
         hint(f"note: {note}", quiet)
+
+
+def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
+    """The profile under the overrides: the one that the user named; where they named a whole model instead, none at all; else the
+    command's default, which counts as assumed. A model without a name of its own is called by its type and size.
+    """
+    name = context.params["profile"]
+    is_named = _source(context, "profile") in ("COMMANDLINE", "ENVIRONMENT")
+    if not is_named and any(override.key in WHOLE_MODELS for override in overrides):
+        name = None
+    found = load_profile(name, overrides)
+    origins = found.origins if is_named or name is None else {**found.origins, "profile": f"{ASSUMED}{name}, for none was named"}
+    if found.profile.name:
+        return Resolved(found.profile, origins)
+    return Resolved(found.profile.model_copy(update={"name": model_name(found.profile.model)}), origins)
+
+
+WHOLE_MODELS = ("model.hf_config", "model.factory")
+"""Keys that name a model with all its sizes, so that nothing of a preset has to lie under them."""
+
+
+def _with_defaults_of_flags(context: typer.Context, resolved: Resolved) -> Resolved:
+    """The same with what was assumed because a flag of the case was left out: the GPU."""
+    if not context.params.get("gpu") or _source(context, "gpu") != "DEFAULT" or context.params.get("device") is Device.CPU:
+        return resolved
+    assumed = {"GPU": f"{ASSUMED}{context.params['gpu']}, for none was named"}
+    return dataclasses.replace(resolved, origins={**resolved.origins, **assumed})
 
 
 def resolve_profile(context: typer.Context, name: str) -> Resolved:
@@ -112,7 +146,8 @@ def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> t
     recipes, stages, sizes = words(request.recipe), numbers("--zero", request.zero), numbers("--gpus", gpus)
     if request.any_gpus and request.batch is not None:
         sizes = [size for size in sizes if request.batch.fit(size)] or sizes
-    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch))
+    assumed = request.resolved.assumed
+    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch, assumed))
     admitted, refused = admit(jobs)
     if not recipes:
         possible = {job.case.recipe for job in admitted}
@@ -129,7 +164,7 @@ def _overrides(context: typer.Context) -> list[Override]:
 
 
 def _model(context: typer.Context) -> list[Override]:
-    """Another model in the place of the profile's, which is called after it. A flag wins over the variable of the other."""
+    """Another model in the place of the profile's. A flag wins over the variable of the other."""
     given = {key: value for key in ("hf_config", "model") if (value := context.params.get(key)) is not None}
     flags = {key: value for key, value in given.items() if _source(context, key) == "COMMANDLINE"} or given
     if len(flags) > 1:
@@ -139,13 +174,11 @@ def _model(context: typer.Context) -> list[Override]:
 
 def _named_model(key: str, value: Any, origin: str) -> list[Override]:
     if key == "model":
-        name, setting = str(value).rpartition(":")[2], Override("model.factory", value, origin)
+        setting = Override("model.factory", value, origin)
         own = [Override("workload.activation_checkpointing", False, origin)]  # what the function returns checkpoints for itself, or not
     else:
-        folder = value.absolute().parent.name
-        name, setting = folder if value.name == "config.json" and folder else value.stem, Override("model.hf_config", str(value), origin)
-        own = []
-    return [Override("name", name, origin), Override("description", "", origin), setting, *own]
+        setting, own = Override("model.hf_config", str(value), origin), []
+    return [Override("name", "", origin), Override("description", "", origin), setting, *own]
 
 
 def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:

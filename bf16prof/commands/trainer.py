@@ -1,4 +1,4 @@
-"""What the Hugging Face Trainer and its arguments say of a job: what answers `auto`, what lies under the DeepSpeed JSON, and the optimizer."""
+"""What the Trainer and its arguments say of a job: what answers `auto`, what lies under the DeepSpeed JSON, the optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from bf16prof.profiles.auto import Answers
 from bf16prof.profiles.ds_config import DeepSpeedFile
 from bf16prof.profiles.hidden_size import hidden_size
 from bf16prof.profiles.load import Override, Resolved
-from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.trainer_optimizers import number_overrides, optimizer_overrides, trainers_choice
 from bf16prof.profiles.training_args import Told, TrainingArguments, read_training_args
 
@@ -68,21 +67,19 @@ def answers(context: typer.Context, trainer: Trainer, flags: Sequence[Override],
     return Answers(lambda: hidden_size(model().profile.model), told, trainer.args, recipe, frozenset(searched))
 
 
-def script_overrides(
-    trainer: Trainer, file: DeepSpeedFile | None, resolved: Callable[[], Resolved], *, has_hf_config: bool
-) -> list[Override]:
+def script_overrides(trainer: Trainer, file: DeepSpeedFile | None) -> list[Override]:
     """What the training script brings, which lies under the DeepSpeed JSON: the workload, and the optimizer where the JSON has none.
 
-    The optimizer is the Trainer's where the user speaks of the Trainer, or trains a Hugging Face model and no profile names an optimizer.
+    Where the user does not speak of the Trainer, `profiles/assumed.py` knows whether it is its optimizer.
     """
     overrides = _workload(trainer.args, file)
     if file is not None and file.has_optimizer:
         if trainer.optim is not None:
             raise InputError(f"--optim: {file.batch.origin} has an optimizer, which the Trainer takes", hint="leave out one of the two")
         return overrides
-    if trainer.is_said_to_run or has_hf_config or (file is not None and _is_hugging_face(resolved())):
-        return [*overrides, *optimizer_overrides(trainers_choice(trainer.optim, trainer.args), trainer.args)]
-    return overrides
+    if not trainer.is_said_to_run:
+        return overrides
+    return [*overrides, *optimizer_overrides(trainers_choice(trainer.optim, trainer.args), trainer.args)]
 
 
 def numbers_beside(trainer: Trainer, file: DeepSpeedFile | None) -> list[Override]:
@@ -91,11 +88,6 @@ def numbers_beside(trainer: Trainer, file: DeepSpeedFile | None) -> list[Overrid
         return []
     params = (file.content.get("optimizer") or {}).get("params") or {}
     return [override for override in number_overrides(trainer.args) if params.get(override.key.rpartition(".")[2]) == "auto"]
-
-
-def _is_hugging_face(resolved: Resolved) -> bool:
-    says_optimizer = any(key.startswith("optimizer.") for key in resolved.origins)
-    return isinstance(resolved.profile.model, HuggingFaceSettings) and not says_optimizer
 
 
 def _workload(args: TrainingArguments | None, file: DeepSpeedFile | None) -> list[Override]:

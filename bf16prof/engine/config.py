@@ -100,7 +100,7 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
     ours = {"parameters": recipe.cast, "optimizer": recipe.optimizer}
     if any(ours.values()):
         config[OURS] = {key: value for key, value in ours.items() if value}
-    return {**_merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
+    return {**merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
 
 
 OURS = "bf16prof"
@@ -111,13 +111,13 @@ REPLACED = ("optimizer", "scheduler")
 """Blocks of which only one can be right."""
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables laid over one another."""
-    merged = dict(below)
+    laid = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
+        laid[key] = merged(laid[key], value) if both else value
+    return laid
 
 
 def _made(optimizer: OptimizerSettings, zero: Mapping[str, Any], more: Mapping[str, Any]) -> OptimizerSettings:

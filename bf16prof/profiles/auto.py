@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.features import AUTO
 from bf16prof.profiles.hidden_size import HiddenSize
-from bf16prof.profiles.training_args import ASSUMED, Told, TrainingArguments
+from bf16prof.profiles.training_args import Told, TrainingArguments
 
 MICRO, ACCUMULATION, TRAIN = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
 PRECISIONS = ("bf16.enabled", "fp16.enabled")

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bf16prof.errors import InputError
+from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.auto import ACCUMULATION, MICRO, PRECISIONS, TRAIN, Answers, Resolution, resolve
 from bf16prof.profiles.features import AUTO, documented_key, features, sort_keys
 from bf16prof.profiles.load import Override
@@ -23,7 +24,7 @@ from bf16prof.profiles.plain import read_hjson_object
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import DeepSpeedSettings, OptimizerSettings
 from bf16prof.profiles.settings import short_dtype
-from bf16prof.profiles.training_args import ASSUMED, TrainingArguments
+from bf16prof.profiles.training_args import TrainingArguments
 
 BATCH_KEYS = (TRAIN, MICRO, ACCUMULATION)
 OFFLOADS = ("offload_optimizer", "offload_param")
@@ -212,6 +213,15 @@ def _refuse_mismatches(content: Mapping[str, Any], answers: Answers, args: Train
         raise InputError(f"{origin}: the Trainer stops where its arguments differ: " + "; ".join(differ), hint='write "auto" in the JSON')
 
 
+def _follows(batch: BatchSizes) -> dict[str, str]:
+    """Of the sizes that the file leaves out, the one that follows from train_batch_size, and the rule."""
+    if batch.train is None or (batch.micro is not None and batch.accumulation is not None):
+        return {}
+    if batch.micro is None:
+        return {MICRO: f"{TRAIN} / ({ACCUMULATION} * ranks)"}
+    return {ACCUMULATION: f"{TRAIN} / ({MICRO} * ranks)"}
+
+
 def _origin(file: str, rule: str) -> str:
     """Where a resolved value came from; what nobody gave is called assumed first of all."""
     return f"{rule}, {file}: auto" if rule.startswith(ASSUMED) else f"{file}: auto -> {rule}"
@@ -342,12 +352,17 @@ def _require_optimizer(type_: object, origin: str) -> None:
 
 
 def _batch(batch: BatchSizes, found: Resolution) -> list[Override]:
-    given = {MICRO: ("micro_batch_size", batch.micro), ACCUMULATION: ("gradient_accumulation_steps", batch.accumulation)}
-    return [
-        Override(f"workload.{name}", value, _origin(batch.origin, found.rules[key]) if key in found.rules else batch.origin)
-        for key, (name, value) in given.items()
-        if value is not None
-    ]
+    """The sizes that the file gives; the value of one that follows from the others is only known with the number of ranks."""
+    keys = {MICRO: ("micro_batch_size", batch.micro), ACCUMULATION: ("gradient_accumulation_steps", batch.accumulation)}
+    follows, rules = _follows(batch), found.rules
+    overrides = []
+    for key, (name, value) in keys.items():
+        origin = (
+            _origin(batch.origin, rules[key]) if key in rules else f"{batch.origin}: {follows[key]}" if key in follows else batch.origin
+        )
+        if value is not None or key in follows:
+            overrides.append(Override(f"workload.{name}", 1 if value is None else value, origin))
+    return overrides
 
 
 def _with_short_dtypes(rest: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.errors import InputError, Refused
+from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.load import Override
 from bf16prof.profiles.shipped import shipped_table
-from bf16prof.profiles.training_args import ASSUMED, DEFAULTS, Told, TrainingArguments
+from bf16prof.profiles.training_args import DEFAULTS, Told, TrainingArguments
 
 NUMBERS = {"lr": "learning_rate", "eps": "adam_epsilon", "weight_decay": "weight_decay"}
 """Settings of the optimizer, and the field of TrainingArguments that says them."""

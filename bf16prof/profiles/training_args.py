@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.errors import InputError
+from bf16prof.profiles.assumed import ASSUMED, TRAINERS_OPTIMIZER
 from bf16prof.profiles.plain import read_yaml_object
-
-ASSUMED = "assumed: "
-"""How the origin of a value begins that nobody gave."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
 
 DEFAULTS: Mapping[str, Any] = {
     "micro_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": False, "fp16": False,
-    "optim": "adamw_torch_fused",
+    "optim": TRAINERS_OPTIMIZER,
 }  # fmt: skip
 """TrainingArguments' own, where the file does not say the field."""
 
