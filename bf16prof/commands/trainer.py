@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from bf16prof.errors import InputError
-from bf16prof.profiles.auto import Answers
+from bf16prof.profiles.auto import ACCUMULATION, Answers
 from bf16prof.profiles.ds_config import DeepSpeedFile
 from bf16prof.profiles.hidden_size import hidden_size
 from bf16prof.profiles.load import Override, Resolved
@@ -24,6 +24,13 @@ PRECISIONS = {"bf16": "bf16-fp32-master", "fp16": "fp16-fp32-master"}
 """The recipe that the Trainer's switch means under DeepSpeed."""
 
 MOST_NAMES = 40
+DECISIVE = (
+    "adapter", "finetuning_type", "use_peft", "train_type", "lora_r", "lora_rank", "lora_target", "lora_target_modules",
+    "load_in_4bit", "load_in_8bit", "quantization_bit", "attn_implementation", "flash_attn", "flash_attention", "sdp_attention",
+    "use_liger_kernel", "enable_liger_kernel", "tensor_parallel_size", "context_parallel_size", "sequence_parallel_size",
+    "freeze_vision_tower", "unfrozen_parameters", "torch_compile", "fp8", "fsdp", "fsdp_config",
+)  # fmt: skip
+"""Keys of such files that change what is held, and that are not read."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,18 @@ class Trainer:
 
     @property
     def notes(self) -> list[str]:
-        """The keys of the file that are not used."""
-        if self.args is None or not self.args.unused:
+        """The keys of the file that are not used, those first that memory depends on."""
+        if self.args is None:
             return []
-        more = f" and {len(self.args.unused) - MOST_NAMES} more" if len(self.args.unused) > MOST_NAMES else ""
-        return [f"{self.args.origin}: not used: " + ", ".join(f"{name:.60}" for name in self.args.unused[:MOST_NAMES]) + more]
+        decisive = [name for name in self.args.unused if name.rpartition(".")[2] in DECISIVE]
+        others = [name for name in self.args.unused if name not in decisive]
+        said = {"not used, though memory depends on it": decisive, "not used": others}
+        return [f"{self.args.origin}: {words}: {_listed(names)}" for words, names in said.items() if names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(f"{name:.60}" for name in names[:MOST_NAMES]) + more
 
 
 def read_trainer(context: typer.Context) -> Trainer:
@@ -97,7 +111,7 @@ def _workload(args: TrainingArguments | None, file: DeepSpeedFile | None) -> lis
     if file is None:
         found["deepspeed.gradient_clipping"] = args.get("gradient_clipping")
         found |= {f"deepspeed.zero_optimization.{table}.device": args.get(name) for name, table in OFFLOADS.items()}
-    elif file.batch.accumulation is None:
+    elif ACCUMULATION not in file.content:
         del found["workload.gradient_accumulation_steps"]  # accelerate takes DeepSpeed's, which is 1 (accelerator.py, _prepare_deepspeed)
     return [Override(key, told.value, told.origin) for key, told in found.items() if told is not None]
 
@@ -106,6 +120,6 @@ def trainer_notes(trainer: Trainer, file: DeepSpeedFile | None) -> list[str]:
     """What is to be said of the training arguments beside a DeepSpeed JSON."""
     notes = list(trainer.notes)
     said: Any = trainer.args and trainer.args.get("gradient_accumulation_steps")
-    if file is not None and said and said.value != 1 and file.batch.accumulation is None and file.batch.train is None:
+    if file is not None and said and said.value != 1 and ACCUMULATION not in file.content:
         notes.append(f"{said.origin} is not used: {file.batch.origin} does not say it, and accelerate then takes DeepSpeed's default, 1")
     return notes

@@ -60,11 +60,17 @@ def _without_precision(base: dict[str, Any]) -> None:
 
 
 def _lay_optimizer(base: dict[str, Any], plan: dict[str, Any], is_brought: bool) -> None:
-    """The plan's optimizer with the learning rate and the like of the user's; none where the training script brings it."""
+    """The plan's optimizer with the learning rate and the like of the user's, none added, for the Trainer compares them with its
+    arguments; no optimizer at all where the training script brings it.
+    """
     planned, own = plan.pop("optimizer", None), base.get("optimizer")
     if planned is None or is_brought:
         base.pop("optimizer", None)
         return
-    params = own.get("params") if isinstance(own, dict) else None
-    free = {key: value for key, value in (params or {}).items() if (row := features().get(f"optimizer.params.{key}")) and row.free}
-    base["optimizer"] = {**planned, "params": {**(planned.get("params") or {}), **free}} if free else planned
+    if not isinstance(own, dict):
+        base["optimizer"] = planned
+        return
+    params = own.get("params") or {}
+    free = {key for key in {**planned["params"], **params} if (row := features().get(f"optimizer.params.{key}")) and row.free}
+    decided = {key: value for key, value in planned["params"].items() if key not in free}
+    base["optimizer"] = {**planned, "params": {**decided, **{key: value for key, value in params.items() if key in free}}}

@@ -131,11 +131,7 @@ def _batch(key: str, autos: list[str], answers: Answers, found: Resolution) -> N
     told = answers.told(name) if name else None
     is_derived = key == MICRO and isinstance(found.content.get(TRAIN), int)
     if key == TRAIN:
-        needs_micro = MICRO in autos or found.content.get(MICRO) is None
-        is_open = needs_micro and answers.told("micro_batch_size") is None and "micro_batch_size" not in answers.searched
-        _set(found, key, None, f"{MICRO} * {ACCUMULATION} * ranks")
-        if is_open:
-            found.open[key] = TYPE[key]
+        _train_batch(MICRO in autos, answers, found)
     elif told is not None:
         _set(found, key, told.value, told.origin)
     elif is_derived:
@@ -146,6 +142,20 @@ def _batch(key: str, autos: list[str], answers: Answers, found: Resolution) -> N
         _set(found, key, None, "chosen by the command")
         if "micro_batch_size" not in answers.searched:
             found.open[key] = TYPE[key]
+
+
+def _train_batch(is_micro_auto: bool, answers: Answers, found: Resolution) -> None:
+    """The batch of the whole job, from which DeepSpeed derives the micro-batch where the file does not name that at all."""
+    told = answers.told("micro_batch_size")
+    _set(found, TRAIN, None, f"{MICRO} * {ACCUMULATION} * ranks")
+    if is_micro_auto or found.content.get(MICRO) is not None:
+        if is_micro_auto and told is None and "micro_batch_size" not in answers.searched:
+            found.open[TRAIN] = TYPE[TRAIN]
+    elif told is not None:
+        found.content[MICRO] = told.value
+        found.rules[MICRO] = f"{TRAIN} / ({ACCUMULATION} * ranks), {told.origin}"
+    elif "micro_batch_size" not in answers.searched:
+        found.open[TRAIN] = TYPE[TRAIN]
 
 
 def _accumulation(found: Resolution) -> tuple[int | None, str]:

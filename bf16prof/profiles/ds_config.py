@@ -192,9 +192,24 @@ def _with_arguments(content: dict[str, Any], answers: Answers, origin: str) -> d
     if args is None:
         return content
     _refuse_mismatches(content, answers, args, origin)
+    if args.is_trainers:
+        content = _with_the_trainers_batch(content, answers)
     if answers.recipe or not args.says_precision or "bfloat16" in content:
         return content
     added = {name: {"enabled": True} for name, told in args.precision.items() if told.value and name not in content}
+    return {**content, **added}
+
+
+def _with_the_trainers_batch(content: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """The content with the micro-steps that accelerate adds, one (`DeepSpeedPlugin.__post_init__`); and where it fixes the batch of the whole
+    job alone, with the micro-batch that the Trainer compares that with (`trainer_config_process`).
+    """
+    micro, steps = answers.told("micro_batch_size"), answers.told(ACCUMULATION)
+    added: dict[str, Any] = {}
+    if ACCUMULATION not in content:
+        added[ACCUMULATION] = answers.flags[ACCUMULATION].value if ACCUMULATION in answers.flags else 1
+    if micro and MICRO not in content and content.get(TRAIN) is not None:
+        added[MICRO] = micro.value * (steps.value if steps and added else 1)
     return {**content, **added}
 
 

@@ -113,12 +113,17 @@ class Sorted:
     refused: list[str] = field(default_factory=list)
     """`key: reason`."""
     notes: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Keys that DeepSpeed does not know and ignores."""
 
 
 def sort_keys(content: Mapping[str, Any]) -> Sorted:
     """Sort the content of a DeepSpeed JSON: what is off, and what nothing depends on and holds no value, is left out."""
     found = Sorted()
     found.kept = _sorted(content, "", content, found)
+    if found.unknown:
+        keys = ", ".join(f"{key:.80}" for key in found.unknown)
+        found.notes.append(f"{keys}: DeepSpeed does not know {'it and ignores it' if len(found.unknown) == 1 else 'them and ignores them'}")
     return found
 
 
@@ -189,7 +194,7 @@ def _unknown(key: str, value: object, found: Sorted) -> bool:
     above = features().get(table)
     if above is None or not above.closed:
         if not key.startswith("optimizer.params."):
-            found.notes.append(f"{key}: DeepSpeed does not know this key and ignores it")
+            found.unknown.append(key)
         return True
     if value != AUTO:  # which DeepSpeed drops before it looks (runtime/config_utils.py)
         near = difflib.get_close_matches(last, [k.rpartition(".")[2] for k in features() if k.rpartition(".")[0] == table], n=1)

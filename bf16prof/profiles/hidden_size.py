@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from bf16prof.profiles.models import HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.settings import Settings
@@ -56,7 +56,8 @@ def of_config(config: Mapping[str, Any]) -> HiddenSize | None:
 def _own(config: Mapping[str, Any]) -> HiddenSize | None:
     """What the configuration says itself. A class that has another name for the hidden size takes both."""
     for key in (SIZE, _facts().keys.get(str(config.get("model_type")), SIZE)):
-        if _is_size(value := config.get(key)):
+        value = config.get(key)
+        if _is_size(value):
             return HiddenSize(value, key)
     several = config.get(SIZES)
     if isinstance(several, list) and several and all(map(_is_size, several)):
@@ -64,7 +65,7 @@ def _own(config: Mapping[str, Any]) -> HiddenSize | None:
     return None
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
 
 

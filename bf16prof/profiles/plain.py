@@ -78,7 +78,7 @@ def _parse_yaml(text: str) -> Any:
 
     _require_small(text)
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Of plain values only, each key once."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -87,7 +87,8 @@ def _parse_yaml(text: str) -> Any:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            return _unique([(str(self.construct_object(k, deep=True)), self.construct_object(v, deep=True)) for k, v in node.value])
+            pairs = [(str(self.construct_object(k, deep=True)), self.construct_object(v, deep=True)) for k, v in node.value]
+            return _unique(list({repr(pair): pair for pair in pairs}.values()))  # the same value twice does no harm
 
         def construct_yaml_map(self, node: Any) -> Any:
             return self.construct_mapping(node)

@@ -13,9 +13,10 @@ from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def theirs(config: Any) -> int | None:
+def theirs(config: Any) -> Any:
     """The rule of transformers' trainer_config_finalize, asked of a configuration object."""
-    for part in (config, getattr(config, "text_config", None)):
+    parts: list[Any] = [config, getattr(config, "text_config", None)]
+    for part in parts:
         if hasattr(part, "hidden_size"):
             return part.hidden_size
         if hasattr(part, "hidden_sizes"):
