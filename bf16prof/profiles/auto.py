@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.profiles.assumed import ASSUMED
-from bf16prof.profiles.features import AUTO
+from bf16prof.profiles.features import AUTO, documented_key
 from bf16prof.profiles.hidden_size import HiddenSize
 from bf16prof.profiles.training_args import Told, TrainingArguments
 
@@ -41,7 +41,7 @@ TYPE: Mapping[str, str] = {
     TRAIN: "--micro-batch-size N",
     ACCUMULATION: "--gradient-accumulation-steps N",
     **dict.fromkeys(PRECISIONS, "--recipe NAME, as bf16-fp32-master"),
-    **dict.fromkeys(FROM_HIDDEN_SIZE, "the number, or a model whose hidden size is known"),
+    **{key: f"--set deepspeed.{key}=N" for key in FROM_HIDDEN_SIZE},
 }
 """What to type for what stays open."""
 
@@ -96,7 +96,9 @@ def _autos(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _resolve(key: str, autos: list[str], answers: Answers, found: Resolution) -> None:
-    if key in FROM_HIDDEN_SIZE:
+    if told := answers.flags.get(f"deepspeed.{documented_key(key)}"):
+        _set(found, key, None, told.origin)  # which lies over the file
+    elif key in FROM_HIDDEN_SIZE:
         _from_hidden_size(key, answers, found)
     elif key in (MICRO, ACCUMULATION, TRAIN):
         _batch(key, autos, answers, found)
@@ -113,7 +115,7 @@ def _resolve(key: str, autos: list[str], answers: Answers, found: Resolution) ->
         _set(found, key, None, "")
         found.notes.append(f"{key}: nothing fills in this auto; DeepSpeed itself drops it and takes its default")
     else:
-        found.open[key] = "the value"
+        found.open[key] = "write the value"
 
 
 def _from_hidden_size(key: str, answers: Answers, found: Resolution) -> None:

@@ -36,6 +36,7 @@ DECISIVE = {
 }
 """The keys that decide the dtypes, by block; the others tune."""
 
+OLD_BF16 = "bfloat16"
 ADAMS = {"adam": "Adam", "adamw": "AdamW"}
 OPTIMIZER_DEFAULTS = {"lr": 1e-3}
 """DeepSpeed's, where ours differ."""
@@ -160,6 +161,7 @@ def _answers(answers: Answers | None, precision: bool) -> Answers:
 
 def _resolved(content: Mapping[str, Any], origin: str, answers: Answers) -> tuple[list[str], Resolution]:
     """The content without what is off and without `auto`, and what is to be said of it."""
+    content = _with_new_names(content)
     _require_tables(content, origin)
     found = sort_keys(content)
     if found.refused:
@@ -167,6 +169,14 @@ def _resolved(content: Mapping[str, Any], origin: str, answers: Answers) -> tupl
     kept = _with_arguments(found.kept, answers, origin)
     resolution = resolve(kept, answers)
     return [*found.notes, *resolution.notes], resolution
+
+
+def _with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`bf16` for its old name, which DeepSpeed reads where the new one is absent (`runtime/precision_config.py`)."""
+    renamed = {key: value for key, value in content.items() if key != OLD_BF16}
+    if OLD_BF16 in content and content.get("bf16") is None:
+        renamed["bf16"] = content[OLD_BF16]
+    return renamed
 
 
 def _refuse_open(keys: Mapping[str, str], origin: str) -> None:
@@ -194,15 +204,15 @@ def _with_arguments(content: dict[str, Any], answers: Answers, origin: str) -> d
     _refuse_mismatches(content, answers, args, origin)
     if args.is_trainers:
         content = _with_the_trainers_batch(content, answers)
-    if answers.recipe or not args.says_precision or "bfloat16" in content:
+    if answers.recipe or not args.says_precision:
         return content
     added = {name: {"enabled": True} for name, told in args.precision.items() if told.value and name not in content}
     return {**content, **added}
 
 
 def _with_the_trainers_batch(content: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """The content with the micro-steps that accelerate adds, one (`DeepSpeedPlugin.__post_init__`); and where it fixes the batch of the whole
-    job alone, with the micro-batch that the Trainer compares that with (`trainer_config_process`).
+    """The content with the micro-steps that accelerate adds, one (`DeepSpeedPlugin.__post_init__`); and where it fixes the batch of the
+    whole job alone, with the micro-batch that the Trainer compares that with (`trainer_config_process`).
     """
     micro, steps = answers.told("micro_batch_size"), answers.told(ACCUMULATION)
     added: dict[str, Any] = {}
@@ -316,8 +326,6 @@ def _ignore_offloaded_parameters(zero: dict[str, Any], stage: int, origin: str) 
 
 def _take_precision(rest: dict[str, Any], origin: str, wanted: bool) -> str:
     """The recipe that the precision blocks are, whose decisive keys leave `rest` if a recipe says them (or if they are not wanted)."""
-    if "bfloat16" in rest:  # DeepSpeed's old name
-        rest.setdefault("bf16", rest.pop("bfloat16"))
     autocast = rest.get("torch_autocast") or {}
     if autocast.get("enabled") and short_dtype(autocast.get("dtype")) not in ("bf16", "fp16"):
         raise InputError(f"{origin}: torch_autocast.dtype: expected bfloat16 or float16, got {autocast.get('dtype')!r:.60}")

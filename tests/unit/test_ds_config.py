@@ -274,7 +274,7 @@ def test_more_does_not_say_what_is_said_elsewhere(more: dict[str, Any]) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train_batch_size": "auto"}, "'auto' that the Hugging Face Trainer fills in, and that is not known here: train_batch_size (--micro"),
-    ({"optimizer": {"type": "auto"}}, "not known here: optimizer.type (the value)"),
+    ({"optimizer": {"type": "auto"}}, "not known here: optimizer.type (write the value)"),
     ({"optimizer": {"type": "Adam", "params": 5}}, "optimizer.params: expected an object, got 5"),
     ({"optimizer": {"type": "Adam", "params": "abc"}}, "optimizer.params: expected an object, got 'abc'"),
     ({"optimizer": {"type": "Adam", "params": {"betas": [0.9, 7]}}}, "optimizer.betas.1: input should be less than 1"),
@@ -310,7 +310,9 @@ def test_what_cannot_be_used_is_refused_by_file_and_key(content: dict[str, Any],
     assert expected in refusal(write(tmp_path, **content))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "// hjson\n[]", "// hjson\n{a: 1\na: 2}", '{"a":' * 40 + "1" + "}" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "// hjson\n[]", "// hjson\n{a: 1\na: 2}", '{"a":' * 40 + "1" + "}" * 40]
+)
 def test_a_broken_file_is_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(text)
