@@ -84,7 +84,7 @@ class Case:
     """One thing to predict or to measure. Records of the same case are compared with each other.
 
     `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
-    (`cases.workload_digest`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
+    (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
     """
 
     __pydantic_config__ = STRICT

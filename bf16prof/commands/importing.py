@@ -20,6 +20,7 @@ from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, create, save, save_losses
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def import_(
     gpu: o.GpuOption = "",
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     training_args: o.TrainingArgsOption = None,
@@ -75,7 +77,8 @@ def import_(
     save_losses(run)
     write_report(run)
     comparisons = reconcile(run.records)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder)}
+    said = settings(subject.profile, subject.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder)}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)

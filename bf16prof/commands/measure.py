@@ -17,6 +17,7 @@ from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ CPU_RANKS = 2
 
 def measure(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
@@ -38,6 +40,7 @@ def measure(
     ] = None,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     training_args: o.TrainingArgsOption = None,
@@ -95,7 +98,8 @@ def measure(
         )
     comparisons = reconcile(run.records)
     write_report(run)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)
@@ -155,9 +159,8 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
     row = gpu_named(found.name)
     if row is None:
         return asked
-    return dataclasses.replace(
-        row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=asked.compute_capability
-    )
+    capability = row.compute_capability if row.architecture else asked.compute_capability  # an AMD GPU's own says nothing of CUDA's kernels
+    return dataclasses.replace(row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=capability)
 
 
 def _show(run: Run, verbose: bool) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, show_settings, write_files
+from bf16prof.commands.output import check_files, check_path, finished_run, hint, hint_caveats, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
@@ -20,6 +20,7 @@ from bf16prof.reports.asked import settings
 
 def simulate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
@@ -28,6 +29,7 @@ def simulate(
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     training_args: o.TrainingArgsOption = None,
@@ -72,9 +74,10 @@ def simulate(
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
-    write_files(output, [result], refused=refused)
+    more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
+    write_files(output, [result], **more)
     if json_:
-        print_json(records, settings=settings(trained, origins), refused=refused)
+        print_json(records, **more)
         return
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
@@ -84,6 +87,8 @@ def simulate(
         breakdown(record, console)
     if verbose:
         show_settings(trained, origins)
+    elif len(records) > 1:
+        hint_caveats(target, quiet)
     hint(_next(records, request.profile), quiet)
 
 
