@@ -186,6 +186,15 @@ def _fp32_states_of_bf16_master_need_offload(config: Mapping[str, Any]) -> str |
     return None
 
 
+def _fp16_master_needs_cpu_adam(config: Mapping[str, Any]) -> str | None:
+    fp16 = config.get("fp16", {})
+    if not (fp16.get("enabled") and fp16.get("fp16_master_weights_and_grads")):
+        return None
+    if _stage(config) == 0 or not offloads_optimizer(config) or engine_facts(config).optimizer is not BasicOptimizer.CPU_ADAM:
+        return "fp16 master weights need stage 1, 2 or 3, offload_optimizer and DeepSpeedCPUAdam (runtime/zero/stage_1_and_2.py, stage3.py)"
+    return None
+
+
 def _flags_ignored_by_bf16_optimizer(config: Mapping[str, Any]) -> str | None:
     if _bf16(config, "bf16_master_weights_and_grads") and engine_facts(config).wrapper is Wrapper.BF16:
         return (
@@ -260,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     _low_precision_states_need_master,
     _low_precision_master_needs_bf16,
     _fp32_states_of_bf16_master_need_offload,
+    _fp16_master_needs_cpu_adam,
     _flags_ignored_by_bf16_optimizer,
     _accumulation_dtype_at_stage_0,
     _offload_needs_zero,

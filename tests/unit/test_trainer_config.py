@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_ranks import DEEPSPEED_WARNINGS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_ds_config import job_of
@@ -88,10 +87,11 @@ def theirs(content: Mapping[str, Any], arguments: Mapping[str, Any], model: Any)
     """What the Trainer's own classes make of a JSON. Raises their `ValueError` where it and the arguments differ."""
     from accelerate.utils import DeepSpeedPlugin
     from transformers import TrainingArguments
-    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+    from transformers.integrations import deepspeed as integration
 
+    class_: Any = integration.HfTrainerDeepSpeedConfig
     args = TrainingArguments(output_dir="unused", use_cpu=True, report_to=[], **arguments)
-    config = HfTrainerDeepSpeedConfig(dict(content))
+    config = class_(dict(content))
     config.trainer_config_process(args)
     plugin = DeepSpeedPlugin(hf_ds_config=config)
     plugin.set_mixed_precision(args.mixed_precision)
