@@ -203,11 +203,23 @@ def _with_arguments(content: dict[str, Any], answers: Answers, origin: str) -> d
         return content
     _refuse_mismatches(content, answers, args, origin)
     if args.is_trainers:
+        _refuse_half_filled(content, answers, origin)
         content = _with_the_trainers_batch(content, answers)
     if answers.recipe or not args.says_precision:
         return content
     added = {name: {"enabled": True} for name, told in args.precision.items() if told.value and name not in content}
     return {**content, **added}
+
+
+def _refuse_half_filled(content: Mapping[str, Any], answers: Answers, origin: str) -> None:
+    """Raise `InputError` where the Trainer fills in the batch of the job with its micro-steps, and accelerate the micro-steps with one."""
+    steps = answers.told(ACCUMULATION)
+    if content.get(TRAIN) == AUTO and MICRO in content and ACCUMULATION not in content and steps and steps.value != 1:
+        raise InputError(
+            f"{origin}: {TRAIN} is filled in with {steps.value} micro-steps ({steps.origin}), and {ACCUMULATION}, which is not there, "
+            "with 1: DeepSpeed stops where they differ",
+            hint=f'add "{ACCUMULATION}": "auto"',
+        )
 
 
 def _with_the_trainers_batch(content: dict[str, Any], answers: Answers) -> dict[str, Any]:

@@ -15,14 +15,12 @@ from test_ds_config import job_of
 
 from bf16prof.engine.config import deepspeed_config, enabled_dtype, offloads_optimizer, offloads_parameters, zero_settings
 from bf16prof.errors import InputError
-from bf16prof.profiles.auto import FROM_HIDDEN_SIZE, Answers
+from bf16prof.profiles.auto import ACCUMULATION, FROM_HIDDEN_SIZE, Answers
 from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.hidden_size import of_config
 from bf16prof.profiles.training_args import read_training_args
 
-pytestmark = [*DEEPSPEED_WARNINGS, pytest.mark.filterwarnings("ignore")] if isinstance(DEEPSPEED_WARNINGS, list) else [
-    DEEPSPEED_WARNINGS, pytest.mark.filterwarnings("ignore"),
-]  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore")  # of deepspeed, transformers and accelerate, while they are imported
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 96},
@@ -124,8 +122,13 @@ def test_the_trainers_own_classes_make_the_same_of_it(
         for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16.enabled"):
             assert f"ds {key}=" not in str(error) or key in mine or "train_batch_size" in mine
         return
-    if expected.get("train_batch_size") is None and expected.get("train_micro_batch_size_per_gpu") is None:
+    train, micro_batch, steps = (expected.get(key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", ACCUMULATION))
+    if train is None and micro_batch is None:
         return  # neither says the batch: DeepSpeed itself stops
+    if None not in (train, micro_batch, steps) and train != micro_batch * steps:
+        with pytest.raises(InputError, match="DeepSpeed stops where they differ"):  # as it does, with what has been made
+            read_ds_config(file, answers=answers)
+        return
     read = read_ds_config(file, answers=answers)
     job = job_of(read, world=1)
     micro, accumulation = read.batch.on(1)
