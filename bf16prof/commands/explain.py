@@ -39,6 +39,8 @@ def explain(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,

@@ -10,8 +10,10 @@ import typer
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, show_settings, write_files, write_report
-from bf16prof.commands.request import Request, read_request, select
+from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import InputError, RunFailed
+from bf16prof.profiles.explain import REASONS
+from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
@@ -41,6 +43,8 @@ def measure(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -77,7 +81,9 @@ def measure(
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     request = read_request(context)
+    _require_true_peaks(request)
     jobs, refused = _possible(request, ranks)
+    say_notes(request, quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
@@ -104,6 +110,16 @@ def measure(
             show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
+
+
+def _require_true_peaks(request: Request) -> None:
+    """Raise `InputError` for a DeepSpeed JSON that would have torch's peak counter reset in the middle of a step."""
+    switch = "memory_breakdown"
+    if request.file and features()[switch].is_on(request.file.content.get(switch)):
+        reason = REASONS[f"deepspeed.{switch}"]
+        raise InputError(
+            f"{request.file.batch.origin}: {switch}: refused: {reason}", hint="estimate, simulate, plan and import take the file"
+        )
 
 
 def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:

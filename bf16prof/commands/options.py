@@ -104,6 +104,26 @@ DsConfigOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+TrainingArgsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--training-args",
+        metavar="FILE",
+        envvar="BF16PROF_TRAINING_ARGS",
+        help="JSON or YAML of TrainingArguments (LLaMA-Factory's, axolotl's, accelerate's): what the JSON's auto and the rest mean.",
+        rich_help_panel=TRAIN,
+    ),
+]
+OptimOption = Annotated[
+    str | None,
+    typer.Option(
+        "--optim",
+        metavar="NAME",
+        envvar="BF16PROF_OPTIM",
+        help="The Trainer's optimizer, as adamw_torch, where no JSON names one.",
+        rich_help_panel=TRAIN,
+    ),
+]
 SequenceOption = Annotated[
     int | None,
     typer.Option("--sequence-length", "--seq", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN),

@@ -24,7 +24,7 @@ from bf16prof.commands.output import (
     with_host_per_node,
     write_files,
 )
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Device, MemoryRecord
@@ -47,6 +47,8 @@ def simulate(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -83,6 +85,7 @@ def simulate(
     require_optimizer_libraries(jobs)
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
+    say_notes(request, quiet)
     with SimulationProgress(jobs, quiet) as progress:
         records = run(jobs, progress, Options(expandable_segments, snapshot))
         records = _with_way_out(jobs, records, lambda others: run(others, None, Options(expandable_segments)))

@@ -50,6 +50,9 @@ class OptimizerSettings(Settings):
     """With `torch_adam`: PyTorch's fused kernel, which makes no temporaries."""
     foreach: bool | None = None
     """With `torch_adam`: PyTorch's multi-tensor version, which does."""
+    from_trainer: bool = False
+    """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is offloaded, accelerate puts DeepSpeedCPUAdam in
+    the place of PyTorch's (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""
 
 
 class OffloadOptimizerSettings(Settings):

@@ -30,7 +30,7 @@ OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
     "--no-activation-checkpointing", "--set", "--seq", "--batch-size", "--gas",
 }  # fmt: skip
-FOREIGN = {"--hf-config", "--download", "--model", "--ds-config"}
+FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
