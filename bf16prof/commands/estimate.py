@@ -8,7 +8,7 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, finished_run, hint, print_json, write_files
+from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
@@ -51,7 +51,7 @@ def estimate(
     from bf16prof.estimate.predict import predict
     from bf16prof.estimate.textbook import textbook
 
-    check_files(output, force)
+    check_outputs(context.params)
     request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
@@ -65,7 +65,8 @@ def estimate(
         if record.parameters is not None
     }
     more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
-    write_files(output, [finished_run(f"estimate {request.profile.name}", records, jobs[0].profile.model_dump(mode="json"))], **more)
+    result = finished_run(f"estimate {request.profile.name}", records, jobs[0].profile.model_dump(mode="json"))
+    write_files(output, [result], force=force, **more)
     if json_:
         print_json(records, **more)
         return

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.cases import Job, check_sizes, offload_of
+from bf16prof.claims import claimed
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import read_ds_config
@@ -19,7 +20,7 @@ from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
-from bf16prof.runs import Run, create, save, save_losses
+from bf16prof.runs import Run, save, save_losses
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
@@ -58,27 +59,27 @@ def import_(
     """
     from bf16prof.imports.files import read_files
 
-    check_files(output, force)
+    check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     sources = read_files(files)
     subject = _subject(context, sources)
     predicted = _predictions(subject, quiet)
     records = [_record(sources, subject, predicted, context.params["gpu"]), *predicted]
-    folder = output_dir or new_folder(subject.case.profile)
-    create(folder, force=force)
     result = finished_run(subject.case.profile, records, subject.profile)
-    run = dataclasses.replace(result, path=folder)
-    save(run)
-    save_losses(run)
-    write_report(run)
+    with claimed(output_dir, subject.case.profile, force=force, beside=output or ()) as claim:
+        run = dataclasses.replace(result, path=claim.path)
+        claim.clear()
+        save(run)
+        save_losses(run)
+        write_report(run)
     comparisons = reconcile(run.records)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder)}
-    write_files(output, [run], **more)
+    more: dict[str, Any] = {"comparisons": comparisons, "run": str(run.path)}
+    write_files(output, [run], force=force, **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose, quiet)
-        report_hints(folder, quiet)
+        report_hints(run.path, quiet)
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
 

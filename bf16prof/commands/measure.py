@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.cases import Job, Refusal
+from bf16prof.claims import claimed
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
-from bf16prof.runs import Run, Status, create
+from bf16prof.runs import Run, Status
 
 if TYPE_CHECKING:
     from bf16prof.measure.accelerator import TorchAnswer
@@ -70,30 +71,30 @@ def measure(
     from bf16prof.measure.session import measure as run_measurement
     from bf16prof.simulate.runner import simulate as dry_run
 
-    check_files(output, force)
+    check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     request = read_request(context)
     jobs, refused = _possible(request, ranks)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
-    folder = output_dir or new_folder(name)
-    predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
-    if simulate:
-        with SimulationProgress(jobs, quiet) as progress:
-            predictions = with_work([*predictions, *dry_run(jobs, progress)])
-    create(folder, force=force)
-    with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality), watcher)
+    with claimed(output_dir, name, force=force, beside=output or ()) as claim:
+        predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
+        if simulate:
+            with SimulationProgress(jobs, quiet) as progress:
+                predictions = with_work([*predictions, *dry_run(jobs, progress)])
+        claim.clear()
+        with ProgressWatcher(len(jobs), quiet) as watcher:
+            run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality), watcher)
+        write_report(run)
     comparisons = reconcile(run.records)
-    write_report(run)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
-    write_files(output, [run], **more)
+    more: dict[str, Any] = {"comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
+    write_files(output, [run], force=force, **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose)
-        report_hints(folder, quiet)
+        report_hints(run.path, quiet)
     _check(run, comparisons, tolerance)
 
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint
+from bf16prof.commands.output import check_outputs, hint
 from bf16prof.commands.request import Request, read_request
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import InputError, Refused
+from bf16prof.files import write_text
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Offload
-from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
     from bf16prof.planning.answer import Answer
@@ -90,8 +90,7 @@ def plan(
     """
     from bf16prof.planning.answer import answer
 
-    check_files(output, force)
-    check_path("--write", write, force)
+    check_outputs(context.params)
     sizes = list(dict.fromkeys(o.numbers("--gpus", gpus)))
     if write is not None and len(sizes) != 1:
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
@@ -99,7 +98,7 @@ def plan(
     judge = _judge(context.params, request)
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
-    _write(answers, request, write, output)
+    _write(answers, request, context.params)
     if json_:
         typer.echo(json_text(_document(answers)))
     else:
@@ -156,13 +155,13 @@ def _with_accumulation(request: Request) -> Profile:
     return request.profile.model_copy(update={"workload": workload})
 
 
-def _write(answers: Sequence[Answer], request: Request, config: Path | None, files: Sequence[Path] | None) -> None:
+def _write(answers: Sequence[Answer], request: Request, given: dict[str, Any]) -> None:
     from bf16prof.planning.written import ds_config_text
 
-    for path in files or ():
-        write_text(path, _render(path.suffix, answers, request))
-    if config is not None and (first := answers[0].first) is not None:
-        write_text(config, ds_config_text(first))
+    for path in given["output"] or ():
+        write_text(path, _render(path.suffix, answers, request), replace=given["force"])
+    if given["write"] is not None and (first := answers[0].first) is not None:
+        write_text(given["write"], ds_config_text(first), replace=given["force"])
 
 
 def _render(suffix: str, answers: Sequence[Answer], request: Request) -> str:

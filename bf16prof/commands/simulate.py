@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, write_files
+from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
@@ -52,8 +52,7 @@ def simulate(
     from bf16prof.simulate.runner import Options
     from bf16prof.simulate.runner import simulate as run
 
-    check_files(output, force)
-    check_path("--snapshot", snapshot, force)
+    check_outputs(context.params)
     require_packages("simulating")
     request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
@@ -63,11 +62,11 @@ def simulate(
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
     with SimulationProgress(jobs, quiet) as progress:
-        records = run(jobs, progress, Options(expandable_segments, snapshot))
+        records = run(jobs, progress, Options(expandable_segments, snapshot, force))
     both = with_work([*records, *predictions(jobs)])
     records = both[: len(records)]
     result = finished_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
-    write_files(output, [result], refused=refused)
+    write_files(output, [result], force=force, refused=refused)
     if json_:
         print_json(records, refused=refused)
         return

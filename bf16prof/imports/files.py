@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.errors import InputError
+from bf16prof.files import read_up_to
 from bf16prof.imports import nvidia_smi
 from bf16prof.imports.example import ExampleReader
 from bf16prof.imports.finding import Finding, LineReader
@@ -24,7 +25,6 @@ from bf16prof.imports.nvidia_smi import NvidiaSmiReader
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.imports.timers import TimersReader
-from bf16prof.profiles.plain import read_up_to
 
 LARGEST_BYTES = 256 * 2**20
 LONGEST_LINE = 4000
@@ -80,7 +80,7 @@ def read_files(paths: Sequence[Path]) -> Sources:
     known: dict[bytes, Path] = {}
     for path in paths:
         try:
-            content = read_up_to(LARGEST_BYTES, path)
+            content = read_up_to(LARGEST_BYTES, path, pipes=True)
             if (same := known.setdefault(hashlib.sha256(content).digest(), path)) is not path:
                 raise ValueError(f"the same as {same}")
             files.append(_read(path, content, readers))

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bf16prof.files import last_lines
 from bf16prof.measure.results import RankResult, load_rank
 from bf16prof.processes import child_environment, started, threads_per_rank
-from bf16prof.runs import Status
+from bf16prof.runs import FAILURES, LAUNCHER_LOG, SPEC, Status, rank_log
 
-SPEC = "spec.json"
-FAILURES = "failures.json"
-LAUNCHER_LOG = "launcher.log"
 POLL_S = 0.2
 LOG_LINES = 15
 SHARED_MEMORY = Path("/dev/shm")
@@ -91,12 +89,12 @@ def _outcome(folder: Path, code: int, ranks: tuple[RankResult | None, ...]) -> O
     failures = load_failures(folder / FAILURES)
     cause = next((r for r in ranks if r is not None and r.status in (Status.OOM, Status.REFUSED)), None)
     if cause is not None:  # whichever rank failed first
-        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", _tail(folder / f"rank{cause.rank}.log"), ranks)
+        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", _tail(rank_log(folder, cause.rank)), ranks)
     if failures:
         first = failures[0]
         result = ranks[first.rank] if first.rank < len(ranks) else None
         reason = result.message if result is not None and result.message else first.reason
-        return Outcome(Status.FAILED, f"rank {first.rank}: {reason}", _tail(folder / f"rank{first.rank}.log", folder / LAUNCHER_LOG), ranks)
+        return Outcome(Status.FAILED, f"rank {first.rank}: {reason}", _tail(rank_log(folder, first.rank), folder / LAUNCHER_LOG), ranks)
     if code != 0:
         return Outcome(Status.FAILED, f"torchrun ended with {_exit(code)}", _tail(folder / LAUNCHER_LOG), ranks)
     missing = [rank for rank, result in enumerate(ranks) if result is None or result.status is not Status.FINISHED]
@@ -112,15 +110,12 @@ def _exit(code: int) -> str:
 def _slowest_log(folder: Path, ranks: tuple[RankResult | None, ...]) -> Path:
     """The log of the rank that has come least far."""
     steps = [len(r.steps) if r is not None else -1 for r in ranks]
-    return folder / f"rank{steps.index(min(steps))}.log"
+    return rank_log(folder, steps.index(min(steps)))
 
 
 def _tail(*paths: Path) -> str:
     """The last lines of the first log that has any."""
-    for path in paths:
-        if path.exists() and (text := path.read_text(encoding="utf-8", errors="replace").strip()):
-            return "\n".join(text.splitlines()[-LOG_LINES:])
-    return ""
+    return next(("\n".join(lines) for path in paths if (lines := last_lines(path, LOG_LINES))), "")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.engine.config import SHARED_MEMORY_BUILDER, BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer, optimizer_type
 from bf16prof.errors import InputError
+from bf16prof.files import last_lines
 from bf16prof.measure.machine import package_version
 from bf16prof.processes import child_environment, die_with_parent, started
 from bf16prof.records import Device
@@ -112,8 +113,7 @@ def _compile(parts: Sequence[str], folder: Path) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired), started(command, log, child_environment()) as process:
         code = process.wait(TIMEOUT_S)
     if code != 0:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        reason = f"no end after {TIMEOUT_S:g} s" if code is None else (lines or [f"exit code {code}"])[-1]
+        reason = f"no end after {TIMEOUT_S:g} s" if code is None else (last_lines(log, 1) or [f"exit code {code}"])[0]
         raise InputError(f"cannot compile {', '.join(parts)}: {reason}", hint=f"bf16prof doctor checks the compiler; the log is {log}")
 
 

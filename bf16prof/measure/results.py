@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
+from bf16prof.files import write_json
 from bf16prof.quality.sums import Sums
 from bf16prof.records import STRICT, Bytes, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
-from bf16prof.runs import Status, read, write_json
+from bf16prof.runs import Status, rank_file, read
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,6 @@ class RankResult:
         for step in settled if len(settled) > 1 else self.steps:
             phases = merge_phases(phases, step.phases)
         return phases
-
-
-def rank_file(folder: Path, rank: int) -> Path:
-    """Where a rank writes its result."""
-    return folder / f"rank{rank}.json"
 
 
 def save_rank(folder: Path, result: RankResult) -> None:

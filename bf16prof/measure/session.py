@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
-from bf16prof.measure.launcher import SPEC, Outcome, launch
+from bf16prof.files import write_json, write_text
+from bf16prof.measure.launcher import Outcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.prepare import extension_cache, prepare
 from bf16prof.measure.record import measured_record
@@ -16,18 +17,18 @@ from bf16prof.measure.results import RankResult, RankTask
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import (
     QUALITY,
+    SPEC,
     CaseStatus,
     Manifest,
     Run,
     Status,
     command_line,
+    interrupted,
     now,
     replace,
     rows_as_csv,
     save,
     save_losses,
-    write_json,
-    write_text,
 )
 
 
@@ -130,10 +131,8 @@ def _with_case(run: Run, index: int, status: CaseStatus) -> Run:
 
 
 def _save_aborted(run: Run, status: Status) -> None:
-    """The run as it stands, no case of it still `running` or `planned`."""
-    over = {Status.FINISHED, Status.FAILED, Status.REFUSED, Status.OOM, Status.TIMEOUT}
-    cases = tuple(c if c.status in over else dataclasses.replace(c, status=Status.INTERRUPTED) for c in run.manifest.cases)
-    save(replace(run, cases=cases, status=status, finished=now()))
+    """Save the run as it stands, no case of it still `running` or `planned`."""
+    save(Run(run.path, dataclasses.replace(interrupted(run.manifest, status), finished=now()), run.records))
 
 
 def _overall(cases: Sequence[CaseStatus]) -> Status:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.measure.results import load_rank, rank_file
+from bf16prof.files import write_json
+from bf16prof.measure.results import load_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import STRICT
-from bf16prof.runs import Status, read, write_json
+from bf16prof.runs import Status, rank_file, read
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bf16prof.measure.batches import make_batches
 from bf16prof.measure.results import RankQuality, RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
-from bf16prof.runs import Status, read
+from bf16prof.runs import Status, rank_log, read
 
 WRITE_EVERY_S = 1.0
 """A partial result is written at most this often, and never inside a timed step."""
@@ -192,7 +192,7 @@ def main() -> None:
     """Run one rank; leave with 1 after writing why, if anything goes wrong."""
     die_with_parent()
     task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    _log_to(folder / f"rank{os.environ['RANK']}.log")
+    _log_to(rank_log(folder, int(os.environ["RANK"])))
     rank = Rank(read(task_path, RankTask), folder)
     try:
         rank.run()

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_SETTINGS, read_text
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
 from bf16prof.profiles.plain import dotted, read_json_object
@@ -95,15 +96,20 @@ def _read(name: str) -> _Source:
     if name in preset_names():
         return _Source(name, f"preset {name}", shipped_text(f"presets/{name}.toml"), Path())
     path = Path(name)
+    if path.suffix != ".toml" and not _exists(path):
+        hint = "presets: " + ", ".join(preset_names()) + "; or the path of a .toml file"
+        raise InputError(f"unknown profile {name!r}", hint=hint)
+    return _Source(path.stem, str(path), read_text(LARGEST_SETTINGS, path, pipes=True), path.parent)
+
+
+def _exists(path: Path) -> bool:
     try:
-        return _Source(path.stem, str(path), path.read_text(encoding="utf-8"), path.parent)
+        path.stat()
+    except (FileNotFoundError, ValueError):
+        return False
     except OSError as error:
-        if path.suffix != ".toml" and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-            hint = "presets: " + ", ".join(preset_names()) + "; or the path of a .toml file"
-            raise InputError(f"unknown profile {name!r}", hint=hint) from None
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: not UTF-8 text") from error
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 FILES: dict[str, Callable[[Path], dict[str, Any]]] = {"hf_config": read_json_object, "safetensors": read_shapes}

@@ -1,15 +1,12 @@
 """Plain JSON from a user's file: what is read here can be stored in a run's manifest and sent to ranks as it is.
 
-A file may be anything: missing, endless, nested without end, with numbers and characters that JSON has no place for.
+A file may be anything: nested without end, with numbers and characters that JSON has no place for (`files.py`: missing, without end).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import select
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,43 +14,15 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_SETTINGS, read_up_to
 
-LARGEST_BYTES = 16 * 2**20
-PATIENCE_S = 5.0
-"""Seconds in which somebody has to begin to write to a named pipe."""
 DEEPEST = 32
 """Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `InputError` naming the file and what is wrong with it."""
-    try:
-        content = read_up_to(LARGEST_BYTES, path)
-    except ValueError as error:  # a path that cannot be one
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    return parse_json_object(content, str(path))
-
-
-def read_up_to(limit: int, path: Path) -> bytes:
-    """The content of a file of at most so many bytes. Raises `InputError` naming the file, `ValueError` for a path that cannot be one."""
-    try:
-        with open(path, "rb", opener=_opened) as stream:
-            content = stream.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise InputError(f"cannot read {path}: larger than {limit >> 20} MiB")
-    return content
-
-
-def _opened(path: str, flags: int) -> int:
-    """Open a file; a named pipe only if somebody writes to it soon, since a pipe that is not written to is waited for without end."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if Path(path).resolve().is_fifo() and not select.select([descriptor], [], [], PATIENCE_S)[0]:
-        os.close(descriptor)
-        raise OSError(errno.EAGAIN, "nobody writes to this pipe")
-    os.set_blocking(descriptor, True)
-    return descriptor
+    return parse_json_object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path))
 
 
 def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import InputError, RunFailed
+from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.processes import child_environment, started
 from bf16prof.records import MemoryRecord
-from bf16prof.runs import load_records, read, write_bytes, write_json
+from bf16prof.runs import load_records, read
 from bf16prof.simulate.task import Fault, Progress, Task
 
 POLL_S = 0.05
@@ -75,10 +76,11 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Options:
-    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only)."""
+    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only), which may replace another."""
 
     expandable_segments: bool = False
     snapshot: Path | None = None
+    replace: bool = False
 
 
 def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
@@ -99,7 +101,7 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
             _watch(process, tasks, watcher or Watcher())
         records = [_record(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
         if options.snapshot is not None:
-            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes())
+            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes(), replace=options.replace)
         return records
 
 
@@ -121,5 +123,4 @@ def _record(files: Files, job: Job, log: Path) -> MemoryRecord:
         if fault.is_input:
             raise InputError(fault.message, hint=fault.hint)
         raise RunFailed(f"the dry run of {job.case.label} failed: {fault.message}", hint="please report this, with the job")
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise RunFailed(f"the dry run of {job.case.label} ended early: {lines[-1] if lines else 'no output'}")
+    raise RunFailed(f"the dry run of {job.case.label} ended early: {(last_lines(log, 1) or ['no output'])[0]}")

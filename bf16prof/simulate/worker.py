@@ -17,8 +17,9 @@ from pathlib import Path
 
 from bf16prof.documents import as_json, document
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import write_json
 from bf16prof.processes import die_with_parent
-from bf16prof.runs import read, write_json
+from bf16prof.runs import read
 from bf16prof.simulate.runner import Files
 from bf16prof.simulate.task import Fault, Progress, Task
 

@@ -172,7 +172,8 @@ def test_killed_in_training_it_takes_its_ranks_along(tmp_path: Path) -> None:
         job.process.kill()
         wait_for("all ranks are gone", job.gone, ENOUGH_TO_DIE_S)
 
-    assert load(job.folder).manifest.status is Status.RUNNING
+    assert read_json(job.folder / "run.json")["status"] == "running"
+    assert load(job.folder).manifest.status is Status.INTERRUPTED, "its process is gone"
     assert bf16prof("report", str(job.folder), "--quiet").code == 0
 
 

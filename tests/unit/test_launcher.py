@@ -15,13 +15,14 @@ import pytest
 
 from bf16prof import processes
 from bf16prof.errors import InputError
+from bf16prof.files import write_json
 from bf16prof.measure import launcher, worker
 from bf16prof.measure.launcher import Outcome, launch
-from bf16prof.measure.results import RankResult, load_rank, rank_file, save_rank
+from bf16prof.measure.results import RankResult, load_rank, save_rank
 from bf16prof.measure.torchrun import RankFailure, load_failures
 from bf16prof.processes import PARENT_VARIABLE, end_tree
 from bf16prof.records import Device
-from bf16prof.runs import Status, write_json
+from bf16prof.runs import FAILURES, LAUNCHER_LOG, Status, rank_file
 
 TORCHRUN_TERM = -signal.SIGTERM
 
@@ -33,7 +34,7 @@ def result(rank: int, status: Status = Status.FINISHED, message: str = "") -> Ra
 def write_failures(folder: Path, *failures: tuple[int, int, int]) -> list[RankFailure]:
     """What `measure/torchrun.py` writes: (rank, code, time) each."""
     rows = [RankFailure(*failure) for failure in failures]
-    write_json(folder / launcher.FAILURES, {"failures": [dataclasses.asdict(row) for row in rows], "schema_version": 1})
+    write_json(folder / FAILURES, {"failures": [dataclasses.asdict(row) for row in rows], "schema_version": 1})
     return rows
 
 
@@ -49,7 +50,7 @@ def test_a_case_whose_ranks_all_finished_is_finished(tmp_path: Path) -> None:
 
 
 def test_a_missing_rank_file_fails_the_case(tmp_path: Path) -> None:
-    (tmp_path / launcher.LAUNCHER_LOG).write_text("torchrun says\n", encoding="utf-8")
+    (tmp_path / LAUNCHER_LOG).write_text("torchrun says\n", encoding="utf-8")
     found = outcome(tmp_path, 0, result(0), None, result(2))
 
     assert (found.status, found.message, found.log_tail) == (Status.FAILED, "no complete result from rank 1", "torchrun says")
@@ -122,13 +123,13 @@ def test_a_rank_says_in_one_way_what_stopped_it(error: BaseException, status: St
 def test_the_log_of_torchrun_stands_in_for_an_empty_one_of_the_rank(tmp_path: Path) -> None:
     write_failures(tmp_path, (0, 1, 100))
     (tmp_path / "rank0.log").write_text(" \n\n", encoding="utf-8")
-    (tmp_path / launcher.LAUNCHER_LOG).write_bytes(b"\xff broken \n\n")
+    (tmp_path / LAUNCHER_LOG).write_bytes(b"\xff broken \n\n")
 
     assert outcome(tmp_path, 1, None).log_tail == "\ufffd broken"
 
 
 def test_no_failures_file_means_no_failures(tmp_path: Path) -> None:
-    assert load_failures(tmp_path / launcher.FAILURES) == []
+    assert load_failures(tmp_path / FAILURES) == []
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_the_rank_that_failed_by_itself_comes_first(tmp_path: Path, failures: li
     """torchrun's times are whole seconds, and a rank whose peer is gone fails within milliseconds."""
     write_failures(tmp_path, *failures)
 
-    assert [failure.rank for failure in load_failures(tmp_path / launcher.FAILURES)] == order
+    assert [failure.rank for failure in load_failures(tmp_path / FAILURES)] == order
 
 
 def test_of_ranks_that_raised_the_first_to_write_why_comes_first(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_of_ranks_that_raised_the_first_to_write_why_comes_first(tmp_path: Path)
     save_rank(tmp_path, result(3, Status.RUNNING))
     os.utime(rank_file(tmp_path, 3), (1.0, 1.0))
 
-    assert [failure.rank for failure in load_failures(tmp_path / launcher.FAILURES)] == [2, 1, 0, 3]
+    assert [failure.rank for failure in load_failures(tmp_path / FAILURES)] == [2, 1, 0, 3]
 
 
 def test_reasons_are_words(tmp_path: Path) -> None:
