@@ -11,7 +11,7 @@ from bf16prof.cases import Job, JobFile
 from bf16prof.files import write_json, write_text
 from bf16prof.measure.launcher import Outcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
-from bf16prof.measure.prepare import extension_cache, prepare
+from bf16prof.measure.prepare import prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
 from bf16prof.records import MemoryRecord, Source
@@ -50,8 +50,8 @@ class Plan:
 class Watcher:
     """Told how a measurement proceeds; this one keeps quiet. `commands/progress.py` draws a progress bar."""
 
-    def preparing(self) -> None:
-        """Extensions are about to be compiled or found compiled."""
+    def preparing(self, what: str) -> None:
+        """Extensions are compiled, or somebody else's compiling is waited for."""
 
     def case_begins(self, index: int, job: Job) -> None:
         """Case number `index` (from 0) is about to start."""
@@ -71,8 +71,7 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     run = _begin(plan)
     save(run)
     try:
-        watcher.preparing()
-        prepare(plan.jobs)
+        prepare(plan.jobs, watcher.preparing)
         for index, job in enumerate(plan.jobs):
             run = _with_case(run, index, CaseStatus(job.case, Status.RUNNING))
             save(run)
@@ -113,8 +112,7 @@ def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -
     folder = plan.folder / job.case.label
     folder.mkdir()
     write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
-    with extension_cache():
-        return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
+    return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
 
 
 def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:

@@ -18,6 +18,7 @@ from typing import Any
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.measure.batches import make_batches
+from bf16prof.measure.batons import use_dying_batons
 from bf16prof.measure.results import RankQuality, RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
@@ -193,6 +194,7 @@ def main() -> None:
     die_with_parent()
     task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     _log_to(rank_log(folder, int(os.environ["RANK"])))
+    use_dying_batons()
     rank = Rank(read(task_path, RankTask), folder)
     try:
         rank.run()
