@@ -10,12 +10,13 @@ import typer
 from bf16prof.cases import Job, Refusal
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def measure(
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
+    origins = request.resolved.origins
     with claimed(output_dir, name, force=force, beside=output or ()) as claim:
         predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
         if simulate:
@@ -85,15 +87,18 @@ def measure(
                 predictions = with_work([*predictions, *dry_run(jobs, progress)])
         claim.clear()
         with ProgressWatcher(len(jobs), quiet) as watcher:
-            run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality), watcher)
+            run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins), watcher)
         write_report(run)
     comparisons = reconcile(run.records)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
     write_files(output, [run], force=force, **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose)
+        if verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(run.path, quiet)
     _check(run, comparisons, tolerance)
 

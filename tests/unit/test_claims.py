@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
@@ -348,7 +349,12 @@ def test_what_lies_in_the_locks_place_is_not_written_to(plant: str, tmp_path: Pa
     run = tmp_path / "run"
     run.mkdir()
     lock = run / ".bf16prof.lock"
-    {"link": lambda: lock.symlink_to(victim), "folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock)}[plant]()
+    if plant == "link":
+        lock.symlink_to(victim)
+    elif plant == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
 
     with pytest.raises(InputError, match="cannot write"), claimed(run, "x"):
         pytest.fail("it was claimed")
@@ -359,7 +365,7 @@ def test_where_the_file_system_knows_no_flock_the_file_is_the_lock(tmp_path: Pat
     def unsupported(_descriptor: int, _operation: int) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     with locks.held(tmp_path / "lock"):
         assert locks.is_held(tmp_path / "lock")
         with pytest.raises(locks.Busy, match=f"process {os.getpid()}"), locks.held(tmp_path / "lock"):
@@ -374,7 +380,8 @@ def test_where_the_file_system_knows_no_flock_the_file_is_the_lock(tmp_path: Pat
 @pytest.mark.parametrize("lock", ["left behind", "none"])
 def test_a_run_whose_process_is_gone_was_interrupted(lock: str, run_folder: Path) -> None:
     run = runs.load(run_folder)
-    cases = tuple(dataclasses.replace(c, status=s) for c, s in zip(run.manifest.cases, ["finished", "running", "planned"], strict=False))
+    statuses = (runs.Status.FINISHED, runs.Status.RUNNING, runs.Status.PLANNED)
+    cases = tuple(dataclasses.replace(c, status=s) for c, s in zip(run.manifest.cases, statuses, strict=False))
     runs.save(runs.replace(run, status=runs.Status.RUNNING, cases=cases))
     if lock == "left behind":
         (run_folder / ".bf16prof.lock").touch()
