@@ -37,9 +37,9 @@ OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK))
 """All files that we write into a run directory itself."""
 
 SPEC = "spec.json"
-FAILURES = "failures.json"
+EXITS = "exits.json"
 LAUNCHER_LOG = "launcher.log"
-CASE_FILES = frozenset((SPEC, FAILURES, LAUNCHER_LOG))
+CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG))
 """All files that we write into the folder of a case, beside those of its ranks."""
 
 _RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log)")

@@ -42,7 +42,8 @@ class RankQuality:
 class RankResult:
     """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
 
-    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`.
+    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`. `stopped_at`: when something
+    was raised that stopped the rank, in seconds of the system's monotonic clock.
     """
 
     __pydantic_config__ = STRICT
@@ -66,6 +67,7 @@ class RankResult:
     gpu_utilisation: float | None = None
     power_w: float | None = None
     quality: tuple[RankQuality, ...] = ()
+    stopped_at: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepRecord) -> RankResult:

@@ -17,12 +17,16 @@ from typing import Any
 
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import NotWritten
 from bf16prof.measure.batches import make_batches
 from bf16prof.measure.batons import use_dying_batons
 from bf16prof.measure.results import RankQuality, RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, rank_log, read
+
+HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What PyTorch raises, as a RuntimeError, where the system has no memory left (c10/core/impl/alloc_cpu.cpp)."""
 
 WRITE_EVERY_S = 1.0
 """A partial result is written at most this often, and never inside a timed step."""
@@ -199,7 +203,8 @@ def main() -> None:
     try:
         rank.run()
     except BaseException as error:
-        rank.save(status=_status(error), message=_message(error), run_peak_bytes=rank.probe.run_peak_bytes())
+        stopped_at = time.monotonic()  # before anything is unwound: the others notice when connections are closed
+        rank.save(status=_status(error), message=_message(error), run_peak_bytes=rank.probe.run_peak_bytes(), stopped_at=stopped_at)
         raise
     # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
     sys.stdout.flush()
@@ -210,17 +215,19 @@ def main() -> None:
 def _status(error: BaseException) -> Status:
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or HOST_MEMORY in str(error):
         return Status.OOM
     if isinstance(error, InputError):
-        return Status.REFUSED
-    return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else Status.FAILED
+        return Status.FAILED if isinstance(error, NotWritten) else Status.REFUSED
+    return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
 
 
 def _message(error: BaseException) -> str:
     """One line on what went wrong."""
     if isinstance(error, Bf16profError):
         return f"{error.message} ({error.hint})" if error.hint else error.message
+    if isinstance(error, SystemExit):
+        return f"left by sys.exit({error.code!r})"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

@@ -52,7 +52,7 @@ def old_run(run_folder: Path) -> Path:
     """A run directory with all that a run writes, and with the temporary file of a killed writer."""
     case = run_folder / CASE
     case.mkdir()
-    for name in ("spec.json", "failures.json", "launcher.log", "rank0.json", "rank1.json", "rank0.log", ".rank1.json.0123abcd.part"):
+    for name in ("spec.json", "exits.json", "launcher.log", "rank0.json", "rank1.json", "rank0.log", ".rank1.json.0123abcd.part"):
         (case / name).write_text("{}")
     (run_folder / "report.html").write_bytes(b"<html><head>" + claims.REPORT_HEAD)
     for name in ("loss.csv", "quality.csv", ".bf16prof.lock", ".run.json.89abcdef.part"):
