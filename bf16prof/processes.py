@@ -38,6 +38,14 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
+def signal_name(number: int) -> str:
+    """`SIGKILL`; `signal 64` where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def threads_per_rank(world_size: int) -> int:
     """Threads that each of so many CPU ranks on this machine computes with, unless `OMP_NUM_THREADS` says otherwise."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")

@@ -24,6 +24,7 @@ from bf16prof.documents import SCHEMA_VERSION, document
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, read_text, write_json, write_text
 from bf16prof.locks import is_held
+from bf16prof.profiles.secrets import command_without_secrets
 from bf16prof.records import STRICT, Case, Device, MemoryRecord
 
 MANIFEST = "run.json"
@@ -33,7 +34,9 @@ LOSSES = "loss.csv"
 QUALITY = "quality.csv"
 LOCK = ".bf16prof.lock"
 """Held by the process that writes the run, for as long as it lives."""
-OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK))
+RESERVE = ".bf16prof.reserve"
+"""Disk space that is set aside while a run goes on, so that its end can be written on a disk that is full by then."""
+OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK, RESERVE))
 """All files that we write into a run directory itself."""
 
 SPEC = "spec.json"
@@ -137,8 +140,8 @@ class _Document:
 
 
 def command_line() -> tuple[str, ...]:
-    """What was typed, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
-    return tuple(argument.encode(errors="backslashreplace").decode() for argument in sys.argv)
+    """What was typed, without secrets, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
+    return command_without_secrets([argument.encode(errors="backslashreplace").decode() for argument in sys.argv])
 
 
 def now() -> str:
@@ -148,7 +151,17 @@ def now() -> str:
 
 def save(run: Run) -> None:
     """Write the manifest and the records of a run into its folder."""
+    save_records(run)
+    save_manifest(run)
+
+
+def save_records(run: Run) -> None:
+    """Write the records of a run into its folder."""
     write_json(run.path / RECORDS, document(run.records))
+
+
+def save_manifest(run: Run) -> None:
+    """Write the manifest of a run into its folder."""
     write_json(run.path / MANIFEST, run.manifest)
 
 

@@ -13,13 +13,15 @@ from bf16prof.commands import options as o
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
+from bf16prof.files import NotWritten
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Device
+from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status
 
 if TYPE_CHECKING:
+    from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measure.accelerator import TorchAnswer
 
 CPU_RANKS = 2
@@ -70,7 +72,6 @@ def measure(
     from bf16prof.estimate.predict import with_work
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
-    from bf16prof.simulate.runner import simulate as dry_run
 
     check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
@@ -84,11 +85,14 @@ def measure(
         predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
         if simulate:
             with SimulationProgress(jobs, quiet) as progress:
-                predictions = with_work([*predictions, *dry_run(jobs, progress)])
+                predictions = with_work([*predictions, *_dry_run(jobs, progress)])
         claim.clear()
         with ProgressWatcher(len(jobs), quiet) as watcher:
             run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins), watcher)
-        write_report(run)
+        try:
+            write_report(run)
+        except NotWritten as error:
+            raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
     comparisons = reconcile(run.records)
     said = settings(run.manifest.profile, run.manifest.origins)
     more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
@@ -101,6 +105,17 @@ def measure(
             show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(run.path, quiet)
     _check(run, comparisons, tolerance)
+
+
+def _dry_run(jobs: list[Job], progress: SimulationProgress) -> list[MemoryRecord]:
+    """The dry runs of these jobs that came to an end; of the others a line is said, for the measurement does not depend on them."""
+    from bf16prof.simulate.runner import DryRunFailed, simulate
+
+    try:
+        return simulate(jobs, progress)
+    except DryRunFailed as error:
+        hint(error.message, False)
+        return list(error.records.values())
 
 
 def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:

@@ -16,6 +16,7 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, MemoryRecord, Phase
 from bf16prof.reports.asked import settings
+from bf16prof.runs import Run
 
 
 def simulate(
@@ -50,7 +51,7 @@ def simulate(
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
-    from bf16prof.simulate.runner import Options
+    from bf16prof.simulate.runner import DryRunFailed, Options
     from bf16prof.simulate.runner import simulate as run
 
     check_outputs(context.params)
@@ -62,8 +63,14 @@ def simulate(
     require_optimizer_libraries(jobs)
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
-    with SimulationProgress(jobs, quiet) as progress:
-        records = run(jobs, progress, Options(expandable_segments, snapshot, force))
+    failed = None
+    try:
+        with SimulationProgress(jobs, quiet) as progress:
+            records = run(jobs, progress, Options(expandable_segments, snapshot, force))
+    except DryRunFailed as error:  # the others are shown all the same
+        if not error.records:
+            raise
+        failed, records, jobs = error, list(error.records.values()), [jobs[index] for index in error.records]
     both = with_work([*records, *predictions(jobs)])
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
@@ -72,7 +79,14 @@ def simulate(
     write_files(output, [result], force=force, **more)
     if json_:
         print_json(records, **more)
-        return
+    else:
+        _show(result, records, verbose)
+        hint(_next(records, request.profile), quiet or failed is not None)
+    if failed is not None:
+        raise failed
+
+
+def _show(result: Run, records: Sequence[MemoryRecord], verbose: bool) -> None:
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
     console = make_console()
@@ -80,8 +94,7 @@ def simulate(
     for record in records if verbose or len(records) == 1 else ():
         breakdown(record, console)
     if verbose:
-        show_settings(trained, origins)
-    hint(_next(records, request.profile), quiet)
+        show_settings(result.manifest.profile, result.manifest.origins)
 
 
 def _next(records: Sequence[MemoryRecord], profile: Profile) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import psutil
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
+from bf16prof.processes import signal_name
 from bf16prof.records import STRICT
 from bf16prof.runs import read
 
@@ -53,14 +53,6 @@ class _Exits:
 
     exits: tuple[RankExit, ...]
     schema_version: int = SCHEMA_VERSION
-
-
-def signal_name(number: int) -> str:
-    """`SIGKILL`; `signal 64` where it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def save_exits(path: Path, exits: dict[int, RankExit]) -> None:
@@ -113,9 +105,10 @@ class ExitWatch:
     def _over(self, descriptor: int, at: float) -> None:
         rank = self._known.pop(descriptor)
         self._poll.unregister(descriptor)
-        with contextlib.suppress(ChildProcessError):  # torchrun has buried it already
+        code = 0  # if torchrun has buried it already, it will say what else it was
+        with contextlib.suppress(ChildProcessError):
             found = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
             if found is not None:
                 code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-                self._tell(RankExit(rank, code, at))
         os.close(descriptor)
+        self._tell(RankExit(rank, code, at))

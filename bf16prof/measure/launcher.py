@@ -21,10 +21,10 @@ from typing import TypeVar
 from bf16prof.errors import SIGNALLED, InputError
 from bf16prof.files import last_lines
 from bf16prof.measure.blame import Cause, blame
-from bf16prof.measure.exits import RankExit, load_exits, signal_name
+from bf16prof.measure.exits import RankExit, load_exits
 from bf16prof.measure.results import RankResult, load_rank
 from bf16prof.memory_kills import MemoryKills
-from bf16prof.processes import child_environment, started, threads_per_rank
+from bf16prof.processes import child_environment, signal_name, started, threads_per_rank
 from bf16prof.runs import EXITS, LAUNCHER_LOG, SPEC, Status, rank_log
 
 T = TypeVar("T")

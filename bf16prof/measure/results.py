@@ -43,7 +43,7 @@ class RankResult:
     """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
 
     Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`. `stopped_at`: when something
-    was raised that stopped the rank, in seconds of the system's monotonic clock.
+    was raised that stopped the rank, in seconds of the system's monotonic clock. `noticed`: that only said that another rank is gone.
     """
 
     __pydantic_config__ = STRICT
@@ -68,6 +68,7 @@ class RankResult:
     power_w: float | None = None
     quality: tuple[RankQuality, ...] = ()
     stopped_at: float | None = None
+    noticed: bool = False
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepRecord) -> RankResult:

@@ -31,8 +31,10 @@ def main() -> None:
     try:
         run(parse_args(sys.argv[3:]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        told = {rank: RankExit(rank, failure.exitcode) for rank, failure in error.failures.items()}
-        save_exits(target, told | dict(exits))
+        for rank, failure in error.failures.items():
+            seen = exits.get(rank)
+            exits[rank] = RankExit(rank, failure.exitcode, seen.at if seen else None)
+        save_exits(target, exits)
         sys.exit(1)
     except SignalException as error:  # somebody ended torchrun, which then ended the ranks
         target.unlink(missing_ok=True)

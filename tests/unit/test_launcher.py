@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from bf16prof import processes
 from bf16prof.errors import InputError
@@ -28,8 +30,8 @@ from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, rank_file
 TERM = -signal.SIGTERM
 
 
-def result(rank: int, status: Status = Status.FINISHED, message: str = "", at: float | None = None) -> RankResult:
-    return RankResult(rank, 1, status, Device.CPU, "cpu", parameters=1, message=message, stopped_at=at)
+def result(rank: int, status: Status = Status.FINISHED, message: str = "", at: float | None = None, noticed: bool = False) -> RankResult:
+    return RankResult(rank, 1, status, Device.CPU, "cpu", parameters=1, message=message, stopped_at=at, noticed=noticed)
 
 
 def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[RankExit] = (), by_kernel: bool = False) -> Outcome:
@@ -100,7 +102,7 @@ def test_the_failed_rank_is_named_with_its_own_words_and_its_log(tmp_path: Path)
 
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-RESET = (Status.FAILED, "RuntimeError: Connection reset by peer", 10.2)
+RESET = (Status.FAILED, "RuntimeError: Connection reset by peer", 10.2, True)
 RUNNING = (Status.RUNNING, "", None)
 
 
@@ -116,6 +118,11 @@ RUNNING = (Status.RUNNING, "", None)
         ([RESET, RUNNING], [(0, 1, 10.4), (1, TERM, 10.1)], "rank 1: killed by SIGTERM"),
         ([RESET, RUNNING], [(0, 1, 10.4), (1, -9, 10.1)], "rank 1: killed by SIGKILL"),
         ([RESET, RUNNING], [(0, 1, 10.4), (1, -11, 10.1)], "rank 1: killed by SIGSEGV"),
+        # The kernel closes connections before it says that a process is gone.
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, 7, 10.3)], "rank 1: left with exit code 7"),
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, TERM, 10.3)], "rank 1: killed by SIGTERM"),
+        # What went wrong in a rank later is not the cause although another notices that as well.
+        ([(Status.FAILED, "ValueError: no", 10.0), RUNNING], [(0, 1, 10.9), (1, -6, 10.5)], "rank 0: ValueError: no"),
         # torchrun's own come after the cause.
         ([RUNNING, RUNNING, RESET], [(0, TERM, 10.9), (1, TERM, 10.8), (2, 1, 10.4)], "rank 2: RuntimeError: Connection reset by peer"),
         # What was raised counts from when it was, not from when its process was gone.
@@ -128,7 +135,7 @@ RUNNING = (Status.RUNNING, "", None)
     ],
 )  # fmt: skip
 def test_the_first_in_time_is_blamed(
-    tmp_path: Path, ranks: list[tuple[Status, str, float | None] | None], exits: list[tuple[int, int, float | None]], blamed: str
+    tmp_path: Path, ranks: list[tuple[Any, ...] | None], exits: list[tuple[int, int, float | None]], blamed: str
 ) -> None:
     results = [None if rank is None else result(number, *rank) for number, rank in enumerate(ranks)]
     found = outcome(tmp_path, 1, *results, exits=[RankExit(*each) for each in exits])
@@ -181,6 +188,21 @@ def test_the_log_of_torchrun_stands_in_for_an_empty_one_of_the_rank(tmp_path: Pa
 
 def test_no_file_means_no_exits(tmp_path: Path) -> None:
     assert load_exits(tmp_path / EXITS) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "noticed"),
+    [
+        (RuntimeError("[.../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:2"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Connection reset by peer"), False),
+        (SystemExit(1), False),
+    ],
+)
+def test_who_only_noticed_says_so(error: BaseException, noticed: bool) -> None:
+    assert worker._has_noticed(error) is noticed
 
 
 def test_reasons_are_words() -> None:
