@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import report_fixtures as fixtures
 from command_line import Main, main
-from jobs import job
+from jobs import job, small_profile
 
 from bf16prof.documents import document
 from bf16prof.errors import InputError
@@ -22,6 +22,8 @@ from bf16prof.simulate.runner import DryRunFailed, Files
 from bf16prof.simulate.task import Fault
 
 __all__ = ["main"]
+
+JOB = job(small_profile())
 
 WORKER = """
 import os, signal, sys, types
@@ -62,7 +64,7 @@ def ended(folder: Path, *outcomes: str) -> list[Files]:
 def test_the_records_of_the_others_come_with_the_failure(tmp_path: Path) -> None:
     tasks = ended(tmp_path, "record", "killed by SIGKILL", "record", "")
     with pytest.raises(DryRunFailed, match=r"failed \(and 1 more\): killed by SIGKILL") as caught:
-        runner._records(tasks, [job()] * 4, runner._Ending(0, False, tmp_path / "log"))
+        runner._records(tasks, [JOB] * 4, runner._Ending(0, False, tmp_path / "log"))
 
     assert {index: record.reserved_bytes for index, record in caught.value.records.items()} == {0: 0, 2: 2}
     assert caught.value.exit_code == 3
@@ -71,7 +73,7 @@ def test_the_records_of_the_others_come_with_the_failure(tmp_path: Path) -> None
 def test_bad_input_comes_before_what_broke(tmp_path: Path) -> None:
     tasks = ended(tmp_path, "broke", "bad input: no such model")
     with pytest.raises(InputError, match="bad input"):
-        runner._records(tasks, [job()] * 2, runner._Ending(0, False, tmp_path / "log"))
+        runner._records(tasks, [JOB] * 2, runner._Ending(0, False, tmp_path / "log"))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_bad_input_comes_before_what_broke(tmp_path: Path) -> None:
 )
 def test_a_process_that_left_nothing_is_told_by_its_end(code: int, by_kernel: bool, expected: str, tmp_path: Path) -> None:
     with pytest.raises(DryRunFailed, match=expected):
-        runner._records(ended(tmp_path, ""), [job()], runner._Ending(code, by_kernel, tmp_path / "log"))
+        runner._records(ended(tmp_path, ""), [JOB], runner._Ending(code, by_kernel, tmp_path / "log"))
 
 
 def test_simulate_shows_what_there_is_and_leaves_with_3(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
