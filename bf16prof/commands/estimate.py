@@ -8,7 +8,7 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, show_settings, write_files
+from bf16prof.commands.output import check_outputs, finished_run, hint, hint_caveats, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
@@ -22,6 +22,7 @@ FEW_CASES = 12
 
 def estimate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "0,1,2,3",
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128",
@@ -32,6 +33,7 @@ def estimate(
     offload: o.OffloadOption = None,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -78,6 +80,8 @@ def estimate(
     _show(records, refused, accounts, verbose)
     if verbose:
         show_settings(trained, origins)
+    elif len(records) > 1:
+        hint_caveats(target, quiet)
     hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", quiet)
 
 

@@ -29,6 +29,7 @@ CPU_RANKS = 2
 
 def measure(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
@@ -40,6 +41,7 @@ def measure(
     ] = None,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -156,9 +158,8 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
     row = gpu_named(found.name)
     if row is None:
         return asked
-    return dataclasses.replace(
-        row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=asked.compute_capability
-    )
+    capability = row.compute_capability if row.architecture else asked.compute_capability  # an AMD GPU's own says nothing of CUDA's kernels
+    return dataclasses.replace(row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=capability)
 
 
 def _show(run: Run, verbose: bool) -> None:

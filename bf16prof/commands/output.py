@@ -12,6 +12,7 @@ import typer
 from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
 from bf16prof.files import write_text
+from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.reports.units import inert
@@ -136,3 +137,9 @@ def hint(text: str, quiet: bool) -> None:
     """One line of advice on stderr."""
     if not quiet:
         typer.echo(inert(text, None), err=True)
+
+
+def hint_caveats(gpu: Gpu | None, quiet: bool) -> None:
+    """What predictions for a GPU take from another one, where no record is shown in full with its notes."""
+    for caveat in gpu.caveats() if gpu else ():
+        hint(caveat, quiet)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_outputs, hint, show_settings
+from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
 from bf16prof.commands.request import Request, read_request
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import InputError, Refused
@@ -33,6 +33,7 @@ SHOWN = 10
 
 def plan(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     gpus: o.GpusOption = "8",
     gpu: o.GpuOption = o.DEFAULT_GPU,
@@ -67,6 +68,7 @@ def plan(
     ] = 64,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -109,6 +111,7 @@ def plan(
             show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
     if write is not None and answers[0].first is None:
         raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
+    hint_caveats(judge.question.gpu, quiet)
     _hints(context.params, answers, write, quiet)
 
 
@@ -258,7 +261,10 @@ def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None,
 
 def _what_is_trained(given: dict[str, Any]) -> list[str]:
     """The flags that a plan does not decide, as they were given."""
-    said = ["--profile", str(given["profile"])]
+    said = [] if given["subject"] is None else [str(given["subject"])]
+    has_model = any(given[name] is not None for name in ("subject", "hf_config", "model"))
+    if not has_model or given["profile"] != o.DEFAULT_PROFILE:
+        said += ["--profile", str(given["profile"])]
     for name in ("hf_config", "model", "ds_config", "sequence_length"):
         if given[name] is not None:
             said += ["--" + name.replace("_", "-"), str(given[name])]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, show_settings, write_files
+from bf16prof.commands.output import check_outputs, finished_run, hint, hint_caveats, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
@@ -21,6 +21,7 @@ from bf16prof.runs import Run
 
 def simulate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
@@ -29,6 +30,7 @@ def simulate(
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -81,6 +83,8 @@ def simulate(
         print_json(records, **more)
     else:
         _show(result, records, verbose)
+        if not verbose and len(records) > 1:
+            hint_caveats(target, quiet)
         hint(_next(records, request.profile), quiet or failed is not None)
     if failed is not None:
         raise failed

@@ -87,7 +87,7 @@ def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork |
     missing = [f"no peaks in closed form: {no_peaks}; bf16prof simulate finds them"] if no_peaks else []
     missing += [f"no work of a step in closed form: {no_work}"] if no_work else []
     tf32 = tf32_note(job, work) if work else None
-    return (*missing, tf32) if tf32 else tuple(missing)
+    return (*missing, *([tf32] if tf32 else []), *(job.gpu.caveats() if job.gpu else ()))
 
 
 def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> dict[str, Any]:

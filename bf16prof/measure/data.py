@@ -23,6 +23,7 @@ from typing import Protocol
 
 from bf16prof.errors import InputError, install_hint
 from bf16prof.files import read_up_to
+from bf16prof.profiles.names import unknown
 
 BYTES = 256
 """Token ids of byte-level text, and the alphabet that a byte-level BPE starts from."""
@@ -30,7 +31,7 @@ BYTES = 256
 LARGEST_TEXT = 4 * 2**30
 """Bytes of a text, which every rank holds whole."""
 
-KNOWN = "data is synthetic, pydoc, pydoc-bpe, text:PATH or text-bpe:PATH"
+KNOWN = ("synthetic", "pydoc", "pydoc-bpe", "text:PATH", "text-bpe:PATH")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _parse(spec: str) -> _Spec:
         return _Spec(text=True, bpe=kind == "text-bpe", path=Path(path).expanduser())
     if not colon and kind in ("synthetic", "pydoc", "pydoc-bpe"):
         return _Spec(text=kind != "synthetic", bpe=kind == "pydoc-bpe")
-    raise InputError(f"workload.data: unknown data {spec!r}", hint=KNOWN)
+    raise unknown("data", spec, KNOWN, where="workload.data: ")
 
 
 class _MarkovRows:

@@ -210,7 +210,7 @@ def main() -> None:
         rank.run()
     except BaseException as error:
         stopped_at = time.monotonic()  # before anything is unwound: the others notice when connections are closed
-        said = {"status": _status(error), "message": _message(error), "noticed": _has_noticed(error)}
+        said: dict[str, Any] = {"status": _status(error), "message": _message(error), "noticed": _has_noticed(error)}
         rank.save(**said, run_peak_bytes=rank.probe.run_peak_bytes(), stopped_at=stopped_at)
         raise
     # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.

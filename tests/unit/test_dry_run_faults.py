@@ -17,6 +17,7 @@ from bf16prof.errors import InputError
 from bf16prof.files import write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment
+from bf16prof.runs import read
 from bf16prof.simulate import runner
 from bf16prof.simulate.runner import DryRunFailed, Files
 from bf16prof.simulate.task import Fault
@@ -47,7 +48,7 @@ def test_a_killed_dry_run_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     tasks = [Files(tmp_path, index) for index in range(4)]
 
     assert [files.record.exists() for files in tasks] == [True, False, True, True]
-    assert runner.read(tasks[1].fault, Fault).message.startswith("killed by SIGKILL")
+    assert read(tasks[1].fault, Fault).message.startswith("killed by SIGKILL")
 
 
 def ended(folder: Path, *outcomes: str) -> list[Files]:
