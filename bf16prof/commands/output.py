@@ -50,7 +50,7 @@ def _inputs(given: Mapping[str, Any]) -> list[Path]:
     """The files and run directories' files that a command's parameters name for reading."""
     values = [value for name, value in given.items() if name not in ("output", "output_dir", *OTHER_OUTPUTS)]
     flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-    paths = [Path(given.get("profile") or ""), *(item for item in flat if isinstance(item, Path))]
+    paths = [Path(item) for item in flat if isinstance(item, Path | str) and item]
     return paths + [path / name for path in paths for name in OWN_FILES - {REPORT}]
 
 

@@ -5,6 +5,7 @@ Two environments that share a home share none of these folders, unless they are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -64,9 +65,11 @@ def _facts() -> Iterator[str]:
 
 def _package(name: str) -> Path:
     """The folder of an installed package, which is not imported; a folder that there is not, where it is not installed."""
-    spec = importlib.util.find_spec(name)
-    places = spec.submodule_search_locations if spec is not None else None
-    return Path(next(iter(places))) if places else Path("/nonexistent") / name
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations)))
+    return Path("/nonexistent") / name
 
 
 def _compiler() -> Path:

@@ -18,13 +18,14 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "processes", "rounding", "summaries"},
-    {"records", "documents"},
-    {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
+    {"errors", "locks", "processes", "rounding", "summaries"},
+    {"records", "documents", "files", "memory_kills"},
+    {"profiles", "reconcile", "runs", "claims", "reports", "imports", "plans"},
     {"models", "cases"},
     {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
     {"commands"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]
