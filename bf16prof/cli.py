@@ -1,7 +1,7 @@
 """The program: one way in and one way out, errors and signals mapped to exit codes in one place.
 
-Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside the tolerance; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129
-by SIGHUP. Nothing is imported here that takes time, so that a signal finds its handler from the first instruction on.
+Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted; interrupted: 130 by Ctrl-C, 143
+by SIGTERM, 129 by SIGHUP. Nothing is imported here that takes time, so that a signal finds its handler from the first instruction on.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ copy of one process that has imported both, and a single one that process itself
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from bf16prof.processes import child_environment, signal_name, started
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
 from bf16prof.simulate.task import Fault, Progress, Task
+from bf16prof.verdict import gpu_limit, judged
 
 POLL_S = 0.05
 TOO_BIG = "a dry run takes a few GB: try fewer cases at a time"
@@ -148,7 +150,7 @@ def killed(number: int, by_kernel: bool) -> str:
 
 def _records(tasks: Sequence[Files], jobs: Sequence[Job], ending: _Ending) -> list[MemoryRecord]:
     """The records of all tasks. Raises for those that left none, bad input first."""
-    found = {files.index: load_records(files.record)[0] for files in tasks if files.record.exists()}
+    found = {files.index: _record(files, job) for files, job in zip(tasks, jobs, strict=True) if files.record.exists()}
     faults = {files.index: _fault(files, ending) for files in tasks if files.index not in found}
     for fault in faults.values():
         if fault.is_input:
@@ -160,6 +162,11 @@ def _records(tasks: Sequence[Files], jobs: Sequence[Job], ending: _Ending) -> li
     error = DryRunFailed(f"the dry run of {jobs[index].case.label} failed{more}: {first.message}", hint=first.hint)
     error.records = found
     raise error
+
+
+def _record(files: Files, job: Job) -> MemoryRecord:
+    record = load_records(files.record)[0]
+    return record if job.gpu is None else judged(dataclasses.replace(record, limit_bytes=gpu_limit(job.gpu, job.case.world_size)))
 
 
 def _fault(files: Files, ending: _Ending) -> Fault:
