@@ -29,13 +29,14 @@ __all__ = ["main"]
 SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
-    "--no-activation-checkpointing", "--set", "--seq", "--batch-size", "--gas",
+    "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas",
 }  # fmt: skip
 FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
+        "--expandable-segments", "--fail-unless-fits",
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject",
@@ -44,6 +45,7 @@ FLAGS = {
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
+        "--gpus-per-node", "--fail-unless-fits",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files",
@@ -51,7 +53,7 @@ FLAGS = {
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v",
+        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits",
     },
     "report": OUTPUT | {"--open", "--fail-over", "runs"},
     "doctor": {"--json"},
@@ -96,7 +98,8 @@ def test_help_shows_two_examples_and_the_exit_codes(name: str) -> None:
     assert result.exit_code == 0
     examples = result.stdout.partition("Examples:")[2]
     assert len(re.findall(rf"^ bf16prof {name} |^ bf16prof {name}$", examples, re.MULTILINE)) == 2
-    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over, 130/143/129 interrupted." in examples
+    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over" in examples
+    assert "or not --fail-unless-fits, 130/143/129 interrupted." in examples
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("estimate", "-h"), ("profiles", "--help")])
