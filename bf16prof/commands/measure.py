@@ -9,12 +9,13 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -84,15 +85,20 @@ def measure(
             predictions = with_work([*predictions, *dry_run(jobs, progress)])
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality), watcher)
+        run = run_measurement(
+            Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality, request.resolved.origins), watcher
+        )
     comparisons = reconcile(run.records)
     write_report(run)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose)
+        if verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
 
