@@ -20,6 +20,7 @@ from bf16prof.commands.catalog import profiles, recipes
 from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
 from bf16prof.commands.importing import import_
+from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.plan import plan
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Why what is written to stdout may get nowhere."""
 
-app = typer.Typer(
+app = LiteralTyper(
     name="bf16prof",
     help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
     epilog=EXIT_CODES,

@@ -12,6 +12,7 @@ import typer
 
 from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
+from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.request import resolve_profile
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.engine.constraints import refusal_reason
@@ -28,8 +29,8 @@ from bf16prof.reports.units import UNKNOWN
 from bf16prof.reports.views import case_label
 from bf16prof.runs import load
 
-profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
-recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
+profiles = LiteralTyper(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
+recipes = LiteralTyper(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
 
 
 RunOption = Annotated[
