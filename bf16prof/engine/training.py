@@ -1,10 +1,10 @@
 """The model, the engine and one optimizer step of a job, as one of two well-known loops writes it (`workload.keeps_outputs`).
 
-* The published example's (DeepSpeedExamples, training/bf16_master_weight): outputs, loss and batch are local variables, alive until the next
-  micro-step overwrites them: in backward, in the step, and when memory is read between steps.
+* The published example's (DeepSpeedExamples, training/bf16_master_weight): outputs, loss and batch are local variables, alive until the
+  next micro-step overwrites them: in backward, in the step, and when memory is read between steps.
 * The Trainer's of transformers (5.24.0, trainer.py): `_run_epoch` fetches the batches of all micro-steps of an optimizer step together
-  (`get_batch_samples`) and holds them until it fetches the next; `compute_loss` lets go of the outputs when it returns, before backward; the
-  loss stays until the next one is there. Three scalars of the Trainer are left out: the sum of losses, the number of tokens, the norm.
+  (`get_batch_samples`) and holds them until it fetches the next; `compute_loss` lets go of the outputs when it returns, before backward;
+  the loss stays until the next one is there. Three scalars of the Trainer are left out: the sum of losses, the number of tokens, the norm.
 
 Ours keeps the same tensors as attributes for the same reason, and `kept` names them.
 

@@ -93,7 +93,7 @@ def shims(tracker: Tracker) -> Iterator[None]:
         for loaded in [module for name, module in sys.modules.items() if name.startswith("deepspeed.ops")]:
             for builder in builders & vars(loaded).keys():
                 replace(loaded, builder, StubBuilder)
-        for owner, name, value in replacements():
+        for owner, name, value in replacements(tracker):
             replace(owner, name, value, create=True)
         for module in COMPARING_MODULES:
             for name in RANK_COMPARISONS:

@@ -18,7 +18,6 @@ from report_fixtures import run_folder
 from bf16prof import runs
 from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
-from bf16prof.records import Component, Device, MemoryRecord, Source
 
 __all__ = ["run_folder"]
 
