@@ -336,7 +336,8 @@ class StepWork:
       multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
     * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model states that the optimizer has to read and
       to write, once each. `host_link_bytes`: offloaded gradients and parameters between host and device.
-    * `floor_s`: the seconds below which each part cannot take on the record's GPU; empty without one.
+    * `floor_s`: the seconds below which each part cannot take on the record's GPU, beyond what runs beside the parts before it; empty
+      without one. `hidden_s`: the seconds of communication and of the host link that run beside computation and are not in the floor.
     """
 
     __pydantic_config__ = STRICT
@@ -352,6 +353,7 @@ class StepWork:
     host_link_bytes: Size = 0
     micro_steps: Size = 1
     floor_s: dict[str, Amount] = field(default_factory=dict)
+    hidden_s: dict[str, Amount] = field(default_factory=dict)
 
     @property
     def model_flops(self) -> int:

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Component, Label, OutOfMemory, Phase
+from bf16prof.rounding import round_up
 from bf16prof.simulate.hardware.allocator import Action, Block, CachingAllocator
 from bf16prof.simulate.hardware.allocator import OutOfMemory as AllocatorOutOfMemory
 
@@ -197,11 +199,9 @@ class Ledger:
             count = block.requested // size if size else left
             left -= count
             if allocator.reserved_bytes > self.peak_reserved:
-                others = (
-                    block.size - block.size // count if count > 1 else 0
-                )  # those in the block after the first, for which it was reserved
+                first = round_up(size, ALLOCATOR_BLOCK_BYTES) if count > 1 else block.size  # it needed the memory, not those after it
                 self.peak_reserved = allocator.reserved_bytes
-                self.allocated_at_peak_reserved = allocator.allocated_bytes - others
+                self.allocated_at_peak_reserved = allocator.allocated_bytes - block.size + first
             yield block
 
     def _block(self, allocator: CachingAllocator, allocation: Allocation, size: int, most: int) -> Block:
