@@ -12,6 +12,7 @@ from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
 from bf16prof.commands.explain import explain
 from bf16prof.commands.importing import import_
+from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.plan import plan
@@ -19,7 +20,7 @@ from bf16prof.commands.report import report
 from bf16prof.commands.schemas import schema
 from bf16prof.commands.simulate import simulate
 
-app = typer.Typer(
+app = LiteralTyper(
     name="bf16prof",
     help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
     epilog=EXIT_CODES,

@@ -10,7 +10,7 @@ from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
 from bf16prof.quality.sums import Sums
-from bf16prof.records import STRICT, Bytes, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
+from bf16prof.records import STRICT, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
 from bf16prof.runs import Status, rank_file, read
 
 
@@ -57,12 +57,12 @@ class RankResult:
     message: str = ""
     init: PhaseMemory = field(default_factory=PhaseMemory)
     steps: tuple[StepRecord, ...] = ()
-    allocated_bytes: Bytes | None = None
+    allocated_bytes: Size | None = None
     items: tuple[Item, ...] = ()
     host_items: tuple[Item, ...] = ()
-    run_peak_bytes: Bytes | None = None
-    reserved_bytes: Bytes | None = None
-    device_bytes: Bytes | None = None
+    run_peak_bytes: Size | None = None
+    reserved_bytes: Size | None = None
+    device_bytes: Size | None = None
     allocator_retries: int | None = None
     gpu_utilisation: float | None = None
     power_w: float | None = None

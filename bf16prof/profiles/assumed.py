@@ -181,6 +181,11 @@ RULES: tuple[Rule, ...] = (
         "zero.Init",
         _of_the_trainer(True, "from_pretrained inside deepspeed.zero.Init, as the Trainer does at ZeRO-3"),
     ),
+    Rule(
+        "workload.keeps_outputs",
+        "outputs dropped",
+        _of_the_trainer(False, "the loop drops the model's outputs before backward, as the Trainer's does"),
+    ),
     Rule("model.attn_implementation", "attention", _attention),
     Rule("model.inputs", "image inputs", image_inputs),
     Rule(

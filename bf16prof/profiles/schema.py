@@ -29,6 +29,10 @@ class WorkloadSettings(Settings):
     gradient_accumulation_steps: Count = 1
     activation_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`, non-reentrant)."""
+    keeps_outputs: bool = True
+    """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
+    (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
+    transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
     data: str = "synthetic"
     """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measure/data.py`)."""
     zero_init: bool = False

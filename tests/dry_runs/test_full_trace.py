@@ -52,6 +52,16 @@ def test_a_full_trace_gives_the_same_record(tmp_path: Path, job: Job) -> None:
     assert trace(tmp_path, job, "answers,ranks") == trace(tmp_path, job, "nothing")
 
 
+def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(tmp_path: Path) -> None:
+    """Most parameters have fewer elements than there are ranks. Only the timeline is another: its events are fewer."""
+    (job,) = jobs(SMALL, [3], 600, ["bf16-fp32-master"])
+
+    with_tensors, without = trace(tmp_path, job, "ranks"), trace(tmp_path, job, "nothing")
+
+    assert with_tensors.pop("timeline") != without.pop("timeline")
+    assert with_tensors == without
+
+
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_steps_that_are_run_are_those_that_are_repeated(tmp_path: Path, job: Job) -> None:
     """On CPU ranks, where the order of events is all there is; and on a GPU, where the caching allocator settles meanwhile."""

@@ -352,7 +352,7 @@ def test_every_format_tells_the_price(capsys: pytest.CaptureFixture[str]) -> Non
 
     reconciliation([run], Console(width=120))
 
-    told = re.compile(r"zero0-w2-bf16-pure[ |]+2[ |]+25.00 %[ |]+0.8500")
+    told = re.compile(r"zero0-w2-bf16-pure[ |]+8[ |]+2[ |]+25.00 %[ |]+0.8500")
     assert told.search(capsys.readouterr().out)
     assert told.search(to_markdown([run]))
     row = frame([run]).iloc[0]

@@ -14,7 +14,6 @@ from report_fixtures import run_folder
 from bf16prof import runs
 from bf16prof.documents import document
 from bf16prof.errors import InputError
-from bf16prof.records import Component, Device, MemoryRecord, Source
 
 __all__ = ["run_folder"]
 
@@ -64,6 +63,14 @@ DAMAGED_RECORDS: dict[str, tuple[Change, list[str]]] = {
     "bool for bytes": (lambda d: d["records"][0].update(reserved_bytes=True), ["records.0.reserved_bytes", "integer"]),
     "bytes beyond 64 bits": (lambda d: d["records"][0].update(reserved_bytes=2**63), ["records.0.reserved_bytes", "less than"]),
     "negative bytes": (lambda d: d["records"][0].update(reserved_bytes=-1), ["records.0.reserved_bytes", "greater than"]),
+    "a component below zero": (lambda d: d["records"][0]["components"].update(other=-1), ["records.0.components.other", "greater than"]),
+    "a peak's component below zero": (
+        lambda d: d["records"][0].update(peak_components={"other": -1}), ["records.0.peak_components.other", "greater than"],
+    ),
+    "an item below zero": (
+        lambda d: d["records"][0].update(items=[{"component": "other", "name": "x", "bytes": -1}]),
+        ["records.0.items.0.bytes", "greater than"],
+    ),
     "negative seconds": (lambda d: d["records"][0].update(step_time_s=-0.5), ["records.0.step_time_s", "greater than"]),
     "negative parameters": (lambda d: d["records"][0].update(parameters=-5), ["records.0.parameters", "greater than"]),
     "no ranks": (lambda d: d["records"][0]["case"].update(world_size=0), ["records.0.case.world_size", "greater than"]),
@@ -179,15 +186,6 @@ def test_an_empty_folder_a_missing_one_and_a_file_are_no_runs(tmp_path: Path) ->
     assert "No such file or directory" in refusal(tmp_path / "none")
     assert "Not a directory" in refusal(tmp_path / "file")
     assert "File name too long" in refusal(tmp_path / ("x" * 300))
-
-
-def test_negative_other_is_kept_because_it_says_that_too_much_was_attributed(tmp_path: Path) -> None:
-    parts = {Component.PARAMETERS: 10, Component.OTHER: -2}
-    record = MemoryRecord(Source.MEASURE, fixtures.case(), Device.CPU, 5, allocated_bytes=8, components=parts)
-    whole = fixtures.run()
-    runs.save(runs.Run(tmp_path, whole.manifest, (record,)))
-
-    assert runs.load(tmp_path).records == (record,)
 
 
 def test_every_document_states_its_schema() -> None:
