@@ -467,3 +467,31 @@ def test_an_engine_starts_from_what_is_written() -> None:
             assert engine.zero_optimization_stage() == choice.plan.case.zero_stage
             assert engine.train_micro_batch_size_per_gpu() == choice.plan.micro_batch_size
             assert engine.train_batch_size() == choice.plan.train_batch_size
+
+
+def test_changes_that_only_work_together_are_found() -> None:
+    # GIVEN a job, and a GPU on which no change that leaves the learning alone makes it fit, but two together do
+    profile = jobs.profile("gpt2-xl", model__num_layers=24, model__vocab_size=32000, workload__sequence_length=1024)
+    start = Setting(3, 64, "bf16-full", Offload.NONE, 12, checkpointing=False, zero_init=False, sequence_length=1024)
+    pinned = {"stages": (3,), "recipes": ("bf16-full",), "micro_batches": (12,), "checkpointing": (False,)}
+    tiny = Judge(question(2 << 30, profile, offloads=(Offload.NONE,), **pinned))
+    begun = tiny(start)
+    assert begun is not None
+    learning = ("--recipe", "--sequence-length", "--gpus")
+    alone = min(c.plan.peak_bytes for c in all_changes(tiny, begun) if c.things == 1 and not c.flag.startswith(learning))
+    pairs = [start.but(checkpointing=True, micro_batch_size=1), start.but(checkpointing=True, offload=Offload.OPTIMIZER)]
+    both = min(judged.plan.peak_bytes for pair in pairs if (judged := tiny.roughly(pair)) is not None)
+    assert both * 1.2 < alone
+    room = int(alone * 0.99)
+
+    outlook = answer(Judge(question(int(room / 0.9) + (628 << 20), profile, offloads=(Offload.NONE,), **pinned)), 64).outlook
+
+    # THEN they are told, after what does alone and before what does not fit
+    assert not outlook.plans
+    together = [change for change in outlook.changes if change.things > 1]
+    assert together
+    assert all(change.plan.fits and change.things == 2 for change in together)
+    fits = [change.plan.fits for change in outlook.changes]
+    assert fits == sorted(fits, reverse=True)
+    assert any("--activation-checkpointing" in change.flag for change in together)
+    assert any("sequence parallelism" in line for line in outlook.beyond)
