@@ -25,7 +25,7 @@ def examples(*lines: str) -> str:
 SubjectArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         show_default=False,
         help="A preset, a profile (TOML), a config.json, its folder, a Hugging Face id, or MODULE:FUNCTION.",
     ),
