@@ -64,8 +64,8 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = Rank(job, tracker, on_progress)
-        record = dataclasses.replace(rank.run(task.steps), notes=notes)
-        return record, tracker.ledger
+        record = rank.run(task.steps)
+        return dataclasses.replace(record, notes=(*notes, *record.notes)), tracker.ledger
 
 
 class Rank:
@@ -163,7 +163,7 @@ class Rank:
         job, ledger = self._job, self._ledger
         items, _ = attribute(self._engine, loop.kept, self._home)
         allocated = ledger.allocated_bytes()
-        explained = with_other([*items, *self._of_the_device()], allocated)
+        explained, doubt = with_other([*items, *self._of_the_device()], allocated)
         peak_items = items_at(ledger, training_peak(ledger))
         highest = peak_phase(phases)
         assert highest is not None, "every phase has run"
@@ -193,6 +193,7 @@ class Rank:
             host_bytes=self._tracker.host_bytes if allocator else None,
             allocator_retries=allocator.retries if allocator else None,
             timeline=timeline(ledger, ledger.step),
+            notes=(doubt,) if doubt else (),
         )
 
     def _of_the_device(self) -> list[Item]:
