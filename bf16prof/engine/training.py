@@ -116,7 +116,8 @@ class TrainingLoop:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
         batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
-        return {name.replace("_", " "): tensors for name, tensors in {**outputs, "loss": self.loss, **batches}.items()}
+        found: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
+        return {name.replace("_", " "): tensors for name, tensors in found.items()}
 
     def _micro_batches(self) -> Iterator[Batch]:
         """The batches of a step, fetched one at a time, or all together where the loop is the Trainer's."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from bf16prof.simulate.hardware.allocator import Block, CachingAllocator
+
+from bf16prof.allocator import Block, CachingAllocator
 
 MIB = 2**20
 ROWS = (1, 2, 7, 700, 5000)
