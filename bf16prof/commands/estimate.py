@@ -9,8 +9,8 @@ import typer
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import (
-    check_files,
     check_judged_device,
+    check_outputs,
     finished_run,
     hint,
     hint_caveats,
@@ -71,7 +71,7 @@ def estimate(
     from bf16prof.estimate.predict import predict
     from bf16prof.estimate.textbook import textbook
 
-    check_files(output, force)
+    check_outputs(context.params)
     check_judged_device(fail_unless_fits, device)
     request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
@@ -93,7 +93,7 @@ def estimate(
         "refused": refused,
         "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()],
     }
-    write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], **more)
+    write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], force=force, **more)
     if json_:
         print_json(records, **more)
     else:

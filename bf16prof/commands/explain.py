@@ -45,6 +45,7 @@ def explain(
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     json_: o.JsonOption = False,
     quiet: o.QuietOption = False,

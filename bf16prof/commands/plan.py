@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint, hint_caveats, show_settings
+from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
 from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
+from bf16prof.files import write_text
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
-from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job
@@ -115,8 +115,7 @@ def plan(
     """
     from bf16prof.planning.answer import answer
 
-    check_files(output, force)
-    check_path("--write", write, force)
+    check_outputs(context.params)
     sizes = list(dict.fromkeys(o.numbers("--gpus", gpus)))
     if write is not None and len(sizes) != 1:
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
@@ -129,7 +128,7 @@ def plan(
     if wanted := _to_try(context.params, len(sizes)):
         answers = _tried(answers, judge, wanted, given=context.params)
     asked = _asked(judge, sizes[0])
-    _write(answers, request, asked, write, output)
+    _write(answers, request, asked, context.params)
     if json_:
         typer.echo(json_text(_document(answers, request, asked)))
     else:
@@ -274,13 +273,13 @@ def _asked(judge: Judge, world_size: int) -> str:
     return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
 
 
-def _write(answers: Sequence[Answer], request: Request, asked: str, config: Path | None, files: Sequence[Path] | None) -> None:
+def _write(answers: Sequence[Answer], request: Request, asked: str, given: dict[str, Any]) -> None:
     from bf16prof.planning.written import ds_config_text
 
-    for path in files or ():
-        write_text(path, _render(path.suffix, answers, request, asked))
-    if config is not None and (first := answers[0].first) is not None:
-        write_text(config, ds_config_text(first, request.file.content if request.file else None))
+    for path in given["output"] or ():
+        write_text(path, _render(path.suffix, answers, request, asked), replace=given["force"])
+    if given["write"] is not None and (first := answers[0].first) is not None:
+        write_text(given["write"], ds_config_text(first, request.file.content if request.file else None), replace=given["force"])
 
 
 def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str) -> str:

@@ -1,16 +1,13 @@
 """Plain JSON from a user's file: what is read here can be stored in a run's manifest and sent to ranks as it is.
 
-A file may be anything: missing, endless, nested without end, with numbers and characters that JSON has no place for.
+A file may be anything: nested without end, with numbers and characters that JSON has no place for (`files.py`: missing, without end).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import re
-import select
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,12 +16,10 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_SETTINGS, read_up_to
 
-LARGEST_BYTES = 16 * 2**20
 LARGEST_LENIENT_BYTES = 2**20
 """Of a file that is read by a slow parser: JSON with comments, YAML."""
-PATIENCE_S = 5.0
-"""Seconds in which somebody has to begin to write to a named pipe."""
 DEEPEST = 32
 """Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
 
@@ -38,11 +33,7 @@ def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
 
     `infinite`: `Infinity` is read as `INFINITY`, and `NaN` as null.
     """
-    try:
-        content = read_up_to(LARGEST_BYTES, path)
-    except ValueError as error:  # a path that cannot be one
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    return parse_json_object(content, str(path), infinite=infinite)
+    return parse_json_object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), infinite=infinite)
 
 
 def read_hjson_object(path: Path) -> dict[str, Any]:
@@ -57,19 +48,12 @@ def read_hjson_object(path: Path) -> dict[str, Any]:
         except json.JSONDecodeError:
             return _parse_hjson(text)
 
-    return _object(_content(path), str(path), "JSON", parse)
+    return _object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), "JSON", parse)
 
 
 def read_yaml_object(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, of which JSON is a part; its keys are strings. Raises `InputError` as the other readers do."""
-    return _object(_content(path), str(path), "YAML", _parse_yaml)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_up_to(LARGEST_BYTES, path)
-    except ValueError as error:  # a path that cannot be one
-        raise InputError(f"{path}: not a file: {error}") from error
+    return _object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), "YAML", _parse_yaml)
 
 
 def _parse_hjson(text: str) -> Any:
@@ -120,28 +104,6 @@ _EXPONENT = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 def _require_small(text: str) -> None:
     if len(text) > LARGEST_LENIENT_BYTES:
         raise ValueError(f"larger than {LARGEST_LENIENT_BYTES >> 20} MiB, which only plain JSON may be")
-
-
-def read_up_to(limit: int, path: Path) -> bytes:
-    """The content of a file of at most so many bytes. Raises `InputError` naming the file, `ValueError` for a path that cannot be one."""
-    try:
-        with open(path, "rb", opener=_opened) as stream:
-            content = stream.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise InputError(f"cannot read {path}: larger than {limit >> 20} MiB")
-    return content
-
-
-def _opened(path: str, flags: int) -> int:
-    """Open a file; a named pipe only if somebody writes to it soon, since a pipe that is not written to is waited for without end."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if Path(path).resolve().is_fifo() and not select.select([descriptor], [], [], PATIENCE_S)[0]:
-        os.close(descriptor)
-        raise OSError(errno.EAGAIN, "nobody writes to this pipe")
-    os.set_blocking(descriptor, True)
-    return descriptor
 
 
 def parse_json_object(content: bytes, origin: str, *, infinite: bool = False) -> dict[str, Any]:
