@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bf16prof.check.liger import LigerCrossEntropy, LigerFusedLinearCrossEntropy, LigerRmsNorm, LigerSiluMul
+from bf16prof.check.moe import mixture, tokens_of_experts
 
 ITERATIONS = 4
 """The benchmark takes the median of ten; the first differs (it makes the gradients), the later ones are alike."""
@@ -225,8 +226,8 @@ def _rope(_: str, shape: Shape, device: torch.device) -> Callable[[], None]:
     del angles
 
     def rotate(x: Tensor) -> Tensor:
-        half = x.shape[-1] // 2
-        return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+        first, second = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+        return torch.cat((-second, first), dim=-1)
 
     def apply(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return x * cos + rotate(x) * sin
@@ -291,6 +292,37 @@ def _relu_squared(_: str, shape: Shape, device: torch.device) -> Program:
     return Program(forward, torch.ones_like)
 
 
+def _fused_moe(_: str, shape: Shape, device: torch.device) -> Program:
+    extents = {key: int(shape[key]) for key in ("T", "E", "K", "H", "intermediate_dim")}
+    counts = tokens_of_experts(*(extents[key] for key in ("T", "E", "H", "intermediate_dim", "K")), shape["multiprocessors"])
+    return Program(mixture(extents, device, dtype_of(shape), counts), torch.randn_like)
+
+
+def _linear_jensen_shannon(_: str, shape: Shape, device: torch.device) -> Program:
+    """Student and teacher with heads of their own, divergence in fp32; Liger's module shares the weights."""
+    like = {"dtype": dtype_of(shape), "device": device}
+    heads = [nn.Linear(shape["H"], shape["V"], bias=False, **like) for _ in range(2)]
+    inputs = torch.rand(shape["BT"], shape["H"], requires_grad=True, **like), torch.rand(shape["BT"], shape["H"], **like)
+
+    def divergence(m: Tensor, log_target: Tensor) -> Tensor:
+        return functional.kl_div(torch.log(m), log_target, reduction="none", log_target=True).sum(dim=-1)
+
+    def jsd(log_q: Tensor, log_p: Tensor) -> Tensor:
+        log_p, log_q = log_p.to(torch.float), log_q.to(torch.float)
+        log_p, log_q = log_p.view(-1, log_p.size(-1)), log_q.view(-1, log_q.size(-1))
+        m = torch.lerp(torch.exp(log_q), torch.exp(log_p), 0.5)
+        loss = 0.5 * divergence(m, log_p) + 0.5 * divergence(m, log_q)
+        return (loss / log_q.shape[0]).sum().to(dtype_of(shape))
+
+    def forward() -> Tensor:
+        student, teacher = heads[0](inputs[0]), heads[1](inputs[1])
+        log_q = torch.log_softmax(student / 1.0, dim=-1)
+        log_p = torch.log_softmax(teacher / 1.0, dim=-1)
+        return jsd(log_q, log_p)
+
+    return Program(forward, retain=False)
+
+
 PROGRAMS: dict[str, Callable[[str, Shape, torch.device], Program | Callable[[], None]]] = {
     "cross_entropy": _cross_entropy,
     "fused_linear_cross_entropy": _linear_cross_entropy,
@@ -306,5 +338,7 @@ PROGRAMS: dict[str, Callable[[str, Shape, torch.device], Program | Callable[[], 
     "jsd": _jensen_shannon,
     "softmax": _softmax,
     "relu_squared": _relu_squared,
+    "fused_moe": _fused_moe,
+    "fused_linear_jsd": _linear_jensen_shannon,
 }
 """By the benchmark's name of a kernel, what makes its program from implementation, shape and device."""
