@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench peaks plans study pictures gpu-check clean
+.PHONY: help demo test lint format bench peaks plans study schemas pictures gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -55,6 +55,9 @@ plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 
 study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (ten minutes on two cores; needs Chromium)
 	PYTHONPATH=docs $(BIN)/python benchmarks/study.py
+
+schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
+	$(BIN)/python -m bf16prof.commands.schemas bf16prof/schemas
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

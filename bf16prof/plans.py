@@ -52,7 +52,7 @@ class Plan:
     * `free_bytes`: what it leaves of the room; negative: what it lacks.
     * `host_bytes`: in host memory, per rank.
     * `step_time_floor_s`, `tokens_per_s_at_most`: no step on that GPU is faster, so no such job trains more tokens in a second. Bounds, not
-      predictions. With offloading the CPU's share of the time is not in them.
+      predictions. With offloading the CPU's share of the time is not in them. `None` for a GPU whose speed is not known.
     * `step_time_s`, `tokens_per_s`: calibrated on a measured run; `None` without one, or where it does not tell.
     """
 
@@ -69,15 +69,16 @@ class Plan:
     peak_phase: Phase
     free_bytes: Bytes
     host_bytes: Size
-    step_time_floor_s: float
-    tokens_per_s_at_most: float
+    step_time_floor_s: float | None
+    tokens_per_s_at_most: float | None
     step_time_s: float | None = None
     tokens_per_s: float | None = None
 
     @property
     def throughput(self) -> float:
-        """Tokens per second by which it is ranked: calibrated, else at most."""
-        return self.tokens_per_s_at_most if self.tokens_per_s is None else self.tokens_per_s
+        """Tokens per second by which it is ranked: calibrated, else at most; 1 for all where the GPU's speed is not known."""
+        known = (rate for rate in (self.tokens_per_s, self.tokens_per_s_at_most) if rate is not None)
+        return next(known, 1.0)
 
     @property
     def fits(self) -> bool:

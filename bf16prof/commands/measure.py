@@ -9,12 +9,13 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ CPU_RANKS = 2
 
 def measure(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
@@ -36,6 +38,7 @@ def measure(
     ] = None,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -84,15 +87,20 @@ def measure(
             predictions = with_work([*predictions, *dry_run(jobs, progress)])
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality), watcher)
+        run = run_measurement(
+            Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality, request.resolved.origins), watcher
+        )
     comparisons = reconcile(run.records)
     write_report(run)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose)
+        if verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
 
@@ -135,9 +143,8 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
     row = gpu_named(found.name)
     if row is None:
         return asked
-    return dataclasses.replace(
-        row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=asked.compute_capability
-    )
+    capability = row.compute_capability if row.architecture else asked.compute_capability  # an AMD GPU's own says nothing of CUDA's kernels
+    return dataclasses.replace(row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=capability)
 
 
 def _show(run: Run, verbose: bool) -> None:

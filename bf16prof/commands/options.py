@@ -19,6 +19,14 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines, EXIT_CODES])
 
 
+SubjectArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default=False,
+        help="A preset, a profile (TOML), a config.json, its folder, a Hugging Face id, or MODULE:FUNCTION.",
+    ),
+]
 ProfileOption = Annotated[
     str, typer.Option("--profile", "-p", envvar="BF16PROF_PROFILE", help="A preset's name or a TOML file.", rich_help_panel=SELECT)
 ]
@@ -62,14 +70,17 @@ ExpandableOption = Annotated[
     ),
 ]
 HfConfigOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--hf-config",
-        metavar="FILE",
+        metavar="FILE|ID",
         envvar="BF16PROF_HF_CONFIG",
-        help="Train this Hugging Face config.json's model instead.",
+        help="Train this Hugging Face model instead: a config.json, its folder, or an id in the local cache.",
         rich_help_panel=TRAIN,
     ),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch the config.json of an id that is not in the cache.", rich_help_panel=TRAIN)
 ]
 ModelOption = Annotated[
     str | None,
@@ -92,15 +103,23 @@ DsConfigOption = Annotated[
     ),
 ]
 SequenceOption = Annotated[
-    int | None, typer.Option("--sequence-length", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN)
+    int | None,
+    typer.Option("--sequence-length", "--seq", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN),
 ]
 MicroBatchOption = Annotated[
-    int | None, typer.Option("--micro-batch-size", envvar="BF16PROF_MICRO_BATCH_SIZE", help="Sequences per rank.", rich_help_panel=TRAIN)
+    int | None,
+    typer.Option(
+        "--micro-batch-size", "--batch-size", envvar="BF16PROF_MICRO_BATCH_SIZE", help="Sequences per rank.", rich_help_panel=TRAIN
+    ),
 ]
 AccumulationOption = Annotated[
     int | None,
     typer.Option(
-        "--gradient-accumulation-steps", envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS", help="Micro-steps.", rich_help_panel=TRAIN
+        "--gradient-accumulation-steps",
+        "--gas",
+        envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS",
+        help="Micro-steps.",
+        rich_help_panel=TRAIN,
     ),
 ]
 CheckpointingOption = Annotated[

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, write_files
+from bf16prof.commands.output import check_files, check_path, finished_run, hint, hint_caveats, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, MemoryRecord, Phase
+from bf16prof.reports.asked import settings
 
 
 def simulate(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     zero: o.ZeroOption = "3",
     gpus: o.GpusOption = "4",
@@ -27,6 +29,7 @@ def simulate(
     device: o.DeviceOption = Device.GPU,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
@@ -66,10 +69,12 @@ def simulate(
         records = run(jobs, progress, Options(expandable_segments, snapshot))
     both = with_work([*records, *predictions(jobs)])
     records = both[: len(records)]
-    result = finished_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
-    write_files(output, [result], refused=refused)
+    trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
+    more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
+    write_files(output, [result], **more)
     if json_:
-        print_json(records, refused=refused)
+        print_json(records, **more)
         return
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
@@ -77,6 +82,10 @@ def simulate(
     reconciliation([result], console)
     for record in records if verbose or len(records) == 1 else ():
         breakdown(record, console)
+    if verbose:
+        show_settings(trained, origins)
+    elif len(records) > 1:
+        hint_caveats(target, quiet)
     hint(_next(records, request.profile), quiet)
 
 

@@ -1,6 +1,6 @@
 """Read profiles: presets that ship with the package, or a user's own TOML file, with overrides laid over them.
 
-Every value remembers where it came from (`Resolved.origins`), so that `profiles show --resolved` can say it.
+Every value remembers where it came from (`Resolved.origins`), so that every answer can say it; what nobody said is assumed (`assumed.py`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from bf16prof.errors import InputError
+from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
-from bf16prof.profiles.plain import dotted, read_json_object
+from bf16prof.profiles.names import named
+from bf16prof.profiles.plain import dotted, parse_json_object, read_json_object
 from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.profiles.schema import Profile
-from bf16prof.profiles.shipped import shipped_names, shipped_text
+from bf16prof.profiles.shipped import preset_files, preset_ids, shipped_text
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,32 @@ class Resolved:
     profile: Profile
     origins: dict[str, str]
 
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What nobody said and was assumed, in a word each."""
+        return assumed_words(self.origins)
+
 
 def preset_names() -> list[str]:
     """The names of the profiles that ship with the package."""
-    return shipped_names("presets")
+    return list(preset_files())
 
 
-def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
-    """A preset by name, or a profile file by path, with the overrides laid over it.
+def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolved:
+    """A preset by name, or a profile file by path, with the overrides laid over it; what is left open is assumed.
 
-    Raises `InputError` naming the file, the key and what was expected.
+    Without a name nothing lies under the overrides, which then have to name a model. Raises `InputError` naming the file, the key and
+    what was expected.
     """
-    source = _read(name)
-    try:
-        table = tomllib.loads(source.text)
-    except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
-        raise InputError(f"{source.origin}: not valid TOML: {error}") from error
+    source = _read(name) if name is not None else _Source("", "the model", "", Path())
+    table = _parsed(source)
     table.setdefault("name", source.label)
     origins = dict.fromkeys(map(documented, dotted(table)), source.origin) | _read_files(table, source.folder)
     for override in overrides:
         replaced = _lay(table, override)
         origins = {key: o for key, o in origins.items() if not key.startswith(f"{replaced}.")}
         origins |= dict.fromkeys(map(documented, dotted(_nest(override))), override.origin) | _read_files(table, Path())
+    origins |= fill_in(table, origins)
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:
@@ -82,28 +88,50 @@ def parse_set(text: str, origin: str = "--set") -> Override:
 
 @dataclass(frozen=True)
 class _Source:
-    """A profile as it is stored: what it is called, where it came from, its text, and where its paths start."""
+    """A profile as it is stored: what it is called, where it came from, its text, where its paths start, and whether it is JSON."""
 
     label: str
     origin: str
     text: str
     folder: Path
+    is_json: bool = False
 
 
 def _read(name: str) -> _Source:
-    """The text of a profile given by preset name or path."""
-    if name in preset_names():
-        return _Source(name, f"preset {name}", shipped_text(f"presets/{name}.toml"), Path())
+    """The text of a profile given by the name of a preset, or by its path. A file wins over a preset that only looks like its name."""
     path = Path(name)
+    if name in preset_files():
+        return _preset(name)
     try:
         return _Source(path.stem, str(path), path.read_text(encoding="utf-8"), path.parent)
     except OSError as error:
-        if path.suffix != ".toml" and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-            hint = "presets: " + ", ".join(preset_names()) + "; or the path of a .toml file"
-            raise InputError(f"unknown profile {name!r}", hint=hint) from None
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        if path.suffix == ".toml" or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path}: not UTF-8 text") from error
+    ids = preset_ids()
+    return _preset(
+        named("profile", name, {preset: preset for preset in ids}, lambda preset: ids[preset], more="or the path of a .toml file")
+    )
+
+
+def _preset(name: str) -> _Source:
+    return _Source(name, f"preset {name}", shipped_text(preset_files()[name]), Path(), is_json=preset_files()[name].endswith(".json"))
+
+
+def preset_model(name: str) -> dict[str, Any]:
+    """The `[model]` table of a preset."""
+    found: dict[str, Any] = _parsed(_preset(name))["model"]
+    return found
+
+
+def _parsed(source: _Source) -> dict[str, Any]:
+    if source.is_json:
+        return parse_json_object(source.text.encode(), source.origin)
+    try:
+        return tomllib.loads(source.text)
+    except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
+        raise InputError(f"{source.origin}: not valid TOML: {error}") from error
 
 
 FILES: dict[str, Callable[[Path], dict[str, Any]]] = {"hf_config": read_json_object, "safetensors": read_shapes}

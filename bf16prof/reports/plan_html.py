@@ -16,15 +16,18 @@ from bf16prof.reports.views import case_label, component_name
 
 
 def render(
-    outlooks: Sequence[Outlook], first: Sequence[MemoryRecord | None], data: Mapping[str, Any], *, profile: str, parameters: int
+    outlooks: Sequence[Outlook], first: Sequence[MemoryRecord | None], data: Mapping[str, Any], *, profile: str, parameters: int, asked: str
 ) -> str:
-    """The page of these outlooks. `first`: the record of the first plan of each; `data`: the document that the page carries."""
+    """The page of these outlooks. `first`: the record of the first plan of each; `data`: the document that the page carries; `asked`: the
+    line that says what was asked (`asked.planned_line`).
+    """
     return page(
         "plan.html.j2",
         data,
         name=inert(profile),
         parameters=whole(parameters),
         gpu=inert(outlooks[0].room.gpu),
+        asked=asked,
         parts=[_part(outlook, record) for outlook, record in zip(outlooks, first, strict=True)],
     )
 
@@ -49,7 +52,8 @@ def _tiles(outlook: Outlook) -> list[Tile]:
         lacks = -(outlook.nearest.free_bytes if outlook.nearest else 0)
         return [Tile("Nothing fits", f"{gib(lacks)} too much", "the nearest combination", "bad"), *_fewest(outlook)]
     first, limits = outlook.plans[0], outlook.limits
-    rate = f"step time at least {seconds(first.step_time_floor_s)}: a bound, no prediction"
+    floor = first.step_time_floor_s
+    rate = "the GPU's speed is not known" if floor is None else f"step time at least {seconds(floor)}: a bound, no prediction"
     longest = "the model's longest" if limits.longest else "the longest that fits"
     return [
         Tile("First choice", inert(case_label(first.case)), plan_rows.plan_words(first).partition(", ")[2], "good"),

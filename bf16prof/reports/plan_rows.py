@@ -80,7 +80,8 @@ def against(plan: Plan, first: Plan) -> list[str]:
     """What a plan loses against the first, and what it gains."""
     said = []
     if plan.case.offload is first.case.offload:
-        said += [f"{_rate(plan, first):+.0%} tokens/s"] if abs(_rate(plan, first)) >= 0.005 else ["as fast"]
+        rate = _rate(plan, first)
+        said += [] if rate is None else [f"{rate:+.0%} tokens/s"] if abs(rate) >= 0.005 else ["as fast"]
     else:
         said.append("plus the CPU's time")
     said += [plan.learning] if plan.learning != first.learning else []
@@ -90,10 +91,12 @@ def against(plan: Plan, first: Plan) -> list[str]:
     return said + ([f"{signed_bytes(host)} on the host"] if abs(host) >= SMALL else [])
 
 
-def _rate(plan: Plan, first: Plan) -> float:
+def _rate(plan: Plan, first: Plan) -> float | None:
+    """By what share a plan is faster than the first; `None` where nothing is known of the GPU's speed."""
     if plan.tokens_per_s and first.tokens_per_s:
         return plan.tokens_per_s / first.tokens_per_s - 1
-    return plan.tokens_per_s_at_most / first.tokens_per_s_at_most - 1
+    known = plan.tokens_per_s_at_most, first.tokens_per_s_at_most
+    return None if known[0] is None or known[1] is None else known[0] / known[1] - 1
 
 
 def order_text(outlook: Outlook) -> list[str]:
@@ -142,14 +145,15 @@ def _size_row(outlook: Outlook) -> tuple[Cell, ...]:
         Cell(str(plan.micro_batch_size), plan.micro_batch_size, "number"),
         bytes_cell(plan.peak_bytes),
         bytes_cell(plan.free_bytes),
-        *((number_cell(rate), number_cell(rate / outlook.world_size)) if outlook.plans else (Cell(""), Cell(""))),
+        *((number_cell(rate), number_cell(rate and rate / outlook.world_size)) if outlook.plans else (Cell(""), Cell(""))),
     )
 
 
 def limit_lines(first: Plan, limits: Limits) -> list[str]:
     """How fast the first choice is at most and how far it goes, and how few GPUs do."""
     calibrated = f", {seconds(first.step_time_s)} calibrated" if first.step_time_s is not None else ""
-    said = [f"step time: at least {seconds(first.step_time_floor_s)}{calibrated}, for {first.train_batch_size} sequences"]
+    floor = "not known, for the GPU's speed is not" if first.step_time_floor_s is None else f"at least {seconds(first.step_time_floor_s)}"
+    said = [f"step time: {floor}{calibrated}, for {first.train_batch_size} sequences"]
     if limits.same_gpus is not None:
         said.append(f"largest micro-batch: {limits.micro_batch_size}")
         said.append(f"longest sequence: {limits.sequence_length} tokens" + (", the model's longest" if limits.longest else ""))
