@@ -10,8 +10,7 @@ import gc
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -50,9 +49,12 @@ class Row:
 
 def scripts(rows: Sequence[Row]) -> list[list[int]]:
     """The numbers of the rows that one run of a script made, for each such run."""
-    numbers = sorted(range(len(rows)), key=lambda i: (rows[i].gpu, rows[i].kernel, rows[i].variable, json.dumps(rows[i].shape), i))
-    key: Callable[[int], Any] = lambda i: (rows[i].gpu, rows[i].kernel, rows[i].variable, json.dumps(rows[i].shape))  # noqa: E731
-    return [list(group) for _, group in groupby(numbers, key)]
+
+    def script(number: int) -> tuple[str, ...]:
+        row = rows[number]
+        return row.gpu, row.kernel, row.variable, json.dumps(row.shape)
+
+    return [list(group) for _, group in groupby(sorted(range(len(rows)), key=script), script)]
 
 
 def run_script(rows: Sequence[Row], device: Any, memory: Any, multiprocessors: int) -> Iterator[int]:
@@ -79,22 +81,15 @@ def run_script(rows: Sequence[Row], device: Any, memory: Any, multiprocessors: i
 
 
 def simulated(rows: Sequence[Row]) -> list[int]:
-    """The peaks of the rows in bytes, each script in a process of its own on its simulated GPU."""
+    """The peaks of the rows in bytes, each script in a process of its own: DeepSpeed and torch.distributed keep global state."""
     import bf16prof.simulate.world  # noqa: F401 - what the processes will not have to import again
 
     groups = scripts(rows)
     peaks: dict[int, int] = {}
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("fork"), max_tasks_per_child=None) as pool:
-        jobs = [pool.submit(_simulated_script, [rows[i] for i in group]) for group in groups]
-        for group, job in zip(groups, jobs, strict=True):
-            peaks |= dict(zip(group, job.result(), strict=True))
+    with multiprocessing.get_context("fork").Pool(PROCESSES, maxtasksperchild=1) as pool:
+        for group, found in zip(groups, pool.imap(_in_a_world, [[rows[i] for i in group] for group in groups]), strict=True):
+            peaks |= dict(zip(group, found, strict=True))
     return [peaks[index] for index in range(len(rows))]
-
-
-def _simulated_script(rows: Sequence[Row]) -> list[int]:
-    """In a process of its own: DeepSpeed and torch.distributed keep global state."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_in_a_world, (rows,))
 
 
 def _in_a_world(rows: Sequence[Row]) -> list[int]:
@@ -110,12 +105,7 @@ def _in_a_world(rows: Sequence[Row]) -> list[int]:
     with world(1, gpu) as tracker:
         ledger = tracker.ledger
         memory = Memory(ledger.take_phase_peak, ledger.take_phase_peak)
-        return list(run_script(rows, GPU, memory, multiprocessors_of(gpu)))
-
-
-def multiprocessors_of(gpu: Gpu) -> int:
-    """Of that GPU."""
-    return {"h100-80gb": 132}.get(gpu.id, 108)
+        return list(run_script(rows, GPU, memory, gpu.multiprocessors))
 
 
 def main() -> None:
