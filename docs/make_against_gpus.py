@@ -20,7 +20,7 @@ from make_pictures import page_picture  # noqa: E402
 from measured_on_gpus import KERNELS, STEPS, kernels, simulated_kernels, simulated_steps  # noqa: E402
 
 from bf16prof.imports.published import Published, PublishedRun, all_published  # noqa: E402
-from bf16prof.profiles.beside import PAIRS  # noqa: E402
+from bf16prof.profiles.beside import pairs  # noqa: E402
 from bf16prof.records import MemoryRecord, Phase  # noqa: E402
 from bf16prof.simulate.runner import Options, simulate  # noqa: E402
 
@@ -147,10 +147,11 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _pairs() -> list[str]:
-    lines = ["| GPU | total | free | PyTorch holds | beside it | source |", "|---|---:|---:|---:|---:|---|"]
-    for pair in sorted(PAIRS, key=lambda pair: (pair.generation, pair.beside_bytes)):
-        numbers = (f"{size / 2**30:.2f}" for size in (pair.total_bytes, pair.free_bytes, pair.held_bytes))
-        lines.append(f"| {pair.gpu} | {' | '.join(numbers)} | {pair.beside_bytes / 2**20:,.0f} MiB | {pair.source} |")
+    lines = ["| GPU | generation | ranks | process | allocated | reserved beyond | beside the allocator | source |", "|---|---|---:|---:|---:|---:|---:|---|"]
+    for pair in sorted(pairs(), key=lambda pair: (pair.generation, pair.beside_bytes)):
+        numbers = f"{pair.process_gib:.2f} GiB | {pair.allocated_gib:.2f} GiB | {pair.unallocated_mib:,.2f} MiB"
+        beside = f"{pair.beside_bytes / 2**20:,.0f} MiB"
+        lines.append(f"| {pair.gpu} | {pair.generation} | {pair.ranks} | {numbers} | **{beside}** | {pair.source} |")
     return lines
 
 
@@ -180,8 +181,9 @@ These rows have found two faults of the dry run, both mended: autograd adds a se
 BESIDE = """## Beside the allocator
 
 What a process holds of a GPU outside PyTorch's allocator: the CUDA context, and NCCL's buffers where there are several ranks. From public pairs: an
-out-of-memory message gives total, free, and what PyTorch allocated and reserved; the rest is beside it (where no other process shares
-the GPU). `bf16prof` takes the median of a generation, and says its range."""
+out-of-memory message says what the process holds in all, what PyTorch allocated of it, and what it reserved beyond; the rest is beside the
+allocator. `bf16prof` assumes the highest of a generation, and says the range; of Hopper no message was found that is not about vLLM, so
+that it takes the highest of all others. The only pair with NCCL (V100, 16 ranks) is context and buffers together."""
 
 
 def main() -> None:

@@ -73,7 +73,10 @@ def allocator_limit(record: MemoryRecord) -> int | None:
 
 def _held_besides(record: MemoryRecord) -> tuple[Item, ...]:
     """What the record says of it; of an estimate, which says nothing, the same as a dry run assumes."""
-    return beside.beside_the_allocator(record.case.world_size) if record.source is Source.ESTIMATE else record.device_items
+    if record.source is not Source.ESTIMATE:
+        return record.device_items
+    gpu = gpu_named(record.gpu)
+    return beside.beside_the_allocator(record.case.world_size, gpu.compute_capability if gpu else None)
 
 
 def _gpu(record: MemoryRecord) -> str:
