@@ -1,6 +1,6 @@
 """The command line: registers the subcommands and maps errors to exit codes, once.
 
-Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside the tolerance, 130 interrupted.
+Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bf16prof import __version__
 from bf16prof.commands.catalog import profiles, recipes
 from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
+from bf16prof.commands.explain import explain
 from bf16prof.commands.importing import import_
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
@@ -74,6 +75,13 @@ app.command(
         "bf16prof import snapshot.pickle --hf-config config.json --zero 3 --gpus 8 --recipe bf16-full --fail-over 1%",
     ),
 )(import_)
+app.command(
+    epilog=examples(
+        "bf16prof explain train.log",
+        "bf16prof explain train.log --hf-config config.json --ds-config ds.json --gpus 8",
+        "... 2>&1 | bf16prof explain -",
+    )
+)(explain)
 app.command(
     epilog=examples(
         "bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report published:deepspeed-bf16-example RUN -o both.html"

@@ -99,7 +99,7 @@ def _parts(dims: Sequence[Dimension], reduction: Reduction, processor: Processor
     inner = [dim for dim in dims if dim[2]]
     outer = [dim for dim in dims if not dim[2]]
     inputs, outputs = math.prod(dim[0] for dim in inner), math.prod(dim[0] for dim in outer)
-    along_input = not outer or bool(inner) and inner[0][1] < outer[0][1]
+    along_input = not outer or (bool(inner) and inner[0][1] < outer[0][1])
     width, height = (inputs, outputs) if along_input else (outputs, inputs)
     lowest = (inner if along_input else outer)[0][1] if dims else 1
     vector = 1

@@ -147,7 +147,10 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _pairs() -> list[str]:
-    lines = ["| GPU | generation | ranks | process | allocated | reserved beyond | beside the allocator | source |", "|---|---|---:|---:|---:|---:|---:|---|"]
+    lines = [
+        "| GPU | generation | ranks | process | allocated | reserved beyond | beside the allocator | source |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
     for pair in sorted(pairs(), key=lambda pair: (pair.generation, pair.beside_bytes)):
         numbers = f"{pair.process_gib:.2f} GiB | {pair.allocated_gib:.2f} GiB | {pair.unallocated_mib:,.2f} MiB"
         beside = f"{pair.beside_bytes / 2**20:,.0f} MiB"

@@ -61,6 +61,7 @@ def show_profile(
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     json_: o.JsonOption = False,
 ) -> None:
@@ -71,7 +72,9 @@ def show_profile(
     if json_:
         return _json(profile=values, origins=found.origins, parameters=parameters)
     rows = [[key, json.dumps(value), found.origins.get(key, "default")] for key, value in values.items()]
-    return print_table(["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]])
+    return print_table(
+        ["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]]
+    )
 
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))

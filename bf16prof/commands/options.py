@@ -11,7 +11,9 @@ from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
 
 SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
-EXIT_CODES = "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, 130 interrupted."
+)
 
 
 def examples(*lines: str) -> str:
@@ -131,6 +133,15 @@ CheckpointingOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+ZeroInitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-init/--no-zero-init",
+        envvar="BF16PROF_ZERO_INIT",
+        help="ZeRO-3: the model is built inside deepspeed.zero.Init, as the Trainer's from_pretrained does, or as a whole first.",
+        rich_help_panel=TRAIN,
+    ),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
 ]
@@ -147,6 +158,14 @@ FilesOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No hints and no progress.", rich_help_panel=OUTPUT)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every component and item of every case.", rich_help_panel=OUTPUT)]
+FailUnlessFitsOption = Annotated[
+    bool,
+    typer.Option(
+        "--fail-unless-fits",
+        help="Leave with 4 unless every case fits (plan: unless one does, on each number of GPUs); tight does not count as fitting.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 TolerateOption = Annotated[
     str | None,
     typer.Option("--fail-over", metavar="5%", help="Leave with 4 if a memory prediction misses by more.", rich_help_panel=OUTPUT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 import typer
 
 from bf16prof.documents import document, json_text
-from bf16prof.errors import InputError
+from bf16prof.errors import DoesNotFit, InputError
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.records import MemoryRecord
+from bf16prof.records import Device, MemoryRecord, Verdict
 from bf16prof.reports.asked import settings
 from bf16prof.reports.units import inert
+from bf16prof.reports.verdict import verdict
 from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
 
 FORMATS = (".json", ".csv", ".md", ".html")
@@ -79,10 +81,21 @@ def write_report(run: Run) -> None:
     write_text(run.path / REPORT, render([run]))
 
 
-def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any], origins: Mapping[str, str]) -> Run:
-    """Records as a finished run that is not on disk, so that reports treat them like any other: made now, by this command."""
+def finished_run(
+    name: str,
+    records: Sequence[MemoryRecord],
+    profile: dict[str, Any],
+    origins: Mapping[str, str],
+    *,
+    status: Status = Status.FINISHED,
+    message: str = "",
+) -> Run:
+    """Records as a run that is not on disk, so that reports treat them like any other: made now, by this command.
+
+    `status`, `message`: how it ended, where it is an imported one that did not finish.
+    """
     done = now()
-    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line())
+    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line(), status=status, message=message)
 
 
 def told_run(
@@ -94,10 +107,12 @@ def told_run(
     created: str = "",
     finished: str | None = None,
     argv: tuple[str, ...] = (),
+    status: Status = Status.FINISHED,
+    message: str = "",
 ) -> Run:
     """The same of records of which nobody says when they were made and how."""
-    cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
-    manifest = Manifest(name, created, Status.FINISHED, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
+    cases = tuple(CaseStatus(case, status, message) for case in dict.fromkeys(record.case for record in records))
+    manifest = Manifest(name, created, status, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
     return Run(Path(), manifest, tuple(records))
 
 
@@ -112,6 +127,36 @@ def report_hints(folder: Path, quiet: bool) -> None:
     """Where the report of a run is, which is always said, and how to open it."""
     hint(f"report: {folder / REPORT}", False)
     hint(f"next: bf16prof report {folder} --open", quiet)
+
+
+def with_host_per_node(records: Sequence[MemoryRecord], per_node: int) -> list[MemoryRecord]:
+    """The records with what all ranks of a node hold in host memory, `per_node` of them at most."""
+    return [
+        record
+        if record.host_bytes is None
+        else dataclasses.replace(record, host_bytes_per_node=record.host_bytes * min(per_node, record.case.world_size))
+        for record in records
+    ]
+
+
+def check_judged_device(wanted: bool, device: Device) -> None:
+    """Raise `InputError` where a verdict is demanded of CPU ranks, which have none."""
+    if wanted and device is Device.CPU:
+        raise InputError("--fail-unless-fits: only a GPU has a limit to fit", hint="leave --device cpu out")
+
+
+def require_fit(records: Sequence[MemoryRecord], wanted: bool) -> None:
+    """Raise `DoesNotFit`, if that is wanted, unless every record's verdict is that it fits."""
+    others = [record for record in records if record.verdict is not Verdict.FITS]
+    if not wanted or not others:
+        return
+    first = others[0]
+    said = verdict(first)
+    why = said.short if said else "whether it fits is not known"
+    raise DoesNotFit(
+        f"--fail-unless-fits: {len(others)} of {len(records)} cases do not; {first.case.label}: {why}",
+        hint="bf16prof plan with the same flags looks for what fits",
+    )
 
 
 def hint(text: str, quiet: bool) -> None:

@@ -47,9 +47,7 @@ def list_published(json_: o.JsonOption = False) -> None:
         about = [{key: getattr(each, key) for key in ("name", "title", "citation", "url", "open", "assumed", "notes")} for each in found]
         typer.echo(json_text(document([], published=about, rows=as_json([dataclasses.asdict(row) for row in rows]))))
         return
-    cells = [
-        [row.name, row.case, row.quantity.removesuffix("_bytes"), _said(row), gib(row.predicted_bytes), _error(row)] for row in rows
-    ]
+    cells = [[row.name, row.case, row.quantity.removesuffix("_bytes"), _said(row), gib(row.predicted_bytes), _error(row)] for row in rows]
     print_table(["published run", "case", "quantity", "published", "estimate", "error"], cells)
     for each in found:
         typer.echo(f"\n{PREFIX}{each.name}: {each.title}\n  {each.citation}: {each.url}")

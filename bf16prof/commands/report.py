@@ -10,7 +10,6 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, hint, print_json, told_run, write_files
 from bf16prof.reconcile import check_tolerance
-from bf16prof.records import Device
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, REPORT, Run, load
 

@@ -17,6 +17,7 @@ import typer
 from bf16prof.cases import Refusal
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
+from bf16prof.explanations import Explanation
 from bf16prof.plans import Outlook, Plan, Room
 from bf16prof.reconcile import Comparison
 from bf16prof.records import Bytes, Case, MemoryRecord
@@ -50,6 +51,7 @@ DOCUMENTS: Mapping[str, Mapping[str, Any]] = {
     "plan": {**_SETTINGS, "asked": str, "plans": tuple[Plan, ...], "outlooks": "outlooks"},
     "measure": {**_SETTINGS, **_COMPARED, "run": str, "cases": tuple[CaseStatus, ...]},
     "import": {**_SETTINGS, **_COMPARED, "run": str},
+    "explain": {**_SETTINGS, "explanation": Explanation},
     "report": _COMPARED,
     "records.json": {},
 }

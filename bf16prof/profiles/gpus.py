@@ -105,8 +105,8 @@ class Gpu:
         elif self.compute_capability < FIRST_WITH_BF16:
             yield (
                 f"GPU {self.id}: {capability} has no bf16 tensor cores and no flash attention. bf16 is multiplied in fp32 (floor of the "
-                "step time); attention in bf16 keeps whole score matrices, in fp16 and fp32 it runs the memory-efficient kernel. Scratch "
-                "memory of kernels (peak in backward) is that of compute capability 8.0"
+                "step time). Attention in bf16, or with heads that share keys, keeps whole score matrices (activations, peaks); else it "
+                "runs the memory-efficient kernel. Scratch memory of kernels (peak in backward) is that of compute capability 8.0"
             )
 
 

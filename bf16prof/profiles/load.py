@@ -6,6 +6,7 @@ Every value remembers where it came from (`Resolved.origins`), so that every ans
 from __future__ import annotations
 
 import errno
+import functools
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,10 @@ def _parsed(source: _Source) -> dict[str, Any]:
         raise InputError(f"{source.origin}: not valid TOML: {error}") from error
 
 
-FILES: dict[str, Callable[[Path], dict[str, Any]]] = {"hf_config": read_json_object, "safetensors": read_shapes}
+FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "hf_config": functools.partial(read_json_object, infinite=True),
+    "safetensors": read_shapes,
+}
 """Keys of a model that name a file, whose content takes the place of its path."""
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, written
+from pasted import BACKWARD, ENDS_IN_INIT, MICRO_STEPS, OUT_OF_MEMORY, SMI_TABLE, THROUGHPUT, TRAINER
 
 from bf16prof.documents import document
 from bf16prof.errors import InputError
@@ -20,7 +21,8 @@ from bf16prof.profiles import plain
 from bf16prof.records import Case
 from bf16prof.runs import load_records, write_json
 
-REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES)]
+PASTED = (THROUGHPUT, BACKWARD + OUT_OF_MEMORY, TRAINER, SMI_TABLE, MICRO_STEPS, ENDS_IN_INIT)
+REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES, *PASTED)]
 CASE = Case("p", 3, 4, "fp32")
 
 
@@ -30,7 +32,13 @@ CASE = Case("p", 3, 4, "fp32")
         (b"", "empty"),
         (b"\n\n  \n", "empty"),
         (b"\x7fELF\x02\x01\x01\0\0\0", "binary"),
-        ("SUMMARY: config=a params=1".encode("utf-16"), "binary"),
+        ("SUMMARY: config=a params=1".encode("utf-16"), "none of its 1 lines"),
+        ("a\0b".encode("utf-16"), "binary"),
+        (b"\x1f\x8b\x08" + b"a" * 50, "cannot be unpacked"),
+        (b"[" * 100_000, "none of its 1 lines"),
+        (b'{"a":' * 100_000, "none of its 1 lines"),
+        (b"{'loss': '" + b"9" * 3000 + b"'}", "none of its 1 lines"),
+        (b"MemAllocated=" + b"9" * 500 + b"GB, MaxMemAllocated=1GB", "none of its 1 lines"),
         (b"SUMMARY: config=a params=1 peak_mem_bytes=1e9 alloc_mem_bytes=-1 avg_step_time=nan\n", "none of its 1 lines"),
         (b"SUMMARY: config=a params=" + b"9" * 5000 + b" peak_mem_bytes=1 alloc_mem_bytes=1 avg_step_time=1\n", "none of its 1 lines"),
         (b"MA " + b"9" * 5000 + b".1 GB Max_MA 1 GB CA 1 GB Max_CA 1 GB", "none of its 1 lines"),

@@ -447,6 +447,7 @@ class Tape:
             buffer[slot] = known
         else:
             buffer[slot] = self.new(grad.numel, grad.width, "add", None, known.layout)
+            del known  # it goes before the one that was added to it
 
 
 def _dependencies(start: Node) -> dict[Node, int]:
