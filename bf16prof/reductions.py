@@ -1,5 +1,5 @@
-"""Memory that CUDA's reductions (sums, means, norms) ask for: where few outputs are reduced from much input, several blocks of threads work on
-one output, and leave their parts in global memory.
+"""Memory that CUDA's reductions (sums, means, norms) ask for: where few outputs are reduced from much input, several blocks of threads
+work on one output, and leave their parts in global memory.
 
 The launch configuration is that of `aten/src/ATen/native/cuda/Reduce.cuh` (`setReduceConfig`, `global_memory_size`, `semaphore_size`,
 `AccumulationBuffer`) in PyTorch 2.13, which ships it as a header. A bias' gradient is such a sum over all tokens: from 1,024 tokens on

@@ -147,10 +147,8 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _pairs() -> list[str]:
-    lines = [
-        "| GPU | generation | ranks | process | allocated | reserved beyond | beside the allocator | source |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-    ]
+    head = "| GPU | generation | ranks | process | allocated | reserved beyond | beside the allocator | source |"
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|---|"]
     for pair in sorted(pairs(), key=lambda pair: (pair.generation, pair.beside_bytes)):
         numbers = f"{pair.process_gib:.2f} GiB | {pair.allocated_gib:.2f} GiB | {pair.unallocated_mib:,.2f} MiB"
         beside = f"{pair.beside_bytes / 2**20:,.0f} MiB"
@@ -167,13 +165,13 @@ in the interval that the printed digits leave open. Worst first; sizes in GiB.
 
 Sources: {kernels}. {steps}. The DeepSpeed jobs name theirs: `bf16prof published list`.
 
-**What no row has confirmed:** scratch memory of attention kernels in training, reserved memory, and several GPUs of one job at a time. Hopper's
-cuBLAS workspaces of 32 MiB, one for each of two threads, are confirmed: `fused_moe` and `fused_linear_jsd` on H100 would be 32 or 64 MiB
-off without them."""
+**What no row has confirmed:** scratch memory of attention kernels in training, reserved memory, and several GPUs of one job at a time.
+Hopper's cuBLAS workspaces of 32 MiB, one for each of two threads, are confirmed: `fused_moe` and `fused_linear_jsd` on H100 would be
+32 or 64 MiB off without them."""
 
 TEXTS = {
-    "kernel": """Each row is rebuilt as its benchmark runs it: module, shapes, dtype, what else is alive, the timing that comes first and the
-blocks it leaves in the allocator. `bf16prof/check/kernels.py` holds the programs, `tests/unit/test_real_gpus.py` compares them.
+    "kernel": """Each row is rebuilt as its benchmark runs it: module, shapes, dtype, what else is alive, the timing that comes first
+and the blocks it leaves in the allocator. `bf16prof/check/kernels.py` holds the programs, `tests/unit/test_real_gpus.py` compares them.
 These rows have found two faults of the dry run, both mended: autograd adds a second gradient in place where nobody else holds the first
 (the JSD rows), and reductions over many rows write parts to global memory, up to 112 MiB on an A100 (the RMS norm rows of Liger).""",
     "step": """Llama on one A6000, plain PyTorch (`bf16prof/check/steps.py`).""",
@@ -183,9 +181,9 @@ These rows have found two faults of the dry run, both mended: autograd adds a se
 
 BESIDE = """## Beside the allocator
 
-What a process holds of a GPU outside PyTorch's allocator: the CUDA context, and NCCL's buffers where there are several ranks. From public pairs: an
-out-of-memory message says what the process holds in all, what PyTorch allocated of it, and what it reserved beyond; the rest is beside the
-allocator. `bf16prof` assumes the highest of a generation, and says the range; of Hopper no message was found that is not about vLLM, so
+What a process holds of a GPU outside PyTorch's allocator: the CUDA context, and NCCL's buffers where there are several ranks. From public
+pairs: an out-of-memory message says what the process holds in all, what PyTorch allocated of it, and what it reserved beyond; the rest is
+beside the allocator. `bf16prof` assumes the highest of a generation, and says the range; of Hopper no message was found that is not about vLLM, so
 that it takes the highest of all others. The only pair with NCCL (V100, 16 ranks) is context and buffers together."""
 
 

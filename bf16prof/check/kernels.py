@@ -104,8 +104,8 @@ class Mlp(nn.Module):
         """The layer's output."""
         if self.activation is None:
             out: Tensor = self.down(LigerSiluMul.apply(self.gate(x), self.up(x)))  # type: ignore[no-untyped-call]
-            return out
-        out = self.down(self.activation(self.gate(x)) * self.up(x))
+        else:
+            out = self.down(self.activation(self.gate(x)) * self.up(x))
         return out
 
 
@@ -294,7 +294,7 @@ def _relu_squared(_: str, shape: Shape, device: torch.device) -> Program:
 
 def _fused_moe(_: str, shape: Shape, device: torch.device) -> Program:
     extents = {key: int(shape[key]) for key in ("T", "E", "K", "H", "intermediate_dim")}
-    counts = tokens_of_experts(*(extents[key] for key in ("T", "E", "H", "intermediate_dim", "K")), shape["multiprocessors"])
+    counts = tokens_of_experts(extents, shape["multiprocessors"])
     return Program(mixture(extents, device, dtype_of(shape), counts), torch.randn_like)
 
 

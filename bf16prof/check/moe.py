@@ -19,10 +19,12 @@ SEED = 42
 SCALE = 0.02
 
 
-def tokens_of_experts(tokens: int, experts: int, hidden: int, wide: int, chosen: int, multiprocessors: int) -> list[int]:
+def tokens_of_experts(shape: Mapping[str, int], multiprocessors: int) -> list[int]:
     """How many tokens each expert gets on a GPU with so many multiprocessors (of 2,048 threads)."""
     import numpy as np
 
+    tokens, experts, chosen = shape["T"], shape["E"], shape["K"]
+    hidden, wide = shape["H"], shape["intermediate_dim"]
     random = Generator(SEED, multiprocessors)
     for elements in (tokens * hidden, experts * 2 * wide * hidden, experts * hidden * wide):
         random.skip(elements)

@@ -1,7 +1,7 @@
 """The random numbers that `torch.randn` gives on a CUDA device, computed without one: what a benchmark with a fixed seed routes where.
 
-Philox 4x32-10 (Salmon et al., SC 2011) and Box-Muller as curand has them (`curand_init`, `curand_normal4`); which thread makes which element,
-and how far a call moves the generator: aten/src/ATen/native/cuda/DistributionTemplates.h (`calc_execution_policy`,
+Philox 4x32-10 (Salmon et al., SC 2011) and Box-Muller as curand has them (`curand_init`, `curand_normal4`); which thread makes which
+element, and how far a call moves the generator: aten/src/ATen/native/cuda/DistributionTemplates.h (`calc_execution_policy`,
 `distribution_elementwise_grid_stride_kernel`).
 """
 

@@ -1,5 +1,5 @@
-"""Rows of Liger-Kernel's benchmark, run as its scripts run them: one process per script, which first times every row (so that libraries have
-their workspaces and the allocator its segments) and then measures memory row by row.
+"""Rows of Liger-Kernel's benchmark, run as its scripts run them: one process per script, which first times every row (so that libraries
+have their workspaces and the allocator its segments) and then measures memory row by row.
 
 `python -m bf16prof.check.rows < rows.json` runs them on simulated GPUs and writes each row's peak, in order, as JSON.
 """
@@ -27,7 +27,10 @@ ITERATIONS = 2
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement of the benchmark: `shape` are its fixed extents, `variable` the swept one, with value `x`. `gpu`: as torch calls it."""
+    """One measurement of the benchmark: `shape` are its fixed extents, `variable` the swept one, with value `x`.
+
+    `gpu`: as torch calls it.
+    """
 
     kernel: str
     implementation: str

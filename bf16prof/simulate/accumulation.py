@@ -24,8 +24,8 @@ ENGINE = "_engine_run_backward"
 class InPlaceSums:
     """Told of every operator in turn; knows an addition by the engine, whose first gradient belongs to nobody else.
 
-    The engine looks at the devices of a node's gradients (`validate_outputs`) just before it adds them; a formula's own addition comes after
-    other operators, and one in a Python function has that function's frame between the engine and the operator.
+    The engine looks at the devices of a node's gradients (`validate_outputs`) just before it adds them; a formula's own addition comes
+    after other operators, and one in a Python function has that function's frame between the engine and the operator.
     """
 
     def __init__(self) -> None:

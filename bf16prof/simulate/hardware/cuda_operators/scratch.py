@@ -146,8 +146,8 @@ def _safe_softmax(input: Tensor, dim: int, *_: Any, **__: Any) -> int:
 
 
 def _reduction(input: Tensor, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
-    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32; and what several blocks of
-    threads write down before they are one output."""
+    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32; and what several
+    blocks of threads write down before they are one output."""
     result = dtype or (input.dtype if input.dtype.is_floating_point else torch.int64)
     as_it_is = input.dtype is result or (input.dtype in HALF and result is torch.float32)
     cast = 0 if as_it_is else _blocks(input.numel() * result.itemsize)
