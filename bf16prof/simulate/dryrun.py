@@ -168,7 +168,7 @@ class Rank:
         highest = peak_phase(phases)
         assert highest is not None, "every phase has run"
         allocator = ledger.allocator
-        beside = beside_the_allocator(job.case.world_size) if allocator else ()
+        beside = beside_the_allocator(job.case.world_size, job.gpu.compute_capability) if allocator and job.gpu else ()
         return MemoryRecord(
             source=Source.SIMULATE,
             case=job.case,

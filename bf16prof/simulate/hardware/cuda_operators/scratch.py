@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.reductions import Processor, Reduction, global_memory
 from bf16prof.rounding import ceil_div, round_up
 from bf16prof.simulate.hardware.cuda_operators.attention import HALF
 from bf16prof.simulate.tracker import GPU
@@ -32,6 +33,8 @@ EMBEDDING_ROWS_PER_THREAD = 10
 
 MULTIPROCESSORS = 108
 """Of an A100. More of them raise the width up to which the norms' backward splits its rows: 1728 for 108, 2112 for 132."""
+
+PROCESSOR = Processor(MULTIPROCESSORS, 2048)
 
 _ATEN = torch.ops.aten
 
@@ -142,12 +145,28 @@ def _safe_softmax(input: Tensor, dim: int, *_: Any, **__: Any) -> int:
     return _blocks(input.numel(), input.numel() // max(input.shape[dim], 1))
 
 
-def _reduction(input: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
-    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32."""
+def _reduction(input: Tensor, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
+    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32; and what several
+    blocks of threads write down before they are one output."""
     result = dtype or (input.dtype if input.dtype.is_floating_point else torch.int64)
-    if input.dtype is result or (input.dtype in HALF and result is torch.float32):
-        return 0
-    return _blocks(input.numel() * result.itemsize)
+    as_it_is = input.dtype is result or (input.dtype in HALF and result is torch.float32)
+    cast = 0 if as_it_is else _blocks(input.numel() * result.itemsize)
+    dtype = input.dtype if as_it_is else result
+    every = range(input.dim())
+    reduction = Reduction(
+        input.shape,
+        input.stride(),
+        [dim % input.dim() for dim in dims] if isinstance(dims, list | tuple) and len(dims) else every,
+        dtype.itemsize,
+        max(dtype.itemsize, FLOAT_BYTES),
+        vector=8 if dtype.itemsize == 2 else 4,
+        accumulates_in_output=dtype not in HALF or result is torch.float32,
+    )
+    return cast + _blocks(*global_memory(reduction, PROCESSOR))
+
+
+def _norm(input: Tensor, order: Any = 2, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
+    return _reduction(input, dims, dtype=dtype)
 
 
 def _contiguous_arguments(*args: Any, **_: Any) -> int:
@@ -181,7 +200,7 @@ _SCRATCH: dict[Any, Callable[..., int]] = {
     _ATEN.sum.dim_IntList: _reduction,
     _ATEN.mean.default: _reduction,
     _ATEN.mean.dim: _reduction,
-    _ATEN.linalg_vector_norm.default: _reduction,
+    _ATEN.linalg_vector_norm.default: _norm,
 }
 
 CUDA_SCRATCH: dict[Any, Callable[..., int]] = {operator: _on_the_gpu(scratch) for operator, scratch in _SCRATCH.items()}
