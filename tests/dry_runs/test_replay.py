@@ -28,7 +28,7 @@ def test_a_replay_reserves_what_the_real_engine_does_but_for_its_margin(expandab
         assert dry.reserved_bytes
         assert dry.run_peak_allocated_bytes
 
-        # THEN what is allocated agrees to a hundredth, remainders of blocks included; what is reserved is not below by more than the margin
+        # THEN what is allocated agrees to a hundredth, remainders included, and what is reserved falls short by the margin at most
         assert found.allocated_bytes == pytest.approx(dry.run_peak_allocated_bytes, rel=0.01), job.case.label
         errors.append(found.reserved_bytes / dry.reserved_bytes - 1)
         assert errors[-1] > -MARGIN, job.case.label
