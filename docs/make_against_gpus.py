@@ -183,8 +183,8 @@ BESIDE = """## Beside the allocator
 
 What a process holds of a GPU outside PyTorch's allocator: the CUDA context, and NCCL's buffers where there are several ranks. From public
 pairs: an out-of-memory message says what the process holds in all, what PyTorch allocated of it, and what it reserved beyond; the rest is
-beside the allocator. `bf16prof` assumes the highest of a generation, and says the range; of Hopper no message was found that is not about vLLM, so
-that it takes the highest of all others. The only pair with NCCL (V100, 16 ranks) is context and buffers together."""
+beside the allocator. `bf16prof` assumes the highest of a generation, and says the range; of Hopper no message was found that
+is not about vLLM, so that it takes the highest of all others. The only pair with NCCL (V100, 16 ranks) is context and buffers together."""
 
 
 def main() -> None:
