@@ -107,6 +107,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._pieces = 1
 
+    def index_of(self, tensor: Tensor) -> int | None:
+        """The number of the tensor's storage in the ledger; `None` of one that is not on the device."""
+        known = None if tensor.device.type == "meta" else self._live.get(tensor.untyped_storage()._cdata)
+        return None if known is None or known[1] is None else self.ledger.held_by(known[1]).index
+
     def use_on_stream(self, tensor: Tensor, stream: int) -> None:
         """`Tensor.record_stream`."""
         known = self._live.get(tensor.untyped_storage()._cdata)
