@@ -15,6 +15,7 @@ from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run, network
+from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.records import Label
 from bf16prof.rounding import round_up
 
@@ -116,7 +117,9 @@ def run_of(job: Job, facts: EngineFacts) -> Run:
     """What a job's forward passes are run on."""
     work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
     checkpointing = work.activation_checkpointing
-    return Run(job.profile.model, work.micro_batch_size, work.sequence_length, checkpointing, capability, facts.parameter_dtype)
+    multiprocessors = job.gpu.multiprocessors if job.gpu else DEFAULT_MULTIPROCESSORS
+    size = (work.micro_batch_size, work.sequence_length, checkpointing, capability)
+    return Run(job.profile.model, *size, facts.parameter_dtype, multiprocessors)
 
 
 @functools.cache
@@ -125,7 +128,10 @@ def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
     order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
-    parts = _parts(record(run, Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order), taped))
+    tape = Tape(
+        precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, multiprocessors=run.multiprocessors
+    )
+    parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
     last = second + len(taped)

@@ -15,6 +15,9 @@ ALLOCATOR_SEGMENT_BYTES = 2 << 20
 """What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of the pages of expandable ones
 (`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
 
+DEFAULT_MULTIPROCESSORS = 108
+"""Of an A100, for a GPU whose number is not known."""
+
 GPUS_PER_NODE = 8
 """How many share a node, where nothing says it."""
 
@@ -28,6 +31,7 @@ class Gpu:
     * `bf16_tflops`: dense bf16 (and fp16) matrix arithmetic, `fp32_tflops` arithmetic in fp32, both in 1e12 FLOP/s; 0 where not known.
     * `hbm_gb_per_s`: memory bandwidth; `link_gb_per_s`, `host_gb_per_s`: the bidirectional bandwidth from GPU to GPU, and from GPU to host;
       1e9 byte/s, 0 where not known.
+    * `multiprocessors`: streaming multiprocessors that are enabled; some kernels split their work by it.
     * `compute_capability`: CUDA's, e.g. (9, 0); it decides the size of PyTorch's cuBLAS workspace.
     """
 
@@ -44,6 +48,7 @@ class Gpu:
     torch_name: str = ""
     fp32_tflops: float = 0.0
     host_gb_per_s: float = 0.0
+    multiprocessors: int = DEFAULT_MULTIPROCESSORS
 
     @property
     def tf32_tflops(self) -> float:

@@ -62,7 +62,8 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = Rank(job, tracker, on_progress)
-        record = dataclasses.replace(rank.run(task.steps), notes=notes)
+        record = rank.run(task.steps)
+        record = dataclasses.replace(record, notes=(*notes, *tracker.lower_bounds()))
         return record, tracker.ledger
 
 

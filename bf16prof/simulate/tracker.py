@@ -9,9 +9,10 @@ devices: fake tensors refuse to mix them, and copies between them allocate, as b
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,8 +36,24 @@ MATRIX_PRODUCTS = frozenset({
 })  # fmt: skip
 """Operators that cuBLAS computes."""
 
-Scratch = Mapping[Any, Callable[..., int]]
-"""By operator, the bytes that its kernel allocates while it runs beyond its outputs, as a function of its arguments."""
+
+COMPARISONS: dict[Any, Callable[[Any, Any], bool]] = {
+    getattr(getattr(torch.ops.aten, name), kind): getattr(operator, name)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for kind in ("Scalar", "Tensor")
+}
+"""Operators whose answer about single numbers follows from the numbers: DeepSpeed asserts that a norm is positive."""
+
+TRUTH = "_bf16prof_truth"
+
+
+class Kernels(Protocol):
+    """What kernels do beyond the shapes of their outputs (`hardware.kernels`)."""
+
+    lower_bounds: dict[str, str]
+
+    def finish(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+        """Give the outputs of a call the storages that the kernel gives them; the bytes of its scratch memory."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -46,12 +63,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `cublas_workspace` bytes are allocated by the first matrix product of each thread: the one that runs forward, and autograd's own.
     """
 
-    def __init__(self, ledger: Ledger, home: torch.device, scratch: Scratch, cublas_workspace: int = 0) -> None:
+    def __init__(self, ledger: Ledger, home: torch.device, kernels: Kernels, cublas_workspace: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.host_bytes = 0
         self._home = home
-        self._scratch = scratch
+        self._kernels = kernels
         self._workspace = cublas_workspace
         self._threads: set[bool] = set()
         self._live: dict[int, tuple[weakref.ref[Any], Allocation | None]] = {}
@@ -74,17 +91,32 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._use_cublas()
         question = self._memo.question(func, args, kwargs)
         if question is not None and (known := self._memo.recall(question)):
-            out = known[0]
-            self._see_all(func, known[1])
+            out, fresh, scratch = known
+            self._see_all(func, fresh)
         else:
             self._see_all(func, (each for each in args if not isinstance(each, FakeTensor)))
             out = self._collective(func, args, kwargs) if func.namespace == "c10d" else func(*args, **kwargs)
+            scratch = self._kernels.finish(func, args, kwargs, out)
             if question is not None:
-                self._memo.learn(question, out)
+                self._memo.learn(question, out, scratch)
             self._see_all(func, out if isinstance(out, tuple | list) else (out,))
-        if scratch := self._scratch.get(func):
-            self.ledger.touch(scratch(*args, **kwargs), (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+        if func in COMPARISONS and out.dim() == 0:
+            out.__dict__[TRUTH] = COMPARISONS[func](*map(_value, args))
+        if scratch:
+            self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
         return out
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Ask these kernels from now on."""
+        self._kernels = kernels
+
+    def lower_bounds(self) -> list[str]:
+        """A line for every operator that met the tracker and whose memory is not fully known."""
+        return [f"memory of {name} is a lower bound: {reason}" for name, reason in sorted(self._kernels.lower_bounds.items())]
+
+    def enter_given(self, tensors: Iterable[Tensor]) -> None:
+        """Enter the storages of tensors that no operator of this run made."""
+        self._see_all(None, tensors)
 
     def claim(self, tensors: Iterable[tuple[Label, Tensor]]) -> None:
         """Label the storages of these tensors; the first claim to a storage counts."""
@@ -164,8 +196,12 @@ def _same(out: Any, given: Any) -> bool:
     return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
 
 
+def _value(operand: Any) -> float | int | bool:
+    return scalar_answer(operand) if isinstance(operand, Tensor) else operand
+
+
 def scalar_answer(tensor: Tensor) -> float | int | bool:
-    """What `.item()` gives where there are no values: no overflow, a gradient norm of 1."""
+    """What `.item()` gives where there are no values: no overflow, a gradient norm of 1, and what follows for a comparison of these."""
     if tensor.dtype is torch.bool:
-        return False
+        return bool(tensor.__dict__.get(TRUTH, False))
     return 1.0 if tensor.dtype.is_floating_point else 0

@@ -11,7 +11,6 @@ Ranks and dry run must have the same number of threads (`torch.set_num_threads`)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
@@ -23,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bf16prof.simulate.hardware.asking import ASKED_BYTES, Layout, layout, peak_bytes
+
 HALF = (torch.bfloat16, torch.float16)
 FLOAT_BYTES = 4
 NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
@@ -31,12 +32,7 @@ NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: t
 KEY_BLOCK = 512
 """Columns of the attention matrix at a time (cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl)."""
 
-ASKED_BYTES = 64 << 20
-"""Products of more bytes a thread, operands and result, are not run: oneDNN's blocks fit a core's cache, which is little beside them."""
-
 Number = bool | int | float
-Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
-"""Dtype, sizes and strides of a tensor."""
 
 _ATEN, _C10D = torch.ops.aten, torch.ops.c10d
 
@@ -234,22 +230,16 @@ def _onednn_multiplies(dtype: torch.dtype) -> bool:
 def _layout(tensor: Tensor, *, dense: bool = False) -> Layout:
     """How a tensor, or a dense copy of it, lies in memory."""
     shape = tuple(tensor.shape)
-    strides = tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1] if dense else tensor.stride()
-    return tensor.dtype, shape, strides
+    return (tensor.dtype, shape, tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1]) if dense else layout(tensor)
 
 
 @cache
 def asked(operator: Any, _threads: int, *layouts: Layout) -> int:
     """Bytes that an operator allocates beside its result when it really runs on tensors of these layouts, by PyTorch's own account."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below that the profiler announces itself on stderr
     with _disable_current_modes():
         operands = [torch.empty_strided(shape, strides, dtype=dtype) for dtype, shape, strides in layouts]
-        with torch.autograd.profiler.profile(profile_memory=True) as profile:
-            result = operator(*operands)
-        assert profile.kineto_results is not None
-        events = sorted(profile.kineto_results.events(), key=lambda event: event.start_ns())
-        peak = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"), default=0)
-        return max(0, int(peak - result.untyped_storage().nbytes()))
+        peak, result = peak_bytes(lambda: operator(*operands))
+        return max(0, peak - int(result.untyped_storage().nbytes()))
 
 
 def _reduce_scatter(_: Tensor, source: Tensor, *__: Any) -> int:
