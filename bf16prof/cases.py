@@ -5,7 +5,9 @@ A `Job` is a case together with everything that its names stand for; sources tak
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +26,17 @@ STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Job:
-    """One case with the profile and the recipe that it names, on the device it is predicted or measured for."""
+    """One case with the profile and the recipe that it names, on the device it is predicted or measured for.
+
+    `assumed`: what of it nobody said, in a word each.
+    """
 
     case: Case
     profile: Profile
     recipe: Recipe
     device: Device
     gpu: Gpu | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def is_inside_zero_init(self) -> bool:
@@ -48,16 +54,18 @@ class JobFile:
     profile: dict[str, Any]
     device: Device
     gpu: Gpu | None = None
+    assumed: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def of(cls, job: Job) -> JobFile:
         """The file of a job."""
-        return cls(job.case, job.profile.model_dump(mode="json"), job.device, job.gpu)
+        return cls(job.case, job.profile.model_dump(mode="json"), job.device, job.gpu, job.assumed)
 
     def job(self) -> Job:
         """The job again."""
-        return Job(self.case, Profile.model_validate(self.profile), find_recipe(self.case.recipe), self.device, self.gpu)
+        profile, recipe = Profile.model_validate(self.profile), find_recipe(self.case.recipe)
+        return Job(self.case, profile, recipe, self.device, self.gpu, self.assumed)
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of ranks derives its batch sizes."""
+    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of ranks derives its batch sizes;
+    `assumed`, what nobody said (see `Job`).
+    """
 
     profile: Profile
     stages: Sequence[int]
@@ -81,6 +91,7 @@ class Selection:
     gpu: Gpu | None = None
     offload: Offload | None = None
     batch: BatchSizes | None = None
+    assumed: tuple[str, ...] = ()
 
 
 def expand(selection: Selection) -> list[Job]:
@@ -95,10 +106,28 @@ def expand(selection: Selection) -> list[Job]:
     profile = _with_offload(selection.profile, selection.offload)
     offload = offload_of(profile)
     on = {size: _with_batch(profile, selection.batch, size) for size in selection.world_sizes}
+    digests = {size: workload_digest(chosen_profile) for size, chosen_profile in on.items()}
     return [
-        Job(Case(profile.name, stage, size, recipe.id, offload), on[size], recipe, selection.device, selection.gpu)
+        Job(
+            Case(profile.name, stage, size, recipe.id, offload, digests[size]),
+            on[size],
+            recipe,
+            selection.device,
+            selection.gpu,
+            selection.assumed,
+        )
         for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), on, chosen)
     ]
+
+
+WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer": {"lr", "betas", "eps"}}
+"""Keys of a profile's tables that change what is learned and no byte."""
+
+
+def workload_digest(profile: Profile) -> str:
+    """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
+    decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT})
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:

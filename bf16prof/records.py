@@ -81,7 +81,11 @@ class Offload(StrEnum):
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to predict or to measure. Records of the same case are compared with each other."""
+    """One thing to predict or to measure. Records of the same case are compared with each other.
+
+    `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
+    (`cases.workload_digest`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -90,12 +94,43 @@ class Case:
     world_size: Annotated[int, Interval(ge=1, le=2**20)]
     recipe: str
     offload: Offload = Offload.NONE
+    workload: str = ""
 
     @property
     def label(self) -> str:
         """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`."""
         tail = "" if self.offload is Offload.NONE else f"-offload-{self.offload}"
         return f"zero{self.zero_stage}-w{self.world_size}-{self.recipe}{tail}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What was asked of a source, so that an answer can say what it is about.
+
+    * `model`: its type: transformers' `model_type`, one of our families, or the function that makes it.
+    * `sequence_length` in tokens (`None` for a model that takes none), `micro_batch_size` in sequences per rank and forward pass,
+      `gradient_accumulation_steps` forward passes per optimizer step.
+    * `activation_checkpointing`: layers are recomputed in backward. `attention`: the implementation that was asked for, `None` where the
+      model's code chooses. `optimizer`: what updates the weights, in words.
+    * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3 only). `keeps_outputs`: the training loop holds the model's
+      outputs until the next forward pass.
+    * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in.
+    * `assumed`: which of all this nobody said, in a word each.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    sequence_length: Size | None
+    micro_batch_size: Size
+    gradient_accumulation_steps: Size
+    activation_checkpointing: bool
+    attention: str | None
+    optimizer: str
+    zero_init: bool
+    keeps_outputs: bool
+    deepspeed: dict[str, Any] = field(hash=False)
+    assumed: tuple[str, ...] = ()
 
 
 Label = tuple[Component, str]
@@ -341,6 +376,7 @@ class StepWork:
 class MemoryRecord:
     """What one source says of one case, on one device of the job (bytes on the rank that holds most; of rank 0 in a dry run).
 
+    * `workload`: what was asked; `None` where the source does not know (a log of which nobody says what was trained).
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
@@ -371,6 +407,7 @@ class MemoryRecord:
     device: Device
     parameters: Size | None
     gpu: str | None = None
+    workload: Workload | None = None
     allocated_bytes: Size | None = None
     components: dict[Component, Bytes] = field(default_factory=dict)
     items: tuple[Item, ...] = ()

@@ -64,7 +64,10 @@ class CaseStatus:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run was: who ran what, where, and how it ended. Times are ISO 8601 in UTC."""
+    """What a run was: who ran what, where, and how it ended. Times are ISO 8601 in UTC.
+
+    `origins`: where each value of the profile comes from, by its dotted key; `default` where a key is missing.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -79,6 +82,7 @@ class Manifest:
     hardware: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     finished: str | None = None
+    origins: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -8,11 +8,12 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, finished_run, hint, print_json, write_files
+from bf16prof.commands.output import check_files, finished_run, hint, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.reports.asked import settings
 from bf16prof.runs import load
 
 FEW_CASES = 12
@@ -65,11 +66,14 @@ def estimate(
         if record.parameters is not None
     }
     more = {"refused": refused, "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()]}
-    write_files(output, [finished_run(f"estimate {request.profile.name}", records, jobs[0].profile.model_dump(mode="json"))], **more)
+    trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], **more)
     if json_:
-        print_json(records, **more)
+        print_json(records, settings=settings(trained, origins), **more)
         return
     _show(records, refused, accounts, verbose)
+    if verbose:
+        show_settings(trained, origins)
     hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", quiet)
 
 

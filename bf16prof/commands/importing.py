@@ -13,6 +13,7 @@ from bf16prof.cases import Job, check_sizes, offload_of
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
 from bf16prof.commands.request import read_request, select
+from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
@@ -66,7 +67,7 @@ def import_(
     records = [_record(sources, subject, predicted, context.params["gpu"]), *predicted]
     folder = output_dir or new_folder(subject.case.profile)
     create(folder, force=force)
-    result = finished_run(subject.case.profile, records, subject.profile)
+    result = finished_run(subject.case.profile, records, subject.profile, subject.origins)
     run = dataclasses.replace(result, path=folder)
     save(run)
     save_losses(run)
@@ -90,6 +91,7 @@ class _Subject:
     case: Case
     job: Job | None = None
     profile: dict[str, Any] = dataclasses.field(default_factory=dict)
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
     why_not: str = "no --profile and no model was named"
 
 
@@ -99,15 +101,14 @@ def _subject(context: typer.Context, sources: Sources) -> _Subject:
     if not (given["profile"] or given["hf_config"] or given["model"]):
         name = given["files"][0].stem.encode(errors="backslashreplace").decode()
         return _Subject(_case(given, sources, name, given["offload"] or Offload.NONE))
-    given["profile"] = given["profile"] or o.DEFAULT_PROFILE
     request = read_request(context)
     given |= {"zero": request.zero, "recipe": request.recipe}
     case = _case(given, sources, request.profile.name, given["offload"] or offload_of(request.profile))
     try:
         (job,), _ = select(request, gpus=given["gpus"], device=Device.GPU, gpu=_gpu(given["gpu"], sources))
     except Refused as refusal:
-        return _Subject(case, profile=request.profile.model_dump(mode="json"), why_not=refusal.message)
-    return _Subject(job.case, job, job.profile.model_dump(mode="json"))
+        return _Subject(case, None, request.profile.model_dump(mode="json"), request.resolved.origins, refusal.message)
+    return _Subject(job.case, job, job.profile.model_dump(mode="json"), request.resolved.origins)
 
 
 def _require_case(given: dict[str, Any], sources: Sources) -> None:
@@ -162,6 +163,8 @@ def _record(sources: Sources, subject: _Subject, predicted: list[MemoryRecord], 
 
     notes = [f"read {read}" for read in sources.files]
     record = imported_record(subject.case, sources.findings, gpu=gpu or None, notes=notes)
+    if subject.job is not None:
+        record = dataclasses.replace(record, workload=workload_of(subject.job))
     expected = {prediction.parameters for prediction in predicted}
     if record.parameters is None or not expected or record.parameters in expected:
         return record

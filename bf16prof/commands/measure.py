@@ -9,7 +9,7 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
@@ -84,7 +84,9 @@ def measure(
             predictions = with_work([*predictions, *dry_run(jobs, progress)])
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality), watcher)
+        run = run_measurement(
+            Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality, request.resolved.origins), watcher
+        )
     comparisons = reconcile(run.records)
     write_report(run)
     more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
@@ -93,6 +95,8 @@ def measure(
         print_json(run.records, **more)
     else:
         _show(run, verbose)
+        if verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import typer
 from bf16prof.documents import document, json_text
 from bf16prof.errors import InputError
 from bf16prof.records import MemoryRecord
+from bf16prof.reports.asked import settings
 from bf16prof.reports.units import inert
 from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
 
@@ -77,16 +78,17 @@ def write_report(run: Run) -> None:
     write_text(run.path / REPORT, render([run]))
 
 
-def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any]) -> Run:
+def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any], origins: Mapping[str, str]) -> Run:
     """Records as a finished run that is not on disk, so that reports treat them like any other: made now, by this command."""
     done = now()
-    return told_run(name, records, profile, created=done, finished=done, argv=command_line())
+    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line())
 
 
 def told_run(
     name: str,
     records: Sequence[MemoryRecord],
     profile: dict[str, Any],
+    origins: Mapping[str, str],
     *,
     created: str = "",
     finished: str | None = None,
@@ -94,8 +96,15 @@ def told_run(
 ) -> Run:
     """The same of records of which nobody says when they were made and how."""
     cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
-    manifest = Manifest(name, created, Status.FINISHED, records[0].device, argv, cases, profile, finished=finished)
+    manifest = Manifest(name, created, Status.FINISHED, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
     return Run(Path(), manifest, tuple(records))
+
+
+def show_settings(profile: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Print every resolved setting with where it comes from."""
+    from bf16prof.reports.console import make_console, settings_table
+
+    settings_table(settings(profile, origins), make_console())
 
 
 def report_hints(folder: Path, quiet: bool) -> None:

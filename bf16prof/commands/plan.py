@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint
+from bf16prof.commands.output import check_files, check_path, hint, show_settings
 from bf16prof.commands.request import Request, read_request
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import InputError, Refused
@@ -19,6 +19,7 @@ from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Offload
+from bf16prof.reports.asked import settings
 from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
@@ -97,13 +98,16 @@ def plan(
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
     request = read_request(context)
     judge = _judge(context.params, request)
+    asked = _asked(judge, sizes[0])
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
-    _write(answers, request, write, output)
+    _write(answers, request, asked, write, output)
     if json_:
-        typer.echo(json_text(_document(answers)))
+        typer.echo(json_text(_document(answers, request, asked)))
     else:
-        _show(answers, request.profile, verbose)
+        _show(answers, request.profile, asked, verbose)
+        if verbose:
+            show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
     if write is not None and answers[0].first is None:
         raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
     _hints(context.params, answers, write, quiet)
@@ -141,6 +145,7 @@ def _question(given: dict[str, Any], request: Request) -> Question:
         checkpointing=(False, True) if checkpointing is None else (checkpointing,),
         offloads=tuple(Offload) if offload is None else (offload,),
         margin=default if given["margin"] is None else o.percentage(given["margin"], "--margin", below=1),
+        assumed=request.resolved.assumed,
         expandable=given["expandable_segments"],
         gpus_per_node=given["gpus_per_node"],
         train_batch_size=request.batch.train if request.batch else None,
@@ -156,30 +161,53 @@ def _with_accumulation(request: Request) -> Profile:
     return request.profile.model_copy(update={"workload": workload})
 
 
-def _write(answers: Sequence[Answer], request: Request, config: Path | None, files: Sequence[Path] | None) -> None:
+def _asked(judge: Judge, world_size: int) -> str:
+    """The line that says what is planned, and what the plan is free to choose."""
+    from bf16prof.engine.workload import workload_of
+    from bf16prof.reports.asked import planned_line
+
+    question = judge.question
+    free = {
+        "ZeRO stage": len(question.stages) > 1,
+        "recipe": len(question.recipes) > 1,
+        "micro-batch": len(question.micro_batches) > 1,
+        "accumulation": question.train_batch_size is not None,
+        "checkpointing": len(question.checkpointing) > 1,
+        "offload": len(question.offloads) > 1,
+        "zero.Init": not question.profile.workload.zero_init,
+    }
+    settings = list(question.combinations(world_size))
+    jobs = [job for setting in settings if (job := judge.job(setting)) is not None] or [question.job(s) for s in settings[:1]]
+    if not jobs:
+        return ""
+    name, parameters = _model(question.profile)
+    return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
+
+
+def _write(answers: Sequence[Answer], request: Request, asked: str, config: Path | None, files: Sequence[Path] | None) -> None:
     from bf16prof.planning.written import ds_config_text
 
     for path in files or ():
-        write_text(path, _render(path.suffix, answers, request))
+        write_text(path, _render(path.suffix, answers, request, asked))
     if config is not None and (first := answers[0].first) is not None:
         write_text(config, ds_config_text(first))
 
 
-def _render(suffix: str, answers: Sequence[Answer], request: Request) -> str:
+def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str) -> str:
     if suffix == ".json":
-        return json_text(_document(answers)) + "\n"
+        return json_text(_document(answers, request, asked)) + "\n"
     outlooks = [answer.outlook for answer in answers]
     name, parameters = _model(request.profile)
     if suffix == ".html":
         from bf16prof.reports.plan_html import render
 
         first = [answer.first.record if answer.first else None for answer in answers]
-        return render(outlooks, first, _document(answers), profile=name, parameters=parameters)
+        return render(outlooks, first, _document(answers, request, asked), profile=name, parameters=parameters, asked=asked)
     from bf16prof.reports import plan_tables
 
     if suffix == ".csv":
         return plan_tables.to_csv(outlooks)
-    return plan_tables.to_markdown(outlooks, name, parameters)
+    return plan_tables.to_markdown(outlooks, name, parameters, asked)
 
 
 def _model(profile: Profile) -> tuple[str, int]:
@@ -189,7 +217,7 @@ def _model(profile: Profile) -> tuple[str, int]:
     return profile.name, sum(spec.numel for spec in inventory(profile.model))
 
 
-def _document(answers: Sequence[Answer]) -> dict[str, Any]:
+def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[str, Any]:
     """The plans that fit, the record of the best of each case, and what else there is to say of each number of GPUs."""
     outlooks = []
     for answer in answers:
@@ -197,13 +225,18 @@ def _document(answers: Sequence[Answer]) -> dict[str, Any]:
         del outlook["plans"]
         outlooks.append({**outlook, "room": {**outlook["room"], "bytes": answer.outlook.room.bytes}})
     plans = [plan for answer in answers for plan in answer.outlook.plans]
-    return document([record for answer in answers for record in answer.records], plans=plans, outlooks=outlooks)
+    said = settings(request.profile.model_dump(mode="json"), request.resolved.origins)
+    records = [record for answer in answers for record in answer.records]
+    return document(records, asked=asked, settings=said, plans=plans, outlooks=outlooks)
 
 
-def _show(answers: Sequence[Answer], profile: Profile, verbose: bool) -> None:
+def _show(answers: Sequence[Answer], profile: Profile, asked: str, verbose: bool) -> None:
+    from rich.text import Text
+
     from bf16prof.reports.console import make_console, plan_sizes, plan_view
 
     console = make_console()
+    console.print(Text(asked, "cyan"))
     name, parameters = _model(profile)
     if len(answers) > 1:
         plan_sizes([answer.outlook for answer in answers], console, profile=name, parameters=parameters)

@@ -91,4 +91,4 @@ def _load(path: Path) -> Run:
     found = find_published(name)
     cases = [record.case for record in found.records]
     jobs = expand(Selection(found.profile, [cases[0].zero_stage], [cases[0].world_size], [c.recipe for c in cases], Device.GPU, found.gpu))
-    return told_run(f"{found.name}, published", [*found.records, *predictions(jobs)], found.profile.model_dump(mode="json"))
+    return told_run(f"{found.name}, published", [*found.records, *predictions(jobs)], found.profile.model_dump(mode="json"), found.origins)

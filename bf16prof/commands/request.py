@@ -5,6 +5,7 @@ From below: the profile, the user's DeepSpeed JSON, another model, `--set`, the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from bf16prof.cases import Job, Refusal, Selection, expand
 from bf16prof.commands.options import numbers, words
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
+from bf16prof.models.naming import model_name
+from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
@@ -30,17 +33,22 @@ BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a profile, and the cases over it as far as flags or a DeepSpeed JSON say them.
+    """What the user asked for: a profile with the origin of each value, and the cases over it as far as flags or a DeepSpeed JSON say them.
 
     `any_gpus`: numbers of GPUs are not the user's own, so those that the JSON's batch sizes do not fit are left out.
     """
 
-    profile: Profile
+    resolved: Resolved
     zero: str
     recipe: str
     offload: Offload | None
     batch: BatchSizes | None = None
     any_gpus: bool = False
+
+    @property
+    def profile(self) -> Profile:
+        """What is trained."""
+        return self.resolved.profile
 
 
 def read_request(context: typer.Context) -> Request:
@@ -54,12 +62,39 @@ def read_request(context: typer.Context) -> Request:
     path: Path | None = given["ds_config"]
     file = None if path is None else read_ds_config(path, precision=not named["recipe"])
     ours = _overrides(context)
-    profile = load_profile(given["profile"], [*(file.overrides if file else ()), *ours]).profile
+    resolved = _with_defaults_of_flags(context, _resolve(context, [*(file.overrides if file else ()), *ours]))
     if file is None:
-        return Request(profile, given["zero"], given["recipe"], given["offload"])
+        return Request(resolved, given["zero"], given["recipe"], given["offload"])
     zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
-    batch = _batch(file, profile, {override.key for override in ours})
-    return Request(profile, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+    batch = _batch(file, resolved.profile, {override.key for override in ours})
+    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+
+
+def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
+    """The profile under the overrides: the one that the user named; where they named a whole model instead, none at all; else the
+    command's default, which counts as assumed. A model without a name of its own is called by its type and size.
+    """
+    name = context.params["profile"]
+    is_named = _source(context, "profile") in ("COMMANDLINE", "ENVIRONMENT")
+    if not is_named and any(override.key in WHOLE_MODELS for override in overrides):
+        name = None
+    found = load_profile(name, overrides)
+    origins = found.origins if is_named or name is None else {**found.origins, "profile": f"{ASSUMED}{name}, for none was named"}
+    if found.profile.name:
+        return Resolved(found.profile, origins)
+    return Resolved(found.profile.model_copy(update={"name": model_name(found.profile.model)}), origins)
+
+
+WHOLE_MODELS = ("model.hf_config", "model.factory")
+"""Keys that name a model with all its sizes, so that nothing of a preset has to lie under them."""
+
+
+def _with_defaults_of_flags(context: typer.Context, resolved: Resolved) -> Resolved:
+    """The same with what was assumed because a flag of the case was left out: the GPU."""
+    if not context.params.get("gpu") or _source(context, "gpu") != "DEFAULT" or context.params.get("device") is Device.CPU:
+        return resolved
+    assumed = {"GPU": f"{ASSUMED}{context.params['gpu']}, for none was named"}
+    return dataclasses.replace(resolved, origins={**resolved.origins, **assumed})
 
 
 def resolve_profile(context: typer.Context, name: str) -> Resolved:
@@ -79,7 +114,8 @@ def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> t
     recipes, stages, sizes = words(request.recipe), numbers("--zero", request.zero), numbers("--gpus", gpus)
     if request.any_gpus and request.batch is not None:
         sizes = [size for size in sizes if request.batch.fit(size)] or sizes
-    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch))
+    assumed = request.resolved.assumed
+    jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch, assumed))
     admitted, refused = admit(jobs)
     if not recipes:
         possible = {job.case.recipe for job in admitted}
@@ -96,7 +132,7 @@ def _overrides(context: typer.Context) -> list[Override]:
 
 
 def _model(context: typer.Context) -> list[Override]:
-    """Another model in the place of the profile's, which is called after it. A flag wins over the variable of the other."""
+    """Another model in the place of the profile's. A flag wins over the variable of the other."""
     given = {key: value for key in ("hf_config", "model") if (value := context.params.get(key)) is not None}
     flags = {key: value for key, value in given.items() if _source(context, key) == "COMMANDLINE"} or given
     if len(flags) > 1:
@@ -106,13 +142,11 @@ def _model(context: typer.Context) -> list[Override]:
 
 def _named_model(key: str, value: Any, origin: str) -> list[Override]:
     if key == "model":
-        name, setting = str(value).rpartition(":")[2], Override("model.factory", value, origin)
+        setting = Override("model.factory", value, origin)
         own = [Override("workload.activation_checkpointing", False, origin)]  # what the function returns checkpoints for itself, or not
     else:
-        folder = value.absolute().parent.name
-        name, setting = folder if value.name == "config.json" and folder else value.stem, Override("model.hf_config", str(value), origin)
-        own = []
-    return [Override("name", name, origin), Override("description", "", origin), setting, *own]
+        setting, own = Override("model.hf_config", str(value), origin), []
+    return [Override("name", "", origin), Override("description", "", origin), setting, *own]
 
 
 def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:

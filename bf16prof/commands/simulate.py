@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, write_files
+from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, MemoryRecord, Phase
+from bf16prof.reports.asked import settings
 
 
 def simulate(
@@ -66,10 +67,11 @@ def simulate(
         records = run(jobs, progress, Options(expandable_segments, snapshot))
     both = with_work([*records, *predictions(jobs)])
     records = both[: len(records)]
-    result = finished_run(f"simulate {request.profile.name}", both, jobs[0].profile.model_dump(mode="json"))
+    trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
     write_files(output, [result], refused=refused)
     if json_:
-        print_json(records, refused=refused)
+        print_json(records, settings=settings(trained, origins), refused=refused)
         return
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
@@ -77,6 +79,8 @@ def simulate(
     reconciliation([result], console)
     for record in records if verbose or len(records) == 1 else ():
         breakdown(record, console)
+    if verbose:
+        show_settings(trained, origins)
     hint(_next(records, request.profile), quiet)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.cases import Job
+from bf16prof.engine.workload import workload_of
 from bf16prof.estimate.allocation import Allocation
 from bf16prof.estimate.device import gpu_additions
 from bf16prof.estimate.gap import closed_form_gap, peaks_gap, work_gap
@@ -45,6 +46,7 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE) -> MemoryRecord:
         case=job.case,
         device=job.device,
         gpu=job.gpu.id if job.gpu else None,
+        workload=workload_of(job),
         parameters=sum(engine.numels),
         allocated_bytes=sum(components.values()),
         components=components,

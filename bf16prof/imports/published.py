@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from bf16prof.cases import workload_digest
 from bf16prof.errors import InputError
 from bf16prof.imports.finding import GIB, Finding, rounded
 from bf16prof.imports.record import imported_record
@@ -24,6 +25,7 @@ class Published:
 
     name: str
     profile: Profile
+    origins: dict[str, str]
     gpu: Gpu
     records: tuple[MemoryRecord, ...]
 
@@ -38,15 +40,15 @@ def find_published(name: str) -> Published:
     if name not in published_names():
         raise InputError(f"unknown published run {name!r}", hint="known: " + ", ".join(PREFIX + known for known in published_names()))
     table = shipped_table(f"published/{name}.toml", "bf16prof.imports")
-    profile = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()]).profile
+    found = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()])
     gpu = find_gpu(table["gpu"])
-    records = tuple(_record(row, table, profile, gpu) for row in table["runs"])
-    return Published(name, profile, gpu, records)
+    records = tuple(_record(row, table, found.profile, gpu) for row in table["runs"])
+    return Published(name, found.profile, found.origins, gpu, records)
 
 
 def _record(row: dict[str, Any], table: dict[str, Any], profile: Profile, gpu: Gpu) -> MemoryRecord:
     """One column of the published table. Its peak is `max_memory_allocated` since the process began."""
-    case = Case(profile.name, table["zero_stage"], table["world_size"], row["recipe"])
+    case = Case(profile.name, table["zero_stage"], table["world_size"], row["recipe"], workload=workload_digest(profile))
     finding = Finding(
         "the published table",
         readings={name: rounded(row[key], GIB, len(row[key].partition(".")[2])) for name, key in _MEMORY.items()},

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from bf16prof.cases import Job
+from bf16prof.engine.workload import workload_of
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
@@ -49,6 +50,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         case=job.case,
         device=job.device,
         gpu=heaviest.device_name if heaviest.device_name != "cpu" else None,
+        workload=workload_of(job),
         parameters=heaviest.parameters,
         allocated_bytes=allocated,
         components={} if allocated is None else by_component(items),

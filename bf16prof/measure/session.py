@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
@@ -34,7 +34,7 @@ from bf16prof.runs import (
 @dataclass(frozen=True)
 class Plan:
     """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
-    further steps in which the optimizer's updates are watched."""
+    further steps in which the optimizer's updates are watched; `origins` of the profile's values."""
 
     name: str
     jobs: Sequence[Job]
@@ -44,6 +44,7 @@ class Plan:
     steps: int
     timeout_s: float
     quality_steps: int = 0
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 class Watcher:
@@ -104,6 +105,7 @@ def _begin(plan: Plan) -> Run:
         versions=versions(),
         hardware=hardware(),
         environment=environment(),
+        origins=dict(plan.origins),
     )
     return Run(plan.folder, manifest, plan.predictions)
 

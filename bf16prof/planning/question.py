@@ -28,6 +28,7 @@ class Question:
 
     * `micro_batches`: in sequences per rank, ascending. `offloads`, `checkpointing`: as in the profile if there is one only.
     * `margin`: the share of the memory that is to stay free.
+    * `assumed`: what nobody said, in a word each.
     * `expandable`: the allocator has expandable segments; a plan's peak does not depend on it.
     * `train_batch_size`: sequences of the whole job in a step, where a DeepSpeed JSON fixes it; the micro-steps follow from it.
     * `gpus_per_node`: so many share a node.
@@ -41,6 +42,7 @@ class Question:
     checkpointing: tuple[bool, ...] = (False, True)
     offloads: tuple[Offload, ...] = tuple(Offload)
     margin: float = MARGIN
+    assumed: tuple[str, ...] = ()
     train_batch_size: int | None = None
     expandable: bool = False
     gpus_per_node: int = GPUS_PER_NODE
@@ -78,7 +80,7 @@ class Question:
         workload = profile.workload.model_copy(update=changes)
         profile = profile.model_copy(update={"workload": workload})
         sizes = [setting.stage], [setting.world_size], [setting.recipe]
-        return expand(Selection(profile, *sizes, Device.GPU, self.gpu, setting.offload))[0]
+        return expand(Selection(profile, *sizes, Device.GPU, self.gpu, setting.offload, None, self.assumed))[0]
 
 
 @dataclass(frozen=True)

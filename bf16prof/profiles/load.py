@@ -1,6 +1,6 @@
 """Read profiles: presets that ship with the package, or a user's own TOML file, with overrides laid over them.
 
-Every value remembers where it came from (`Resolved.origins`), so that `profiles show --resolved` can say it.
+Every value remembers where it came from (`Resolved.origins`), so that every answer can say it; what nobody said is assumed (`assumed.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bf16prof.errors import InputError
+from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
 from bf16prof.profiles.plain import dotted, read_json_object
@@ -39,18 +40,24 @@ class Resolved:
     profile: Profile
     origins: dict[str, str]
 
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What nobody said and was assumed, in a word each."""
+        return assumed_words(self.origins)
+
 
 def preset_names() -> list[str]:
     """The names of the profiles that ship with the package."""
     return shipped_names("presets")
 
 
-def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
-    """A preset by name, or a profile file by path, with the overrides laid over it.
+def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolved:
+    """A preset by name, or a profile file by path, with the overrides laid over it; what is left open is assumed.
 
-    Raises `InputError` naming the file, the key and what was expected.
+    Without a name nothing lies under the overrides, which then have to name a model. Raises `InputError` naming the file, the key and
+    what was expected.
     """
-    source = _read(name)
+    source = _read(name) if name is not None else _Source("", "the model", "", Path())
     try:
         table = tomllib.loads(source.text)
     except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
@@ -61,6 +68,7 @@ def load_profile(name: str, overrides: Sequence[Override] = ()) -> Resolved:
         replaced = _lay(table, override)
         origins = {key: o for key, o in origins.items() if not key.startswith(f"{replaced}.")}
         origins |= dict.fromkeys(map(documented, dotted(_nest(override))), override.origin) | _read_files(table, Path())
+    origins |= fill_in(table, origins)
     try:
         profile = Profile.model_validate(table)
     except ValidationError as error:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bf16prof.documents import as_json, document
-from bf16prof.profiles.plain import dotted
 from bf16prof.records import Component, MemoryRecord, Phase, Source
 from bf16prof.reports import figures, palette, plots
+from bf16prof.reports.asked import asked_lines, settings
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
 from bf16prof.reports.learning import edq_text, lost_text
 from bf16prof.reports.loss_table import loss_notes, loss_table, rounding_note
@@ -44,6 +44,7 @@ def render(runs: Sequence[Run]) -> str:
         document([record for run in runs for record in run.records], runs=[run.manifest for run in runs]),
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
+        asked=asked_lines([record for run in runs for record in run.records]),
         tiles=tiles(runs, views),
         failures=[failure for run in runs for failure in _failures(run, views)],
         summary=summary(views),
@@ -191,6 +192,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
         "device": str(manifest.device),
         "command": inert(" ".join(manifest.argv), 4000),
         "cases": _status_table(manifest.cases),
+        "settings": _settings_table(manifest),
         "facts": [
             (title, [(inert(key), inert(value, 400)) for key, value in pairs])
             for title, pairs in (
@@ -198,11 +200,17 @@ def _run(run: Run, name: str) -> dict[str, Any]:
                 ("Hardware", manifest.hardware.items()),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
-                ("Profile", dotted(as_json(manifest.profile)).items()),
             )
             if pairs
         ],
     }
+
+
+def _settings_table(manifest: Manifest) -> Table:
+    """Every resolved setting of what was trained, with its origin."""
+    found = settings(as_json(manifest.profile), manifest.origins)
+    rows = tuple(tuple(Cell(inert(text, 400)) for text in (key, str(one["value"]), one["origin"])) for key, one in found.items())
+    return Table("Every setting, and where it comes from", ("setting", "value", "from"), rows)
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:

@@ -16,15 +16,18 @@ from bf16prof.reports.views import case_label, component_name
 
 
 def render(
-    outlooks: Sequence[Outlook], first: Sequence[MemoryRecord | None], data: Mapping[str, Any], *, profile: str, parameters: int
+    outlooks: Sequence[Outlook], first: Sequence[MemoryRecord | None], data: Mapping[str, Any], *, profile: str, parameters: int, asked: str
 ) -> str:
-    """The page of these outlooks. `first`: the record of the first plan of each; `data`: the document that the page carries."""
+    """The page of these outlooks. `first`: the record of the first plan of each; `data`: the document that the page carries; `asked`: the
+    line that says what was asked (`asked.planned_line`).
+    """
     return page(
         "plan.html.j2",
         data,
         name=inert(profile),
         parameters=whole(parameters),
         gpu=inert(outlooks[0].room.gpu),
+        asked=asked,
         parts=[_part(outlook, record) for outlook, record in zip(outlooks, first, strict=True)],
     )
 

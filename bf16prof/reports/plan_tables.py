@@ -20,9 +20,10 @@ def to_csv(outlooks: Sequence[Outlook]) -> str:
     return rows_as_csv(names, ([csv_text(row[name]) for name in names] for row in known))
 
 
-def to_markdown(outlooks: Sequence[Outlook], profile: str, parameters: int) -> str:
-    """What the console says, number of GPUs by number of GPUs."""
-    parts = [_table(plan_rows.size_rows(outlooks))] if len(outlooks) > 1 else []
+def to_markdown(outlooks: Sequence[Outlook], profile: str, parameters: int, asked: str) -> str:
+    """What the console says, number of GPUs by number of GPUs, under the line that says what was asked."""
+    parts = [_text(asked) + "\n"]
+    parts += [_table(plan_rows.size_rows(outlooks))] if len(outlooks) > 1 else []
     return "\n".join(parts + [part for outlook in outlooks for part in _outlook(outlook, profile, parameters)])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.reconcile import NAMES
-from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
+from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source, Workload
+from bf16prof.reports.asked import asked_lines
 from bf16prof.reports.cells import Table
 from bf16prof.reports.learning import learning
 from bf16prof.reports.loss_table import loss_notes, loss_table
@@ -20,7 +23,9 @@ from bf16prof.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-_WHOLE = ("zero_stage", "world_size", "parameters", "steps_loss_not_finite")
+_WHOLE = (
+    "zero_stage", "world_size", "parameters", "steps_loss_not_finite", "sequence_length", "micro_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 _FLOATS = (
     "step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "host_overhead_s", "tokens_per_s", "mfu", "hfu", "loss",
 )  # fmt: skip
@@ -67,7 +72,8 @@ def to_markdown(runs: Sequence[Run]) -> str:
     steady = [_components(view, record, record.components) for view, record in known if record.components]
     peak = [_components(view, record, record.peak_components) for view, record in known if record.peak_components]
     shortages = [(view, said) for view, record in known if (said := verdict(record)) and not said.fits]
-    text = _markdown([_totals(view, record) for view, record in known])
+    text = "".join(f"{markdown_text(line, None)}\n\n" for line in asked_lines([record for _, record in known]))
+    text += _markdown([_totals(view, record) for view, record in known])
     if shortages:
         text += "\n" + markdown_list(f"{markdown_text(view.label)}: {markdown_text(said.text, None)}" for view, said in shortages)
     if found := loss_table(views):
@@ -121,6 +127,8 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         "world_size": case.world_size,
         "recipe": case.recipe,
         "offload": str(case.offload),
+        "workload": case.workload,
+        **_workload(record),
         "device": str(record.device),
         "gpu": record.gpu,
         "parameters": record.parameters,
@@ -140,6 +148,19 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
     row["steps_loss_not_finite"] = sum(loss is None for _, loss in curve) if curve else None
     row |= {name: getattr(found, name) if found else None for name in _LEARNING}
     return row | {"notes": "; ".join(record.notes) or None}
+
+
+def _workload(record: MemoryRecord) -> dict[str, Any]:
+    """What was asked, in a column each; the DeepSpeed settings as JSON. `asked` is the line that stands over tables elsewhere."""
+    fields = vars(record.workload) if record.workload else dict.fromkeys(f.name for f in dataclasses.fields(Workload))
+    plain = {key: value for key, value in fields.items() if key not in ("deepspeed", "assumed")}
+    deepspeed, assumed = fields["deepspeed"], fields["assumed"]
+    return {
+        **plain,
+        "deepspeed": None if deepspeed is None else json.dumps(deepspeed),
+        "assumed": None if assumed is None else ", ".join(assumed),
+        "asked": next(iter(asked_lines([record])), None),
+    }
 
 
 def _row_names() -> list[str]:

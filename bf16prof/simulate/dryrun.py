@@ -19,6 +19,7 @@ from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
+from bf16prof.engine.workload import workload_of
 from bf16prof.engine.workspace import CUBLAS_SOURCE
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.beside import beside_the_allocator
@@ -173,6 +174,7 @@ class Rank:
             case=job.case,
             device=Device.CPU if allocator is None else Device.GPU,
             gpu=job.gpu.id if job.gpu else None,
+            workload=workload_of(job),
             parameters=parameter_count(self._engine),
             allocated_bytes=allocated,
             components=by_component(explained),

@@ -120,7 +120,7 @@ def test_run_without_times_of_phases_is_refused() -> None:
 
 def test_estimate_reads_the_run_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     records = tuple(_measured(r) for r in _cases("bf16-fp32-master"))
-    runs.save(dataclasses.replace(finished_run("measured", records, {}), path=tmp_path))
+    runs.save(dataclasses.replace(finished_run("measured", records, {}, {}), path=tmp_path))
     selection = ["--profile", "cpu-demo", "--device", "cpu", "--zero", "1", "--gpus", "2", "--recipe", "fp32,bf16-fp32-master"]
     monkeypatch.setattr(sys, "argv", ["bf16prof", "estimate", *selection, "--calibrate", str(tmp_path), "--json"])
 
@@ -139,7 +139,7 @@ def test_estimate_reads_the_run_and_names_it(tmp_path: Path, monkeypatch: pytest
 def test_plan_takes_no_calibration_of_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs.save(dataclasses.replace(finished_run("measured", (_measured(_record(2, "bf16-full", 1)),), {}), path=tmp_path))
+    runs.save(dataclasses.replace(finished_run("measured", (_measured(_record(2, "bf16-full", 1)),), {}, {}), path=tmp_path))
     monkeypatch.setattr(sys, "argv", ["bf16prof", "plan", "--profile", "cpu-demo", "--gpu", "l4-24gb", "--calibrate", str(tmp_path)])
 
     with pytest.raises(SystemExit) as stop:

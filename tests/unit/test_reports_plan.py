@@ -37,8 +37,8 @@ def shown(found: Outlook) -> list[str]:
     record = fixtures.estimate(PLAN.case) if found.plans else None
     plan_view(found, console, profile="p", parameters=1, record=record)
     assert isinstance(console.file, io.StringIO)
-    page = plan_html.render([found], [record], {}, profile="p", parameters=1)
-    return [console.file.getvalue(), plan_tables.to_markdown([found], "p", 1), html.unescape(page)]
+    page = plan_html.render([found], [record], {}, profile="p", parameters=1, asked="")
+    return [console.file.getvalue(), plan_tables.to_markdown([found], "p", 1, ""), html.unescape(page)]
 
 
 def texts(table: Table) -> list[str]:

@@ -3,6 +3,7 @@
 Every function prints on the `Console` it is given; `make_console` makes one that keeps to NO_COLOR, FORCE_COLOR and COLUMNS.
 """
 
+from bf16prof.reports.console.asked import asked, settings_table
 from bf16prof.reports.console.breakdown import breakdown
 from bf16prof.reports.console.grid import RefusalLike, estimate_grid
 from bf16prof.reports.console.layout import make_console
@@ -10,4 +11,15 @@ from bf16prof.reports.console.plan import plan_sizes, plan_view
 from bf16prof.reports.console.reconciliation import reconciliation
 from bf16prof.reports.console.run import run_summary
 
-__all__ = ["RefusalLike", "breakdown", "estimate_grid", "make_console", "plan_sizes", "plan_view", "reconciliation", "run_summary"]
+__all__ = [
+    "RefusalLike",
+    "asked",
+    "breakdown",
+    "estimate_grid",
+    "make_console",
+    "plan_sizes",
+    "plan_view",
+    "reconciliation",
+    "run_summary",
+    "settings_table",
+]

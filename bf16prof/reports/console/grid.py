@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bf16prof.profiles.gpus import gpu_named
 from bf16prof.records import Case, Device, MemoryRecord, Offload
+from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, signed_percent, whole
 from bf16prof.reports.verdict import verdict
@@ -71,6 +72,7 @@ def _one_grid(
         source = next((str(r.source) for r in records), "estimate")
         cells[_row(refusal.case, source), refusal.case.recipe] = Text(f"- [{numbers[refusal.reason]}]", "dim")
     _title(console, records[0])
+    asked(records, console)
     _print(console, cells)
     _captions(console, records)
     _footnotes(console, refused, numbers)

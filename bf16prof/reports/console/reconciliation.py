@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bf16prof.records import Source
+from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.peak import verdict_line
@@ -23,6 +24,7 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     if not views:
         note(console, "No records.")
         return
+    asked([record for run in runs for record in run.records], console)
     for view in views:
         if view.comparisons:
             heading(console, safe(view.label, limit=240))
