@@ -14,7 +14,7 @@ from bf16prof.commands.request import Request, read_request, select
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Device
+from bf16prof.records import Device, MemoryRecord
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def measure(
     from bf16prof.estimate.predict import with_work
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
-    from bf16prof.simulate.runner import simulate as dry_run
+    from bf16prof.simulate.runner import Failed, check, outcomes
 
     check_files(output, force)
     tolerance = None if fail_over is None else o.percentage(fail_over)
@@ -79,9 +79,14 @@ def measure(
     name = request.profile.name
     folder = output_dir or new_folder(name)
     predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
+    failures: list[Failed] = []
     if simulate:
         with SimulationProgress(jobs, quiet) as progress:
-            predictions = with_work([*predictions, *dry_run(jobs, progress)])
+            found = outcomes(jobs, progress)
+        failures = [outcome for outcome in found if isinstance(outcome, Failed)]
+        predictions = with_work([*predictions, *(outcome for outcome in found if isinstance(outcome, MemoryRecord))])
+    for failed in failures:
+        hint(f"left out: {failed.reason}", quiet)
     create(folder, force=force)
     with ProgressWatcher(len(jobs), quiet) as watcher:
         run = run_measurement(
@@ -99,6 +104,7 @@ def measure(
             show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(folder, quiet)
     _check(run, comparisons, tolerance)
+    check(failures, len(jobs))
 
 
 def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:

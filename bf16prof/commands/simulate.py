@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bf16prof.cases import Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_files, check_path, finished_run, hint, print_json, show_settings, write_files
 from bf16prof.commands.request import read_request, select
@@ -50,8 +51,7 @@ def simulate(
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
-    from bf16prof.simulate.runner import Options
-    from bf16prof.simulate.runner import simulate as run
+    from bf16prof.simulate.runner import Failed, Options, check, outcomes
 
     check_files(output, force)
     check_path("--snapshot", snapshot, force)
@@ -64,7 +64,13 @@ def simulate(
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
     with SimulationProgress(jobs, quiet) as progress:
-        records = run(jobs, progress, Options(expandable_segments, snapshot))
+        found = outcomes(jobs, progress, Options(expandable_segments, snapshot))
+    failures = [outcome for outcome in found if isinstance(outcome, Failed)]
+    records = [outcome for outcome in found if isinstance(outcome, MemoryRecord)]
+    if not records:
+        check(failures, len(jobs))
+    refused = [*refused, *(Refusal(failed.job.case, failed.error.message) for failed in failures)]
+    jobs = [job for job, outcome in zip(jobs, found, strict=True) if isinstance(outcome, MemoryRecord)]
     both = with_work([*records, *predictions(jobs)])
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
@@ -72,6 +78,7 @@ def simulate(
     write_files(output, [result], refused=refused)
     if json_:
         print_json(records, settings=settings(trained, origins), refused=refused)
+        check(failures, len(found))
         return
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
@@ -81,7 +88,10 @@ def simulate(
         breakdown(record, console)
     if verbose:
         show_settings(trained, origins)
+    for failed in failures:
+        hint(f"left out: {failed.reason}", quiet)
     hint(_next(records, request.profile), quiet)
+    check(failures, len(found))
 
 
 def _next(records: Sequence[MemoryRecord], profile: Profile) -> str:

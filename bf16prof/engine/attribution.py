@@ -17,7 +17,7 @@ from bf16prof.engine import labels
 from bf16prof.engine.optimizer_states import state_label
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import Component, Item, Label
+from bf16prof.records import Item, Label
 
 Attributes = tuple[str, ...]
 """Attributes of DeepSpeed's optimizer wrappers that hold tensors of one kind."""

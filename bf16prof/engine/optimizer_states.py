@@ -1,7 +1,7 @@
 """What the state of an optimizer is for: an average of gradients, of their squares, a correction, a counter.
 
-An optimizer keeps its state in `optimizer.state`, by tensor and by key. The keys of PyTorch's and DeepSpeed's optimizers are in `KEYS`, with
-what their update equations do with them. An optimizer that nobody listed is read by the words of its keys. No state is `other`.
+An optimizer keeps its state in `optimizer.state`, by tensor and by key. The keys of PyTorch's and DeepSpeed's optimizers are in `KEYS`,
+with what their update equations do with them. An optimizer that nobody listed is read by the words of its keys. No state is `other`.
 """
 
 from __future__ import annotations

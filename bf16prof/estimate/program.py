@@ -128,9 +128,7 @@ def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
     order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
-    tape = Tape(
-        precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, multiprocessors=run.multiprocessors
-    )
+    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, multiprocessors=run.multiprocessors)
     parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer

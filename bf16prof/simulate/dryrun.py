@@ -42,7 +42,7 @@ from bf16prof.simulate.repeat import last_step, repeat
 from bf16prof.simulate.shims import library_shims
 from bf16prof.simulate.task import Progress, Task
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
-from bf16prof.simulate.versions import check
+from bf16prof.simulate.versions import check, installed
 from bf16prof.simulate.world import world
 
 MOST_REPEATS = 12
@@ -57,7 +57,7 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     import deepspeed
 
     job = task.job.job()
-    notes = (f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}", *check(deepspeed.__version__))
+    notes = (f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}", *check(installed([job])))
     import_client_optimizer(deepspeed_config(job))
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:

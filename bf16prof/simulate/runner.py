@@ -19,6 +19,8 @@ from bf16prof.processes import child_environment, started
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read, write_bytes, write_json
 from bf16prof.simulate.task import Fault, Progress, Task
+from bf16prof.simulate.versions import check as check_versions
+from bf16prof.simulate.versions import installed
 
 POLL_S = 0.05
 STEPS = 2
@@ -81,14 +83,51 @@ class Options:
     snapshot: Path | None = None
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A job without a record, and why: an `InputError`, or `RunFailed`, whose message names the case."""
+
+    job: Job
+    error: InputError | RunFailed
+
+    @property
+    def reason(self) -> str:
+        """Why, with the name of the case."""
+        label = self.job.case.label
+        return self.error.message if label in self.error.message else f"{label}: {self.error.message}"
+
+
 def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
-    Raises `InputError` when a model or a configuration cannot be used, and `RunFailed` when a dry run breaks. On KeyboardInterrupt all
-    processes are ended.
+    Raises the error of the first that failed: `InputError` when a model or a configuration cannot be used, `RunFailed` when a dry run
+    breaks. On KeyboardInterrupt all processes are ended.
+    """
+    found = outcomes(jobs, watcher, options)
+    check([outcome for outcome in found if isinstance(outcome, Failed)], len(found))
+    return [outcome for outcome in found if isinstance(outcome, MemoryRecord)]
+
+
+def check(failures: Sequence[Failed], count: int) -> None:
+    """Raise if some of `count` dry runs failed: `InputError` if all of these are the user's to mend, else `RunFailed`."""
+    if not failures:
+        return
+    broken = [failed for failed in failures if not isinstance(failed.error, InputError)]
+    first = (broken or failures)[0]
+    if count == 1:
+        raise first.error
+    kind = RunFailed if broken else InputError
+    raise kind(f"{len(failures)} of {count} dry runs failed; {first.reason}", hint=first.error.hint)
+
+
+def outcomes(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord | Failed]:
+    """The record of each job, in their order, or why there is none: one that fails takes no other with it.
+
+    Raises `InputError` where an installed package is too old or known not to work.
     """
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
+    check_versions(installed(jobs))  # before anything of theirs is imported, which may be what does not work
     with tempfile.TemporaryDirectory(prefix="bf16prof-") as name:
         tasks = [Files(Path(name), index) for index in range(len(jobs))]
         for files, job in zip(tasks, jobs, strict=True):
@@ -97,10 +136,10 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
         command = [sys.executable, "-m", "bf16prof.simulate.worker", name, str(len(jobs))]
         with started(command, log, child_environment(), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or Watcher())
-        records = [_record(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
-        if options.snapshot is not None:
+        found = [_outcome(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
+        if options.snapshot is not None and isinstance(found[0], MemoryRecord):
             write_bytes(options.snapshot, tasks[0].snapshot.read_bytes())
-        return records
+        return found
 
 
 def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Watcher) -> None:
@@ -108,18 +147,16 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Wa
         over = [files.is_over for files in tasks]
         running = [files for files, is_over in zip(tasks, over, strict=True) if not is_over and files.progress.exists()]
         watcher.progress(sum(over), [(files.index, read(files.progress, Progress)) for files in running])
-        if any(files.fault.exists() for files in tasks):
-            return  # nobody gets a table without it
         time.sleep(POLL_S)
 
 
-def _record(files: Files, job: Job, log: Path) -> MemoryRecord:
+def _outcome(files: Files, job: Job, log: Path) -> MemoryRecord | Failed:
     if files.record.exists():
         return load_records(files.record)[0]
     if files.fault.exists():
         fault: Fault = read(files.fault, Fault)
         if fault.is_input:
-            raise InputError(fault.message, hint=fault.hint)
-        raise RunFailed(f"the dry run of {job.case.label} failed: {fault.message}", hint="please report this, with the job")
+            return Failed(job, InputError(fault.message, hint=fault.hint))
+        return Failed(job, RunFailed(f"the dry run of {job.case.label} failed: {fault.message}", hint="please report this, with the job"))
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise RunFailed(f"the dry run of {job.case.label} ended early: {lines[-1] if lines else 'no output'}")
+    return Failed(job, RunFailed(f"the dry run of {job.case.label} ended early: {lines[-1] if lines else 'no output'}"))

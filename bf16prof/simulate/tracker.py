@@ -28,6 +28,8 @@ from bf16prof.simulate.memo import Memo
 GPU = torch.device("cpu", 0)
 HOST = torch.device("cpu")
 
+_ATEN = torch.ops.aten
+
 DEVICE_OF = torch.ops.prim.device.default
 ITEM = torch.ops.aten._local_scalar_dense.default
 MATRIX_PRODUCTS = frozenset({
@@ -37,14 +39,30 @@ MATRIX_PRODUCTS = frozenset({
 """Operators that cuBLAS computes."""
 
 
-COMPARISONS: dict[Any, Callable[[Any, Any], bool]] = {
-    getattr(getattr(torch.ops.aten, name), kind): getattr(operator, name)
-    for name in ("eq", "ne", "lt", "le", "gt", "ge")
-    for kind in ("Scalar", "Tensor")
+VALUES: dict[Any, Callable[..., Any]] = {
+    **{
+        getattr(getattr(_ATEN, name), kind): getattr(operator, name)
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+        for kind in ("Scalar", "Tensor")
+    },
+    _ATEN.logical_not.default: operator.not_,
+    _ATEN.bitwise_not.default: operator.not_,
+    _ATEN.all.default: lambda _: True,
+    _ATEN.sum.default: lambda summed, **_: summed.numel() if isinstance(summed, Tensor) and summed.dtype is torch.bool else None,
 }
-"""Operators whose answer about single numbers follows from the numbers: DeepSpeed asserts that a norm is positive."""
+"""What a single number or truth is, by the operator that makes it; `None` where nothing follows. A comparison follows from its numbers:
+DeepSpeed asserts that a norm is positive. All elements are what is hoped of them - every token counts, every number is finite - and are
+counted as many as there are, while `any` finds none that is not."""
 
-TRUTH = "_bf16prof_truth"
+VALUE = "_bf16prof_value"
+
+ZEROS = frozenset({_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default})
+ACCUMULATING = frozenset({
+    _ATEN.index_add.default, _ATEN.index_put.default, _ATEN.index_fill.int_Scalar, _ATEN.index_fill.int_Tensor,
+    _ATEN.scatter.src, _ATEN.scatter.value, _ATEN.scatter_add.default, _ATEN.masked_scatter.default,
+})  # fmt: skip
+"""Derivatives fill fresh zeros with these. On tensors of a subclass, and under any mode, autograd takes them out of place
+(`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp); real ranks fill the zeros themselves."""
 
 
 class Kernels(Protocol):
@@ -75,6 +93,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._labels = Labels()
         self._memo = Memo()
         self._work: Any = None
+        self._zeros = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -89,22 +108,31 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._workspace and func in MATRIX_PRODUCTS:
             self._use_cublas()
-        question = self._memo.question(func, args, kwargs)
+        question = self._memo.question(func, args, kwargs) if func not in ACCUMULATING else None
         if question is not None and (known := self._memo.recall(question)):
             out, fresh, scratch = known
             self._see_all(func, fresh)
         else:
             self._see_all(func, (each for each in args if not isinstance(each, FakeTensor)))
-            out = self._collective(func, args, kwargs) if func.namespace == "c10d" else func(*args, **kwargs)
+            out = self._run(func, args, kwargs)
             scratch = self._kernels.finish(func, args, kwargs, out)
             if question is not None:
                 self._memo.learn(question, out, scratch)
             self._see_all(func, out if isinstance(out, tuple | list) else (out,))
-        if func in COMPARISONS and out.dim() == 0:
-            out.__dict__[TRUTH] = COMPARISONS[func](*map(_value, args))
+        if func in VALUES and out.dim() == 0:
+            out.__dict__[VALUE] = VALUES[func](*map(_value, args), **kwargs)
+        in_backward = torch._C._current_graph_task_id() != -1
+        self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
         if scratch:
             self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func.namespace == "c10d":
+            return self._collective(func, args, kwargs)
+        if func in ACCUMULATING and self._zeros == args[0].untyped_storage()._cdata:
+            return _ATEN.alias.default(args[0])
+        return func(*args, **kwargs)
 
     def use_kernels(self, kernels: Kernels) -> None:
         """Ask these kernels from now on."""
@@ -196,12 +224,17 @@ def _same(out: Any, given: Any) -> bool:
     return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
 
 
-def _value(operand: Any) -> float | int | bool:
-    return scalar_answer(operand) if isinstance(operand, Tensor) else operand
+def _value(operand: Any) -> Any:
+    return scalar_answer(operand) if isinstance(operand, Tensor) and operand.dim() == 0 else operand
 
 
 def scalar_answer(tensor: Tensor) -> float | int | bool:
-    """What `.item()` gives where there are no values: no overflow, a gradient norm of 1, and what follows for a comparison of these."""
+    """What `.item()` gives where there are no values: what follows for this one (`VALUES`), else no overflow, and a number between 0 and 1,
+    since optimizers divide by such a number and by what is left of 1."""
+    value = tensor.__dict__.get(VALUE)
+    if value is not None:
+        answer: float | int | bool = value
+        return answer
     if tensor.dtype is torch.bool:
-        return bool(tensor.__dict__.get(TRUTH, False))
-    return 1.0 if tensor.dtype.is_floating_point else 0
+        return False
+    return 0.5 if tensor.dtype.is_floating_point else 0

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import time
 import traceback
@@ -59,7 +60,7 @@ class _Reporter:
 
 
 def _fault(error: Exception) -> Fault:
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or _place(error)
     if isinstance(error, Bf16profError):
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
     if _comes_from_checking(error):
@@ -67,13 +68,26 @@ def _fault(error: Exception) -> Fault:
     return Fault(f"{type(error).__name__}: {line}", "", is_input=False)
 
 
+def _place(error: Exception) -> str:
+    """Where an error without words was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.line} ({'/'.join(Path(last.filename).parts[-2:])}, line {last.lineno})"
+
+
 def _comes_from_checking(error: Exception) -> bool:
     """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it meets in a step."""
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
     by_deepspeed = any(package in frames[-1].filename for package in (f"{os.sep}deepspeed{os.sep}", f"{os.sep}pydantic{os.sep}"))
+    if not by_deepspeed or _is_about_a_value(error, building):
+        return False
     said = isinstance(error, AssertionError | NotImplementedError) or type(error).__module__.startswith("deepspeed")
-    return by_deepspeed and (said or (building and isinstance(error, ValueError | RuntimeError | TypeError)))
+    return said or (building and isinstance(error, ValueError | RuntimeError | TypeError))
+
+
+def _is_about_a_value(error: Exception, building: bool) -> bool:
+    """Whether an assertion without words failed in a step: it checks a number, which a dry run does not have."""
+    return isinstance(error, AssertionError) and not str(error) and not building
 
 
 def _task_process(files: Files) -> None:
@@ -91,14 +105,23 @@ def main() -> None:
     import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
 
     context = multiprocessing.get_context("fork")
-    waiting = [context.Process(target=_task_process, args=(Files(folder, index),)) for index in range(count)]
-    running: list[multiprocessing.process.BaseProcess] = []
+    waiting = [Files(folder, index) for index in range(count)]
+    running: dict[Files, multiprocessing.process.BaseProcess] = {}
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
-            running.append(waiting.pop(0))
-            running[-1].start()
-        multiprocessing.connection.wait([process.sentinel for process in running])
-        running = [process for process in running if process.is_alive()]
+            files = waiting.pop(0)
+            running[files] = context.Process(target=_task_process, args=(files,))
+            running[files].start()
+        multiprocessing.connection.wait([process.sentinel for process in running.values()])
+        for files in [files for files, process in running.items() if not process.is_alive()]:
+            _bury(files, running.pop(files).exitcode)
+
+
+def _bury(files: Files, exit_code: int | None) -> None:
+    """Say how a process ended that left neither a record nor a fault."""
+    if not files.is_over:
+        how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
+        write_json(files.fault, Fault(f"its process ended with {how}", "", is_input=False))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, norm_partial_sums
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.rounding import ceil_div, round_up
+from bf16prof.rounding import round_up
 
 FP32 = 4
 TOKEN_BYTES = 8

@@ -33,7 +33,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a kernel allocated: `scratch`, bytes beside its outputs, and the outputs that have storages of their own (`None`: the others)."""
+    """What a kernel allocated: `scratch`, bytes beside its outputs, and the outputs with storages of their own (`None`: the others)."""
 
     scratch: int
     outputs: tuple[Held | None, ...]

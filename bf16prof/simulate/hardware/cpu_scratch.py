@@ -96,6 +96,8 @@ def _sum(tensor: Tensor, dims: Sequence[int] | None, _keepdim: bool = False, *, 
     """The input in the result's dtype (ReduceOpsUtils.h, make_reduction); where half precision would be reduced over two dimensions that
     are not one in memory, both input and result in fp32 (ReduceOps.cpp, sum_out and should_use_acc_buffer).
     """
+    if dtype is None and not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+        dtype = torch.int64
     if dtype is not None and dtype is not tensor.dtype:
         return _copy(tensor, dtype)
     if tensor.dtype not in HALF or _reduced_runs(tensor, dims) < 2:
@@ -129,13 +131,13 @@ def _reduced_runs(tensor: Tensor, dims: Sequence[int] | None) -> int:
     return min(1, len(gone)) + sum(strides[outer] != shape[inner] * strides[inner] for inner, outer in pairwise(gone))
 
 
-def _layer_norm_backward(_: Tensor, tensor: Tensor, shape: Sequence[int], *others: Any) -> int:
+def _layer_norm_backward(gradient: Tensor, tensor: Tensor, shape: Sequence[int], *others: Any) -> int:
     """Each thread's sums for the gradients of weight and bias (cpu/layer_norm_kernel.cpp, LayerNormBackwardKernelImplInternal), and the
-    input if it is not contiguous (layer_norm.cpp, layer_norm_backward_cpu).
+    input and its gradient where they are not contiguous (layer_norm.cpp, layer_norm_backward_cpu).
     """
     wanted = any(others[-1][1:])
     sums = 2 * torch.get_num_threads() * prod(shape) * tensor.dtype.itemsize if wanted else 0
-    return sums + _contiguous(tensor)
+    return sums + _contiguous(tensor) + _contiguous(gradient)
 
 
 def _embedding(_: Tensor, indices: Tensor, *__: Any) -> int:
@@ -181,8 +183,10 @@ def _matrix_product(first: Tensor, second: Tensor) -> int:
     return _product(_ATEN.mm.default, _blas_layout, first, second)
 
 
-def _biased_matrix_product(bias: Tensor, first: Tensor, second: Tensor, **_: Any) -> int:
-    """`addmm`, see `_blas_layout` and `asked`."""
+def _biased_matrix_product(bias: Tensor, first: Tensor, second: Tensor, *, beta: Number = 1, **_: Any) -> int:
+    """`addmm`, see `_blas_layout` and `asked`; without an inner dimension it is the bias times `beta` (addmm_impl_cpu_)."""
+    if first.numel() == 0:
+        return _cast(beta, bias.dtype) if beta else 0
     return _product(_ATEN.addmm.default, _blas_layout, first, second, bias)
 
 

@@ -75,7 +75,7 @@ class Kernels:
         has_formula = operator in self._scratch or operator in self._storages
         if entry is not None and entry.state is State.LOWER_BOUND:
             return How.NOTE
-        if operator in self._scratch or self._oracle is None and has_formula:
+        if operator in self._scratch or (self._oracle is None and has_formula):
             return How.FORMULA
         if self._oracle and (self._asks_all or (entry is not None and entry.state is State.ASKED)):
             return How.ASK

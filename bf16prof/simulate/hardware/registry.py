@@ -83,7 +83,7 @@ NOTHING = Registry({}, "not looked at")
 def cpu_registry() -> Registry:
     """What the census found."""
     table = shipped_table("cpu-operators.toml", "bf16prof.simulate.hardware")
-    entries = {name: Entry(State.MEASURED, f"census of PyTorch {table['torch']}") for name in table["exact"]}
+    entries = {name: Entry(State.MEASURED, f"census of PyTorch {table['torch']}") for name in (*table["exact"], *table["refused"])}
     entries |= {name: Entry(State.ASKED, "the kernel itself") for name in table["asked"]}
     entries |= {name: Entry(State.LOWER_BOUND, reason=reason) for name, reason in table["listed"].items()}
     return Registry(entries, "no sample of PyTorch's operator tests reaches it, and its kernel could not be asked", {}, _COLLECTIVES)

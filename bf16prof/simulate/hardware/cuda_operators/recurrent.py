@@ -31,10 +31,8 @@ _ATEN = torch.ops.aten
 def recurrent(mode: int) -> Callable[..., Any]:
     """`lstm.input`, `gru.input` or `rnn_*.input`, by cuDNN (`_cudnn_impl`)."""
 
-    def run(
-        input: Tensor, hx: Any, params: Sequence[Tensor], has_biases: bool, layers: int, dropout: float, train: bool,
-        bidirectional: bool, batch_first: bool,
-    ) -> Any:  # fmt: skip
+    def run(input: Tensor, hx: Any, params: Sequence[Tensor], *rest: Any) -> Any:
+        _, layers, dropout, train, bidirectional, batch_first = rest
         if not torch.backends.cudnn.enabled or input.numel() == 0 or any(each.dtype is not input.dtype for each in params):
             return NotImplemented
         hidden, cell = (hx[0], hx[1]) if isinstance(hx, tuple | list) else (hx, None)
@@ -50,14 +48,13 @@ def recurrent(mode: int) -> Callable[..., Any]:
     return run
 
 
-def _weight_buffer(params: Sequence[Tensor]) -> Tensor | None:
+def _weight_buffer(params: Sequence[Tensor]) -> Tensor:
     """`try_get_weight_buf`: weights that do not lie in one buffer, as `flatten_parameters` leaves them, are copied into a new one.
 
     DeepSpeed moves parameters into buffers of its own, in its own order; those that it left alone are cuDNN's.
     """
-    if all(_is_whole(each) for each in params):
-        return None
-    return torch.empty(sum(each.numel() for each in params), dtype=params[0].dtype, device=params[0].device)
+    copied = 0 if all(_is_whole(each) for each in params) else sum(each.numel() for each in params)
+    return torch.empty(copied, dtype=params[0].dtype, device=params[0].device)
 
 
 def _is_whole(parameter: Tensor) -> bool:
@@ -82,22 +79,24 @@ def contiguous_input(input: Tensor, *args: Any) -> int:
     return input.nbytes if batch_first and 1 not in input.shape[:2] and input.device == GPU else 0
 
 
-def lstm_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None) -> Any:
+def lstm_cell(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None) -> Any:
     """One step of an LSTM: `_thnn_fused_lstm_cell`, which keeps its gates and both cells."""
-    hy, cy, _ = _ATEN._thnn_fused_lstm_cell(input @ w_ih.t(), hx[0] @ w_hh.t(), hx[1], b_ih, b_hh)
+    hy, cy, _ = _ATEN._thnn_fused_lstm_cell(input @ w_ih.t(), hx[0] @ w_hh.t(), hx[1], *biases)
     return hy, cy
 
 
-def gru_cell(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None) -> Any:
+def gru_cell(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None) -> Any:
     """One step of a GRU: `_thnn_fused_gru_cell`, which keeps a workspace of five hidden sizes."""
-    return _ATEN._thnn_fused_gru_cell(input @ w_ih.t(), hx @ w_hh.t(), hx, b_ih, b_hh)[0]
+    return _ATEN._thnn_fused_gru_cell(input @ w_ih.t(), hx @ w_hh.t(), hx, *biases)[0]
 
 
 def cudnn_rnn_backward(input: Tensor, weight: Sequence[Tensor], *args: Any) -> Any:
     """Shapes of `_cudnn_rnn_backward`: the gradients of the weights are views of one buffer."""
     hx, cx, mask = args[2], args[3], args[-1]
     flat = weight[0].new_empty(sum(each.numel() for each in weight)) if mask[3] else None
-    grads = [] if flat is None else [part.view(each.shape) for part, each in zip(flat.split([w.numel() for w in weight]), weight, strict=True)]
+    grads = (
+        [] if flat is None else [part.view(each.shape) for part, each in zip(flat.split([w.numel() for w in weight]), weight, strict=True)]
+    )
     return (
         torch.empty_like(input) if mask[0] else None,
         torch.empty_like(hx) if mask[1] else None,
