@@ -7,6 +7,7 @@ reads, and `docs/operators.md`.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def missing(known: dict[str, dict[str, Any]], *, again: bool) -> Iterator[str]:
 
 def main() -> None:
     """Run what is missing, and write what was found."""
+    gc.freeze()  # what has been imported is no garbage
     DONE.parent.mkdir(exist_ok=True)
     todo = list(missing(done(), again="--again" in sys.argv))
     with DONE.open("a", encoding="utf-8") as stream:

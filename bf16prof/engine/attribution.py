@@ -30,6 +30,7 @@ BESIDE: tuple[tuple[Label, Attributes], ...] = (
     (labels.GRADIENT_PARTITION, (
         "grad_partitions_flat_buffer", "averaged_gradients", "grads_in_partition", "fp32_groups_gradients_flat", "all_grad_tensors",
     )),
+    (labels.PENDING_MOMENTUM, ("_muon_pending_momentum",)),
     (labels.ACCUMULATED_GRADIENTS, ("accumulated_grads_in_cpu",)),
     (labels.OFFLOADED_PARAMETERS, ("param_buffer_of_bit16_for_cpu_offload_groups",)),
     (labels.OFFLOADING_BUFFER, ("temp_grad_buffer_for_gpu_offload",)),

@@ -271,7 +271,6 @@ def run(chosen: Sequence[str], seconds: float = SECONDS, *, asks_all: bool = Fal
 
     names()
     probe = CpuProbe()
-    gc.freeze()  # what has been imported is no garbage
     context = multiprocessing.get_context("fork")
     for name in chosen:
         mine, theirs = context.Pipe(duplex=False)
@@ -299,6 +298,7 @@ def _answer(name: str, probe: Any, asks_all: bool, pipe: Any) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # what has been imported is no garbage
     chosen = sys.argv[1:]
     for found in run([name for name in chosen if name != "--ask"] or names(), asks_all="--ask" in chosen):
         sys.stdout.write(json.dumps(found) + "\n")

@@ -21,7 +21,7 @@ _ATEN = torch.ops.aten
 
 
 def _promoted(input: Tensor, target: Tensor) -> int:
-    shape = torch.broadcast_shapes(input.shape, target.shape)
+    shape = torch.broadcast_shapes(input.shape, target.shape)  # type: ignore[no-untyped-call]
     return int(shape.numel() * torch.result_type(input, target).itemsize)
 
 
