@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench operators peaks plans study pictures gpu-check versions clean
+.PHONY: help demo test lint format bench operators peaks plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -61,6 +61,9 @@ versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and
 
 study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (ten minutes on two cores; needs Chromium)
 	PYTHONPATH=docs $(BIN)/python benchmarks/study.py
+
+schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
+	$(BIN)/python -m bf16prof.commands.schemas bf16prof/schemas
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

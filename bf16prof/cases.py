@@ -5,9 +5,7 @@ A `Job` is a case together with everything that its names stand for; sources tak
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
 from bf16prof.profiles.ds_config import BatchSizes
 from bf16prof.profiles.gpus import Gpu
+from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
 from bf16prof.profiles.schema import Profile
@@ -118,16 +117,6 @@ def expand(selection: Selection) -> list[Job]:
         )
         for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), on, chosen)
     ]
-
-
-WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer": {"lr", "betas", "eps"}}
-"""Keys of a profile's tables that change what is learned and no byte."""
-
-
-def workload_digest(profile: Profile) -> str:
-    """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
-    decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT})
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """The command line: registers the subcommands and maps errors to exit codes, once.
 
-Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside the tolerance, 130 interrupted.
+Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.plan import plan
 from bf16prof.commands.report import report
+from bf16prof.commands.schemas import schema
 from bf16prof.commands.simulate import simulate
 from bf16prof.errors import Bf16profError, InputError
 
@@ -78,6 +79,7 @@ app.command(
     )
 )(report)
 app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
+app.command(epilog=examples("bf16prof schema", "bf16prof schema estimate"))(schema)
 app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
 app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
 

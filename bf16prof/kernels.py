@@ -5,6 +5,7 @@ Paths are below `aten/src/ATen/native` in PyTorch.
 
 from __future__ import annotations
 
+from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.rounding import ceil_div
 
 FLOAT_BYTES = 4
@@ -20,6 +21,7 @@ EMBEDDING_ROWS_PER_THREAD = 10
 def norm_partial_sums(rows: int, width: int, element: int, multiprocessors: int) -> int:
     """Bytes that the backward of a norm takes for the gradient of one weight, `LaunchGammaBetaBackwardCUDAKernel`
     (cuda/layer_norm_kernel.cu): where rows are many and too narrow to fill half of the multiprocessors, partial sums are kept."""
+    multiprocessors = multiprocessors or DEFAULT_MULTIPROCESSORS
     if rows <= MANY_ROWS or width // WARP >= multiprocessors // 2:
         return 0
     return min(32 * 1024 // ceil_div(width, WARP), ceil_div(rows, WARP)) * width * element

@@ -79,12 +79,20 @@ class Offload(StrEnum):
     OPTIMIZER_AND_PARAMETERS = "optimizer+parameters"
 
 
+class Verdict(StrEnum):
+    """Whether a job fits its GPU (see `verdict.py`). Tight: the bytes fit, but what the caching allocator takes for them may not."""
+
+    FITS = "fits"
+    TIGHT = "tight"
+    DOES_NOT_FIT = "does not fit"
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to predict or to measure. Records of the same case are compared with each other.
 
     `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
-    (`cases.workload_digest`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
+    (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
     """
 
     __pydantic_config__ = STRICT
@@ -380,13 +388,16 @@ class MemoryRecord:
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
-    * `reserved_bytes`: the most that the caching allocator has held; `fragmentation_bytes` of it were not allocated at that moment.
-      `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it (imported); in a dry run the
-      reserved bytes and the `device_items`, which are assumed to come on top of them.
+    * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
+      not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
+      (imported); in a dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
     * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
+    * `verdict`: whether it fits its GPU; `None` where the source cannot tell. `limit_bytes` is what the caching allocator may reserve there
+      and `margin` the share of it that has to stay free, because the source does not know everything that takes memory.
+    * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job built inside `deepspeed.zero.Init`.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
     * `timeline`: bytes by component over the last step.
-    * `host_bytes`: held in host memory on behalf of the device (offloading).
+    * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank; `host_bytes_per_node` by all ranks of a node.
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
     * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`: the part of it that launching costs, as
@@ -422,8 +433,13 @@ class MemoryRecord:
     fragmentation_bytes: Size | None = None
     device_bytes: Size | None = None
     device_items: tuple[Item, ...] = ()
+    verdict: Verdict | None = None
+    limit_bytes: Size | None = None
+    margin: Share | None = None
+    inside_zero_init_bytes: Size | None = None
     out_of_memory: OutOfMemory | None = None
     host_bytes: Size | None = None
+    host_bytes_per_node: Size | None = None
     step_time_s: Amount | None = None
     step_time_iqr_s: Amount | None = None
     tokens_per_s: Amount | None = None

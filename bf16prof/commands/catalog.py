@@ -40,10 +40,11 @@ RunOption = Annotated[
 @profiles.command("list", epilog=o.examples("bf16prof profiles list", "bf16prof profiles list --json"))
 def list_profiles(json_: o.JsonOption = False) -> None:
     """The presets, with their number of parameters."""
-    rows = [(p, sum(s.numel for s in inventory(p.model))) for p in (load_profile(name).profile for name in preset_names())]
+    found = [load_profile(name).profile for name in preset_names()]
     if json_:
-        return _json(profiles=[{"name": p.name, "parameters": count, "description": p.description} for p, count in rows])
-    return _table(["profile", "parameters", "what it is"], [[p.name, f"{count:,}", p.description] for p, count in rows])
+        rows = [{"name": p.name, "parameters": _parameter_count(p.model), "description": p.description, "names": p.names} for p in found]
+        return _json(profiles=rows)
+    return _table(["profile", "what it is"], [[p.name, p.description] for p in found])
 
 
 @profiles.command(
@@ -60,6 +61,7 @@ def show_profile(
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     json_: o.JsonOption = False,
 ) -> None:

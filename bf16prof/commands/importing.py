@@ -20,6 +20,7 @@ from bf16prof.profiles.gpus import Gpu, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.records import Case, Device, MemoryRecord, Offload
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, create, save, save_losses
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ def import_(
     gpu: o.GpuOption = "",
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     output_dir: o.OutputDirOption = None,
     json_: o.JsonOption = False,
@@ -73,7 +76,8 @@ def import_(
     save_losses(run)
     write_report(run)
     comparisons = reconcile(run.records)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder)}
+    said = settings(subject.profile, subject.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder)}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)

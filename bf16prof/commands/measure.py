@@ -15,6 +15,7 @@ from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device, MemoryRecord
+from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status, create
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ CPU_RANKS = 2
 
 def measure(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
@@ -36,12 +38,14 @@ def measure(
     ] = None,
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
@@ -94,7 +98,8 @@ def measure(
         )
     comparisons = reconcile(run.records)
     write_report(run)
-    more: dict[str, Any] = {"comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
     write_files(output, [run], **more)
     if json_:
         print_json(run.records, **more)
@@ -145,9 +150,8 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
     row = gpu_named(found.name)
     if row is None:
         return asked
-    return dataclasses.replace(
-        row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=asked.compute_capability
-    )
+    capability = row.compute_capability if row.architecture else asked.compute_capability  # an AMD GPU's own says nothing of CUDA's kernels
+    return dataclasses.replace(row, id=asked.id, name=asked.name, memory_bytes=asked.memory_bytes, compute_capability=capability)
 
 
 def _show(run: Run, verbose: bool) -> None:

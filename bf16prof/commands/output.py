@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 import typer
 
 from bf16prof.documents import document, json_text
-from bf16prof.errors import InputError
-from bf16prof.records import MemoryRecord
+from bf16prof.errors import DoesNotFit, InputError
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.records import Device, MemoryRecord, Verdict
 from bf16prof.reports.asked import settings
 from bf16prof.reports.units import inert
+from bf16prof.reports.verdict import verdict
 from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
 
 FORMATS = (".json", ".csv", ".md", ".html")
@@ -113,7 +116,43 @@ def report_hints(folder: Path, quiet: bool) -> None:
     hint(f"next: bf16prof report {folder} --open", quiet)
 
 
+def with_host_per_node(records: Sequence[MemoryRecord], per_node: int) -> list[MemoryRecord]:
+    """The records with what all ranks of a node hold in host memory, `per_node` of them at most."""
+    return [
+        record
+        if record.host_bytes is None
+        else dataclasses.replace(record, host_bytes_per_node=record.host_bytes * min(per_node, record.case.world_size))
+        for record in records
+    ]
+
+
+def check_judged_device(wanted: bool, device: Device) -> None:
+    """Raise `InputError` where a verdict is demanded of CPU ranks, which have none."""
+    if wanted and device is Device.CPU:
+        raise InputError("--fail-unless-fits: only a GPU has a limit to fit", hint="leave --device cpu out")
+
+
+def require_fit(records: Sequence[MemoryRecord], wanted: bool) -> None:
+    """Raise `DoesNotFit`, if that is wanted, unless every record's verdict is that it fits."""
+    others = [record for record in records if record.verdict is not Verdict.FITS]
+    if not wanted or not others:
+        return
+    first = others[0]
+    said = verdict(first)
+    why = said.short if said else "whether it fits is not known"
+    raise DoesNotFit(
+        f"--fail-unless-fits: {len(others)} of {len(records)} cases do not; {first.case.label}: {why}",
+        hint="bf16prof plan with the same flags looks for what fits",
+    )
+
+
 def hint(text: str, quiet: bool) -> None:
     """One line of advice on stderr."""
     if not quiet:
         typer.echo(inert(text, None), err=True)
+
+
+def hint_caveats(gpu: Gpu | None, quiet: bool) -> None:
+    """What predictions for a GPU take from another one, where no record is shown in full with its notes."""
+    for caveat in gpu.caveats() if gpu else ():
+        hint(caveat, quiet)

@@ -99,6 +99,11 @@ class Program:
                     yield (layer + shift if layer >= 0 else layer), name
 
 
+def shifted(subject: Any, layers: int) -> Any:
+    """The subject of an event so many layers further on."""
+    return subject if subject is None or not layers else _shift(subject, layers)
+
+
 def _shift(subject: Any, layers: int) -> Any:
     first, second = subject
     if isinstance(first, tuple):

@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.cases import workload_digest
-from bf16prof.errors import InputError
 from bf16prof.imports.finding import GIB, Finding, rounded
 from bf16prof.imports.record import imported_record
 from bf16prof.profiles.gpus import Gpu, find_gpu
+from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.load import Override, load_profile
+from bf16prof.profiles.names import named
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import shipped_names, shipped_table
 from bf16prof.records import Case, LossSummary, MemoryRecord
@@ -37,8 +37,8 @@ def published_names() -> list[str]:
 
 def find_published(name: str) -> Published:
     """The published run of that name, without its prefix. Raises `InputError` naming the known ones."""
-    if name not in published_names():
-        raise InputError(f"unknown published run {name!r}", hint="known: " + ", ".join(PREFIX + known for known in published_names()))
+    names = {PREFIX + known: known for known in published_names()}
+    name = named("published run", PREFIX + name, names)
     table = shipped_table(f"published/{name}.toml", "bf16prof.imports")
     found = load_profile(table["profile"], [Override(key, value, PREFIX + name) for key, value in table["set"].items()])
     gpu = find_gpu(table["gpu"])

@@ -29,7 +29,7 @@ def flags(choice: Judged, room: Room) -> list[str]:
     said += ["--micro-batch-size", str(plan.micro_batch_size), "--gradient-accumulation-steps", str(plan.gradient_accumulation_steps)]
     said += ["--activation-checkpointing" if plan.activation_checkpointing else "--no-activation-checkpointing"]
     said += ["--expandable-segments"] if room.expandable else []
-    return said + (["--set", "workload.zero_init=true"] if plan.zero_init else [])
+    return said + (["--zero-init"] if plan.zero_init else ["--no-zero-init"] if case.zero_stage == 3 else [])
 
 
 def outside_the_config(choice: Judged) -> list[str]:

@@ -123,6 +123,35 @@ def _attention(model: Table) -> Assumption | None:
     return Assumption(None, "transformers' own choice, sdpa wherever the architecture has it")
 
 
+def image_inputs(model: Table) -> Assumption | None:
+    """What a plain image model of transformers is called with: one image a sequence, and a class where it classifies."""
+    config = model.get("hf_config")
+    if not isinstance(config, Mapping) or not is_plain_image_model(config):
+        return None
+    side = config["image_size"]
+    sides = [side, side] if isinstance(side, int) else list(side)
+    inputs: dict[str, Any] = {
+        "pixel_values": {"dtype": "parameters", "shape": ["micro_batch", config.get("num_channels", IMAGE_CHANNELS), *sides]},
+    }
+    names = config.get("architectures")
+    if not names or "ForImageClassification" in str(names):
+        classes = len(config.get("id2label") or ()) or config.get("num_labels") or CLASSES
+        inputs["labels"] = {"dtype": "int64", "shape": ["micro_batch"], "high": classes}
+    return Assumption(inputs, "pixel_values [micro_batch, num_channels, image_size, image_size] and the class, from its configuration")
+
+
+IMAGE_CHANNELS, CLASSES = 3, 2
+"""transformers' defaults (configuration_utils.py: `num_labels`; `num_channels` of its image models)."""
+
+
+def is_plain_image_model(config: Table) -> bool:
+    """Whether a Hugging Face configuration is of a model that reads images alone: it has an image size, and no vocabulary or parts."""
+    side = config.get("image_size")
+    known = (side,) if isinstance(side, int) else tuple(side) if isinstance(side, list) else ()
+    has_parts = any(key in config for key in ("vocab_size", "text_config", "vision_config", "decoder", "encoder"))
+    return bool(known) and len(known) <= 2 and all(isinstance(s, int) and s > 0 for s in known) and not has_parts
+
+
 _ZERO = "deepspeed.zero_optimization."
 
 RULES: tuple[Rule, ...] = (
@@ -136,6 +165,7 @@ RULES: tuple[Rule, ...] = (
         _of_the_trainer(True, "from_pretrained inside deepspeed.zero.Init, as the Trainer does at ZeRO-3"),
     ),
     Rule("model.attn_implementation", "attention", _attention),
+    Rule("model.inputs", "image inputs", image_inputs),
     Rule(
         f"{_ZERO}reduce_bucket_size",
         "buckets",

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from bf16prof.profiles.models import KINDS
+from bf16prof.profiles.names import did_you_mean, nearest
 from bf16prof.profiles.schema import Profile, ZeroSettings
 
 REASONS = {
@@ -28,7 +29,10 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     origin = next((o for k, o in origins.items() if k == known or k.startswith(known + ".")), default_origin)
     if first["type"] == "extra_forbidden":
         reason = REASONS.get(key)
-        return f"{origin}: {key}: refused: {reason}" if reason else f"{origin}: {key}: unknown key; expected one of {expected}"
+        if reason:
+            return f"{origin}: {key}: refused: {reason}"
+        near = did_you_mean(nearest(key.rpartition(".")[2], expected))
+        return f"{origin}: {key}: unknown key{f' ({near})' if near else ''}; expected one of {', '.join(expected)}"
     if first["type"] == "missing":
         return f"{origin}: {key}: missing"
     return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_shown(first['input'])}"
@@ -48,7 +52,7 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _place(location: Sequence[int | str]) -> tuple[str, str]:
+def _place(location: Sequence[int | str]) -> tuple[str, list[str]]:
     """The dotted key of a location of pydantic's, without the tag of the model's kind, and the keys of the table that holds it."""
     keys: list[str] = []
     table: Any = Profile
@@ -60,7 +64,7 @@ def _place(location: Sequence[int | str]) -> tuple[str, str]:
         holder, table = table, _inside(table, str(part))
         keys.append(str(part))
     fields = holder.model_fields.items() if isinstance(holder, type) and issubclass(holder, BaseModel) else ()
-    return ".".join(keys), ", ".join(field.alias or name for name, field in fields)
+    return ".".join(keys), [field.alias or name for name, field in fields]
 
 
 def _inside(table: Any, part: str) -> Any:

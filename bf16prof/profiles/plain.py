@@ -10,6 +10,7 @@ import json
 import math
 import os
 import select
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,20 @@ DEEPEST = 32
 """Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `InputError` naming the file and what is wrong with it."""
+INFINITY = sys.float_info.max
+"""What stands for `Infinity` where it is allowed: JSON has no such number, Python's reader (and so transformers) knows the word."""
+
+
+def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """The object in a JSON file. Raises `InputError` naming the file and what is wrong with it.
+
+    `infinite`: `Infinity` is read as `INFINITY`, and `NaN` as null.
+    """
     try:
         content = read_up_to(LARGEST_BYTES, path)
     except ValueError as error:  # a path that cannot be one
         raise InputError(f"{path}: not valid JSON: {error}") from error
-    return parse_json_object(content, str(path))
+    return parse_json_object(content, str(path), infinite=infinite)
 
 
 def read_up_to(limit: int, path: Path) -> bytes:
@@ -56,10 +64,10 @@ def _opened(path: str, flags: int) -> int:
     return descriptor
 
 
-def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
+def parse_json_object(content: bytes, origin: str, *, infinite: bool = False) -> dict[str, Any]:
     """The object in a file's content. Raises `InputError` naming the origin and what is wrong with it."""
     try:
-        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_CONSTANTS.get if infinite else None)
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {origin}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
@@ -69,6 +77,9 @@ def parse_json_object(content: bytes, origin: str) -> dict[str, Any]:
     if wrong := problem(found):
         raise InputError(f"{origin}: {wrong}")
     return found
+
+
+_CONSTANTS: dict[str, float | None] = {"Infinity": INFINITY, "-Infinity": -INFINITY, "NaN": None}
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

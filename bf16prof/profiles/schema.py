@@ -146,6 +146,8 @@ class Profile(Settings):
     name: str = ""
     """How records call this profile: the preset's or the file's name."""
     description: str = ""
+    names: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Other names of the model: ids on the Hugging Face Hub of checkpoints that have this architecture and these sizes."""
     model: Model
     workload: WorkloadSettings
     optimizer: OptimizerSettings = OptimizerSettings()

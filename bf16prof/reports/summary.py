@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, number_cell, unknown_cell, without_empty
 from bf16prof.reports.units import AS_PRINTED, EXACT, NOT_FINITE, gib, inert, number, seconds, signed_percent
-from bf16prof.reports.verdict import case_verdict
+from bf16prof.reports.verdict import VERDICT, case_verdict
 from bf16prof.reports.views import CaseView, Headline, headline, loss_text, losses, provenance, references
 from bf16prof.runs import Run, Status
 
@@ -87,16 +87,17 @@ def _more(names: Sequence[str]) -> str:
 def _fits_tile(views: Sequence[CaseView]) -> list[Tile]:
     found = [(view, said) for view in views if (said := case_verdict(view))]
     without = [view.label for view, said in found if not said.fits]
+    style = next((style for style in ("bad", "warn") if any(said.style == style for _, said in found)), "good")
     if not found:
         return []
-    detail = f"out of memory: {', '.join(without[:3])}{_more(without)}"
+    detail = f"tight or too large: {', '.join(without[:3])}{_more(without)}"
     gpus = ", ".join(dict.fromkeys(inert(record.gpu) for view, _ in found for record in view.predictions if record.gpu))
     text = f"{len(found) - len(without)} of {len(found)} cases"
-    return [Tile("Fits the GPU", text, detail if without else gpus, "bad" if without else "good")]
+    return [Tile("Fits the GPU", text, detail if without else gpus, style)]
 
 
 def summary(views: Sequence[CaseView]) -> Table:
-    """One row per case: what is allocated between steps by source, then the case's peak, room, time and loss."""
+    """One row per case: what is allocated between steps by source, then the case's peak, verdict, time and loss."""
     sources = [s for s in Source if any(r.source is s for view in views for r in view.predictions)]
     measured = references(views)
     headers = ["case"] + ([measured] if measured else [])
@@ -109,7 +110,7 @@ def summary(views: Sequence[CaseView]) -> Table:
         *([f"{s} error" for s in sources] if measured else []),
         "reserved",
         "on the device",
-        "room on the GPU",
+        VERDICT,
         "step time",
         "step time floor",
         "MFU",
@@ -151,7 +152,7 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
 
 def _fits(view: CaseView) -> Cell:
     said = case_verdict(view)
-    return Cell(said.short, style="good" if said.fits else "bad", title=said.text) if said else unknown_cell()
+    return Cell(said.marked, style=said.style, title=said.text) if said else unknown_cell()
 
 
 def _loss(record: MemoryRecord) -> Cell:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
-from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source
+from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source, Workload
 from bf16prof.reports.units import NOT_FINITE, inert, number
 from bf16prof.runs import Run
 
@@ -23,7 +23,8 @@ MEMORY_TOTALS = {
     "reserved_floor_bytes": "reserved, at least",
     "fragmentation_bytes": "fragmentation",
     "device_bytes": "on the device",
-    "host_bytes": "host",
+    "host_bytes": "host, a rank",
+    "host_bytes_per_node": "host, a node",
 }
 """How the quantities of a record are called in tables."""
 
@@ -238,7 +239,22 @@ def _labels(parts: Sequence[tuple[tuple[Case, Device], tuple[int | None, list[Me
         if run is not None:
             label += f" [{names[run]}]"
         labels.append(label)
-    return labels
+    return _told_apart(labels, [records[0].workload for _, (_, records) in parts], [case.workload for (case, _), _ in parts])
+
+
+def _told_apart(labels: list[str], workloads: Sequence[Workload | None], digests: Sequence[str]) -> list[str]:
+    """The labels, where several are the same each with its workload: "4,096 x 1 x 1", else with the digest of its settings."""
+    sizes = [f"{label} ({workload_sizes(workload)})" if workload else label for label, workload in zip(labels, workloads, strict=True)]
+    better = [size if labels.count(label) > 1 else label for label, size in zip(labels, sizes, strict=True)]
+    return [
+        label if better.count(label) == 1 or not digest else f"{label} ({digest})" for label, digest in zip(better, digests, strict=True)
+    ]
+
+
+def workload_sizes(workload: Workload) -> str:
+    """Tokens x micro-batch x accumulation, and whether activations are recomputed: "4,096 x 2 x 1, checkpointing"."""
+    sizes = (workload.sequence_length, workload.micro_batch_size, workload.gradient_accumulation_steps)
+    return " x ".join(f"{size:,}" for size in sizes if size is not None) + ", checkpointing" * workload.activation_checkpointing
 
 
 def case_label(case: Case) -> str:

@@ -57,7 +57,8 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     import deepspeed
 
     job = task.job.job()
-    notes = (f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}", *check(installed([job])))
+    versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
+    notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_client_optimizer(deepspeed_config(job))
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from bf16prof.allocator import Action, Block, CachingAllocator
+from bf16prof.allocator import OutOfMemory as AllocatorOutOfMemory
 from bf16prof.records import Component, Label, OutOfMemory, Phase
-from bf16prof.simulate.hardware.allocator import Action, Block, CachingAllocator
-from bf16prof.simulate.hardware.allocator import OutOfMemory as AllocatorOutOfMemory
 
 TICK = 256
 

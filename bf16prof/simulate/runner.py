@@ -4,6 +4,7 @@ copy of one process that has imported both, and a single one that process itself
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from bf16prof.runs import load_records, read, write_bytes, write_json
 from bf16prof.simulate.task import Fault, Progress, Task
 from bf16prof.simulate.versions import check as check_versions
 from bf16prof.simulate.versions import installed
+from bf16prof.verdict import gpu_limit, judged
 
 POLL_S = 0.05
 STEPS = 2
@@ -152,7 +154,8 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Wa
 
 def _outcome(files: Files, job: Job, log: Path) -> MemoryRecord | Failed:
     if files.record.exists():
-        return load_records(files.record)[0]
+        record = load_records(files.record)[0]
+        return record if job.gpu is None else judged(dataclasses.replace(record, limit_bytes=gpu_limit(job.gpu, job.case.world_size)))
     if files.fault.exists():
         fault: Fault = read(files.fault, Fault)
         if fault.is_input:

@@ -106,8 +106,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is ITEM:
             return scalar_answer(args[0])
         kwargs = kwargs or {}
-        if self._workspace and func in MATRIX_PRODUCTS:
-            self._use_cublas()
+        if func in MATRIX_PRODUCTS:
+            _require_one_dtype(args)
+            if self._workspace:
+                self._use_cublas()
         question = self._memo.question(func, args, kwargs) if func not in ACCUMULATING else None
         if question is not None and (known := self._memo.recall(question)):
             out, fresh, scratch = known
@@ -222,6 +224,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _same(out: Any, given: Any) -> bool:
     return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
+
+
+class UnequalDtypes(RuntimeError):
+    """A matrix product of tensors of different dtypes: fake tensors let it pass, no kernel does."""
+
+
+def _require_one_dtype(args: Any) -> None:
+    dtypes = {each.dtype for each in args if isinstance(each, Tensor)}
+    if len(dtypes) > 1:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise UnequalDtypes(f"a matrix product of {names}")
 
 
 def _value(operand: Any) -> Any:

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bf16prof.allocator import CachingAllocator
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.simulate.client_optimizers import client_optimizers
 from bf16prof.simulate.compiler import leave_out_the_compiler
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.hardware.autocast import register_cuda_list
 from bf16prof.simulate.hardware.cuda_operators import cuda_optimizers, register_cuda_operators
 from bf16prof.simulate.hardware.devices import cpu_kernels, cuda_kernels

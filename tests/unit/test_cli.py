@@ -28,27 +28,28 @@ __all__ = ["main"]
 SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
-    "--no-activation-checkpointing", "--set",
+    "--no-activation-checkpointing", "--set", "--seq", "--batch-size", "--gas",
 }  # fmt: skip
-FOREIGN = {"--hf-config", "--model", "--ds-config"}
+FOREIGN = {"--hf-config", "--download", "--model", "--ds-config"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
+        "subject", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
+        "subject",
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
         "--simulate", "--quality",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
+        "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files",
     },
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate", "--write",
-        "--verbose", "-v",
+        "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
+        "--write", "--verbose", "-v",
     },
     "report": OUTPUT | {"--open", "--fail-over", "runs"},
     "doctor": {"--json"},
@@ -132,7 +133,7 @@ def test_underscores_in_flags_are_read_as_dashes_and_values_are_left_alone(main:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("estimate", "--profile", "gpt5"), ["unknown profile 'gpt5'", "presets: "]),
+        (("estimate", "--profile", "gpt5"), ["unknown profile 'gpt5'", "did you mean ", "gpt2-xl"]),
         (("estimate", "--profile", "none.toml"), ["cannot read none.toml"]),
         (("estimate", "--recipe", "int8"), ["unknown recipe 'int8'", "known: "]),
         (("estimate", "--recipe", "nemo-bf16"), ["no DeepSpeed engine runs nemo-bf16", "nearest that run: bf16-fp32-master"]),
@@ -154,11 +155,12 @@ def test_underscores_in_flags_are_read_as_dashes_and_values_are_left_alone(main:
         (("estimate", "--set", "workload.data=cloud"), ["unknown data 'cloud'"]),
         (("estimate", "--set"), ["--set"]),
         (("estimate", "--hf-config", "none.json"), ["cannot read none.json: No such file"]),
-        (("estimate", "--hf-config", "/"), ["cannot read /: Is a directory"]),
+        (("estimate", "--hf-config", "/"), ["the folder / has no config.json"]),
         (("estimate", "--ds-config", "none.json"), ["cannot read none.json: No such file"]),
         (("estimate", "--model", "train.py"), ["--model: model.factory: expected PACKAGE.MODULE:FUNCTION, got 'train.py'"]),
         (("estimate", "--bogus"), ["--bogus"]),
-        (("estimate", "extra"), ["extra"]),
+        (("estimate", "extra"), ["unknown model 'extra'", "a Hugging Face id", "MODULE:FUNCTION"]),
+        (("estimate", "two", "models"), ["models"]),
         (("simulacrum",), ["simulacrum"]),
         (("profiles", "show"), ["name"]),
         (("profiles", "show", "gpt5"), ["unknown profile 'gpt5'"]),

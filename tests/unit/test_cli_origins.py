@@ -111,6 +111,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny-llama").mkdir()
     for name in ("tiny-llama/config.json", "other.json", "config.json"):
         (tmp_path / name).write_text(json.dumps(LLAMA))
+    (tmp_path / "sized.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 3, "hidden_act": "gelu_10"}))
     (tmp_path / "mine.py").write_text("raise SystemExit('imported')")
     (tmp_path / "hf.toml").write_text('[model]\nhf_config = "other.json"\nattn_implementation = "eager"\n[workload]\nsequence_length = 5\n')
     (tmp_path / "factory.toml").write_text("[model]\nfactory = 'mine:make'\nvocab_size = 9\n[workload]\nsequence_length = 5\n")
@@ -127,8 +128,9 @@ def ds_json(folder: Path, **content: Any) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (("--hf-config", "tiny-llama/config.json"), "tiny-llama"),
-        (("--hf-config", "other.json"), "other"),
+        (("--hf-config", "tiny-llama/config.json"), "llama"),
+        (("--hf-config", "other.json"), "llama"),
+        (("--hf-config", "sized.json"), "llama-8x3"),
         (("--model", "mine:make"), "make"),
         (("--model", "pkg.mine:Things.make"), "Things.make"),
         (("--model", "mine:make", "--set", "name=called"), "called"),
@@ -151,13 +153,6 @@ def test_a_case_is_called_after_the_model_that_was_asked_for(
     monkeypatch.setattr(request, "expand", expand)
     refused(main("estimate", *arguments))
     assert seen == [name]
-
-
-def test_a_configuration_in_the_root_is_called_by_its_stem() -> None:
-    (name, _, setting) = request._named_model("hf_config", Path("/config.json"), "--hf-config")
-
-    assert (name.key, name.value) == ("name", "config")
-    assert (setting.key, setting.value) == ("model.hf_config", "/config.json")
 
 
 @pytest.mark.usefixtures("folder")

@@ -48,8 +48,11 @@ def test_the_published_run_from_the_command_line(main: Main) -> None:
 
     assert code == 0
     baseline, low = json.loads(out)["records"]
+    digest = low["case"]["workload"]
+    assert re.fullmatch("[0-9a-f]{12}", digest)
     assert baseline["case"] == {
         "profile": "deepspeed-bf16-example", "zero_stage": 3, "world_size": 4, "recipe": "bf16-fp32-master", "offload": "none",
+        "workload": digest,
     }  # fmt: skip
     assert baseline["parameters"] == low["parameters"] == 6_858_007_633
     assert baseline["allocated_bytes"] / 2**30 == pytest.approx(25.74, rel=0.002)
@@ -82,7 +85,8 @@ def test_files_are_written_in_the_format_of_their_suffix(main: Main, tmp_path: P
     rows = csv_rows(files[1])
     assert len(rows) == len(records) > 1
     assert [int(row["allocated_bytes"]) for row in rows] == [r["allocated_bytes"] for r in records]
-    assert files[2].read_text().startswith("|")
+    asked, empty, table = files[2].read_text().split("\n", 2)
+    assert asked.startswith("cpu-demo (transformer-postln), 2.79 M parameters ") and not empty and table.startswith("|")
     assert files[3].read_text().lower().startswith("<!doctype html>")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.html", "out.json", "out.md"], "nothing temporary is left"
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import only, read
 
+from bf16prof.allocator import CachingAllocator
 from bf16prof.errors import InputError
 from bf16prof.imports import plain_pickle
 from bf16prof.imports.finding import Reading
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.records import Component
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.ledger import Allocation, Ledger
 from bf16prof.simulate.snapshot import snapshot as written_snapshot
 

@@ -20,7 +20,7 @@ DRAWING = {"pandas", "plotly", "jinja2"}
 FLOORS: list[set[str]] = [
     {"errors", "processes", "rounding", "summaries"},
     {"records", "documents"},
-    {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
+    {"profiles", "allocator", "verdict", "reconcile", "runs", "reports", "imports", "plans"},
     {"models", "cases"},
     {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
@@ -82,7 +82,7 @@ def running(*arguments: str) -> str:
         ("measure", "--help"),
         ("estimate", "-p", "gpt2-xl"),
         ("estimate", "-p", "gpt2-xl", "--json"),
-        ("plan", "-p", "gpt2-xl", "--zero", "2", "--recipe", "bf16-full", "--offload", "none", "--write", os.devnull),
+        ("plan", "--no-verify", "-p", "gpt2-xl", "--zero", "2", "--recipe", "bf16-full", "--offload", "none", "--write", os.devnull),
         ("profiles", "list"),
         ("profiles", "show", "llama3-8b", "--resolved"),
         ("recipes", "list"),

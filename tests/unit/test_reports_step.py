@@ -13,9 +13,9 @@ from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Phase
 from bf16prof.reports import html, step_panels
 from bf16prof.reports.step_figure import STACK, step_figure
 from bf16prof.reports.step_panels import Panel, panels, with_thin_timelines
-from bf16prof.reports.verdict import allocator_limit
 from bf16prof.reports.views import run_views
 from bf16prof.runs import Run
+from bf16prof.verdict import allocator_limit
 
 GIB = 2**30
 

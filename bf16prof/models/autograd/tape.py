@@ -435,6 +435,7 @@ class Tape:
         known = buffer[slot]
         if grad is not None:
             buffer[slot] = grad if known is None else self.new(grad.numel, grad.width, "add", None, known.layout)
+            del known  # it goes before the one that was added to it
 
 
 def _dependencies(start: Node) -> dict[Node, int]:

@@ -12,8 +12,9 @@ from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.peak import verdict_line
+from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import AS_PRINTED, EXACT, UNKNOWN, gib, seconds, signed_bytes, signed_percent
-from bf16prof.reports.verdict import Verdict, case_verdict
+from bf16prof.reports.verdict import VERDICT, Said, case_verdict
 from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views
 from bf16prof.runs import Run
 
@@ -66,7 +67,7 @@ def _summary(views: Sequence[CaseView], console: Console) -> None:
         Column("whole-run peak"),
         *(Column(f"{source} error") for source in sources),
         Column("reserved"),
-        Column("fits"),
+        Column(VERDICT, "left"),
         Column("step time"),
         Column("loss"),
     ]
@@ -99,10 +100,10 @@ def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool, cons
     return [*row, seconds(shown.step_time_s), loss_text(shown)]
 
 
-def _fits(found: Verdict | None, console: Console) -> Text:
+def _fits(found: Said | None, console: Console) -> Text:
     if found is None:
         return Text(UNKNOWN)
-    return Text(f"{mark(console, 'good')} yes", "green") if found.fits else Text(f"{mark(console, 'bad')} no", "red")
+    return Text(f"{mark(console, found.style)} {found.short}", CONSOLE[found.style])
 
 
 def _verdict(views: Sequence[CaseView], console: Console) -> None:

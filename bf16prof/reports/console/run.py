@@ -55,7 +55,7 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 def _status(status: Status, console: Console) -> Text:
     good = status is Status.FINISHED
-    symbol = mark(console, "good" if good else "tight" if status in _STYLES else "bad")
+    symbol = mark(console, "good" if good else "warn" if status in _STYLES else "bad")
     return Text(f"{symbol} {status}", _STYLES.get(status, "red"))
 
 
