@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,16 @@ CPU_DEMO = "cpu-demo"
 def jobs() -> dict[str, Job]:
     """What is run, by the head of its column."""
     found = {f"ZeRO-{stage}": _job(CPU_DEMO, stage) for stage in range(4)}
-    found["BF16_Optimizer"] = _job(CPU_DEMO, 1, **{"deepspeed.data_types.grad_accum_dtype": "fp32"})
-    found["zero.Init"] = _job(CPU_DEMO, 3, **{"workload.zero_init": True})
+    found["BF16_Optimizer"] = _job(CPU_DEMO, 1, settings={"deepspeed.data_types.grad_accum_dtype": "fp32"})
+    found["zero.Init"] = _job(CPU_DEMO, 3, settings={"workload.zero_init": True})
     found["offload, ZeRO-2"] = _job(CPU_DEMO, 2, Offload.OPTIMIZER)
     found["offload, ZeRO-3"] = _job(CPU_DEMO, 3, Offload.OPTIMIZER)
-    found["Hugging Face"] = _job(CPU_DEMO, 2, **{"model": {"hf_config": LLAMA}, "workload.sequence_length": 32})
+    found["Hugging Face"] = _job(CPU_DEMO, 2, settings={"model": {"hf_config": LLAMA}, "workload.sequence_length": 32})
     return found
 
 
-def _job(name: str, stage: int, offload: Offload | None = None, **settings: Any) -> Job:
-    profile = load_profile(name, [Override(key, value, "versions") for key, value in settings.items()]).profile
+def _job(name: str, stage: int, offload: Offload | None = None, settings: Mapping[str, Any] | None = None) -> Job:
+    profile = load_profile(name, [Override(key, value, "versions") for key, value in (settings or {}).items()]).profile
     return expand(Selection(profile, [stage], [2], ["bf16-fp32-master"], Device.GPU, find_gpu("h100-80gb"), offload))[0]
 
 
@@ -120,11 +120,10 @@ def page(rows: dict[str, dict[str, str]]) -> str:
 def main() -> None:
     """Run every release, and write the page after each."""
     rows: dict[str, dict[str, str]] = {}
-    given = [argument.partition("=")[::2] for argument in sys.argv[1:]]
-    todo = [(f"{package} {release}", lambda p=package, r=release: [folder(p, r)]) for package, release in releases()]
-    todo += [(name.replace("-", " "), lambda paths=paths: [Path(each) for each in paths.split(os.pathsep)]) for name, paths in given]
-    for name, paths in todo:
-        rows[name] = row(paths())
+    given = {name: paths.split(os.pathsep) for name, _, paths in (argument.partition("=") for argument in sys.argv[1:])}
+    for name in [*(f"{package}-{release}" for package, release in releases()), *given]:
+        paths = [Path(each) for each in given[name]] if name in given else [folder(*name.split("-", 1))]
+        rows[name] = row(paths)
         failed = sum(not said[:1].isdigit() for said in rows[name].values())
         sys.stderr.write(f"{name}: {len(rows[name]) - failed} of {len(rows[name])} work\n")
         PAGE.write_text(page(rows), encoding="utf-8")

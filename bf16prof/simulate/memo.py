@@ -27,6 +27,9 @@ ABSOLUTE_OFFSET = {torch.ops.aten.as_strided.default, torch.ops.aten.view.dtype}
 """Views whose offset is not that of their input plus a constant."""
 
 
+DEVICE = "_fake_device" if isinstance(getattr(FakeTensor, "fake_device", None), property) else "fake_device"
+"""Where a fake tensor keeps its device, which became a property after PyTorch 2.11."""
+
 SERIAL = "_bf16prof_serial"
 """Attribute of a fake tensor that is its own (`shims._hash`)."""
 
@@ -151,7 +154,7 @@ class Memo:
         made: FakeTensor = Tensor._make_subclass(FakeTensor, bare, False, dispatch_device=True, device_for_backend_keys=device)
         torch._C._set_warn_deprecated_on_mutable_data_ptr(made)
         made.__dict__.update(self._template)
-        made.__dict__["_fake_device"] = device
+        made.__dict__[DEVICE] = device
         return made
 
 

@@ -68,7 +68,7 @@ def samples(name: str, dtype: torch.dtype) -> Iterator[Sample]:
     if name.startswith(MODULE):
         yield from _module_samples(name, dtype)
         return
-    op = next(op for op in op_db if _name(op) == name)
+    op: Any = next(op for op in op_db if _name(op) == name)
     if dtype not in op.supported_dtypes("cpu"):
         return
     trains = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")

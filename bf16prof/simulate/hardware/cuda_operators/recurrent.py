@@ -94,9 +94,8 @@ def cudnn_rnn_backward(input: Tensor, weight: Sequence[Tensor], *args: Any) -> A
     """Shapes of `_cudnn_rnn_backward`: the gradients of the weights are views of one buffer."""
     hx, cx, mask = args[2], args[3], args[-1]
     flat = weight[0].new_empty(sum(each.numel() for each in weight)) if mask[3] else None
-    grads = (
-        [] if flat is None else [part.view(each.shape) for part, each in zip(flat.split([w.numel() for w in weight]), weight, strict=True)]
-    )
+    sizes = [each.numel() for each in weight]
+    grads = [] if flat is None else [part.view(each.shape) for part, each in zip(torch.split(flat, sizes), weight, strict=True)]
     return (
         torch.empty_like(input) if mask[0] else None,
         torch.empty_like(hx) if mask[1] else None,
