@@ -32,12 +32,11 @@ def test_releases_that_were_tried_need_no_words() -> None:
 
 
 def test_releases_that_were_not_tried_are_named() -> None:
-    assert versions.check({"deepspeed": "0.99.0"}) == (
-        f"DeepSpeed 0.99.0 is later than {supported()['deepspeed'].newest}, the last that this dry run was tested with",
-    )
-    assert versions.check({"torch": "2.12.1+cu130"}) == (
-        "PyTorch 2.12.1+cu130 is not among the releases that this dry run was tested with",
-    )
+    newest = supported()["deepspeed"].newest
+    later = f"DeepSpeed 0.99.0 is later than {newest}, the last that this dry run was tested with"
+    between = "PyTorch 2.12.1+cu130 is not among the releases that this dry run was tested with"
+    assert versions.check({"deepspeed": "0.99.0"}) == (later,)
+    assert versions.check({"torch": "2.12.1+cu130"}) == (between,)
 
 
 @pytest.mark.parametrize("package", ["deepspeed", "torch", "transformers"])
