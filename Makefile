@@ -68,12 +68,14 @@ schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py
 
-gpu-check: $(VENV)/.train ## On a GPU machine: the whole chain, and what to compare
-	$(BIN)/bf16prof doctor
-	$(BIN)/bf16prof measure --profile gpu-check --zero 0,1,2,3 --recipe bf16-fp32-master,bf16-full,bf16-full-autocast --verbose
-	@echo
-	@echo 'Compare, for each case above: "allocated" should be exact or differ only in "workspace"; "other" should be 0 B;'
-	@echo 'please send the run directory (run.json, records.json, rank*.json) with any difference.'
+against-gpus: $(VENV)/.dev ## Hold the dry run against every public measurement of a GPU, and write docs/against-gpus.md (ten minutes; needs Chromium)
+	$(BIN)/python docs/make_against_gpus.py
+
+gpu-bundle: $(VENV)/.dev ## Write dist/gpu-bundle: what `make gpu-check` needs on a node without network, for this Python and 3.12
+	$(BIN)/python benchmarks/bundle.py dist/gpu-bundle
+
+gpu-check: $(VENV)/.train ## On a GPU machine: the whole chain in eight minutes, and one table of what was predicted and measured
+	$(BIN)/python -m bf16prof.check
 
 clean: ## Remove the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

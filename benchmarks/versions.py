@@ -82,22 +82,23 @@ def row(paths: list[Path]) -> dict[str, str]:
 
 def one() -> None:
     """Run the jobs here, and print for each its bytes between steps and at the peak, or why there are none."""
-    from bf16prof.simulate.runner import outcomes
+    from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, simulate
 
     wanted = jobs()
+    reasons: Mapping[int, str] = {}
     try:
-        found = outcomes(list(wanted.values()))
+        records: Mapping[int, MemoryRecord] = dict(enumerate(simulate(list(wanted.values()))))
+    except (DryRunFailed, DryRunRefused) as error:
+        records, reasons = error.records, error.reasons
     except Exception as error:  # noqa: BLE001 - the row says whatever it is
-        sys.stdout.write(json.dumps(dict.fromkeys(wanted, str(error))))
-        return
-    said = {name: _said(outcome) for name, outcome in zip(wanted, found, strict=True)}
+        records, reasons = {}, dict(enumerate([str(error)] * len(wanted)))
+    said = {
+        name: f"{record.allocated_bytes:,} / {record.run_peak_allocated_bytes:,}"
+        if (record := records.get(index))
+        else f"failed: {reasons.get(index, 'no record')}"
+        for index, name in enumerate(wanted)
+    }
     sys.stdout.write(json.dumps(said))
-
-
-def _said(outcome: Any) -> str:
-    if isinstance(outcome, MemoryRecord):
-        return f"{outcome.allocated_bytes:,} / {outcome.run_peak_allocated_bytes:,}"
-    return f"failed: {outcome.error.message}"
 
 
 def page(rows: dict[str, dict[str, str]]) -> str:

@@ -14,9 +14,9 @@ from bf16prof.reports.cells import Table
 from bf16prof.reports.learning import learning
 from bf16prof.reports.loss_table import loss_notes, loss_table
 from bf16prof.reports.price_table import price_table
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.units import AS_PRINTED, CONSISTENT, EXACT, gib, number, seconds, signed_bytes, signed_percent
 from bf16prof.reports.verdict import VERDICT, verdict
-from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, loss_text, losses, run_names, run_views
+from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, loss_text, losses, run_names, run_views, total_text
 from bf16prof.reports.written import csv_text, markdown_list, markdown_table, markdown_text
 from bf16prof.runs import Run
 
@@ -150,7 +150,7 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
     row |= {name: getattr(record, name) for name in _FLOATS}
     row["steps_loss_not_finite"] = sum(loss is None for _, loss in curve) if curve else None
     row |= {name: getattr(found, name) if found else None for name in _LEARNING}
-    return row | {"notes": "; ".join(record.notes) or None}
+    return row | {"at_least": "; ".join(record.at_least) or None, "notes": "; ".join(record.notes) or None}
 
 
 def _workload(record: MemoryRecord) -> dict[str, Any]:
@@ -186,8 +186,10 @@ def _integers(values: list[int | None]) -> pd.Series[Any]:
 def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
     row = {"case": case_label(record.case), "run": view.run, "profile": record.case.profile, "source": str(record.source)}
     for name, label in MEMORY_TOTALS.items():
-        row[label] = _known(getattr(record, name), gib)
+        row[label] = "" if getattr(record, name) is None else total_text(record, name)
         line = view.line(name)
+        if line and record.source in line.consistent:
+            row[f"{label} error"] = CONSISTENT
         if line and record.source in line.differences:
             error, difference = line.errors.get(record.source), line.differences[record.source]
             same = EXACT if not difference else AS_PRINTED if line.as_printed(record.source) else ""

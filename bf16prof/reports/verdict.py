@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bf16prof.reconcile import REFERENCES
 from bf16prof.records import MemoryRecord, OutOfMemory, Phase, Source, Verdict
 from bf16prof.reports import palette
 from bf16prof.reports.units import gib, inert, part_of
@@ -97,7 +98,7 @@ def _text(record: MemoryRecord, found: Judgement) -> str:
         inside = gib(record.inside_zero_init_bytes)
         parts.append(f"only init does not fit: init {gib(found.peak_bytes)}; inside deepspeed.zero.Init {inside} (--zero-init)")
     if record.out_of_memory is not None:
-        parts.append(_shortage(record.out_of_memory))
+        parts.append(_shortage(record, record.out_of_memory))
     return f"{found.verdict}{where}: " + "; ".join(part for part in parts if part)
 
 
@@ -127,21 +128,26 @@ def _reserved(record: MemoryRecord, found: Judgement) -> str:
     return f"more than {gib(found.room_bytes)}, which is that less {found.margin:.0%} for fragmentation" if found.margin else ""
 
 
-def _shortage(shortage: OutOfMemory) -> str:
+def _shortage(record: MemoryRecord, shortage: OutOfMemory) -> str:
     holders = sorted(((size, c) for c, size in shortage.holders.items() if size * 100 >= shortage.allocated_bytes), key=lambda h: -h[0])
     biggest = ", ".join(f"{component_name(component)} {gib(size)}" for size, component in holders[:_HOLDERS])
     fragmented = shortage.allocated_bytes + shortage.requested_bytes <= shortage.limit_bytes
+    happened = "ran" if record.source in REFERENCES else "runs"
+    where = _instant(shortage)
+    what = f" for `{inert(shortage.tensor)}`" if shortage.tensor else ""
     return (
-        f"it runs out of memory in {_instant(shortage)}, allocating {gib(shortage.requested_bytes)} for `{inert(shortage.tensor)}`: "
+        f"it {happened} out of memory{f' in {where}' if where else ''}, allocating {gib(shortage.requested_bytes)}{what}: "
         f"{gib(shortage.allocated_bytes)} allocated, {part_of(shortage.reserved_bytes, shortage.limit_bytes)} reserved"
         + ("; without fragmentation there would be room" if fragmented else "")
         + (f"; biggest holders: {biggest}" if biggest else "")
-        + "; all other numbers are as if there were room"
+        + ("" if record.source in REFERENCES else "; all other numbers are as if there were room")
     )
 
 
 def _instant(shortage: OutOfMemory) -> str:
     step = shortage.step
+    if shortage.phase is None:
+        return ""
     if shortage.phase is Phase.INIT or step is None:
         return str(shortage.phase)
     which = f"the {_ORDINALS[step]} step" if step < len(_ORDINALS) else f"step {step} (counted from 0)"

@@ -65,8 +65,7 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
             tracker.ledger.keep_trace()
         rank = Rank(job, tracker, on_progress)
         record = rank.run(task.steps)
-        record = dataclasses.replace(record, notes=(*notes, *tracker.lower_bounds()))
-        return record, tracker.ledger
+        return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
 
 
 class Rank:
@@ -164,12 +163,12 @@ class Rank:
         job, ledger = self._job, self._ledger
         items, _ = attribute(self._engine, loop.kept, self._home)
         allocated = ledger.allocated_bytes()
-        explained = with_other([*items, *self._of_the_device()], allocated)
+        explained, doubt = with_other([*items, *self._of_the_device()], allocated)
         peak_items = items_at(ledger, training_peak(ledger))
         highest = peak_phase(phases)
         assert highest is not None, "every phase has run"
         allocator = ledger.allocator
-        beside = beside_the_allocator(job.case.world_size) if allocator else ()
+        beside = beside_the_allocator(job.case.world_size, job.gpu.compute_capability) if allocator and job.gpu else ()
         return MemoryRecord(
             source=Source.SIMULATE,
             case=job.case,
@@ -194,6 +193,7 @@ class Rank:
             host_bytes=self._tracker.host_bytes if allocator else None,
             allocator_retries=allocator.retries if allocator else None,
             timeline=timeline(ledger, ledger.step),
+            notes=(doubt,) if doubt else (),
         )
 
     def _of_the_device(self) -> list[Item]:

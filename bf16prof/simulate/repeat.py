@@ -36,8 +36,8 @@ def last_step(ledger: Ledger) -> Step | None:
     return Step(start, end, marks, dict(zip(found, left, strict=True)))
 
 
-def _kind(allocation: Allocation) -> tuple[int, int]:
-    return allocation.bytes, allocation.stream
+def _kind(allocation: Allocation) -> tuple[int, int, int]:
+    return allocation.bytes, allocation.count, allocation.stream
 
 
 def repeat(ledger: Ledger, step: Step) -> Iterator[Mark]:
@@ -58,7 +58,7 @@ def repeat(ledger: Ledger, step: Step) -> Iterator[Mark]:
         if event > 0:
             original = ledger.allocations[event - 1]
             ledger.stream = original.stream
-            now[event - 1] = ledger.begin(original.bytes, original.label)
+            now[event - 1] = ledger.begin(original.bytes // original.count, original.label, original.count)
         else:
             ledger.end(now.get(-event - 1, ledger.allocations[-event - 1]))
     ledger.stream = 0

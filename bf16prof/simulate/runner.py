@@ -10,21 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import InputError, RunFailed
-from bf16prof.processes import child_environment, started
+from bf16prof.files import last_lines, write_bytes, write_json
+from bf16prof.memory_kills import MemoryKills
+from bf16prof.processes import child_environment, signal_name, started
 from bf16prof.records import MemoryRecord
-from bf16prof.runs import load_records, read, write_bytes, write_json
+from bf16prof.runs import load_records, read
 from bf16prof.simulate.task import Fault, Progress, Task
 from bf16prof.simulate.versions import check as check_versions
 from bf16prof.simulate.versions import installed
 from bf16prof.verdict import gpu_limit, judged
 
 POLL_S = 0.05
+TOO_BIG = "a dry run takes a few GB: try fewer cases at a time"
 STEPS = 2
 """The first step creates the moments, and ZeRO-3 records its trace in it; every step after the second repeats the second."""
 
@@ -79,53 +83,19 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Options:
-    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only)."""
+    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only), which may replace another."""
 
     expandable_segments: bool = False
     snapshot: Path | None = None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A job without a record, and why: an `InputError`, or `RunFailed`, whose message names the case."""
-
-    job: Job
-    error: InputError | RunFailed
-
-    @property
-    def reason(self) -> str:
-        """Why, with the name of the case."""
-        label = self.job.case.label
-        return self.error.message if label in self.error.message else f"{label}: {self.error.message}"
+    replace: bool = False
 
 
 def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
-    Raises the error of the first that failed: `InputError` when a model or a configuration cannot be used, `RunFailed` when a dry run
-    breaks. On KeyboardInterrupt all processes are ended.
-    """
-    found = outcomes(jobs, watcher, options)
-    check([outcome for outcome in found if isinstance(outcome, Failed)], len(found))
-    return [outcome for outcome in found if isinstance(outcome, MemoryRecord)]
-
-
-def check(failures: Sequence[Failed], count: int) -> None:
-    """Raise if some of `count` dry runs failed: `InputError` if all of these are the user's to mend, else `RunFailed`."""
-    if not failures:
-        return
-    broken = [failed for failed in failures if not isinstance(failed.error, InputError)]
-    first = (broken or failures)[0]
-    if count == 1:
-        raise first.error
-    kind = RunFailed if broken else InputError
-    raise kind(f"{len(failures)} of {count} dry runs failed; {first.reason}", hint=first.error.hint)
-
-
-def outcomes(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord | Failed]:
-    """The record of each job, in their order, or why there is none: one that fails takes no other with it.
-
-    Raises `InputError` where an installed package is too old or known not to work.
+    Raises, after all have come to their end, for those that failed: `DryRunRefused` when one of these is what a user can mend, a model or
+    a configuration, else `DryRunFailed`; `InputError` where an installed package is too old or known not to work. On KeyboardInterrupt all
+    processes are ended.
     """
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
@@ -136,12 +106,13 @@ def outcomes(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
             write_json(files.task, Task(JobFile.of(job), STEPS, options.expandable_segments, options.snapshot is not None))
         log = Path(name) / "log"
         command = [sys.executable, "-m", "bf16prof.simulate.worker", name, str(len(jobs))]
+        kills = MemoryKills()
         with started(command, log, child_environment(), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or Watcher())
-        found = [_outcome(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
-        if options.snapshot is not None and isinstance(found[0], MemoryRecord):
-            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes())
-        return found
+        records = _records(tasks, jobs, _Ending(process.returncode, kills.happened(), log))
+        if options.snapshot is not None:
+            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes(), replace=options.replace)
+        return records
 
 
 def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Watcher) -> None:
@@ -152,14 +123,68 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Wa
         time.sleep(POLL_S)
 
 
-def _outcome(files: Files, job: Job, log: Path) -> MemoryRecord | Failed:
-    if files.record.exists():
-        record = load_records(files.record)[0]
-        return record if job.gpu is None else judged(dataclasses.replace(record, limit_bytes=gpu_limit(job.gpu, job.case.world_size)))
-    if files.fault.exists():
-        fault: Fault = read(files.fault, Fault)
-        if fault.is_input:
-            return Failed(job, InputError(fault.message, hint=fault.hint))
-        return Failed(job, RunFailed(f"the dry run of {job.case.label} failed: {fault.message}", hint="please report this, with the job"))
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return Failed(job, RunFailed(f"the dry run of {job.case.label} ended early: {lines[-1] if lines else 'no output'}"))
+@dataclass(frozen=True)
+class _Ending:
+    """How the process that ran the tasks ended: its exit code, whether the kernel killed for memory meanwhile, and its log."""
+
+    code: int
+    by_kernel: bool
+    log: Path
+
+    def reason(self) -> str:
+        """Why a task has left nothing."""
+        if self.code < 0:
+            return killed(-self.code, self.by_kernel)
+        return (last_lines(self.log, 1) or [f"exit code {self.code}, and no output"])[0]
+
+
+class DryRunFailed(RunFailed):
+    """One or more dry runs broke. `records`: those of the others, by the index of their job; `reasons`: why there is none, likewise."""
+
+    records: Mapping[int, MemoryRecord] = MappingProxyType({})
+    reasons: Mapping[int, str] = MappingProxyType({})
+
+
+class DryRunRefused(InputError):
+    """One or more dry runs could not use what they were given; with the same attributes."""
+
+    records: Mapping[int, MemoryRecord] = MappingProxyType({})
+    reasons: Mapping[int, str] = MappingProxyType({})
+
+
+def killed(number: int, by_kernel: bool) -> str:
+    """What became of a process that a signal has ended."""
+    if by_kernel and number == signal.SIGKILL:
+        return "killed by the kernel, for there was no memory left (SIGKILL)"
+    return f"killed by {signal_name(number)}"
+
+
+def _records(tasks: Sequence[Files], jobs: Sequence[Job], ending: _Ending) -> list[MemoryRecord]:
+    """The records of all tasks. Raises for those that left none, bad input first."""
+    found = {files.index: _record(files, job) for files, job in zip(tasks, jobs, strict=True) if files.record.exists()}
+    faults = {files.index: _fault(files, ending) for files in tasks if files.index not in found}
+    if not faults:
+        return list(found.values())
+    refused = {index: fault for index, fault in faults.items() if fault.is_input}
+    index, first = next(iter((refused or faults).items()))
+    label, more = jobs[index].case.label, f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    error: DryRunFailed | DryRunRefused
+    if refused:
+        named = f"{label}{more}: " if len(jobs) > 1 else ""
+        error = DryRunRefused(f"{named}{first.message}", hint=first.hint)
+    else:
+        error = DryRunFailed(f"the dry run of {label} failed{more}: {first.message}", hint=first.hint)
+    error.records, error.reasons = found, {place: fault.message for place, fault in faults.items()}
+    raise error
+
+
+def _record(files: Files, job: Job) -> MemoryRecord:
+    record = load_records(files.record)[0]
+    return record if job.gpu is None else judged(dataclasses.replace(record, limit_bytes=gpu_limit(job.gpu, job.case.world_size)))
+
+
+def _fault(files: Files, ending: _Ending) -> Fault:
+    if not files.fault.exists():
+        return Fault(ending.reason(), TOO_BIG, is_input=False)
+    fault: Fault = read(files.fault, Fault)
+    return fault

@@ -9,6 +9,7 @@ devices: fake tensors refuse to mix them, and copies between them allocate, as b
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.records import Component, Label, Phase
+from bf16prof.simulate.accumulation import InPlaceSums
 from bf16prof.simulate.labels import Labels
 from bf16prof.simulate.ledger import Allocation, Ledger
 from bf16prof.simulate.memo import Memo
@@ -85,6 +87,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.host_bytes = 0
+        self._pieces = 1
         self._home = home
         self._kernels = kernels
         self._workspace = cublas_workspace
@@ -92,6 +95,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[weakref.ref[Any], Allocation | None]] = {}
         self._labels = Labels()
         self._memo = Memo()
+        self._sums = InPlaceSums()
         self._work: Any = None
         self._zeros = 0
 
@@ -101,6 +105,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
+        if self._sums.see(func, args):
+            return args[0]
         if func is DEVICE_OF:
             return args[0].fake_device
         if func is ITEM:
@@ -152,6 +158,15 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Label the storages of these tensors; the first claim to a storage counts."""
         self.ledger.relabel(self._claims(tensors))
 
+    @contextlib.contextmanager
+    def in_pieces(self, count: int) -> Iterator[None]:
+        """Inside, a new storage stands for so many equal ones, allocated one after the other, that end together."""
+        self._pieces = count
+        try:
+            yield
+        finally:
+            self._pieces = 1
+
     def use_on_stream(self, tensor: Tensor, stream: int) -> None:
         """`Tensor.record_stream`."""
         known = self._live.get(tensor.untyped_storage()._cdata)
@@ -196,7 +211,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             size = storage.nbytes()
             if device == self._home:
-                allocation = self.ledger.begin(size, self._labels.label(func, self._phase()))
+                allocation = self.ledger.begin(size // self._pieces, self._labels.label(func, self._phase()), self._pieces)
                 self._live[key] = weakref.ref(storage, self._end(key, allocation)), allocation
             else:
                 self.host_bytes += size

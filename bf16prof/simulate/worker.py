@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,9 +17,11 @@ from pathlib import Path
 
 from bf16prof.documents import as_json, document
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import write_json
+from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import die_with_parent
-from bf16prof.runs import read, write_json
-from bf16prof.simulate.runner import Files
+from bf16prof.runs import read
+from bf16prof.simulate.runner import TOO_BIG, Files, killed
 from bf16prof.simulate.task import Fault, Progress, Task
 
 SAY_EVERY_S = 0.1
@@ -65,7 +66,7 @@ def _fault(error: Exception) -> Fault:
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
     if _comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
-    return Fault(f"{type(error).__name__}: {line}", "", is_input=False)
+    return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
 
 
 def _place(error: Exception) -> str:
@@ -104,7 +105,7 @@ def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
 
-    context = multiprocessing.get_context("fork")
+    context, kills = multiprocessing.get_context("fork"), MemoryKills()
     waiting = [Files(folder, index) for index in range(count)]
     running: dict[Files, multiprocessing.process.BaseProcess] = {}
     while waiting or running:
@@ -114,14 +115,14 @@ def main() -> None:
             running[files].start()
         multiprocessing.connection.wait([process.sentinel for process in running.values()])
         for files in [files for files, process in running.items() if not process.is_alive()]:
-            _bury(files, running.pop(files).exitcode)
+            _say_how_it_ended(files, running.pop(files).exitcode or 0, kills)
 
 
-def _bury(files: Files, exit_code: int | None) -> None:
-    """Say how a process ended that left neither a record nor a fault."""
+def _say_how_it_ended(files: Files, code: int, kills: MemoryKills) -> None:
+    """Leave a fault for a process that left nothing."""
     if not files.is_over:
-        how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
-        write_json(files.fault, Fault(f"its process ended with {how}", "", is_input=False))
+        how = killed(-code, kills.happened()) if code < 0 else f"its process ended with exit code {code}"
+        write_json(files.fault, Fault(how, TOO_BIG if code < 0 else "", is_input=False))
 
 
 if __name__ == "__main__":

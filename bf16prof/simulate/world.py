@@ -48,7 +48,7 @@ def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False
             tracker = Tracker(Ledger(), HOST, cpu_kernels())
             set_accelerator(SimulatedCpu())
         else:
-            limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size))
+            limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size, gpu.compute_capability))
             allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
             tracker = Tracker(Ledger(allocator), GPU, cuda_kernels(gpu), cublas_workspace_bytes(gpu))
             set_accelerator(SimulatedGpu(tracker, gpu.memory_bytes))

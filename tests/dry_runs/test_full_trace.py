@@ -14,8 +14,8 @@ from harness import environment
 from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
 
 from bf16prof.cases import Job, JobFile
+from bf16prof.files import write_json
 from bf16prof.records import Device, Offload
-from bf16prof.runs import write_json
 from bf16prof.simulate.task import Task
 
 pytestmark = pytest.mark.timeout(280)
@@ -50,6 +50,16 @@ def trace(folder: Path, job: Job, what: str, steps: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_a_full_trace_gives_the_same_record(tmp_path: Path, job: Job) -> None:
     assert trace(tmp_path, job, "answers,ranks") == trace(tmp_path, job, "nothing")
+
+
+def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(tmp_path: Path) -> None:
+    """Most parameters have fewer elements than there are ranks. Only the timeline is another: its events are fewer."""
+    (job,) = jobs(SMALL, [3], 600, ["bf16-fp32-master"])
+
+    with_tensors, without = trace(tmp_path, job, "ranks"), trace(tmp_path, job, "nothing")
+
+    assert with_tensors.pop("timeline") != without.pop("timeline")
+    assert with_tensors == without
 
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)

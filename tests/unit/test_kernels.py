@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from bf16prof.kernels import norm_partial_sums
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.reductions import Processor
 from bf16prof.simulate.hardware.asking import Oracle
 from bf16prof.simulate.hardware.cuda_operators import register_cuda_operators
 from bf16prof.simulate.hardware.devices import bare_cpu_kernels, cpu_kernels, cuda_kernels
@@ -168,7 +169,7 @@ def test_every_operator_of_the_cuda_model_is_in_the_registry() -> None:
     from bf16prof.simulate.hardware.storages import STORAGES
 
     registry = cuda_registry()
-    assert [str(operator) for operator in {*cuda_scratch(108), *STORAGES} if registry.entry(operator) is None] == []
+    assert [str(operator) for operator in {*cuda_scratch(Processor(108, 2048)), *STORAGES} if registry.entry(operator) is None] == []
 
 
 @pytest.mark.parametrize(("multiprocessors", "widest"), [(108, 1727), (132, 2111), (84, 1343)])

@@ -209,11 +209,11 @@ def swapped(tape: Tape, x: Tensor) -> Tensor:
 
 
 def _viewable(tape: Tape, x: Tensor) -> Tensor:
-    return tape.new(x.numel, x.width, "clone") if x.layout == STRIDED else x
+    return tape.new(x.numel, x.width, "clone") if x.layout == STRIDED else x.view()
 
 
 def _rows(tape: Tape, x: Tensor) -> Tensor:
-    return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
+    return x.view() if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
 
 
 def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transposed: bool = False) -> Tensor:
@@ -274,10 +274,10 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
             second = tape.new(of_weight, width, "mm")
             first = tape.new(of_x, width, "mm")
             del saved
-            return (first, second)
+            return (first, second.view())  # the weight is transposed for the product, and its gradient back
         first, second = tape.new(of_x, width, "mm"), tape.new(of_weight, width, "mm")
         del saved
-        return (tape.new(of_bias, width, "sum"), first, second)
+        return (tape.new(of_bias, width, "sum"), first, second.view())
 
     node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
     tape.compute(operations)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,18 @@ from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.records import Component, Label
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
+
+
+def local_variable(name: str) -> Label:
+    """A tensor that the training loop holds in a local variable until it has a new one."""
+    return Component.ACTIVATIONS, f"{name} kept by the training loop"
+
+
+LOGITS, LOSS = local_variable("logits"), local_variable("loss")
 RECOMPUTED = "recomputed"
 """What operations are part of that run again in backward; others are part of the phase."""
+LOCAL = 2
+"""`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's argument."""
 LAST = 1 << 60
 """Gradients of parameters are entered as soon as they are there (`sequence_nr` of `AccumulateGrad`, accumulate_grad.h)."""
 
@@ -80,12 +91,16 @@ place."""
 
 
 class Tensor:
-    """A tensor: its storage, elements, bytes per element, the node that made it, and how its elements lie in memory."""
+    """A tensor: its storage, elements, bytes per element, the node that made it, and how its elements lie in memory.
 
-    __slots__ = ("__weakref__", "layout", "node", "numel", "slot", "storage", "width")
+    `is_view`: not the tensor that the storage was made for. PyTorch's views hold that one, and so a second time the storage.
+    """
+
+    __slots__ = ("__weakref__", "is_view", "layout", "node", "numel", "slot", "storage", "width")
 
     def __init__(self, storage: Any, numel: int, width: int, node: Node | None = None, slot: int = 0, *, layout: int = CONTIGUOUS) -> None:
         self.storage, self.numel, self.width, self.node, self.slot, self.layout = storage, numel, width, node, slot, layout
+        self.is_view = True
 
     @property
     def bytes(self) -> int:
@@ -239,7 +254,9 @@ class Tape:
 
     def new(self, numel: int, width: int, operator: str, node: Node | None = None, layout: int = CONTIGUOUS) -> Tensor:
         """A new tensor that `operator` makes."""
-        return Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+        made = Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+        made.is_view = False
+        return made
 
     def touch(self, size: int, operator: str) -> None:
         """Scratch memory of a kernel."""
@@ -295,9 +312,12 @@ class Tape:
         """An event of the training loop or of a module."""
         self.events.append(Event(kind, subject, 0))
 
-    def keep(self, tensor: Tensor) -> None:
-        """The training loop holds the tensor."""
+    def keep(self, tensor: Tensor, label: Label) -> None:
+        """The training loop holds the tensor from now on, under the label of the variable that holds it."""
         self._kept.append(tensor)
+        storage: Storage = tensor.storage
+        self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", label, storage.bytes))
+        storage.label = label
 
     @contextlib.contextmanager
     def at_layer(self, layer: int) -> Iterator[None]:
@@ -429,12 +449,18 @@ class Tape:
         return grad if grad.width == width else self.new(numel, width, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
-        """`InputBuffer::add`: a second gradient is added to the first in a new tensor, then both are let go."""
+        """`InputBuffer::add`: a second gradient is added to the first; in a new tensor where somebody else holds the first."""
         buffer += [None] * (slot + 1 - len(buffer))
         grad, outputs[index] = outputs[index], None
-        known = buffer[slot]
-        if grad is not None:
-            buffer[slot] = grad if known is None else self.new(grad.numel, grad.width, "add", None, known.layout)
+        if grad is None:
+            return
+        known, buffer[slot] = buffer[slot], None
+        if known is None:
+            buffer[slot] = grad
+        elif not known.is_view and sys.getrefcount(known) <= LOCAL and sys.getrefcount(known.storage) <= LOCAL:
+            buffer[slot] = known
+        else:
+            buffer[slot] = self.new(grad.numel, grad.width, "add", None, known.layout)
             del known  # it goes before the one that was added to it
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, FLOAT_BYTES, norm_partial_sums
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.reductions import Processor, Reduction, global_memory
 from bf16prof.rounding import ceil_div, round_up
 from bf16prof.simulate.hardware.cuda_operators.attention import HALF
 from bf16prof.simulate.hardware.cuda_operators.recurrent import contiguous_input
@@ -137,12 +138,30 @@ def _safe_softmax(input: Tensor, dim: int, *_: Any, **__: Any) -> int:
     return _blocks(input.numel(), input.numel() // max(input.shape[dim], 1))
 
 
-def _reduction(input: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
-    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32."""
+def _reduction(processor: Processor, input: Tensor, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
+    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32; and what several
+    blocks of threads write down before they are one output."""
     result = dtype or (input.dtype if input.dtype.is_floating_point else torch.int64)
-    if input.dtype is result or (input.dtype in HALF and result is torch.float32):
-        return 0
-    return _blocks(input.numel() * result.itemsize)
+    as_it_is = input.dtype is result or (input.dtype in HALF and result is torch.float32)
+    cast = 0 if as_it_is else _blocks(input.numel() * result.itemsize)
+    dtype = input.dtype if as_it_is else result
+    every = range(input.dim())
+    reduction = Reduction(
+        input.shape,
+        input.stride(),
+        [dim % input.dim() for dim in dims] if isinstance(dims, list | tuple) and len(dims) else every,
+        dtype.itemsize,
+        max(dtype.itemsize, FLOAT_BYTES),
+        vector=8 if dtype.itemsize == 2 else 4,
+        accumulates_in_output=dtype not in HALF or result is torch.float32,
+    )
+    return cast + _blocks(*global_memory(reduction, processor))
+
+
+def _norm(
+    processor: Processor, input: Tensor, order: Any = 2, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any
+) -> int:
+    return _reduction(processor, input, dims, dtype=dtype)
 
 
 def _contiguous_arguments(*args: Any, **_: Any) -> int:
@@ -157,9 +176,10 @@ def _on_the_gpu(scratch: Callable[..., int]) -> Callable[..., int]:
     return call
 
 
-def cuda_scratch(multiprocessors: int) -> dict[Any, Callable[..., int]]:
-    """By operator, the bytes that kernels on a GPU with so many multiprocessors allocate while they run, beyond their outputs; called
-    with the operator's arguments."""
+def cuda_scratch(processor: Processor) -> dict[Any, Callable[..., int]]:
+    """By operator, the bytes that kernels on such a GPU allocate while they run, beyond their outputs; called with the operator's
+    arguments."""
+    multiprocessors, reduction = processor.multiprocessors, functools.partial(_reduction, processor)
     scratch: dict[Any, Callable[..., int]] = {
         _ATEN._scaled_dot_product_flash_attention_backward.default: _flash_backward,
         _ATEN._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
@@ -175,11 +195,11 @@ def cuda_scratch(multiprocessors: int) -> dict[Any, Callable[..., int]]:
         _ATEN._log_softmax.default: _contiguous_arguments,
         _ATEN._log_softmax_backward_data.default: _contiguous_arguments,
         _ATEN._safe_softmax.default: _safe_softmax,
-        _ATEN.sum.default: _reduction,
-        _ATEN.sum.dim_IntList: _reduction,
-        _ATEN.mean.default: _reduction,
-        _ATEN.mean.dim: _reduction,
-        _ATEN.linalg_vector_norm.default: _reduction,
+        _ATEN.sum.default: reduction,
+        _ATEN.sum.dim_IntList: reduction,
+        _ATEN.mean.default: reduction,
+        _ATEN.mean.dim: reduction,
+        _ATEN.linalg_vector_norm.default: functools.partial(_norm, processor),
         _ATEN._cudnn_rnn.default: contiguous_input,
     }
     return {operator: _on_the_gpu(call) for operator, call in scratch.items()}
