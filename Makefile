@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench peaks plans study schemas pictures gpu-check clean
+.PHONY: help demo test lint format bench operators peaks plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -52,6 +52,12 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/plan.py 0
+
+operators: $(VENV)/.dev ## The census of PyTorch's operators, real and in the dry run (twenty minutes; goes on where it was stopped; nightly)
+	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/operators.py
+
+versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
+	$(BIN)/python benchmarks/versions.py
 
 study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (ten minutes on two cores; needs Chromium)
 	PYTHONPATH=docs $(BIN)/python benchmarks/study.py
