@@ -16,6 +16,7 @@ from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
 from bf16prof.commands.plan import plan
+from bf16prof.commands.published import published
 from bf16prof.commands.report import report
 from bf16prof.commands.schemas import schema
 from bf16prof.commands.simulate import simulate
@@ -76,6 +77,7 @@ app.command(
 app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
 app.command(epilog=examples("bf16prof schema", "bf16prof schema estimate"))(schema)
 app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
+app.add_typer(published, name="published", epilog=examples("bf16prof published list", "bf16prof report published:issue-7434"))
 app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
 
 

@@ -179,7 +179,7 @@ def allocator_limit(record: MemoryRecord) -> int | None:
 
 def gpu_limit(gpu: Gpu, world_size: int) -> int:
     """The same of a GPU on which a job of so many ranks runs."""
-    return max(0, gpu.memory_bytes - sum(item.bytes for item in beside.beside_the_allocator(world_size)))
+    return max(0, gpu.memory_bytes - sum(item.bytes for item in beside.beside_the_allocator(world_size, gpu.compute_capability)))
 
 
 def device_total(record: MemoryRecord) -> int | None:
@@ -190,4 +190,7 @@ def device_total(record: MemoryRecord) -> int | None:
 
 def held_besides(record: MemoryRecord) -> tuple[Item, ...]:
     """What the process holds beside the allocator as the record says; of an estimate, which says nothing, what a dry run assumes."""
-    return beside.beside_the_allocator(record.case.world_size) if record.source is Source.ESTIMATE else record.device_items
+    if record.source is not Source.ESTIMATE:
+        return record.device_items
+    gpu = gpu_named(record.gpu)
+    return beside.beside_the_allocator(record.case.world_size, gpu.compute_capability if gpu else None)

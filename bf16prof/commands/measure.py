@@ -12,7 +12,7 @@ from bf16prof.claims import claimed
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, say_notes, select
-from bf16prof.errors import InputError, RunFailed
+from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
 from bf16prof.profiles.explain import REASONS
 from bf16prof.profiles.features import features
@@ -89,12 +89,13 @@ def measure(
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
-    origins = request.resolved.origins
+    origins, failed = request.resolved.origins, None
     with claimed(output_dir, name, force=force, beside=output or ()) as claim:
         predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
         if simulate:
             with SimulationProgress(jobs, quiet) as progress:
-                predictions = with_work([*predictions, *_dry_run(jobs, progress)])
+                dry_runs, failed = _dry_run(jobs, progress)
+            predictions = with_work([*predictions, *dry_runs])
         claim.clear()
         with ProgressWatcher(len(jobs), quiet) as watcher:
             run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins), watcher)
@@ -114,6 +115,8 @@ def measure(
             show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(run.path, quiet)
     _check(run, comparisons, tolerance)
+    if failed is not None:
+        raise failed
 
 
 def _require_true_peaks(request: Request) -> None:
@@ -126,15 +129,15 @@ def _require_true_peaks(request: Request) -> None:
         )
 
 
-def _dry_run(jobs: list[Job], progress: SimulationProgress) -> list[MemoryRecord]:
-    """The dry runs of these jobs that came to an end; of the others a line is said, for the measurement does not depend on them."""
-    from bf16prof.simulate.runner import DryRunFailed, simulate
+def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[MemoryRecord], Bf16profError | None]:
+    """The dry runs of these jobs that came to an end, and the error of the others, which is raised when all has been measured."""
+    from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, simulate
 
     try:
-        return simulate(jobs, progress)
-    except DryRunFailed as error:
+        return simulate(jobs, progress), None
+    except (DryRunFailed, DryRunRefused) as error:
         hint(error.message, False)
-        return list(error.records.values())
+        return list(error.records.values()), error
 
 
 def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:

@@ -12,7 +12,6 @@ from bf16prof.claims import is_report, owned
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_outputs, check_path, hint, print_json, told_run, write_files
 from bf16prof.reconcile import check_tolerance
-from bf16prof.records import Device
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, REPORT, Run, load
 
@@ -89,11 +88,10 @@ def _load(path: Path) -> Run:
     name = _published_name(path)
     if name is None:
         return load(path)
-    from bf16prof.cases import Selection, expand
     from bf16prof.estimate.predict import predictions
     from bf16prof.imports.published import find_published
 
     found = find_published(name)
-    cases = [record.case for record in found.records]
-    jobs = expand(Selection(found.profile, [cases[0].zero_stage], [cases[0].world_size], [c.recipe for c in cases], Device.GPU, found.gpu))
-    return told_run(f"{found.name}, published", [*found.records, *predictions(jobs)], found.profile.model_dump(mode="json"), found.origins)
+    resolved = found.runs[0].resolved
+    predicted = predictions([run.job for run in found.runs])
+    return told_run(f"{found.name}, published", [*found.records, *predicted], resolved.profile.model_dump(mode="json"), resolved.origins)

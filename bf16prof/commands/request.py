@@ -163,7 +163,8 @@ def _overrides(context: typer.Context) -> list[Override]:
     given = context.params
     overrides = _model(context)
     overrides += [parse_set(text) for text in given["set_"] or ()]
-    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in WORKLOAD_FLAGS if given[key] is not None]
+    typed = [key for key in WORKLOAD_FLAGS if given.get(key) is not None]
+    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in typed]
 
 
 def what(subject: str) -> str:

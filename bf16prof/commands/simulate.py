@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bf16prof.cases import Job
+from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import (
     check_judged_device,
@@ -24,7 +24,7 @@ from bf16prof.commands.output import (
     write_files,
 )
 from bf16prof.commands.request import read_request, say_notes, select
-from bf16prof.errors import InputError
+from bf16prof.errors import Bf16profError, InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
@@ -71,7 +71,7 @@ def simulate(
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
-    from bf16prof.simulate.runner import DryRunFailed, Options
+    from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, Options
     from bf16prof.simulate.runner import simulate as run
 
     check_outputs(context.params)
@@ -85,13 +85,14 @@ def simulate(
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
     say_notes(request, quiet)
-    failed = None
+    failed: Bf16profError | None = None
     with SimulationProgress(jobs, quiet) as progress:
         try:
             records = run(jobs, progress, Options(expandable_segments, snapshot, force))
-        except DryRunFailed as error:  # the others are shown all the same
+        except (DryRunFailed, DryRunRefused) as error:  # the others are shown all the same
             if not error.records:
                 raise
+            refused = [*refused, *(Refusal(jobs[index].case, reason) for index, reason in error.reasons.items())]
             failed, records, jobs = error, list(error.records.values()), [jobs[index] for index in error.records]
         records = _with_way_out(jobs, records, lambda others: run(others, None, Options(expandable_segments)))
     records = with_host_per_node(records, gpus_per_node)

@@ -83,10 +83,13 @@ def takes_labels(model: nn.Module) -> bool:
 class TrainingLoop:
     """Runs optimizer steps on an engine and holds what such a loop holds between them."""
 
-    def __init__(self, engine: Any, job: Job, next_batch: Callable[[], Batch]) -> None:
+    def __init__(
+        self, engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
+    ) -> None:
+        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run."""
         self._engine = engine
         self._model = job.profile.model
-        self._next_batch = next_batch
+        self._next_batch, self._leave_out = next_batch, leave_out
         self._passes_labels = takes_labels(engine.module)
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
         self._keeps_outputs = job.profile.workload.keeps_outputs
@@ -101,12 +104,15 @@ class TrainingLoop:
         Each micro-step's loss is read as soon as the micro-step is over: keeping its tensor for later would show up in the memory.
         """
         losses = []
-        for batch in self._micro_batches():
+        number = 0
+        while number < self._micro_steps:
+            batch = self._batch(number)
             with self._autocast(), self._called_as_described(batch):
                 self.loss = self._loss(batch)
             self._engine.backward(self.loss)
             self._engine.step()
             losses.append(self.loss.item())
+            number += 1 + self._leave_out(number, self._micro_steps)
         return sum(losses) / len(losses)
 
     @property
@@ -116,14 +122,16 @@ class TrainingLoop:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
         batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
-        return {name.replace("_", " "): tensors for name, tensors in {**outputs, "loss": self.loss, **batches}.items()}
+        found: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
+        return {name.replace("_", " "): tensors for name, tensors in found.items()}
 
-    def _micro_batches(self) -> Iterator[Batch]:
-        """The batches of a step, fetched one at a time, or all together where the loop is the Trainer's."""
-        together = 1 if self._keeps_outputs else self._micro_steps
-        for _ in range(self._micro_steps // together):
-            self.batches = [self._next_batch() for _ in range(together)]
-            yield from self.batches
+    def _batch(self, number: int) -> Batch:
+        """The batch of a micro-step. They are fetched one at a time, or all together where the loop is the Trainer's."""
+        if self._keeps_outputs:
+            self.batches = [self._next_batch()]
+        elif number == 0:
+            self.batches = [self._next_batch() for _ in range(self._micro_steps)]
+        return self.batches[0 if self._keeps_outputs else number]
 
     def _loss(self, batch: Batch) -> Tensor:
         """Forward, up to the loss. Outputs that are not kept are gone when this returns."""

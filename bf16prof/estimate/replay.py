@@ -29,8 +29,8 @@ from bf16prof.estimate.passes import Handler, Meter
 from bf16prof.estimate.program import Section, shifted
 from bf16prof.estimate.steady import FP64_BYTES, Engine
 from bf16prof.estimate.step import step
-from bf16prof.estimate.training import LOGITS, LOSS, Walked, numels_of, share, strategy
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.estimate.training import Walked, numels_of, share, strategy
+from bf16prof.models.autograd.tape import GRADIENT, LOGITS, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div

@@ -51,7 +51,8 @@ class Question:
     def room(self, world_size: int) -> Room:
         """What there is to allocate on each of so many GPUs."""
         margin = self.allocator.share_to_keep
-        return Room(self.gpu.id, self.gpu.memory_bytes, beside_the_allocator(world_size), margin, self.expandable)
+        beside = beside_the_allocator(world_size, self.gpu.compute_capability)
+        return Room(self.gpu.id, self.gpu.memory_bytes, beside, margin, self.expandable)
 
     def combinations(self, world_size: int) -> Iterator[Setting]:
         """Every combination but for the micro-batch, each with the smallest one that the batch size of the job allows."""

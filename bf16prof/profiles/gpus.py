@@ -20,6 +20,9 @@ ALLOCATOR_SEGMENT_BYTES = 2 << 20
 """What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of the pages of expandable ones
 (`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
 
+DEFAULT_MULTIPROCESSORS = 108
+"""Of an A100, for a GPU whose number is not known."""
+
 GPUS_PER_NODE = 8
 """How many share a node, where nothing says it."""
 

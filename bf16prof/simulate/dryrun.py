@@ -38,11 +38,12 @@ from bf16prof.records import (
 )
 from bf16prof.simulate.history import items_at, timeline, training_peak
 from bf16prof.simulate.ledger import Ledger
-from bf16prof.simulate.repeat import last_step, repeat
+from bf16prof.simulate.micro_steps import MicroSteps
+from bf16prof.simulate.repeat import last_step, repeat, repeat_body
 from bf16prof.simulate.shims import library_shims
 from bf16prof.simulate.task import Progress, Task
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
-from bf16prof.simulate.versions import check
+from bf16prof.simulate.versions import check, installed
 from bf16prof.simulate.world import world
 
 MOST_REPEATS = 12
@@ -58,14 +59,14 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
 
     job = task.job.job()
     versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
-    notes = (versions, *check(deepspeed.__version__), *(job.gpu.caveats() if job.gpu else ()))
+    notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_client_optimizer(deepspeed_config(job))
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = Rank(job, tracker, on_progress)
         record = rank.run(task.steps)
-        return dataclasses.replace(record, notes=(*notes, *record.notes)), tracker.ledger
+        return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
 
 
 class Rank:
@@ -91,13 +92,27 @@ class Rank:
         phases = self._marks.take()
         attach(self._engine, self._marks)
         self._watch(self._engine.module)
-        self._loop = TrainingLoop(self._engine, self._job, self._batches())
+        self._micro_steps = MicroSteps(self._engine, self._tracker)
+        self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
         with library_shims():
             for _ in range(steps):
                 self._ledger.begin_step()
+                self._micro_steps.begin_step()
                 self._loop.step()
                 phases = merge_phases(phases, self._marks.take())
         return self._record(self._loop, self._repeated(phases))
+
+    def _leave_out(self, number: int, total: int) -> int:
+        """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""
+        following = total - number - 2
+        if following < 1 or (body := self._micro_steps.body(number)) is None:
+            return 0
+        self._is_repeating = True
+        for mark in repeat_body(self._ledger, body, following):
+            self._marks.mark(mark.phase)
+        self._is_repeating = False
+        self._micro_steps.move_on(following)
+        return following
 
     def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
         """The phases over as many further steps as it takes the caching allocator to settle."""
@@ -168,7 +183,7 @@ class Rank:
         highest = peak_phase(phases)
         assert highest is not None, "every phase has run"
         allocator = ledger.allocator
-        beside = beside_the_allocator(job.case.world_size) if allocator else ()
+        beside = beside_the_allocator(job.case.world_size, job.gpu.compute_capability) if allocator and job.gpu else ()
         return MemoryRecord(
             source=Source.SIMULATE,
             case=job.case,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bf16prof.allocator import Action, Block, CachingAllocator
 from bf16prof.allocator import OutOfMemory as AllocatorOutOfMemory
@@ -45,6 +46,23 @@ class Mark:
     step: int
 
 
+class Instant(NamedTuple):
+    """A moment of a ledger: how many events and how many marks were before."""
+
+    events: int
+    marks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """So many micro-steps have been left out at `end`, each like the one from `start` on. `before`: where the one before that starts."""
+
+    before: Instant
+    start: Instant
+    end: Instant
+    left_out: int
+
+
 @dataclass(frozen=True, slots=True)
 class TraceEntry:
     """One action of the caching allocator, and the number of ledger allocations made before it."""
@@ -70,6 +88,9 @@ class Ledger:
         self.stream = 0
         self.stream_uses: list[tuple[int, int, int]] = []
         """Number of events before, index of the allocation and stream of every `use_on_stream`."""
+        self.loops: list[Loop] = []
+        self.emptied = 0
+        """How often the cache was emptied because somebody asked for it."""
         self.out_of_memory: OutOfMemory | None = None
         self.before_verdict: Callable[[], None] = lambda: None
         """Called before the holders of an out-of-memory verdict are added up, to label what is not labelled yet."""
@@ -79,6 +100,7 @@ class Ledger:
         """Called every `TICK` allocations, to say how far the run has come."""
         self._allocated = self._phase_peak = 0
         self._ended: deque[Allocation] = deque()
+        self._heirs: dict[int, Allocation] = {}
 
     def begin(self, size: int, label: Label, count: int = 1) -> Allocation:
         """A storage of `size` bytes is allocated on the current stream, or so many, one after the other, that will end together."""
@@ -99,6 +121,22 @@ class Ledger:
         """The storage is gone. Python may say so at any moment, even within `begin`, so it is entered before the next event."""
         self._ended.append(allocation)
 
+    def succeed(self, old: Allocation, new: Allocation) -> None:
+        """Whoever holds the old storage holds the new one from now on."""
+        if old is not new:
+            self._heirs[old.index] = new
+
+    def held_by(self, allocation: Allocation) -> Allocation:
+        """The storage that the holder of this one has now."""
+        while (heir := self._heirs.get(allocation.index)) is not None:
+            allocation = heir
+        return allocation
+
+    def now(self) -> Instant:
+        """This moment, every storage that is gone counted."""
+        self._settle()
+        return Instant(len(self.events), len(self.marks))
+
     def touch(self, size: int, label: Label) -> None:
         """Scratch memory of a kernel, which begins and ends at once."""
         if size:
@@ -106,6 +144,7 @@ class Ledger:
 
     def use_on_stream(self, allocation: Allocation, stream: int) -> None:
         """`Tensor.record_stream`: another stream works with the storage."""
+        allocation = self.held_by(allocation)
         if self.allocator is not None and allocation.blocks:
             self._settle()
             self.stream_uses.append((len(self.events), allocation.index, stream))
@@ -115,7 +154,7 @@ class Ledger:
     def relabel(self, claims: Iterable[tuple[Allocation, Label]]) -> None:
         """What somebody who holds storages says that they are for."""
         for allocation, label in claims:
-            allocation.label = label
+            self.held_by(allocation).label = label
 
     @property
     def step(self) -> int:
@@ -145,6 +184,7 @@ class Ledger:
     def empty_cache(self) -> None:
         """`torch.cuda.empty_cache`."""
         self._settle()
+        self.emptied += 1
         if self.allocator is not None:
             self.allocator.empty_cache()
 
@@ -180,7 +220,7 @@ class Ledger:
 
     def _settle(self) -> None:
         while self._ended:
-            allocation = self._ended.popleft()
+            allocation = self.held_by(self._ended.popleft())
             if not allocation.is_live:
                 continue
             allocation.is_live = False

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import InputError, RunFailed
@@ -22,6 +23,8 @@ from bf16prof.processes import child_environment, signal_name, started
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
 from bf16prof.simulate.task import Fault, Progress, Task
+from bf16prof.simulate.versions import check as check_versions
+from bf16prof.simulate.versions import installed
 from bf16prof.verdict import gpu_limit, judged
 
 POLL_S = 0.05
@@ -90,11 +93,13 @@ class Options:
 def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
-    Raises `InputError` when a model or a configuration cannot be used, and `DryRunFailed` when a dry run breaks, after the others have come
-    to their end. On KeyboardInterrupt all processes are ended.
+    Raises, after all have come to their end, for those that failed: `DryRunRefused` when one of these is what a user can mend, a model or
+    a configuration, else `DryRunFailed`; `InputError` where an installed package is too old or known not to work. On KeyboardInterrupt all
+    processes are ended.
     """
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
+    check_versions(installed(jobs))  # before anything of theirs is imported, which may be what does not work
     with tempfile.TemporaryDirectory(prefix="bf16prof-") as name:
         tasks = [Files(Path(name), index) for index in range(len(jobs))]
         for files, job in zip(tasks, jobs, strict=True):
@@ -115,8 +120,6 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Wa
         over = [files.is_over for files in tasks]
         running = [files for files, is_over in zip(tasks, over, strict=True) if not is_over and files.progress.exists()]
         watcher.progress(sum(over), [(files.index, read(files.progress, Progress)) for files in running])
-        if any(files.fault.exists() and read(files.fault, Fault).is_input for files in tasks):
-            return  # what the user said has to change first
         time.sleep(POLL_S)
 
 
@@ -136,9 +139,17 @@ class _Ending:
 
 
 class DryRunFailed(RunFailed):
-    """One or more dry runs broke. `records`: those of the others, by the index of their job."""
+    """One or more dry runs broke. `records`: those of the others, by the index of their job; `reasons`: why there is none, likewise."""
 
-    records: dict[int, MemoryRecord]
+    records: Mapping[int, MemoryRecord] = MappingProxyType({})
+    reasons: Mapping[int, str] = MappingProxyType({})
+
+
+class DryRunRefused(InputError):
+    """One or more dry runs could not use what they were given; with the same attributes."""
+
+    records: Mapping[int, MemoryRecord] = MappingProxyType({})
+    reasons: Mapping[int, str] = MappingProxyType({})
 
 
 def killed(number: int, by_kernel: bool) -> str:
@@ -152,15 +163,18 @@ def _records(tasks: Sequence[Files], jobs: Sequence[Job], ending: _Ending) -> li
     """The records of all tasks. Raises for those that left none, bad input first."""
     found = {files.index: _record(files, job) for files, job in zip(tasks, jobs, strict=True) if files.record.exists()}
     faults = {files.index: _fault(files, ending) for files in tasks if files.index not in found}
-    for fault in faults.values():
-        if fault.is_input:
-            raise InputError(fault.message, hint=fault.hint)
     if not faults:
         return list(found.values())
-    index, first = next(iter(faults.items()))
-    more = f" (and {len(faults) - 1} more)" if faults.keys() - {index} else ""
-    error = DryRunFailed(f"the dry run of {jobs[index].case.label} failed{more}: {first.message}", hint=first.hint)
-    error.records = found
+    refused = {index: fault for index, fault in faults.items() if fault.is_input}
+    index, first = next(iter((refused or faults).items()))
+    label, more = jobs[index].case.label, f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    error: DryRunFailed | DryRunRefused
+    if refused:
+        named = f"{label}{more}: " if len(jobs) > 1 else ""
+        error = DryRunRefused(f"{named}{first.message}", hint=first.hint)
+    else:
+        error = DryRunFailed(f"the dry run of {label} failed{more}: {first.message}", hint=first.hint)
+    error.records, error.reasons = found, {place: fault.message for place, fault in faults.items()}
     raise error
 
 

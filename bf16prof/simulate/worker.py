@@ -61,7 +61,7 @@ class _Reporter:
 
 
 def _fault(error: Exception) -> Fault:
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or _place(error)
     if isinstance(error, Bf16profError):
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
     if _comes_from_checking(error):
@@ -69,13 +69,26 @@ def _fault(error: Exception) -> Fault:
     return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
 
 
+def _place(error: Exception) -> str:
+    """Where an error without words was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.line} ({'/'.join(Path(last.filename).parts[-2:])}, line {last.lineno})"
+
+
 def _comes_from_checking(error: Exception) -> bool:
     """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it meets in a step."""
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
     by_deepspeed = any(package in frames[-1].filename for package in (f"{os.sep}deepspeed{os.sep}", f"{os.sep}pydantic{os.sep}"))
+    if not by_deepspeed or _is_about_a_value(error, building):
+        return False
     said = isinstance(error, AssertionError | NotImplementedError) or type(error).__module__.startswith("deepspeed")
-    return by_deepspeed and (said or (building and isinstance(error, ValueError | RuntimeError | TypeError)))
+    return said or (building and isinstance(error, ValueError | RuntimeError | TypeError))
+
+
+def _is_about_a_value(error: Exception, building: bool) -> bool:
+    """Whether an assertion without words failed in a step: it checks a number, which a dry run does not have."""
+    return isinstance(error, AssertionError) and not str(error) and not building
 
 
 def _task_process(files: Files) -> None:
@@ -93,17 +106,23 @@ def main() -> None:
     import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
-    waiting = [(files := Files(folder, index), context.Process(target=_task_process, args=(files,))) for index in range(count)]
-    running: list[tuple[Files, multiprocessing.process.BaseProcess]] = []
+    waiting = [Files(folder, index) for index in range(count)]
+    running: dict[Files, multiprocessing.process.BaseProcess] = {}
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
-            running.append(waiting.pop(0))
-            running[-1][1].start()
-        multiprocessing.connection.wait([process.sentinel for _, process in running])
-        for files, process in running:
-            if (process.exitcode or 0) < 0 and not files.is_over:
-                write_json(files.fault, Fault(killed(-(process.exitcode or 0), kills.happened()), TOO_BIG, is_input=False))
-        running = [(files, process) for files, process in running if process.is_alive()]
+            files = waiting.pop(0)
+            running[files] = context.Process(target=_task_process, args=(files,))
+            running[files].start()
+        multiprocessing.connection.wait([process.sentinel for process in running.values()])
+        for files in [files for files, process in running.items() if not process.is_alive()]:
+            _say_how_it_ended(files, running.pop(files).exitcode or 0, kills)
+
+
+def _say_how_it_ended(files: Files, code: int, kills: MemoryKills) -> None:
+    """Leave a fault for a process that left nothing."""
+    if not files.is_over:
+        how = killed(-code, kills.happened()) if code < 0 else f"its process ended with exit code {code}"
+        write_json(files.fault, Fault(how, TOO_BIG if code < 0 else "", is_input=False))
 
 
 if __name__ == "__main__":

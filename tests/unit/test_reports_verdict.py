@@ -47,7 +47,7 @@ def estimate(**values: Any) -> MemoryRecord:
 def test_what_fits_says_all_its_numbers_and_of_how_much() -> None:
     record = dry_run(run_peak_allocated_bytes=19 * GIB, device_bytes=24 * GIB, limit_bytes=LIMIT)
     assert told(record) == (
-        "fits h100-80gb: the run's peak is 19.00 GiB of the 78.57 GiB that the allocator may reserve; 23.00 GiB reserved; "
+        "fits h100-80gb: the run's peak is 19.00 GiB of the 78.48 GiB that the allocator may reserve; 23.00 GiB reserved; "
         "24.00 of 79.18 GiB on the device"
     )
     assert verdict(record) == case_verdict(run_views([fixtures.run([fixtures.estimate(fixtures.case()), record])])[0])
@@ -78,8 +78,8 @@ def test_units_are_said_twice_where_they_differ() -> None:
 
 def test_an_estimate_says_what_its_replay_found_and_what_it_keeps() -> None:
     assert told(estimate(run_peak_allocated_bytes=42 * GIB, reserved_bytes=51 * GIB)) == (
-        "fits h100-80gb: the run's peak is 42.00 GiB of the 78.57 GiB that the allocator may reserve; 51.00 GiB reserved by the replayed "
-        "allocator of 70.71 GiB (10% kept for what the replay does not know)"
+        "fits h100-80gb: the run's peak is 42.00 GiB of the 78.48 GiB that the allocator may reserve; 51.00 GiB reserved by the replayed "
+        "allocator of 70.63 GiB (10% kept for what the replay does not know)"
     )
     assert told(estimate(run_peak_allocated_bytes=72 * GIB)).startswith("tight on h100-80gb: the run's peak is 72.00 GiB")
 
@@ -87,7 +87,7 @@ def test_an_estimate_says_what_its_replay_found_and_what_it_keeps() -> None:
 @pytest.mark.parametrize(
     ("record", "short", "style"),
     [
-        (dry_run(limit_bytes=LIMIT), "fits, 55.57 GiB free", "good"),
+        (dry_run(limit_bytes=LIMIT), "fits, 55.48 GiB free", "good"),
         (dry_run(limit_bytes=LIMIT, reserved_bytes=LIMIT + 2**30), "tight, 1.00 GiB short", "warn"),
         (dry_run(limit_bytes=LIMIT, run_peak_allocated_bytes=LIMIT + 2 * GIB), "does not fit, 2.00 GiB too much", "bad"),
         (estimate(run_peak_allocated_bytes=LIMIT + 2 * GIB), "does not fit, 2.00 GiB too much", "bad"),

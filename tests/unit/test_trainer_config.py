@@ -125,7 +125,7 @@ def test_the_trainers_own_classes_make_the_same_of_it(
     train, micro_batch, steps = (expected.get(key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", ACCUMULATION))
     if train is None and micro_batch is None:
         return  # neither says the batch: DeepSpeed itself stops
-    if None not in (train, micro_batch, steps) and train != micro_batch * steps:
+    if train is not None and micro_batch is not None and steps is not None and train != micro_batch * steps:
         with pytest.raises(InputError, match="DeepSpeed stops where they differ"):  # as it does, with what has been made
             read_ds_config(file, answers=answers)
         return
