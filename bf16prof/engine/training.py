@@ -120,7 +120,8 @@ class TrainingLoop:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
         batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
-        return {name.replace("_", " "): tensors for name, tensors in {**outputs, "loss": self.loss, **batches}.items()}
+        held: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
+        return {name.replace("_", " "): tensors for name, tensors in held.items()}
 
     def _batch(self, number: int) -> Batch:
         """The batch of a micro-step. They are fetched one at a time, or all together where the loop is the Trainer's."""
