@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench peaks plans study schemas pictures gpu-check clean
+.PHONY: help demo test lint format bench operators peaks plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -53,6 +53,12 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/plan.py 0
 
+operators: $(VENV)/.dev ## The census of PyTorch's operators, real and in the dry run (twenty minutes; goes on where it was stopped; nightly)
+	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/operators.py
+
+versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
+	$(BIN)/python benchmarks/versions.py
+
 study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (ten minutes on two cores; needs Chromium)
 	PYTHONPATH=docs $(BIN)/python benchmarks/study.py
 
@@ -62,12 +68,14 @@ schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py
 
-gpu-check: $(VENV)/.train ## On a GPU machine: the whole chain, and what to compare
-	$(BIN)/bf16prof doctor
-	$(BIN)/bf16prof measure --profile gpu-check --zero 0,1,2,3 --recipe bf16-fp32-master,bf16-full,bf16-full-autocast --verbose
-	@echo
-	@echo 'Compare, for each case above: "allocated" should be exact or differ only in "workspace"; "other" should be 0 B;'
-	@echo 'please send the run directory (run.json, records.json, rank*.json) with any difference.'
+against-gpus: $(VENV)/.dev ## Hold the dry run against every public measurement of a GPU, and write docs/against-gpus.md (ten minutes; needs Chromium)
+	$(BIN)/python docs/make_against_gpus.py
+
+gpu-bundle: $(VENV)/.dev ## Write dist/gpu-bundle: what `make gpu-check` needs on a node without network, for this Python and 3.12
+	$(BIN)/python benchmarks/bundle.py dist/gpu-bundle
+
+gpu-check: $(VENV)/.train ## On a GPU machine: the whole chain in eight minutes, and one table of what was predicted and measured
+	$(BIN)/python -m bf16prof.check
 
 clean: ## Remove the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

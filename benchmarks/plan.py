@@ -1,7 +1,7 @@
 """Hold plans that say "fits" against the dry run: `benchmarks/plan.py SEED...`, each a set of drawn questions (docs/plan.md: 0 1 2).
 
-A plan is tried at the largest micro-batch that it says fits, where it is tightest. Printed are whether it runs out of memory, what share of
-the allocator's memory its peak takes and what share it reserves, and by how much the closed form misses it; then the docs' table.
+A plan is tried at the largest micro-batch that it says fits, where it is tightest. Printed are whether it runs out of memory, what share
+of the allocator's memory its peak takes and what share it reserves, and by how much the closed form misses the peak; then the docs' table.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from drawn_plans import DrawnPlan, draw
 
-from bf16prof.planning.question import MARGIN, MARGIN_EXPANDABLE
 from bf16prof.records import MemoryRecord
 from bf16prof.simulate.runner import Options, simulate
+from bf16prof.verdict import MARGIN, MARGIN_EXPANDABLE
 
 PLANS = 24
-TRIED = ((False, 0.2), (False, MARGIN), (True, MARGIN_EXPANDABLE))
-"""Whether segments are expandable, and the margin: one that is too small, and those of `plan`."""
-HEADERS = ("allocator", "margin", "plans", "out of memory", "most that was reserved beyond what is allocated", "peak predicted")
+TRIED = ((False, 0.0), (False, MARGIN), (True, 0.0), (True, MARGIN_EXPANDABLE))
+"""Whether segments are expandable, and the margin: none, and those of `plan`."""
+HEADERS = ("allocator", "margin", "plans", "out of memory", "reserved beyond the peak, at most", "replay of it", "peak predicted")
 
 Pair = tuple[DrawnPlan, MemoryRecord]
 
@@ -52,13 +52,21 @@ def _line(pair: Pair) -> str:
 def _sums(pairs: Sequence[Pair]) -> str:
     finished = [pair for pair in pairs if not pair[1].out_of_memory]
     errors = sorted(_error(pair) for pair in finished)
+    replayed = sorted(_replayed(pair) for pair in finished if pair[0].plan.reserved_bytes) or [0.0]
     most = max(_over(dry) for _, dry in finished)
-    return f"{len(pairs)} | {len(pairs) - len(finished)} | {most:+.0%} | {errors[0]:+.2%} to {errors[-1]:+.2%}"
+    peaks, blocks = f"{errors[0]:+.2%} to {errors[-1]:+.2%}", f"{replayed[0]:+.0%} to {replayed[-1]:+.0%}"
+    return f"{len(pairs)} | {len(pairs) - len(finished)} | {most:+.0%} | {blocks} | {peaks}"
 
 
 def _over(dry: MemoryRecord) -> float:
     """What is reserved beyond the most that is allocated, as a share of that."""
     return (dry.reserved_bytes or 0) / max(1, dry.run_peak_allocated_bytes or 1) - 1
+
+
+def _replayed(pair: Pair) -> float:
+    """The error of what the replay says is reserved."""
+    each, dry = pair
+    return (each.plan.reserved_bytes or 0) / max(1, dry.reserved_bytes or 1) - 1
 
 
 def _error(pair: Pair) -> float:

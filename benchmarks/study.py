@@ -24,6 +24,7 @@ from timing import say
 from bf16prof.cases import STAGES, Job, Selection, expand
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
+from bf16prof.files import write_text
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.recipes import BYTES_HEADER, find_recipe, runnable_recipes
 from bf16prof.records import Device, Offload
@@ -35,7 +36,7 @@ from bf16prof.reports.plots import Figure, base_layout, bundle, figure
 from bf16prof.reports.price_figure import gap, learned, price
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.views import run_views
-from bf16prof.runs import MANIFEST, Run, Status, load, write_text
+from bf16prof.runs import MANIFEST, Run, Status, load
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -4,10 +4,15 @@
     ├── InputError           2   what the user said cannot be used
     │   └── Refused          2   DeepSpeed itself would reject (or silently spoil) this case
     ├── RunFailed            3   ranks crashed, ran out of memory or out of time
-    └── ToleranceExceeded    4   a prediction is further off than `--fail-over` allows
+    └── Unmet                4   an answer that the user asked not to accept
+        ├── ToleranceExceeded  4   a prediction is further off than `--fail-over` allows
+        └── DoesNotFit         4   `--fail-unless-fits`, and not every case fits
 
 The command line catches `Bf16profError` once, prints the message and the hint on one line each, and leaves with the code.
 """
+
+SIGNALLED = 128
+"""What is added to the number of a signal to make an exit code of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
 
 
 def install_hint(extra: str) -> str:
@@ -45,7 +50,15 @@ class RunFailed(Bf16profError):
     exit_code = 3
 
 
-class ToleranceExceeded(Bf16profError):
-    """A prediction misses the measurement by more than the tolerance the user set."""
+class Unmet(Bf16profError):
+    """There is an answer, and it is not what the user demanded."""
 
     exit_code = 4
+
+
+class ToleranceExceeded(Unmet):
+    """A prediction misses the measurement by more than the tolerance the user set."""
+
+
+class DoesNotFit(Unmet):
+    """A job that has to fit its GPU is tight, does not fit, or cannot be judged."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bf16prof.records import Bytes, Case, Component, Item, Phase, Size
+from bf16prof.records import Bytes, Case, Component, Item, Phase, Size, Verdict
+from bf16prof.verdict import room_bytes
 
 EQUAL = 0.13
 """Bounds of throughput this close are told apart by no bound: one model on one cluster, trained in three layouts, came between 38 and 43 %
@@ -19,7 +20,7 @@ class Room:
     """What a job may allocate on its GPU.
 
     * `beside`: what the process holds outside the allocator (CUDA context, NCCL's buffers; assumptions).
-    * `margin`: the share of the rest that is kept free. It stands for what no closed form knows, fragmentation above all.
+    * `margin`: the share of the rest that is kept free: what a replay of the allocator does not know.
     * `expandable`: whether the allocator has expandable segments, of which it gives back every free page.
     """
 
@@ -36,8 +37,8 @@ class Room:
 
     @property
     def bytes(self) -> int:
-        """What a plan's peak may reach."""
-        return int(self.allocator_bytes * (1 - self.margin))
+        """What the allocator may reserve for a plan."""
+        return room_bytes(self.allocator_bytes, self.margin)
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ class Plan:
     * `largest_micro_batch_size`: the largest of those that were tried that fits, all else equal; all smaller ones do.
     * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3); where nobody asked for it, because it does not fit as a whole.
     * `learning`: the class of the recipe (`Recipe.learning`).
-    * `peak_bytes`: the predicted whole-run peak, reached in `peak_phase`.
-    * `free_bytes`: what it leaves of the room; negative: what it lacks.
-    * `host_bytes`: in host memory, per rank.
+    * `peak_bytes`: the predicted whole-run peak, reached in `peak_phase`. `reserved_bytes`: what the allocator reserves for it; `None`
+      where the verdict does not turn on it.
+    * `verdict`: as of every record (`verdict.judge`): of the estimate, or of the dry run where `is_tried`.
+    * `free_bytes`: what is left of the room beside what is reserved (allocated, where that is not known); negative: what lacks.
+    * `inside_zero_init_bytes`: where only init does not fit, the peak of the same job built inside `zero.Init`.
+    * `host_bytes`: in host memory, per rank; `host_bytes_per_node`: of all ranks of a node.
     * `step_time_floor_s`, `tokens_per_s_at_most`: no step on that GPU is faster, so no such job trains more tokens in a second. Bounds, not
-      predictions. With offloading the CPU's share of the time is not in them.
+      predictions. With offloading the CPU's share of the time is not in them. `None` for a GPU whose speed is not known.
     * `step_time_s`, `tokens_per_s`: calibrated on a measured run; `None` without one, or where it does not tell.
     """
 
@@ -69,30 +73,37 @@ class Plan:
     peak_phase: Phase
     free_bytes: Bytes
     host_bytes: Size
-    step_time_floor_s: float
-    tokens_per_s_at_most: float
+    host_bytes_per_node: Size
+    step_time_floor_s: float | None
+    tokens_per_s_at_most: float | None
     step_time_s: float | None = None
     tokens_per_s: float | None = None
+    verdict: Verdict | None = None
+    reserved_bytes: Size | None = None
+    inside_zero_init_bytes: Size | None = None
+    is_tried: bool = False
 
     @property
     def throughput(self) -> float:
-        """Tokens per second by which it is ranked: calibrated, else at most."""
-        return self.tokens_per_s_at_most if self.tokens_per_s is None else self.tokens_per_s
+        """Tokens per second by which it is ranked: calibrated, else at most; 1 for all where the GPU's speed is not known."""
+        known = (rate for rate in (self.tokens_per_s, self.tokens_per_s_at_most) if rate is not None)
+        return next(known, 1.0)
 
     @property
     def fits(self) -> bool:
-        """Whether the peak stays within the room."""
-        return self.free_bytes >= 0
+        """Whether it fits, as it was judged."""
+        return self.verdict is Verdict.FITS
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing changed in a plan: what, the flag that says it, and the plan it gives. `saved_bytes` of the peak; negative: it costs."""
+    """What is changed in a plan, the flags that say it, and the plan it gives; `saved_bytes` of the peak; `things`: how many change."""
 
     what: str
     flag: str
     plan: Plan
     saved_bytes: Bytes
+    things: int = 1
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,10 @@ class Outlook:
     * `plans`: of each combination of stage, recipe, offloading and checkpointing that fits the best micro-batch, the first choice first.
       `complete`: these are all; otherwise the search ended with as many as were wanted.
     * `combinations`: how many DeepSpeed runs. `left_out`: why some that it runs are not judged.
-    * `nearest`: where none fits, the one that lacks least, and `changes` what each change of it is worth, most effective first.
+    * `tried`: the first choices that were dry-run and failed, each with the verdict on it.
+    * `nearest`: where none fits, the one that lacks least, and `changes` what each change of it is worth, those that fit first: single
+      ones, then the smallest sets that work together.
+    * `beyond`: how people train such a model where nothing here fits, as far as this tool cannot express it.
     """
 
     world_size: int
@@ -165,6 +179,8 @@ class Outlook:
     nearest: Plan | None = None
     changes: tuple[Change, ...] = ()
     stages: StageComparison | None = None
+    tried: tuple[Plan, ...] = ()
+    beyond: tuple[str, ...] = ()
 
     def up_to(self, most: int | None) -> Outlook:
         """The same with the `most` first plans (all if not given)."""

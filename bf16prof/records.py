@@ -79,6 +79,14 @@ class Offload(StrEnum):
     OPTIMIZER_AND_PARAMETERS = "optimizer+parameters"
 
 
+class Verdict(StrEnum):
+    """Whether a job fits its GPU (see `verdict.py`). Tight: the bytes fit, but what the caching allocator takes for them may not."""
+
+    FITS = "fits"
+    TIGHT = "tight"
+    DOES_NOT_FIT = "does not fit"
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to predict or to measure. Records of the same case are compared with each other.
@@ -277,14 +285,15 @@ class Timeline:
 class OutOfMemory:
     """Where a job first asks for more than its GPU has.
 
-    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when.
+    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when, as far as it is known.
     * `requested_bytes`, beyond the `allocated_bytes` and `reserved_bytes` at that moment; `limit_bytes` is what the allocator may reserve.
-    * `holders`: the bytes that are allocated then, by component, biggest first.
+    * `holders`: the bytes that are allocated then, by component, biggest first; empty where nobody knows.
+    * `total_bytes` of the GPU, of which `free_bytes` were free, on `rank`: as torch's message says them.
     """
 
     __pydantic_config__ = STRICT
 
-    phase: Phase
+    phase: Phase | None
     step: Size | None
     tensor: str
     requested_bytes: Size
@@ -292,6 +301,9 @@ class OutOfMemory:
     reserved_bytes: Size
     limit_bytes: Size
     holders: dict[Component, Size]
+    free_bytes: Size | None = None
+    total_bytes: Size | None = None
+    rank: Size | None = None
 
     def __post_init__(self) -> None:
         _require_sizes(self.holders)
@@ -389,13 +401,16 @@ class MemoryRecord:
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
-    * `reserved_bytes`: the most that the caching allocator has held; `fragmentation_bytes` of it were not allocated at that moment.
-      `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it (imported); in a dry run the
-      reserved bytes and the `device_items`, which are assumed to come on top of them.
+    * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
+      not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
+      (imported); in a dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
     * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
+    * `verdict`: whether it fits its GPU; `None` where the source cannot tell. `limit_bytes` is what the caching allocator may reserve there
+      and `margin` the share of it that has to stay free, because the source does not know everything that takes memory.
+    * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job built inside `deepspeed.zero.Init`.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
     * `timeline`: bytes by component over the last step.
-    * `host_bytes`: held in host memory on behalf of the device (offloading).
+    * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank; `host_bytes_per_node` by all ranks of a node.
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
     * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`: the part of it that launching costs, as
@@ -407,6 +422,7 @@ class MemoryRecord:
     * `quality`: lost updates and effective descent quality, by step, where they were measured.
     * `rank_allocated_bytes`: `allocated_bytes` of every rank.
     * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
+    * `at_least`: the quantities, by the same names, that are lower bounds: a log proves so much, and says nothing of what is above it.
     """
 
     __pydantic_config__ = STRICT
@@ -431,8 +447,13 @@ class MemoryRecord:
     fragmentation_bytes: Size | None = None
     device_bytes: Size | None = None
     device_items: tuple[Item, ...] = ()
+    verdict: Verdict | None = None
+    limit_bytes: Size | None = None
+    margin: Share | None = None
+    inside_zero_init_bytes: Size | None = None
     out_of_memory: OutOfMemory | None = None
     host_bytes: Size | None = None
+    host_bytes_per_node: Size | None = None
     step_time_s: Amount | None = None
     step_time_iqr_s: Amount | None = None
     tokens_per_s: Amount | None = None
@@ -450,6 +471,7 @@ class MemoryRecord:
     rank_allocated_bytes: tuple[Size, ...] = ()
     timeline: Timeline | None = None
     rounding: dict[str, Size] = field(default_factory=dict)
+    at_least: tuple[str, ...] = ()
     quality: tuple[QualityStep, ...] = ()
     loss_summary: LossSummary | None = None
     notes: tuple[str, ...] = ()

@@ -41,10 +41,11 @@ RunOption = Annotated[
 @profiles.command("list", epilog=o.examples("bf16prof profiles list", "bf16prof profiles list --json"))
 def list_profiles(json_: o.JsonOption = False) -> None:
     """The presets, with their number of parameters."""
-    rows = [(p, sum(s.numel for s in inventory(p.model))) for p in (load_profile(name).profile for name in preset_names())]
+    found = [load_profile(name).profile for name in preset_names()]
     if json_:
-        return _json(profiles=[{"name": p.name, "parameters": count, "description": p.description} for p, count in rows])
-    return _table(["profile", "parameters", "what it is"], [[p.name, f"{count:,}", p.description] for p, count in rows])
+        rows = [{"name": p.name, "parameters": _parameter_count(p.model), "description": p.description, "names": p.names} for p in found]
+        return _json(profiles=rows)
+    return print_table(["profile", "what it is"], [[p.name, p.description] for p in found])
 
 
 @profiles.command(
@@ -61,6 +62,7 @@ def show_profile(
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     json_: o.JsonOption = False,
 ) -> None:
@@ -71,7 +73,9 @@ def show_profile(
     if json_:
         return _json(profile=values, origins=found.origins, parameters=parameters)
     rows = [[key, json.dumps(value), found.origins.get(key, "default")] for key, value in values.items()]
-    return _table(["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]])
+    return print_table(
+        ["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]]
+    )
 
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))
@@ -86,7 +90,7 @@ def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
         return _json(recipes=[_recipe(recipe, records) for recipe in found])
     rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), *([_learned(r, records)] if run else []), r.title] for r in found]
     measured = ["measured learning"] if run else []
-    return _table(["recipe", BYTES_HEADER, "by component", "learning", "runs on", *measured, "what it is"], rows)
+    return print_table(["recipe", BYTES_HEADER, "by component", "learning", "runs on", *measured, "what it is"], rows)
 
 
 @recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
@@ -99,7 +103,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run
     forms = {"": recipe, "ZeRO 1-3": recipe.at(1)} if recipe.zero else {"": recipe}
     headers = [f"{what} {form}".strip() for form in forms for what in ("dtype", "bytes between steps", "bytes in the step")]
     by_component = [_by_component(form) for form in forms.values()]
-    _table(["component", *headers], [[key, *(text for form in by_component for text in form[key])] for key in by_component[0]])
+    print_table(["component", *headers], [[key, *(text for form in by_component for text in form[key])] for key in by_component[0]])
     about = [
         ["recipe", f"{recipe.id}: {recipe.title}"],
         [BYTES_HEADER, recipe.bytes_in_words],
@@ -116,7 +120,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run
     about += [[f"DeepSpeed {form}".strip(), json.dumps(r.deepspeed)] for form, r in forms.items() if r.deepspeed is not None]
     about += [["not run", recipe.not_run]] if recipe.not_run else [[stage, said] for stage, said in where.items()]
     about += [[f"measured, {case_label(record.case)}", found.text] for record, found in of_recipe(records, recipe.id)]
-    return _table(["", ""], [*about, ["source", recipe.source]])
+    return print_table(["", ""], [*about, ["source", recipe.source]])
 
 
 def _parameter_count(model: Model) -> int | None:
@@ -190,7 +194,8 @@ def _json(**content: Any) -> None:
     typer.echo(json_text(document([], **content)))
 
 
-def _table(headers: list[str], rows: list[list[str]]) -> None:
+def print_table(headers: list[str], rows: list[list[str]]) -> None:
+    """Rows under their headers, on stdout."""
     from bf16prof.reports.console import make_console
     from bf16prof.reports.console.layout import Column, table
 

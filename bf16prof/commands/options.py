@@ -11,7 +11,10 @@ from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
 
 SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
-EXIT_CODES = "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
+    "130/143/129 interrupted."
+)
 
 
 def examples(*lines: str) -> str:
@@ -19,6 +22,14 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines, EXIT_CODES])
 
 
+SubjectArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A preset, a profile (TOML), a config.json, its folder, a Hugging Face id, or MODULE:FUNCTION.",
+    ),
+]
 ProfileOption = Annotated[
     str, typer.Option("--profile", "-p", envvar="BF16PROF_PROFILE", help="A preset's name or a TOML file.", rich_help_panel=SELECT)
 ]
@@ -62,14 +73,17 @@ ExpandableOption = Annotated[
     ),
 ]
 HfConfigOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--hf-config",
-        metavar="FILE",
+        metavar="FILE|ID",
         envvar="BF16PROF_HF_CONFIG",
-        help="Train this Hugging Face config.json's model instead.",
+        help="Train this Hugging Face model instead: a config.json, its folder, or an id in the local cache.",
         rich_help_panel=TRAIN,
     ),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch the config.json of an id that is not in the cache.", rich_help_panel=TRAIN)
 ]
 ModelOption = Annotated[
     str | None,
@@ -91,16 +105,44 @@ DsConfigOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+TrainingArgsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--training-args",
+        metavar="FILE",
+        envvar="BF16PROF_TRAINING_ARGS",
+        help="JSON or YAML of TrainingArguments (LLaMA-Factory's, axolotl's, accelerate's): what the JSON's auto and the rest mean.",
+        rich_help_panel=TRAIN,
+    ),
+]
+OptimOption = Annotated[
+    str | None,
+    typer.Option(
+        "--optim",
+        metavar="NAME",
+        envvar="BF16PROF_OPTIM",
+        help="The Trainer's optimizer, as adamw_torch, where no JSON names one.",
+        rich_help_panel=TRAIN,
+    ),
+]
 SequenceOption = Annotated[
-    int | None, typer.Option("--sequence-length", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN)
+    int | None,
+    typer.Option("--sequence-length", "--seq", envvar="BF16PROF_SEQUENCE_LENGTH", help="Tokens per sequence.", rich_help_panel=TRAIN),
 ]
 MicroBatchOption = Annotated[
-    int | None, typer.Option("--micro-batch-size", envvar="BF16PROF_MICRO_BATCH_SIZE", help="Sequences per rank.", rich_help_panel=TRAIN)
+    int | None,
+    typer.Option(
+        "--micro-batch-size", "--batch-size", envvar="BF16PROF_MICRO_BATCH_SIZE", help="Sequences per rank.", rich_help_panel=TRAIN
+    ),
 ]
 AccumulationOption = Annotated[
     int | None,
     typer.Option(
-        "--gradient-accumulation-steps", envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS", help="Micro-steps.", rich_help_panel=TRAIN
+        "--gradient-accumulation-steps",
+        "--gas",
+        envvar="BF16PROF_GRADIENT_ACCUMULATION_STEPS",
+        help="Micro-steps.",
+        rich_help_panel=TRAIN,
     ),
 ]
 CheckpointingOption = Annotated[
@@ -109,6 +151,15 @@ CheckpointingOption = Annotated[
         "--activation-checkpointing/--no-activation-checkpointing",
         envvar="BF16PROF_ACTIVATION_CHECKPOINTING",
         help="Recompute activations in backward.",
+        rich_help_panel=TRAIN,
+    ),
+]
+ZeroInitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-init/--no-zero-init",
+        envvar="BF16PROF_ZERO_INIT",
+        help="ZeRO-3: the model is built inside deepspeed.zero.Init, as the Trainer's from_pretrained does, or as a whole first.",
         rich_help_panel=TRAIN,
     ),
 ]
@@ -128,6 +179,14 @@ FilesOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No hints and no progress.", rich_help_panel=OUTPUT)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every component and item of every case.", rich_help_panel=OUTPUT)]
+FailUnlessFitsOption = Annotated[
+    bool,
+    typer.Option(
+        "--fail-unless-fits",
+        help="Leave with 4 unless every case fits (plan: unless one does, on each number of GPUs); tight does not count as fitting.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 TolerateOption = Annotated[
     str | None,
     typer.Option("--fail-over", metavar="5%", help="Leave with 4 if a memory prediction misses by more.", rich_help_panel=OUTPUT),

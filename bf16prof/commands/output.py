@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import re
+import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,58 @@ from typing import Any
 import typer
 
 from bf16prof.documents import document, json_text
-from bf16prof.errors import InputError
-from bf16prof.records import MemoryRecord
+from bf16prof.errors import DoesNotFit, InputError
+from bf16prof.files import write_text
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.records import Device, MemoryRecord, Verdict
 from bf16prof.reports.asked import settings
 from bf16prof.reports.units import inert
-from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
+from bf16prof.reports.verdict import verdict
+from bf16prof.runs import OWN_FILES, REPORT, CaseStatus, Manifest, Run, Status, command_line, now
 
 FORMATS = (".json", ".csv", ".md", ".html")
 
 
-def check_files(files: Sequence[Path] | None, force: bool) -> None:
-    """Raise `InputError`, before any work is done, for a suffix without a format, a missing folder, or a file that exists."""
-    for path in files or ():
+OTHER_OUTPUTS = ("write", "snapshot")
+"""Flags beside `--output` that name a file to write."""
+
+
+def check_outputs(given: Mapping[str, Any]) -> None:
+    """Raise `InputError`, before any work is done, for a file that cannot or must not be written, of a command's parameters.
+
+    A suffix without a format, a missing folder, a folder in its place, a file that exists (but for `--force`), one file for two outputs;
+    and, whatever `--force` says, a file that the command reads or that is the run's own.
+    """
+    outputs = [("--output", path) for path in given.get("output") or ()]
+    for flag, path in outputs:
         if path.suffix not in FORMATS:
-            raise InputError(f"--output {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
-        check_path("--output", path, force)
+            raise InputError(f"{flag} {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
+    outputs += [(f"--{name}", path) for name in OTHER_OUTPUTS if (path := given.get(name)) is not None]
+    taken = {os.path.realpath(path): "which the command reads" for path in _inputs(given)}
+    folder = given.get("output_dir")
+    taken |= {os.path.realpath(folder / name): "a file of the run itself" for name in OWN_FILES if folder is not None}
+    for flag, path in outputs:
+        if reason := taken.get(real := os.path.realpath(path)):
+            raise InputError(f"{flag} {path}: {reason}", hint="choose another name")
+        check_path(flag, path, bool(given.get("force")))
+        taken[real] = "written to by another flag" if path.is_file() or not path.exists() else ""
 
 
-def check_path(flag: str, path: Path | None, force: bool) -> None:
+def _inputs(given: Mapping[str, Any]) -> list[Path]:
+    """The files and run directories' files that a command's parameters name for reading."""
+    values = [value for name, value in given.items() if name not in ("output", "output_dir", *OTHER_OUTPUTS)]
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    paths = [Path(item) for item in flat if isinstance(item, Path | str) and item]
+    return paths + [path / name for path in paths for name in OWN_FILES - {REPORT}]
+
+
+def check_path(flag: str, path: Path, force: bool) -> None:
     """Raise `InputError` for a file that cannot be written: its folder is missing, or it exists and nobody said `--force`."""
-    if path is None:
-        return
     try:
         if not path.parent.is_dir():
             raise InputError(f"{flag} {path}: the folder {path.parent} does not exist")
+        if path.is_dir() or path.is_block_device():
+            raise InputError(f"{flag} {path}: not a file")
         if path.is_file() and not force:
             raise InputError(f"{flag} {path}: the file exists", hint="add --force to replace it")
     except OSError as error:
@@ -46,10 +74,10 @@ def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
     typer.echo(json_text(document(tuple(records), **more)))
 
 
-def write_files(files: Sequence[Path] | None, runs: Sequence[Run], **more: Any) -> None:
-    """Write every file in the format of its suffix."""
+def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: bool, **more: Any) -> None:
+    """Write every file in the format of its suffix; a file that has appeared since `check_outputs` stays, but for `force`."""
     for path in files or ():
-        write_text(path, _render(path.suffix, runs, more))
+        write_text(path, _render(path.suffix, runs, more), replace=force)
 
 
 def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
@@ -65,12 +93,6 @@ def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
     return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(runs)
 
 
-def new_folder(name: str) -> Path:
-    """Where a run goes when the user does not say: the time and a name, as far as that can be part of a folder's."""
-    slug = re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "run"
-    return Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug}"
-
-
 def write_report(run: Run) -> None:
     """Write the HTML report of a run into its folder."""
     from bf16prof.reports.html import render
@@ -78,10 +100,21 @@ def write_report(run: Run) -> None:
     write_text(run.path / REPORT, render([run]))
 
 
-def finished_run(name: str, records: Sequence[MemoryRecord], profile: dict[str, Any], origins: Mapping[str, str]) -> Run:
-    """Records as a finished run that is not on disk, so that reports treat them like any other: made now, by this command."""
+def finished_run(
+    name: str,
+    records: Sequence[MemoryRecord],
+    profile: dict[str, Any],
+    origins: Mapping[str, str],
+    *,
+    status: Status = Status.FINISHED,
+    message: str = "",
+) -> Run:
+    """Records as a run that is not on disk, so that reports treat them like any other: made now, by this command.
+
+    `status`, `message`: how it ended, where it is an imported one that did not finish.
+    """
     done = now()
-    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line())
+    return told_run(name, records, profile, origins, created=done, finished=done, argv=command_line(), status=status, message=message)
 
 
 def told_run(
@@ -93,10 +126,12 @@ def told_run(
     created: str = "",
     finished: str | None = None,
     argv: tuple[str, ...] = (),
+    status: Status = Status.FINISHED,
+    message: str = "",
 ) -> Run:
     """The same of records of which nobody says when they were made and how."""
-    cases = tuple(CaseStatus(case, Status.FINISHED) for case in dict.fromkeys(record.case for record in records))
-    manifest = Manifest(name, created, Status.FINISHED, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
+    cases = tuple(CaseStatus(case, status, message) for case in dict.fromkeys(record.case for record in records))
+    manifest = Manifest(name, created, status, records[0].device, argv, cases, profile, finished=finished, origins=dict(origins))
     return Run(Path(), manifest, tuple(records))
 
 
@@ -113,7 +148,43 @@ def report_hints(folder: Path, quiet: bool) -> None:
     hint(f"next: bf16prof report {folder} --open", quiet)
 
 
+def with_host_per_node(records: Sequence[MemoryRecord], per_node: int) -> list[MemoryRecord]:
+    """The records with what all ranks of a node hold in host memory, `per_node` of them at most."""
+    return [
+        record
+        if record.host_bytes is None
+        else dataclasses.replace(record, host_bytes_per_node=record.host_bytes * min(per_node, record.case.world_size))
+        for record in records
+    ]
+
+
+def check_judged_device(wanted: bool, device: Device) -> None:
+    """Raise `InputError` where a verdict is demanded of CPU ranks, which have none."""
+    if wanted and device is Device.CPU:
+        raise InputError("--fail-unless-fits: only a GPU has a limit to fit", hint="leave --device cpu out")
+
+
+def require_fit(records: Sequence[MemoryRecord], wanted: bool) -> None:
+    """Raise `DoesNotFit`, if that is wanted, unless every record's verdict is that it fits."""
+    others = [record for record in records if record.verdict is not Verdict.FITS]
+    if not wanted or not others:
+        return
+    first = others[0]
+    said = verdict(first)
+    why = said.short if said else "whether it fits is not known"
+    raise DoesNotFit(
+        f"--fail-unless-fits: {len(others)} of {len(records)} cases do not; {first.case.label}: {why}",
+        hint="bf16prof plan with the same flags looks for what fits",
+    )
+
+
 def hint(text: str, quiet: bool) -> None:
     """One line of advice on stderr."""
     if not quiet:
         typer.echo(inert(text, None), err=True)
+
+
+def hint_caveats(gpu: Gpu | None, quiet: bool) -> None:
+    """What predictions for a GPU take from another one, where no record is shown in full with its notes."""
+    for caveat in gpu.caveats() if gpu else ():
+        hint(caveat, quiet)

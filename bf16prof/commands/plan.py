@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint, show_settings
-from bf16prof.commands.request import Request, read_request
+from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
+from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
-from bf16prof.errors import InputError, Refused
+from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
+from bf16prof.files import write_text
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Offload
+from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
-from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
+    from bf16prof.cases import Job
     from bf16prof.planning.answer import Answer
     from bf16prof.planning.judge import Judge
     from bf16prof.planning.question import Question
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
 SHOWN = 10
 """So many plans are shown without -v."""
 
+TRIED = 3
+"""So many first choices are run dry where nobody said how many."""
+
 
 def plan(
     context: typer.Context,
+    subject: o.SubjectArgument = None,
     profile: o.ProfileOption = o.DEFAULT_PROFILE,
     gpus: o.GpusOption = "8",
     gpu: o.GpuOption = o.DEFAULT_GPU,
@@ -49,7 +54,7 @@ def plan(
             "--margin",
             envvar="BF16PROF_MARGIN",
             metavar="PERCENT",
-            help="Share of the memory to keep free: 30% if not given, 10% with --expandable-segments.",
+            help="Share of the allocator's memory to keep free: 10% if not given, 5% with --expandable-segments.",
             rich_help_panel=o.SELECT,
         ),
     ] = None,
@@ -65,14 +70,31 @@ def plan(
             rich_help_panel=o.SELECT,
         ),
     ] = 64,
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            "--verify",
+            metavar="N",
+            min=0,
+            max=100,
+            show_default=False,
+            help="Dry-run the first N choices with the real engine: 3 if not given, where torch and deepspeed are installed.",
+            rich_help_panel=o.SELECT,
+        ),
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False,
     calibrate: o.CalibrateOption = None,
     hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
     activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
     write: Annotated[
         Path | None,
@@ -81,36 +103,103 @@ def plan(
     json_: o.JsonOption = False,
     output: o.FilesOption = None,
     force: o.ForceOption = False,
+    fail_unless_fits: o.FailUnlessFitsOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every plan that fits.", rich_help_panel=o.OUTPUT)] = False,
     quiet: o.QuietOption = False,
 ) -> None:
     """Find what fits a GPU: ZeRO stages, recipes, micro-batches, checkpointing and offloading, judged by the predicted whole-run peak.
 
     Flags of the workload, --zero, --recipe and --offload restrict the choice; a DeepSpeed JSON's stage, precision and offloading do not.
-    Where nothing fits, what to change first is the answer (exit code 0, but 2 with --write).
+    What the allocator reserves is replayed, and the first choices are run dry (--verify), so that a plan that fits has been tried. Where
+    nothing fits, what to change first is the answer (exit code 0, but 2 with --write).
     """
     from bf16prof.planning.answer import answer
 
-    check_files(output, force)
-    check_path("--write", write, force)
+    check_outputs(context.params)
     sizes = list(dict.fromkeys(o.numbers("--gpus", gpus)))
     if write is not None and len(sizes) != 1:
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
     request = read_request(context)
+    _require_partitions(request.profile, o.numbers("--zero", zero), sizes)
     judge = _judge(context.params, request)
+    say_notes(request, quiet)
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
+    if wanted := _to_try(context.params, len(sizes)):
+        answers = _tried(answers, judge, wanted, given=context.params)
     asked = _asked(judge, sizes[0])
-    _write(answers, request, asked, write, output)
+    _write(answers, request, asked, context.params)
     if json_:
         typer.echo(json_text(_document(answers, request, asked)))
     else:
         _show(answers, request.profile, asked, verbose)
         if verbose:
             show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
+    _require_a_plan(answers, fail_unless_fits)
     if write is not None and answers[0].first is None:
         raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
-    _hints(context.params, answers, write, quiet)
+    hint_caveats(judge.question.gpu, quiet)
+    _hints(context.params, answers, request, write, quiet)
+
+
+def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:
+    """Raise `Refused` for a number of GPUs that ZeRO++'s secondary partitions do not divide."""
+    from bf16prof.engine.constraints import secondary_partitions
+
+    for size in sizes if 3 in stages else ():
+        if reason := secondary_partitions(profile.deepspeed.zero_optimization, size):
+            raise Refused(f"--gpus {size}: {reason}")
+
+
+def _to_try(given: dict[str, Any], sizes: int) -> int:
+    """How many choices are to be run dry. Where nobody asked for it, none without torch and DeepSpeed."""
+    from bf16prof.measure.accelerator import require_packages
+    from bf16prof.measure.machine import package_version
+
+    if given["no_verify"]:
+        if given["verify"] is not None:
+            raise InputError("--verify and --no-verify exclude each other")
+        return 0
+    if given["verify"] is not None:
+        if given["verify"]:
+            require_packages("--verify")
+        return int(given["verify"])
+    if package_version("torch") is None or package_version("deepspeed") is None:
+        hint("plans are predicted, not tried: dry runs need torch and deepspeed", given["quiet"])
+        return 0
+    return TRIED if sizes == 1 else 1
+
+
+def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: dict[str, Any]) -> list[Answer]:
+    """The answers with their first choices run dry; as they are, with the reason, where a dry run breaks."""
+    from bf16prof.commands.progress import SimulationProgress
+    from bf16prof.measure.accelerator import can_be_built
+    from bf16prof.planning.verified import tight_ones, verified
+    from bf16prof.simulate.runner import Options, simulate
+
+    def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
+        possible = [job for job in jobs if can_be_built(job)]
+        if not possible:
+            return [None] * len(jobs)
+        with SimulationProgress(possible, given["quiet"]) as progress:
+            records = iter(simulate(possible, progress, Options(given["expandable_segments"])))
+        return [next(records) if job in possible else None for job in jobs]
+
+    found = []
+    for answer in answers:
+        try:
+            found.append(verified(answer, tight_ones(judge.seen(answer.outlook.world_size)), dry_run, count))
+        except Bf16profError as error:
+            hint(f"not tried on {answer.outlook.world_size} GPUs: {error.message}", given["quiet"])
+            found.append(answer)
+    return found
+
+
+def _require_a_plan(answers: Sequence[Answer], wanted: bool) -> None:
+    """Raise `DoesNotFit`, if that is wanted, where nothing fits some number of GPUs."""
+    without = [str(answer.outlook.world_size) for answer in answers if answer.first is None]
+    if wanted and without:
+        raise DoesNotFit(f"--fail-unless-fits: nothing fits on {', '.join(without)} GPUs", hint="the table says what to change first")
 
 
 def _judge(given: dict[str, Any], request: Request) -> Judge:
@@ -131,9 +220,8 @@ def _judge(given: dict[str, Any], request: Request) -> Judge:
 
 
 def _question(given: dict[str, Any], request: Request) -> Question:
-    from bf16prof.planning.question import MARGIN, MARGIN_EXPANDABLE, Question, powers_of_two
+    from bf16prof.planning.question import Question, powers_of_two
 
-    default = MARGIN_EXPANDABLE if given["expandable_segments"] else MARGIN
     micro, checkpointing, offload = given["micro_batch_size"], given["activation_checkpointing"], given["offload"]
     recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given["recipe"])) or tuple(runnable_recipes())
     return Question(
@@ -144,7 +232,8 @@ def _question(given: dict[str, Any], request: Request) -> Question:
         micro_batches=powers_of_two(given["micro_batch_limit"]) if micro is None else (micro,),
         checkpointing=(False, True) if checkpointing is None else (checkpointing,),
         offloads=tuple(Offload) if offload is None else (offload,),
-        margin=default if given["margin"] is None else o.percentage(given["margin"], "--margin", below=1),
+        margin=None if given["margin"] is None else o.percentage(given["margin"], "--margin", below=1),
+        may_change_init=given["zero_init"] is None,
         assumed=request.resolved.assumed,
         expandable=given["expandable_segments"],
         gpus_per_node=given["gpus_per_node"],
@@ -184,13 +273,13 @@ def _asked(judge: Judge, world_size: int) -> str:
     return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
 
 
-def _write(answers: Sequence[Answer], request: Request, asked: str, config: Path | None, files: Sequence[Path] | None) -> None:
+def _write(answers: Sequence[Answer], request: Request, asked: str, given: dict[str, Any]) -> None:
     from bf16prof.planning.written import ds_config_text
 
-    for path in files or ():
-        write_text(path, _render(path.suffix, answers, request, asked))
-    if config is not None and (first := answers[0].first) is not None:
-        write_text(config, ds_config_text(first))
+    for path in given["output"] or ():
+        write_text(path, _render(path.suffix, answers, request, asked), replace=given["force"])
+    if given["write"] is not None and (first := answers[0].first) is not None:
+        write_text(given["write"], ds_config_text(first, request.file.content if request.file else None), replace=given["force"])
 
 
 def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str) -> str:
@@ -245,22 +334,29 @@ def _show(answers: Sequence[Answer], profile: Profile, asked: str, verbose: bool
         plan_view(answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record)
 
 
-def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None, quiet: bool) -> None:
+def _hints(given: dict[str, Any], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:
     from bf16prof.planning.written import flags, outside_the_config
 
     found = next((answer for answer in answers if answer.first is not None), None)
     if found is None or found.first is None:
         return
     if write is not None:
-        hint(f"{write} is ready; it cannot say: " + "; ".join(outside_the_config(found.first)), quiet)
+        hint(
+            f"{write} is ready; it cannot say: "
+            + "; ".join(outside_the_config(found.first, request.file.content if request.file else None)),
+            quiet,
+        )
     command = ["bf16prof", "simulate", *_what_is_trained(given), *flags(found.first, found.outlook.room)]
     hint(f"next: {shlex.join(command)}", quiet)
 
 
 def _what_is_trained(given: dict[str, Any]) -> list[str]:
     """The flags that a plan does not decide, as they were given."""
-    said = ["--profile", str(given["profile"])]
-    for name in ("hf_config", "model", "ds_config", "sequence_length"):
+    said = [] if given["subject"] is None else [str(given["subject"])]
+    has_model = any(given[name] is not None for name in ("subject", "hf_config", "model"))
+    if not has_model or given["profile"] != o.DEFAULT_PROFILE:
+        said += ["--profile", str(given["profile"])]
+    for name in ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length"):
         if given[name] is not None:
             said += ["--" + name.replace("_", "-"), str(given[name])]
     return said + [part for text in given["set_"] or () for part in ("--set", text)]

@@ -1,11 +1,13 @@
 """What a command's flags mean together: a profile with everything laid over it, and the cases over that.
 
-From below: the profile, the user's DeepSpeed JSON, another model, `--set`, the flags of the workload. A variable stands for its flag.
+From below: the profile, the training script's arguments, the user's DeepSpeed JSON, another model, `--set`, the flags of the workload.
+A variable stands for its flag.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,23 @@ import typer
 
 from bf16prof.cases import Job, Refusal, Selection, expand
 from bf16prof.commands.options import numbers, words
+from bf16prof.commands.output import hint
+from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.models.naming import model_name
 from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
+from bf16prof.profiles.hub import configuration, is_cached, is_there
+from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set, preset_model, preset_names
+from bf16prof.profiles.names import is_same, matches, unknown
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.shipped import preset_ids
 from bf16prof.records import Device, Offload
 
-WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing")
+WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init")
 """Flags that stand for keys of the profile's `[workload]`."""
 
 BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
@@ -44,6 +51,9 @@ class Request:
     offload: Offload | None
     batch: BatchSizes | None = None
     any_gpus: bool = False
+    file: DeepSpeedFile | None = None
+    notes: tuple[str, ...] = ()
+    """What is to be said of the user's files, once nothing is refused."""
 
     @property
     def profile(self) -> Profile:
@@ -59,23 +69,48 @@ def read_request(context: typer.Context) -> Request:
         raise InputError("--recipe: expected names, as fp32,bf16-full")
     if DS_CONFIG in words(given["recipe"]):
         raise InputError(f"--recipe {DS_CONFIG}: leave --recipe out: the file of --ds-config says the precision")
-    path: Path | None = given["ds_config"]
-    file = None if path is None else read_ds_config(path, precision=not named["recipe"])
-    ours = _overrides(context)
-    resolved = _with_defaults_of_flags(context, _resolve(context, [*(file.overrides if file else ()), *ours]))
+    ours, trainer = _overrides(context), read_trainer(context)
+    file = _read_file(context, trainer, ours, named["recipe"])
+    script = script_overrides(trainer, file)
+    given_by_file = [*file.overrides, *numbers_beside(trainer, file)] if file else []
+    resolved = _with_defaults_of_flags(context, _resolve(context, [*script, *given_by_file, *ours]))
+    notes = (*(file.notes if file else ()), *trainer_notes(trainer, file))
+    recipe = given["recipe"] if named["recipe"] else trainer.recipe or given["recipe"]
     if file is None:
-        return Request(resolved, given["zero"], given["recipe"], given["offload"])
+        stage = trainer.args.get("zero_stage") if trainer.args else None
+        zero = str(stage.value) if stage and not named["zero"] else given["zero"]
+        return Request(resolved, zero, recipe, given["offload"], notes=notes)
     zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
     batch = _batch(file, resolved.profile, {override.key for override in ours})
-    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"], file=file, notes=notes)
+
+
+def _read_file(context: typer.Context, trainer: Trainer, ours: list[Override], is_recipe_named: bool) -> DeepSpeedFile | None:
+    """The user's DeepSpeed JSON, its `auto` resolved from flags, training arguments and the model."""
+    path: Path | None = context.params["ds_config"]
+    if path is None:
+        return None
+    recipe = _origin(context, "recipe") if is_recipe_named else ""
+    known = answers(context, trainer, ours, recipe, lambda: _model_only(context, ours))
+    return read_ds_config(path, precision=not is_recipe_named, answers=known)
+
+
+def _model_only(context: typer.Context, ours: list[Override]) -> Resolved:
+    """The profile with the user's model, whatever else is said."""
+    return _resolve(context, [override for override in ours if override.key.split(".")[0] in ("name", "description", "model")])
+
+
+def say_notes(request: Request, quiet: bool) -> None:
+    """Say on stderr what is to be said of the user's files."""
+    for note in request.notes:
+        hint(f"note: {note}", quiet)
 
 
 def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
     """The profile under the overrides: the one that the user named; where they named a whole model instead, none at all; else the
     command's default, which counts as assumed. A model without a name of its own is called by its type and size.
     """
-    name = context.params["profile"]
-    is_named = _source(context, "profile") in ("COMMANDLINE", "ENVIRONMENT")
+    name, is_named = _profile(context)
     if not is_named and any(override.key in WHOLE_MODELS for override in overrides):
         name = None
     found = load_profile(name, overrides)
@@ -85,7 +120,7 @@ def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
     return Resolved(found.profile.model_copy(update={"name": model_name(found.profile.model)}), origins)
 
 
-WHOLE_MODELS = ("model.hf_config", "model.factory")
+WHOLE_MODELS = ("model", "model.hf_config", "model.factory")
 """Keys that name a model with all its sizes, so that nothing of a preset has to lie under them."""
 
 
@@ -128,25 +163,67 @@ def _overrides(context: typer.Context) -> list[Override]:
     given = context.params
     overrides = _model(context)
     overrides += [parse_set(text) for text in given["set_"] or ()]
-    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in WORKLOAD_FLAGS if given[key] is not None]
+    typed = [key for key in WORKLOAD_FLAGS if given.get(key) is not None]
+    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in typed]
+
+
+def what(subject: str) -> str:
+    """The flag whose value MODEL is: `profile`, `hf_config` or `model`. Raises `InputError` for what can be none of them."""
+    if subject in preset_names() or subject.endswith(".toml"):
+        return "profile"
+    if is_there(subject) or subject.endswith(".json"):
+        return "hf_config"
+    if re.fullmatch(r"[\w.]+:[\w.]+", subject):
+        return "model"
+    ids = preset_ids()
+    presets = matches(subject, ids)
+    if presets and not is_same(subject, presets[0]):
+        return "hf_config"  # a preset's id on the Hub: the cache comes first
+    if presets:
+        return "profile"
+    if "/" in subject or is_cached(subject):
+        return "hf_config"
+    raise unknown("model", subject, ids, more="or a config.json, its folder, a profile (.toml), a Hugging Face id, MODULE:FUNCTION")
+
+
+def _profile(context: typer.Context) -> tuple[str | None, bool]:
+    """The profile: MODEL where it is one, else that of `--profile`; and whether the user named it."""
+    subject, profile = context.params.get("subject"), str(context.params["profile"])
+    if subject is None or what(subject) != "profile":
+        return profile, _source(context, "profile") in ("COMMANDLINE", "ENVIRONMENT")
+    if _source(context, "profile") == "COMMANDLINE":
+        raise InputError(f"{subject} and --profile exclude each other: both are profiles")
+    return str(subject), True
 
 
 def _model(context: typer.Context) -> list[Override]:
-    """Another model in the place of the profile's. A flag wins over the variable of the other."""
+    """Another model in the place of the profile's, which is called after it. MODEL wins, and a flag over the variable of the other."""
+    subject = context.params.get("subject")
+    flags = [key for key in ("hf_config", "model") if _source(context, key) == "COMMANDLINE"]
+    if subject is not None and flags:
+        raise InputError(f"{subject} and {_origin(context, flags[0])} exclude each other: there is one model")
+    if subject is not None:
+        key = what(subject)
+        return [] if key == "profile" else _named_model(context, key, subject, "MODEL")
     given = {key: value for key in ("hf_config", "model") if (value := context.params.get(key)) is not None}
-    flags = {key: value for key, value in given.items() if _source(context, key) == "COMMANDLINE"} or given
-    if len(flags) > 1:
-        raise InputError(" and ".join(_origin(context, key) for key in flags) + " exclude each other: there is one model")
-    return [override for key, value in flags.items() for override in _named_model(key, value, _origin(context, key))]
+    named = {key: value for key, value in given.items() if key in flags} or given
+    if len(named) > 1:
+        raise InputError(" and ".join(_origin(context, key) for key in named) + " exclude each other: there is one model")
+    return [override for key, value in named.items() for override in _named_model(context, key, value, _origin(context, key))]
 
 
-def _named_model(key: str, value: Any, origin: str) -> list[Override]:
+def _named_model(context: typer.Context, key: str, value: Any, origin: str) -> list[Override]:
     if key == "model":
-        setting = Override("model.factory", value, origin)
+        name, setting = "", Override("model.factory", value, origin)
         own = [Override("workload.activation_checkpointing", False, origin)]  # what the function returns checkpoints for itself, or not
     else:
-        setting, own = Override("model.hf_config", str(value), origin), []
-    return [Override("name", "", origin), Override("description", "", origin), setting, *own]
+        found = configuration(str(value), download=bool(context.params.get("download")))
+        name, own = "", []
+        setting = Override("model.hf_config", str(found.path), origin)
+        if found.preset:
+            hint(f"note: {found.note}", quiet=bool(context.params.get("quiet")))
+            name, setting = found.preset, Override("model", preset_model(found.preset), f"preset {found.preset}")
+    return [Override("name", name, origin), Override("description", "", origin), setting, *own]
 
 
 def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from bf16prof.engine import labels
+from bf16prof.engine.optimizer_states import state_label
 from bf16prof.models.autograd.tape import GRADIENT, local_variable
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.profiles.optimizers import state_components
-from bf16prof.records import Component, Item, Label
+from bf16prof.records import Item, Label
 
 Attributes = tuple[str, ...]
 """Attributes of DeepSpeed's optimizer wrappers that hold tensors of one kind."""
@@ -30,15 +30,13 @@ BESIDE: tuple[tuple[Label, Attributes], ...] = (
     (labels.GRADIENT_PARTITION, (
         "grad_partitions_flat_buffer", "averaged_gradients", "grads_in_partition", "fp32_groups_gradients_flat", "all_grad_tensors",
     )),
+    (labels.PENDING_MOMENTUM, ("_muon_pending_momentum",)),
     (labels.ACCUMULATED_GRADIENTS, ("accumulated_grads_in_cpu",)),
     (labels.OFFLOADED_PARAMETERS, ("param_buffer_of_bit16_for_cpu_offload_groups",)),
     (labels.OFFLOADING_BUFFER, ("temp_grad_buffer_for_gpu_offload",)),
     (labels.OFFLOADING_HOST_BUFFER, ("temp_grad_buffer_for_cpu_offload",)),
 )  # fmt: skip
 """What wrappers hold beside parameters and master parameters."""
-
-STATES = {**state_components(), "momentum_buffer": Component.MOMENTUM, "max_exp_avg_sq": Component.VARIANCE}
-"""Optimizer states by the key under which optimizers keep them."""
 
 HOST = torch.device("cpu")
 
@@ -132,9 +130,8 @@ def _values(wrapper: Any, attributes: Attributes) -> list[Any]:
 
 def _states(optimizer: Any) -> Iterator[Claim]:
     for state in getattr(optimizer, "state", {}).values():
-        for key, value in state.items():
-            is_counter = key == "step"
-            yield labels.STEP_COUNTERS if is_counter else labels.optimizer_state(STATES.get(key, Component.OTHER), key), value
+        for key, value in state.items() if isinstance(state, Mapping) else ():
+            yield state_label(str(key), value), value
 
 
 def _tensors(holder: Any, depth: int = 4) -> Iterator[Tensor]:

@@ -24,6 +24,9 @@ MASTER_GRADIENTS: Label = (C.MASTER_GRADIENTS, "master gradients")
 FIRST_GRADIENTS: Label = (C.MASTER_GRADIENTS, "gradients for the first optimizer call")
 STEP_GRADIENTS: Label = (C.MASTER_GRADIENTS, "gradients for the optimizer")
 
+PENDING_MOMENTUM: Label = (C.MOMENTUM, "momentum of the step that is under way")
+"""Muon's, which backward updates and the step takes over (`zero/stage_1_and_2.py`)."""
+
 GRADIENT_PARTITION: Label = (C.GRADIENTS, "gradient partition")
 ACCUMULATED_GRADIENTS: Label = (C.GRADIENTS, "accumulated gradients")
 """Those that stage 2 adds up in host memory."""

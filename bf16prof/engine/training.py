@@ -15,8 +15,10 @@ and labels as `labels` if its forward has such a parameter. What it returns is, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +27,10 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
-from bf16prof.errors import InputError
+from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.foreign import told_of_zero3
 from bf16prof.models.modules import build
-from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.profiles.models import EXAMPLE_INPUT, HuggingFaceSettings, Model, ModelSettings
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -105,7 +107,7 @@ class TrainingLoop:
         number = 0
         while number < self._micro_steps:
             batch = self._batch(number)
-            with self._autocast():
+            with self._autocast(), self._called_as_described(batch):
                 self.loss = self._loss(batch)
             self._engine.backward(self.loss)
             self._engine.step()
@@ -120,8 +122,8 @@ class TrainingLoop:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
         batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
-        held: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
-        return {name.replace("_", " "): tensors for name, tensors in held.items()}
+        found: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
+        return {name.replace("_", " "): tensors for name, tensors in found.items()}
 
     def _batch(self, number: int) -> Batch:
         """The batch of a micro-step. They are fetched one at a time, or all together where the loop is the Trainer's."""
@@ -144,10 +146,58 @@ class TrainingLoop:
         labels = {"labels": batch["labels"]} if self._passes_labels else {}
         return self._engine(batch["input_ids"], **labels)
 
+    def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
+        names = batch if self._model.inputs or self._passes_labels else ("input_ids",)
+        wanted = next(
+            (name for name in inspect.signature(self._engine.module.forward).parameters if name not in ("args", "kwargs")), "NAME"
+        )
+        return called_as_described(self._model, {name: batch[name] for name in names}, wanted)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(device_type=self._engine.device.type, dtype=self._autocast_dtype)
+
+
+@contextmanager
+def called_as_described(model: Model, batch: Batch, wanted: str) -> Iterator[None]:
+    """Let what a foreign model raises say what it was called with: nobody here knows what it expects. Our own errors pass.
+
+    `wanted`: the name of its forward's first parameter.
+    """
+    try:
+        yield
+    except (Bf16profError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(model, ModelSettings) or _is_ours(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        given = ", ".join(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for name, tensor in batch.items())
+        if type(error).__name__ in WITHOUT_VALUES:
+            raise InputError(
+                f"the model's code depends on values of tensors, which a dry run does not have: {said}", hint="bf16prof measure runs it"
+            ) from error
+        raise InputError(
+            f"the model failed when it was called with {given}: {type(error).__name__}: {said}",
+            hint=f"if it wants something else, describe it in a profile: {EXAMPLE_INPUT.replace('pixel_values', wanted)}",
+        ) from error
+
+
+UNEQUAL_DTYPES = "UnequalDtypes"
+"""What the dry run raises in the place of a kernel that refuses its arguments (`simulate/tracker.py`)."""
+
+WITHOUT_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode")
+"""What fake tensors raise where a model asks for values (torch/_subclasses/fake_tensor.py)."""
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised by this package or by DeepSpeed, and not by the model or by an operator that it calls."""
+    import deepspeed
+
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    packages = Path(__file__).parents[1], Path(deepspeed.__file__).parent
+    return type(error).__name__ != UNEQUAL_DTYPES and any(package in raised_in.parents for package in packages)
 
 
 def loss_of(outputs: Any, labels: Tensor | None, vocab_size: int | None) -> Tensor:

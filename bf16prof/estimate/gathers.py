@@ -249,11 +249,13 @@ class Gathers:
         is_cast, on_host = width != self._settings.width, self._settings.on_host
         if not (is_cast or on_host):
             return
-        sent = highest = 0
+        sent: list[int] = []
+        most: list[int] = []
         for key in keys:
-            sent += self._numels[key] * width
-            highest = max(highest, sent + (self._numels[key] * self._settings.width if is_cast and on_host else 0))
-        self._meter.share(ALL_GATHER_BUCKETS, highest)
+            sent.append(self._numels[key] * width)
+            now = [*sent, self._numels[key] * self._settings.width] if is_cast and on_host else sent
+            most = list(now) if sum(now) > sum(most) else most
+        self._meter.share(ALL_GATHER_BUCKETS, *most)
 
     def _wait(self, key: Key, handle: Handle) -> None:
         """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
@@ -353,7 +355,7 @@ class Gathers:
         meter.take(REDUCE_SCATTER_BUFFER, copy, cast)
         meter.give(REDUCE_SCATTER_BUFFER, copy if cast else 0)
         if self._settings.offloads:
-            meter.share(GRADIENT_NORM, largest * (gradient + FP64_BYTES * self._is_boundary))
+            meter.share(GRADIENT_NORM, largest * gradient, largest * FP64_BYTES * self._is_boundary)
         meter.give(REDUCE_SCATTER_BUFFER, cast or copy)
 
     def _scatter(self, numels: Sequence[int], unsent: int, width: int) -> None:
@@ -368,7 +370,7 @@ class Gathers:
         meter.share(REDUCE_SCATTER_BUFFER, cast)
         meter.give(REDUCE_SCATTER_BUFFER, unsent, flat if cast else 0)
         if self._settings.offloads:
-            meter.share(GRADIENT_NORM, cast + max(numels) * (gradient + FP64_BYTES * self._is_boundary))
+            meter.share(GRADIENT_NORM, cast, max(numels) * gradient, max(numels) * FP64_BYTES * self._is_boundary)
         meter.give(REDUCE_SCATTER_BUFFER, 0 if cast else flat)
 
 

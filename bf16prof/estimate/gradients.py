@@ -374,3 +374,18 @@ def _reduced(flush: Flush, how: Reduction, share: Share) -> int:
     if alone or flush.elements <= how.bucket_size:
         return flush.elements * (wire if alone else how.width + wire)
     return max(numel * ((how.width if slices > 1 else 0) + wire) for numel, slices in share.chunks(flush.keys, how.bucket_size))
+
+
+def reduced_pieces(flush: Flush, how: Reduction, share: Share) -> Iterator[tuple[int, ...]]:
+    """What reducing a bucket takes, one chunk after the other: a flat copy, and a cast to the communication dtype (as `_reduced`)."""
+    wire = flush.wire if flush.wire != how.width else 0
+    if not how.scatters:
+        yield (flush.elements * wire,)
+        return
+    first, last = flush.reach(share.spans)
+    alone = first // share.partition == (last - 1) // share.partition
+    if alone or flush.elements <= how.bucket_size:
+        yield (0 if alone else flush.elements * how.width, flush.elements * wire)
+        return
+    for numel, slices in share.chunks(flush.keys, how.bucket_size):
+        yield (numel * how.width if slices > 1 else 0, numel * wire)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from bf16prof.cases import Job
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
 from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
@@ -17,7 +18,9 @@ from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
 from bf16prof.models.shapes import TIED_HEAD, ParameterSpec
-from bf16prof.records import Component, Label, Phase
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.records import Component, Device, Label, Phase
 
 MOMENTS = labels.optimizer_state(Component.MOMENTUM, "exp_avg"), labels.optimizer_state(Component.VARIANCE, "exp_avg_sq")
 SMALL: Label = (Component.WORKSPACE, "small tensors of the optimizer")
@@ -37,6 +40,13 @@ def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transfo
         meter.take(SMALL, FP32_BYTES)
     _WRAPPERS[engine.facts.wrapper](engine, meter, size)
     meter.ends[Phase.INIT] = meter.level
+
+
+def init_peak(job: Job, engine: Engine, *, zero_init: bool) -> int:
+    """The peak of a job's init phase, built inside `deepspeed.zero.Init` or not."""
+    meter = Meter(ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1)
+    initial(engine, meter, zero_init=zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
+    return meter.peaks[Phase.INIT].level
 
 
 def _plain(engine: Engine, meter: Meter, size: int) -> None:
@@ -86,6 +96,7 @@ def _zero12(engine: Engine, meter: Meter, size: int) -> None:
     total = engine.flat_numel
     own = total // engine.world_size
     master = dtype_bytes(engine.facts.master_dtype)
+    meter.empty_cache()
     meter.take(labels.FLAT_PARAMETERS, size * total)
     meter.give(labels.THE_MODEL, *(size * n for n in engine.numels))
     if offloads_optimizer(engine.config):
@@ -157,6 +168,7 @@ def _zero3(engine: Engine, meter: Meter, size: int) -> None:
     facts, zero, own = engine.facts, engine.zero, engine.own
     if not offloads_parameters(engine.config):
         meter.give(labels.PARTITIONED_PARAMETERS, *(size * part for part in own))
+        meter.empty_cache()  # zero/utils.py `defragment`
         meter.take(labels.FLAT_PARAMETERS, size * sum(own))
     groups, master = engine.groups, dtype_bytes(facts.master_dtype)
     if offloads_optimizer(engine.config):

@@ -118,10 +118,17 @@ class Meter:
         self.take(label, *sizes)
         self.give(label, *sizes)
 
-    def share(self, label: Label, whole: int) -> None:
-        """Each rank allocates its part of so many bytes for a moment (see `resolve`)."""
+    def share(self, label: Label, *parts: int) -> None:
+        """Each rank allocates its share of storages of so many bytes for a moment (see `resolve`)."""
+        whole = sum(parts)
         if whole and not any(level >= self.level and size >= whole for level, size, *_ in self.peak.shared):
             self.peak.shared.append((self.level, whole, label, Peak(self.level, self.section, self.events, dict(self.held))))
+
+    def empty_cache(self) -> None:
+        """DeepSpeed empties the allocator's cache, which moves no level (see `replay.py`)."""
+
+    def updates(self, tensors: int) -> None:
+        """The optimizer updates so many tensors. What it makes the first time is counted as there already (see `replay.py`)."""
 
     def resolve(self, ranks: int) -> None:
         """Raise the peaks to what touches of a part of something reach on so many ranks."""

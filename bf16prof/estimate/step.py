@@ -48,6 +48,7 @@ def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
 
     With weight decay that is not decoupled there are gradients of the same size, until the denominators are made or beside them.
     """
+    meter.updates(len(gradients))
     facts, params = engine.facts, optimizer_settings(engine.config)
     if facts.optimizer is not BasicOptimizer.TORCH_ADAM or facts.fused_kernel:
         return

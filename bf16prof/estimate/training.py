@@ -69,6 +69,11 @@ class Plan:
     zero_init: bool
     """Whether the model is built inside `deepspeed.zero.Init`."""
 
+    def walked_micro_steps(self) -> list[tuple[int, bool]]:
+        """The micro-steps that differ, by number, and whether each is the last before the optimizer's step."""
+        last = self.micro_steps - 1
+        return [(number, number == last) for number in sorted({*range(min(last, SETTLED)), last})]
+
     def widths(self) -> dict[Key, int]:
         """Bytes of an element of every parameter when it is gathered: in its own dtype, or autocast's."""
         own = self.precision.parameter
@@ -91,7 +96,7 @@ class Walked:
     @property
     def numels(self) -> Mapping[Key, int]:
         """The elements of every parameter."""
-        return _numels(self.plan.run.model)
+        return numels_of(self.plan.run.model)
 
     @functools.cached_property
     def widths(self) -> Mapping[Key, int]:
@@ -151,13 +156,14 @@ def _like(model: Model, world_size: int) -> int:
 
 
 @functools.cache
-def _numels(model: Model) -> dict[Key, int]:
+def numels_of(model: Model) -> dict[Key, int]:
+    """The elements of every parameter of a model."""
     return {key_of(each.name): each.numel for each in inventory(model)}
 
 
 @functools.cache
 def _keys(model: Model) -> list[Key]:
-    return list(_numels(model))
+    return list(numels_of(model))
 
 
 def _plan(job: Job, engine: Engine) -> Plan:
@@ -220,12 +226,11 @@ def _walked(plan: Plan) -> Walked:
     is_third = isinstance(plan.how, Settings)
     whole = program(plan.run, plan.precision, is_third, plan.memory_efficient_linear or not is_third, plan.block)
     meter = Meter(plan.block)
-    gradients = _gradients(plan, meter, whole)
-    handlers = _handlers(gradients) | _loop(meter, plan.kept)
+    gradients, handlers = strategy(plan, meter, whole)
     last = plan.micro_steps - 1
     launched = []
-    for number in sorted({*range(min(last, SETTLED)), last}):
-        gradients.start(is_boundary=number == last)
+    for number, is_last in plan.walked_micro_steps():
+        gradients.start(is_boundary=is_last)
         walk(whole, meter, handlers)
         gradients.finish()
         close(whole, meter)
@@ -238,7 +243,7 @@ def _walked(plan: Plan) -> Walked:
 
 def _widths(model: Model, sizes: tuple[int, int]) -> dict[Key, int]:
     """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
-    return {key: sizes[not p.cast_by_autocast] for key, p in zip(_numels(model), inventory(model), strict=True)}
+    return {key: sizes[not p.cast_by_autocast] for key, p in zip(numels_of(model), inventory(model), strict=True)}
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -281,9 +286,15 @@ def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
     meter.give(label, size)
 
 
+def strategy(plan: Plan, meter: Meter, whole: Program) -> tuple[Gradients | Gathers, dict[str, Handler]]:
+    """What the engine and the training loop do at the events of a micro-step: who takes the gradients, and all handlers."""
+    gradients = _gradients(plan, meter, whole)
+    return gradients, _handlers(gradients) | _loop(meter, plan.kept)
+
+
 def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
     model, how = plan.run.model, plan.how
-    numels = _numels(model)
+    numels = numels_of(model)
     if how is None:
         return Gradients(meter, numels, plan.wires[1] if plan.casts_to_reduce else 0)
     if isinstance(how, Accumulation):
@@ -333,5 +344,5 @@ def share(job: Job, engine: Engine) -> Share:
 @functools.lru_cache(maxsize=REMEMBERED)
 def _spans(model: Model, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
     """Where every parameter is in the flat buffer, in its order there (`layout.flat_spans`)."""
-    numels = _numels(model)
+    numels = numels_of(model)
     return dict(zip(dealt_out(list(numels), ranks), flat_spans(list(numels.values()), ranks, zero, size), strict=True))

@@ -91,13 +91,15 @@ class SnapshotReader:
         readings = {"allocated_bytes": Reading(allocated), "reserved_bytes": Reading(_reserved_peak(most))}
         if most.trace:
             name = "run_peak_allocated_bytes" if complete else "peak_allocated_bytes"
-            readings[name] = Reading(peak)
+            readings[name] = Reading(peak, is_floor=True)
             since = "from the first allocation on" if complete else "not from the first allocation on"
             notes.append(f"{len(most.trace):,} events, {since}; the peak is a lower bound, because events carry requests and not blocks")
         failed = [_size(e, "size") for e in most.trace if _text(e, "action") == "oom"]
-        if failed:
-            notes.append(f"the allocator ran out of memory {len(failed)} times, the last time for {failed[-1]:,} bytes")
-        return Finding(self.format, readings, items=tuple(_holders(most)), notes=tuple(f"{self.format}: {n}" for n in notes))
+        failure = f"out of memory {len(failed)} times, the last time for {failed[-1]:,} bytes" if failed else ""
+        notes += [f"the allocator ran {failure}"] if failed else []
+        return Finding(
+            self.format, readings, items=tuple(_holders(most)), notes=tuple(f"{self.format}: {n}" for n in notes), failure=failure
+        )
 
 
 def _allocated_peak(snapshot: _Snapshot) -> tuple[int, bool]:

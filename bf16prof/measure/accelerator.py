@@ -94,6 +94,16 @@ def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
         _require(layout.distribution, f"{recipe.id} ({layout.class_})", f"{install_hint('recipes')}, or only '{layout.requirement}'")
 
 
+def can_be_built(job: Job) -> bool:
+    """Whether the libraries are installed that a job's model and optimizer need beside DeepSpeed."""
+    try:
+        require_model_library(job.profile.model)
+        require_optimizer_libraries([job])
+    except InputError:
+        return False
+    return True
+
+
 def require_dtypes(jobs: Sequence[Job], torch: TorchAnswer) -> tuple[list[Job], list[Refusal]]:
     """The jobs whose dtype this machine has, and refusals of the others. Raises `Refused` when none is left."""
     lacking = [job for job in jobs if not torch.fp16 and enabled_dtype(deepspeed_config(job)) == "fp16"]

@@ -22,11 +22,16 @@ from pathlib import Path
 from typing import Protocol
 
 from bf16prof.errors import InputError, install_hint
+from bf16prof.files import read_up_to
+from bf16prof.profiles.names import unknown
 
 BYTES = 256
 """Token ids of byte-level text, and the alphabet that a byte-level BPE starts from."""
 
-KNOWN = "data is synthetic, pydoc, pydoc-bpe, text:PATH or text-bpe:PATH"
+LARGEST_TEXT = 4 * 2**30
+"""Bytes of a text, which every rank holds whole."""
+
+KNOWN = ("synthetic", "pydoc", "pydoc-bpe", "text:PATH", "text-bpe:PATH")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def _parse(spec: str) -> _Spec:
         return _Spec(text=True, bpe=kind == "text-bpe", path=Path(path).expanduser())
     if not colon and kind in ("synthetic", "pydoc", "pydoc-bpe"):
         return _Spec(text=kind != "synthetic", bpe=kind == "pydoc-bpe")
-    raise InputError(f"workload.data: unknown data {spec!r}", hint=KNOWN)
+    raise unknown("data", spec, KNOWN, where="workload.data: ")
 
 
 class _MarkovRows:
@@ -197,10 +202,7 @@ def _check_file(path: Path, name: str) -> None:
 
 def _read(path: Path, name: str) -> bytes:
     _check_file(path, name)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}") from None
+    return read_up_to(LARGEST_TEXT, path)
 
 
 def _no_tokenizers() -> InputError:

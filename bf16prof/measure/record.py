@@ -12,6 +12,7 @@ from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
 from bf16prof.quality.sums import SAMPLE, Sums, total
 from bf16prof.records import (
+    Device,
     MemoryRecord,
     QualityStep,
     Source,
@@ -24,6 +25,7 @@ from bf16prof.records import (
 )
 from bf16prof.runs import Status
 from bf16prof.summaries import interquartile_range, not_finite
+from bf16prof.verdict import of_a_run
 
 
 def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:
@@ -45,7 +47,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     phases = heaviest.training_phases()
     highest = peak_phase(phases)
     mfu, hfu = utilisation(work, job.gpu, median)
-    return MemoryRecord(
+    record = MemoryRecord(
         source=Source.MEASURE,
         case=job.case,
         device=job.device,
@@ -62,6 +64,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         reserved_bytes=heaviest.reserved_bytes,
         device_bytes=heaviest.device_bytes,
         host_bytes=sum(i.bytes for i in heaviest.host_items) if heaviest.host_items else None,
+        host_bytes_per_node=sum(i.bytes for rank in ranks for i in rank.host_items) if heaviest.host_items else None,
         step_time_s=median,
         step_time_iqr_s=interquartile_range(times),
         tokens_per_s=_tokens_per_step(job) / median if median and not job.profile.model.inputs else None,
@@ -84,6 +87,8 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
             *([SAMPLED] * any(rank.quality for rank in ranks)),
         ),
     )
+    gpu = job.gpu if job.device is Device.GPU else None
+    return of_a_run(record, gpu, finished=outcome.status is Status.FINISHED, out_of_memory=outcome.status is Status.OOM)
 
 
 SAMPLED = f"lost updates and EDQ: at most {SAMPLE:,} elements of each parameter and rank, evenly spaced, after the measured steps"

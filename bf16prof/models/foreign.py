@@ -6,16 +6,17 @@ Both are code of others, which raises what it likes: whatever goes wrong while i
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.errors import InputError, install_hint
-from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings
+from bf16prof.profiles.models import EXAMPLE_INPUT, FactorySettings, HuggingFaceSettings
+from bf16prof.profiles.plain import INFINITY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +38,11 @@ def from_hf_config(settings: HuggingFaceSettings, activation_checkpointing: bool
         model: nn.Module = cls._from_config(config, dtype=torch.float32, **chosen)
         _checkpoint(model, activation_checkpointing)
     if not settings.inputs and "input_ids" not in inspect.signature(model.forward).parameters:
-        raise InputError(f"{cls.__name__} is not called with token ids: describe what it is called with in [model.inputs.NAME] tables")
+        parameters = [name for name in inspect.signature(model.forward).parameters if name not in ("args", "kwargs")]
+        raise InputError(
+            f"{cls.__name__} is not called with token ids, but with {', '.join(parameters[:3])}, ...: describe what it is called with",
+            hint=f"in tables like {EXAMPLE_INPUT}",
+        )
     return model.train()
 
 
@@ -87,11 +92,31 @@ def _config(content: Mapping[str, Any]) -> Any:
     if content["model_type"] not in transformers.CONFIG_MAPPING:
         version = transformers.__version__
         raise InputError(f"transformers {version} does not know the model_type {content['model_type'][:60]!r}", hint=f"{INSTALL} --upgrade")
-    rest = copy.deepcopy({key: value for key, value in content.items() if key not in NOT_OF_THE_ARCHITECTURE})  # it fills in tables
+    rest = _infinite({key: value for key, value in content.items() if key not in NOT_OF_THE_ARCHITECTURE})  # it fills in tables
     config = transformers.AutoConfig.for_model(content["model_type"], **rest)
     for part in (config, config.get_text_config()):  # a cache of keys and values is for generating
         part.use_cache = False
+    if getattr(config, "is_encoder_decoder", False):
+        _fill_in_tokens(config)
     return config
+
+
+def _infinite(value: Any) -> Any:
+    """A copy in which what stands for an infinite number is one (`plain.INFINITY`)."""
+    if isinstance(value, dict):
+        return {key: _infinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_infinite(item) for item in value]
+    return math.copysign(math.inf, value) if isinstance(value, float) and abs(value) == INFINITY else value
+
+
+def _fill_in_tokens(config: Any) -> None:
+    """Which tokens pad, and begin what is decoded, where the file does not say it: that decides values, and no memory."""
+    for part in (config, config.get_text_config(decoder=True)):
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = 0
+        if getattr(part, "decoder_start_token_id", None) is None:
+            part.decoder_start_token_id = part.pad_token_id
 
 
 def _model_class(architectures: object, config: Any) -> Any:
@@ -105,7 +130,7 @@ def _model_class(architectures: object, config: Any) -> Any:
                 hint="without architectures in the configuration, the language model of its model_type is taken",
             )
         return found
-    for auto in ("CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", ""):
+    for auto in ("CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_CLASSIFICATION", ""):
         mapping = getattr(transformers, f"MODEL_FOR_{auto}_MAPPING" if auto else "MODEL_MAPPING")
         if type(config) in mapping:
             cls = mapping[type(config)]

@@ -1,9 +1,10 @@
-"""What one change of a plan is worth, and why ZeRO-3 may need more than ZeRO-2. Every change is predicted, none is guessed."""
+"""What changes of a plan are worth, alone and together, and why ZeRO-3 may need more than ZeRO-2. All are predicted, none guessed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from bf16prof.cases import STAGES
 from bf16prof.planning.judge import Judge, Judged
@@ -30,26 +31,114 @@ KEYS: tuple[tuple[tuple[str, ...], int], ...] = (
 """Keys of `zero_optimization` that trade memory for speed, and the part of their value that is tried; some work only together."""
 
 
+MOST_TOGETHER = 3
+"""So many things are changed at once at most."""
+MOST_SETS = 60
+"""So many sets of changes are predicted at most; the sets of the most effective changes come first."""
+AXES = 8
+"""So many of the most effective changes, one of each kind, are put together."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A change to try: in words, as a flag, and the setting or the profile with it."""
+    """Things to change together: in words, as flags, in the setting, and among DeepSpeed's keys (`ZeroSettings`).
+
+    `harm`: how many of them change what is learned.
+    """
 
     what: str
     flag: str
-    setting: Setting
-    profile: Profile | None = None
+    setting: Mapping[str, object] = field(default_factory=dict)
+    keys: Mapping[str, int] = field(default_factory=dict)
+    harm: int = 0
+    things: int = 1
+
+    def kinds(self) -> frozenset[str]:
+        """What it changes; two trials of one kind exclude each other."""
+        return frozenset({*self.setting, *self.keys})
+
+    def and_(self, other: Trial) -> Trial:
+        """Both together."""
+        flags = f"{self.flag} {other.flag}"
+        both = {**self.setting, **other.setting}, {**self.keys, **other.keys}
+        return Trial(f"{self.what} and {other.what}", flags, *both, self.harm + other.harm, self.things + other.things)
+
+    def profile(self, start: Profile) -> Profile | None:
+        """The profile with its keys; `None` if it has none."""
+        if not self.keys:
+            return None
+        zero = start.deepspeed.zero_optimization.model_copy(update=dict(self.keys))
+        return start.model_copy(update={"deepspeed": start.deepspeed.model_copy(update={"zero_optimization": zero})})
+
+
+Tried = tuple[Trial, Change]
 
 
 def all_changes(judge: Judge, start: Judged) -> list[Change]:
-    """Every single change that saves memory, those that make the plan fit first, then by what they save."""
+    """Every single change that saves memory, and where none that leaves the learning alone suffices, the smallest sets that do.
+
+    Those that make the plan fit come first, fewer things before more; then by what they save.
+    """
     found = _predicted(judge, start, [*_of_the_setting(judge, start.setting), *_of_keys(start)])
-    return sorted(found, key=lambda change: (not change.plan.fits, -change.saved_bytes))
+    if not any(change.plan.fits and not trial.harm for trial, change in found):
+        found += _together(judge, start, [trial for trial, _ in sorted(found, key=lambda pair: -pair[1].saved_bytes)])
+    ordered = sorted(found, key=lambda pair: (not pair[1].plan.fits, pair[0].things, pair[0].harm > 1, -pair[1].saved_bytes))
+    return [change for _, change in ordered]
+
+
+def _together(judge: Judge, start: Judged, trials: Sequence[Trial]) -> list[Tried]:
+    """The smallest sets of changes, one of each kind, with which the plan fits; empty where none does."""
+    best: dict[frozenset[str], Trial] = {}
+    for trial in trials:
+        if "world_size" not in trial.setting:
+            best.setdefault(trial.kinds(), trial)
+    chosen = list(best.values())[:AXES]
+    left = MOST_SETS
+    for count in range(2, MOST_TOGETHER + 1):
+        sets = [_combined(each) for each in itertools.combinations(chosen, count) if _are_apart(each)]
+        sets = sorted(sets, key=lambda trial: trial.harm)[:left]
+        left -= len(sets)
+        if found := [pair for pair in _predicted(judge, start, sets) if pair[1].plan.fits]:
+            return found
+    return []
+
+
+def _combined(trials: Sequence[Trial]) -> Trial:
+    whole, *rest = trials
+    for trial in rest:
+        whole = whole.and_(trial)
+    return whole
+
+
+def _are_apart(trials: Sequence[Trial]) -> bool:
+    kinds = [kind for trial in trials for kind in trial.kinds()]
+    return len(kinds) == len(set(kinds))
+
+
+def beyond(nearest: Judged) -> list[str]:
+    """How people train such a model where nothing here fits, and what this tool cannot express yet."""
+    record = nearest.record
+    sizes, total = record.peak_components, sum(record.peak_components.values())
+    states = sum(sizes.get(component, 0) for component in STATES)
+    said = []
+    if sizes.get(Component.ACTIVATIONS, 0) * 3 > total:
+        said.append("sequence parallelism (Ulysses) and a loss that never makes the whole logits (Liger, TiledFusedLogitsLoss)")
+    if states * 3 > total:
+        said.append("LoRA, which trains few parameters, and tensor or pipeline parallelism")
+    return [f"Not expressed here yet, and how people go further: {'; '.join(said)}."] if said else []
+
+
+STATES = (
+    Component.PARAMETERS, Component.GRADIENTS, Component.MASTER_PARAMETERS, Component.MASTER_GRADIENTS, Component.MOMENTUM,
+    Component.VARIANCE, Component.COMPENSATION,
+)  # fmt: skip
+"""What LoRA has little of."""
 
 
 def compare_stages(judge: Judge, like: Judged) -> StageComparison | None:
     """ZeRO-2 and ZeRO-3 with everything else as in a plan; `None` unless both run."""
     setting = like.setting.but(zero_init=False)
-    zero2, zero3 = (judge(setting.but(stage=stage)) for stage in (2, 3))
+    zero2, zero3 = (judge.roughly(setting.but(stage=stage)) for stage in (2, 3))
     if zero2 is None or zero3 is None:
         return None
     second_copy = zero3.record.components.get(Component.MASTER_PARAMETERS, 0) if _keeps_two_copies(zero3) else 0
@@ -63,8 +152,8 @@ def _key_changes(judge: Judge, start: Judged) -> list[Change]:
     trials = list(_of_keys(start))
     if _keeps_two_copies(start):
         recipe = "bf16-fp32-master"
-        trials.append(Trial("one fp32 copy of the parameters instead of two", f"--recipe {recipe}", start.setting.but(recipe=recipe)))
-    return sorted(_predicted(judge, start, trials), key=lambda change: -change.saved_bytes)
+        trials.append(Trial("one fp32 copy of the parameters instead of two", f"--recipe {recipe}", {"recipe": recipe}))
+    return sorted((change for _, change in _predicted(judge, start, trials)), key=lambda change: -change.saved_bytes)
 
 
 def _keeps_two_copies(judged: Judged) -> bool:
@@ -83,13 +172,14 @@ def _differences(before: MemoryRecord, after: MemoryRecord) -> tuple[Difference,
     return tuple(sorted(found, key=lambda d: -d.more_bytes))
 
 
-def _predicted(judge: Judge, start: Judged, trials: Sequence[Trial]) -> list[Change]:
-    changes: list[Change] = []
+def _predicted(judge: Judge, start: Judged, trials: Sequence[Trial]) -> list[Tried]:
+    found: list[Tried] = []
     for trial in trials:
-        judged = judge.changed(trial.setting, trial.profile) if trial.profile else judge(trial.setting)
+        setting, profile = start.setting.but(**trial.setting), trial.profile(start.job.profile)
+        judged = judge.changed(setting, profile) if profile else judge(setting)
         if judged is not None and (saved := start.plan.peak_bytes - judged.plan.peak_bytes) > 0:
-            changes.append(Change(trial.what, trial.flag, judged.plan, saved))
-    return [change for change in changes if not _adds_nothing(change, changes)]
+            found.append((trial, Change(trial.what, trial.flag, judged.plan, saved, trial.things)))
+    return [pair for pair in found if not _adds_nothing(pair[1], [change for _, change in found])]
 
 
 def _adds_nothing(change: Change, changes: Sequence[Change]) -> bool:
@@ -100,21 +190,23 @@ def _adds_nothing(change: Change, changes: Sequence[Change]) -> bool:
 
 def _of_the_setting(judge: Judge, start: Setting) -> Iterator[Trial]:
     if not start.checkpointing:
-        yield Trial("recompute activations", "--activation-checkpointing", start.but(checkpointing=True))
+        yield Trial("recompute activations", "--activation-checkpointing", {"checkpointing": True})
     if start.micro_batch_size > 1:
-        yield Trial("micro-batch 1", "--micro-batch-size 1", start.but(micro_batch_size=1))
+        yield Trial("micro-batch 1", "--micro-batch-size 1", {"micro_batch_size": 1})
     if start.sequence_length > 1:
         half = start.sequence_length // 2
-        yield Trial("sequences half as long", f"--sequence-length {half}", start.but(sequence_length=half))
+        yield Trial("sequences half as long", f"--sequence-length {half}", {"sequence_length": half}, harm=2)
+    if start.can_be_inside_zero_init:
+        yield Trial("build the model inside zero.Init", "--zero-init", {"zero_init": True})
     for offload in Offload:
         if offload is not start.offload:
-            yield Trial(f"offload: {offload}", f"--offload {offload}", start.but(offload=offload))
+            yield Trial(f"offload: {offload}", f"--offload {offload}", {"offload": offload})
     for stage in STAGES:
         if stage != start.stage:
-            yield Trial(f"ZeRO stage {stage}", f"--zero {stage}", start.but(stage=stage, zero_init=start.zero_init and stage == 3))
+            yield Trial(f"ZeRO stage {stage}", f"--zero {stage}", {"stage": stage, "zero_init": start.zero_init and stage == 3})
     for recipe in runnable_recipes():
         if recipe != start.recipe:
-            yield Trial(f"recipe {recipe}", f"--recipe {recipe}", start.but(recipe=recipe))
+            yield Trial(f"recipe {recipe}", f"--recipe {recipe}", {"recipe": recipe}, harm=1)
     yield from _more_gpus(judge, start)
 
 
@@ -124,20 +216,18 @@ def _more_gpus(judge: Judge, start: Setting) -> Iterator[Trial]:
     while size * 2 <= MOST_GPUS and not judge.fits(start.but(world_size=size)):
         size *= 2
     if size <= MOST_GPUS:
-        yield Trial(f"{size} GPUs", f"--gpus {size}", start.but(world_size=size))
+        yield Trial(f"{size} GPUs", f"--gpus {size}", {"world_size": size}, harm=1)
 
 
 def _of_keys(start: Judged) -> Iterator[Trial]:
-    profile = start.job.profile
-    zero = profile.deepspeed.zero_optimization
+    zero = start.job.profile.deepspeed.zero_optimization
     for keys, part in KEYS:
         smaller = {key: getattr(zero, key) // (2 * part) * 2 if part else 0 for key in keys}
         if any(smaller[key] != getattr(zero, key) for key in keys) and (all(smaller.values()) or not part):
             names = {key: ZeroSettings.model_fields[key].alias or key for key in keys}
             what = ", ".join(f"{names[key]} {_short(value)}" for key, value in smaller.items())
             flag = " ".join(f"--set deepspeed.zero_optimization.{names[key]}={value}" for key, value in smaller.items())
-            deepspeed = profile.deepspeed.model_copy(update={"zero_optimization": zero.model_copy(update=smaller)})
-            yield Trial(what, flag, start.setting, profile.model_copy(update={"deepspeed": deepspeed}))
+            yield Trial(what, flag, keys=smaller)
 
 
 def _short(value: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError, Refused
-from bf16prof.planning.advice import all_changes, compare_stages
+from bf16prof.planning.advice import all_changes, beyond, compare_stages
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import limits
 from bf16prof.planning.question import Setting
@@ -62,6 +62,7 @@ def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
             limits=limits(judge, world_size, first),
             nearest=nearest.plan if nearest else None,
             changes=tuple(all_changes(judge, nearest)) if nearest else (),
+            beyond=tuple(beyond(nearest)) if nearest else (),
             stages=compare_stages(judge, like),
         ),
         choices,
@@ -75,10 +76,10 @@ def _nearest(judge: Judge, settings: list[Setting]) -> Judged | None:
     for setting in sorted(least, key=lambda setting: least[setting]):
         if best is not None and least[setting] >= best.plan.peak_bytes:
             break
-        judged = judge(setting)
+        judged = judge.roughly(setting)
         if judged is not None and (best is None or judged.plan.peak_bytes < best.plan.peak_bytes):
             best = judged
-    return best
+    return best and judge(best.setting)
 
 
 def _nothing_to_judge(judge: Judge, world_size: int) -> InputError:

@@ -1,4 +1,4 @@
-"""Judge settings: by the predicted whole-run peak whether they fit, and by the floor of the step's time how fast they may be."""
+"""Judge settings: by the estimate's verdict whether they fit, and by the floor of the step's time how fast they may be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bf16prof.planning.question import Question, Setting
 from bf16prof.plans import Plan
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord, Offload, Phase, StepWork
+from bf16prof.verdict import Replays
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Judged:
 
 
 class Judge:
-    """Judges the settings of a question, each once. With a calibration it predicts the time of steps that no offloading slows down."""
+    """Judges the settings of a question, each once. With a calibration it predicts the time of steps that no offloading slows down.
+
+    A setting is judged roughly, by its peak alone, or in full, with the allocator replayed, which takes ten times as long.
+    """
 
     def __init__(self, question: Question, calibration: Calibration | None = None) -> None:
         self.question = question
@@ -41,7 +45,12 @@ class Judge:
         self.left_out: dict[str, None] = {}
         """Why settings that DeepSpeed runs were not judged."""
         self._jobs: dict[Setting, Job | None] = {}
-        self._judged: dict[Setting, Judged | None] = {}
+        self._judged: dict[tuple[Setting, Replays], Judged | None] = {}
+
+    def seen(self, world_size: int) -> list[Judged]:
+        """What has been judged in full so far, of a number of GPUs."""
+        full = (one for (_, replays), one in self._judged.items() if replays is Replays.DECISIVE)
+        return list({id(one): one for one in full if one is not None and one.setting.world_size == world_size}.values())
 
     def job(self, setting: Setting) -> Job | None:
         """The job of a setting; `None` if DeepSpeed refuses it or there is no closed form."""
@@ -51,32 +60,42 @@ class Judge:
 
     def fits(self, setting: Setting) -> bool:
         """Whether a setting fits, inside `zero.Init` if it has to be."""
-        if self.least_bytes(setting) > self.question.room(setting.world_size).bytes:
-            return False
-        found = self(setting)
-        return found is not None and found.fits
+        return self.may_fit(setting) and (found := self(setting)) is not None and found.fits
+
+    def may_fit(self, setting: Setting) -> bool:
+        """Whether the peak of a setting stays within the room."""
+        room = self.question.room(setting.world_size).bytes
+        return self.least_bytes(setting) <= room and (rough := self.roughly(setting)) is not None and rough.plan.peak_bytes <= room
 
     def least_bytes(self, setting: Setting) -> float:
         """What its peak is not below, inside `zero.Init` or not; infinite for what cannot be judged."""
         job = self.job(setting)
         least = None if job is None else least_bytes(job)
         if least is None:
-            self(setting)  # which knows why
+            self.roughly(setting)  # which knows why
             return math.inf
-        if setting.can_be_inside_zero_init and least > self.question.room(setting.world_size).bytes:
+        if self._may_go_inside(setting) and least > self.question.room(setting.world_size).bytes:
             return min(least, self.least_bytes(setting.but(zero_init=True)))
         return least
 
     def __call__(self, setting: Setting) -> Judged | None:
-        """The setting, judged: inside `zero.Init` where ZeRO-3's init has no room for the whole model; `None` without a closed form."""
-        if setting not in self._judged:
-            self._judged[setting] = self._as_it_fits(setting)
-        return self._judged[setting]
+        """The setting, judged in full: inside `zero.Init` where ZeRO-3's init has no room for the whole model; `None` without a closed
+        form."""
+        return self._known(setting, Replays.DECISIVE)
+
+    def roughly(self, setting: Setting) -> Judged | None:
+        """The same by its peak alone: its verdict is none where the allocator decides."""
+        return self._known(setting, Replays.NONE)
+
+    def _known(self, setting: Setting, replays: Replays) -> Judged | None:
+        if (setting, replays) not in self._judged:
+            self._judged[setting, replays] = self._as_it_fits(setting, replays)
+        return self._judged[setting, replays]
 
     def changed(self, setting: Setting, profile: Profile) -> Judged | None:
         """The setting with another profile in the place of the question's."""
         job = self._admitted(self.question.job(setting, profile))
-        return None if job is None else self._predicted(setting, job)
+        return None if job is None else self._predicted(setting, job, Replays.DECISIVE)
 
     def _admitted(self, job: Job) -> Job | None:
         if refusal_reason(job) is not None:
@@ -86,17 +105,23 @@ class Judge:
             return None
         return job
 
-    def _as_it_fits(self, setting: Setting) -> Judged | None:
+    def _as_it_fits(self, setting: Setting, replays: Replays) -> Judged | None:
         job = self.job(setting)
-        found = None if job is None else self._predicted(setting, job)
-        if found is None or not setting.can_be_inside_zero_init:
+        found = None if job is None else self._predicted(setting, job, replays)
+        if found is None or not self._may_go_inside(setting):
             return found
         init = found.record.phases[Phase.INIT].peak_bytes or 0
-        too_large = init > self.question.room(setting.world_size).bytes
-        return self(setting.but(zero_init=True)) or found if too_large else found
+        is_too_large = init > self.question.room(setting.world_size).bytes
+        if found.fits or not (is_too_large or found.plan.peak_phase is Phase.INIT):
+            return found
+        inside = self._known(setting.but(zero_init=True), replays)
+        return inside if inside is not None and (inside.fits or is_too_large) else found
 
-    def _predicted(self, setting: Setting, job: Job) -> Judged | None:
-        record = predict(job, self.question.gpus_per_node)
+    def _may_go_inside(self, setting: Setting) -> bool:
+        return self.question.may_change_init and setting.can_be_inside_zero_init
+
+    def _predicted(self, setting: Setting, job: Job, replays: Replays) -> Judged | None:
+        record = predict(job, self.question.gpus_per_node, self.question.allocator, replays)
         peak, work = record.run_peak_allocated_bytes, record.work
         if peak is None or work is None:
             self.left_out |= dict.fromkeys(record.notes)
@@ -106,7 +131,6 @@ class Judge:
     def _plan(self, setting: Setting, job: Job, record: MemoryRecord, peak: int, work: StepWork) -> Plan:
         workload = job.profile.workload
         tokens, floor, calibrated = work.tokens * setting.world_size, record.step_time_floor_s, self._step_time_s(setting, work)
-        assert floor, "every GPU of the table has its peaks"
         return Plan(
             case=job.case,
             sequence_length=workload.sequence_length,
@@ -119,12 +143,16 @@ class Judge:
             learning=job.recipe.learning,
             peak_bytes=peak,
             peak_phase=next(phase for phase, memory in record.phases.items() if memory.peak_bytes == peak),
-            free_bytes=self.question.room(setting.world_size).bytes - peak,
+            free_bytes=self.question.room(setting.world_size).bytes - (record.reserved_bytes or peak),
             host_bytes=record.host_bytes or 0,
+            host_bytes_per_node=record.host_bytes_per_node or 0,
             step_time_floor_s=floor,
-            tokens_per_s_at_most=tokens / floor,
+            tokens_per_s_at_most=tokens / floor if floor else None,
             step_time_s=calibrated,
             tokens_per_s=tokens / calibrated if calibrated else None,
+            verdict=record.verdict,
+            reserved_bytes=record.reserved_bytes,
+            inside_zero_init_bytes=record.inside_zero_init_bytes,
         )
 
     def _step_time_s(self, setting: Setting, work: StepWork) -> float | None:

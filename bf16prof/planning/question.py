@@ -13,13 +13,7 @@ from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Device, Offload
-
-MARGIN = 0.3
-"""Default: what fragmentation of the caching allocator may take (docs/plan.md). Of plans whose peak is at 80 % of what the allocator may
-reserve, one in eight runs out of memory in a dry run."""
-
-MARGIN_EXPANDABLE = 0.1
-"""With expandable segments (`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`), of which the allocator gives back every free page."""
+from bf16prof.verdict import Allocator
 
 
 @dataclass(frozen=True)
@@ -27,9 +21,10 @@ class Question:
     """What is planned: a profile on a GPU, and which stages, recipes, micro-batches, ... to choose from.
 
     * `micro_batches`: in sequences per rank, ascending. `offloads`, `checkpointing`: as in the profile if there is one only.
-    * `margin`: the share of the memory that is to stay free.
+    * `margin`: the share of the allocator's memory that is to stay free; the usual one if not given (`verdict.MARGIN`).
+    * `may_change_init`: whether ZeRO-3 may be planned inside `zero.Init` where it does not fit otherwise.
     * `assumed`: what nobody said, in a word each.
-    * `expandable`: the allocator has expandable segments; a plan's peak does not depend on it.
+    * `expandable`: the allocator has expandable segments; a plan's peak does not depend on it, what is reserved does.
     * `train_batch_size`: sequences of the whole job in a step, where a DeepSpeed JSON fixes it; the micro-steps follow from it.
     * `gpus_per_node`: so many share a node.
     """
@@ -41,15 +36,23 @@ class Question:
     micro_batches: tuple[int, ...]
     checkpointing: tuple[bool, ...] = (False, True)
     offloads: tuple[Offload, ...] = tuple(Offload)
-    margin: float = MARGIN
+    margin: float | None = None
+    may_change_init: bool = True
     assumed: tuple[str, ...] = ()
     train_batch_size: int | None = None
     expandable: bool = False
     gpus_per_node: int = GPUS_PER_NODE
 
+    @property
+    def allocator(self) -> Allocator:
+        """How the caching allocator is set, and the margin."""
+        return Allocator(self.expandable, self.margin)
+
     def room(self, world_size: int) -> Room:
         """What there is to allocate on each of so many GPUs."""
-        return Room(self.gpu.id, self.gpu.memory_bytes, beside_the_allocator(world_size), self.margin, self.expandable)
+        margin = self.allocator.share_to_keep
+        beside = beside_the_allocator(world_size, self.gpu.compute_capability)
+        return Room(self.gpu.id, self.gpu.memory_bytes, beside, margin, self.expandable)
 
     def combinations(self, world_size: int) -> Iterator[Setting]:
         """Every combination but for the micro-batch, each with the smallest one that the batch size of the job allows."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Setting
@@ -31,31 +31,75 @@ LEARNING = ("fp32 master", "compensated", "stochastic rounding", "bf16 only")
 
 
 def best_first(judge: Judge, world_size: int) -> Iterator[Judged]:
-    """Every combination of stage, recipe, offloading and checkpointing that fits, each with its best micro-batch."""
+    """Every combination of stage, recipe, offloading and checkpointing that fits, each with its best micro-batch.
+
+    Combinations are ranked by what their peaks allow, and judged in full when their turn comes; those that the allocator leaves less than
+    that go back to where their smaller micro-batch belongs.
+    """
     combinations = list(judge.question.combinations(world_size))
     guesses: dict[bool, int] = {}
     for offload in Offload:
-        found = [best for setting in combinations if setting.offload is offload and (best := best_micro_batch(judge, setting, guesses))]
+        found = [one for setting in combinations if setting.offload is offload and (one := Candidate.of(judge, setting, guesses))]
         for is_calibrated in (True, False):
-            yield from ranked(judge, [one for one in found if (one.plan.tokens_per_s is not None) is is_calibrated])
+            yield from _confirmed(judge, [one for one in found if (one.best.plan.tokens_per_s is not None) is is_calibrated])
 
 
-def best_micro_batch(judge: Judge, combination: Setting, guesses: dict[bool, int]) -> Judged | None:
-    """The smallest micro-batch that is as fast as any that fits; `None` if none does.
+@dataclass(frozen=True)
+class Candidate:
+    """A combination with all its micro-batches, how many of these may fit, and the best of them, judged by its peak.
 
-    A larger one never needs less memory, and never trains fewer tokens in the floor of its time. `guesses`: how many fitted last, with
-    checkpointing and without.
+    The best is the smallest micro-batch that is as fast as any that may fit: a larger one never needs less memory, and never trains fewer
+    tokens in the floor of its time.
     """
-    settings = [combination.but(micro_batch_size=size) for size in judge.question.sizes(combination.world_size)]
-    count = guesses[combination.checkpointing] = _fitting(judge, settings, guesses.get(combination.checkpointing, 1))
-    if not count:
-        return None
-    fitting = settings[:count]
-    enough = _throughput(judge, fitting[-1]) / (1 + AS_FAST)
-    chosen = bisect.bisect_left(fitting, True, key=lambda setting: _throughput(judge, setting) >= enough)
-    best = judge(fitting[chosen])
-    assert best is not None, "what fits was judged"
-    return replace(best, plan=replace(best.plan, largest_micro_batch_size=fitting[-1].micro_batch_size))
+
+    settings: Sequence[Setting]
+    count: int
+    best: Judged
+
+    @classmethod
+    def of(cls, judge: Judge, combination: Setting, guesses: dict[bool, int]) -> Candidate | None:
+        """The candidate of a combination; `None` if no micro-batch may fit. `guesses`: how many did last, by checkpointing."""
+        settings = [combination.but(micro_batch_size=size) for size in judge.question.sizes(combination.world_size)]
+        count = guesses[combination.checkpointing] = _fitting(judge, settings, guesses.get(combination.checkpointing, 1))
+        return cls._with(judge, settings, count)
+
+    @classmethod
+    def _with(cls, judge: Judge, settings: Sequence[Setting], count: int) -> Candidate | None:
+        if not count:
+            return None
+        fitting = settings[:count]
+        enough = _throughput(judge, fitting[-1]) / (1 + AS_FAST)
+        chosen = bisect.bisect_left(fitting, True, key=lambda setting: _throughput(judge, setting) >= enough)
+        best = judge.roughly(fitting[chosen])
+        assert best is not None, "what may fit was judged"
+        return cls(settings, count, best)
+
+    def confirmed(self, judge: Judge) -> Candidate | None:
+        """The same with those micro-batches alone that fit in full; `None` if none does."""
+        count = self.count
+        while count and not judge.fits(self.settings[count - 1]):
+            count -= 1
+        return self if count == self.count else Candidate._with(judge, self.settings, count)
+
+    def in_full(self, judge: Judge) -> Judged:
+        """The best of them, judged in full."""
+        chosen, largest = self.best.setting.but(zero_init=self.settings[0].zero_init), self.settings[self.count - 1]
+        best = judge(chosen) if judge.fits(chosen) else judge(largest)  # which fits, even where a smaller one finds no room
+        assert best is not None, "it was judged roughly"
+        return replace(best, plan=replace(best.plan, largest_micro_batch_size=largest.micro_batch_size))
+
+
+def _confirmed(judge: Judge, candidates: Sequence[Candidate]) -> Iterator[Judged]:
+    waiting = list(candidates)
+    while waiting:
+        order = {id(one): place for place, one in enumerate(ranked(judge, [candidate.best for candidate in waiting]))}
+        first = min(waiting, key=lambda candidate: order[id(candidate.best)])
+        waiting.remove(first)
+        found = first.confirmed(judge)
+        if found is first:
+            yield first.in_full(judge)
+        elif found is not None:
+            waiting.append(found)
 
 
 def ranked(judge: Judge, found: Sequence[Judged]) -> list[Judged]:
@@ -74,16 +118,16 @@ def ranked(judge: Judge, found: Sequence[Judged]) -> list[Judged]:
 
 
 def _fitting(judge: Judge, settings: Sequence[Setting], guess: int) -> int:
-    """How many of these fit, the smallest first; two are looked at where the guess is right."""
+    """How many of these may fit, the smallest first; two are looked at where the guess is right."""
     count = min(guess, len(settings))
-    while count and not judge.fits(settings[count - 1]):
+    while count and not judge.may_fit(settings[count - 1]):
         count -= 1
-    while count < len(settings) and judge.fits(settings[count]):
+    while count < len(settings) and judge.may_fit(settings[count]):
         count += 1
     return count
 
 
 def _throughput(judge: Judge, setting: Setting) -> float:
-    judged = judge(setting)
-    assert judged is not None, "what fits was judged"
+    judged = judge.roughly(setting)
+    assert judged is not None, "what may fit was judged"
     return judged.plan.throughput

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bf16prof.profiles.shipped import shipped_table
+
 ASSUMED = "assumed: "
 """How the origin of an assumed value begins."""
 
@@ -62,8 +64,11 @@ def fill_in(table: dict[str, Any], origins: Mapping[str, str]) -> dict[str, str]
 
 def assumed_words(origins: Mapping[str, str]) -> tuple[str, ...]:
     """What was assumed, in the words of the rules; of another key its last part."""
-    words = {rule.key: rule.word for rule in RULES}
-    return tuple(dict.fromkeys(words.get(key, key.rpartition(".")[2]) for key, origin in origins.items() if origin.startswith(ASSUMED)))
+    return tuple(dict.fromkeys(_word(key) for key, origin in origins.items() if origin.startswith(ASSUMED)))
+
+
+def _word(key: str) -> str:
+    return next((rule.word for rule in RULES if key == rule.key or key.startswith(f"{rule.key}.")), key.rpartition(".")[2])
 
 
 def _is_given(key: str, origins: Mapping[str, str]) -> bool:
@@ -123,6 +128,47 @@ def _attention(model: Table) -> Assumption | None:
     return Assumption(None, "transformers' own choice, sdpa wherever the architecture has it")
 
 
+TRAINERS_OPTIMIZER = "adamw_torch_fused"
+"""TrainingArguments' default of `optim` since torch 2.8 (transformers 5.24, training_args.py)."""
+
+
+def _optimizer(model: Table) -> Assumption:
+    """The Trainer makes it, and hands it to DeepSpeed, where the JSON has none (`integrations/deepspeed.py`, deepspeed_optim_sched)."""
+    if not is_hugging_face(model):
+        return Assumption(None, "AdamW, as DeepSpeed builds it")
+    made = {"type": "AdamW", "from_trainer": True, **shipped_table("trainer_optimizers.toml")[TRAINERS_OPTIMIZER]["settings"]}
+    return Assumption(made, f"the Trainer's default, {TRAINERS_OPTIMIZER}")
+
+
+def image_inputs(model: Table) -> Assumption | None:
+    """What a plain image model of transformers is called with: one image a sequence, and a class where it classifies."""
+    config = model.get("hf_config")
+    if not isinstance(config, Mapping) or not is_plain_image_model(config):
+        return None
+    side = config["image_size"]
+    sides = [side, side] if isinstance(side, int) else list(side)
+    inputs: dict[str, Any] = {
+        "pixel_values": {"dtype": "parameters", "shape": ["micro_batch", config.get("num_channels", IMAGE_CHANNELS), *sides]},
+    }
+    names = config.get("architectures")
+    if not names or "ForImageClassification" in str(names):
+        classes = len(config.get("id2label") or ()) or config.get("num_labels") or CLASSES
+        inputs["labels"] = {"dtype": "int64", "shape": ["micro_batch"], "high": classes}
+    return Assumption(inputs, "pixel_values [micro_batch, num_channels, image_size, image_size] and the class, from its configuration")
+
+
+IMAGE_CHANNELS, CLASSES = 3, 2
+"""transformers' defaults (configuration_utils.py: `num_labels`; `num_channels` of its image models)."""
+
+
+def is_plain_image_model(config: Table) -> bool:
+    """Whether a Hugging Face configuration is of a model that reads images alone: it has an image size, and no vocabulary or parts."""
+    side = config.get("image_size")
+    known = (side,) if isinstance(side, int) else tuple(side) if isinstance(side, list) else ()
+    has_parts = any(key in config for key in ("vocab_size", "text_config", "vision_config", "decoder", "encoder"))
+    return bool(known) and len(known) <= 2 and all(isinstance(s, int) and s > 0 for s in known) and not has_parts
+
+
 _ZERO = "deepspeed.zero_optimization."
 
 RULES: tuple[Rule, ...] = (
@@ -141,12 +187,13 @@ RULES: tuple[Rule, ...] = (
         _of_the_trainer(False, "the loop drops the model's outputs before backward, as the Trainer's does"),
     ),
     Rule("model.attn_implementation", "attention", _attention),
+    Rule("model.inputs", "image inputs", image_inputs),
     Rule(
         f"{_ZERO}reduce_bucket_size",
         "buckets",
         _always(None, "DeepSpeed's default"),
         tuple(_ZERO + key for key in ("allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")),
     ),
-    Rule("optimizer", "optimizer", _always(None, "AdamW, as DeepSpeed builds it"), ("deepspeed.more.optimizer",)),
+    Rule("optimizer", "optimizer", _optimizer, ("deepspeed.more.optimizer",)),
 )
 """In the order in which the line names them. A setting that every answer depends on and that people often leave out belongs here."""

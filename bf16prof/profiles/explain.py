@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from bf16prof.profiles.models import KINDS
+from bf16prof.profiles.names import did_you_mean, nearest
 from bf16prof.profiles.schema import Profile, ZeroSettings
 
 REASONS = {
@@ -25,13 +26,23 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     first = error.errors(include_url=False)[0]
     key, expected = _place(first["loc"])
     known = documented(key)
-    origin = next((o for k, o in origins.items() if k == known or k.startswith(known + ".")), default_origin)
+    origin = _origin(known, origins, default_origin)
     if first["type"] == "extra_forbidden":
         reason = REASONS.get(key)
-        return f"{origin}: {key}: refused: {reason}" if reason else f"{origin}: {key}: unknown key; expected one of {expected}"
+        if reason:
+            return f"{origin}: {key}: refused: {reason}"
+        near = did_you_mean(nearest(key.rpartition(".")[2], expected))
+        return f"{origin}: {key}: unknown key{f' ({near})' if near else ''}; expected one of {', '.join(expected)}"
     if first["type"] == "missing":
         return f"{origin}: {key}: missing"
     return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_shown(first['input'])}"
+
+
+def _origin(key: str, origins: Mapping[str, str], otherwise: str) -> str:
+    """Where a key came from: that of a key inside it, else of the nearest table or list around it that somebody gave."""
+    inside = (origin for name, origin in origins.items() if name == key or name.startswith(key + "."))
+    around = sorted((name for name in origins if key.startswith(name + ".")), key=len)
+    return next(inside, origins[around[-1]] if around else otherwise)
 
 
 def documented(key: str) -> str:
@@ -48,7 +59,7 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _place(location: Sequence[int | str]) -> tuple[str, str]:
+def _place(location: Sequence[int | str]) -> tuple[str, list[str]]:
     """The dotted key of a location of pydantic's, without the tag of the model's kind, and the keys of the table that holds it."""
     keys: list[str] = []
     table: Any = Profile
@@ -60,7 +71,7 @@ def _place(location: Sequence[int | str]) -> tuple[str, str]:
         holder, table = table, _inside(table, str(part))
         keys.append(str(part))
     fields = holder.model_fields.items() if isinstance(holder, type) and issubclass(holder, BaseModel) else ()
-    return ".".join(keys), ", ".join(field.alias or name for name, field in fields)
+    return ".".join(keys), [field.alias or name for name, field in fields]
 
 
 def _inside(table: Any, part: str) -> Any:

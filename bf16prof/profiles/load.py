@@ -6,6 +6,7 @@ Every value remembers where it came from (`Resolved.origins`), so that every ans
 from __future__ import annotations
 
 import errno
+import functools
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_SETTINGS, read_text
 from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
-from bf16prof.profiles.plain import dotted, read_json_object
+from bf16prof.profiles.names import named
+from bf16prof.profiles.plain import dotted, parse_json_object, read_json_object
 from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.profiles.schema import Profile
-from bf16prof.profiles.shipped import shipped_names, shipped_text
+from bf16prof.profiles.shipped import preset_files, preset_ids, shipped_text
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Resolved:
 
 def preset_names() -> list[str]:
     """The names of the profiles that ship with the package."""
-    return shipped_names("presets")
+    return list(preset_files())
 
 
 def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolved:
@@ -58,10 +61,7 @@ def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolv
     what was expected.
     """
     source = _read(name) if name is not None else _Source("", "the model", "", Path())
-    try:
-        table = tomllib.loads(source.text)
-    except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
-        raise InputError(f"{source.origin}: not valid TOML: {error}") from error
+    table = _parsed(source)
     table.setdefault("name", source.label)
     origins = dict.fromkeys(map(documented, dotted(table)), source.origin) | _read_files(table, source.folder)
     for override in overrides:
@@ -90,31 +90,61 @@ def parse_set(text: str, origin: str = "--set") -> Override:
 
 @dataclass(frozen=True)
 class _Source:
-    """A profile as it is stored: what it is called, where it came from, its text, and where its paths start."""
+    """A profile as it is stored: what it is called, where it came from, its text, where its paths start, and whether it is JSON."""
 
     label: str
     origin: str
     text: str
     folder: Path
+    is_json: bool = False
 
 
 def _read(name: str) -> _Source:
-    """The text of a profile given by preset name or path."""
-    if name in preset_names():
-        return _Source(name, f"preset {name}", shipped_text(f"presets/{name}.toml"), Path())
+    """The text of a profile given by the name of a preset, or by its path. A file wins over a preset that only looks like its name."""
     path = Path(name)
+    if name in preset_files():
+        return _preset(name)
+    if path.suffix == ".toml" or _exists(path):
+        return _Source(path.stem, str(path), read_text(LARGEST_SETTINGS, path, pipes=True), path.parent)
+    ids = preset_ids()
+    return _preset(
+        named("profile", name, {preset: preset for preset in ids}, lambda preset: ids[preset], more="or the path of a .toml file")
+    )
+
+
+def _exists(path: Path) -> bool:
     try:
-        return _Source(path.stem, str(path), path.read_text(encoding="utf-8"), path.parent)
+        path.stat()
+    except (FileNotFoundError, ValueError):
+        return False
     except OSError as error:
-        if path.suffix != ".toml" and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-            hint = "presets: " + ", ".join(preset_names()) + "; or the path of a .toml file"
-            raise InputError(f"unknown profile {name!r}", hint=hint) from None
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: not UTF-8 text") from error
+        return error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG)
+    return True
 
 
-FILES: dict[str, Callable[[Path], dict[str, Any]]] = {"hf_config": read_json_object, "safetensors": read_shapes}
+def _preset(name: str) -> _Source:
+    return _Source(name, f"preset {name}", shipped_text(preset_files()[name]), Path(), is_json=preset_files()[name].endswith(".json"))
+
+
+def preset_model(name: str) -> dict[str, Any]:
+    """The `[model]` table of a preset."""
+    found: dict[str, Any] = _parsed(_preset(name))["model"]
+    return found
+
+
+def _parsed(source: _Source) -> dict[str, Any]:
+    if source.is_json:
+        return parse_json_object(source.text.encode(), source.origin)
+    try:
+        return tomllib.loads(source.text)
+    except (ValueError, RecursionError) as error:  # malformed, a number of more digits than Python reads, or nested without end
+        raise InputError(f"{source.origin}: not valid TOML: {error}") from error
+
+
+FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "hf_config": functools.partial(read_json_object, infinite=True),
+    "safetensors": read_shapes,
+}
 """Keys of a model that name a file, whose content takes the place of its path."""
 
 

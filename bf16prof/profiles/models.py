@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from bf16prof.errors import InputError
 from bf16prof.profiles.plain import checked
+from bf16prof.profiles.secrets import without_secrets
 from bf16prof.profiles.settings import Count, Settings
 
 EXTENTS = ("micro_batch", "sequence")
@@ -38,7 +39,15 @@ def _factory(value: str) -> str:
 def _hf_config(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value.get("model_type"), str):
         raise PydanticCustomError("hf_config", "expected a Hugging Face configuration with a model_type, a string")
-    return checked(value)
+    return dict(without_secrets(checked(value)))
+
+
+class NoVocabulary(InputError):
+    """A configuration without a vocabulary, of which no token ids can be drawn; a model that reads images has none."""
+
+
+EXAMPLE_INPUT = "[model.inputs.pixel_values] dtype = 'parameters', shape = ['micro_batch', 3, 224, 224]"
+"""How a profile describes a tensor that a model is called with."""
 
 
 class ModelSettings(Settings):
@@ -131,7 +140,10 @@ class HuggingFaceSettings(Settings):
         """Token ids are drawn below this. Raises `InputError` where the configuration does not say it."""
         found = self._text().get("vocab_size")
         if not isinstance(found, int) or found < 1:
-            raise InputError("model.hf_config.vocab_size: expected a whole number above 0", hint="it limits the token ids that are drawn")
+            raise NoVocabulary(
+                f"model.hf_config has no vocab_size: what this {self.family[:60]!r} model is called with is not known",
+                hint=f"describe it: {EXAMPLE_INPUT}; or say --set model.hf_config.vocab_size=N if it reads token ids",
+            )
         return found
 
     @property

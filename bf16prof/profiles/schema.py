@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.plain import checked
+from bf16prof.profiles.secrets import without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
 
@@ -54,6 +55,9 @@ class OptimizerSettings(Settings):
     """With `torch_adam`: PyTorch's fused kernel, which makes no temporaries."""
     foreach: bool | None = None
     """With `torch_adam`: PyTorch's multi-tensor version, which does."""
+    from_trainer: bool = False
+    """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is offloaded, accelerate puts DeepSpeedCPUAdam in
+    the place of PyTorch's (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""
 
 
 class OffloadOptimizerSettings(Settings):
@@ -122,7 +126,7 @@ def _more(value: dict[str, Any]) -> dict[str, Any]:
     taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
     if taken:
         raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
-    return checked(value)
+    return dict(without_secrets(checked(value)))
 
 
 TAKEN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown")
@@ -150,6 +154,8 @@ class Profile(Settings):
     name: str = ""
     """How records call this profile: the preset's or the file's name."""
     description: str = ""
+    names: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Other names of the model: ids on the Hugging Face Hub of checkpoints that have this architecture and these sizes."""
     model: Model
     workload: WorkloadSettings
     optimizer: OptimizerSettings = OptimizerSettings()

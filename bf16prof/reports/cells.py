@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bf16prof.records import Source
+from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.intervals import Interval
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, signed_bytes, signed_percent, whole
+from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, gib, number, signed_bytes, signed_percent, whole
 from bf16prof.reports.views import Line
 
 
@@ -40,11 +40,17 @@ def unknown_cell() -> Cell:
     return Cell("–", style="unknown", title="not known by this source")  # noqa: RUF001
 
 
-def bytes_cell(value: int | None, *, title: str = "", detail: str = "") -> Cell:
-    """Bytes for a person, with the exact number as its tooltip."""
+def bytes_cell(value: int | None, *, title: str = "", detail: str = "", at_least: bool = False) -> Cell:
+    """Bytes for a person, with the exact number as its tooltip; a lower bound is shown as such."""
     if value is None:
         return unknown_cell()
-    return Cell(gib(value), value, "number", title=f"{whole(value)} B" + (f", {title}" if title else ""), detail=detail)
+    mark = AT_LEAST if at_least else ""
+    return Cell(mark + gib(value), value, "number", title=f"{mark}{whole(value)} B" + (f", {title}" if title else ""), detail=detail)
+
+
+def total_cell(record: MemoryRecord, quantity: str, *, title: str = "") -> Cell:
+    """A total of a record."""
+    return bytes_cell(getattr(record, quantity), title=title, at_least=quantity in record.at_least)
 
 
 def number_cell(value: float | None) -> Cell:
@@ -61,6 +67,8 @@ def interval_cell(found: Interval | None, digits: int = 4, *, signed: bool = Fal
 
 def difference_cell(line: Line | None, source: Source) -> Cell:
     """By how much a prediction misses the reference."""
+    if line is not None and source in line.consistent:
+        return Cell(CONSISTENT, 0, "number good", title="not below what the log proves")
     if line is None or source not in line.differences:
         return unknown_cell()
     difference, error = line.differences[source], line.errors.get(source)

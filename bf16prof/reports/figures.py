@@ -15,8 +15,9 @@ from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.price_figure import gap, price
 from bf16prof.reports.series import case_styles, line
+from bf16prof.reports.thinning import thinned
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, seconds, signed_percent, whole
-from bf16prof.reports.views import CaseView, component_name, step_times
+from bf16prof.reports.views import CaseView, bound, component_name, step_times
 
 _HEADER = 1.15
 _BAR = 0.82
@@ -133,7 +134,7 @@ def _phase_trace(phase: Phase, rows: _Rows, divisor: int) -> Trace | None:
         "name": str(phase),
         "x": [peak / divisor for _, _, _, peak in points],
         "y": [y for _, y, _, _ in points],
-        "customdata": [[gib(peak), whole(peak), str(record.source)] for _, _, record, peak in points],
+        "customdata": [[bound(r, f"phases.{phase}.peak_bytes") + gib(peak), whole(peak), str(r.source)] for _, _, r, peak in points],
         "hovertemplate": f"{phase}, %{{customdata[2]}}<br>%{{customdata[0]}} (%{{customdata[1]}} B)<extra></extra>",
         "marker": {
             "color": colour,
@@ -146,7 +147,7 @@ def _phase_trace(phase: Phase, rows: _Rows, divisor: int) -> Trace | None:
 
 def timeline(views: Sequence[CaseView]) -> Figure | None:
     """Allocated memory over the measured steps: the peak of each phase, then what is left at the end of the step."""
-    curves = [(i, view, _timeline_points(view.main.steps)) for i, view in enumerate(views)]
+    curves = [(i, view, thinned(_timeline_points(view.main.steps), lambda point: point[1])) for i, view in enumerate(views)]
     known = [size for _, _, points in curves for _, size, _ in points]
     if not known:
         return None
@@ -204,7 +205,11 @@ def times(views: Sequence[CaseView]) -> Figure | None:
 
 
 def _dots_trace(rows: _Rows, warmup: bool) -> Trace:
-    points = [(y, step, time) for _, y, record in rows.records for step, time, warm in step_times(record) if warm is warmup]
+    points = [
+        (y, step, time)
+        for _, y, record in rows.records
+        for step, time, _ in thinned([found for found in step_times(record) if found[2] is warmup], lambda found: found[1])
+    ]
     kind = "warm-up step" if warmup else "step"
     return {
         "type": "scatter",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bf16prof.documents import as_json, document
+from bf16prof.reconcile import REFERENCES
 from bf16prof.records import Component, MemoryRecord, Phase, Source
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.asked import asked_lines, settings
@@ -20,9 +21,10 @@ from bf16prof.reports.price_table import price_table
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import summary, tiles
+from bf16prof.reports.thinning import thinning_note, with_few_steps
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
-from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views
+from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
 from bf16prof.reports.work import HEADERS, work_rows
 from bf16prof.runs import CaseStatus, Manifest, Run, Status
 
@@ -41,7 +43,7 @@ def render(runs: Sequence[Run]) -> str:
     inside, left_out = panels(views)
     return page(
         "report.html.j2",
-        document([record for run in runs for record in run.records], runs=[run.manifest for run in runs]),
+        document([with_few_steps(record) for run in runs for record in run.records], runs=[run.manifest for run in runs]),
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
         asked=asked_lines([record for run in runs for record in run.records]),
@@ -53,6 +55,7 @@ def render(runs: Sequence[Run]) -> str:
         losses=loss_table(views),
         loss_notes=loss_notes(views),
         rounding=rounding_note(views),
+        thinning=thinning_note([record for run in runs for record in run.records]),
         price=price_table(views),
         panels=inside,
         panels_left_out=left_out,
@@ -75,7 +78,7 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
     return {
         "id": f"case-{index}",
         "label": view.label,
-        "total": gib(record.allocated_bytes),
+        "total": total_text(record, "allocated_bytes"),
         "kind": provenance(record),
         "parameters": whole(record.parameters),
         "profile": inert(view.case.profile),
@@ -120,7 +123,9 @@ def _value(line: Line, source: Source) -> Cell:
     value = line.values.get(source)
     if value is None:
         return unknown_cell()
-    return Cell(seconds(value), value, "number") if line.kind == "time" else bytes_cell(int(value))
+    if line.kind == "time":
+        return Cell(seconds(value), value, "number")
+    return bytes_cell(int(value), at_least=line.at_least and source in REFERENCES)
 
 
 def _items_table(record: MemoryRecord) -> Table | None:

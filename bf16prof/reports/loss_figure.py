@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bf16prof.reports.losses import SeedGroup, of_finite, running_mean, seed_groups, window_of
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.series import case_styles, line
+from bf16prof.reports.thinning import thinned
 from bf16prof.reports.units import number
 from bf16prof.reports.views import CaseView, losses
 
@@ -47,13 +48,18 @@ def mean_curve(group: SeedGroup) -> list[tuple[int, float | None]]:
 
 
 def _curve(index: int, view: CaseView, style: tuple[str, str], *, faint: bool) -> Trace:
-    curve = losses(view.main)
+    curve = thinned(losses(view.main), _loss)
     trace = line(index, style, [step for step, _ in curve], [loss for _, loss in curve])
     look = {"mode": "lines", "opacity": _FAINT, "line": {**trace["line"], "width": 1}} if faint else {}
     return _named(trace | look, view.label, [loss for _, loss in curve])
 
 
-def _mean(index: int, curve: Sequence[tuple[int, float | None]], style: tuple[str, str], group: SeedGroup) -> Trace:
+def _loss(point: tuple[int, float | None]) -> float | None:
+    return point[1]
+
+
+def _mean(index: int, all_of_it: Sequence[tuple[int, float | None]], style: tuple[str, str], group: SeedGroup) -> Trace:
+    curve = thinned(all_of_it, _loss)
     trace = line(index, style, [step for step, _ in curve], [loss for _, loss in curve]) | {"mode": "lines"}
     seeds = f" over {len(group.views)} seeds" if len(group.views) > 1 else ""
     return _named(trace, f"{group.label}, running mean{seeds}", [loss for _, loss in curve])

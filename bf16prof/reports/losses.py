@@ -12,6 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bf16prof.profiles.recipes import all_recipes
@@ -66,9 +67,31 @@ def window_of(steps: int) -> int:
 
 
 def running_mean(curve: Sequence[tuple[int, float | None]], window: int) -> list[tuple[int, float | None]]:
-    """(step, mean of the `window` losses that end there), from the first step that has as many before it; `None` where one is."""
-    values = [loss for _, loss in curve]
-    return [(curve[end - 1][0], of_finite(statistics.fmean, values[end - window : end])) for end in range(window, len(curve) + 1)]
+    """(step, mean of the `window` losses that end there), from the first step that has as many before it; `None` where one is.
+
+    Sums run in whole numbers, so that nothing adds up along the curve, however long it is.
+    """
+    means: list[tuple[int, float | None]] = []
+    total = lost = 0
+    for end, (step, loss) in enumerate(curve, start=1):
+        total, lost = total + _fixed_point(loss), lost + (loss is None)
+        if end > window:
+            gone = curve[end - 1 - window][1]
+            total, lost = total - _fixed_point(gone), lost - (gone is None)
+        if end >= window:
+            means.append((step, None if lost else total / (window * _ONE)))
+    return means
+
+
+_ONE = 2**60
+"""1.0 as a whole number: finer than the digits of any loss that is not below 1e-2, and by 1e-18 else."""
+
+
+def _fixed_point(loss: float | None) -> int:
+    if loss is None:
+        return 0
+    numerator, denominator = loss.as_integer_ratio()
+    return numerator * _ONE // denominator
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,7 @@ class SeedGroup:
         """The recipe of all of them."""
         return self.views[0].case.recipe
 
-    @property
+    @cached_property
     def statistics(self) -> list[LossStatistics]:
         """Of each view that has losses."""
         return [found for view in self.views if (found := loss_statistics(view.main))]
@@ -97,7 +120,7 @@ class SeedGroup:
         values = [getattr(found, quantity) for found in self.statistics]
         return t_interval(values) if values and None not in values else None
 
-    @property
+    @cached_property
     def by_seed(self) -> dict[int | None, LossStatistics]:
         """The statistics of each seed."""
         return {seed_of(view.profile): found for view in self.views if (found := loss_statistics(view.main))}

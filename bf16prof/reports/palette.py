@@ -32,6 +32,12 @@ PHASES: dict[Phase, tuple[str, str, str]] = {
 }
 """Colour, Plotly symbol and the same symbol as text, by phase."""
 
+SYMBOLS: dict[str, str] = {"good": "✓", "warn": "!", "bad": "✗"}
+"""The symbol of good news, of a warning and of bad news, so that colour is never the only sign."""
+
+CONSOLE: dict[str, str] = {"good": "green", "warn": "yellow", "bad": "red"}
+"""Their colours on a console; the page's are in its style sheet, under the same names."""
+
 _SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#757575", "#A6761D", "#66A61E")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 

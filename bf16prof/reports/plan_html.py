@@ -52,7 +52,8 @@ def _tiles(outlook: Outlook) -> list[Tile]:
         lacks = -(outlook.nearest.free_bytes if outlook.nearest else 0)
         return [Tile("Nothing fits", f"{gib(lacks)} too much", "the nearest combination", "bad"), *_fewest(outlook)]
     first, limits = outlook.plans[0], outlook.limits
-    rate = f"step time at least {seconds(first.step_time_floor_s)}: a bound, no prediction"
+    floor = first.step_time_floor_s
+    rate = "the GPU's speed is not known" if floor is None else f"step time at least {seconds(floor)}: a bound, no prediction"
     longest = "the model's longest" if limits.longest else "the longest that fits"
     return [
         Tile("First choice", inert(case_label(first.case)), plan_rows.plan_words(first).partition(", ")[2], "good"),

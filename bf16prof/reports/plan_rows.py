@@ -9,13 +9,17 @@ from bf16prof.records import Offload
 from bf16prof.reports import palette
 from bf16prof.reports.cells import Cell, Table, bytes_cell, number_cell, without_empty
 from bf16prof.reports.units import gib, inert, seconds, share, signed_bytes
+from bf16prof.reports.verdict import STYLES
 from bf16prof.reports.views import case_label, component_name
 
-PLANS = ("#", "ZeRO", "recipe", "offload", "micro-batch", "peak", "free", "tokens/s at most", "calibrated", "against the first")
+PLANS = (
+    "#", "ZeRO", "recipe", "offload", "micro-batch", "verdict", "peak", "reserved", "free", "tokens/s at most", "calibrated",
+    "against the first",
+)  # fmt: skip
 SIZES = ("GPUs", "first choice", "micro-batch", "peak", "free", "tokens/s at most", "per GPU")
-CHANGES = ("change", "saves", "needs", "fits", "flag")
+CHANGES = ("change", "saves", "needs", "verdict", "flag")
 DIFFERENCES = ("alive at the training peak", "ZeRO-2", "ZeRO-3", "more")
-LEFT = ("recipe", "offload", "against the first", "first choice", "change", "fits", "flag", "alive at the training peak")
+LEFT = ("verdict", "recipe", "offload", "against the first", "first choice", "change", "flag", "alive at the training peak")
 """Columns of words; the others are of numbers."""
 
 SMALL = 2**20
@@ -33,7 +37,8 @@ def room_text(room: Room) -> str:
     """How much there is for a plan, and why not more."""
     beside = "".join(f" - {gib(item.bytes)} {inert(item.name)} (assumed)" for item in room.beside)
     return (
-        f"Room for the peak: {gib(room.bytes)} = ({gib(room.memory_bytes)}{beside}) less a margin of {room.margin:.0%} for fragmentation."
+        f"Room for what the allocator reserves: {gib(room.bytes)} = ({gib(room.memory_bytes)}{beside}) less a margin of "
+        f"{room.margin:.0%} for what its replay does not know."
     )
 
 
@@ -62,12 +67,22 @@ def _row(rank: int, plan: Plan, first: Plan) -> tuple[Cell, ...]:
         Cell(inert(plan.case.recipe), detail=inert(plan.learning) + ("\nin zero.Init" if plan.zero_init else "")),
         _lined(str(plan.case.offload).replace("+", "\n+")),
         Cell(str(plan.micro_batch_size), plan.micro_batch_size, "number", detail="\n".join(micro)),
+        verdict_cell(plan),
         bytes_cell(plan.peak_bytes, detail=str(plan.peak_phase)),
+        bytes_cell(plan.reserved_bytes),
         bytes_cell(plan.free_bytes),
         number_cell(plan.tokens_per_s_at_most),
         number_cell(plan.tokens_per_s),
         _lined("\n".join(against(plan, first)) if rank > 1 else ""),
     )
+
+
+def verdict_cell(plan: Plan) -> Cell:
+    """The verdict with its symbol, and whether the dry run has said it."""
+    if plan.verdict is None:
+        return Cell("")
+    style = STYLES[plan.verdict]
+    return Cell(f"{palette.SYMBOLS[style]} {plan.verdict}", style=style, detail="tried" if plan.is_tried else "")
 
 
 def _lined(text: str) -> Cell:
@@ -80,7 +95,8 @@ def against(plan: Plan, first: Plan) -> list[str]:
     """What a plan loses against the first, and what it gains."""
     said = []
     if plan.case.offload is first.case.offload:
-        said += [f"{_rate(plan, first):+.0%} tokens/s"] if abs(_rate(plan, first)) >= 0.005 else ["as fast"]
+        rate = _rate(plan, first)
+        said += [] if rate is None else [f"{rate:+.0%} tokens/s"] if abs(rate) >= 0.005 else ["as fast"]
     else:
         said.append("plus the CPU's time")
     said += [plan.learning] if plan.learning != first.learning else []
@@ -90,10 +106,12 @@ def against(plan: Plan, first: Plan) -> list[str]:
     return said + ([f"{signed_bytes(host)} on the host"] if abs(host) >= SMALL else [])
 
 
-def _rate(plan: Plan, first: Plan) -> float:
+def _rate(plan: Plan, first: Plan) -> float | None:
+    """By what share a plan is faster than the first; `None` where nothing is known of the GPU's speed."""
     if plan.tokens_per_s and first.tokens_per_s:
         return plan.tokens_per_s / first.tokens_per_s - 1
-    return plan.tokens_per_s_at_most / first.tokens_per_s_at_most - 1
+    known = plan.tokens_per_s_at_most, first.tokens_per_s_at_most
+    return None if known[0] is None or known[1] is None else known[0] / known[1] - 1
 
 
 def order_text(outlook: Outlook) -> list[str]:
@@ -107,6 +125,7 @@ def order_text(outlook: Outlook) -> list[str]:
         "Micro-batch: the smallest that is as fast as the largest that fits; recompute: with activation checkpointing. Peak: of the whole "
         "run, init included.",
     ]
+    said += tried_lines(outlook)
     if not outlook.complete:
         said.append(f"More than these {len(plans)} fit: -v shows all, and so does a file (-o).")
     if any(plan.case.offload is not Offload.NONE for plan in plans):
@@ -116,10 +135,20 @@ def order_text(outlook: Outlook) -> list[str]:
     return said
 
 
+def tried_lines(outlook: Outlook) -> list[str]:
+    """Which choices were run dry, and which of them failed."""
+    ranks = [str(rank) for rank, plan in enumerate(outlook.plans, 1) if plan.is_tried]
+    said = [f"Tried: a dry run of the real engine says so of {', '.join(ranks)}; the others are predicted."] if ranks else []
+    for plan in outlook.tried:
+        over = f", {gib(-plan.free_bytes)} too much" if plan.free_bytes < 0 else ""
+        said.append(f"Failed the dry run: {plan_words(plan)}: {plan.verdict} ({gib(plan.peak_bytes)} allocated at most{over}).")
+    return said
+
+
 def left_out_text(outlook: Outlook) -> list[str]:
     """What could not be judged, and why the margin is what it is."""
     less = "" if outlook.room.expandable else " With --expandable-segments less is enough."
-    said = [f"The margin stands for fragmentation, which has no closed form; a dry run (bf16prof simulate) knows it.{less}"]
+    said = [f"What the allocator reserves is replayed where the verdict turns on it; the margin is for what a replay does not know.{less}"]
     return said + [f"Not judged: {inert(reason, 300)}" for reason in outlook.left_out]
 
 
@@ -142,14 +171,16 @@ def _size_row(outlook: Outlook) -> tuple[Cell, ...]:
         Cell(str(plan.micro_batch_size), plan.micro_batch_size, "number"),
         bytes_cell(plan.peak_bytes),
         bytes_cell(plan.free_bytes),
-        *((number_cell(rate), number_cell(rate / outlook.world_size)) if outlook.plans else (Cell(""), Cell(""))),
+        *((number_cell(rate), number_cell(rate and rate / outlook.world_size)) if outlook.plans else (Cell(""), Cell(""))),
     )
 
 
 def limit_lines(first: Plan, limits: Limits) -> list[str]:
     """How fast the first choice is at most and how far it goes, and how few GPUs do."""
     calibrated = f", {seconds(first.step_time_s)} calibrated" if first.step_time_s is not None else ""
-    said = [f"step time: at least {seconds(first.step_time_floor_s)}{calibrated}, for {first.train_batch_size} sequences"]
+    floor = "not known, for the GPU's speed is not" if first.step_time_floor_s is None else f"at least {seconds(first.step_time_floor_s)}"
+    said = [f"step time: {floor}{calibrated}, for {first.train_batch_size} sequences"]
+    said += [f"host memory: {host_text(first)}"] if first.host_bytes >= SMALL else []
     if limits.same_gpus is not None:
         said.append(f"largest micro-batch: {limits.micro_batch_size}")
         said.append(f"longest sequence: {limits.sequence_length} tokens" + (", the model's longest" if limits.longest else ""))
@@ -160,23 +191,30 @@ def limit_lines(first: Plan, limits: Limits) -> list[str]:
 def fewest_words(plan: Plan) -> str:
     """On how few GPUs a plan fits, and which one."""
     offload = "without offloading" if plan.case.offload is Offload.NONE else f"offloading {plan.case.offload}"
-    host = f", {gib(plan.host_bytes)} of host memory each" if plan.host_bytes >= SMALL else ""
+    host = f", {host_text(plan)} of host memory" if plan.host_bytes >= SMALL else ""
     return f"{plan.case.world_size}, {offload}{host} ({plan_words(plan)})"
 
 
+def host_text(plan: Plan) -> str:
+    """Host memory of each rank and of a node."""
+    return f"{gib(plan.host_bytes)} a rank, {gib(plan.host_bytes_per_node)} a node"
+
+
 def change_rows(outlook: Outlook) -> Table:
-    """What single changes of the nearest miss are worth."""
+    """What changes of the nearest miss are worth, alone and together."""
     rows = (
         (
             Cell(inert(change.what, 120)),
             bytes_cell(change.saved_bytes),
             bytes_cell(change.plan.peak_bytes),
-            Cell("yes", style="good") if change.plan.fits else Cell("no", style="bad"),
+            verdict_cell(change.plan),
             Cell(inert(change.flag, 300)),
         )
         for change in outlook.changes[:MOST_CHANGES]
     )
-    return Table("What to change first: one change of the nearest, the most effective first", CHANGES, tuple(rows))
+    return Table(
+        "What to change: of the nearest, what fits first, fewest changes before more, then the most effective", CHANGES, tuple(rows)
+    )
 
 
 def nearest_lines(outlook: Outlook) -> list[str]:
@@ -185,8 +223,19 @@ def nearest_lines(outlook: Outlook) -> list[str]:
     assert nearest is not None, "where nothing fits there is a nearest miss"
     fewest = outlook.limits.fewest
     more = [f"Fewest GPUs on which anything fits: {fewest_words(plan)}." for plan in fewest] or ["More GPUs of this kind do not help."]
-    lacks = f"{gib(nearest.peak_bytes)} in {nearest.peak_phase}, {gib(-nearest.free_bytes)} too much"
-    return [f"None of {outlook.combinations} combinations fits. Nearest: {plan_words(nearest)}: {lacks}.", *more]
+    held = nearest.peak_bytes if nearest.reserved_bytes is None else nearest.reserved_bytes
+    how = "in " + str(nearest.peak_phase) if nearest.reserved_bytes is None else f"reserved for a peak of {gib(nearest.peak_bytes)}"
+    lacks = f"{nearest.verdict}: {gib(held)} {how}, {gib(-nearest.free_bytes)} too much"
+    inside = [only_init_text(nearest)] if nearest.inside_zero_init_bytes is not None else []
+    lines = [f"None of {outlook.combinations} combinations fits. Nearest: {plan_words(nearest)}: {lacks}.", *inside, *more]
+    return [*lines, *tried_lines(outlook), *outlook.beyond]
+
+
+def only_init_text(plan: Plan) -> str:
+    """That only init does not fit, and what does."""
+    return (
+        f"Only init does not fit: init {gib(plan.peak_bytes)}; inside deepspeed.zero.Init {gib(plan.inside_zero_init_bytes)} (--zero-init)."
+    )
 
 
 def difference_rows(stages: StageComparison) -> Table:

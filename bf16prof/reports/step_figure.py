@@ -10,8 +10,8 @@ from bf16prof.records import Component, MemoryRecord, Phase, PhaseStart, Timelin
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure
 from bf16prof.reports.units import gib, scale
-from bf16prof.reports.verdict import allocator_limit
 from bf16prof.reports.views import component_name
+from bf16prof.verdict import allocator_limit
 
 _HEIGHT, _TOP = 430, 54
 """Above the axes there is a row of phases and, above them, one of Plotly's buttons."""

@@ -12,7 +12,7 @@ from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
 from bf16prof.reports.plots import Figure
 from bf16prof.reports.step_figure import STACK, step_figure
 from bf16prof.reports.units import gib, inert, share
-from bf16prof.reports.verdict import Verdict, beside_the_allocator, verdict
+from bf16prof.reports.verdict import Said, beside_the_allocator, verdict
 from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
 from bf16prof.runs import Run
 
@@ -30,7 +30,7 @@ class Panel:
 
     id: str
     label: str
-    verdict: Verdict | None
+    verdict: Said | None
     figure: Figure | None
     components: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.records import MemoryRecord, Source
-from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, error_style, number_cell, unknown_cell, without_empty
-from bf16prof.reports.units import AS_PRINTED, EXACT, NOT_FINITE, gib, inert, number, seconds, signed_percent
-from bf16prof.reports.verdict import case_verdict
-from bf16prof.reports.views import CaseView, Headline, headline, loss_text, losses, provenance, references
+from bf16prof.reports.cells import (
+    Cell,
+    Table,
+    bytes_cell,
+    difference_cell,
+    error_style,
+    number_cell,
+    total_cell,
+    unknown_cell,
+    without_empty,
+)
+from bf16prof.reports.units import AS_PRINTED, EXACT, NOT_FINITE, inert, number, seconds, signed_percent
+from bf16prof.reports.verdict import VERDICT, case_verdict
+from bf16prof.reports.views import CaseView, Headline, headline, loss_text, losses, provenance, references, total_text
 from bf16prof.runs import Run, Status
 
 
@@ -30,7 +40,7 @@ def tiles(runs: Sequence[Run], views: Sequence[CaseView]) -> list[Tile]:
     smallest = min((v for v in views if v.main.allocated_bytes is not None), key=lambda v: v.main.allocated_bytes or 0, default=None)
     if smallest:
         instant = f"{smallest.label}, allocated between steps, {provenance(smallest.main)}"
-        tiles.append(Tile("Least memory", gib(smallest.main.allocated_bytes), instant))
+        tiles.append(Tile("Least memory", total_text(smallest.main, "allocated_bytes"), instant))
     fastest = min((v for v in views if v.main.step_time_s is not None), key=lambda v: v.main.step_time_s or 0.0, default=None)
     if fastest:
         tiles.append(Tile("Fastest step", seconds(fastest.main.step_time_s), fastest.label + _rate(fastest.main.tokens_per_s)))
@@ -87,16 +97,17 @@ def _more(names: Sequence[str]) -> str:
 def _fits_tile(views: Sequence[CaseView]) -> list[Tile]:
     found = [(view, said) for view in views if (said := case_verdict(view))]
     without = [view.label for view, said in found if not said.fits]
+    style = next((style for style in ("bad", "warn") if any(said.style == style for _, said in found)), "good")
     if not found:
         return []
-    detail = f"out of memory: {', '.join(without[:3])}{_more(without)}"
+    detail = f"tight or too large: {', '.join(without[:3])}{_more(without)}"
     gpus = ", ".join(dict.fromkeys(inert(record.gpu) for view, _ in found for record in view.predictions if record.gpu))
     text = f"{len(found) - len(without)} of {len(found)} cases"
-    return [Tile("Fits the GPU", text, detail if without else gpus, "bad" if without else "good")]
+    return [Tile("Fits the GPU", text, detail if without else gpus, style)]
 
 
 def summary(views: Sequence[CaseView]) -> Table:
-    """One row per case: what is allocated between steps by source, then the case's peak, room, time and loss."""
+    """One row per case: what is allocated between steps by source, then the case's peak, verdict, time and loss."""
     sources = [s for s in Source if any(r.source is s for view in views for r in view.predictions)]
     measured = references(views)
     headers = ["case"] + ([measured] if measured else [])
@@ -109,7 +120,7 @@ def summary(views: Sequence[CaseView]) -> Table:
         *([f"{s} error" for s in sources] if measured else []),
         "reserved",
         "on the device",
-        "room on the GPU",
+        VERDICT,
         "step time",
         "step time floor",
         "MFU",
@@ -124,20 +135,20 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
     cells = [Cell(view.label, link=f"#case-{index}")]
     steady, peak = view.line("allocated_bytes"), view.line("peak_allocated_bytes")
     if measured:
-        cells.append(bytes_cell(view.reference.allocated_bytes if view.reference else None))
+        cells.append(total_cell(view.reference, "allocated_bytes") if view.reference else unknown_cell())
     for source in sources:
         record = view.records.get(source)
         cells.append(bytes_cell(record.allocated_bytes if record else None))
         cells += [difference_cell(steady, source)] if measured else []
     main = view.main
-    cells.append(
-        bytes_cell(main.peak_allocated_bytes, title=f"{provenance(main)}, in {main.peak_phase}" if main.peak_phase else provenance(main))
-    )
+    where = f"{provenance(main)}, in {main.peak_phase}" if main.peak_phase else provenance(main)
+    cells.append(total_cell(main, "peak_allocated_bytes", title=where))
     cells += [difference_cell(peak, source) for source in sources] if measured else []
     whole_run = view.whole_run_only
-    cells.append(bytes_cell(main.run_peak_allocated_bytes if whole_run else None, title=f"{provenance(main)}, init included"))
+    included = f"{provenance(main)}, init included"
+    cells.append(total_cell(main, "run_peak_allocated_bytes", title=included) if whole_run else unknown_cell())
     cells += [difference_cell(whole_run, source) for source in sources] if measured else []
-    cells += [bytes_cell(main.reserved_bytes), bytes_cell(main.device_bytes), _fits(view)]
+    cells += [total_cell(main, "reserved_bytes"), total_cell(main, "device_bytes"), _fits(view)]
     spread = f"interquartile range {seconds(main.step_time_iqr_s)}" if main.step_time_iqr_s is not None else ""
     if main.step_time_error_s is not None:
         spread = f"calibrated, ± {seconds(main.step_time_error_s)}"
@@ -151,7 +162,7 @@ def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured
 
 def _fits(view: CaseView) -> Cell:
     said = case_verdict(view)
-    return Cell(said.short, style="good" if said.fits else "bad", title=said.text) if said else unknown_cell()
+    return Cell(said.marked, style=said.style, title=said.text) if said else unknown_cell()
 
 
 def _loss(record: MemoryRecord) -> Cell:

@@ -14,9 +14,9 @@ from bf16prof.reports.cells import Table
 from bf16prof.reports.learning import learning
 from bf16prof.reports.loss_table import loss_notes, loss_table
 from bf16prof.reports.price_table import price_table
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, number, seconds, signed_bytes, signed_percent
-from bf16prof.reports.verdict import verdict
-from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, loss_text, losses, run_names, run_views
+from bf16prof.reports.units import AS_PRINTED, CONSISTENT, EXACT, gib, number, seconds, signed_bytes, signed_percent
+from bf16prof.reports.verdict import VERDICT, verdict
+from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, loss_text, losses, run_names, run_views, total_text
 from bf16prof.reports.written import csv_text, markdown_list, markdown_table, markdown_text
 from bf16prof.runs import Run
 
@@ -65,7 +65,8 @@ def to_csv(runs: Sequence[Run]) -> str:
 def to_markdown(runs: Sequence[Run]) -> str:
     """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
 
-    Where a job runs out of memory, a line under the first table says how. Losses, and what updates cost, have tables with one row per case.
+    Where a job does not fit, or may not, a line under the first table says why. Losses, and what updates cost, have tables with one row per
+    case.
     """
     views = run_views(runs)
     known = [(view, record) for view in views for record in view.records.values()]
@@ -134,7 +135,9 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         "parameters": record.parameters,
         **{name: getattr(record, name) for name in MEMORY_TOTALS},
         "peak_phase": None if record.peak_phase is None else str(record.peak_phase),
-        "out_of_memory": said.text if said and not said.fits else None,
+        "verdict": str(said.answer) if said else None,
+        "verdict_text": said.text if said else None,
+        "out_of_memory": said.text if said and record.out_of_memory is not None else None,
         **{f"components.{c}": record.components.get(c, 0) if record.components else None for c in Component},
         **{f"peak_components.{c}": record.peak_components.get(c, 0) if record.peak_components else None for c in Component},
     }
@@ -147,7 +150,7 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
     row |= {name: getattr(record, name) for name in _FLOATS}
     row["steps_loss_not_finite"] = sum(loss is None for _, loss in curve) if curve else None
     row |= {name: getattr(found, name) if found else None for name in _LEARNING}
-    return row | {"notes": "; ".join(record.notes) or None}
+    return row | {"at_least": "; ".join(record.at_least) or None, "notes": "; ".join(record.notes) or None}
 
 
 def _workload(record: MemoryRecord) -> dict[str, Any]:
@@ -183,14 +186,16 @@ def _integers(values: list[int | None]) -> pd.Series[Any]:
 def _totals(view: CaseView, record: MemoryRecord) -> dict[str, str]:
     row = {"case": case_label(record.case), "run": view.run, "profile": record.case.profile, "source": str(record.source)}
     for name, label in MEMORY_TOTALS.items():
-        row[label] = _known(getattr(record, name), gib)
+        row[label] = "" if getattr(record, name) is None else total_text(record, name)
         line = view.line(name)
+        if line and record.source in line.consistent:
+            row[f"{label} error"] = CONSISTENT
         if line and record.source in line.differences:
             error, difference = line.errors.get(record.source), line.differences[record.source]
             same = EXACT if not difference else AS_PRINTED if line.as_printed(record.source) else ""
             row[f"{label} error"] = same or f"{signed_bytes(difference)} ({signed_percent(error)})"
     said = verdict(record)
-    row["room on the GPU"] = said.short if said else ""
+    row[VERDICT] = said.marked if said else ""
     row["step time"] = _known(record.step_time_s, seconds)
     row["step time floor"] = _known(record.step_time_floor_s, seconds)
     row["MFU"] = "" if record.mfu is None else f"{record.mfu:.1%}"
@@ -204,7 +209,7 @@ def _components(view: CaseView, record: MemoryRecord, sizes: Mapping[Component, 
     return row | {str(component): gib(size) for component in Component if (size := sizes.get(component))}
 
 
-_LEFT = ("case", "run", "profile", "source", "room on the GPU")
+_LEFT = ("case", "run", "profile", "source", VERDICT)
 
 
 def _known(value: Any, show: Any) -> str:

@@ -19,6 +19,12 @@ EXACT = "exact"
 AS_PRINTED = "as printed"
 """What stands where a prediction may be the number that a log printed rounded."""
 
+CONSISTENT = "consistent"
+"""What stands where a prediction is not below a lower bound that a log proves."""
+
+AT_LEAST = ">= "
+"""What stands before a lower bound."""
+
 NAME_LIMIT = 80
 """Characters of a name that are shown; what is longer is cut, and the cut is marked."""
 

@@ -1,47 +1,69 @@
-"""Whether a job has room on its GPU, and what predictions had said: one wording for console, HTML, Markdown and CSV."""
+"""The verdict on a record in words: the same in console, HTML, Markdown and CSV. `bf16prof.verdict` judges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from bf16prof.profiles import beside
-from bf16prof.profiles.gpus import gpu_named
-from bf16prof.records import Device, Item, MemoryRecord, OutOfMemory, Phase, Source
+from bf16prof.reconcile import REFERENCES
+from bf16prof.records import MemoryRecord, OutOfMemory, Phase, Source, Verdict
+from bf16prof.reports import palette
 from bf16prof.reports.units import gib, inert, part_of
 from bf16prof.reports.views import CaseView, component_name
+from bf16prof.verdict import Judgement, device_total, judge
+
+VERDICT = "verdict"
+"""The column of tables; "fits", "tight" or "does not fit", with what is free or lacks."""
 
 _HOLDERS = 4
 _ORDINALS = ("first", "second", "third")
 
+Style = Literal["good", "warn", "bad"]
+
+STYLES: dict[Verdict, Style] = {Verdict.FITS: "good", Verdict.TIGHT: "warn", Verdict.DOES_NOT_FIT: "bad"}
+"""How each verdict looks: a class of the page's style sheet, a colour of the console and a symbol (`palette.py`)."""
+
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a record fits its GPU: in two words or so, and with the numbers that decide."""
+class Said:
+    """A verdict in two words or so, and with the numbers that decide."""
 
-    fits: bool
+    answer: Verdict
     short: str
     text: str
 
+    @property
+    def fits(self) -> bool:
+        """Whether it fits, with nothing more to try."""
+        return self.answer is Verdict.FITS
 
-def verdict(record: MemoryRecord) -> Verdict | None:
-    """The verdict of a prediction for a GPU: of a dry run, which knows the allocator, or of an estimate, which knows what it has to hold at
-    least. `None` where a record knows neither; a measurement has no need of one.
-    """
-    shortage = record.out_of_memory
-    if shortage is not None:
-        return Verdict(False, f"out of memory in {shortage.phase}", _shortage(record, shortage))
-    if record.source is Source.ESTIMATE:
-        return _estimated(record)
-    if record.source is not Source.SIMULATE or record.device is not Device.GPU or record.reserved_bytes is None:
-        return None
-    return Verdict(True, "fits", _room(record))
+    @property
+    def style(self) -> Style:
+        """How it looks."""
+        return STYLES[self.answer]
+
+    @property
+    def symbol(self) -> str:
+        """Its symbol."""
+        return palette.SYMBOLS[self.style]
+
+    @property
+    def marked(self) -> str:
+        """The short form behind its symbol."""
+        return f"{self.symbol} {self.short}"
 
 
-def case_verdict(view: CaseView) -> Verdict | None:
-    """The verdict of a case: of its dry run; of its estimate only where there is nothing better."""
-    found = {source: said for source, record in view.records.items() if (said := verdict(record))}
-    estimated = None if view.reference else found.get(Source.ESTIMATE)
-    return next((said for source, said in found.items() if source is not Source.ESTIMATE), estimated)
+def verdict(record: MemoryRecord) -> Said | None:
+    """The verdict on a record; `None` where its source cannot tell."""
+    found = judge(record)
+    return None if found is None else Said(found.verdict, _short(found), _text(record, found))
+
+
+def case_verdict(view: CaseView) -> Said | None:
+    """The verdict on a case: of what ran, else of its dry run, else of its estimate."""
+    order = (Source.MEASURE, Source.IMPORT, Source.SIMULATE, Source.ESTIMATE)
+    records = (view.records.get(source) for source in order)
+    return next((said for record in records if record is not None and (said := verdict(record))), None)
 
 
 def prediction_text(record: MemoryRecord) -> str:
@@ -57,69 +79,75 @@ def beside_the_allocator(record: MemoryRecord) -> str:
     return f"on the device besides the allocator: {', '.join(parts)}" if parts else ""
 
 
-def device_total(record: MemoryRecord) -> int | None:
-    """The memory of the record's GPU; `None` for a GPU that the table does not know."""
-    gpu = gpu_named(record.gpu)
-    return gpu.memory_bytes if gpu else None
+def _short(found: Judgement) -> str:
+    free = found.free_bytes
+    if free is None or (found.verdict is not Verdict.FITS and free >= 0):
+        return str(found.verdict)
+    words = {Verdict.FITS: "free", Verdict.TIGHT: "short", Verdict.DOES_NOT_FIT: "too much"}
+    return f"{found.verdict}, {gib(abs(free))} {words[found.verdict]}"
 
 
-def allocator_limit(record: MemoryRecord) -> int | None:
-    """The most that the caching allocator may reserve: the device's memory without what the process holds besides."""
-    if record.out_of_memory is not None:
-        return record.out_of_memory.limit_bytes
-    total, held = device_total(record), _held_besides(record)
-    return None if total is None or not held else total - sum(item.bytes for item in held)
-
-
-def _held_besides(record: MemoryRecord) -> tuple[Item, ...]:
-    """What the record says of it; of an estimate, which says nothing, the same as a dry run assumes."""
-    return beside.beside_the_allocator(record.case.world_size) if record.source is Source.ESTIMATE else record.device_items
-
-
-def _gpu(record: MemoryRecord) -> str:
-    return f" {inert(record.gpu)}" if record.gpu else ""
-
-
-def _estimated(record: MemoryRecord) -> Verdict | None:
-    """Whether the most that a job holds, as far as it is known, stays within what the allocator may reserve."""
-    peak = record.peak_allocated_bytes if record.run_peak_allocated_bytes is None else record.run_peak_allocated_bytes
-    most, limit = record.allocated_bytes if peak is None else peak, allocator_limit(record)
-    if most is None or limit is None:
-        return None
-    free, when = limit - most, "between steps" if peak is None else "at most"
-    without = " and ".join(f"{item.name} {gib(item.bytes)}" for item in _held_besides(record))
-    text = f"{_gpu(record)}: {part_of(most, limit)} allocated {when}; {without} taken off, fragmentation not"
-    if free < 0:
-        return Verdict(False, f"{gib(-free)} over", f"too large for{text}")
-    return Verdict(True, f"{gib(free)} free", f"has room on{text}")
-
-
-def _room(record: MemoryRecord) -> str:
-    highest = record.peak_allocated_bytes if record.run_peak_allocated_bytes is None else record.run_peak_allocated_bytes
-    parts = [f"{gib(highest)} at most allocated", f"{gib(record.reserved_bytes)} reserved"]
-    if record.device_bytes is not None:
+def _text(record: MemoryRecord, found: Judgement) -> str:
+    where = f"{' on' if found.verdict is Verdict.TIGHT else ''} {inert(record.gpu)}" if record.gpu else ""
+    parts = [_peak(found), _reserved(record, found)]
+    if record.device_bytes is not None and found.verdict is Verdict.FITS:
         parts.append(f"{part_of(record.device_bytes, device_total(record))} on the device")
-    retries = record.allocator_retries
-    freed = f"; {retries:,} allocations find room only after the cache is freed" if retries else ""
-    return f"fits{_gpu(record)}: {', '.join(parts)}{freed}"
+    if record.allocator_retries and record.out_of_memory is None:
+        parts.append(f"{record.allocator_retries:,} allocations find room only after the cache is freed")
+    if record.inside_zero_init_bytes is not None:
+        inside = gib(record.inside_zero_init_bytes)
+        parts.append(f"only init does not fit: init {gib(found.peak_bytes)}; inside deepspeed.zero.Init {inside} (--zero-init)")
+    if record.out_of_memory is not None:
+        parts.append(_shortage(record, record.out_of_memory))
+    return f"{found.verdict}{where}: " + "; ".join(part for part in parts if part)
+
+
+def _peak(found: Judgement) -> str:
+    whose = "the run's peak" if found.phase is None else "init's peak" if found.phase is Phase.INIT else "the step's peak"
+    phase = f" ({found.phase})" if found.phase not in (None, Phase.INIT) else ""
+    said = f"{whose} is {gib(found.peak_bytes)}{phase}"
+    if found.limit_bytes is None:
+        return said
+    if found.verdict is Verdict.DOES_NOT_FIT:
+        over = found.peak_bytes - found.limit_bytes
+        return f"{said}, {gib(over)} too much" if over > 0 else said
+    return f"{said} of the {gib(found.limit_bytes)} that the allocator may reserve"
+
+
+def _reserved(record: MemoryRecord, found: Judgement) -> str:
+    if found.verdict is Verdict.DOES_NOT_FIT or record.source is Source.IMPORT:
+        return ""
+    replayed = record.source is Source.ESTIMATE
+    margin = f" of {gib(found.room_bytes)} ({found.margin:.0%} kept for what the replay does not know)" if found.margin else ""
+    if found.reserved_bytes is not None:
+        return f"{gib(found.reserved_bytes)} reserved" + (f" by the replayed allocator{margin}" if replayed else "")
+    if not replayed:
+        return ""
+    if found.verdict is Verdict.FITS:
+        return "far from what fragmentation could take"
+    return f"more than {gib(found.room_bytes)}, which is that less {found.margin:.0%} for fragmentation" if found.margin else ""
 
 
 def _shortage(record: MemoryRecord, shortage: OutOfMemory) -> str:
-    gpu = f" on{_gpu(record)}" if record.gpu else ""
     holders = sorted(((size, c) for c, size in shortage.holders.items() if size * 100 >= shortage.allocated_bytes), key=lambda h: -h[0])
     biggest = ", ".join(f"{component_name(component)} {gib(size)}" for size, component in holders[:_HOLDERS])
     fragmented = shortage.allocated_bytes + shortage.requested_bytes <= shortage.limit_bytes
+    happened = "ran" if record.source in REFERENCES else "runs"
+    where = _instant(shortage)
+    what = f" for `{inert(shortage.tensor)}`" if shortage.tensor else ""
     return (
-        f"runs out of memory{gpu} in {_instant(shortage)}, allocating {gib(shortage.requested_bytes)} for `{inert(shortage.tensor)}`: "
+        f"it {happened} out of memory{f' in {where}' if where else ''}, allocating {gib(shortage.requested_bytes)}{what}: "
         f"{gib(shortage.allocated_bytes)} allocated, {part_of(shortage.reserved_bytes, shortage.limit_bytes)} reserved"
         + ("; without fragmentation there would be room" if fragmented else "")
         + (f"; biggest holders: {biggest}" if biggest else "")
-        + "; all other numbers are as if there were room"
+        + ("" if record.source in REFERENCES else "; all other numbers are as if there were room")
     )
 
 
 def _instant(shortage: OutOfMemory) -> str:
     step = shortage.step
+    if shortage.phase is None:
+        return ""
     if shortage.phase is Phase.INIT or step is None:
         return str(shortage.phase)
     which = f"the {_ORDINALS[step]} step" if step < len(_ORDINALS) else f"step {step} (counted from 0)"

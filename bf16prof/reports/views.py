@@ -12,7 +12,7 @@ from typing import Any
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
 from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source, Workload
-from bf16prof.reports.units import NOT_FINITE, inert, number
+from bf16prof.reports.units import AT_LEAST, NOT_FINITE, gib, inert, number, seconds
 from bf16prof.runs import Run
 
 MEMORY_TOTALS = {
@@ -23,7 +23,8 @@ MEMORY_TOTALS = {
     "reserved_floor_bytes": "reserved, at least",
     "fragmentation_bytes": "fragmentation",
     "device_bytes": "on the device",
-    "host_bytes": "host",
+    "host_bytes": "host, a rank",
+    "host_bytes_per_node": "host, a node",
 }
 """How the quantities of a record are called in tables."""
 
@@ -37,7 +38,10 @@ _ORDER = (Source.MEASURE, Source.IMPORT, Source.ESTIMATE, Source.SIMULATE)
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of a case by source. `differences` (prediction - reference) and `errors` exist only where both are known."""
+    """One quantity of a case by source. `differences` (prediction - reference) and `errors` exist only where both are known.
+
+    `at_least`: the reference is a lower bound; `consistent` are the predictions that are not below it, which have no difference.
+    """
 
     quantity: str
     label: str
@@ -46,6 +50,8 @@ class Line:
     differences: dict[Source, int | float]
     errors: dict[Source, float | None]
     rounding: int = 0
+    at_least: bool = False
+    consistent: frozenset[Source] = frozenset()
 
     def as_printed(self, source: Source) -> bool:
         """Whether a prediction is not exact, and differs by no more than the rounding of the reference explains."""
@@ -266,10 +272,32 @@ def _line(comparison: Comparison) -> Line:
     truth = next((comparison.values[s] for s in REFERENCES if s in comparison.values), None)
     values = {s: comparison.values[s] for s in _ORDER if s in comparison.values}
     predictions = [s for s in values if s not in REFERENCES]
-    differences = {} if truth is None else {s: values[s] - truth for s in predictions}
-    return Line(
-        comparison.quantity, label, kind, values, differences, {s: comparison.errors.get(s) for s in differences}, comparison.rounding
-    )
+    consistent = frozenset(s for s in predictions if comparison.is_consistent(s))
+    differences = {} if truth is None else {s: values[s] - truth for s in predictions if s not in consistent}
+    errors = {s: comparison.errors.get(s) for s in differences}
+    return Line(comparison.quantity, label, kind, values, differences, errors, comparison.rounding, comparison.at_least, consistent)
+
+
+def bound(record: MemoryRecord, quantity: str) -> str:
+    """What stands before a quantity of a record: ">= " where it is a lower bound, else nothing."""
+    return AT_LEAST if quantity in record.at_least else ""
+
+
+def total_text(record: MemoryRecord, quantity: str) -> str:
+    """A total of a record for a person: "25.74 GiB", ">= 3.14 GiB"."""
+    return bound(record, quantity) + gib(getattr(record, quantity))
+
+
+def value_text(line: Line, source: Source) -> str:
+    """A value of a line for a person, with what stands before a lower bound."""
+    value = line.values.get(source)
+    mark = AT_LEAST if line.at_least and source in REFERENCES else ""
+    return seconds(value) if line.kind == "time" else mark + gib(value)
+
+
+def quantity_name(quantity: str) -> str:
+    """What one of the reconciler's quantities is called in tables."""
+    return _name(quantity)[0]
 
 
 def _name(quantity: str) -> tuple[str, str]:

@@ -43,7 +43,7 @@ from bf16prof.simulate.repeat import last_step, repeat, repeat_body
 from bf16prof.simulate.shims import library_shims
 from bf16prof.simulate.task import Progress, Task
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
-from bf16prof.simulate.versions import check
+from bf16prof.simulate.versions import check, installed
 from bf16prof.simulate.world import world
 
 MOST_REPEATS = 12
@@ -58,14 +58,15 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     import deepspeed
 
     job = task.job.job()
-    notes = (f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}", *check(deepspeed.__version__))
+    versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
+    notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_client_optimizer(deepspeed_config(job))
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = Rank(job, tracker, on_progress)
         record = rank.run(task.steps)
-        return dataclasses.replace(record, notes=(*notes, *record.notes)), tracker.ledger
+        return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
 
 
 class Rank:
@@ -182,7 +183,7 @@ class Rank:
         highest = peak_phase(phases)
         assert highest is not None, "every phase has run"
         allocator = ledger.allocator
-        beside = beside_the_allocator(job.case.world_size) if allocator else ()
+        beside = beside_the_allocator(job.case.world_size, job.gpu.compute_capability) if allocator and job.gpu else ()
         return MemoryRecord(
             source=Source.SIMULATE,
             case=job.case,

@@ -27,6 +27,9 @@ ABSOLUTE_OFFSET = {torch.ops.aten.as_strided.default, torch.ops.aten.view.dtype}
 """Views whose offset is not that of their input plus a constant."""
 
 
+DEVICE = "_fake_device" if isinstance(getattr(FakeTensor, "fake_device", None), property) else "fake_device"
+"""Where a fake tensor keeps its device, which became a property after PyTorch 2.11."""
+
 SERIAL = "_bf16prof_serial"
 """Attribute of a fake tensor that is its own (`shims._hash`)."""
 
@@ -35,12 +38,13 @@ SLICE = torch.ops.aten.slice.Tensor
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """An output in a storage of its own."""
+    """An output in a storage of its own, of so many bytes: as many as its shape needs, or more."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Memo:
     """Remembers answers; makes fake tensors from them."""
 
     def __init__(self) -> None:
-        self._answers: dict[Hashable, tuple[type | None, tuple[Answer, ...]]] = {}
+        self._answers: dict[Hashable, tuple[type | None, tuple[Answer, ...], int]] = {}
         self._predictable: dict[Operator, bool] = {}
         self._template: dict[str, Any] = {}
 
@@ -95,24 +99,25 @@ class Memo:
             described = _describe(args, tensors)
             named = _describe(tuple(kwargs.items()), tensors) if kwargs else None
             offset = tensors[0].storage_offset() if func in ABSOLUTE_OFFSET else None
-            key = (func, described, named, offset, torch.get_default_dtype())
+            key = (func, described, named, offset, torch.get_default_dtype(), torch.is_grad_enabled())
             hash(key)
         except (_Indescribable, TypeError):
             return None
         return Question(key, tensors)
 
-    def recall(self, question: Question) -> tuple[Any, list[FakeTensor]] | None:
-        """The answer to the question and those of its tensors that have new storages; `None` when it was never asked."""
-        known = (None, (question.key,)) if isinstance(question.key, View) else self._answers.get(question.key)
+    def recall(self, question: Question) -> tuple[Any, list[FakeTensor], int] | None:
+        """The answer to the question, those of its tensors that have new storages, and the bytes of scratch memory that were learned
+        with it; `None` when it was never asked."""
+        known = (None, (question.key,), 0) if isinstance(question.key, View) else self._answers.get(question.key)
         if known is None:
             return None
-        container, answers = known
+        container, answers, scratch = known
         fresh: list[FakeTensor] = []
         outputs = [self._make(answer, question.tensors, fresh) for answer in answers]
-        return (outputs[0] if container is None else container(outputs)), fresh
+        return (outputs[0] if container is None else container(outputs)), fresh, scratch
 
-    def learn(self, question: Question, out: Any) -> None:
-        """Remember an answer, if it can be made again."""
+    def learn(self, question: Question, out: Any, scratch: int = 0) -> None:
+        """Remember an answer, if it can be made again, and the scratch memory that its kernel takes."""
         container = type(out) if isinstance(out, tuple | list) else None
         outputs = out if container else (out,)
         try:
@@ -124,12 +129,14 @@ class Memo:
             self._template = {name: value for name, value in fakes[0].__dict__.items() if name != SERIAL}
         fresh = [each.untyped_storage()._cdata for each, answer in zip(outputs, answers, strict=True) if isinstance(answer, Fresh)]
         if len(set(fresh)) == len(fresh):
-            self._answers[question.key] = (container, answers)
+            self._answers[question.key] = (container, answers, scratch)
 
     def _make(self, answer: Answer, tensors: list[FakeTensor], fresh: list[FakeTensor]) -> FakeTensor | None:
         if isinstance(answer, Fresh):
             with torch._C._DisableTorchDispatch():
                 bare = torch.empty_strided(answer.shape, answer.stride, dtype=answer.dtype, device="meta")
+                if answer.bytes > bare.untyped_storage().nbytes():
+                    bare.untyped_storage().resize_(answer.bytes)
             made = self._fake(bare, answer.device)
             fresh.append(made)
             return made
@@ -147,7 +154,7 @@ class Memo:
         made: FakeTensor = Tensor._make_subclass(FakeTensor, bare, False, dispatch_device=True, device_for_backend_keys=device)
         torch._C._set_warn_deprecated_on_mutable_data_ptr(made)
         made.__dict__.update(self._template)
-        made.__dict__["_fake_device"] = device
+        made.__dict__[DEVICE] = device
         return made
 
 
@@ -192,8 +199,6 @@ def _answer(out: Any, tensors: list[FakeTensor]) -> Answer:
         if tensor.untyped_storage()._cdata == storage._cdata:
             offset = int(out.storage_offset()) - int(tensor.storage_offset())
             return View(index, offset, tuple(out.shape), tuple(out.stride()), out.dtype, out.fake_device)
-    answer = Fresh(tuple(out.shape), tuple(out.stride()), out.dtype, out.fake_device)
-    extent = 1 + sum((size - 1) * step for size, step in zip(answer.shape, answer.stride, strict=True)) if out.numel() else 0
-    if out.storage_offset() or storage.nbytes() != extent * out.itemsize:
+    if out.storage_offset():
         raise _Indescribable
-    return answer
+    return Fresh(tuple(out.shape), tuple(out.stride()), out.dtype, out.fake_device, storage.nbytes())

@@ -6,11 +6,12 @@ Everything is put back when the world is left. Nothing here changes what DeepSpe
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 import sys
 import types
-from collections.abc import Iterable, Iterator, MutableSet
+from collections.abc import Callable, Iterable, Iterator, MutableSet
 from typing import Any
 from unittest import mock
 
@@ -106,20 +107,34 @@ def shims(tracker: Tracker) -> Iterator[None]:
 def library_shims() -> Iterator[None]:
     """Replace in libraries that have been imported with the model; put back at the end."""
     with contextlib.ExitStack() as stack:
-        for module, name, value in _ASKING_FOR_VALUES:
+        for module, name, replacement in _ASKING_FOR_VALUES:
             if hasattr(sys.modules.get(module), name):
-                stack.enter_context(mock.patch.object(sys.modules[module], name, value))
+                real = getattr(sys.modules[module], name)
+                stack.enter_context(mock.patch.object(sys.modules[module], name, functools.partial(replacement, real)))
         yield
+
+
+def _packed_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What the installed version gives for one sequence a row: it is asked with positions that have values.
+
+    Its operators run on the dry run's positions too, for what they allocate. Releases before 5 always give indices, from which a mask is
+    built in every forward pass; later ones give `None`.
+    """
+    with _disable_current_modes():
+        answer = real(torch.arange(position_ids.shape[-1]).expand(position_ids.shape), *args, **kwargs)
+    indices = real(position_ids, *args, **kwargs)
+    return None if answer is None else indices
 
 
 _ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
     # Transformers takes a model on fake tensors for one that is traced and then builds attention masks that training does without.
-    ("transformers.utils.import_utils", "is_fake_tensor", lambda _: False),
+    ("transformers.utils.import_utils", "is_fake_tensor", lambda real, tensor: False),
     # It looks at the positions for several sequences in one row. A dry run's positions have no values; they are one sequence's.
-    ("transformers.masking_utils", "find_packed_sequence_indices", lambda *_, **__: None),
+    ("transformers.masking_utils", "find_packed_sequence_indices", _packed_sequences),
     # optimi corrects its decay rates by the number of the step, which has no value here.
-    ("optimi.adam", "debias_beta", lambda beta, _: beta),
+    ("optimi.adam", "debias_beta", lambda real, beta, step: beta),
 )
+"""Module, name, and what is called in its place: with what it was, and its arguments."""
 
 
 def _module(name: str) -> types.ModuleType:

@@ -10,9 +10,10 @@ devices: fake tensors refuse to mix them, and copies between them allocate, as b
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.records import Component, Label, Phase
+from bf16prof.simulate.accumulation import InPlaceSums
 from bf16prof.simulate.labels import Labels
 from bf16prof.simulate.ledger import Allocation, Ledger
 from bf16prof.simulate.memo import Memo
 
 GPU = torch.device("cpu", 0)
 HOST = torch.device("cpu")
+
+_ATEN = torch.ops.aten
 
 DEVICE_OF = torch.ops.prim.device.default
 ITEM = torch.ops.aten._local_scalar_dense.default
@@ -36,8 +40,40 @@ MATRIX_PRODUCTS = frozenset({
 })  # fmt: skip
 """Operators that cuBLAS computes."""
 
-Scratch = Mapping[Any, Callable[..., int]]
-"""By operator, the bytes that its kernel allocates while it runs beyond its outputs, as a function of its arguments."""
+
+VALUES: dict[Any, Callable[..., Any]] = {
+    **{
+        getattr(getattr(_ATEN, name), kind): getattr(operator, name)
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+        for kind in ("Scalar", "Tensor")
+    },
+    _ATEN.logical_not.default: operator.not_,
+    _ATEN.bitwise_not.default: operator.not_,
+    _ATEN.all.default: lambda _: True,
+    _ATEN.sum.default: lambda summed, **_: summed.numel() if isinstance(summed, Tensor) and summed.dtype is torch.bool else None,
+}
+"""What a single number or truth is, by the operator that makes it; `None` where nothing follows. A comparison follows from its numbers:
+DeepSpeed asserts that a norm is positive. All elements are what is hoped of them - every token counts, every number is finite - and are
+counted as many as there are, while `any` finds none that is not."""
+
+VALUE = "_bf16prof_value"
+
+ZEROS = frozenset({_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default})
+ACCUMULATING = frozenset({
+    _ATEN.index_add.default, _ATEN.index_put.default, _ATEN.index_fill.int_Scalar, _ATEN.index_fill.int_Tensor,
+    _ATEN.scatter.src, _ATEN.scatter.value, _ATEN.scatter_add.default, _ATEN.masked_scatter.default,
+})  # fmt: skip
+"""Derivatives fill fresh zeros with these. On tensors of a subclass, and under any mode, autograd takes them out of place
+(`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp); real ranks fill the zeros themselves."""
+
+
+class Kernels(Protocol):
+    """What kernels do beyond the shapes of their outputs (`hardware.kernels`)."""
+
+    lower_bounds: dict[str, str]
+
+    def finish(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+        """Give the outputs of a call the storages that the kernel gives them; the bytes of its scratch memory."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,19 +83,21 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `cublas_workspace` bytes are allocated by the first matrix product of each thread: the one that runs forward, and autograd's own.
     """
 
-    def __init__(self, ledger: Ledger, home: torch.device, scratch: Scratch, cublas_workspace: int = 0) -> None:
+    def __init__(self, ledger: Ledger, home: torch.device, kernels: Kernels, cublas_workspace: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.host_bytes = 0
         self._pieces = 1
         self._home = home
-        self._scratch = scratch
+        self._kernels = kernels
         self._workspace = cublas_workspace
         self._threads: set[bool] = set()
         self._live: dict[int, tuple[weakref.ref[Any], Allocation | None]] = {}
         self._labels = Labels()
         self._memo = Memo()
+        self._sums = InPlaceSums()
         self._work: Any = None
+        self._zeros = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -67,26 +105,54 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
+        if self._sums.see(func, args):
+            return args[0]
         if func is DEVICE_OF:
             return args[0].fake_device
         if func is ITEM:
             return scalar_answer(args[0])
         kwargs = kwargs or {}
-        if self._workspace and func in MATRIX_PRODUCTS:
-            self._use_cublas()
-        question = self._memo.question(func, args, kwargs)
+        if func in MATRIX_PRODUCTS:
+            _require_one_dtype(args)
+            if self._workspace:
+                self._use_cublas()
+        question = self._memo.question(func, args, kwargs) if func not in ACCUMULATING else None
         if question is not None and (known := self._memo.recall(question)):
-            out = known[0]
-            self._see_all(func, known[1])
+            out, fresh, scratch = known
+            self._see_all(func, fresh)
         else:
             self._see_all(func, (each for each in args if not isinstance(each, FakeTensor)))
-            out = self._collective(func, args, kwargs) if func.namespace == "c10d" else func(*args, **kwargs)
+            out = self._run(func, args, kwargs)
+            scratch = self._kernels.finish(func, args, kwargs, out)
             if question is not None:
-                self._memo.learn(question, out)
+                self._memo.learn(question, out, scratch)
             self._see_all(func, out if isinstance(out, tuple | list) else (out,))
-        if scratch := self._scratch.get(func):
-            self.ledger.touch(scratch(*args, **kwargs), (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+        if func in VALUES and out.dim() == 0:
+            out.__dict__[VALUE] = VALUES[func](*map(_value, args), **kwargs)
+        in_backward = torch._C._current_graph_task_id() != -1
+        self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
+        if scratch:
+            self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func.namespace == "c10d":
+            return self._collective(func, args, kwargs)
+        if func in ACCUMULATING and self._zeros == args[0].untyped_storage()._cdata:
+            return _ATEN.alias.default(args[0])
+        return func(*args, **kwargs)
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Ask these kernels from now on."""
+        self._kernels = kernels
+
+    def lower_bounds(self) -> list[str]:
+        """A line for every operator that met the tracker and whose memory is not fully known."""
+        return [f"memory of {name} is a lower bound: {reason}" for name, reason in sorted(self._kernels.lower_bounds.items())]
+
+    def enter_given(self, tensors: Iterable[Tensor]) -> None:
+        """Enter the storages of tensors that no operator of this run made."""
+        self._see_all(None, tensors)
 
     def claim(self, tensors: Iterable[tuple[Label, Tensor]]) -> None:
         """Label the storages of these tensors; the first claim to a storage counts."""
@@ -180,8 +246,28 @@ def _same(out: Any, given: Any) -> bool:
     return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
 
 
+class UnequalDtypes(RuntimeError):
+    """A matrix product of tensors of different dtypes: fake tensors let it pass, no kernel does."""
+
+
+def _require_one_dtype(args: Any) -> None:
+    dtypes = {each.dtype for each in args if isinstance(each, Tensor)}
+    if len(dtypes) > 1:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise UnequalDtypes(f"a matrix product of {names}")
+
+
+def _value(operand: Any) -> Any:
+    return scalar_answer(operand) if isinstance(operand, Tensor) and operand.dim() == 0 else operand
+
+
 def scalar_answer(tensor: Tensor) -> float | int | bool:
-    """What `.item()` gives where there are no values: no overflow, a gradient norm of 1."""
+    """What `.item()` gives where there are no values: what follows for this one (`VALUES`), else no overflow, and a number between 0 and 1,
+    since optimizers divide by such a number and by what is left of 1."""
+    value = tensor.__dict__.get(VALUE)
+    if value is not None:
+        answer: float | int | bool = value
+        return answer
     if tensor.dtype is torch.bool:
         return False
-    return 1.0 if tensor.dtype.is_floating_point else 0
+    return 0.5 if tensor.dtype.is_floating_point else 0

@@ -1,21 +1,49 @@
-"""What the dry run says of versions of DeepSpeed that it was not tested with."""
+"""What the dry run says of versions of DeepSpeed, PyTorch and transformers that it was not tried with."""
 
 from __future__ import annotations
 
-from bf16prof.engine.versions import NEWEST_DEEPSPEED, OLDEST_DEEPSPEED, version_tuple
+import contextlib
+from collections.abc import Sequence
+from importlib import metadata
+
+from bf16prof.cases import Job
+from bf16prof.engine.versions import NEWEST_DEEPSPEED, OLDEST_DEEPSPEED, Support, supported, version_tuple
 from bf16prof.errors import InputError, RunFailed
+from bf16prof.profiles.models import HuggingFaceSettings
+
+NAMES = {"deepspeed": "DeepSpeed", "torch": "PyTorch", "transformers": "transformers"}
 
 
-def check(version: str) -> tuple[str, ...]:
-    """What there is to say of this version; `InputError` if it is too old."""
-    if version_tuple(version) < version_tuple(OLDEST_DEEPSPEED):
+def installed(jobs: Sequence[Job]) -> dict[str, str]:
+    """The versions of the packages that these jobs need, as far as they are installed. Nothing is imported."""
+    names = ["deepspeed", "torch"]
+    if any(isinstance(job.profile.model, HuggingFaceSettings) for job in jobs):
+        names.append("transformers")
+    found: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def check(versions: dict[str, str]) -> tuple[str, ...]:
+    """What there is to say of these versions by package; `InputError` for one that is too old, or that is known not to work."""
+    for package, version in versions.items():
+        _refuse(package, version, supported()[package])
+    said = ((package, version, supported()[package].untested(version)) for package, version in versions.items())
+    return tuple(f"{NAMES[package]} {version} is {place} that this dry run was tested with" for package, version, place in said if place)
+
+
+def _refuse(package: str, version: str, support: Support) -> None:
+    if version_tuple(version) < version_tuple(support.oldest):
         raise InputError(
-            f"DeepSpeed {version} is installed; the dry run needs {OLDEST_DEEPSPEED} or later",
-            hint=f"pip install 'deepspeed>={OLDEST_DEEPSPEED}'",
+            f"{NAMES[package]} {version} is installed; the dry run needs {support.oldest} or later",
+            hint=f"pip install '{package}>={support.oldest}'",
         )
-    if version_tuple(version) > version_tuple(NEWEST_DEEPSPEED):
-        return (f"DeepSpeed {version} is later than {NEWEST_DEEPSPEED}, the last that this dry run was tested with",)
-    return ()
+    if reason := support.reason_against(version):
+        raise InputError(
+            f"the dry run does not work with {NAMES[package]} {version}: {reason}", hint=f"pip install '{package}=={support.newest}'"
+        )
 
 
 def does_not_fit(what: str) -> RunFailed:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from bf16prof.documents import as_json, document
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import write_json
+from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import die_with_parent
-from bf16prof.runs import read, write_json
-from bf16prof.simulate.runner import Files
+from bf16prof.runs import read
+from bf16prof.simulate.runner import TOO_BIG, Files, killed
 from bf16prof.simulate.task import Fault, Progress, Task
 
 SAY_EVERY_S = 0.1
@@ -59,12 +61,18 @@ class _Reporter:
 
 
 def _fault(error: Exception) -> Fault:
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or _place(error)
     if isinstance(error, Bf16profError):
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
     if _comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
-    return Fault(f"{type(error).__name__}: {line}", "", is_input=False)
+    return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
+
+
+def _place(error: Exception) -> str:
+    """Where an error without words was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.line} ({'/'.join(Path(last.filename).parts[-2:])}, line {last.lineno})"
 
 
 def _comes_from_checking(error: Exception) -> bool:
@@ -72,8 +80,15 @@ def _comes_from_checking(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
     by_deepspeed = any(package in frames[-1].filename for package in (f"{os.sep}deepspeed{os.sep}", f"{os.sep}pydantic{os.sep}"))
+    if not by_deepspeed or _is_about_a_value(error, building):
+        return False
     said = isinstance(error, AssertionError | NotImplementedError) or type(error).__module__.startswith("deepspeed")
-    return by_deepspeed and (said or (building and isinstance(error, ValueError | RuntimeError | TypeError)))
+    return said or (building and isinstance(error, ValueError | RuntimeError | TypeError))
+
+
+def _is_about_a_value(error: Exception, building: bool) -> bool:
+    """Whether an assertion without words failed in a step: it checks a number, which a dry run does not have."""
+    return isinstance(error, AssertionError) and not str(error) and not building
 
 
 def _task_process(files: Files) -> None:
@@ -90,15 +105,24 @@ def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
 
-    context = multiprocessing.get_context("fork")
-    waiting = [context.Process(target=_task_process, args=(Files(folder, index),)) for index in range(count)]
-    running: list[multiprocessing.process.BaseProcess] = []
+    context, kills = multiprocessing.get_context("fork"), MemoryKills()
+    waiting = [Files(folder, index) for index in range(count)]
+    running: dict[Files, multiprocessing.process.BaseProcess] = {}
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
-            running.append(waiting.pop(0))
-            running[-1].start()
-        multiprocessing.connection.wait([process.sentinel for process in running])
-        running = [process for process in running if process.is_alive()]
+            files = waiting.pop(0)
+            running[files] = context.Process(target=_task_process, args=(files,))
+            running[files].start()
+        multiprocessing.connection.wait([process.sentinel for process in running.values()])
+        for files in [files for files, process in running.items() if not process.is_alive()]:
+            _say_how_it_ended(files, running.pop(files).exitcode or 0, kills)
+
+
+def _say_how_it_ended(files: Files, code: int, kills: MemoryKills) -> None:
+    """Leave a fault for a process that left nothing."""
+    if not files.is_over:
+        how = killed(-code, kills.happened()) if code < 0 else f"its process ended with exit code {code}"
+        write_json(files.fault, Fault(how, TOO_BIG if code < 0 else "", is_input=False))
 
 
 if __name__ == "__main__":

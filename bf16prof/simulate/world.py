@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bf16prof.allocator import CachingAllocator
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.simulate.client_optimizers import client_optimizers
 from bf16prof.simulate.compiler import leave_out_the_compiler
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.hardware.autocast import register_cuda_list
-from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH
-from bf16prof.simulate.hardware.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
+from bf16prof.simulate.hardware.cuda_operators import cuda_optimizers, register_cuda_operators
+from bf16prof.simulate.hardware.devices import cpu_kernels, cuda_kernels
 from bf16prof.simulate.ledger import Ledger
 from bf16prof.simulate.shims import shims
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
@@ -45,12 +45,12 @@ def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False
     with contextlib.ExitStack() as stack:
         if gpu is None:
             torch.set_num_threads(threads_per_rank(world_size))  # scratch of many kernels grows with it
-            tracker = Tracker(Ledger(), HOST, CPU_SCRATCH)
+            tracker = Tracker(Ledger(), HOST, cpu_kernels())
             set_accelerator(SimulatedCpu())
         else:
-            limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size))
+            limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size, gpu.compute_capability))
             allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
-            tracker = Tracker(Ledger(allocator), GPU, CUDA_SCRATCH, cublas_workspace_bytes(gpu))
+            tracker = Tracker(Ledger(allocator), GPU, cuda_kernels(gpu), cublas_workspace_bytes(gpu))
             set_accelerator(SimulatedGpu(tracker, gpu.memory_bytes))
             for library in (register_cuda_list(), register_cuda_operators(gpu.compute_capability)):
                 stack.callback(library._destroy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.planning.judge import Judge
 from bf16prof.planning.limits import largest_micro_batch
-from bf16prof.planning.question import MARGIN, MARGIN_EXPANDABLE, Question, powers_of_two
+from bf16prof.planning.question import Question, powers_of_two
 from bf16prof.planning.search import best_first
 from bf16prof.plans import Plan, Room
 from bf16prof.profiles.gpus import find_gpu
@@ -43,14 +43,13 @@ class DrawnPlan:
 def question(family: str, gpu: str, *sets: str, expandable: bool = False, margin: float | None = None) -> Question:
     """What fits a GPU, of a model of a family."""
     profile = load_profile("cpu-demo", [parse_set(text) for text in (*FIXED, f"model.family={family}", *sets)]).profile
-    usual = MARGIN_EXPANDABLE if expandable else MARGIN
     return Question(
         profile,
         find_gpu(gpu),
         (0, 1, 2, 3),
         tuple(runnable_recipes()),
         powers_of_two(64),
-        margin=usual if margin is None else margin,
+        margin=margin,
         expandable=expandable,
     )
 

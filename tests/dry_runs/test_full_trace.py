@@ -14,8 +14,8 @@ from harness import environment
 from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
 
 from bf16prof.cases import Job, JobFile
+from bf16prof.files import write_json
 from bf16prof.records import Device, Offload
-from bf16prof.runs import write_json
 from bf16prof.simulate.task import Task
 
 pytestmark = pytest.mark.timeout(280)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bf16prof.simulate.hardware.allocator import Action, Block, CachingAllocator, OutOfMemory, Segment
+from bf16prof.allocator import Action, Block, CachingAllocator, OutOfMemory, Segment
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bf16prof.simulate.hardware.allocator import Block, CachingAllocator
+from bf16prof.allocator import Block, CachingAllocator
 
 MIB = 2**20
 ROWS = (1, 2, 7, 700, 5000)

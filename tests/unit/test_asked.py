@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from command_line import Main, csv_rows, main, refused
 from jobs import write_profile
+from pasted import OUT_OF_MEMORY
 
 from bf16prof import runs
 from bf16prof.commands.schemas import json_schema_text, names, schema_of
@@ -176,10 +177,13 @@ def test_documents_satisfy_their_schema(main: Main, config: Path, tmp_path: Path
     run = tmp_path / "run"
     losses = tmp_path / "loss.csv"
     losses.write_text("step,loss\n1,2.5\n2,2.25\n")
+    message = tmp_path / "oom.log"
+    message.write_text(OUT_OF_MEMORY)
     commands = {
         "estimate": ("estimate", "--hf-config", config, "--gpus", "2"),
         "plan": ("plan", "--hf-config", config, "--gpus", "2,4"),
         "import": ("import", losses, "--hf-config", config, *ONE, "-d", run),
+        "explain": ("explain", message, "--hf-config", config, *ONE),
         "report": ("report", run),
     }
     for name, command in commands.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.engine.attribution import attribute
+from bf16prof.engine.optimizer_states import state_label
 from bf16prof.records import Component
 
 C = Component
@@ -97,7 +98,7 @@ def test_every_component_of_a_partitioned_engine() -> None:
         (C.WORKSPACE, "optimizer step counters"): 4,
         (C.MOMENTUM, "optimizer state exp_avg"): 160,
         (C.VARIANCE, "optimizer state exp_avg_sq"): 160,
-        (C.OTHER, "optimizer state odd"): 12,
+        (C.MOMENTUM, "optimizer state odd"): 12,
         (C.ACTIVATIONS, "logits kept by the training loop"): 28,
         (C.WORKSPACE, "SimpleNamespace._global_grad_norm"): 8,
         (C.WORKSPACE, "SimpleNamespace.something"): 8,
@@ -152,3 +153,38 @@ def test_holders_that_contain_themselves_end() -> None:
     endless.append(endless)
 
     assert held(engine(None, {"fp32_groups": endless})) == {(C.MASTER_PARAMETERS, "master parameters"): 20}
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("Adagrad", {}), ("RMSprop", {"momentum": 0.9, "centered": True}), ("SGD", {"momentum": 0.9}), ("Adamax", {}), ("NAdam", {}),
+    ("RAdam", {}), ("Adadelta", {}), ("AdamW", {"amsgrad": True}), ("ASGD", {}), ("Rprop", {}), ("Adafactor", {}), ("Muon", {}),
+])  # fmt: skip
+def test_no_state_of_an_optimizer_of_pytorch_is_other(name: str, options: dict[str, Any]) -> None:
+    """A real optimizer makes a real step; what is as large as its parameter is an average of gradients or of their squares."""
+    parameter = nn.Parameter(torch.ones(4, 6))
+    optimizer = getattr(torch.optim, name)([parameter], **options)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = optimizer.state[parameter]
+    components = {key: state_label(key, value)[0] for key, value in state.items() if isinstance(value, Tensor)}
+    assert components
+    assert Component.OTHER not in components.values()
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.numel() == parameter.numel():
+            assert components[key] in {Component.MOMENTUM, Component.VARIANCE}
+        elif isinstance(value, Tensor) and value.numel() == 1:
+            assert components[key] is Component.WORKSPACE
+
+
+@pytest.mark.parametrize(("key", "component"), [
+    ("exp_avg_sq_row", Component.VARIANCE), ("hessian", Component.VARIANCE), ("m", Component.MOMENTUM), ("v", Component.VARIANCE),
+    ("momentum_1", Component.MOMENTUM), ("compensation", Component.COMPENSATION), ("error_feedback", Component.COMPENSATION),
+    ("square_avg", Component.VARIANCE), ("whatever", Component.MOMENTUM),
+])  # fmt: skip
+def test_states_of_optimizers_that_nobody_listed_are_read_by_their_keys(key: str, component: Component) -> None:
+    assert state_label(key, torch.ones(3, 4)) == (component, f"optimizer state {key}")
+
+
+def test_single_numbers_are_counters() -> None:
+    assert state_label("mu_product", torch.ones(()))[0] is Component.WORKSPACE
+    assert state_label("step", torch.ones(()))[0] is Component.WORKSPACE

@@ -140,7 +140,9 @@ def test_plan_takes_no_calibration_of_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.save(dataclasses.replace(finished_run("measured", (_measured(_record(2, "bf16-full", 1)),), {}, {}), path=tmp_path))
-    monkeypatch.setattr(sys, "argv", ["bf16prof", "plan", "--profile", "cpu-demo", "--gpu", "l4-24gb", "--calibrate", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["bf16prof", "plan", "--no-verify", "--profile", "cpu-demo", "--gpu", "l4-24gb", "--calibrate", str(tmp_path)]
+    )
 
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bf16prof import cli
+from bf16prof.app import app
 from bf16prof.commands.literal import LiteralTyper
 
 
@@ -22,7 +22,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
         yield from commands(inner, (*path, name))
 
 
-ALL = dict(commands(get_command(cli.app)))
+ALL = dict(commands(get_command(app)))
 
 
 def page(app: typer.Typer, *words: str) -> str:
@@ -37,7 +37,7 @@ def test_every_help_text_is_printed_whole(words: tuple[str, ...]) -> None:
     command = ALL[words]
     texts = [command.help, command.epilog, *(each.help for each in getattr(command, "commands", {}).values())]
     texts += [getattr(parameter, "help", None) for parameter in command.params if not getattr(parameter, "hidden", False)]
-    printed = page(cli.app, *words)
+    printed = page(app, *words)
 
     for text in filter(None, texts):
         for bracketed in re.findall(r"\S*\[[^\]]*\]\S*", text):
@@ -45,7 +45,7 @@ def test_every_help_text_is_printed_whole(words: tuple[str, ...]) -> None:
 
 
 def test_the_profile_has_a_deepspeed_table() -> None:
-    assert "insteadoftheprofile's[deepspeed]." in page(cli.app, "estimate")
+    assert "insteadoftheprofile's[deepspeed]." in page(app, "estimate")
 
 
 def test_brackets_are_no_markup_anywhere() -> None:

@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 PLAN = (
     "plan",
+    "--no-verify",
     "-p",
     "gpt2-xl",
     "--gpu",
@@ -84,7 +85,22 @@ def test_a_written_config_is_never_replaced_without_force(main: Main, tmp_path: 
 
 
 def test_where_nothing_fits_the_advice_is_the_answer(main: Main, tmp_path: Path) -> None:
-    arguments = ("plan", "-p", "llama3-8b", "--gpu", "l4-24gb", "--gpus", "1", "--zero", "2", "--recipe", "bf16-full", "--offload", "none")
+    arguments = (
+        "plan",
+        "--no-verify",
+        "-p",
+        "llama3-8b",
+        "--gpu",
+        "l4-24gb",
+        "--gpus",
+        "1",
+        "--zero",
+        "2",
+        "--recipe",
+        "bf16-full",
+        "--offload",
+        "none",
+    )
 
     code, out, _ = main(*arguments)
     assert code == 0
@@ -110,7 +126,7 @@ def test_where_nothing_fits_the_advice_is_the_answer(main: Main, tmp_path: Path)
     ],
 )
 def test_what_cannot_be_planned_is_one_line(arguments: tuple[str, ...], said: str, main: Main) -> None:
-    assert said in refused(main("plan", "-p", "gpt2-xl", *arguments))
+    assert said in refused(main("plan", "--no-verify", "-p", "gpt2-xl", *arguments))
 
 
 def test_several_numbers_of_gpus_are_one_table(main: Main) -> None:

@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bf16prof.simulate.hardware.cuda_operators import CUDA_SCRATCH, cuda_optimizers, register_cuda_operators
+from bf16prof.reductions import Processor
+from bf16prof.simulate.hardware.cuda_operators import cuda_optimizers, cuda_scratch, register_cuda_operators
 from bf16prof.simulate.hardware.cuda_operators.attention import Backend, Call, choose
 from bf16prof.simulate.tracker import GPU, HOST
 
@@ -26,6 +27,7 @@ AMPERE, ADA, HOPPER, BLACKWELL = (8, 0), (8, 9), (9, 0), (10, 0)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 BLOCK = 512
+CUDA_SCRATCH = cuda_scratch(Processor(108, 2048))
 
 
 def blocks(size: int) -> int:

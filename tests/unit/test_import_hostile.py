@@ -10,17 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, written
+from pasted import BACKWARD, ENDS_IN_INIT, MICRO_STEPS, OUT_OF_MEMORY, SMI_TABLE, THROUGHPUT, TRAINER
 
+import bf16prof.files
 from bf16prof.documents import document
 from bf16prof.errors import InputError
+from bf16prof.files import write_json
 from bf16prof.imports import files
 from bf16prof.imports.files import read_files
 from bf16prof.imports.record import imported_record
-from bf16prof.profiles import plain
 from bf16prof.records import Case
-from bf16prof.runs import load_records, write_json
+from bf16prof.runs import load_records
 
-REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES)]
+PASTED = (THROUGHPUT, BACKWARD + OUT_OF_MEMORY, TRAINER, SMI_TABLE, MICRO_STEPS, ENDS_IN_INIT)
+REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES, *PASTED)]
 CASE = Case("p", 3, 4, "fp32")
 
 
@@ -30,7 +33,13 @@ CASE = Case("p", 3, 4, "fp32")
         (b"", "empty"),
         (b"\n\n  \n", "empty"),
         (b"\x7fELF\x02\x01\x01\0\0\0", "binary"),
-        ("SUMMARY: config=a params=1".encode("utf-16"), "binary"),
+        ("SUMMARY: config=a params=1".encode("utf-16"), "none of its 1 lines"),
+        ("a\0b".encode("utf-16"), "binary"),
+        (b"\x1f\x8b\x08" + b"a" * 50, "cannot be unpacked"),
+        (b"[" * 100_000, "none of its 1 lines"),
+        (b'{"a":' * 100_000, "none of its 1 lines"),
+        (b"{'loss': '" + b"9" * 3000 + b"'}", "none of its 1 lines"),
+        (b"MemAllocated=" + b"9" * 500 + b"GB, MaxMemAllocated=1GB", "none of its 1 lines"),
         (b"SUMMARY: config=a params=1 peak_mem_bytes=1e9 alloc_mem_bytes=-1 avg_step_time=nan\n", "none of its 1 lines"),
         (b"SUMMARY: config=a params=" + b"9" * 5000 + b" peak_mem_bytes=1 alloc_mem_bytes=1 avg_step_time=1\n", "none of its 1 lines"),
         (b"MA " + b"9" * 5000 + b".1 GB Max_MA 1 GB CA 1 GB Max_CA 1 GB", "none of its 1 lines"),
@@ -50,10 +59,15 @@ def test_what_is_no_log_is_refused_in_one_line(content: bytes, reason: str, tmp_
     assert len(caught.value.message.splitlines()) == 1
 
 
-def test_an_endless_file_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST_BYTES", 2**20)
+    endless = tmp_path / "log"
+    with endless.open("wb") as stream:
+        stream.truncate(2**40)
 
     with pytest.raises(InputError, match="larger than 1 MiB"):
+        read_files([endless])
+    with pytest.raises(InputError, match="a device, not a regular file"):
         read_files([Path("/dev/zero")])
 
 
@@ -106,7 +120,7 @@ def test_damaged_logs_give_a_record_that_can_be_stored_or_one_line(
 
 
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(bf16prof.files, "PATIENCE_S", 0.1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(InputError, match="nobody writes to this pipe"):

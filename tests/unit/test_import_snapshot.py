@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import only, read
 
+from bf16prof.allocator import CachingAllocator
 from bf16prof.errors import InputError
 from bf16prof.imports import plain_pickle
 from bf16prof.imports.finding import Reading
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.records import Component
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.ledger import Allocation, Ledger
 from bf16prof.simulate.snapshot import snapshot as written_snapshot
 
@@ -180,7 +180,7 @@ def test_blocks_are_exact_and_earlier_moments_are_a_lower_bound(tmp_path: Path) 
     assert finding.readings == {
         "allocated_bytes": Reading(2560),
         "reserved_bytes": Reading(6144),
-        "run_peak_allocated_bytes": Reading(2048 + 2048),
+        "run_peak_allocated_bytes": Reading(2048 + 2048, is_floor=True),
     }, "the first block has 2,048 bytes, of which 1,000 were asked for; the second is gone and had 2,048 at least"
     assert [(item.name, item.bytes) for item in finding.items] == [("forward (model.py:12)", 2048), ("unknown place", 512)]
     assert "8 events, from the first allocation on; the peak is a lower bound" in " ".join(finding.notes)
@@ -191,7 +191,7 @@ def test_a_trace_that_begins_later_knows_no_peak_of_the_whole_run(tmp_path: Path
 
     finding = only(tmp_path, snapshot([segment(block(0, 512), block(512, 512, "inactive"))], trace))
 
-    assert finding.readings["peak_allocated_bytes"] == Reading(1024)
+    assert finding.readings["peak_allocated_bytes"] == Reading(1024, is_floor=True)
     assert "run_peak_allocated_bytes" not in finding.readings
 
 

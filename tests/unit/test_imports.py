@@ -18,13 +18,14 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "processes", "rounding", "summaries"},
-    {"records", "documents"},
-    {"profiles", "reconcile", "runs", "reports", "imports", "plans"},
+    {"errors", "locks", "processes", "rounding", "summaries"},
+    {"records", "documents", "files", "memory_kills"},
+    {"profiles", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "imports", "plans", "explanations"},
     {"models", "cases"},
     {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
     {"commands"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]
@@ -82,7 +83,7 @@ def running(*arguments: str) -> str:
         ("measure", "--help"),
         ("estimate", "-p", "gpt2-xl"),
         ("estimate", "-p", "gpt2-xl", "--json"),
-        ("plan", "-p", "gpt2-xl", "--zero", "2", "--recipe", "bf16-full", "--offload", "none", "--write", os.devnull),
+        ("plan", "--no-verify", "-p", "gpt2-xl", "--zero", "2", "--recipe", "bf16-full", "--offload", "none", "--write", os.devnull),
         ("profiles", "list"),
         ("profiles", "show", "llama3-8b", "--resolved"),
         ("recipes", "list"),

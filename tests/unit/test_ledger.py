@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bf16prof.allocator import CachingAllocator
 from bf16prof.records import Component, Phase
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.history import POINTS, items_at, timeline, training_peak
 from bf16prof.simulate.ledger import Allocation, Ledger, by_component
 from bf16prof.simulate.repeat import last_step, repeat

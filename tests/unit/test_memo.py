@@ -72,7 +72,7 @@ def test_an_answer_given_again_is_the_one_that_fake_tensors_give(mode: FakeTenso
         known = memo.recall(question)
 
         assert known is not None
-        out, fresh = known
+        out, fresh, _ = known
         assert metadata(out) == metadata(expected)
         outputs = out if isinstance(out, list | tuple) else [out]
         in_x = [each.untyped_storage()._cdata == flat.untyped_storage()._cdata for each in outputs]
@@ -113,3 +113,18 @@ def test_a_digest_sees_code_and_no_comments() -> None:
     assert digest(source, "def f(") == digest(source.replace("return 1", "return 2"), "def f(")
     assert digest(source, "def f(") != digest(source.replace("return a", "return b"), "def f(")
     assert digest(source, "def h(") == ""
+
+
+def test_a_larger_storage_and_scratch_are_remembered(mode: FakeTensorMode) -> None:
+    memo = Memo()
+    question = memo.question(aten.mm.default, (tensor(mode, 4, 6), tensor(mode, 6, 4)), {})
+    assert question is not None
+    with mode:
+        out = aten.mm.default(*question.tensors)
+    out.untyped_storage().resize_(1000)
+    memo.learn(question, out, scratch=77)
+    known = memo.recall(question)
+    assert known is not None
+    assert known[0].shape == (4, 4)
+    assert known[0].untyped_storage().nbytes() == 1000
+    assert known[2] == 77

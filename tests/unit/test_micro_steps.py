@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from bf16prof.simulate.hardware.allocator import CachingAllocator
 from torch import nn
 
 from bf16prof.records import Component, Phase
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from bf16prof.simulate.ledger import Allocation, Instant, Ledger
 from bf16prof.simulate.micro_steps import COMPARED, MicroSteps
 from bf16prof.simulate.repeat import Body, last_step, repeat, repeat_body

@@ -41,7 +41,10 @@ def test_a_preset_loads_fits_together_and_says_what_it_is(name: str) -> None:
     check_profile(resolved.profile)
     assert resolved.profile.name == name
     assert resolved.profile.description
-    assert resolved.origins["model.hidden_size"] == f"preset {name}"
+    assert next(iter(resolved.origins.values())) == f"preset {name}"
+    assert {origin for key, origin in resolved.origins.items() if key.startswith("model.") and key != "model.attn_implementation"} == {
+        f"preset {name}"
+    }
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED_COUNTS.items())
@@ -108,7 +111,7 @@ def test_a_file_that_is_no_profile_is_refused(case: str, tmp_path: Path) -> None
 
 WRONG_KEYS = {
     "unknown table": ("[modle]\nx = 1", ["modle: unknown key", "model", "workload"]),
-    "unknown model key": ("[model]\nhiden_size = 1", ["model.hiden_size: unknown key", "hidden_size"]),
+    "unknown model key": ("[model]\nhiden_size = 1", ["model.hiden_size: unknown key (did you mean hidden_size?)", "num_layers"]),
     "unknown ZeRO key": ("[deepspeed.zero_optimization]\nstage4 = 1", ["zero_optimization.stage4: unknown key", "reduce_bucket_size"]),
     "the stage": ("[deepspeed.zero_optimization]\nstage = 3", ["refused", "--zero"]),
     "fp16": ("[deepspeed.fp16]\nenabled = true", ["refused", "--recipe"]),
@@ -184,12 +187,25 @@ def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:
     assert "Is a directory" in refusal("")
 
 
-@pytest.mark.parametrize("name", ["gpt2-xxl", "x" * 300, "no/such/profile", "<script>"])
+@pytest.mark.parametrize("name", ["x" * 300, "no/such/profile", "<script>"])
 def test_an_unknown_name_lists_the_presets(name: str) -> None:
     with pytest.raises(InputError, match="unknown profile") as caught:
         load_profile(name)
 
+    assert len(caught.value.message) < 120
     assert all(preset in caught.value.hint for preset in preset_names())
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [("gpt2-xxl", "gpt2-xl"), ("llama3.1-9b", "llama3.1-8b"), ("qwen2.5-8b", "qwen2.5-7b"), ("mixtral", "mixtral-8x7b")],
+)
+def test_a_name_that_is_nearly_a_presets_is_answered_with_it(typed: str, nearest: str) -> None:
+    with pytest.raises(InputError, match=f"unknown profile '{typed}'") as caught:
+        load_profile(typed)
+
+    assert caught.value.hint.startswith("did you mean ")
+    assert nearest in caught.value.hint.partition("?")[0]
 
 
 def test_a_file_is_called_by_its_stem_unless_it_names_itself(tmp_path: Path) -> None:

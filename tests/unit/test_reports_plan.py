@@ -10,7 +10,7 @@ import report_fixtures as fixtures
 from rich.console import Console
 
 from bf16prof.plans import EQUAL, Change, Difference, Limits, Outlook, Plan, Room, StageComparison
-from bf16prof.records import Case, Component, Offload, Phase
+from bf16prof.records import Case, Component, Offload, Phase, Verdict
 from bf16prof.reports import plan_html, plan_rows, plan_tables
 from bf16prof.reports.cells import Table
 from bf16prof.reports.console import plan_view
@@ -19,7 +19,8 @@ GIB = 2**30
 PLAN = Plan(
     Case("p", 2, 8, "bf16-full"), sequence_length=4096, micro_batch_size=4, largest_micro_batch_size=7, gradient_accumulation_steps=1,
     train_batch_size=32, activation_checkpointing=True, zero_init=False, learning="bf16 only", peak_bytes=50 * GIB,
-    peak_phase=Phase.BACKWARD, free_bytes=5 * GIB, host_bytes=0, step_time_floor_s=1.0, tokens_per_s_at_most=131_072.0,
+    peak_phase=Phase.BACKWARD, free_bytes=5 * GIB, host_bytes=0, host_bytes_per_node=0,
+    step_time_floor_s=1.0, tokens_per_s_at_most=131_072.0, verdict=Verdict.FITS, reserved_bytes=52 * GIB,
 )  # fmt: skip
 ROOM = Room("h100-80gb", 79 * GIB, (), 0.3)
 

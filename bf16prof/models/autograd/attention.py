@@ -14,7 +14,7 @@ from typing import Any
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
-from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES, FIRST_WITH_BF16
 from bf16prof.rounding import ceil_div, round_up
 
 SEED_BYTES = 8
@@ -55,13 +55,15 @@ class Heads:
         return 2 * 2 * self.rows * self.sequence * self.width
 
 
-def backend(heads: Heads, element: int, *, has_mask: bool = False) -> str:
-    """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`."""
+def backend(heads: Heads, element: int, *, is_bf16: bool = True, has_mask: bool = False) -> str:
+    """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`. `is_bf16`: whether elements of two bytes are bf16."""
     capability, half, grouped = heads.capability, element < FP32, heads.queries != heads.keys
     if capability is None:
         return "cpu"
     if grouped and not heads.enable_gqa:
         return "math"
+    if capability < FIRST_WITH_BF16:
+        return "math" if grouped or (half and (is_bf16 or heads.width % 8)) else "efficient"
     cudnn = half and heads.width % 8 == 0 and heads.sequence > 1 and heads.width <= (256 if capability == (9, 0) else 128)
     flash = half and heads.width <= 256 and not has_mask and not _too_wide(heads, capability)
     efficient = not grouped and heads.width % (8 if half else 4) == 0
@@ -92,7 +94,7 @@ def _additive(tape: Tape, mask: Tensor, heads: Heads, width: int, kernel: str) -
 
 
 def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
-    kernel = backend(heads, query.width, has_mask=mask is not None)
+    kernel = backend(heads, query.width, is_bf16=not tape.precision.is_fp16, has_mask=mask is not None)
     if mask is not None:
         mask = _additive(tape, mask, heads, query.width, kernel)
     if kernel == "math":

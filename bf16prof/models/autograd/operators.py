@@ -9,19 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, norm_partial_sums
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.rounding import ceil_div, round_up
+from bf16prof.rounding import round_up
 
 FP32 = 4
 TOKEN_BYTES = 8
 """Token ids and positions are int64."""
-EMBEDDING_WITHOUT_SORT = 3072
-EMBEDDING_ROWS_PER_THREAD = 10
-MANY_ROWS = 64 * 1024
-WARP = 32
-MULTIPROCESSORS = 108
-"""See `simulate/hardware/cuda_operators/scratch.py`."""
 
 
 def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
@@ -150,19 +145,12 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
         saved = node.unpack()
         size = saved[0].width
         out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
-        tape.touch(parameters * _partial_sums(grads[0].numel // width, width, size), name)
+        sums = norm_partial_sums(grads[0].numel // width, width, size, tape.multiprocessors)
+        tape.touch(parameters * round_up(sums, ALLOCATOR_BLOCK_BYTES), name)
         del saved
         return out
 
     return run
-
-
-def _partial_sums(rows: int, width: int, element: int) -> int:
-    """`LaunchGammaBetaBackwardCUDAKernel` (cuda/layer_norm_kernel.cu): weights' gradients of many narrow rows are summed in two passes."""
-    if rows <= MANY_ROWS or width // WARP >= MULTIPROCESSORS // 2:
-        return 0
-    sums = min(32 * 1024 // ceil_div(width, WARP), ceil_div(rows, WARP)) * width * element
-    return round_up(sums, ALLOCATOR_BLOCK_BYTES)
 
 
 def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:
@@ -221,11 +209,11 @@ def swapped(tape: Tape, x: Tensor) -> Tensor:
 
 
 def _viewable(tape: Tape, x: Tensor) -> Tensor:
-    return tape.new(x.numel, x.width, "clone") if x.layout == STRIDED else x
+    return tape.new(x.numel, x.width, "clone") if x.layout == STRIDED else x.view()
 
 
 def _rows(tape: Tape, x: Tensor) -> Tensor:
-    return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
+    return x.view() if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
 
 
 def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transposed: bool = False) -> Tensor:
@@ -286,10 +274,10 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
             second = tape.new(of_weight, width, "mm")
             first = tape.new(of_x, width, "mm")
             del saved
-            return (first, second)
+            return (first, second.view())  # the weight is transposed for the product, and its gradient back
         first, second = tape.new(of_x, width, "mm"), tape.new(of_weight, width, "mm")
         del saved
-        return (tape.new(of_bias, width, "sum"), first, second)
+        return (tape.new(of_bias, width, "sum"), first, second.view())
 
     node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
     tape.compute(operations)

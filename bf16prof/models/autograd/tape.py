@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
+from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.records import Component, Label
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
@@ -28,6 +30,8 @@ def local_variable(name: str) -> Label:
 LOGITS, LOSS = local_variable("logits"), local_variable("loss")
 RECOMPUTED = "recomputed"
 """What operations are part of that run again in backward; others are part of the phase."""
+LOCAL = 2
+"""`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's argument."""
 LAST = 1 << 60
 """Gradients of parameters are entered as soon as they are there (`sequence_nr` of `AccumulateGrad`, accumulate_grad.h)."""
 
@@ -87,12 +91,16 @@ place."""
 
 
 class Tensor:
-    """A tensor: its storage, elements, bytes per element, the node that made it, and how its elements lie in memory."""
+    """A tensor: its storage, elements, bytes per element, the node that made it, and how its elements lie in memory.
 
-    __slots__ = ("__weakref__", "layout", "node", "numel", "slot", "storage", "width")
+    `is_view`: not the tensor that the storage was made for. PyTorch's views hold that one, and so a second time the storage.
+    """
+
+    __slots__ = ("__weakref__", "is_view", "layout", "node", "numel", "slot", "storage", "width")
 
     def __init__(self, storage: Any, numel: int, width: int, node: Node | None = None, slot: int = 0, *, layout: int = CONTIGUOUS) -> None:
         self.storage, self.numel, self.width, self.node, self.slot, self.layout = storage, numel, width, node, slot, layout
+        self.is_view = True
 
     @property
     def bytes(self) -> int:
@@ -218,8 +226,10 @@ class Tape:
         zero3: bool = False,
         memory_efficient_linear: bool = True,
         order: Mapping[tuple[int, str], int] | None = None,
+        multiprocessors: int = DEFAULT_MULTIPROCESSORS,
     ) -> None:
         """`order`: the place of each parameter in the model, in which the gradients of a leaf module are looked at."""
+        self.multiprocessors = multiprocessors
         self.precision = precision
         self._order = order or {}
         self.zero3 = zero3
@@ -244,7 +254,9 @@ class Tape:
 
     def new(self, numel: int, width: int, operator: str, node: Node | None = None, layout: int = CONTIGUOUS) -> Tensor:
         """A new tensor that `operator` makes."""
-        return Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+        made = Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+        made.is_view = False
+        return made
 
     def touch(self, size: int, operator: str) -> None:
         """Scratch memory of a kernel."""
@@ -437,12 +449,19 @@ class Tape:
         return grad if grad.width == width else self.new(numel, width, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
-        """`InputBuffer::add`: a second gradient is added to the first in a new tensor, then both are let go."""
+        """`InputBuffer::add`: a second gradient is added to the first; in a new tensor where somebody else holds the first."""
         buffer += [None] * (slot + 1 - len(buffer))
         grad, outputs[index] = outputs[index], None
-        known = buffer[slot]
-        if grad is not None:
-            buffer[slot] = grad if known is None else self.new(grad.numel, grad.width, "add", None, known.layout)
+        if grad is None:
+            return
+        known, buffer[slot] = buffer[slot], None
+        if known is None:
+            buffer[slot] = grad
+        elif not known.is_view and sys.getrefcount(known) <= LOCAL and sys.getrefcount(known.storage) <= LOCAL:
+            buffer[slot] = known
+        else:
+            buffer[slot] = self.new(grad.numel, grad.width, "add", None, known.layout)
+            del known  # it goes before the one that was added to it
 
 
 def _dependencies(start: Node) -> dict[Node, int]:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from bf16prof.errors import InputError
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
+from bf16prof.profiles.names import unknown
 
 CAST_BY_AUTOCAST = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
 """Classes whose own parameters DeepSpeed communicates in autocast's dtype (`runtime/torch_autocast.py`, LOWER_PRECISION_SAFE_MODULES)."""
@@ -77,7 +78,7 @@ def _of_hugging_face(model: HuggingFaceSettings) -> list[ParameterSpec]:
 @functools.cache
 def _inventory(model: ModelSettings) -> list[ParameterSpec]:
     if model.family not in families():
-        raise InputError(f"model.family: unknown family {model.family!r}", hint="known: " + ", ".join(families()))
+        raise unknown("family", model.family, families(), where="model.family: ")
     require(model.hidden_size % model.num_heads == 0, "model.hidden_size must be a multiple of model.num_heads")
     module = importlib.import_module(f"{__name__}.{model.family.replace('-', '_')}")
     specs: list[ParameterSpec] = module.parameters(model)

@@ -5,6 +5,7 @@ Every function prints on the `Console` it is given; `make_console` makes one tha
 
 from bf16prof.reports.console.asked import asked, settings_table
 from bf16prof.reports.console.breakdown import breakdown
+from bf16prof.reports.console.explanation import explanation_view
 from bf16prof.reports.console.grid import RefusalLike, estimate_grid
 from bf16prof.reports.console.layout import make_console
 from bf16prof.reports.console.plan import plan_sizes, plan_view
@@ -16,6 +17,7 @@ __all__ = [
     "asked",
     "breakdown",
     "estimate_grid",
+    "explanation_view",
     "make_console",
     "plan_sizes",
     "plan_view",

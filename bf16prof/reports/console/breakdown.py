@@ -10,7 +10,7 @@ from bf16prof.reports.console.layout import Column, heading, note, safe, table
 from bf16prof.reports.console.peak import training_peak, verdict_line
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, share, whole
 from bf16prof.reports.verdict import beside_the_allocator, verdict
-from bf16prof.reports.views import MEMORY_TOTALS, case_label, component_name
+from bf16prof.reports.views import MEMORY_TOTALS, bound, case_label, component_name, total_text
 from bf16prof.reports.work import HEADERS, work_rows
 
 _COLUMNS = (Column("component", "left", key=True), Column("size"), Column("bytes"), Column("share"), Column("allocated by", "left"))
@@ -63,12 +63,15 @@ def _row(name: str, size: int | None, total: int | None, source: str, style: str
 
 def _totals(record: MemoryRecord, console: Console) -> None:
     parts = [
-        f"{label} {gib(value)}" + (f" (in {record.peak_phase})" if name == "peak_allocated_bytes" and record.peak_phase else "")
+        f"{label} {total_text(record, name)}"
+        + (f" (in {record.peak_phase})" if name == "peak_allocated_bytes" and record.peak_phase else "")
         for name, label in MEMORY_TOTALS.items()
-        if name != "allocated_bytes" and (value := getattr(record, name))
+        if name != "allocated_bytes" and getattr(record, name)
     ]
     phases = [
-        f"{phase} {gib(memory.peak_bytes)}" for phase in Phase if (memory := record.phases.get(phase)) and memory.peak_bytes is not None
+        f"{phase} {bound(record, f'phases.{phase}.peak_bytes')}{gib(memory.peak_bytes)}"
+        for phase in Phase
+        if (memory := record.phases.get(phase)) and memory.peak_bytes is not None
     ]
     if phases:
         parts.append("peak by phase: " + ", ".join(phases))

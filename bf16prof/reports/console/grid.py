@@ -12,6 +12,7 @@ from bf16prof.profiles.gpus import gpu_named
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
+from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, signed_percent, whole
 from bf16prof.reports.verdict import verdict
 
@@ -120,8 +121,7 @@ def _cell(record: MemoryRecord, console: Console) -> Text:
         error = f" ± {seconds(record.step_time_error_s)}" if record.step_time_error_s is not None else ""
         text.append(f"\nstep {seconds(record.step_time_s)}{error}", "not bold")
     if found := verdict(record):
-        symbol = mark(console, "good" if found.fits else "bad")
-        text.append(f"\n{symbol} {found.short}", f"not bold {'green' if found.fits else 'red'}")
+        text.append(f"\n{mark(console, found.style)} {found.short}", f"not bold {CONSOLE[found.style]}")
     return text
 
 
@@ -137,7 +137,11 @@ def _captions(console: Console, records: Sequence[MemoryRecord]) -> None:
     note(console, f"Bytes allocated between steps (steady state), per {rank}; 1 GiB = 2^30 bytes.")
     judged = any(verdict(record) for record in records)
     if judged:
-        note(console, "Free or over: of the GPU's memory less CUDA context and NCCL buffers (assumed); fragmentation comes on top.")
+        note(
+            console,
+            "Fits, tight (the bytes fit, the caching allocator's share may not) or does not fit: in the GPU's memory less CUDA context and "
+            "NCCL buffers (assumed), for the whole run.",
+        )
     unknown = sum(record.peak_allocated_bytes is None for record in records)
     if unknown:
         which = "The peak" if unknown == len(records) else f"In {unknown} of {len(records)} cells the peak"

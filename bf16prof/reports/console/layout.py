@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bf16prof.reports.palette import SYMBOLS
 from bf16prof.reports.units import inert
 
 PIPE_WIDTH = 10_000
@@ -71,11 +72,10 @@ def note(console: Console, text: str) -> None:
     console.print(Text(text, style="dim"))
 
 
-def mark(console: Console, name: Literal["good", "tight", "bad"]) -> str:
+def mark(console: Console, name: Literal["good", "warn", "bad"]) -> str:
     """A symbol for a verdict, so that colour is never the only sign; ASCII where the stream cannot encode the nicer one."""
-    nice = {"good": "✓", "tight": "!", "bad": "✗"}
-    plain = {"good": "+", "tight": "!", "bad": "x"}
-    return (nice if console.encoding.lower().startswith("utf") else plain)[name]
+    plain = {"good": "+", "warn": "!", "bad": "x"}
+    return (SYMBOLS if console.encoding.lower().startswith("utf") else plain)[name]
 
 
 def table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Text | str]]) -> None:

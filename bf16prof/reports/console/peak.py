@@ -7,8 +7,9 @@ from rich.text import Text
 
 from bf16prof.records import Component, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, table
+from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import gib, inert, share, whole
-from bf16prof.reports.verdict import Verdict
+from bf16prof.reports.verdict import Said
 from bf16prof.reports.views import PEAK_ITEMS, component_name, largest
 
 _COMPONENTS = (Column("component", "left", key=True), Column("between steps"), Column("at the peak"), Column("bytes"), Column("share"))
@@ -30,10 +31,9 @@ def peak_components(record: MemoryRecord, console: Console) -> None:
         table(console, _COMPONENTS, _component_rows(record))
 
 
-def verdict_line(verdict: Verdict, console: Console) -> None:
+def verdict_line(said: Said, console: Console) -> None:
     """Print whether a job has room, in words and with a mark; the colour only repeats it."""
-    symbol = mark(console, "good" if verdict.fits else "bad")
-    console.print(Text(f"{symbol} {verdict.text}", "green" if verdict.fits else "red"))
+    console.print(Text(f"{mark(console, said.style)} {said.text}", CONSOLE[said.style]))
 
 
 def _component_rows(record: MemoryRecord) -> list[list[Text | str]]:

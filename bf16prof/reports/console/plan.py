@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from bf16prof.plans import Outlook
-from bf16prof.records import MemoryRecord
+from bf16prof.records import MemoryRecord, Phase
 from bf16prof.reports import plan_rows
 from bf16prof.reports.cells import Cell, Table
 from bf16prof.reports.console.layout import Column, heading, mark, note, table
 from bf16prof.reports.console.peak import peak_components
+from bf16prof.reports.palette import CONSOLE
 
 _KEYS = ("#", "GPUs", "ZeRO", "recipe", "change", "alive at the training peak")
 _FOLDED = {"micro-batch": "micro-\nbatch", "tokens/s at most": "tokens/s\nat most"}
@@ -48,7 +49,7 @@ def _choices(outlook: Outlook, console: Console, record: MemoryRecord) -> None:
     heading(console, f"First choice: {plan_rows.plan_words(first)}")
     for line in plan_rows.limit_lines(first, outlook.limits):
         console.print(Text(f"  {line}"))
-    if first.peak_bytes != record.peak_allocated_bytes:
+    if first.peak_phase is Phase.INIT:
         console.print(Text(f"  {first.peak_phase} sets the whole-run peak; the training peak is below it"))
     peak_components(record, console)
 
@@ -64,7 +65,7 @@ def _nothing(outlook: Outlook, console: Console) -> None:
         heading(console, changes.caption)
         _print(console, changes)
     else:
-        console.print(Text("No single change of it saves anything: use another model, a shorter sequence or a larger GPU."))
+        console.print(Text("No change of it saves anything: use another model, a shorter sequence or a larger GPU."))
 
 
 def _stages(outlook: Outlook, console: Console) -> None:
@@ -89,5 +90,5 @@ def _print(console: Console, found: Table) -> None:
 
 def _cell(header: str, cell: Cell, row: int) -> Text:
     """What is read first, and dim what explains it."""
-    strong = "bold" if header == "recipe" and row == 0 else "green" if cell.style == "good" else ""
+    strong = "bold" if header == "recipe" and row == 0 else CONSOLE.get(cell.style, "")
     return Text.assemble((cell.text, strong), (f"\n{cell.detail}" if cell.detail else "", "dim"))

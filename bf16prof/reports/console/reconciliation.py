@@ -12,9 +12,10 @@ from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.peak import verdict_line
-from bf16prof.reports.units import AS_PRINTED, EXACT, UNKNOWN, gib, seconds, signed_bytes, signed_percent
-from bf16prof.reports.verdict import Verdict, case_verdict
-from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views
+from bf16prof.reports.palette import CONSOLE
+from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKNOWN, gib, seconds, signed_bytes, signed_percent
+from bf16prof.reports.verdict import VERDICT, Said, case_verdict
+from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views, total_text, value_text
 from bf16prof.runs import Run
 
 
@@ -37,11 +38,15 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     _verdict(views, console)
     losses_in_numbers(views, console)
     price_in_learning(views, console)
+    if any(view.main.at_least for view in views):
+        note(console, f"{AT_LEAST}is a lower bound: a log proves so much. A prediction that is not below it is {CONSISTENT}.")
     note(console, f"Errors are (prediction - measured) / measured; 1 GiB = 2^30 bytes; {UNKNOWN} is not known by this source.")
 
 
 def verdict_text(line: Line, source: Source) -> Text:
     """The difference of one prediction: "exact", or signed bytes and the signed relative error."""
+    if source in line.consistent:
+        return Text(CONSISTENT, "green")
     if source not in line.differences:
         return Text("")
     difference, error = line.differences[source], line.errors.get(source)
@@ -66,7 +71,7 @@ def _summary(views: Sequence[CaseView], console: Console) -> None:
         Column("whole-run peak"),
         *(Column(f"{source} error") for source in sources),
         Column("reserved"),
-        Column("fits"),
+        Column(VERDICT, "left"),
         Column("step time"),
         Column("loss"),
     ]
@@ -85,24 +90,28 @@ def _rest(measured: str) -> str:
 
 def _summary_row(view: CaseView, sources: Sequence[Source], measured: bool, console: Console) -> list[Text | str]:
     main = view.reference if measured else view.main
-    row: list[Text | str] = [Text(view.label), gib(main.allocated_bytes if main else None)]
+    row: list[Text | str] = [Text(view.label), total_text(main, "allocated_bytes") if main else UNKNOWN]
     line = view.line("allocated_bytes")
     for source in sources:
         record = view.records.get(source)
         row.append(gib(record.allocated_bytes if record else None))
-        row.append(verdict_text(line, source) if line and source in line.differences else UNKNOWN)
+        row.append(_error(line, source))
     shown = view.main
     whole_run = view.whole_run_only
-    row += [gib(shown.peak_allocated_bytes), gib(shown.run_peak_allocated_bytes) if whole_run else UNKNOWN]
-    row += [verdict_text(whole_run, source) if whole_run and source in whole_run.differences else UNKNOWN for source in sources]
-    row += [gib(shown.reserved_bytes), _fits(case_verdict(view), console)]
+    row += [total_text(shown, "peak_allocated_bytes"), total_text(shown, "run_peak_allocated_bytes") if whole_run else UNKNOWN]
+    row += [_error(whole_run, source) for source in sources]
+    row += [total_text(shown, "reserved_bytes"), _fits(case_verdict(view), console)]
     return [*row, seconds(shown.step_time_s), loss_text(shown)]
 
 
-def _fits(found: Verdict | None, console: Console) -> Text:
+def _error(line: Line | None, source: Source) -> Text | str:
+    return (verdict_text(line, source) if line else Text("")) or UNKNOWN
+
+
+def _fits(found: Said | None, console: Console) -> Text:
     if found is None:
         return Text(UNKNOWN)
-    return Text(f"{mark(console, 'good')} yes", "green") if found.fits else Text(f"{mark(console, 'bad')} no", "red")
+    return Text(f"{mark(console, found.style)} {found.short}", CONSOLE[found.style])
 
 
 def _verdict(views: Sequence[CaseView], console: Console) -> None:
@@ -123,7 +132,7 @@ def _verdict(views: Sequence[CaseView], console: Console) -> None:
 
 def _details(view: CaseView, console: Console) -> None:
     lines = view.lines()
-    compared = {source for line in lines for source in line.differences}
+    compared = {source for line in lines for source in (*line.differences, *line.consistent)}
     columns = [Column("quantity", "left", key=True)]
     for source in view.records:
         columns.append(Column(str(source)))
@@ -134,7 +143,7 @@ def _details(view: CaseView, console: Console) -> None:
         style = "bold" if line.quantity == "allocated_bytes" else ""
         row: list[Text | str] = [Text(line.label, style)]
         for source in view.records:
-            row.append(Text(_value(line, source), style))
+            row.append(Text(value_text(line, source), style))
             if source in compared:
                 row.append(verdict_text(line, source))
         rows.append(row)
@@ -143,8 +152,3 @@ def _details(view: CaseView, console: Console) -> None:
 
 def _reference(view: CaseView) -> str:
     return str(view.reference.source) if view.reference else "measure"
-
-
-def _value(line: Line, source: Source) -> str:
-    value = line.values.get(source)
-    return seconds(value) if line.kind == "time" else gib(value)

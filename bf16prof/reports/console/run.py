@@ -10,9 +10,9 @@ from rich.text import Text
 
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, safe, table
-from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, number, seconds
+from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, number, seconds
 from bf16prof.reports.verdict import prediction_text
-from bf16prof.reports.views import CaseView, case_label, loss_text, run_views
+from bf16prof.reports.views import CaseView, case_label, loss_text, run_views, total_text
 from bf16prof.runs import CaseStatus, Run, Status
 
 _STYLES = {Status.FINISHED: "green", Status.PLANNED: "dim", Status.RUNNING: "cyan"}
@@ -55,7 +55,7 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 def _status(status: Status, console: Console) -> Text:
     good = status is Status.FINISHED
-    symbol = mark(console, "good" if good else "tight" if status in _STYLES else "bad")
+    symbol = mark(console, "good" if good else "warn" if status in _STYLES else "bad")
     return Text(f"{symbol} {status}", _STYLES.get(status, "red"))
 
 
@@ -83,8 +83,8 @@ def _numbers(view: CaseView | None) -> list[Text | str]:
     if record is None:
         return [""] * 6
     return [
-        gib(record.allocated_bytes),
-        gib(record.peak_allocated_bytes),
+        total_text(record, "allocated_bytes"),
+        total_text(record, "peak_allocated_bytes"),
         seconds(record.step_time_s),
         seconds(record.step_time_iqr_s),
         number(record.tokens_per_s),

@@ -11,7 +11,6 @@ Ranks and dry run must have the same number of threads (`torch.set_num_threads`)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
@@ -23,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bf16prof.simulate.hardware.asking import ASKED_BYTES, Layout, layout, peak_bytes
+
 HALF = (torch.bfloat16, torch.float16)
 FLOAT_BYTES = 4
 NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
@@ -31,12 +32,7 @@ NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: t
 KEY_BLOCK = 512
 """Columns of the attention matrix at a time (cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl)."""
 
-ASKED_BYTES = 64 << 20
-"""Products of more bytes a thread, operands and result, are not run: oneDNN's blocks fit a core's cache, which is little beside them."""
-
 Number = bool | int | float
-Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
-"""Dtype, sizes and strides of a tensor."""
 
 _ATEN, _C10D = torch.ops.aten, torch.ops.c10d
 
@@ -100,6 +96,8 @@ def _sum(tensor: Tensor, dims: Sequence[int] | None, _keepdim: bool = False, *, 
     """The input in the result's dtype (ReduceOpsUtils.h, make_reduction); where half precision would be reduced over two dimensions that
     are not one in memory, both input and result in fp32 (ReduceOps.cpp, sum_out and should_use_acc_buffer).
     """
+    if dtype is None and not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+        dtype = torch.int64
     if dtype is not None and dtype is not tensor.dtype:
         return _copy(tensor, dtype)
     if tensor.dtype not in HALF or _reduced_runs(tensor, dims) < 2:
@@ -133,13 +131,13 @@ def _reduced_runs(tensor: Tensor, dims: Sequence[int] | None) -> int:
     return min(1, len(gone)) + sum(strides[outer] != shape[inner] * strides[inner] for inner, outer in pairwise(gone))
 
 
-def _layer_norm_backward(_: Tensor, tensor: Tensor, shape: Sequence[int], *others: Any) -> int:
+def _layer_norm_backward(gradient: Tensor, tensor: Tensor, shape: Sequence[int], *others: Any) -> int:
     """Each thread's sums for the gradients of weight and bias (cpu/layer_norm_kernel.cpp, LayerNormBackwardKernelImplInternal), and the
-    input if it is not contiguous (layer_norm.cpp, layer_norm_backward_cpu).
+    input and its gradient where they are not contiguous (layer_norm.cpp, layer_norm_backward_cpu).
     """
     wanted = any(others[-1][1:])
     sums = 2 * torch.get_num_threads() * prod(shape) * tensor.dtype.itemsize if wanted else 0
-    return sums + _contiguous(tensor)
+    return sums + _contiguous(tensor) + _contiguous(gradient)
 
 
 def _embedding(_: Tensor, indices: Tensor, *__: Any) -> int:
@@ -185,8 +183,10 @@ def _matrix_product(first: Tensor, second: Tensor) -> int:
     return _product(_ATEN.mm.default, _blas_layout, first, second)
 
 
-def _biased_matrix_product(bias: Tensor, first: Tensor, second: Tensor, **_: Any) -> int:
-    """`addmm`, see `_blas_layout` and `asked`."""
+def _biased_matrix_product(bias: Tensor, first: Tensor, second: Tensor, *, beta: Number = 1, **_: Any) -> int:
+    """`addmm`, see `_blas_layout` and `asked`; without an inner dimension it is the bias times `beta` (addmm_impl_cpu_)."""
+    if first.numel() == 0:
+        return _cast(beta, bias.dtype) if beta else 0
     return _product(_ATEN.addmm.default, _blas_layout, first, second, bias)
 
 
@@ -234,22 +234,16 @@ def _onednn_multiplies(dtype: torch.dtype) -> bool:
 def _layout(tensor: Tensor, *, dense: bool = False) -> Layout:
     """How a tensor, or a dense copy of it, lies in memory."""
     shape = tuple(tensor.shape)
-    strides = tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1] if dense else tensor.stride()
-    return tensor.dtype, shape, strides
+    return (tensor.dtype, shape, tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1]) if dense else layout(tensor)
 
 
 @cache
 def asked(operator: Any, _threads: int, *layouts: Layout) -> int:
     """Bytes that an operator allocates beside its result when it really runs on tensors of these layouts, by PyTorch's own account."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below that the profiler announces itself on stderr
     with _disable_current_modes():
         operands = [torch.empty_strided(shape, strides, dtype=dtype) for dtype, shape, strides in layouts]
-        with torch.autograd.profiler.profile(profile_memory=True) as profile:
-            result = operator(*operands)
-        assert profile.kineto_results is not None
-        events = sorted(profile.kineto_results.events(), key=lambda event: event.start_ns())
-        peak = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"), default=0)
-        return max(0, int(peak - result.untyped_storage().nbytes()))
+        peak, result = peak_bytes(lambda: operator(*operands))
+        return max(0, peak - int(result.untyped_storage().nbytes()))
 
 
 def _reduce_scatter(_: Tensor, source: Tensor, *__: Any) -> int:

@@ -7,6 +7,6 @@ source in PyTorch.
 
 from bf16prof.simulate.hardware.cuda_operators.optimizers import cuda_optimizers
 from bf16prof.simulate.hardware.cuda_operators.registration import register_cuda_operators
-from bf16prof.simulate.hardware.cuda_operators.scratch import CUDA_SCRATCH
+from bf16prof.simulate.hardware.cuda_operators.scratch import cuda_scratch
 
-__all__ = ["CUDA_SCRATCH", "cuda_optimizers", "register_cuda_operators"]
+__all__ = ["cuda_optimizers", "cuda_scratch", "register_cuda_operators"]

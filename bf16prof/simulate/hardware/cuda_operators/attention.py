@@ -16,6 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bf16prof.profiles.gpus import FIRST_WITH_BF16
+
+OLDEST_EFFICIENT, NEWEST = (5, 0), (12, 1)
+"""The compute capabilities for which PyTorch has memory-efficient attention (`check_mem_efficient_hardware_support`)."""
+
 HALF = (torch.float16, torch.bfloat16)
 
 FLASH_ALIGNMENT = 8
@@ -150,22 +155,25 @@ def _too_wide_to_train(call: Call, capability: tuple[int, int]) -> bool:
 
 
 def _takes_efficient(call: Call, capability: tuple[int, int]) -> bool:
-    """Never groups heads in 2.13: the backward's shapes are those of the query's heads."""
-    alignment = 8 if call.query.dtype in HALF else 4  # minimum_gemm_alignment
+    """Never groups heads in 2.13: the backward's shapes are those of the query's heads. Below compute capability 8.0 it takes no bf16, and
+    fp32 of any width (`minimum_gemm_alignment`)."""
+    is_old = capability < FIRST_WITH_BF16
+    alignment = 8 if call.query.dtype in HALF else 1 if is_old else 4
     dims = [each.shape[-1] for each in call]
     return (
-        _supported(capability)
+        OLDEST_EFFICIENT <= capability <= NEWEST
         and _shapes_fit(call)
         and dims[0] == dims[1]
         and all(dim > 0 and dim % alignment == 0 for dim in dims)
         and _last_dimension_is_dense(call, ignore_one=False)
         and _heads_fit(call, grouped=False)
-        and call.query.dtype in (*HALF, torch.float32)
+        and call.query.dtype in ((torch.float16, torch.float32) if is_old else (*HALF, torch.float32))
     )
 
 
 def _supported(capability: tuple[int, int]) -> bool:
-    return (8, 0) <= capability <= (12, 1)
+    """Whether flash and cuDNN attention run on it (`check_flash_attention_hardware_support`, `check_cudnn_hardware_support`)."""
+    return FIRST_WITH_BF16 <= capability <= NEWEST
 
 
 def _shapes_fit(call: Call) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from bf16prof.simulate.hardware.cuda_operators.attention import attention
 from bf16prof.simulate.hardware.cuda_operators.fused import FUSED
+from bf16prof.simulate.hardware.cuda_operators.recurrent import RECURRENT, SHAPES
 from bf16prof.simulate.tracker import GPU
 
 AUTOGRAD_KEY = "AutogradCPU"
@@ -17,8 +18,11 @@ AUTOGRAD_KEY = "AutogradCPU"
 def register_cuda_operators(capability: tuple[int, int]) -> torch.library.Library:
     """Register CUDA's operators for a GPU of that compute capability; they hold until the library that is returned is destroyed."""
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    for name, run in {**FUSED, "scaled_dot_product_attention": attention(capability)}.items():
+    for name, run in {**FUSED, **RECURRENT, "scaled_dot_product_attention": attention(capability)}.items():
         library.impl(name, _on_the_gpu(overload(name), run), AUTOGRAD_KEY, allow_override=True)  # type: ignore[no-untyped-call]
+    for name, shapes in SHAPES.items():
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
+            library.impl(name, shapes, "Meta")  # type: ignore[no-untyped-call]
     return library
 
 

@@ -14,24 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, FLOAT_BYTES, norm_partial_sums
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.reductions import Processor, Reduction, global_memory
 from bf16prof.rounding import ceil_div, round_up
 from bf16prof.simulate.hardware.cuda_operators.attention import HALF
+from bf16prof.simulate.hardware.cuda_operators.recurrent import contiguous_input
 from bf16prof.simulate.tracker import GPU
-
-FLOAT_BYTES = 4
 
 FLASH_ROWS = 128
 """`mha_bwd` rounds the queries up to it (transformers/cuda/flash_attn/flash_api.cpp)."""
-
-EMBEDDING_WITHOUT_SORT = 3072
-"""Up to so many indices `embedding_dense_backward_cuda` needs no sort (cuda/Embedding.cu)."""
-
-EMBEDDING_ROWS_PER_THREAD = 10
-"""`NROWS_PER_THREAD` (cuda/EmbeddingBackwardKernel.cu)."""
-
-MULTIPROCESSORS = 108
-"""Of an A100. More of them raise the width up to which the norms' backward splits its rows: 1728 for 108, 2112 for 132."""
 
 _ATEN = torch.ops.aten
 
@@ -102,22 +94,26 @@ def _efficient_workspace(query: Tensor, key: Tensor, value: Tensor) -> int:
     return batch * heads * round_up(elements, 4) * FLOAT_BYTES
 
 
-def _layer_norm_backward(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+def _layer_norm_backward(multiprocessors: int) -> Callable[..., int]:
     """`layer_norm_backward_cuda` (cuda/layer_norm_kernel.cu)."""
-    return _copies(grad, input) + 2 * _partial_sums(input, math.prod(shape))
+
+    def scratch(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+        return _copies(grad, input) + 2 * _partial_sums(input, math.prod(shape), multiprocessors)
+
+    return scratch
 
 
-def _rms_norm_backward(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+def _rms_norm_backward(multiprocessors: int) -> Callable[..., int]:
     """`_fused_rms_norm_backward_cuda`, the same kernels without a bias."""
-    return _copies(grad, input) + _partial_sums(input, math.prod(shape))
+
+    def scratch(grad: Tensor, input: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+        return _copies(grad, input) + _partial_sums(input, math.prod(shape), multiprocessors)
+
+    return scratch
 
 
-def _partial_sums(input: Tensor, width: int) -> int:
-    """`LaunchGammaBetaBackwardCUDAKernel`: the weights' gradients of many narrow rows are summed in two passes."""
-    rows = input.numel() // width
-    if rows <= 64 * 1024 or width // 32 >= MULTIPROCESSORS // 2:
-        return 0
-    return _blocks(min(32 * 1024 // ceil_div(width, 32), ceil_div(rows, 32)) * width * input.itemsize)
+def _partial_sums(input: Tensor, width: int, multiprocessors: int) -> int:
+    return _blocks(norm_partial_sums(input.numel() // width, width, input.itemsize, multiprocessors))
 
 
 def _embedding_backward(grad: Tensor, indices: Tensor, vocabulary: int, padding: int, by_frequency: bool, **_: Any) -> int:
@@ -142,12 +138,30 @@ def _safe_softmax(input: Tensor, dim: int, *_: Any, **__: Any) -> int:
     return _blocks(input.numel(), input.numel() // max(input.shape[dim], 1))
 
 
-def _reduction(input: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
-    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32."""
+def _reduction(processor: Processor, input: Tensor, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> int:
+    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32; and what several
+    blocks of threads write down before they are one output."""
     result = dtype or (input.dtype if input.dtype.is_floating_point else torch.int64)
-    if input.dtype is result or (input.dtype in HALF and result is torch.float32):
-        return 0
-    return _blocks(input.numel() * result.itemsize)
+    as_it_is = input.dtype is result or (input.dtype in HALF and result is torch.float32)
+    cast = 0 if as_it_is else _blocks(input.numel() * result.itemsize)
+    dtype = input.dtype if as_it_is else result
+    every = range(input.dim())
+    reduction = Reduction(
+        input.shape,
+        input.stride(),
+        [dim % input.dim() for dim in dims] if isinstance(dims, list | tuple) and len(dims) else every,
+        dtype.itemsize,
+        max(dtype.itemsize, FLOAT_BYTES),
+        vector=8 if dtype.itemsize == 2 else 4,
+        accumulates_in_output=dtype not in HALF or result is torch.float32,
+    )
+    return cast + _blocks(*global_memory(reduction, processor))
+
+
+def _norm(
+    processor: Processor, input: Tensor, order: Any = 2, dims: Any = None, *_: Any, dtype: torch.dtype | None = None, **__: Any
+) -> int:
+    return _reduction(processor, input, dims, dtype=dtype)
 
 
 def _contiguous_arguments(*args: Any, **_: Any) -> int:
@@ -162,27 +176,30 @@ def _on_the_gpu(scratch: Callable[..., int]) -> Callable[..., int]:
     return call
 
 
-_SCRATCH: dict[Any, Callable[..., int]] = {
-    _ATEN._scaled_dot_product_flash_attention_backward.default: _flash_backward,
-    _ATEN._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
-    _ATEN._scaled_dot_product_efficient_attention.default: _efficient_forward,
-    _ATEN._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
-    _ATEN.native_layer_norm.default: _contiguous_arguments,
-    _ATEN.native_layer_norm_backward.default: _layer_norm_backward,
-    _ATEN._fused_rms_norm.default: _contiguous_arguments,
-    _ATEN._fused_rms_norm_backward.default: _rms_norm_backward,
-    _ATEN.embedding_dense_backward.default: _embedding_backward,
-    _ATEN._softmax.default: _contiguous_arguments,
-    _ATEN._softmax_backward_data.default: _softmax_backward,
-    _ATEN._log_softmax.default: _contiguous_arguments,
-    _ATEN._log_softmax_backward_data.default: _contiguous_arguments,
-    _ATEN._safe_softmax.default: _safe_softmax,
-    _ATEN.sum.default: _reduction,
-    _ATEN.sum.dim_IntList: _reduction,
-    _ATEN.mean.default: _reduction,
-    _ATEN.mean.dim: _reduction,
-    _ATEN.linalg_vector_norm.default: _reduction,
-}
-
-CUDA_SCRATCH: dict[Any, Callable[..., int]] = {operator: _on_the_gpu(scratch) for operator, scratch in _SCRATCH.items()}
-"""What kernels on a GPU allocate while they run, beyond their outputs, in bytes by operator; called with the operator's arguments."""
+def cuda_scratch(processor: Processor) -> dict[Any, Callable[..., int]]:
+    """By operator, the bytes that kernels on such a GPU allocate while they run, beyond their outputs; called with the operator's
+    arguments."""
+    multiprocessors, reduction = processor.multiprocessors, functools.partial(_reduction, processor)
+    scratch: dict[Any, Callable[..., int]] = {
+        _ATEN._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+        _ATEN._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
+        _ATEN._scaled_dot_product_efficient_attention.default: _efficient_forward,
+        _ATEN._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+        _ATEN.native_layer_norm.default: _contiguous_arguments,
+        _ATEN.native_layer_norm_backward.default: _layer_norm_backward(multiprocessors),
+        _ATEN._fused_rms_norm.default: _contiguous_arguments,
+        _ATEN._fused_rms_norm_backward.default: _rms_norm_backward(multiprocessors),
+        _ATEN.embedding_dense_backward.default: _embedding_backward,
+        _ATEN._softmax.default: _contiguous_arguments,
+        _ATEN._softmax_backward_data.default: _softmax_backward,
+        _ATEN._log_softmax.default: _contiguous_arguments,
+        _ATEN._log_softmax_backward_data.default: _contiguous_arguments,
+        _ATEN._safe_softmax.default: _safe_softmax,
+        _ATEN.sum.default: reduction,
+        _ATEN.sum.dim_IntList: reduction,
+        _ATEN.mean.default: reduction,
+        _ATEN.mean.dim: reduction,
+        _ATEN.linalg_vector_norm.default: functools.partial(_norm, processor),
+        _ATEN._cudnn_rnn.default: contiguous_input,
+    }
+    return {operator: _on_the_gpu(call) for operator, call in scratch.items()}

@@ -1,0 +1,180 @@
+"""`bf16prof explain`: an out-of-memory message or a log, put in words: what ran out where, what was predicted, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bf16prof.commands import options as o
+from bf16prof.commands.imported import Subject, record_of, subject_of
+from bf16prof.commands.output import hint, told_run
+from bf16prof.documents import document, json_text
+from bf16prof.explanations import Explanation, Prediction
+from bf16prof.records import MemoryRecord
+from bf16prof.reports.asked import settings
+
+if TYPE_CHECKING:
+    from bf16prof.imports.files import Sources
+    from bf16prof.imports.out_of_memory import Message
+
+MOST_CHANGES = 3
+"""So many ways out are named."""
+
+
+def explain(
+    context: typer.Context,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="A log, or the message itself; - reads standard input.", show_default=False)
+    ],
+    profile: o.ProfileOption = "",
+    zero: o.ZeroOption = "",
+    gpus: o.GpusOption = "",
+    recipe: o.RecipeOption = "",
+    gpu: o.GpuOption = "",
+    offload: o.OffloadOption = None,
+    hf_config: o.HfConfigOption = None,
+    download: o.DownloadOption = False,
+    model: o.ModelOption = None,
+    ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
+    sequence_length: o.SequenceOption = None,
+    micro_batch_size: o.MicroBatchOption = None,
+    gradient_accumulation_steps: o.AccumulationOption = None,
+    activation_checkpointing: o.CheckpointingOption = None,
+    zero_init: o.ZeroInitOption = None,
+    set_: o.SetOption = None,
+    json_: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Say what an out-of-memory message means: which phase, what held the memory, and whether fragmentation was to blame.
+
+    With a model, its DeepSpeed JSON and the number of GPUs (or what the log says of them) it also says what was predicted for that phase,
+    how far off that is, and which changes would fit.
+    """
+    sources = _sources(files)
+    context.params["files"] = [Path(name) for name in files if _is_file(name)]
+    subject, why_not = _subject(context, sources)
+    found = _of_the_message(sources)
+    records: list[MemoryRecord] = []
+    if subject is not None:
+        for text in subject.told:
+            hint(text, quiet)
+        predicted, gap = _predicted(subject)
+        records = [record_of(sources, subject, predicted, context.params["gpu"]), *predicted]
+        found = _with_prediction(found, subject, records, sources, why_not=gap)
+    else:
+        found = dataclasses.replace(found, why_not_predicted=why_not)
+    if json_:
+        said = settings(subject.profile, subject.origins) if subject else {}
+        typer.echo(json_text(document(tuple(records), settings=said, explanation=found)))
+    else:
+        _show(found, sources, records, quiet)
+
+
+def _sources(files: list[str]) -> Sources:
+    """What the files say; an argument that is no file and reads like a message is one."""
+    from bf16prof.imports.files import read_files, read_message
+
+    if len(files) == 1 and not _is_file(files[0]) and "memory" in files[0].lower() and " " in files[0].strip():
+        return read_message(files[0])
+    return read_files([Path(name) for name in files])
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return name == "-" or Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _subject(context: typer.Context, sources: Sources) -> tuple[Subject | None, str]:
+    """What the run was of, as far as somebody says it, or why there is no prediction.
+
+    Nothing of it is needed for the message itself, so what is missing is no error; what is wrong is one.
+    """
+    given = context.params
+    if not any(given[name] for name in ("profile", "hf_config", "model")):
+        return (
+            None,
+            "name the model (--profile, --hf-config or --model), with --ds-config and --gpus, to see what was predicted and what fits",
+        )
+    return subject_of(context, sources), ""
+
+
+def _predicted(subject: Subject) -> tuple[list[MemoryRecord], str]:
+    from bf16prof.estimate.gap import closed_form_gap
+    from bf16prof.estimate.predict import predictions
+
+    why_not = subject.why_not if subject.job is None else closed_form_gap(subject.job)
+    return ([], why_not or "") if subject.job is None or why_not else (predictions([subject.job]), "")
+
+
+def _of_the_message(sources: Sources) -> Explanation:
+    """What the log and its message say by themselves."""
+    from bf16prof.imports.arithmetic import advice, amounts
+
+    message = sources.failed
+    if message is None:
+        return Explanation(sources.failure)
+    place = message.place
+    return Explanation(sources.failure, place.phase, place.evidence, message.rank, message.gpu, amounts(message), advice(message))
+
+
+def _with_prediction(found: Explanation, subject: Subject, records: list[MemoryRecord], sources: Sources, *, why_not: str) -> Explanation:
+    """The explanation with what was predicted of the phase, and with what would fit."""
+    from bf16prof.planning.from_job import changes_of, judge_of
+
+    job = subject.job
+    if job is None or job.gpu is None or len(records) < 2:
+        return dataclasses.replace(found, why_not_predicted=why_not)
+    judge, start = judge_of(job, job.gpu)
+    prediction = _prediction(records[1], sources.failed, found)
+    if start is None:
+        return dataclasses.replace(found, prediction=prediction, why_not_predicted=next(iter(judge.left_out), ""))
+    fits, saves = changes_of(judge, start, prediction.missing_bytes if prediction else 0)
+    return dataclasses.replace(
+        found,
+        prediction=prediction,
+        judged_on=job.gpu.id,
+        start=start.plan,
+        fits_with=tuple(fits[:MOST_CHANGES]),
+        saves=tuple(saves[:MOST_CHANGES]),
+    )
+
+
+def _prediction(record: MemoryRecord, message: Message | None, found: Explanation) -> Prediction | None:
+    from bf16prof.imports.arithmetic import room
+
+    phases = {phase: memory.peak_bytes for phase, memory in record.phases.items() if memory.peak_bytes is not None}
+    peak = phases.get(found.phase) if found.phase else record.run_peak_allocated_bytes
+    if peak is None:
+        return None
+    needed = message.needed if message else None
+    return Prediction(
+        record.case.label,
+        found.phase,
+        peak,
+        needed.bytes if needed else None,
+        needed.rounding if needed else 0,
+        room(message) if message else None,
+        phases,
+    )
+
+
+def _show(found: Explanation, sources: Sources, records: list[MemoryRecord], quiet: bool) -> None:
+    """Print the explanation; of a log without a message what it says, beside the prediction where there is one."""
+    from bf16prof.imports.merge import merged
+    from bf16prof.reports.console import explanation_view, make_console, reconciliation
+
+    console = make_console()
+    proved = [] if found.failure else [(n, r.bytes, r.is_floor) for n, r in merged(sources.findings)[0].items()]
+    explanation_view(found, proved, console)
+    if records and not found.failure:
+        reconciliation([told_run(records[0].case.profile, records, {}, {})], console)
+    notes = [] if found.failure else [note for finding in sources.findings for note in finding.notes]
+    for text in [*(f"read {read}" for read in sources.files), *notes]:
+        hint(text, quiet)

@@ -1,0 +1,32 @@
+"""The kernels of the two devices that can be modelled."""
+
+from __future__ import annotations
+
+import torch
+
+from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS, Gpu
+from bf16prof.reductions import Processor, threads_per_multiprocessor
+from bf16prof.simulate.hardware.asking import Oracle
+from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH
+from bf16prof.simulate.hardware.cuda_operators import cuda_scratch
+from bf16prof.simulate.hardware.cuda_operators.recurrent import reserve
+from bf16prof.simulate.hardware.kernels import Kernels
+from bf16prof.simulate.hardware.registry import NOTHING, cpu_registry, cuda_registry
+from bf16prof.simulate.hardware.storages import STORAGES
+
+
+def cpu_kernels(*, asks_all: bool = False) -> Kernels:
+    """This machine's CPU, which can be asked: of what the census did not find exact, or of everything that has no formula."""
+    return Kernels(CPU_SCRATCH, NOTHING if asks_all else cpu_registry(), STORAGES, Oracle(), asks_all=asks_all)
+
+
+def bare_cpu_kernels() -> Kernels:
+    """The CPU as shapes and formulas say, without asking."""
+    return Kernels(CPU_SCRATCH, NOTHING, STORAGES)
+
+
+def cuda_kernels(gpu: Gpu) -> Kernels:
+    """A GPU, which cannot."""
+    multiprocessors = gpu.multiprocessors or DEFAULT_MULTIPROCESSORS
+    processor = Processor(multiprocessors, threads_per_multiprocessor(gpu.compute_capability))
+    return Kernels(cuda_scratch(processor), cuda_registry(), {**STORAGES, torch.ops.aten._cudnn_rnn.default: reserve})

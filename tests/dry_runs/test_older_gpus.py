@@ -1,0 +1,84 @@
+"""GPUs before compute capability 8.0: the closed form of the passes against the dry run, and which attention runs there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hugging_face import config
+from judged import Judgement, judge
+from test_estimate_against_simulate import PEAK
+
+from bf16prof.cases import Job, Selection, expand
+from bf16prof.engine.constraints import admit
+from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import Override, load_profile
+from bf16prof.records import Device, Phase
+from bf16prof.simulate.runner import Options
+
+pytestmark = pytest.mark.timeout(560)
+
+SEQUENCE, SEQUENCES, HEADS = 256, 4, 4
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"attn_pdrop": 0.0, "n_positions": SEQUENCE, "n_embd": 64, "n_head": HEADS},
+    "llama": {"max_position_embeddings": SEQUENCE, "hidden_size": 64, "num_attention_heads": HEADS, "num_key_value_heads": 2},
+}
+"""Heads of a width that every kernel takes; in Llama two of them share their keys."""
+CASES = [
+    (model, gpu, stage, recipe)
+    for model in MODELS
+    for gpu, stage, recipe in [
+        ("t4", 3, "bf16-full"),
+        ("v100-32gb", 2, "fp16-fp32-master"),
+        ("titan rtx", 3, "fp32"),
+        ("80GiB", 3, "bf16-full"),
+    ]
+]
+
+
+def job(model_type: str, gpu: str, stage: int, recipe: str) -> Job:
+    """A case of a tiny model with sequences that are long for it, so that score matrices show."""
+    values = {
+        "model.hf_config": config(model_type, **MODELS[model_type]), "optimizer.torch_adam": False, "optimizer.fused": False,
+        "workload.data": "synthetic", "workload.sequence_length": SEQUENCE, "workload.micro_batch_size": SEQUENCES,
+        "workload.activation_checkpointing": False,
+    }  # fmt: skip
+    profile = load_profile("cpu-demo", [Override(key, value, "test") for key, value in values.items()]).profile
+    return admit(expand(Selection(profile, [stage], [2], [recipe], Device.GPU, find_gpu(gpu))))[0][0]
+
+
+@pytest.fixture(scope="module")
+def judged() -> dict[tuple[str, str], Judgement]:
+    """By model and GPU."""
+    found = judge([job(*case) for case in CASES], Options(expandable_segments=True))
+    return {case[:2]: each for case, each in zip(CASES, found, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_the_closed_form_is_what_the_dry_run_finds(judged: dict[tuple[str, str], Judgement], case: tuple[str, str, int, str]) -> None:
+    each = judged[case[:2]]
+
+    assert max(abs(each.errors[phase]) for phase in (Phase.FORWARD, Phase.BACKWARD)) <= PEAK, each.errors
+    assert each.job.gpu is not None
+    assert set(each.job.gpu.caveats()) < set(each.dry.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "kept"),
+    [
+        ("gpt2", "t4", True),
+        ("gpt2", "v100-32gb", False),
+        ("gpt2", "titan rtx", False),
+        ("llama", "t4", True),
+        ("llama", "v100-32gb", True),
+        ("llama", "titan rtx", True),
+        ("gpt2", "80GiB", False),
+        ("llama", "80GiB", False),
+    ],
+)
+def test_which_attention_keeps_score_matrices(judged: dict[tuple[str, str], Judgement], model: str, gpu: str, kept: bool) -> None:
+    """Flash attention begins at 8.0 (`check_flash_attention_hardware_support`). Before it the memory-efficient kernel takes fp16 and fp32,
+    no bf16 (`less_than_sm80_mem_efficient_dtypes`), and no heads that share keys; what it does not take runs in full, in fp32."""
+    scores = {item.bytes for item in judged[model, gpu].dry.peak_items if "_safe_softmax" in item.name}
+
+    assert (max(scores, default=0) >= 4 * SEQUENCES * HEADS * SEQUENCE**2) is kept

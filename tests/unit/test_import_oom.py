@@ -1,0 +1,229 @@
+"""torch's out-of-memory messages: every form, the rank, the phase by the traceback, and what they prove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from logs import only, read, record, written
+from pasted import BACKWARD, FORWARD, INIT, LOADING, NOTEBOOK, OLD_NOTEBOOK, OUT_OF_MEMORY, RICH, STEP, THROUGHPUT
+
+from bf16prof.imports.arithmetic import advice, room
+from bf16prof.imports.finding import GIB, MIB
+from bf16prof.imports.out_of_memory import parse
+from bf16prof.records import Phase
+
+TAIL = "If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+OLD = "Tried to allocate 512.00 MiB (GPU 0; 10.00 GiB total capacity; 6.00 GiB already allocated; 256.00 MiB free; "
+NEW = "Tried to allocate 512.00 MiB. GPU 0 has a total capacity of 10.00 GiB of which 256.00 MiB is free. "
+HELD = f"Of the allocated memory 6.00 GiB is allocated by PyTorch, and 3.00 GiB is reserved by PyTorch but unallocated. {TAIL}"
+PROCESSES = "Process 11 has 9.50 GiB memory in use. Process 12 has 254.00 MiB memory in use. "
+POOLS = HELD.replace("by PyTorch, and", "by PyTorch, with 17.00 MiB allocated in private pools (e.g., CUDA Graphs), and")
+FORMS = {
+    "1.0": f"RuntimeError: CUDA out of memory. {OLD}3.00 GiB cached)",
+    "1.9": f"RuntimeError: CUDA out of memory. {OLD}9.00 GiB reserved in total by PyTorch)",
+    "2.0": f"torch.cuda.OutOfMemoryError: CUDA out of memory. {OLD}9.00 GiB reserved in total by PyTorch) If reserved memory is >> "
+    "allocated memory try setting max_split_size_mb to avoid fragmentation.",
+    "2.1, as it is spelt": f"torch.cuda.OutOfMemoryError: CUDA out of memory. {NEW.replace('capacity', 'capacty')}{HELD}",
+    "2.5, processes": f"torch.OutOfMemoryError: CUDA out of memory. {NEW}{PROCESSES}{POOLS}",
+    "ROCm": f"torch.OutOfMemoryError: HIP out of memory. {NEW}{HELD}",
+}
+
+
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
+def test_every_form_gives_the_same_numbers(text: str) -> None:
+    message = parse(text)
+
+    assert message is not None
+    sizes = {name: message.bytes(name) for name in ("tried", "total", "free", "allocated", "reserved", "unallocated", "beside")}
+    assert sizes == {
+        "tried": 512 * MIB, "total": 10 * GIB, "free": 256 * MIB, "allocated": 6 * GIB, "reserved": 9 * GIB, "unallocated": 3 * GIB,
+        "beside": 768 * MIB,
+    }  # fmt: skip
+    assert message.gpu == 0
+    assert message.needed is not None
+    assert message.needed.is_floor
+    assert message.needed.bytes == 6 * GIB + 512 * MIB
+
+
+def test_what_only_some_forms_say_is_read() -> None:
+    message = parse(FORMS["2.5, processes"])
+    limited = parse(FORMS["ROCm"].replace("256.00 MiB is free. ", "1.00 GiB is free. 9.25 GiB allowed; "))
+
+    assert message is not None
+    assert {pid: size.bytes for pid, size in message.processes.items()} == {11: 9728 * MIB, 12: 254 * MIB}
+    assert limited is not None
+    assert room(limited) == limited.bytes("allowed") == 9472 * MIB
+    assert "has 9.00 GiB of the 9.25 GiB that it may have" in " ".join(advice(limited)), "less than is free"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nothing", "except torch.cuda.OutOfMemoryError:", "Tried to allocate a lot", "out of memory: Killed process 12 (python)"],
+)
+def test_what_is_no_message_is_none(text: str) -> None:
+    assert parse(text) is None
+
+
+@pytest.mark.parametrize("text", ["RuntimeError: CUDA error: out of memory", "torch.OutOfMemoryError: CUDA out of memory."])
+def test_a_message_without_numbers_still_says_how_the_run_ended(text: str, tmp_path: Path) -> None:
+    sources = read(tmp_path, text)
+
+    assert sources.failure == "out of memory"
+    assert sources.findings[0].readings == {}
+    assert sources.findings[0].shortage is None
+
+
+def test_free_of_whole_bytes_and_of_a_message_that_begins_in_its_middle() -> None:
+    message = parse(
+        "Tried to allocate 20.00 MiB (GPU 0; 2.00 GiB total capacity; 1.25 GiB already allocated; 0 bytes free; 1.25 GiB cached)"
+    )
+
+    assert message is not None
+    assert message.bytes("free") == 0
+
+
+# The phase.
+
+
+@pytest.mark.parametrize(
+    ("traceback", "phase"),
+    [
+        (BACKWARD, Phase.BACKWARD),
+        (FORWARD, Phase.FORWARD),
+        (STEP, Phase.STEP),
+        (INIT, Phase.INIT),
+        (LOADING, Phase.INIT),
+        (NOTEBOOK, Phase.INIT),
+        (OLD_NOTEBOOK, Phase.BACKWARD),
+        (RICH, Phase.STEP),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("tag", ["", "[rank1]: ", "1: "])
+def test_the_traceback_says_the_phase_and_the_tag_the_rank(traceback: str, phase: Phase | None, tag: str, tmp_path: Path) -> None:
+    """Backward runs forward again under checkpointing, and init steps the optimizer: the outermost frame decides."""
+    text = "\n".join(tag + line for line in (traceback + OUT_OF_MEMORY).splitlines())
+
+    message = read(tmp_path, text).failed
+
+    assert message is not None
+    assert message.place.phase is phase
+    assert message.rank == (1 if tag else None)
+    assert bool(message.place.evidence) is (phase is not None)
+
+
+def test_ranks_that_print_at_the_same_time_are_told_apart(tmp_path: Path) -> None:
+    one, other = ([f"[rank{n}]: {line}" for line in (tb + OUT_OF_MEMORY).splitlines()] for n, tb in ((1, BACKWARD), (2, STEP)))
+    other[-1] = other[-1].replace("19.00 GiB", "19.50 GiB")
+    mixed = [line for pair in zip(one, other + [""] * len(one), strict=False) for line in pair] + other[len(one) :]
+
+    sources = read(tmp_path, "\n".join(mixed))
+
+    assert sources.failed is not None
+    assert (sources.failed.rank, sources.failed.place.phase) == (2, Phase.STEP)
+    assert "which needed most of 2" in " ".join(sources.findings[0].notes)
+
+
+def test_a_rank_without_a_traceback_was_where_the_others_were(tmp_path: Path) -> None:
+    more = OUT_OF_MEMORY.replace("19.00 GiB", "19.50 GiB")
+    text = "\n".join([*(f"[rank1]: {line}" for line in (STEP + OUT_OF_MEMORY).splitlines()), f"[rank2]: {more}"])
+
+    message = read(tmp_path, text).failed
+
+    assert message is not None
+    assert (message.rank, message.place.phase) == (2, Phase.STEP)
+    assert "rank 1" in message.place.evidence
+
+
+def test_without_a_traceback_the_log_says_what_had_begun(tmp_path: Path) -> None:
+    usage = "Engine before backward\nMA 2.0 GB         Max_MA 3.0 GB         CA 4.0 GB         Max_CA 4 GB\n"
+
+    message = read(tmp_path, usage + OUT_OF_MEMORY).failed
+
+    assert message is not None
+    assert message.place.phase is Phase.BACKWARD
+    assert "the log" in message.place.evidence
+
+
+# What is proved.
+
+
+def test_a_message_proves_lower_bounds_and_the_numbers_are_in_the_record(tmp_path: Path) -> None:
+    found = record(written(tmp_path, BACKWARD + OUT_OF_MEMORY))
+
+    assert set(found.at_least) == {
+        "run_peak_allocated_bytes", "peak_allocated_bytes", "phases.backward.peak_bytes", "reserved_bytes", "device_bytes",
+    }  # fmt: skip
+    assert found.run_peak_allocated_bytes == found.phases[Phase.BACKWARD].peak_bytes == 21 * GIB
+    assert found.reserved_bytes == 21.25 * GIB
+    assert found.device_bytes == 22 * GIB
+    assert found.out_of_memory is not None
+    assert (found.out_of_memory.requested_bytes, found.out_of_memory.limit_bytes) == (2 * GIB, 22.75 * GIB)
+    assert (found.out_of_memory.total_bytes, found.out_of_memory.free_bytes) == (23.5 * GIB, 1.5 * GIB)
+    assert found.out_of_memory.phase is Phase.BACKWARD
+
+
+def test_peaks_before_the_end_are_lower_bounds_as_well(tmp_path: Path) -> None:
+    """The throughput timer saw 18.3 GB until step 20; then the run asked for 21."""
+    found = record(written(tmp_path, THROUGHPUT + OUT_OF_MEMORY))
+
+    assert found.run_peak_allocated_bytes == 21 * GIB
+    assert "run_peak_allocated_bytes" in found.at_least
+    assert "allocated_bytes" not in found.at_least, "between steps it is what it was"
+    assert not [note for note in found.notes if "contradict" in note]
+
+
+def test_a_message_that_was_broken_into_lines_is_read(tmp_path: Path) -> None:
+    words = OUT_OF_MEMORY.split(" ")
+    broken = "\n".join(" ".join(words[n : n + 8]) for n in range(0, len(words), 8))
+
+    assert record(written(tmp_path, broken)).run_peak_allocated_bytes == 21 * GIB
+
+
+def test_what_a_launcher_repeats_is_said_once(tmp_path: Path) -> None:
+    finding = only(tmp_path, f"[rank1]: {OUT_OF_MEMORY}\nroot cause:\n  message : {OUT_OF_MEMORY}\n")
+
+    assert "needed most of" not in " ".join(finding.notes)
+
+
+# The arithmetic.
+
+
+def test_fragmentation_is_told_from_want() -> None:
+    fragmented, wanting = (
+        parse(OUT_OF_MEMORY),
+        parse(OUT_OF_MEMORY.replace("2.25 GiB", "0.25 GiB").replace("Tried to allocate 2.00", "Tried to allocate 4.00")),
+    )
+
+    assert fragmented is not None
+    assert wanting is not None
+    assert "without fragmentation there would be room" in " ".join(advice(fragmented))
+    assert "fragmentation is not the cause: without it 2.25 GiB would still be missing" in " ".join(advice(wanting)), "4 - 0.25 - 1.5"
+
+
+def test_other_processes_are_seen_where_the_message_tells_them_apart() -> None:
+    crowded = parse(OUT_OF_MEMORY.replace("22.00 GiB memory in use", "21.50 GiB memory in use"))
+
+    assert crowded is not None
+    assert "512.00 MiB is used by other processes" in " ".join(advice(crowded))
+    assert "processes" not in " ".join(advice(parse(OUT_OF_MEMORY) or crowded))
+
+
+def test_the_contexts_of_other_ranks_on_one_gpu_are_seen() -> None:
+    """Of several processes the one that can hold what is reserved is this one."""
+    text = OUT_OF_MEMORY.replace(
+        "Including non-PyTorch memory, this process has 22.00 GiB memory in use.",
+        "Process 1 has 400.00 MiB memory in use. Process 2 has 21.60 GiB memory in use.",
+    )
+    message = parse(text)
+
+    assert message is not None
+    assert "409.60 MiB is used by other processes" in " ".join(advice(message))
+
+
+def test_more_than_the_gpu_has_is_the_hosts_memory() -> None:
+    lent = parse(OUT_OF_MEMORY.replace("23.50 GiB", "8.00 GiB").replace("1.50 GiB", "0 bytes"))
+
+    assert lent is not None
+    assert "lends host memory" in " ".join(advice(lent))
