@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bf16prof.documents import document
 from bf16prof.runs import read
-from bf16prof.simulate import dryrun, memo, ranks
+from bf16prof.simulate import dryrun, memo, micro_steps, ranks
 from bf16prof.simulate.task import Task
 
 what = sys.argv[2].split(",")
@@ -24,7 +24,7 @@ if "ranks" in what:
 if "steps" in what:
     dryrun.MOST_REPEATS = 0
 if "micro-steps" in what:
-    dryrun.MicroSteps.body = lambda *_: None  # type: ignore[method-assign]
+    micro_steps.MicroSteps.body = lambda *_: None  # type: ignore[method-assign]
 record, _ = dryrun.dry_run(read(Path(sys.argv[1]), Task))
 sys.stdout.write("\n" + json.dumps(document([record])) + "\n")
 sys.stdout.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def step(ledger: Ledger, carried: Sequence[Allocation], count: int, run: int | N
         starts.append(ledger.now())
         kept = micro_step(ledger, kept)
         if number + 1 == run:
-            for mark in repeat_body(ledger, Body.of(ledger, *starts[-2:], ledger.now()), count - run - 1):
+            for mark in repeat_body(ledger, Body.of(ledger, starts[-2], starts[-1], ledger.now()), count - run - 1):
                 ledger.mark(mark.phase)
             number = count - 2
         number += 1
@@ -93,7 +93,7 @@ class Counts(nn.Module):
 def watched(ledger: Ledger, changes: str, sizes: Sequence[Sequence[int]]) -> Body | None:
     """What the last of some micro-steps is found to be."""
     engine = Counts()
-    steps = MicroSteps(engine, cast("Tracker", Tracker(ledger, torch.device("cpu"), {})))
+    steps = MicroSteps(engine, Tracker(ledger, torch.device("cpu"), {}))
     steps.begin_step()
     kept: list[Allocation] = []
     found = None
