@@ -24,18 +24,19 @@ from timing import say
 from bf16prof.cases import STAGES, Job, Selection, expand
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
+from bf16prof.files import write_text
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.profiles.recipes import runnable_recipes
+from bf16prof.profiles.recipes import BYTES_HEADER, find_recipe, runnable_recipes
 from bf16prof.records import Device, Offload
 from bf16prof.reports import palette
 from bf16prof.reports.intervals import CONFIDENCE, Interval
 from bf16prof.reports.loss_figure import loss_curves, mean_curve
 from bf16prof.reports.losses import SeedGroup, paired, seed_groups, window_of
 from bf16prof.reports.plots import Figure, base_layout, bundle, figure
-from bf16prof.reports.price_figure import gap, learned, price, states_per_parameter
+from bf16prof.reports.price_figure import gap, learned, price
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.views import run_views
-from bf16prof.runs import MANIFEST, Run, Status, load, write_text
+from bf16prof.runs import MANIFEST, Run, Status, load
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -173,18 +174,18 @@ def recipe_table(study: Study) -> str:
     """One row per recipe: where it ran, bytes, loss, its gap to fp32, and what became of the updates. Bold gaps exclude 0."""
     rows = []
     for recipe, group in study.groups.items():
-        case, size = group.views[0].case, states_per_parameter(group.views[0].main)
+        case = group.views[0].case
         tail, edq, lost = group.interval("tail"), learned(group, "edq"), learned(group, "lost_updates")
         assert tail is not None and edq is not None and lost is not None
         gaps = [_gap(group, study.groups["fp32"], quantity) for quantity in ("tail", "mean")]
         where = f"{case.zero_stage}{'' if case.offload is Offload.NONE else ', offloaded'}"
         lost_percent = Interval(100 * lost.mean, None if lost.half_width is None else 100 * lost.half_width, lost.count)
-        rows.append([recipe, where, f"{size:.1f}", tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
+        rows.append([recipe, where, find_recipe(recipe).bytes_in_words, tail.text(3), *gaps, lost_percent.text(2), edq.text(4)])
     window = window_of(WARMUP + STEPS)
     headers = [
         "recipe",
         "ZeRO",
-        "bytes per parameter",
+        BYTES_HEADER,
         f"loss, last {window} steps",
         "gap to fp32",
         "gap of the mean of all steps",
@@ -202,11 +203,11 @@ def pair_table(study: Study) -> str:
 def short_table(study: Study) -> str:
     """The README's: bytes, gap and EDQ."""
     rows = [
-        [recipe, f"{states_per_parameter(group.views[0].main):.0f}", _gap(group, study.groups["fp32"]), edq.text(4)]
+        [recipe, find_recipe(recipe).bytes_in_words, _gap(group, study.groups["fp32"]), edq.text(4)]
         for recipe, group in study.groups.items()
         if (edq := learned(group, "edq"))
     ]
-    return _table(["recipe", "bytes per parameter", "loss gap to fp32 at the end", "EDQ"], rows)
+    return _table(["recipe", BYTES_HEADER, "loss gap to fp32 at the end", "EDQ"], rows)
 
 
 def _gap(group: SeedGroup, reference: SeedGroup, quantity: str = "tail") -> str:

@@ -73,8 +73,9 @@ class OutOfMemory(Exception):
 class Block:
     """A piece of a segment (`struct Block`). Who allocated it keeps it to free it, once, and then forgets it.
 
-    `size` is what counts as allocated, an unsplit tail included; `requested` is what was asked for. `stream_uses` are the streams other
-    than its own that work on it. `prev` and `next` are its neighbours in the segment; the first block of a segment stays the same object.
+    `size` is what counts as allocated, the `tail` included that was not split off; `requested` is what was asked for. `stream_uses` are
+    the streams other than its own that work on it. `prev` and `next` are its neighbours in the segment; the first block of a segment
+    stays the same object.
     """
 
     address: int
@@ -82,6 +83,7 @@ class Block:
     pool: Pool = field(repr=False)
     state: State
     requested: int = 0
+    tail: int = 0
     stream_uses: set[int] | None = None
     prev: Block | None = field(default=None, repr=False)
     next: Block | None = field(default=None, repr=False)
@@ -219,8 +221,11 @@ class CachingAllocator:
         """Go on as if on a device without limit, e.g. after the first `OutOfMemory`."""
         self.limit_bytes = None
 
-    def allocate(self, size: int, stream: int = 0) -> Block:
+    def allocate(self, size: int, stream: int = 0, most: int = 1) -> Block:
         """A block of at least that size for work on that stream (`malloc`, `alloc_found_block`), or `OutOfMemory`.
+
+        `most`: the same again up to so many times in a row, as long as that is cut out of the same free block, which is what happens: what
+        the first one leaves is then the best fit. All of them are one block here, of `requested` bytes together.
 
         No bytes cost nothing and change nothing: `NativeCachingAllocator::allocate` does not come as far as `malloc` then.
         """
@@ -233,15 +238,16 @@ class CachingAllocator:
         rounded = round_up(size, ALLOCATOR_BLOCK_BYTES)
         pool = self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
-        block.state, block.requested = "active_allocated", size
-        tail = block.size - rounded
-        if tail >= pool.least_remainder:
-            pool.put(block.split(rounded, "inactive"))
-        else:
-            self.tail_bytes += tail
+        count = min(most, block.size // rounded)
+        block.state, block.requested = "active_allocated", size * count
+        block.tail = block.size - rounded * count
+        if block.tail >= pool.least_remainder:
+            pool.put(block.split(rounded * count, "inactive"))
+            block.tail = 0
+        self.tail_bytes += block.tail
         self.allocated_bytes += block.size
         if self.on_event is not None:
-            self.on_event("alloc", block.address, size, stream)
+            self.on_event("alloc", block.address, block.requested, stream)
         return block
 
     def free(self, block: Block) -> None:
@@ -251,7 +257,7 @@ class CachingAllocator:
         if not block.size:
             return
         self.allocated_bytes -= block.size
-        self.tail_bytes -= block.size - round_up(block.requested, ALLOCATOR_BLOCK_BYTES)
+        self.tail_bytes -= block.tail
         if self.on_event is not None:
             self.on_event("free_requested", block.address, block.requested, block.stream)
         if block.stream_uses:
@@ -298,7 +304,7 @@ class CachingAllocator:
         """`free_block`."""
         if self.on_event is not None:
             self.on_event("free_completed", block.address, block.requested, block.stream)
-        block.state, block.requested = "inactive", 0
+        block.state, block.requested, block.tail = "inactive", 0, 0
         block.pool.put(block)
 
     def _grow(self, pool: Pool, size: int, requested: int) -> Block:

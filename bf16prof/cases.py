@@ -13,6 +13,7 @@ from typing import Any
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
 from bf16prof.profiles.ds_config import BatchSizes
+from bf16prof.profiles.features import refusals
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.models import ModelSettings
@@ -103,19 +104,21 @@ def expand(selection: Selection) -> list[Job]:
     named = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)]
     chosen = named or [recipe for recipe in runnable_recipes().values() if recipe.is_json]
     profile = _with_offload(selection.profile, selection.offload)
-    offload = offload_of(profile)
-    on = {size: _with_batch(profile, selection.batch, size) for size in selection.world_sizes}
-    digests = {size: workload_digest(chosen_profile) for size, chosen_profile in on.items()}
+    sizes = dict.fromkeys(selection.world_sizes)
+    is_asked = selection.offload is not None
+    at = {stage: profile if is_asked or stage == 3 else _without_offloaded_parameters(profile) for stage in selection.stages}
+    on = {(stage, size): _with_batch(at[stage], selection.batch, size) for stage, size in itertools.product(at, sizes)}
+    digests = {key: workload_digest(chosen_profile) for key, chosen_profile in on.items()}
     return [
         Job(
-            Case(profile.name, stage, size, recipe.id, offload, digests[size]),
-            on[size],
+            Case(profile.name, stage, size, recipe.id, offload_of(at[stage]), digests[stage, size]),
+            on[stage, size],
             recipe,
             selection.device,
             selection.gpu,
             selection.assumed,
         )
-        for stage, size, recipe in itertools.product(dict.fromkeys(selection.stages), on, chosen)
+        for stage, size, recipe in itertools.product(at, sizes, chosen)
     ]
 
 
@@ -130,7 +133,9 @@ def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:
 
 
 def check_profile(profile: Profile) -> None:
-    """Raise `InputError` unless the model's and the workload's sizes fit together, as far as that can be known without building it."""
+    """Raise `InputError` unless the model's and the workload's sizes fit together, as far as that can be known without building it, and
+    DeepSpeed is told to do nothing that is not modelled.
+    """
     from bf16prof.models.shapes import inventory, require
 
     model = profile.model
@@ -138,6 +143,8 @@ def check_profile(profile: Profile) -> None:
         inventory(model)
     elif not model.inputs:
         require(model.vocab_size > 0, "token ids need a vocabulary")
+    if refused := refusals(profile.deepspeed.more):
+        raise InputError(f"deepspeed.more: refused: {'; '.join(refused)}")
     key, longest = model.longest_sequence or ("", profile.workload.sequence_length)
     if profile.workload.sequence_length > longest:
         raise InputError(f"workload.sequence_length ({profile.workload.sequence_length}) is longer than {key} ({longest})")
@@ -160,6 +167,15 @@ def _with_offload(profile: Profile, offload: Offload | None) -> Profile:
     parameters = zero.offload_param.model_copy(update={"device": "cpu" if offload is Offload.OPTIMIZER_AND_PARAMETERS else "none"})
     changed = zero.model_copy(update={"offload_optimizer": optimizer, "offload_param": parameters})
     return profile.model_copy(update={"deepspeed": profile.deepspeed.model_copy(update={"zero_optimization": changed})})
+
+
+def _without_offloaded_parameters(profile: Profile) -> Profile:
+    """The profile as DeepSpeed reads it below stage 3, where it ignores `offload_param`."""
+    zero = profile.deepspeed.zero_optimization
+    if zero.offload_param.device == "none":
+        return profile
+    zero = zero.model_copy(update={"offload_param": zero.offload_param.model_copy(update={"device": "none"})})
+    return profile.model_copy(update={"deepspeed": profile.deepspeed.model_copy(update={"zero_optimization": zero})})
 
 
 def _with_batch(profile: Profile, batch: BatchSizes | None, world_size: int) -> Profile:

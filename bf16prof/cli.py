@@ -1,142 +1,97 @@
-"""The command line: registers the subcommands and maps errors to exit codes, once.
+"""The program: one way in and one way out, errors and signals mapped to exit codes in one place.
 
-Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted, 130 interrupted.
+Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted; interrupted: 130 by Ctrl-C, 143
+by SIGTERM, 129 by SIGHUP. Nothing is imported here that takes time, so that a signal finds its handler from the first instruction on.
 """
 
 from __future__ import annotations
 
-import errno
-import gc
 import os
 import signal
 import sys
+import time
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
+from bf16prof.errors import SIGNALLED
 
-from bf16prof import __version__
-from bf16prof.commands.catalog import profiles, recipes
-from bf16prof.commands.doctor import doctor
-from bf16prof.commands.estimate import estimate
-from bf16prof.commands.explain import explain
-from bf16prof.commands.importing import import_
-from bf16prof.commands.measure import measure
-from bf16prof.commands.options import EXIT_CODES, examples
-from bf16prof.commands.plan import plan
-from bf16prof.commands.published import published
-from bf16prof.commands.report import report
-from bf16prof.commands.schemas import schema
-from bf16prof.commands.simulate import simulate
-from bf16prof.errors import Bf16profError, InputError
-
-INTERRUPTED = 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Why what is written to stdout may get nowhere."""
-
-app = typer.Typer(
-    name="bf16prof",
-    help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-app.command(
-    epilog=examples(
-        "bf16prof estimate --profile llama3-8b --gpus 8,16 --gpu h100-80gb",
-        "bf16prof estimate --profile deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-fp32-master,bf16-full --json",
-    )
-)(estimate)
-app.command(
-    epilog=examples(
-        "bf16prof measure --profile cpu-demo", "bf16prof measure --profile my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%"
-    )
-)(measure)
-app.command(
-    epilog=examples(
-        "bf16prof simulate --profile deepspeed-bf16-example --zero 3 --gpus 4",
-        "bf16prof simulate --profile llama3-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100-80gb --json",
-    )
-)(simulate)
-app.command(
-    epilog=examples(
-        "bf16prof plan --profile llama3-8b --gpu h100-80gb --gpus 8",
-        "bf16prof plan --profile gpt2-xl --gpu rtx-4090-24gb --gpus 2 --recipe bf16-fp32-master --margin 15% --write ds.json",
-    )
-)(plan)
-app.command(
-    "import",
-    epilog=examples(
-        "bf16prof import train.log loss.csv nvidia-smi.csv -p deepspeed-bf16-example --ds-config baseline.json --gpus 4",
-        "bf16prof import snapshot.pickle --hf-config config.json --zero 3 --gpus 8 --recipe bf16-full --fail-over 1%",
-    ),
-)(import_)
-app.command(
-    epilog=examples(
-        "bf16prof explain train.log",
-        "bf16prof explain train.log --hf-config config.json --ds-config ds.json --gpus 8",
-        "... 2>&1 | bf16prof explain -",
-    )
-)(explain)
-app.command(
-    epilog=examples(
-        "bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report published:deepspeed-bf16-example RUN -o both.html"
-    )
-)(report)
-app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
-app.command(epilog=examples("bf16prof schema", "bf16prof schema estimate"))(schema)
-app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
-app.add_typer(published, name="published", epilog=examples("bf16prof published list", "bf16prof report published:issue-7434"))
-app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"bf16prof {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    """Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TIDYING_S = 10.0
+"""Seconds after a signal in which no other interrupts: ranks are ended, and the run is saved."""
 
 
 def main() -> NoReturn:
     """Run the program; every way out of it passes here."""
+    signals = _Signals()
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        code = SIGNALLED + (signals.caught or signal.SIGINT)
+    if signals.caught or code == SIGNALLED + signal.SIGINT:  # typer, or whoever, has caught the KeyboardInterrupt and says nothing
+        sys.stderr.write("bf16prof: interrupted\n")
+        code = SIGNALLED + (signals.caught or signal.SIGINT)
+    signals.leave_at_once()
+    sys.exit(code)
+
+
+class _Signals:
+    """Turns the first signal into a KeyboardInterrupt, whatever the program does; one that was ignored from the start stays so."""
+
+    def __init__(self) -> None:
+        self.caught: int = 0
+        self._at = 0.0
+        self._handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in self._handled:
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.caught and now - self._at < TIDYING_S:
+            return
+        self.caught, self._at = number, now
+        raise KeyboardInterrupt
+
+    def leave_at_once(self) -> None:
+        """Nothing is left to be tidied: what was to be written is written."""
+        for number in self._handled:
+            signal.signal(number, lambda number, _frame: os._exit(SIGNALLED + number))
+
+
+def _run() -> int:
+    import gc
+
     gc.disable()  # nearly all that is made here lives to the end: looking for garbage takes a fifth of the time and finds none
-    signal.signal(signal.SIGTERM, _interrupt)
+    import errno
+
+    import typer
+
+    from bf16prof.app import app
+    from bf16prof.errors import Bf16profError, InputError
+
     try:
         code = app(args=[_dashes(argument) for argument in sys.argv[1:]], standalone_mode=False)
-        if code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
-            raise KeyboardInterrupt
         sys.stdout.flush()
     except Bf16profError as error:
-        code = _fail(error.message, error.hint, error.exit_code)
+        return _fail(error.message, error.hint, error.exit_code)
     except typer.exceptions.TyperException as error:
-        code = _fail(error.format_message(), "", error.exit_code)
+        return _fail(error.format_message(), "", error.exit_code)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it would fail again on the way out
-        code = _fail(f"cannot write the output: {error.strerror}", "", InputError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", "", INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+        return _fail(f"cannot write the output: {error.strerror}", "", InputError.exit_code)
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, hint: str, code: int) -> int:
     from bf16prof.reports.units import inert
 
     if message:  # there is none where the help page was the answer
-        typer.echo(f"bf16prof: {inert(message, None)}", err=True)
+        sys.stderr.write(f"bf16prof: {inert(message, None)}\n")
     if hint:
-        typer.echo(f"  hint: {inert(hint, None)}", err=True)
+        sys.stderr.write(f"  hint: {inert(hint, None)}\n")
     return code
 
 
@@ -146,10 +101,6 @@ def _dashes(argument: str) -> str:
         return argument
     flag, sign, value = argument.partition("=")
     return flag.replace("_", "-") + sign + value
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

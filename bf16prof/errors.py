@@ -11,6 +11,9 @@
 The command line catches `Bf16profError` once, prints the message and the hint on one line each, and leaves with the code.
 """
 
+SIGNALLED = 128
+"""What is added to the number of a signal to make an exit code of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+
 
 def install_hint(extra: str) -> str:
     """How to install what an optional part needs: `train`, `hf` or `recipes`."""

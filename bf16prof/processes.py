@@ -38,6 +38,14 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
+def signal_name(number: int) -> str:
+    """`SIGKILL`; `signal 64` where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def threads_per_rank(world_size: int) -> int:
     """Threads that each of so many CPU ranks on this machine computes with, unless `OMP_NUM_THREADS` says otherwise."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
@@ -62,10 +70,7 @@ def started(
 
 def end_tree(process: subprocess.Popen[bytes], first: signal.Signals = signal.SIGTERM) -> None:
     """End a process and all its descendants: `first`, then SIGKILL for what is left after `GRACE_S`."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
+    family = _family(process)
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, first)
@@ -82,6 +87,38 @@ def end_tree(process: subprocess.Popen[bytes], first: signal.Signals = signal.SI
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def kill_session(leader: int) -> None:
+    """Kill all processes of a session, the caller last if it is one of them.
+
+    Compilers are found by their session alone: ninja gives each a process group of its own, and they outlive it.
+    """
+    others = [process for process in _session(leader) if process.pid != os.getpid()]
+    for process in others:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    if os.getsid(0) == leader:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _family(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The descendants of a session's leader, and those in its session whose parents are gone."""
+    if leader.returncode is not None and psutil.pid_exists(leader.pid):
+        return []  # it was buried, and its number is another's by now
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(leader.pid).children(recursive=True)
+    return list({process.pid: process for process in (*descendants, *_session(leader.pid)) if process.pid != leader.pid}.values())
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def _alive_after(processes: Sequence[psutil.Process], limit_s: float) -> list[psutil.Process]:

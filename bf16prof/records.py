@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
-"""A number of bytes. Signed, because what attribution cannot explain (`other`) would show as negative if it counted too much."""
+"""A difference of bytes: what is free, saved or more. Nothing that is allocated is a `Bytes`."""
 
 Size = Annotated[int, Interval(ge=0, lt=2**63)]
-"""A number of bytes, parameters or steps that cannot be negative."""
+"""A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is made, pydantic where it is read)."""
 
 Amount = Annotated[float, Interval(ge=0)]
 """Seconds, watts, rates and shares: never negative."""
@@ -159,8 +159,11 @@ class Item:
 
     component: Component
     name: str
-    bytes: Bytes
+    bytes: Size
     source: str = ""
+
+    def __post_init__(self) -> None:
+        require_size(self.name, self.bytes)
 
 
 @dataclass(frozen=True)
@@ -254,10 +257,11 @@ class Timeline:
 
     events: tuple[Size, ...]
     phases: tuple[PhaseStart, ...]
-    components: dict[Component, tuple[Bytes, ...]]
+    components: dict[Component, tuple[Size, ...]]
 
     def __post_init__(self) -> None:
         for component, sizes in self.components.items():
+            require_size(component, min(sizes, default=0))
             if len(sizes) != len(self.events):
                 raise ValueError(f"{component} has {len(sizes)} values, the timeline has {len(self.events)} events")
 
@@ -296,10 +300,13 @@ class OutOfMemory:
     allocated_bytes: Size
     reserved_bytes: Size
     limit_bytes: Size
-    holders: dict[Component, Bytes]
+    holders: dict[Component, Size]
     free_bytes: Size | None = None
     total_bytes: Size | None = None
     rank: Size | None = None
+
+    def __post_init__(self) -> None:
+        _require_sizes(self.holders)
 
 
 class Collective(StrEnum):
@@ -341,7 +348,8 @@ class StepWork:
       multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
     * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model states that the optimizer has to read and
       to write, once each. `host_link_bytes`: offloaded gradients and parameters between host and device.
-    * `floor_s`: the seconds below which each part cannot take on the record's GPU; empty without one.
+    * `floor_s`: the seconds below which each part cannot take on the record's GPU, beyond what runs beside the parts before it; empty
+      without one. `hidden_s`: the seconds of communication and of the host link that run beside computation and are not in the floor.
     """
 
     __pydantic_config__ = STRICT
@@ -357,6 +365,7 @@ class StepWork:
     host_link_bytes: Size = 0
     micro_steps: Size = 1
     floor_s: dict[str, Amount] = field(default_factory=dict)
+    hidden_s: dict[str, Amount] = field(default_factory=dict)
 
     @property
     def model_flops(self) -> int:
@@ -425,12 +434,12 @@ class MemoryRecord:
     gpu: str | None = None
     workload: Workload | None = None
     allocated_bytes: Size | None = None
-    components: dict[Component, Bytes] = field(default_factory=dict)
+    components: dict[Component, Size] = field(default_factory=dict)
     items: tuple[Item, ...] = ()
     peak_allocated_bytes: Size | None = None
     peak_phase: Phase | None = None
     run_peak_allocated_bytes: Size | None = None
-    peak_components: dict[Component, Bytes] = field(default_factory=dict)
+    peak_components: dict[Component, Size] = field(default_factory=dict)
     peak_items: tuple[Item, ...] = ()
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     reserved_bytes: Size | None = None
@@ -468,8 +477,21 @@ class MemoryRecord:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _require_sizes(self.components)
+        _require_sizes(self.peak_components)
         _require_sum("components", self.components, "allocated_bytes", self.allocated_bytes)
         _require_sum("peak_components", self.peak_components, "peak_allocated_bytes", self.peak_allocated_bytes)
+
+
+def require_size(name: str, size: int) -> None:
+    """Raise `ValueError` for a number of bytes that there cannot be."""
+    if not 0 <= size < 2**63:
+        raise ValueError(f"{name}: {size:,} bytes")
+
+
+def _require_sizes(parts: Mapping[Component, int]) -> None:
+    for component, size in parts.items():
+        require_size(component, size)
 
 
 def _require_sum(name: str, parts: Mapping[Component, int], total_name: str, total: int | None) -> None:
@@ -496,11 +518,18 @@ def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
     return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
 
 
-def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[Item, ...]:
-    """The items, and what they leave unexplained of the allocated bytes as one more."""
-    other = allocated_bytes - sum(item.bytes for item in items)
+def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[tuple[Item, ...], str | None]:
+    """The items, and what they leave unexplained of the allocated bytes as one more.
+
+    Items of more bytes than are allocated explain nothing: all is `other` then, and the second value says so for the record's notes.
+    """
+    named = sum(item.bytes for item in items)
+    if named > allocated_bytes:
+        whole = Item(Component.OTHER, "not told apart", allocated_bytes, "more is held by the engine than is allocated")
+        return (whole,), f"components are not known: the engine holds {named:,} B of tensors, {allocated_bytes:,} B are allocated"
+    other = allocated_bytes - named
     rest = [Item(Component.OTHER, "not held by the engine", other, "allocated less everything attributed")] if other else []
-    return (*items, *rest)
+    return (*items, *rest), None
 
 
 def by_component(items: Sequence[Item]) -> dict[Component, int]:

@@ -1,9 +1,8 @@
 """A run directory: `run.json` (the manifest), `records.json`, one folder per case with one file per rank, `loss.csv`, `report.html`, and
-`quality.csv` where updates were watched.
+`quality.csv` where updates were watched. While it is written, `LOCK` says by whom (`claims.py`).
 
-Files are written atomically (a temporary file in the same folder, fsync, rename), so that a kill or a full disk leaves the old file
-whole. Files are read strictly: whatever is truncated, of another schema version, or not of the expected type is an `InputError` that
-names the file and the field.
+Files are written atomically (`files.py`). Files are read strictly: whatever is truncated, of another schema version, or not of the
+expected type is an `InputError` that names the file and the field.
 """
 
 from __future__ import annotations
@@ -13,18 +12,19 @@ import dataclasses
 import datetime
 import io
 import json
-import os
-import shutil
+import re
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bf16prof.documents import SCHEMA_VERSION, document, json_text
+from bf16prof.documents import SCHEMA_VERSION, document
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_DOCUMENT, read_text, write_json, write_text
+from bf16prof.locks import is_held
+from bf16prof.profiles.secrets import command_without_secrets
 from bf16prof.records import STRICT, Case, Device, MemoryRecord
 
 MANIFEST = "run.json"
@@ -32,6 +32,36 @@ RECORDS = "records.json"
 REPORT = "report.html"
 LOSSES = "loss.csv"
 QUALITY = "quality.csv"
+LOCK = ".bf16prof.lock"
+"""Held by the process that writes the run, for as long as it lives."""
+RESERVE = ".bf16prof.reserve"
+"""Disk space that is set aside while a run goes on, so that its end can be written on a disk that is full by then."""
+OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK, RESERVE))
+"""All files that we write into a run directory itself."""
+
+SPEC = "spec.json"
+EXITS = "exits.json"
+LAUNCHER_LOG = "launcher.log"
+CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG))
+"""All files that we write into the folder of a case, beside those of its ranks."""
+
+_RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log)")
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    """Where a rank writes its result."""
+    return folder / f"rank{rank}.json"
+
+
+def rank_log(folder: Path, rank: int) -> Path:
+    """Where all that a rank prints goes."""
+    return folder / f"rank{rank}.log"
+
+
+def is_case_file(name: str, world_size: int | None) -> bool:
+    """Whether we write a file of this name into the folder of a case of that many ranks (`None`: of any number)."""
+    rank = _RANK_FILE.fullmatch(name)
+    return name in CASE_FILES or (rank is not None and (world_size is None or int(rank[1]) < world_size))
 
 
 class Status(StrEnum):
@@ -109,65 +139,9 @@ class _Document:
     records: tuple[MemoryRecord, ...]
 
 
-def create(path: Path, *, force: bool = False) -> None:
-    """Make an empty run directory. An existing one is refused, or with `force` emptied of the files of a run; nothing else is touched."""
-    try:
-        if path.is_dir() and any(path.iterdir()):
-            if not force:
-                raise InputError(
-                    f"{path} exists and is not empty", hint="choose another --output-dir, or add --force to replace the run in it"
-                )
-            if not (path / MANIFEST).is_file():
-                raise InputError(f"{path} is not empty and holds no {MANIFEST}, so --force will not replace it")
-            _empty(path)
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create {path}: {error.strerror}") from error
-
-
-def _empty(path: Path) -> None:
-    """Remove the files of a run and the folders of its cases, which `Case.label` names; the manifest last, so that it can be repeated."""
-    for folder in path.glob("zero[0-3]-w*"):
-        shutil.rmtree(folder)
-    for name in (RECORDS, REPORT, LOSSES, QUALITY, MANIFEST):
-        (path / name).unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8; see `write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. Raises `InputError` when the folder is read-only or the disk is full; the old file stays."""
-    temporary = None
-    try:
-        if path.exists() and not path.is_file():  # a device or a pipe (-o /dev/stdout) cannot be replaced by a rename
-            path.write_bytes(content)
-            return
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a dataclass or plain value as JSON, atomically."""
-    write_text(path, json_text(value) + "\n")
-
-
 def command_line() -> tuple[str, ...]:
-    """What was typed, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
-    return tuple(argument.encode(errors="backslashreplace").decode() for argument in sys.argv)
+    """What was typed, without secrets, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
+    return command_without_secrets([argument.encode(errors="backslashreplace").decode() for argument in sys.argv])
 
 
 def now() -> str:
@@ -177,7 +151,17 @@ def now() -> str:
 
 def save(run: Run) -> None:
     """Write the manifest and the records of a run into its folder."""
+    save_records(run)
+    save_manifest(run)
+
+
+def save_records(run: Run) -> None:
+    """Write the records of a run into its folder."""
     write_json(run.path / RECORDS, document(run.records))
+
+
+def save_manifest(run: Run) -> None:
+    """Write the manifest of a run into its folder."""
     write_json(run.path / MANIFEST, run.manifest)
 
 
@@ -203,10 +187,23 @@ def replace(run: Run, *, records: tuple[MemoryRecord, ...] | None = None, **chan
 
 
 def load(path: Path) -> Run:
-    """Read a run directory (or its `run.json`). Raises `InputError` naming the file and the field that is wrong."""
+    """Read a run directory (or its `run.json`). Raises `InputError` naming the file and the field that is wrong.
+
+    A run that says it is running, and whose process is gone, was interrupted: its lock is nobody's.
+    """
     folder = path.parent if path.name == MANIFEST else path
     manifest: Manifest = read(folder / MANIFEST, Manifest)
+    if manifest.status is Status.RUNNING and not is_held(folder / LOCK):
+        manifest = read(folder / MANIFEST, Manifest)  # it may have ended since
+        manifest = interrupted(manifest) if manifest.status is Status.RUNNING else manifest
     return Run(folder, manifest, load_records(folder / RECORDS))
+
+
+def interrupted(manifest: Manifest, status: Status = Status.INTERRUPTED) -> Manifest:
+    """The manifest of a run that ended before its time, with that status; cases that were not over are interrupted."""
+    open_ = (Status.RUNNING, Status.PLANNED)
+    cases = tuple(dataclasses.replace(c, status=Status.INTERRUPTED) if c.status in open_ else c for c in manifest.cases)
+    return dataclasses.replace(manifest, status=status, cases=cases)
 
 
 def load_records(path: Path) -> tuple[MemoryRecord, ...]:
@@ -219,11 +216,7 @@ def read(path: Path, kind: type[Any]) -> Any:
     """Read a JSON file into a dataclass, strictly. Raises `InputError` naming the file and the field."""
     import pydantic
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"cannot read {path}: {reason}") from error
+    text = read_text(LARGEST_DOCUMENT, path)
     _check_version(path, text)
     try:
         return pydantic.TypeAdapter(kind).validate_json(text)

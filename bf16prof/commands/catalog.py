@@ -12,6 +12,7 @@ import typer
 
 from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
+from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.request import resolve_profile
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.engine.constraints import refusal_reason
@@ -21,15 +22,15 @@ from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.plain import dotted
-from bf16prof.profiles.recipes import Recipe, all_recipes, find_recipe
+from bf16prof.profiles.recipes import BYTES_HEADER, Recipe, all_recipes, find_recipe
 from bf16prof.records import Component, Device, MemoryRecord, Offload
 from bf16prof.reports.learning import of_recipe
 from bf16prof.reports.units import UNKNOWN
 from bf16prof.reports.views import case_label
 from bf16prof.runs import load
 
-profiles = typer.Typer(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
-recipes = typer.Typer(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
+profiles = LiteralTyper(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
+recipes = LiteralTyper(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")
 
 
 RunOption = Annotated[
@@ -79,14 +80,17 @@ def show_profile(
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))
 def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
-    """All recipes: bytes per parameter (unpartitioned; by component in the order of `recipes show`), and what runs them."""
+    """All recipes: bytes per parameter of their model states, and what runs them.
+
+    Bytes are those between steps, all ranks together, and what is added within the step; by component in the order of `recipes show`.
+    """
     found = list(all_recipes().values())
     records = _records(run)
     if json_:
         return _json(recipes=[_recipe(recipe, records) for recipe in found])
     rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), *([_learned(r, records)] if run else []), r.title] for r in found]
     measured = ["measured learning"] if run else []
-    return print_table(["recipe", "between steps", "at the peak", "by component", "learning", "runs on", *measured, "what it is"], rows)
+    return print_table(["recipe", BYTES_HEADER, "by component", "learning", "runs on", *measured, "what it is"], rows)
 
 
 @recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
@@ -97,10 +101,15 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run
     if json_:
         return _json(recipe=_recipe(recipe, records) | {"stages": where})
     forms = {"": recipe, "ZeRO 1-3": recipe.at(1)} if recipe.zero else {"": recipe}
-    headers = [f"{what} {form}".strip() for form in forms for what in ("dtype", "between steps", "at the peak")]
+    headers = [f"{what} {form}".strip() for form in forms for what in ("dtype", "bytes between steps", "bytes in the step")]
     by_component = [_by_component(form) for form in forms.values()]
     print_table(["component", *headers], [[key, *(text for form in by_component for text in form[key])] for key in by_component[0]])
-    about = [["recipe", f"{recipe.id}: {recipe.title}"], ["autocast", recipe.autocast], ["learning", recipe.learning]]
+    about = [
+        ["recipe", f"{recipe.id}: {recipe.title}"],
+        [BYTES_HEADER, recipe.bytes_in_words],
+        ["autocast", recipe.autocast],
+        ["learning", recipe.learning],
+    ]
     if recipe.partitioned:
         about.append(["over d ranks", "{} + {}/d bytes per parameter and rank".format(*recipe.over_ranks)])
     if recipe.optimizer:
@@ -130,9 +139,8 @@ def _runs_on(recipe: Recipe) -> str:
 
 
 def _sizes(recipe: Recipe) -> list[str]:
-    """Bytes per parameter between steps, with what exists within the step only, and by component."""
-    sizes = recipe.bytes_per_parameter()
-    return [str(recipe.steady_bytes_per_parameter), str(sum(sizes.values())), " + ".join(str(size) for size in sizes.values() if size)]
+    """Bytes per parameter between steps and in the step, and by component."""
+    return [recipe.bytes_in_words, " + ".join(str(size) for size in recipe.bytes_per_parameter().values() if size)]
 
 
 def _by_component(recipe: Recipe) -> dict[str, list[str]]:

@@ -9,8 +9,8 @@ import typer
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
 from bf16prof.commands.output import (
-    check_files,
     check_judged_device,
+    check_outputs,
     finished_run,
     hint,
     hint_caveats,
@@ -19,7 +19,7 @@ from bf16prof.commands.output import (
     show_settings,
     write_files,
 )
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
@@ -49,6 +49,8 @@ def estimate(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -69,12 +71,13 @@ def estimate(
     from bf16prof.estimate.predict import predict
     from bf16prof.estimate.textbook import textbook
 
-    check_files(output, force)
+    check_outputs(context.params)
     check_judged_device(fail_unless_fits, device)
     request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
     _require_closed_form(jobs)
+    say_notes(request, quiet)
     replays = Replays.ALL if verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE
     records = [predict(job, gpus_per_node, Allocator(expandable_segments), replays) for job in jobs]
     if calibrate is not None:
@@ -90,7 +93,7 @@ def estimate(
         "refused": refused,
         "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()],
     }
-    write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], **more)
+    write_files(output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], force=force, **more)
     if json_:
         print_json(records, **more)
     else:

@@ -18,7 +18,7 @@ from bf16prof.commands.output import hint
 from bf16prof.commands.request import read_request, select
 from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError, Refused
-from bf16prof.profiles.ds_config import read_ds_config
+from bf16prof.profiles.ds_config import ds_case
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Case, Device, MemoryRecord, Offload
@@ -54,7 +54,10 @@ def subject_of(context: typer.Context, sources: Sources) -> Subject:
         with filled_from_log(context.params, sources) as told:
             subject = _subject(context, sources)
             origins = {key: origin.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG) for key, origin in subject.origins.items()}
-            return dataclasses.replace(subject, told=tuple(told), origins=subject.origins if given["ds_config"] else origins)
+            notes = [note.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG) for note in subject.told]
+            if given["ds_config"]:
+                return dataclasses.replace(subject, told=(*told, *subject.told))
+            return dataclasses.replace(subject, told=(*told, *notes), origins=origins)
     except InputError as error:
         if given["ds_config"] or sources.said("deepspeed") is None:
             raise
@@ -71,13 +74,14 @@ def _subject(context: typer.Context, sources: Sources) -> Subject:
     if not (given["profile"] or given["hf_config"] or given["model"]):
         return Subject(_case(given, sources, _name(given["files"]), given["offload"] or Offload.NONE))
     request = read_request(context)
+    told = tuple(f"note: {note}" for note in request.notes)
     given |= {"zero": request.zero, "recipe": request.recipe}
     case = _case(given, sources, request.profile.name, given["offload"] or offload_of(request.profile))
     try:
         (job,), _ = select(request, gpus=given["gpus"], device=Device.GPU, gpu=_gpu(given["gpu"], sources))
     except Refused as refusal:
-        return Subject(case, None, request.profile.model_dump(mode="json"), request.resolved.origins, refusal.message)
-    return Subject(job.case, job, job.profile.model_dump(mode="json"), request.resolved.origins)
+        return Subject(case, None, request.profile.model_dump(mode="json"), request.resolved.origins, refusal.message, told)
+    return Subject(job.case, job, job.profile.model_dump(mode="json"), request.resolved.origins, told=told)
 
 
 def _name(files: Sequence[Path]) -> str:
@@ -102,8 +106,8 @@ def _case(given: dict[str, Any], sources: Sources, name: str, offload: Offload) 
     """The case that flags and a DeepSpeed JSON name. Raises `InputError` unless each names one, with as many ranks as speak in a log."""
     zero, recipe = given["zero"], given["recipe"]
     if given["ds_config"] and not (zero and recipe):
-        file = read_ds_config(given["ds_config"], precision=not recipe)
-        zero, recipe = zero or str(file.stage), recipe or file.recipe
+        stage, said = ds_case(given["ds_config"], precision=not recipe)
+        zero, recipe = zero or str(stage), recipe or said
     stages, sizes, recipes = o.numbers("--zero", zero), o.numbers("--gpus", given["gpus"]), o.words(recipe)
     for flag, values in (("--zero", stages), ("--gpus", sizes), ("--recipe", recipes)):
         if len(values) != 1:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from bf16prof.claims import claimed
 from bf16prof.commands import options as o
 from bf16prof.commands.imported import predictions_of, record_of, subject_of
-from bf16prof.commands.output import check_files, finished_run, hint, new_folder, print_json, report_hints, write_files, write_report
+from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, report_hints, write_files, write_report
 from bf16prof.reconcile import check_tolerance, reconcile
 from bf16prof.reports.asked import settings
-from bf16prof.runs import Run, Status, create, save, save_losses
+from bf16prof.runs import Run, Status, save, save_losses
 
 
 def import_(
@@ -29,6 +30,8 @@ def import_(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -51,7 +54,7 @@ def import_(
     """
     from bf16prof.imports.files import read_files
 
-    check_files(output, force)
+    check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     sources = read_files(files)
     subject = subject_of(context, sources)
@@ -59,26 +62,26 @@ def import_(
         hint(text, quiet)
     predicted = predictions_of(subject, quiet)
     records = [record_of(sources, subject, predicted, context.params["gpu"]), *predicted]
-    folder = output_dir or new_folder(subject.case.profile)
-    create(folder, force=force)
     status = Status.OOM if sources.failure else Status.FINISHED
     name = subject.case.profile
     result = finished_run(name, records, subject.profile, subject.origins, status=status, message=sources.failure)
-    run = dataclasses.replace(result, path=folder)
-    save(run)
-    save_losses(run)
-    write_report(run)
+    with claimed(output_dir, name, force=force, beside=output or ()) as claim:
+        run = dataclasses.replace(result, path=claim.path)
+        claim.clear()
+        save(run)
+        save_losses(run)
+        write_report(run)
     comparisons = reconcile(run.records)
     said = settings(subject.profile, subject.origins)
-    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder)}
-    write_files(output, [run], **more)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path)}
+    write_files(output, [run], force=force, **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose, quiet)
         if sources.failure:
             hint(f"the run did not finish: {sources.failure}; bf16prof explain says more", False)
-        report_hints(folder, quiet)
+        report_hints(run.path, quiet)
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
 

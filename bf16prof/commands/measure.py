@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.cases import Job, Refusal
+from bf16prof.claims import claimed
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, new_folder, print_json, report_hints, show_settings, write_files, write_report
-from bf16prof.commands.request import Request, read_request, select
+from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
+from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import InputError, RunFailed
+from bf16prof.files import NotWritten
+from bf16prof.profiles.explain import REASONS
+from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Device
+from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
-from bf16prof.runs import Run, Status, create
+from bf16prof.runs import Run, Status
 
 if TYPE_CHECKING:
+    from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measure.accelerator import TorchAnswer
 
 CPU_RANKS = 2
@@ -41,6 +46,8 @@ def measure(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -72,38 +79,62 @@ def measure(
     from bf16prof.estimate.predict import with_work
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
-    from bf16prof.simulate.runner import simulate as dry_run
 
-    check_files(output, force)
+    check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     request = read_request(context)
+    _require_true_peaks(request)
     jobs, refused = _possible(request, ranks)
+    say_notes(request, quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
-    folder = output_dir or new_folder(name)
-    predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
-    if simulate:
-        with SimulationProgress(jobs, quiet) as progress:
-            predictions = with_work([*predictions, *dry_run(jobs, progress)])
-    create(folder, force=force)
-    with ProgressWatcher(len(jobs), quiet) as watcher:
-        run = run_measurement(
-            Plan(name, jobs, tuple(predictions), folder, warmup, steps, timeout, quality, request.resolved.origins), watcher
-        )
+    origins = request.resolved.origins
+    with claimed(output_dir, name, force=force, beside=output or ()) as claim:
+        predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
+        if simulate:
+            with SimulationProgress(jobs, quiet) as progress:
+                predictions = with_work([*predictions, *_dry_run(jobs, progress)])
+        claim.clear()
+        with ProgressWatcher(len(jobs), quiet) as watcher:
+            run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins), watcher)
+        try:
+            write_report(run)
+        except NotWritten as error:
+            raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
     comparisons = reconcile(run.records)
-    write_report(run)
     said = settings(run.manifest.profile, run.manifest.origins)
-    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(folder), "cases": run.manifest.cases}
-    write_files(output, [run], **more)
+    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
+    write_files(output, [run], force=force, **more)
     if json_:
         print_json(run.records, **more)
     else:
         _show(run, verbose)
         if verbose:
             show_settings(run.manifest.profile, run.manifest.origins)
-        report_hints(folder, quiet)
+        report_hints(run.path, quiet)
     _check(run, comparisons, tolerance)
+
+
+def _require_true_peaks(request: Request) -> None:
+    """Raise `InputError` for a DeepSpeed JSON that would have torch's peak counter reset in the middle of a step."""
+    switch = "memory_breakdown"
+    if request.file and features()[switch].is_on(request.file.content.get(switch)):
+        reason = REASONS[f"deepspeed.{switch}"]
+        raise InputError(
+            f"{request.file.batch.origin}: {switch}: refused: {reason}", hint="estimate, simulate, plan and import take the file"
+        )
+
+
+def _dry_run(jobs: list[Job], progress: SimulationProgress) -> list[MemoryRecord]:
+    """The dry runs of these jobs that came to an end; of the others a line is said, for the measurement does not depend on them."""
+    from bf16prof.simulate.runner import DryRunFailed, simulate
+
+    try:
+        return simulate(jobs, progress)
+    except DryRunFailed as error:
+        hint(error.message, False)
+        return list(error.records.values())
 
 
 def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:

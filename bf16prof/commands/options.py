@@ -12,7 +12,8 @@ from bf16prof.records import Device, Offload
 
 SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, 130 interrupted."
+    "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
+    "130/143/129 interrupted."
 )
 
 
@@ -24,7 +25,7 @@ def examples(*lines: str) -> str:
 SubjectArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         show_default=False,
         help="A preset, a profile (TOML), a config.json, its folder, a Hugging Face id, or MODULE:FUNCTION.",
     ),
@@ -101,6 +102,26 @@ DsConfigOption = Annotated[
         metavar="FILE",
         envvar="BF16PROF_DS_CONFIG",
         help="Your DeepSpeed JSON, with its stage and precision, instead of the profile's [deepspeed].",
+        rich_help_panel=TRAIN,
+    ),
+]
+TrainingArgsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--training-args",
+        metavar="FILE",
+        envvar="BF16PROF_TRAINING_ARGS",
+        help="JSON or YAML of TrainingArguments (LLaMA-Factory's, axolotl's, accelerate's): what the JSON's auto and the rest mean.",
+        rich_help_panel=TRAIN,
+    ),
+]
+OptimOption = Annotated[
+    str | None,
+    typer.Option(
+        "--optim",
+        metavar="NAME",
+        envvar="BF16PROF_OPTIM",
+        help="The Trainer's optimizer, as adamw_torch, where no JSON names one.",
         rich_help_panel=TRAIN,
     ),
 ]

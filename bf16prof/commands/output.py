@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import re
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,57 @@ import typer
 
 from bf16prof.documents import document, json_text
 from bf16prof.errors import DoesNotFit, InputError
+from bf16prof.files import write_text
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Device, MemoryRecord, Verdict
 from bf16prof.reports.asked import settings
 from bf16prof.reports.units import inert
 from bf16prof.reports.verdict import verdict
-from bf16prof.runs import REPORT, CaseStatus, Manifest, Run, Status, command_line, now, write_text
+from bf16prof.runs import OWN_FILES, REPORT, CaseStatus, Manifest, Run, Status, command_line, now
 
 FORMATS = (".json", ".csv", ".md", ".html")
 
 
-def check_files(files: Sequence[Path] | None, force: bool) -> None:
-    """Raise `InputError`, before any work is done, for a suffix without a format, a missing folder, or a file that exists."""
-    for path in files or ():
+OTHER_OUTPUTS = ("write", "snapshot")
+"""Flags beside `--output` that name a file to write."""
+
+
+def check_outputs(given: Mapping[str, Any]) -> None:
+    """Raise `InputError`, before any work is done, for a file that cannot or must not be written, of a command's parameters.
+
+    A suffix without a format, a missing folder, a folder in its place, a file that exists (but for `--force`), one file for two outputs;
+    and, whatever `--force` says, a file that the command reads or that is the run's own.
+    """
+    outputs = [("--output", path) for path in given.get("output") or ()]
+    for flag, path in outputs:
         if path.suffix not in FORMATS:
-            raise InputError(f"--output {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
-        check_path("--output", path, force)
+            raise InputError(f"{flag} {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
+    outputs += [(f"--{name}", path) for name in OTHER_OUTPUTS if (path := given.get(name)) is not None]
+    taken = {os.path.realpath(path): "which the command reads" for path in _inputs(given)}
+    folder = given.get("output_dir")
+    taken |= {os.path.realpath(folder / name): "a file of the run itself" for name in OWN_FILES if folder is not None}
+    for flag, path in outputs:
+        if reason := taken.get(real := os.path.realpath(path)):
+            raise InputError(f"{flag} {path}: {reason}", hint="choose another name")
+        check_path(flag, path, bool(given.get("force")))
+        taken[real] = "written to by another flag" if path.is_file() or not path.exists() else ""
 
 
-def check_path(flag: str, path: Path | None, force: bool) -> None:
+def _inputs(given: Mapping[str, Any]) -> list[Path]:
+    """The files and run directories' files that a command's parameters name for reading."""
+    values = [value for name, value in given.items() if name not in ("output", "output_dir", *OTHER_OUTPUTS)]
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    paths = [Path(item) for item in flat if isinstance(item, Path | str) and item]
+    return paths + [path / name for path in paths for name in OWN_FILES - {REPORT}]
+
+
+def check_path(flag: str, path: Path, force: bool) -> None:
     """Raise `InputError` for a file that cannot be written: its folder is missing, or it exists and nobody said `--force`."""
-    if path is None:
-        return
     try:
         if not path.parent.is_dir():
             raise InputError(f"{flag} {path}: the folder {path.parent} does not exist")
+        if path.is_dir() or path.is_block_device():
+            raise InputError(f"{flag} {path}: not a file")
         if path.is_file() and not force:
             raise InputError(f"{flag} {path}: the file exists", hint="add --force to replace it")
     except OSError as error:
@@ -49,10 +74,10 @@ def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
     typer.echo(json_text(document(tuple(records), **more)))
 
 
-def write_files(files: Sequence[Path] | None, runs: Sequence[Run], **more: Any) -> None:
-    """Write every file in the format of its suffix."""
+def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: bool, **more: Any) -> None:
+    """Write every file in the format of its suffix; a file that has appeared since `check_outputs` stays, but for `force`."""
     for path in files or ():
-        write_text(path, _render(path.suffix, runs, more))
+        write_text(path, _render(path.suffix, runs, more), replace=force)
 
 
 def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
@@ -66,12 +91,6 @@ def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
     from bf16prof.reports import tables
 
     return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(runs)
-
-
-def new_folder(name: str) -> Path:
-    """Where a run goes when the user does not say: the time and a name, as far as that can be part of a folder's."""
-    slug = re.sub(r"[^\w.-]+", "-", name)[:60].strip(".-") or "run"
-    return Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug}"
 
 
 def write_report(run: Run) -> None:

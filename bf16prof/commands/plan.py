@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, check_path, hint, hint_caveats, show_settings
-from bf16prof.commands.request import Request, read_request
+from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
+from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
+from bf16prof.files import write_text
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
-from bf16prof.runs import write_text
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job
@@ -88,6 +88,8 @@ def plan(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -113,19 +115,20 @@ def plan(
     """
     from bf16prof.planning.answer import answer
 
-    check_files(output, force)
-    check_path("--write", write, force)
+    check_outputs(context.params)
     sizes = list(dict.fromkeys(o.numbers("--gpus", gpus)))
     if write is not None and len(sizes) != 1:
         raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
     request = read_request(context)
+    _require_partitions(request.profile, o.numbers("--zero", zero), sizes)
     judge = _judge(context.params, request)
+    say_notes(request, quiet)
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(context.params, len(sizes)):
         answers = _tried(answers, judge, wanted, given=context.params)
     asked = _asked(judge, sizes[0])
-    _write(answers, request, asked, write, output)
+    _write(answers, request, asked, context.params)
     if json_:
         typer.echo(json_text(_document(answers, request, asked)))
     else:
@@ -136,7 +139,16 @@ def plan(
     if write is not None and answers[0].first is None:
         raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
     hint_caveats(judge.question.gpu, quiet)
-    _hints(context.params, answers, write, quiet)
+    _hints(context.params, answers, request, write, quiet)
+
+
+def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:
+    """Raise `Refused` for a number of GPUs that ZeRO++'s secondary partitions do not divide."""
+    from bf16prof.engine.constraints import secondary_partitions
+
+    for size in sizes if 3 in stages else ():
+        if reason := secondary_partitions(profile.deepspeed.zero_optimization, size):
+            raise Refused(f"--gpus {size}: {reason}")
 
 
 def _to_try(given: dict[str, Any], sizes: int) -> int:
@@ -261,13 +273,13 @@ def _asked(judge: Judge, world_size: int) -> str:
     return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
 
 
-def _write(answers: Sequence[Answer], request: Request, asked: str, config: Path | None, files: Sequence[Path] | None) -> None:
+def _write(answers: Sequence[Answer], request: Request, asked: str, given: dict[str, Any]) -> None:
     from bf16prof.planning.written import ds_config_text
 
-    for path in files or ():
-        write_text(path, _render(path.suffix, answers, request, asked))
-    if config is not None and (first := answers[0].first) is not None:
-        write_text(config, ds_config_text(first))
+    for path in given["output"] or ():
+        write_text(path, _render(path.suffix, answers, request, asked), replace=given["force"])
+    if given["write"] is not None and (first := answers[0].first) is not None:
+        write_text(given["write"], ds_config_text(first, request.file.content if request.file else None), replace=given["force"])
 
 
 def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str) -> str:
@@ -322,14 +334,18 @@ def _show(answers: Sequence[Answer], profile: Profile, asked: str, verbose: bool
         plan_view(answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record)
 
 
-def _hints(given: dict[str, Any], answers: Sequence[Answer], write: Path | None, quiet: bool) -> None:
+def _hints(given: dict[str, Any], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:
     from bf16prof.planning.written import flags, outside_the_config
 
     found = next((answer for answer in answers if answer.first is not None), None)
     if found is None or found.first is None:
         return
     if write is not None:
-        hint(f"{write} is ready; it cannot say: " + "; ".join(outside_the_config(found.first)), quiet)
+        hint(
+            f"{write} is ready; it cannot say: "
+            + "; ".join(outside_the_config(found.first, request.file.content if request.file else None)),
+            quiet,
+        )
     command = ["bf16prof", "simulate", *_what_is_trained(given), *flags(found.first, found.outlook.room)]
     hint(f"next: {shlex.join(command)}", quiet)
 
@@ -340,7 +356,7 @@ def _what_is_trained(given: dict[str, Any]) -> list[str]:
     has_model = any(given[name] is not None for name in ("subject", "hf_config", "model"))
     if not has_model or given["profile"] != o.DEFAULT_PROFILE:
         said += ["--profile", str(given["profile"])]
-    for name in ("hf_config", "model", "ds_config", "sequence_length"):
+    for name in ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length"):
         if given[name] is not None:
             said += ["--" + name.replace("_", "-"), str(given[name])]
     return said + [part for text in given["set_"] or () for part in ("--set", text)]

@@ -46,9 +46,9 @@ class ProgressWatcher(_Bar, Watcher):
         self._task = self._progress.add_task("starting", total=cases)
         self._label = ""
 
-    def preparing(self) -> None:
+    def preparing(self, what: str) -> None:
         """Compiling takes up to a minute the first time."""
-        self._say("checking compiled extensions (the first time they are built, which takes a minute)")
+        self._say(what)
 
     def case_begins(self, index: int, job: Job) -> None:
         """Name the case that starts."""

@@ -10,6 +10,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.catalog import print_table
+from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.estimate.predict import predictions
 from bf16prof.imports.published import PREFIX, Published, all_published
@@ -18,7 +19,7 @@ from bf16prof.records import Source
 from bf16prof.reports.units import UNKNOWN, gib, signed_percent
 from bf16prof.reports.views import case_label
 
-published = typer.Typer(no_args_is_help=True, help="Runs that others published, beside their prediction.")
+published = LiteralTyper(no_args_is_help=True, help="Runs that others published, beside their prediction.")
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bf16prof.claims import is_report, owned
 from bf16prof.commands import options as o
-from bf16prof.commands.output import check_files, hint, print_json, told_run, write_files
+from bf16prof.commands.output import check_outputs, check_path, hint, print_json, told_run, write_files
 from bf16prof.reconcile import check_tolerance
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, REPORT, Run, load
 
 
 def report(
+    context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or published:NAME: a run of the literature.")],
     output: o.FilesOption = None,
     open_: Annotated[bool, typer.Option("--open", help="Show the HTML report in a browser.", rich_help_panel=o.OUTPUT)] = False,
@@ -31,13 +34,16 @@ def report(
 
     With --json no page is written that --output or --open does not ask for.
     """
-    check_files(output, force)
+    check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     loaded = [_load(path) for path in runs]
-    files = output or ([_own_page(runs, force)] if open_ or not json_ else [])
+    files = output or ([_own_page(runs)] if open_ or not json_ else [])
     records = [record for run in loaded for record in run.records]
     comparisons = [comparison for view in run_views(loaded) for comparison in view.comparisons]
-    write_files(files, loaded, comparisons=comparisons)
+    if output:
+        write_files(output, loaded, force=force, comparisons=comparisons)
+    elif files:
+        _write_page(files[0], loaded, force, of_these=len(runs) == 1)
     if json_:
         print_json(records, comparisons=comparisons)
     else:
@@ -52,24 +58,23 @@ def report(
         check_tolerance(comparisons, tolerance)
 
 
-def _own_page(runs: list[Path], force: bool) -> Path:
-    """Where the page of these runs goes if nobody says. Raises `InputError` where that is another file, or the page of a run's own."""
+def _own_page(runs: list[Path]) -> Path:
+    """Where the page of these runs goes if nobody says: into the folder of the only one, else here."""
     if len(runs) == 1 and _published_name(runs[0]) is None:
         return (runs[0].parent if runs[0].name == MANIFEST else runs[0]) / REPORT
-    page = Path(REPORT)
-    check_files([page], force or (_is_page(page) and not Path(MANIFEST).exists()))
-    return page
+    return Path(REPORT)
 
 
-def _is_page(path: Path) -> bool:
-    """Whether a file is a report over runs that this program has written, as its head says."""
-    try:
-        return GENERATOR in path.read_bytes()[:2000]
-    except OSError:
-        return False
+def _write_page(page: Path, loaded: list[Run], force: bool, *, of_these: bool) -> None:
+    """Write the page that nobody named, in the place of an older one of ours only, and of one run only if it is `of_these`.
 
-
-GENERATOR = b'<meta name="generator" content="bf16prof memory report">'
+    Raises `InputError` where another file has that name, where it is the page of a run of its own, and while that run is written.
+    """
+    of_run = (page.parent / MANIFEST).exists()
+    replace = force or (is_report(page) and (not of_run or of_these))
+    check_path("--output", page, replace)
+    with owned(page.parent) if of_run else contextlib.nullcontext():
+        write_files([page], loaded, force=replace)
 
 
 def _published_name(path: Path) -> str | None:

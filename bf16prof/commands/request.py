@@ -1,6 +1,7 @@
 """What a command's flags mean together: a profile with everything laid over it, and the cases over that.
 
-From below: the profile, the user's DeepSpeed JSON, another model, `--set`, the flags of the workload. A variable stands for its flag.
+From below: the profile, the training script's arguments, the user's DeepSpeed JSON, another model, `--set`, the flags of the workload.
+A variable stands for its flag.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from bf16prof.cases import Job, Refusal, Selection, expand
 from bf16prof.commands.options import numbers, words
 from bf16prof.commands.output import hint
+from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.models.naming import model_name
@@ -49,6 +51,9 @@ class Request:
     offload: Offload | None
     batch: BatchSizes | None = None
     any_gpus: bool = False
+    file: DeepSpeedFile | None = None
+    notes: tuple[str, ...] = ()
+    """What is to be said of the user's files, once nothing is refused."""
 
     @property
     def profile(self) -> Profile:
@@ -64,15 +69,41 @@ def read_request(context: typer.Context) -> Request:
         raise InputError("--recipe: expected names, as fp32,bf16-full")
     if DS_CONFIG in words(given["recipe"]):
         raise InputError(f"--recipe {DS_CONFIG}: leave --recipe out: the file of --ds-config says the precision")
-    path: Path | None = given["ds_config"]
-    file = None if path is None else read_ds_config(path, precision=not named["recipe"])
-    ours = _overrides(context)
-    resolved = _with_defaults_of_flags(context, _resolve(context, [*(file.overrides if file else ()), *ours]))
+    ours, trainer = _overrides(context), read_trainer(context)
+    file = _read_file(context, trainer, ours, named["recipe"])
+    script = script_overrides(trainer, file)
+    given_by_file = [*file.overrides, *numbers_beside(trainer, file)] if file else []
+    resolved = _with_defaults_of_flags(context, _resolve(context, [*script, *given_by_file, *ours]))
+    notes = (*(file.notes if file else ()), *trainer_notes(trainer, file))
+    recipe = given["recipe"] if named["recipe"] else trainer.recipe or given["recipe"]
     if file is None:
-        return Request(resolved, given["zero"], given["recipe"], given["offload"])
+        stage = trainer.args.get("zero_stage") if trainer.args else None
+        zero = str(stage.value) if stage and not named["zero"] else given["zero"]
+        return Request(resolved, zero, recipe, given["offload"], notes=notes)
     zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
     batch = _batch(file, resolved.profile, {override.key for override in ours})
-    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"])
+    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"], file=file, notes=notes)
+
+
+def _read_file(context: typer.Context, trainer: Trainer, ours: list[Override], is_recipe_named: bool) -> DeepSpeedFile | None:
+    """The user's DeepSpeed JSON, its `auto` resolved from flags, training arguments and the model."""
+    path: Path | None = context.params["ds_config"]
+    if path is None:
+        return None
+    recipe = _origin(context, "recipe") if is_recipe_named else ""
+    known = answers(context, trainer, ours, recipe, lambda: _model_only(context, ours))
+    return read_ds_config(path, precision=not is_recipe_named, answers=known)
+
+
+def _model_only(context: typer.Context, ours: list[Override]) -> Resolved:
+    """The profile with the user's model, whatever else is said."""
+    return _resolve(context, [override for override in ours if override.key.split(".")[0] in ("name", "description", "model")])
+
+
+def say_notes(request: Request, quiet: bool) -> None:
+    """Say on stderr what is to be said of the user's files."""
+    for note in request.notes:
+        hint(f"note: {note}", quiet)
 
 
 def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
@@ -132,7 +163,8 @@ def _overrides(context: typer.Context) -> list[Override]:
     given = context.params
     overrides = _model(context)
     overrides += [parse_set(text) for text in given["set_"] or ()]
-    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in WORKLOAD_FLAGS if given[key] is not None]
+    typed = [key for key in WORKLOAD_FLAGS if given.get(key) is not None]
+    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in typed]
 
 
 def what(subject: str) -> str:

@@ -16,9 +16,9 @@ import typer
 
 from bf16prof.cases import Refusal
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.errors import InputError
 from bf16prof.explanations import Explanation
 from bf16prof.plans import Outlook, Plan, Room
+from bf16prof.profiles.names import unknown
 from bf16prof.reconcile import Comparison
 from bf16prof.records import Bytes, Case, MemoryRecord
 from bf16prof.runs import CaseStatus, Manifest
@@ -68,16 +68,17 @@ def schema_of(name: str) -> dict[str, Any]:
     import pydantic
 
     if name not in names():
-        raise InputError(f"unknown document {name!r}", hint="known: " + ", ".join(names()))
+        raise unknown("document", name, names())
     if name == "run.json":
-        schema = pydantic.TypeAdapter(Manifest).json_schema(mode="serialization")
+        found = pydantic.TypeAdapter(Manifest).json_schema(mode="serialization")
     else:
         more = {key: (_outlooks() if kind == "outlooks" else kind, ...) for key, kind in DOCUMENTS[name].items()}
         fields: dict[str, Any] = {"schema_version": (int, ...), "records": (tuple[MemoryRecord, ...], ...), **more}
-        schema = pydantic.create_model(f"{name} document", **fields).model_json_schema(mode="serialization")
-    schema["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+        document: Any = pydantic.create_model(f"{name} document", **fields)
+        found = document.model_json_schema(mode="serialization")
+    found["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     title = f"bf16prof {name}" if name.endswith(".json") else f"bf16prof {name} --json"
-    return {"$schema": DIALECT, **schema, "title": title}
+    return {"$schema": DIALECT, **found, "title": title}
 
 
 def _outlooks() -> Any:

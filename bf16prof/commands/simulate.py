@@ -12,9 +12,8 @@ import typer
 from bf16prof.cases import Job
 from bf16prof.commands import options as o
 from bf16prof.commands.output import (
-    check_files,
     check_judged_device,
-    check_path,
+    check_outputs,
     finished_run,
     hint,
     hint_caveats,
@@ -24,11 +23,12 @@ from bf16prof.commands.output import (
     with_host_per_node,
     write_files,
 )
-from bf16prof.commands.request import read_request, select
+from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
+from bf16prof.runs import Run
 from bf16prof.verdict import Allocator
 
 
@@ -47,6 +47,8 @@ def simulate(
     download: o.DownloadOption = False,
     model: o.ModelOption = None,
     ds_config: o.DsConfigOption = None,
+    training_args: o.TrainingArgsOption = None,
+    optim: o.OptimOption = None,
     sequence_length: o.SequenceOption = None,
     micro_batch_size: o.MicroBatchOption = None,
     gradient_accumulation_steps: o.AccumulationOption = None,
@@ -69,12 +71,11 @@ def simulate(
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
-    from bf16prof.simulate.runner import Options
+    from bf16prof.simulate.runner import DryRunFailed, Options
     from bf16prof.simulate.runner import simulate as run
 
-    check_files(output, force)
+    check_outputs(context.params)
     check_judged_device(fail_unless_fits, device)
-    check_path("--snapshot", snapshot, force)
     require_packages("simulating")
     request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
@@ -83,8 +84,15 @@ def simulate(
     require_optimizer_libraries(jobs)
     if snapshot is not None and len(jobs) != 1:
         raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
+    say_notes(request, quiet)
+    failed = None
     with SimulationProgress(jobs, quiet) as progress:
-        records = run(jobs, progress, Options(expandable_segments, snapshot))
+        try:
+            records = run(jobs, progress, Options(expandable_segments, snapshot, force))
+        except DryRunFailed as error:  # the others are shown all the same
+            if not error.records:
+                raise
+            failed, records, jobs = error, list(error.records.values()), [jobs[index] for index in error.records]
         records = _with_way_out(jobs, records, lambda others: run(others, None, Options(expandable_segments)))
     records = with_host_per_node(records, gpus_per_node)
     both = with_work([*records, *predictions(jobs, gpus_per_node, Allocator(expandable_segments))])
@@ -92,11 +100,20 @@ def simulate(
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
     more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
-    write_files(output, [result], **more)
+    write_files(output, [result], force=force, **more)
     if json_:
         print_json(records, **more)
-        require_fit(records, fail_unless_fits)
-        return
+    else:
+        _show(result, records, verbose)
+        if not verbose and len(records) > 1:
+            hint_caveats(target, quiet)
+    if failed is not None:
+        raise failed
+    require_fit(records, fail_unless_fits)
+    hint(_next(records), quiet or json_)
+
+
+def _show(result: Run, records: Sequence[MemoryRecord], verbose: bool) -> None:
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
     console = make_console()
@@ -104,11 +121,7 @@ def simulate(
     for record in records if verbose or len(records) == 1 else ():
         breakdown(record, console)
     if verbose:
-        show_settings(trained, origins)
-    elif len(records) > 1:
-        hint_caveats(target, quiet)
-    require_fit(records, fail_unless_fits)
-    hint(_next(records), quiet)
+        show_settings(result.manifest.profile, result.manifest.origins)
 
 
 def _with_way_out(

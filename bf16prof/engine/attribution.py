@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bf16prof.engine import labels
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.models.autograd.tape import GRADIENT, local_variable
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.optimizers import state_components
 from bf16prof.records import Component, Item, Label
@@ -45,7 +45,7 @@ HOST = torch.device("cpu")
 Claim = tuple[Label, Any]
 
 
-def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.device) -> tuple[list[Item], list[Item]]:
+def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
     """The items of everything the engine and the loop hold: on the device, and on the host.
 
     `device` is the one that the job runs on (`cuda`, `cpu`, or a dry run's `cpu:0`); ranks on CPU have one memory, so all their
@@ -57,8 +57,8 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.devic
     on_device: dict[Label, int] = {}
     on_host: dict[Label, int] = {}
     for label, tensor in held(engine, kept):
-        if size := _claim_storage(tensor, seen):
-            here = _is_on(tensor.device, home)
+        here = _is_on(tensor.device, home)
+        if size := _claim_storage(tensor, seen, counted=here):
             place = on_device if here else on_host
             place[label] = place.get(label, 0) + size
             rounding += -size % ALLOCATOR_BLOCK_BYTES if here and home != HOST else 0
@@ -67,7 +67,7 @@ def attribute(engine: Any, kept: Mapping[str, Tensor], device: str | torch.devic
     return _items(on_device), _items(on_host)
 
 
-def held(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[tuple[Label, Tensor]]:
+def held(engine: Any, kept: Mapping[str, Any]) -> Iterator[tuple[Label, Tensor]]:
     """Every tensor that the engine and the loop hold, with its label, the most telling claim to a storage first."""
     for label, holder in _claims(engine, kept):
         for tensor in _tensors(holder):
@@ -83,18 +83,22 @@ def _items(sizes: Mapping[Label, int]) -> list[Item]:
     return [Item(*label, size, "tensors held by the engine") for label, size in sizes.items()]
 
 
-def _claim_storage(tensor: Tensor, seen: set[int]) -> int:
-    """Bytes of the tensor's storage if nobody claimed it yet, else 0."""
+def _claim_storage(tensor: Tensor, seen: set[int], *, counted: bool) -> int:
+    """Bytes of the tensor's storage if nobody claimed it yet, else 0.
+
+    `counted`: a probe counts what is allocated there. It does not see memory that PyTorch did not allocate (an array of NumPy's, a file),
+    whose storage cannot be resized.
+    """
     if tensor.device.type == "meta":
         return 0
     storage = tensor.untyped_storage()
-    if storage._cdata in seen:
+    if storage._cdata in seen or (counted and not storage.resizable()):
         return 0
     seen.add(storage._cdata)
     return storage.nbytes()
 
 
-def _claims(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[Claim]:
+def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     """Everything that may hold tensors, the most telling name first."""
     parameters = list(engine.module.parameters())
     wrapper, basic = engine.optimizer, getattr(engine, "basic_optimizer", None)
@@ -116,7 +120,7 @@ def _claims(engine: Any, kept: Mapping[str, Tensor]) -> Iterator[Claim]:
         yield from _states(optimizer)
     yield labels.PLACEHOLDER, getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
     for name, tensor in kept.items():
-        yield labels.local_variable(name), tensor
+        yield local_variable(name), tensor
     for holder in (engine, wrapper, basic):
         for name, value in vars(holder).items():
             yield labels.held_by(type(holder).__name__, name), value

@@ -90,7 +90,7 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": profile.workload.micro_batch_size,
         "gradient_accumulation_steps": profile.workload.gradient_accumulation_steps,
         "steps_per_print": 2**31,
-        "optimizer": optimizer_block(profile.optimizer),
+        "optimizer": optimizer_block(_made(profile.optimizer, zero, more)),
         **settings,
         "zero_optimization": zero,
     }
@@ -100,7 +100,7 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
     ours = {"parameters": recipe.cast, "optimizer": recipe.optimizer}
     if any(ours.values()):
         config[OURS] = {key: value for key, value in ours.items() if value}
-    return {**_merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
+    return {**merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
 
 
 OURS = "bf16prof"
@@ -111,13 +111,21 @@ REPLACED = ("optimizer", "scheduler")
 """Blocks of which only one can be right."""
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables laid over one another."""
-    merged = dict(below)
+    laid = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, Mapping) and isinstance(laid.get(key), Mapping)
+        laid[key] = merged(laid[key], value) if both else value
+    return laid
+
+
+def _made(optimizer: OptimizerSettings, zero: Mapping[str, Any], more: Mapping[str, Any]) -> OptimizerSettings:
+    """The optimizer that is made: DeepSpeedCPUAdam in the place of the Trainer's, where the optimizer is offloaded."""
+    is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if not (optimizer.from_trainer and is_offloaded and more.get("zero_force_ds_cpu_optimizer", True)):
+        return optimizer
+    return optimizer.model_copy(update={"torch_adam": False, "fused": None, "foreach": None})
 
 
 def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from bf16prof.engine.config import (
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
+from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Offload
 from bf16prof.rounding import ceil_div
 
@@ -60,7 +61,8 @@ def refused_error(refusal: Refusal) -> Refused:
 def refusal_reason(job: Job) -> str | None:
     """Why DeepSpeed cannot run this job as described; `None` if it can."""
     config = deepspeed_config(job)
-    return next((reason for rule in RULES if (reason := rule(config))), None) or _calls_per_step(job, config)
+    rules = (*(rule(config) for rule in RULES), _secondary_partitions(job, config), _calls_per_step(job, config))
+    return next((reason for reason in rules if reason), None)
 
 
 def alternatives(job: Job) -> tuple[str, ...]:
@@ -131,6 +133,21 @@ def _client_optimizer_stays_on_the_device(config: Mapping[str, Any]) -> str | No
     return None
 
 
+def _secondary_partitions(job: Job, config: Mapping[str, Any]) -> str | None:
+    return secondary_partitions(zero_settings(config), job.case.world_size) if _stage(config) == 3 else None
+
+
+def secondary_partitions(zero: ZeroSettings, ranks: int) -> str | None:
+    """Why ZeRO-3 cannot lay the secondary partitions of ZeRO++ on so many ranks: the groups are all of one size.
+
+    `utils/groups.py`, _create_zero_param_parallel_group.
+    """
+    size = zero.zero_hpz_partition_size
+    if size <= 1 or ranks % size == 0:
+        return None
+    return f"zero_optimization.zero_hpz_partition_size ({size}) must divide the number of ranks ({ranks})"
+
+
 def _calls_per_step(job: Job, config: Mapping[str, Any]) -> str | None:
     """ZeRO-3 calls the optimizer once per sub-group, which one that counts its calls takes for so many steps."""
     client = client_optimizer(config)
@@ -166,6 +183,15 @@ def _fp32_states_of_bf16_master_need_offload(config: Mapping[str, Any]) -> str |
         return "bf16 master weights with fp32 optimizer states need offload_optimizer and DeepSpeedCPUAdam (runtime/base_optimizer.py)"
     if offload and engine_facts(config).optimizer is not BasicOptimizer.CPU_ADAM:
         return "offloaded bf16 master weights need DeepSpeedCPUAdam: unset optimizer.torch_adam (runtime/zero/stage3.py)"
+    return None
+
+
+def _fp16_master_needs_cpu_adam(config: Mapping[str, Any]) -> str | None:
+    fp16 = config.get("fp16", {})
+    if not (fp16.get("enabled") and fp16.get("fp16_master_weights_and_grads")):
+        return None
+    if _stage(config) == 0 or not offloads_optimizer(config) or engine_facts(config).optimizer is not BasicOptimizer.CPU_ADAM:
+        return "fp16 master weights need stage 1, 2 or 3, offload_optimizer and DeepSpeedCPUAdam (runtime/zero/stage_1_and_2.py, stage3.py)"
     return None
 
 
@@ -243,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     _low_precision_states_need_master,
     _low_precision_master_needs_bf16,
     _fp32_states_of_bf16_master_need_offload,
+    _fp16_master_needs_cpu_adam,
     _flags_ignored_by_bf16_optimizer,
     _accumulation_dtype_at_stage_0,
     _offload_needs_zero,

@@ -53,11 +53,6 @@ def optimizer_state(component: Component, key: str) -> Label:
     return component, f"optimizer state {key}"
 
 
-def local_variable(name: str) -> Label:
-    """A tensor that the training loop holds until it has a new one."""
-    return C.ACTIVATIONS, f"{name} kept by the training loop"
-
-
 def held_by(owner: str, attribute: str) -> Label:
     """What an object of DeepSpeed's holds under an attribute that has no other name here."""
     return C.WORKSPACE, f"{owner}.{attribute}"

@@ -1,7 +1,12 @@
-"""The model, the engine and one optimizer step of a job, as the published example's loop writes it.
+"""The model, the engine and one optimizer step of a job, as one of two well-known loops writes it (`workload.keeps_outputs`).
 
-That loop keeps outputs, loss and batch in local variables until the next step replaces them, so they are alive when memory is read
-between steps; ours keeps them as attributes for the same reason, and `kept` names them.
+* The published example's (DeepSpeedExamples, training/bf16_master_weight): outputs, loss and batch are local variables, alive until the
+  next micro-step overwrites them: in backward, in the step, and when memory is read between steps.
+* The Trainer's of transformers (5.24.0, trainer.py): `_run_epoch` fetches the batches of all micro-steps of an optimizer step together
+  (`get_batch_samples`) and holds them until it fetches the next; `compute_loss` lets go of the outputs when it returns, before backward;
+  the loss stays until the next one is there. Three scalars of the Trainer are left out: the sum of losses, the number of tokens, the norm.
+
+Ours keeps the same tensors as attributes for the same reason, and `kept` names them.
 
 Any model can be trained here. It is called with the tensors of `batch_spec`: described inputs as keywords; token ids as the first argument,
 and labels as `labels` if its forward has such a parameter. What it returns is, or has, or is made into a loss: see `loss_of`.
@@ -78,14 +83,18 @@ def takes_labels(model: nn.Module) -> bool:
 class TrainingLoop:
     """Runs optimizer steps on an engine and holds what such a loop holds between them."""
 
-    def __init__(self, engine: Any, job: Job, next_batch: Callable[[], Batch]) -> None:
+    def __init__(
+        self, engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
+    ) -> None:
+        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run."""
         self._engine = engine
         self._model = job.profile.model
-        self._next_batch = next_batch
+        self._next_batch, self._leave_out = next_batch, leave_out
         self._passes_labels = takes_labels(engine.module)
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
+        self._keeps_outputs = job.profile.workload.keeps_outputs
         self._autocast_dtype = TORCH_DTYPES.get(engine_facts(deepspeed_config(job)).autocast_dtype)
-        self.batch: Batch = {}
+        self.batches: list[Batch] = []
         self.outputs: Any = None
         self.loss: Tensor | None = None
 
@@ -95,36 +104,54 @@ class TrainingLoop:
         Each micro-step's loss is read as soon as the micro-step is over: keeping its tensor for later would show up in the memory.
         """
         losses = []
-        for _ in range(self._micro_steps):
-            self.batch = self._next_batch()
-            with self._autocast(), self._called_as_described():
-                self.outputs = self._forward()
-                self.loss = loss_of(self.outputs, self.batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
+        number = 0
+        while number < self._micro_steps:
+            batch = self._batch(number)
+            with self._autocast(), self._called_as_described(batch):
+                self.loss = self._loss(batch)
             self._engine.backward(self.loss)
             self._engine.step()
             losses.append(self.loss.item())
+            number += 1 + self._leave_out(number, self._micro_steps)
         return sum(losses) / len(losses)
 
     @property
-    def kept(self) -> dict[str, Tensor]:
+    def kept(self) -> dict[str, Tensor | list[Tensor]]:
         """The tensors that the loop keeps alive between steps, by name."""
         if self.loss is None:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
-        return {name.replace("_", " "): tensor for name, tensor in {**outputs, "loss": self.loss, **self.batch}.items()}
+        batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
+        found: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
+        return {name.replace("_", " "): tensors for name, tensors in found.items()}
 
-    def _forward(self) -> Any:
+    def _batch(self, number: int) -> Batch:
+        """The batch of a micro-step. They are fetched one at a time, or all together where the loop is the Trainer's."""
+        if self._keeps_outputs:
+            self.batches = [self._next_batch()]
+        elif number == 0:
+            self.batches = [self._next_batch() for _ in range(self._micro_steps)]
+        return self.batches[0 if self._keeps_outputs else number]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Forward, up to the loss. Outputs that are not kept are gone when this returns."""
+        outputs = self._forward(batch)
+        if self._keeps_outputs:
+            self.outputs = outputs
+        return loss_of(outputs, batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
+
+    def _forward(self, batch: Batch) -> Any:
         if self._model.inputs:
-            return self._engine(**self.batch)
-        labels = {"labels": self.batch["labels"]} if self._passes_labels else {}
-        return self._engine(self.batch["input_ids"], **labels)
+            return self._engine(**batch)
+        labels = {"labels": batch["labels"]} if self._passes_labels else {}
+        return self._engine(batch["input_ids"], **labels)
 
-    def _called_as_described(self) -> AbstractContextManager[None]:
-        names = self.batch if self._model.inputs or self._passes_labels else ("input_ids",)
+    def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
+        names = batch if self._model.inputs or self._passes_labels else ("input_ids",)
         wanted = next(
             (name for name in inspect.signature(self._engine.module.forward).parameters if name not in ("args", "kwargs")), "NAME"
         )
-        return called_as_described(self._model, {name: self.batch[name] for name in names}, wanted)
+        return called_as_described(self._model, {name: batch[name] for name in names}, wanted)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:

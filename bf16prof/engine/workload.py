@@ -23,7 +23,7 @@ def workload_of(job: Job) -> Workload:
         attention=str(model.attention) if isinstance(model, HuggingFaceSettings) and model.attention else None,
         optimizer=optimizer_words(config),
         zero_init=job.is_inside_zero_init,
-        keeps_outputs=True,
+        keeps_outputs=settings.keeps_outputs,
         deepspeed=_resolved(config),
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
     )

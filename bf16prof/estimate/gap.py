@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import (
@@ -20,31 +19,11 @@ from bf16prof.estimate.program import run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.models.tapes import network
+from bf16prof.profiles.features import with_effect
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.records import Device
-
-WITHOUT_TENSORS: Mapping[str, frozenset[str]] = {
-    "": frozenset({
-        "scheduler", "optimizer", "zero_optimization", "steps_per_print", "wall_clock_breakdown", "dump_state", "comms_logger", "log_level",
-        "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "activation_checkpointing", "aio", "checkpoint", "fp16",
-        "disable_python_gc", "dataloader_drop_last", "timers", "vocabulary_size",
-    }),
-    "zero_optimization": frozenset({
-        "stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save",
-        "load_from_fp32_weights", "elastic_checkpoint", "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks",
-        "pipeline_loading_checkpoint", "cpu_offload_use_pin_memory", "offload_optimizer", "offload_param",
-    }),
-    "zero_optimization.offload_optimizer": frozenset({
-        "nvme_path", "buffer_count", "buffer_size", "pipeline_read", "pipeline_write", "fast_init",
-    }),
-    "zero_optimization.offload_param": frozenset({"nvme_path", "buffer_count", "buffer_size", "max_in_cpu"}),
-    "fp16": frozenset({
-        "auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "consecutive_hysteresis", "min_loss_scale",
-    }),
-}  # fmt: skip
-"""Keys of DeepSpeed's JSON, by table, that profiles do not have and that allocate nothing between steps."""
 
 ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"}
 
@@ -59,7 +38,7 @@ def closed_form_gap(job: Job) -> str | None:
     if engine_facts(config).optimizer is BasicOptimizer.OTHER:
         return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
     params = sorted(set(optimizer_settings(config)) - ADAM_PARAMS)
-    unknown = [f"optimizer.params.{name}" for name in params] + _with_tensors(job.profile.deepspeed.more)
+    unknown = [f"optimizer.params.{name}" for name in params] + list(with_effect(job.profile.deepspeed.more))
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
 
 
@@ -72,18 +51,6 @@ def _model_gap(model: Model) -> str | None:
     except NoInventory as error:
         return error.message
     return None
-
-
-def _with_tensors(more: Mapping[str, Any], table: str = "") -> list[str]:
-    """The dotted keys that may allocate something, of those that profiles do not have."""
-    found = []
-    for key, value in more.items():
-        name = f"{table}.{key}".removeprefix(".")
-        if key not in WITHOUT_TENSORS[table]:
-            found.append(name)
-        elif name in WITHOUT_TENSORS and isinstance(value, Mapping):
-            found += _with_tensors(value, name)
-    return found
 
 
 def peaks_gap(job: Job, engine: Engine) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bf16prof.engine.labels import ALL_REDUCE_BUFFER, GRADIENT_NORM, GRADIENT_PARTITION, REDUCE_BUCKET
 from bf16prof.estimate.passes import Meter, Peak
@@ -274,8 +275,18 @@ class Share:
         yield numel, slices
 
 
-Found = tuple[int, Peak, int, int, Label]
-"""A level that is reached: the peak of the walk that it comes from, the partition's bytes then, and what is taken for a moment, as what."""
+class Found(NamedTuple):
+    """A level that is reached: the peak of the walk that it comes from, and what the partition changes about it."""
+
+    level: int
+    peak: Peak
+    partition: int
+    """Bytes of the partition then."""
+    freed: int
+    """Bytes of gradients that are gone already, because they have been copied to the partition."""
+    more: int = 0
+    """Bytes that are taken for a moment, and what for."""
+    label: Label = ALL_REDUCE_BUFFER
 
 
 def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share: Share) -> Meter:
@@ -286,35 +297,35 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
     """
     own = how.width * sum(numels[key] for key in share.own)
     found: dict[Phase, Found] = {}
-    extra = new = kept = before = early = 0
+    block = walked.block
+    partition = freed = new = kept = before = 0
     not_mine = (share.rank + 1) * share.partition
+
+    def see(phase: Phase, peak: Peak, more: int = 0, label: Label = ALL_REDUCE_BUFFER) -> None:
+        level = peak.level + partition - freed + round_up(more, block)
+        if phase not in found or level > found[phase].level:
+            found[phase] = Found(level, peak, partition, freed, more, label)
+
     for moment in walked.log or ():
         if isinstance(moment, tuple):
-            phase, peak = moment
-            if phase not in found or peak.level + extra > found[phase][0]:
-                found[phase] = (peak.level + extra, peak, extra, 0, ALL_REDUCE_BUFFER)
+            see(*moment)
         elif isinstance(moment, Flush):
-            at, highest = moment.at, found[Phase.BACKWARD][0]
-            base = at.level + extra
-            if base + moment.most > highest:
-                most = _reduced(moment, how, share)
-                if base + round_up(most, walked.block) > highest:
-                    found[Phase.BACKWARD] = (base + round_up(most, walked.block), at, extra, most, ALL_REDUCE_BUFFER)
+            if moment.at.level + partition - freed + moment.most > found[Phase.BACKWARD].level:
+                see(Phase.BACKWARD, moment.at, _reduced(moment, how, share))
             if moment.reach(share.spans)[0] >= not_mine:
                 continue  # nothing in it is this rank's
-            if (offloaded := _offloaded(moment, how, share)) and base + offloaded > found[Phase.BACKWARD][0]:
-                found[Phase.BACKWARD] = (base + offloaded, at, extra, offloaded, GRADIENT_NORM)
+            if offloaded := _offloaded(moment, how, share):
+                see(Phase.BACKWARD, moment.at, offloaded, GRADIENT_NORM)
             if taken := _taken(moment, how, share, own, new):
-                extra, new = extra + round_up(taken, walked.block), new + taken
-                if at.level + extra > found[Phase.BACKWARD][0]:
-                    found[Phase.BACKWARD] = (at.level + extra, at, extra, 0, ALL_REDUCE_BUFFER)
-            if not how.always and (moved := _moved(moment, share)):
-                extra, early = extra - moved, early + moved
+                partition, new = partition + round_up(taken, block), new + taken
+                see(Phase.BACKWARD, moment.at)
+            if not how.always:
+                freed += _moved(moment, share, block)
         else:
-            extra, early = extra + early, 0
+            freed = 0  # the walk has let go of them as well
             before = kept
-            extra, kept, new = (extra - round_up(new, walked.block), kept, 0) if kept else (extra, new, 0)
-    return _filled(walked, found, extra, before)
+            partition, kept, new = (partition - round_up(new, block), kept, 0) if kept else (partition, new, 0)
+    return _filled(walked, found, partition, before)
 
 
 def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -> int:
@@ -333,23 +344,23 @@ def _offloaded(flush: Flush, how: Reduction, share: Share) -> int:
     return FP64_BYTES * max((share.own.get(key, 0) for key in flush.keys), default=0)
 
 
-def _moved(flush: Flush, share: Share) -> int:
-    """Bytes of gradients that are freed because they have been copied to the partition."""
-    return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
+def _moved(flush: Flush, share: Share, block: int) -> int:
+    """Bytes of gradients that are freed because they have been copied to the partition, in whole blocks."""
+    return sum(round_up(size, block) for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
 
 
-def _filled(walked: Meter, found: Mapping[Phase, Found], extra: int, before: int) -> Meter:
+def _filled(walked: Meter, found: Mapping[Phase, Found], partition: int, before: int) -> Meter:
     meter = walked.copy()
-    meter.level, meter.log = walked.level + extra, None
-    meter.held = walked.held | {GRADIENT_PARTITION: extra}
-    for phase, (level, peak, partition, more, label) in found.items():
+    meter.level, meter.log = walked.level + partition, None
+    meter.held = walked.held | {GRADIENT_PARTITION: partition}
+    for phase, (level, peak, part, freed, more, label) in found.items():
         held = dict(peak.held)
-        for name, size in ((GRADIENT_PARTITION, partition), (label, more)):
+        for name, size in ((GRADIENT_PARTITION, part), (GRADIENT, -freed), (label, more)):
             held[name] = held.get(name, 0) + size
         meter.peaks[phase] = Peak(level, peak.section, peak.events, held)
     meter.peak = meter.peaks[meter.phase]
     meter.ends[Phase.FORWARD] += before
-    meter.ends[Phase.BACKWARD] += extra
+    meter.ends[Phase.BACKWARD] += partition
     return meter
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, dtype_bytes
-from bf16prof.engine.labels import MODEL_BUFFERS, local_variable
+from bf16prof.engine.labels import MODEL_BUFFERS
 from bf16prof.estimate.allocation import Allocation, allocation
 from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.autograd.operators import TOKEN_BYTES
+from bf16prof.models.autograd.tape import local_variable
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -28,14 +29,18 @@ def kept_by_the_loop(profile: Profile, facts: EngineFacts) -> list[Allocation]:
 
     The loss of bf16 logits is bf16; under autocast `cross_entropy` runs and returns fp32, on CUDA and on CPU. transformers' models return
     the logits as their head gives them, and a loss in fp32 (5.23.0, `loss/loss_utils.py`, ForCausalLMLoss).
+
+    A loop that does not keep outputs has no logits then, but the token ids and labels of all micro-batches of the step.
     """
-    tokens = profile.workload.micro_batch_size * profile.workload.sequence_length
+    workload = profile.workload
+    tokens = workload.micro_batch_size * workload.sequence_length
     logits = dtype_bytes(facts.output_dtype) * tokens * profile.model.vocab_size
     in_fp32 = facts.autocast_dtype != "none" or isinstance(profile.model, HuggingFaceSettings)
     loss = dtype_bytes("fp32" if in_fp32 else facts.parameter_dtype)
-    sizes = {"logits": logits, "loss": loss, "input ids": TOKEN_BYTES * tokens, "labels": TOKEN_BYTES * tokens}
+    ids = [TOKEN_BYTES * tokens] * (1 if workload.keeps_outputs else workload.gradient_accumulation_steps)
+    sizes = {"logits": [logits] * workload.keeps_outputs, "loss": [loss], "input ids": ids, "labels": ids}
     source = "local variables of the training loop"
-    return [allocation(local_variable(name), size, source) for name, size in sizes.items()]
+    return [allocation(local_variable(name), each, source) for name, each in sizes.items() if each]
 
 
 def model_buffers(job: Job, facts: EngineFacts) -> list[Allocation]:

@@ -120,8 +120,15 @@ def key_of(name: str) -> tuple[int, str]:
 def run_of(job: Job, facts: EngineFacts) -> Run:
     """What a job's forward passes are run on."""
     work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
-    checkpointing = work.activation_checkpointing
-    return Run(job.profile.model, work.micro_batch_size, work.sequence_length, checkpointing, capability, facts.parameter_dtype)
+    return Run(
+        job.profile.model,
+        work.micro_batch_size,
+        work.sequence_length,
+        work.activation_checkpointing,
+        capability,
+        facts.parameter_dtype,
+        work.keeps_outputs,
+    )
 
 
 @functools.cache

@@ -29,8 +29,8 @@ from bf16prof.estimate.passes import Handler, Meter
 from bf16prof.estimate.program import Section, shifted
 from bf16prof.estimate.steady import FP64_BYTES, Engine
 from bf16prof.estimate.step import step
-from bf16prof.estimate.training import LOGITS, LOSS, Walked, numels_of, share, strategy
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.estimate.training import Walked, numels_of, share, strategy
+from bf16prof.models.autograd.tape import LOGITS, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div
@@ -54,6 +54,9 @@ STREAMS: dict[Wrapper, dict[Label, int]] = {
 }
 """What is allocated on a stream of DeepSpeed's own in forward and backward, where communication overlaps (stage3.py `__allgather_stream`,
 `reduce_and_partition_stream`; stage_1_and_2.py `reduction_stream`). Blocks of one stream are not given to another."""
+
+OUTPUTS = {"logits", "loss"}
+"""Events at which the training loop replaces what it holds of the last micro-step."""
 
 HELD_ELSEWHERE = {labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, LOGITS, LOSS}
 """What is alive between steps and allocated by the walk itself: in init, after the first step, or in its forward pass."""
@@ -256,14 +259,13 @@ def _step(engine: Engine, meter: Replay, done: Walked, *, is_first: bool) -> Non
         gradients.forget()
     if meter.buckets is not None:
         meter.buckets.begin_step()
-    for place, (number, is_last) in enumerate(plan.walked_micro_steps()):
+    for number, is_last in plan.walked_micro_steps():
         gradients.start(is_boundary=is_last)
-        _micro_step(done, meter, handlers, plan.workspace if is_first and place == 0 and number == 0 else 0)
+        if is_first and not number:  # the loop has no outputs yet to let go of
+            _micro_step(done, meter, {kind: handler for kind, handler in handlers.items() if kind not in OUTPUTS}, plan.workspace)
+        else:
+            _micro_step(done, meter, handlers, 0)
         gradients.finish()
-        for label, size in done.program.net.items():
-            for kept, bytes_ in zip((LOGITS, LOSS), plan.kept, strict=True):
-                if size == bytes_:
-                    meter.rename(label, kept, size)
     if isinstance(gradients, Gathers):
         gradients.release_all()
     step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
@@ -280,7 +282,7 @@ def _micro_step(done: Walked, meter: Replay, handlers: Mapping[str, Handler], wo
             elif kind == "drop":
                 meter.drop(subject, size, newest=True)
             elif kind == "rename":
-                meter.rename(subject, GRADIENT, size)
+                meter.rename(*subject, size)
             elif kind == "compute":
                 meter.take(labels.CUBLAS_WORKSPACES, *missing)
                 missing.clear()
@@ -297,7 +299,8 @@ Operation = tuple[str, Any, int]
 
 @functools.lru_cache(maxsize=256)
 def _operations(section: Section) -> Sequence[Operation]:
-    """The events of a section, memory as what is added and dropped; a storage that becomes a parameter's gradient stays where it is."""
+    """The events of a section, memory as what is added and dropped. A storage that gets another label (a parameter's gradient, what the
+    loop keeps) is dropped and added in one (`Tape.hand_over`, `Tape.keep`), and stays where it is."""
     return tuple(_told_apart(section))
 
 
@@ -305,10 +308,10 @@ def _told_apart(section: Section) -> Iterator[Operation]:
     dropped: Operation | None = None
     for kind, subject, size in section.events:
         if dropped is not None:
-            is_handed_over = kind == "memory" and subject == GRADIENT and size == dropped[2]
-            yield ("rename", *dropped[1:]) if is_handed_over else dropped
+            is_relabelled = kind == "memory" and size == dropped[2]
+            yield ("rename", (dropped[1], subject), size) if is_relabelled else dropped
             dropped = None
-            if is_handed_over:
+            if is_relabelled:
                 continue
         if kind != "memory":
             yield kind, subject, size

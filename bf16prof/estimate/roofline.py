@@ -53,7 +53,10 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
         optimizer_written_bytes=written,
         host_link_bytes=sum(offloaded),
     )
-    return dataclasses.replace(work, floor_s=_floors(job.gpu, work, offloaded, busy, hidden=hidden)) if job.gpu else work
+    if job.gpu is None:
+        return work
+    floors, beside = _floors(job.gpu, work, offloaded, busy, hidden=hidden)
+    return dataclasses.replace(work, floor_s=floors, hidden_s={part: seconds for part, seconds in beside.items() if seconds > 0})
 
 
 def tf32_note(job: Job, work: StepWork) -> str | None:
@@ -65,20 +68,26 @@ def tf32_note(job: Job, work: StepWork) -> str | None:
     return f"the floor is that of fp32 arithmetic; torch.backends.cuda.matmul.allow_tf32 would lower its compute to {seconds:.3g} s"
 
 
-def _floors(gpu: Gpu, work: StepWork, offloaded: HostLink, optimizer_bytes: int, *, hidden: bool) -> dict[str, float]:
-    """Seconds of each part, which add up to the floor of the step; none for a GPU whose peaks are not known."""
+def _floors(
+    gpu: Gpu, work: StepWork, offloaded: HostLink, optimizer_bytes: int, *, hidden: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each part, which add up to the floor of the step, and those that hide behind computation; none for a GPU whose peaks are
+    not known."""
     peak = gpu.peak_flops(work.compute_dtype)
     if peak is None or not gpu.link_gb_per_s or not gpu.hbm_gb_per_s:
-        return {}
+        return {}, {}
     compute = work.hardware_flops / peak
     inside = sum(_sending(gpu, t) for t in work.transfers if t.phase is not Phase.STEP)
     after = sum(_sending(gpu, t) for t in work.transfers if t.phase is Phase.STEP)
     exposed = max(0.0, inside - compute) if hidden else inside
     floors = {"compute": compute, "communication": exposed + after, "optimizer": optimizer_bytes / (1e9 * gpu.hbm_gb_per_s)}
+    beside = {"communication": inside - exposed}
     if any(offloaded) and gpu.host_gb_per_s:
         host = 1e9 * gpu.host_gb_per_s / DIRECTIONS
-        floors["host link"] = max(0.0, max(offloaded.down, offloaded.up) / host - compute - exposed) + offloaded.after / host
-    return floors
+        during = max(offloaded.down, offloaded.up) / host
+        waited = max(0.0, during - compute - exposed)
+        floors["host link"], beside["host link"] = waited + offloaded.after / host, during - waited
+    return floors, beside
 
 
 def _sending(gpu: Gpu, transfer: Transfer) -> float:

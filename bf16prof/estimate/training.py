@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
-from bf16prof.engine.labels import CUBLAS_WORKSPACES, local_variable
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Settings, owners, padding_bytes
@@ -34,7 +34,7 @@ from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, key_of, program, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step
-from bf16prof.models.autograd.tape import Precision
+from bf16prof.models.autograd.tape import LOGITS, LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD, inventory
 from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
@@ -42,7 +42,6 @@ from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Device, Label, Phase
 
-LOGITS, LOSS = local_variable("logits"), local_variable("loss")
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""
 NEGLIGIBLE = 2**16
@@ -58,7 +57,7 @@ class Plan:
     block: int
     micro_steps: int
     kept: tuple[int, int]
-    """Bytes of the logits and of the loss that the loop holds until it has new ones."""
+    """Bytes of the logits and of the loss that the loop holds until it has new ones; 0 for logits that it does not keep."""
     wires: tuple[int, int]
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
     casts_to_reduce: bool
@@ -177,7 +176,7 @@ def _plan(job: Job, engine: Engine) -> Plan:
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,
-        kept=(held[LOGITS], held[LOSS]),
+        kept=(held.get(LOGITS, 0), held[LOSS]),
         wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
         casts_to_reduce=facts.communication_dtype != facts.gradient_dtype,
         how=_how(job, engine),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bf16prof.errors import InputError
+from bf16prof.files import read_up_to
 from bf16prof.imports import nvidia_smi
 from bf16prof.imports.by_rank import ByRank, Shared
 from bf16prof.imports.config_print import ConfigReader
@@ -39,7 +40,6 @@ from bf16prof.imports.throughput import ThroughputReader
 from bf16prof.imports.timers import TimersReader
 from bf16prof.imports.trainer import TrainerReader
 from bf16prof.imports.trainer_files import TrainerFilesReader, is_trainers
-from bf16prof.profiles.plain import read_up_to
 
 STDIN = Path("-")
 """What stands for standard input."""
@@ -163,7 +163,7 @@ def _read_all(contents: Sequence[tuple[Path, bytes | None]]) -> Sources:
 
 def _content(path: Path) -> bytes:
     if path != STDIN:
-        return read_up_to(LARGEST_BYTES, path)
+        return read_up_to(LARGEST_BYTES, path, pipes=True)
     content = sys.stdin.buffer.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:
         raise ValueError(f"larger than {LARGEST_BYTES >> 20} MiB")

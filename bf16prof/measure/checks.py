@@ -20,9 +20,10 @@ from pathlib import Path
 
 from bf16prof.engine.versions import OLDEST, version_tuple
 from bf16prof.errors import install_hint
+from bf16prof.locks import is_held
 from bf16prof.measure.accelerator import TorchAnswer, ask_torch, run
+from bf16prof.measure.cache import BUILD_LOCK, cache_folder
 from bf16prof.measure.machine import package_version
-from bf16prof.measure.prepare import cache_folder
 from bf16prof.measure.probes import nvml
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.recipes import all_recipes
@@ -184,14 +185,13 @@ def _space(name: str, folder: Path, wanted: int, hint: str) -> Check:
 
 
 def _extension_cache() -> Check:
-    """Where compiled ops are kept. A lock left by a killed build makes the next one wait for ever in a folder that is not ours."""
+    """Where compiled ops are kept, and whether somebody is compiling into it."""
     name, folder = "extension cache", cache_folder()
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check(name, State.WARNING, f"{folder} cannot be written", "set TORCH_EXTENSIONS_DIR to a folder that can")
-    locks = sorted([*folder.glob("*/lock"), *folder.glob("*/*/lock")])
-    if locks:
-        return Check(name, State.WARNING, f"locked by a build: {locks[0]}", f"if no build is running: rm {shlex.quote(str(locks[0]))}")
+    if is_held(folder / BUILD_LOCK):
+        return Check(name, State.WARNING, f"a build is going on in {folder}", "measure waits for its end")
     return Check(name, State.OK, str(folder))
 
 

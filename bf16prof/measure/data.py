@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Protocol
 
 from bf16prof.errors import InputError, install_hint
+from bf16prof.files import read_up_to
 from bf16prof.profiles.names import unknown
 
 BYTES = 256
 """Token ids of byte-level text, and the alphabet that a byte-level BPE starts from."""
+
+LARGEST_TEXT = 4 * 2**30
+"""Bytes of a text, which every rank holds whole."""
 
 KNOWN = ("synthetic", "pydoc", "pydoc-bpe", "text:PATH", "text-bpe:PATH")
 
@@ -198,10 +202,7 @@ def _check_file(path: Path, name: str) -> None:
 
 def _read(path: Path, name: str) -> bytes:
     _check_file(path, name)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}") from None
+    return read_up_to(LARGEST_TEXT, path)
 
 
 def _no_tokenizers() -> InputError:

@@ -8,21 +8,26 @@ no process of its own outlives it.
 from __future__ import annotations
 
 import contextlib
-import signal
+import functools
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from bf16prof.errors import SIGNALLED, InputError
+from bf16prof.files import last_lines
+from bf16prof.measure.blame import Cause, blame
+from bf16prof.measure.exits import RankExit, load_exits
 from bf16prof.measure.results import RankResult, load_rank
-from bf16prof.processes import child_environment, started, threads_per_rank
-from bf16prof.runs import Status
+from bf16prof.memory_kills import MemoryKills
+from bf16prof.processes import child_environment, signal_name, started, threads_per_rank
+from bf16prof.runs import EXITS, LAUNCHER_LOG, SPEC, Status, rank_log
 
-SPEC = "spec.json"
-FAILURES = "failures.json"
-LAUNCHER_LOG = "launcher.log"
+T = TypeVar("T")
 POLL_S = 0.2
 LOG_LINES = 15
 SHARED_MEMORY = Path("/dev/shm")
@@ -43,25 +48,65 @@ class Outcome:
     ranks: tuple[RankResult | None, ...]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What lies in the folder of a case: each rank's result, the ends of ranks, and why files among them could not be read."""
+
+    ranks: tuple[RankResult | None, ...]
+    exits: dict[int, RankExit]
+    unread: tuple[str, ...]
+
+    @classmethod
+    def of(cls, folder: Path, world_size: int) -> _Seen:
+        """All that can be read now; a file that cannot be is as if it were not there."""
+        unread: list[str] = []
+        ranks = tuple(_readable(functools.partial(load_rank, folder, rank), unread) for rank in range(world_size))
+        exits = _readable(functools.partial(load_exits, folder / EXITS), unread)
+        return cls(ranks, exits or {}, tuple(unread))
+
+
+def _readable(load: Callable[[], T], unread: list[str]) -> T | None:
+    try:
+        return load()
+    except InputError as error:
+        unread.append(error.message)
+        return None
+
+
 def launch(folder: Path, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]) -> Outcome:
     """Run the case whose `SPEC` lies in the folder on that many ranks of this machine.
 
     `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
     """
+    kills = MemoryKills()
+    early: _Seen | None = None
     with _clean_shared_memory(), started(_command(folder, world_size), folder / LAUNCHER_LOG, _environment(world_size)) as process:
-        finished = _wait(process, folder, time.monotonic() + timeout_s, on_progress)
-    ranks = tuple(load_rank(folder, rank) for rank in range(world_size))
-    if not finished:
-        return Outcome(
-            Status.TIMEOUT, f"not finished after {timeout_s:g} s: all ranks were ended", _tail(_slowest_log(folder, ranks)), ranks
-        )
-    return _outcome(folder, process.returncode, ranks)
+        if not _wait(process, folder, time.monotonic() + timeout_s, on_progress):
+            early = _Seen.of(folder, world_size)  # before the others are ended, who then fail as well
+    seen = _Seen.of(folder, world_size)
+    cause = blame((early or seen).exits, (early or seen).ranks, by_kernel=kills.happened())
+    if cause is None and early is not None:
+        message = f"not finished after {timeout_s:g} s: all ranks were ended"
+        return Outcome(Status.TIMEOUT, message, _tail(_slowest_log(folder, seen.ranks)), seen.ranks)
+    return _outcome(folder, process.returncode, seen, cause)
+
+
+def _outcome(folder: Path, code: int, seen: _Seen, cause: Cause | None) -> Outcome:
+    """How a case ended whose ranks have ended by themselves, or the cause why they had to be."""
+    if cause is not None:
+        log = _tail(rank_log(folder, cause.rank), folder / LAUNCHER_LOG)
+        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", log, seen.ranks)
+    missing = [rank for rank, result in enumerate(seen.ranks) if result is None or result.status is not Status.FINISHED]
+    if code == 0 and not missing:
+        return Outcome(Status.FINISHED, "", "", seen.ranks)
+    what = f"torchrun ended with {_exit(code)}" if code else f"no complete result from rank {', '.join(map(str, missing))}"
+    return Outcome(Status.FAILED, "; ".join([what, *seen.unread]), _tail(folder / LAUNCHER_LOG), seen.ranks)
 
 
 def _command(folder: Path, world_size: int) -> list[str]:
     return [
-        sys.executable, "-m", "bf16prof.measure.torchrun", str(folder / FAILURES),
-        "--standalone", "--nproc-per-node", str(world_size), "--max-restarts", "0",
+        sys.executable, "-m", "bf16prof.measure.torchrun", str(folder / EXITS), str(world_size),
+        "--standalone", "--nproc-per-node", str(world_size), "--max-restarts", "0", "--log-dir", os.devnull,
         "-m", "bf16prof.measure.worker", str(folder / SPEC), str(folder),
     ]  # fmt: skip
 
@@ -78,49 +123,27 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, deadline: float, on_pr
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)
-        result = load_rank(folder, 0)
+        result = _readable(functools.partial(load_rank, folder, 0), [])
         if result is not None and result != seen:
             on_progress(result)
             seen = result
     return True
 
 
-def _outcome(folder: Path, code: int, ranks: tuple[RankResult | None, ...]) -> Outcome:
-    from bf16prof.measure.torchrun import load_failures
-
-    failures = load_failures(folder / FAILURES)
-    cause = next((r for r in ranks if r is not None and r.status in (Status.OOM, Status.REFUSED)), None)
-    if cause is not None:  # whichever rank failed first
-        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", _tail(folder / f"rank{cause.rank}.log"), ranks)
-    if failures:
-        first = failures[0]
-        result = ranks[first.rank] if first.rank < len(ranks) else None
-        reason = result.message if result is not None and result.message else first.reason
-        return Outcome(Status.FAILED, f"rank {first.rank}: {reason}", _tail(folder / f"rank{first.rank}.log", folder / LAUNCHER_LOG), ranks)
-    if code != 0:
-        return Outcome(Status.FAILED, f"torchrun ended with {_exit(code)}", _tail(folder / LAUNCHER_LOG), ranks)
-    missing = [rank for rank, result in enumerate(ranks) if result is None or result.status is not Status.FINISHED]
-    if missing:
-        return Outcome(Status.FAILED, f"no complete result from rank {', '.join(map(str, missing))}", _tail(folder / LAUNCHER_LOG), ranks)
-    return Outcome(Status.FINISHED, "", "", ranks)
-
-
 def _exit(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    number = -code if code < 0 else code - SIGNALLED
+    return f"signal {signal_name(number)}" if number > 0 else f"exit code {code}"
 
 
 def _slowest_log(folder: Path, ranks: tuple[RankResult | None, ...]) -> Path:
     """The log of the rank that has come least far."""
     steps = [len(r.steps) if r is not None else -1 for r in ranks]
-    return folder / f"rank{steps.index(min(steps))}.log"
+    return rank_log(folder, steps.index(min(steps)))
 
 
 def _tail(*paths: Path) -> str:
     """The last lines of the first log that has any."""
-    for path in paths:
-        if path.exists() and (text := path.read_text(encoding="utf-8", errors="replace").strip()):
-            return "\n".join(text.splitlines()[-LOG_LINES:])
-    return ""
+    return next(("\n".join(lines) for path in paths if (lines := last_lines(path, LOG_LINES))), "")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bf16prof
 from bf16prof.measure.probes import nvml
+from bf16prof.profiles.secrets import is_secret
 
 PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "nvidia-ml-py", "numpy")
 """Packages whose version is recorded where they are installed."""
@@ -27,24 +28,20 @@ NCCL_DEBUG NCCL_ALGO NCCL_PROTO NCCL_BUFFSIZE NCCL_MIN_NCHANNELS NCCL_MAX_NCHANN
 NCCL_IB_DISABLE NCCL_CUMEM_ENABLE NCCL_NVLS_ENABLE
 DS_ACCELERATOR DS_SKIP_CUDA_CHECK OMP_NUM_THREADS MKL_NUM_THREADS MALLOC_ARENA_MAX TOKENIZERS_PARALLELISM
 SLURM_JOB_ID SLURM_NNODES SLURM_NTASKS SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_NODE
+BF16PROF_PROFILE BF16PROF_ZERO BF16PROF_RECIPE BF16PROF_OFFLOAD BF16PROF_HF_CONFIG BF16PROF_MODEL BF16PROF_DS_CONFIG
+BF16PROF_SEQUENCE_LENGTH BF16PROF_MICRO_BATCH_SIZE BF16PROF_GRADIENT_ACCUMULATION_STEPS BF16PROF_ACTIVATION_CHECKPOINTING
+BF16PROF_CPU_MEMORY_LIMIT
 """
 
 ALLOWED_ENVIRONMENT = frozenset(_ALLOWED.split())
-"""The variables that may be recorded: those that change memory, speed or placement. Any other stays out, tokens and addresses above all."""
-
-OWN_PREFIX = "BF16PROF_"
-
-_SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+"""The variables that may be recorded: those that change memory, speed or placement. Any other stays out, whatever it is
+called; of our own, those that `measure` reads are in it."""
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The allowed environment variables that are set, and bf16prof's own unless their name smells of a secret."""
+    """The allowed environment variables that are set, but for a value that is a secret by its form."""
     variables = os.environ if variables is None else variables
-    return {name: value for name, value in sorted(variables.items()) if _allowed(name)}
-
-
-def _allowed(name: str) -> bool:
-    return name in ALLOWED_ENVIRONMENT or (name.startswith(OWN_PREFIX) and not _SECRET.search(name))
+    return {name: value for name, value in sorted(variables.items()) if name in ALLOWED_ENVIRONMENT and not is_secret("", value)}
 
 
 def versions() -> dict[str, str]:

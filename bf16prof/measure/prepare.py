@@ -1,68 +1,80 @@
-"""Compile what the ranks will need before they start: the counting allocator and DeepSpeed's own operators, once, then cached.
+"""Compile what the ranks will need before they start and before any clock runs: the counting allocator and DeepSpeed's own operators.
 
-Ranks that compile on their own wait for each other on lock files that a killed build leaves behind for ever. Here one process compiles,
-under a file lock that the system releases when its holder dies, in a cache folder of our own (by versions, since DeepSpeed overwrites
-operators of other versions in a shared one). Ranks take torch's lock files even to load what is compiled; so whoever finds itself the
-only user of our folder removes those that are there: they can only be dead ones.
+One process compiles, under a lock that the system releases when its holder dies, in the folder of this environment (`cache.py`). Once
+compiled, a part is only loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import SHARED_MEMORY_BUILDER, BasicOptimizer, deepspeed_config, engine_facts, offloads_optimizer, optimizer_type
 from bf16prof.errors import InputError
-from bf16prof.measure.machine import package_version
-from bf16prof.processes import child_environment, die_with_parent, started
+from bf16prof.files import last_lines
+from bf16prof.locks import Busy, held
+from bf16prof.measure.batons import use_dying_batons
+from bf16prof.measure.cache import BUILD_LOCK, CACHE_VARIABLE, cache_folder, is_compiled, mark_compiled
+from bf16prof.processes import child_environment, die_with_parent, kill_session, started
 from bf16prof.records import Device
 
-CACHE_VARIABLE = "TORCH_EXTENSIONS_DIR"
 TIMEOUT_S = 900.0
+POLL_S = 0.2
 ALLOCATOR = "allocator"
 BUILDERS = {BasicOptimizer.FUSED_ADAM: "FusedAdamBuilder", BasicOptimizer.CPU_ADAM: "CPUAdamBuilder"}
 OTHER_BUILDERS = {"lion": ("FusedLionBuilder", "CPULionBuilder"), "lamb": ("FusedLambBuilder", ""), "adagrad": ("", "CPUAdagradBuilder")}
 """What DeepSpeed's optimizers other than Adam are compiled by, on the device and when offloading (`runtime/engine.py`)."""
 
 
-def prepare(jobs: Sequence[Job]) -> None:
+def prepare(jobs: Sequence[Job], say: Callable[[str], None]) -> None:
     """Compile everything that these jobs need and set `TORCH_EXTENSIONS_DIR` (and `PATH`, if need be) for the ranks.
 
-    Raises `InputError` with the compiler's last line when something does not compile.
+    `say` hears what takes long. Raises `InputError` with the compiler's last line when something does not compile.
     """
     folder = cache_folder()
     os.environ[CACHE_VARIABLE] = str(folder)
     if shutil.which("ninja") is None:  # torch runs it by name, and pip puts it where only an activated environment looks
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    parts = needed(jobs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with extension_cache(), _locked(folder / "bf16prof.lock"):
-            missing = [part for part in needed(jobs) if not _marker(folder, part).exists()]
-            if missing:
+        if all(is_compiled(folder, part) for part in parts):
+            return
+        with _build_lock(folder / BUILD_LOCK, say):
+            if missing := [part for part in parts if not is_compiled(folder, part)]:
+                say(f"compiling {', '.join(missing)}, once for this environment (a minute or so)")
                 _compile(missing, folder)
     except OSError as error:
         raise InputError(f"cannot write the extension cache {folder}: {error.strerror}", hint=f"set {CACHE_VARIABLE}") from error
 
 
 @contextlib.contextmanager
-def extension_cache() -> Iterator[None]:
-    """Use the extension cache; its only user first removes the lock files that killed processes have left in it."""
-    folder = cache_folder()
-    with (folder / "users.lock").open("w") as handle:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_stale_locks(folder)
-        fcntl.flock(handle, fcntl.LOCK_SH)
+def _build_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Be the only one who compiles in a folder. Raises `InputError` when another has not come to an end in `TIMEOUT_S`."""
+    deadline = time.monotonic() + TIMEOUT_S
+    with contextlib.ExitStack() as stack:
+        told = False
+        while True:
+            try:
+                stack.enter_context(held(path))
+                break
+            except Busy as busy:
+                if time.monotonic() > deadline:
+                    raise InputError(f"{busy} has been compiling into {path.parent} for {TIMEOUT_S:g} s") from busy
+                if not told:
+                    say(f"waiting for {busy}, which compiles the same extensions")
+                told = True
+            time.sleep(POLL_S)
         yield
 
 
@@ -80,31 +92,6 @@ def _optimizer_builder(config: Mapping[str, Any]) -> str:
     return BUILDERS.get(engine_facts(config).optimizer, others[offloads_optimizer(config)])
 
 
-def cache_folder() -> Path:
-    """Where compiled extensions are kept: `TORCH_EXTENSIONS_DIR`, or a folder of our own for these versions."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    versions = f"torch{package_version('torch')}-deepspeed{package_version('deepspeed')}-py{sys.version_info[0]}{sys.version_info[1]}"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bf16prof" / versions
-
-
-def _marker(folder: Path, part: str) -> Path:
-    return folder / f"{part}.compiled"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_stale_locks(folder: Path) -> None:
-    if folder.parent.name == "bf16prof":
-        for lock in folder.glob("*/lock"):
-            lock.unlink(missing_ok=True)
-
-
 def _compile(parts: Sequence[str], folder: Path) -> None:
     log = folder / "compile.log"
     command = [sys.executable, "-m", "bf16prof.measure.prepare", str(folder), *parts]
@@ -112,36 +99,37 @@ def _compile(parts: Sequence[str], folder: Path) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired), started(command, log, child_environment()) as process:
         code = process.wait(TIMEOUT_S)
     if code != 0:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        reason = f"no end after {TIMEOUT_S:g} s" if code is None else (lines or [f"exit code {code}"])[-1]
+        reason = f"no end after {TIMEOUT_S:g} s" if code is None else (last_lines(log, 1) or [f"exit code {code}"])[0]
         raise InputError(f"cannot compile {', '.join(parts)}: {reason}", hint=f"bf16prof doctor checks the compiler; the log is {log}")
 
 
-def _compile_part(part: str) -> None:
+def _compile_part(part: str) -> str:
+    """Compile a part; the name of its extension, empty where DeepSpeed goes without it."""
     if part == ALLOCATOR:
-        from bf16prof.measure.probes.cpu import compile_allocator
+        from bf16prof.measure.probes.cpu import NAME, compile_allocator
 
         compile_allocator()
-        return
+        return NAME
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
 
     builder = get_accelerator().create_op_builder(part)
     if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
-        if part == SHARED_MEMORY_BUILDER:  # DeepSpeed then goes without it
-            return
+        if part == SHARED_MEMORY_BUILDER:
+            return ""
         raise SystemExit(f"DeepSpeed cannot compile {part} on this machine")
     builder.load()
+    return str(builder.name)
 
 
 def main() -> None:
     """Compile the parts named on the command line and mark each as done; compilers die with this process, and it with its parent."""
-    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    signal.signal(signal.SIGTERM, lambda *_: kill_session(os.getpid()))
     die_with_parent(signal.SIGTERM)
+    use_dying_batons()
     folder, parts = Path(sys.argv[1]), sys.argv[2:]
     for part in parts:
-        _compile_part(part)
-        _marker(folder, part).touch()
+        mark_compiled(folder, part, _compile_part(part))
 
 
 if __name__ == "__main__":

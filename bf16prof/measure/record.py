@@ -43,7 +43,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     times = [s.time_s for s in steps if not s.warmup and s.time_s is not None]
     median = statistics.median(times) if times else None
     allocated = heaviest.allocated_bytes
-    items = () if allocated is None else with_other(heaviest.items, allocated)
+    items, doubt = ((), None) if allocated is None else with_other(heaviest.items, allocated)
     phases = heaviest.training_phases()
     highest = peak_phase(phases)
     mfu, hfu = utilisation(work, job.gpu, median)
@@ -83,6 +83,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
             *_notes(outcome, steps),
             *_higher_peak(heaviest, ranks),
             *peak_note(work, job.gpu),
+            *([doubt] if doubt else []),
             *([SAMPLED] * any(rank.quality for rank in ranks)),
         ),
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
+from bf16prof.files import write_json
 from bf16prof.quality.sums import Sums
-from bf16prof.records import STRICT, Bytes, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
-from bf16prof.runs import Status, read, write_json
+from bf16prof.records import STRICT, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
+from bf16prof.runs import Status, rank_file, read
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class RankQuality:
 class RankResult:
     """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
 
-    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`.
+    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`. `stopped_at`: when something
+    was raised that stopped the rank, in seconds of the system's monotonic clock. `noticed`: that only said that another rank is gone.
     """
 
     __pydantic_config__ = STRICT
@@ -55,16 +57,18 @@ class RankResult:
     message: str = ""
     init: PhaseMemory = field(default_factory=PhaseMemory)
     steps: tuple[StepRecord, ...] = ()
-    allocated_bytes: Bytes | None = None
+    allocated_bytes: Size | None = None
     items: tuple[Item, ...] = ()
     host_items: tuple[Item, ...] = ()
-    run_peak_bytes: Bytes | None = None
-    reserved_bytes: Bytes | None = None
-    device_bytes: Bytes | None = None
+    run_peak_bytes: Size | None = None
+    reserved_bytes: Size | None = None
+    device_bytes: Size | None = None
     allocator_retries: int | None = None
     gpu_utilisation: float | None = None
     power_w: float | None = None
     quality: tuple[RankQuality, ...] = ()
+    stopped_at: float | None = None
+    noticed: bool = False
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepRecord) -> RankResult:
@@ -83,11 +87,6 @@ class RankResult:
         for step in settled if len(settled) > 1 else self.steps:
             phases = merge_phases(phases, step.phases)
         return phases
-
-
-def rank_file(folder: Path, rank: int) -> Path:
-    """Where a rank writes its result."""
-    return folder / f"rank{rank}.json"
 
 
 def save_rank(folder: Path, result: RankResult) -> None:

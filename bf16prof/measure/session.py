@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
-from bf16prof.measure.launcher import SPEC, Outcome, launch
+from bf16prof.errors import RunFailed
+from bf16prof.files import NotWritten, write_json, write_text
+from bf16prof.measure.launcher import Outcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
-from bf16prof.measure.prepare import extension_cache, prepare
+from bf16prof.measure.prepare import prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import (
     QUALITY,
+    RESERVE,
+    SPEC,
     CaseStatus,
     Manifest,
     Run,
     Status,
     command_line,
+    interrupted,
     now,
     replace,
     rows_as_csv,
     save,
     save_losses,
-    write_json,
-    write_text,
+    save_manifest,
+    save_records,
 )
 
 
@@ -50,8 +57,8 @@ class Plan:
 class Watcher:
     """Told how a measurement proceeds; this one keeps quiet. `commands/progress.py` draws a progress bar."""
 
-    def preparing(self) -> None:
-        """Extensions are about to be compiled or found compiled."""
+    def preparing(self, what: str) -> None:
+        """Extensions are compiled, or somebody else's compiling is waited for."""
 
     def case_begins(self, index: int, job: Job) -> None:
         """Case number `index` (from 0) is about to start."""
@@ -66,13 +73,14 @@ class Watcher:
 def measure(plan: Plan, watcher: Watcher) -> Run:
     """Measure all cases into the run directory, which must exist and be empty.
 
-    A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on.
+    A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on. Raises
+    `RunFailed` when the run directory cannot be written any more; what was measured until then is kept.
     """
     run = _begin(plan)
     save(run)
+    reserve = _Reserve(plan.folder)
     try:
-        watcher.preparing()
-        prepare(plan.jobs)
+        prepare(plan.jobs, watcher.preparing)
         for index, job in enumerate(plan.jobs):
             run = _with_case(run, index, CaseStatus(job.case, Status.RUNNING))
             save(run)
@@ -81,15 +89,38 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
             run = _finish_case(run, index, job, outcome)
             save(run)
             watcher.case_ends(run.manifest.cases[index])
+        save_losses(run)
+        if plan.quality_steps:
+            write_text(plan.folder / QUALITY, _quality_table(run.records))
+        run = replace(run, status=_overall(run.manifest.cases), finished=now())
+        save(run)
+    except (NotWritten, OSError) as error:
+        reserve.free()
+        reason = error.message if isinstance(error, NotWritten) else f"cannot write {error.filename or plan.folder}: {error.strerror}"
+        _save_aborted(_with_failure(run, reason), Status.FAILED)
+        raise RunFailed(reason, hint=f"what was measured until then is in {plan.folder}") from error
     except BaseException as error:
+        reserve.free()
         _save_aborted(run, Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED)
         raise
-    run = replace(run, status=_overall(run.manifest.cases), finished=now())
-    save(run)
-    save_losses(run)
-    if plan.quality_steps:
-        write_text(plan.folder / QUALITY, _quality_table(run.records))
+    finally:
+        reserve.free()
     return run
+
+
+class _Reserve:
+    """Space on the disk of a run directory that is given back when it is needed, at the latest at the end."""
+
+    BYTES = 2**20
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / RESERVE
+        with contextlib.suppress(OSError):
+            self._path.write_bytes(os.urandom(self.BYTES))  # zeros may take no space
+
+    def free(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def _begin(plan: Plan) -> Run:
@@ -112,10 +143,9 @@ def _begin(plan: Plan) -> Run:
 
 def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
     folder = plan.folder / job.case.label
-    folder.mkdir()
+    folder.mkdir()  # whatever is there by now is not ours
     write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
-    with extension_cache():
-        return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
+    return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
 
 
 def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
@@ -131,11 +161,19 @@ def _with_case(run: Run, index: int, status: CaseStatus) -> Run:
     return replace(run, cases=tuple(cases))
 
 
+def _with_failure(run: Run, reason: str) -> Run:
+    """The run whose case that was running has failed for that reason."""
+    failed = (dataclasses.replace(c, status=Status.FAILED, message=reason) if c.status is Status.RUNNING else c for c in run.manifest.cases)
+    return replace(run, cases=tuple(failed))
+
+
 def _save_aborted(run: Run, status: Status) -> None:
-    """The run as it stands, no case of it still `running` or `planned`."""
-    over = {Status.FINISHED, Status.FAILED, Status.REFUSED, Status.OOM, Status.TIMEOUT}
-    cases = tuple(c if c.status in over else dataclasses.replace(c, status=Status.INTERRUPTED) for c in run.manifest.cases)
-    save(replace(run, cases=cases, status=status, finished=now()))
+    """Save the run as it stands, no case of it still `running` or `planned`: the manifest even where there is no space for the records."""
+    aborted = Run(run.path, dataclasses.replace(interrupted(run.manifest, status), finished=now()), run.records)
+    with contextlib.suppress(NotWritten):
+        save_records(aborted)
+    with contextlib.suppress(NotWritten):
+        save_manifest(aborted)
 
 
 def _overall(cases: Sequence[CaseStatus]) -> Status:

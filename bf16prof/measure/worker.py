@@ -9,19 +9,28 @@ import dataclasses
 import gc
 import math
 import os
+import re
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import NotWritten
 from bf16prof.measure.batches import make_batches
+from bf16prof.measure.batons import use_dying_batons
 from bf16prof.measure.results import RankQuality, RankResult, RankTask, save_rank
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
-from bf16prof.runs import Status, read
+from bf16prof.runs import Status, rank_log, read
+
+HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What PyTorch raises, as a RuntimeError, where the system has no memory left (c10/core/impl/alloc_cpu.cpp)."""
+
+GONE = re.compile("gloo/transport|Connection (closed|reset) by peer|Broken pipe|remote process exited|NCCL")
+"""How gloo, NCCL and sockets say that the other side is gone."""
 
 WRITE_EVERY_S = 1.0
 """A partial result is written at most this often, and never inside a timed step."""
@@ -50,11 +59,13 @@ class Rank:
         self._written = 0.0
 
     def save(self, *, force: bool = True, **changes: Any) -> None:
-        """Update the result and write it (without `force`: only if the last write is long ago)."""
+        """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
         self.result = dataclasses.replace(self.result, **changes)
-        if force or time.monotonic() - self._written > WRITE_EVERY_S:
+        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
+            return
+        with nullcontext() if force else suppress(NotWritten):
             save_rank(self.folder, self.result)
-            self._written = time.monotonic()
+        self._written = time.monotonic()
 
     def run(self) -> None:
         """The whole measurement of this rank, with NVML watching the GPU where there is one."""
@@ -192,12 +203,15 @@ def main() -> None:
     """Run one rank; leave with 1 after writing why, if anything goes wrong."""
     die_with_parent()
     task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    _log_to(folder / f"rank{os.environ['RANK']}.log")
+    _log_to(rank_log(folder, int(os.environ["RANK"])))
+    use_dying_batons()
     rank = Rank(read(task_path, RankTask), folder)
     try:
         rank.run()
     except BaseException as error:
-        rank.save(status=_status(error), message=_message(error), run_peak_bytes=rank.probe.run_peak_bytes())
+        stopped_at = time.monotonic()  # before anything is unwound: the others notice when connections are closed
+        said: dict[str, Any] = {"status": _status(error), "message": _message(error), "noticed": _has_noticed(error)}
+        rank.save(**said, run_peak_bytes=rank.probe.run_peak_bytes(), stopped_at=stopped_at)
         raise
     # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
     sys.stdout.flush()
@@ -208,23 +222,32 @@ def main() -> None:
 def _status(error: BaseException) -> Status:
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or HOST_MEMORY in str(error):
         return Status.OOM
     if isinstance(error, InputError):
-        return Status.REFUSED
-    return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else Status.FAILED
+        return Status.FAILED if isinstance(error, NotWritten) else Status.REFUSED
+    return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
+
+
+def _has_noticed(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank, or the connection to it, is gone."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError | OSError) and bool(GONE.search(str(error))))
 
 
 def _message(error: BaseException) -> str:
     """One line on what went wrong."""
     if isinstance(error, Bf16profError):
         return f"{error.message} ({error.hint})" if error.hint else error.message
+    if isinstance(error, SystemExit):
+        return f"left by sys.exit({error.code!r})"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _log_to(path: Path) -> None:
     """Send everything this process prints, from Python and from C++, to its log file."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)

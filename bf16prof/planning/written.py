@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from bf16prof.engine.client import client_keywords
 from bf16prof.engine.config import cast_dtype, client_optimizer, deepspeed_config, handed_to_deepspeed
+from bf16prof.engine.workload import optimizer_words
 from bf16prof.planning.judge import Judged
+from bf16prof.planning.kept_keys import brings_optimizer, laid_over
 from bf16prof.plans import Room
+from bf16prof.profiles.auto import ACCUMULATION, MICRO
+from bf16prof.profiles.features import AUTO
 from bf16prof.records import Offload
 
 OUR_OWN = ("steps_per_print",)
 """Keys that our runs set for themselves."""
 
 
-def ds_config_text(choice: Judged) -> str:
-    """The JSON, as DeepSpeed reads it."""
+def ds_config_text(choice: Judged, content: Mapping[str, Any] | None = None) -> str:
+    """The JSON, as DeepSpeed reads it. With the content of the user's own file, that one with the plan laid over it: it keeps its keys."""
     config = {key: value for key, value in handed_to_deepspeed(deepspeed_config(choice.job)).items() if key not in OUR_OWN}
-    return json.dumps({"train_batch_size": choice.plan.train_batch_size, **config}, indent=2, allow_nan=False) + "\n"
+    config = {"train_batch_size": choice.plan.train_batch_size, **config}
+    if content is not None:
+        config = laid_over(content, config, choice.job.profile)
+    return json.dumps(config, indent=2, allow_nan=False) + "\n"
 
 
 def flags(choice: Judged, room: Room) -> list[str]:
@@ -32,8 +41,8 @@ def flags(choice: Judged, room: Room) -> list[str]:
     return said + (["--zero-init"] if plan.zero_init else ["--no-zero-init"] if case.zero_stage == 3 else [])
 
 
-def outside_the_config(choice: Judged) -> list[str]:
-    """What the plan needs of the training script, because no DeepSpeed JSON can say it."""
+def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None) -> list[str]:
+    """What the plan needs of the training script, because the DeepSpeed JSON does not say it; `content` is that of the user's own file."""
     plan, config = choice.plan, deepspeed_config(choice.job)
     said = [f"sequences of {plan.sequence_length} tokens"]
     said.append(f"activation checkpointing {'on' if plan.activation_checkpointing else 'off'} in the model")
@@ -42,4 +51,9 @@ def outside_the_config(choice: Judged) -> list[str]:
     if layout := client_optimizer(config):
         keywords = ", ".join(f"{key}={value}" for key, value in client_keywords(config, layout).items())
         said.append(f"deepspeed.initialize(optimizer={layout.class_}(..., {keywords}))")
+    if content is not None and brings_optimizer(content, choice.job.profile):
+        said.append(f"the optimizer that the Trainer makes: {optimizer_words(config)}")
+    if content is not None and AUTO in (content.get(MICRO), content.get(ACCUMULATION)):
+        sizes = f"per_device_train_batch_size={plan.micro_batch_size}, gradient_accumulation_steps={plan.gradient_accumulation_steps}"
+        said.append(f"TrainingArguments({sizes}), for the Trainer stops where they differ")
     return said + (["the model built inside deepspeed.zero.Init(config_dict_or_path=...)"] if plan.zero_init else [])

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bf16prof.profiles.shipped import shipped_table
+
 ASSUMED = "assumed: "
 """How the origin of an assumed value begins."""
 
@@ -62,8 +64,11 @@ def fill_in(table: dict[str, Any], origins: Mapping[str, str]) -> dict[str, str]
 
 def assumed_words(origins: Mapping[str, str]) -> tuple[str, ...]:
     """What was assumed, in the words of the rules; of another key its last part."""
-    words = {rule.key: rule.word for rule in RULES}
-    return tuple(dict.fromkeys(words.get(key, key.rpartition(".")[2]) for key, origin in origins.items() if origin.startswith(ASSUMED)))
+    return tuple(dict.fromkeys(_word(key) for key, origin in origins.items() if origin.startswith(ASSUMED)))
+
+
+def _word(key: str) -> str:
+    return next((rule.word for rule in RULES if key == rule.key or key.startswith(f"{rule.key}.")), key.rpartition(".")[2])
 
 
 def _is_given(key: str, origins: Mapping[str, str]) -> bool:
@@ -123,6 +128,18 @@ def _attention(model: Table) -> Assumption | None:
     return Assumption(None, "transformers' own choice, sdpa wherever the architecture has it")
 
 
+TRAINERS_OPTIMIZER = "adamw_torch_fused"
+"""TrainingArguments' default of `optim` since torch 2.8 (transformers 5.24, training_args.py)."""
+
+
+def _optimizer(model: Table) -> Assumption:
+    """The Trainer makes it, and hands it to DeepSpeed, where the JSON has none (`integrations/deepspeed.py`, deepspeed_optim_sched)."""
+    if not is_hugging_face(model):
+        return Assumption(None, "AdamW, as DeepSpeed builds it")
+    made = {"type": "AdamW", "from_trainer": True, **shipped_table("trainer_optimizers.toml")[TRAINERS_OPTIMIZER]["settings"]}
+    return Assumption(made, f"the Trainer's default, {TRAINERS_OPTIMIZER}")
+
+
 def image_inputs(model: Table) -> Assumption | None:
     """What a plain image model of transformers is called with: one image a sequence, and a class where it classifies."""
     config = model.get("hf_config")
@@ -164,6 +181,11 @@ RULES: tuple[Rule, ...] = (
         "zero.Init",
         _of_the_trainer(True, "from_pretrained inside deepspeed.zero.Init, as the Trainer does at ZeRO-3"),
     ),
+    Rule(
+        "workload.keeps_outputs",
+        "outputs dropped",
+        _of_the_trainer(False, "the loop drops the model's outputs before backward, as the Trainer's does"),
+    ),
     Rule("model.attn_implementation", "attention", _attention),
     Rule("model.inputs", "image inputs", image_inputs),
     Rule(
@@ -172,6 +194,6 @@ RULES: tuple[Rule, ...] = (
         _always(None, "DeepSpeed's default"),
         tuple(_ZERO + key for key in ("allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")),
     ),
-    Rule("optimizer", "optimizer", _always(None, "AdamW, as DeepSpeed builds it"), ("deepspeed.more.optimizer",)),
+    Rule("optimizer", "optimizer", _optimizer, ("deepspeed.more.optimizer",)),
 )
 """In the order in which the line names them. A setting that every answer depends on and that people often leave out belongs here."""

@@ -26,7 +26,7 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     first = error.errors(include_url=False)[0]
     key, expected = _place(first["loc"])
     known = documented(key)
-    origin = next((o for k, o in origins.items() if k == known or k.startswith(known + ".")), default_origin)
+    origin = _origin(known, origins, default_origin)
     if first["type"] == "extra_forbidden":
         reason = REASONS.get(key)
         if reason:
@@ -36,6 +36,13 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     if first["type"] == "missing":
         return f"{origin}: {key}: missing"
     return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_shown(first['input'])}"
+
+
+def _origin(key: str, origins: Mapping[str, str], otherwise: str) -> str:
+    """Where a key came from: that of a key inside it, else of the nearest table or list around it that somebody gave."""
+    inside = (origin for name, origin in origins.items() if name == key or name.startswith(key + "."))
+    around = sorted((name for name in origins if key.startswith(name + ".")), key=len)
+    return next(inside, origins[around[-1]] if around else otherwise)
 
 
 def documented(key: str) -> str:

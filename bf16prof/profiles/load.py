@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_SETTINGS, read_text
 from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain
 from bf16prof.profiles.models import KINDS
@@ -103,17 +104,22 @@ def _read(name: str) -> _Source:
     path = Path(name)
     if name in preset_files():
         return _preset(name)
-    try:
-        return _Source(path.stem, str(path), path.read_text(encoding="utf-8"), path.parent)
-    except OSError as error:
-        if path.suffix == ".toml" or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: not UTF-8 text") from error
+    if path.suffix == ".toml" or _exists(path):
+        return _Source(path.stem, str(path), read_text(LARGEST_SETTINGS, path, pipes=True), path.parent)
     ids = preset_ids()
     return _preset(
         named("profile", name, {preset: preset for preset in ids}, lambda preset: ids[preset], more="or the path of a .toml file")
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, ValueError):
+        return False
+    except OSError as error:
+        return error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG)
+    return True
 
 
 def _preset(name: str) -> _Source:

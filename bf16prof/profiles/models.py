@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from bf16prof.errors import InputError
 from bf16prof.profiles.plain import checked
+from bf16prof.profiles.secrets import without_secrets
 from bf16prof.profiles.settings import Count, Settings
 
 EXTENTS = ("micro_batch", "sequence")
@@ -38,7 +39,7 @@ def _factory(value: str) -> str:
 def _hf_config(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(value.get("model_type"), str):
         raise PydanticCustomError("hf_config", "expected a Hugging Face configuration with a model_type, a string")
-    return checked(value)
+    return dict(without_secrets(checked(value)))
 
 
 class NoVocabulary(InputError):

@@ -1,27 +1,25 @@
 """Plain JSON from a user's file: what is read here can be stored in a run's manifest and sent to ranks as it is.
 
-A file may be anything: missing, endless, nested without end, with numbers and characters that JSON has no place for.
+A file may be anything: nested without end, with numbers and characters that JSON has no place for (`files.py`: missing, without end).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import select
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_SETTINGS, read_up_to
 
-LARGEST_BYTES = 16 * 2**20
-PATIENCE_S = 5.0
-"""Seconds in which somebody has to begin to write to a named pipe."""
+LARGEST_LENIENT_BYTES = 2**20
+"""Of a file that is read by a slow parser: JSON with comments, YAML."""
 DEEPEST = 32
 """Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
 
@@ -35,45 +33,95 @@ def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
 
     `infinite`: `Infinity` is read as `INFINITY`, and `NaN` as null.
     """
+    return parse_json_object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), infinite=infinite)
+
+
+def read_hjson_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that may hold comments and trailing commas, as DeepSpeed reads one (`runtime/config.py`: hjson).
+
+    What plain JSON can say is read as plain JSON. Raises `InputError` naming the file and what is wrong with it.
+    """
+
+    def parse(text: str) -> Any:
+        try:
+            return json.loads(text, object_pairs_hook=_unique)
+        except json.JSONDecodeError:
+            return _parse_hjson(text)
+
+    return _object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), "JSON", parse)
+
+
+def read_yaml_object(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, of which JSON is a part; its keys are strings. Raises `InputError` as the other readers do."""
+    return _object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), "YAML", _parse_yaml)
+
+
+def _parse_hjson(text: str) -> Any:
+    import hjson
+
+    _require_small(text)
+    if not text.strip():
+        raise ValueError("it is empty")
+    return hjson.loads(text, object_pairs_hook=_unique)
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    _require_small(text)
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Of plain values only, each key once."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a few, one inside another, stand for more than anybody can walk through
+                raise ValueError("aliases (*name) are not read; write the value again")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            pairs = [(str(self.construct_object(k, deep=True)), self.construct_object(v, deep=True)) for k, v in node.value]
+            return _unique(list({repr(pair): pair for pair in pairs}.values()))  # the same value twice does no harm
+
+        def construct_yaml_map(self, node: Any) -> Any:
+            return self.construct_mapping(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:map", Loader.construct_yaml_map)
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))
     try:
-        content = read_up_to(LARGEST_BYTES, path)
-    except ValueError as error:  # a path that cannot be one
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    return parse_json_object(content, str(path), infinite=infinite)
+        return yaml.load(text, Loader=Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
-def read_up_to(limit: int, path: Path) -> bytes:
-    """The content of a file of at most so many bytes. Raises `InputError` naming the file, `ValueError` for a path that cannot be one."""
-    try:
-        with open(path, "rb", opener=_opened) as stream:
-            content = stream.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise InputError(f"cannot read {path}: larger than {limit >> 20} MiB")
-    return content
+_EXPONENT = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""`1e-5`, which YAML 1.1 takes for text, and everybody who writes it for a number."""
 
 
-def _opened(path: str, flags: int) -> int:
-    """Open a file; a named pipe only if somebody writes to it soon, since a pipe that is not written to is waited for without end."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if Path(path).resolve().is_fifo() and not select.select([descriptor], [], [], PATIENCE_S)[0]:
-        os.close(descriptor)
-        raise OSError(errno.EAGAIN, "nobody writes to this pipe")
-    os.set_blocking(descriptor, True)
-    return descriptor
+def _require_small(text: str) -> None:
+    if len(text) > LARGEST_LENIENT_BYTES:
+        raise ValueError(f"larger than {LARGEST_LENIENT_BYTES >> 20} MiB, which only plain JSON may be")
 
 
 def parse_json_object(content: bytes, origin: str, *, infinite: bool = False) -> dict[str, Any]:
     """The object in a file's content. Raises `InputError` naming the origin and what is wrong with it."""
+    constants = _CONSTANTS.get if infinite else None
+    return _object(content, origin, "JSON", lambda text: json.loads(text, object_pairs_hook=_unique, parse_constant=constants))
+
+
+def _object(content: bytes, origin: str, what: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a parser makes of a file's content, if it is an object of plain values."""
     try:
-        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_CONSTANTS.get if infinite else None)
+        found = parse(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {origin}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{origin}: not valid JSON: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{origin}: not valid {what}: {str(error).splitlines()[0]:.200}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{origin}: expected a JSON object, got {type(found).__name__}")
+        raise InputError(f"{origin}: expected a {what} object, got {type(found).__name__}")
     if wrong := problem(found):
         raise InputError(f"{origin}: {wrong}")
     return found

@@ -71,8 +71,18 @@ class Recipe:
 
     @property
     def steady_bytes_per_parameter(self) -> int:
-        """Bytes of one parameter between steps, all partitions together: everything but the transient master gradients."""
+        """Bytes of one parameter between steps, all partitions together: everything but the transient master gradients.
+
+        This is what "bytes per parameter" means wherever a recipe's are shown (`bytes_in_words`). What a job holds may be less: the
+        gradients of stages 0 to 2 are gone after a step, and only ZeRO makes a master copy of fp32 parameters.
+        """
         return sum(size for name, size in self.bytes_per_parameter().items() if name != Component.MASTER_GRADIENTS)
+
+    @property
+    def bytes_in_words(self) -> str:
+        """Bytes of one parameter between steps and, if there are such, those of the transient master gradients: "16 + 4 in the step"."""
+        transient = sum(self.bytes_per_parameter().values()) - self.steady_bytes_per_parameter
+        return f"{self.steady_bytes_per_parameter}{f' + {transient} in the step' if transient else ''}"
 
     @property
     def over_ranks(self) -> tuple[int, int]:
@@ -80,6 +90,9 @@ class Recipe:
         cut = sum(size for name, size in self.bytes_per_parameter().items() if name in self.partitioned)
         return self.steady_bytes_per_parameter - cut, cut
 
+
+BYTES_HEADER = "bytes per parameter (between steps)"
+"""Over a column of `Recipe.bytes_in_words`."""
 
 DS_CONFIG = "ds-config"
 """The id under which a case runs whose precision a DeepSpeed JSON of the user's own describes and no recipe does."""

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeGuard
 
 from bf16prof.errors import InputError
+from bf16prof.files import opened
 from bf16prof.profiles.plain import parse_json_object, read_json_object
 
 LARGEST_HEADER_BYTES = 100_000_000
@@ -68,16 +69,11 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _header(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-            if not 1 < length <= LARGEST_HEADER_BYTES:
-                raise InputError(f"{path}: not a safetensors file: its header would be of {length} bytes")
-            content = stream.read(length)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}") from error
+    with opened(path) as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+        if not 1 < length <= LARGEST_HEADER_BYTES:
+            raise InputError(f"{path}: not a safetensors file: its header would be of {length} bytes")
+        content = stream.read(length)
     if len(content) < length:
         raise InputError(f"{path}: its header ends after {len(content)} of {length} bytes")
     return content

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.plain import checked
+from bf16prof.profiles.secrets import without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
 
@@ -28,6 +29,10 @@ class WorkloadSettings(Settings):
     gradient_accumulation_steps: Count = 1
     activation_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`, non-reentrant)."""
+    keeps_outputs: bool = True
+    """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
+    (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
+    transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
     data: str = "synthetic"
     """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measure/data.py`)."""
     zero_init: bool = False
@@ -50,6 +55,9 @@ class OptimizerSettings(Settings):
     """With `torch_adam`: PyTorch's fused kernel, which makes no temporaries."""
     foreach: bool | None = None
     """With `torch_adam`: PyTorch's multi-tensor version, which does."""
+    from_trainer: bool = False
+    """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is offloaded, accelerate puts DeepSpeedCPUAdam in
+    the place of PyTorch's (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""
 
 
 class OffloadOptimizerSettings(Settings):
@@ -118,7 +126,7 @@ def _more(value: dict[str, Any]) -> dict[str, Any]:
     taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
     if taken:
         raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
-    return checked(value)
+    return dict(without_secrets(checked(value)))
 
 
 TAKEN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown")

@@ -25,7 +25,8 @@ def loss_table(views: Sequence[CaseView]) -> Table | None:
         return None
     gaps = {gap.group.indices: gap for gap in loss_gaps(groups)}
     references = list(dict.fromkeys(gap.reference.label for gap in gaps.values()))
-    headers = ("case", "seeds", "steps", NOT_FINITE, *_COLUMNS.values(), "gap", "to")
+    seed = "seeds" if any(len(group.views) > 1 for group in groups) else "seed"
+    headers = ("case", seed, "steps", NOT_FINITE, *_COLUMNS.values(), "gap", "to")
     rows = tuple(_row(group, gaps.get(group.indices), len(references) > 1) for group in groups)
     return without_empty(Table(_title(groups, references), headers, rows))
 

@@ -60,12 +60,12 @@ def gap(views: Sequence[CaseView]) -> Figure | None:
     return _figure("figure-gap", points, views, hover, f"loss gap to {names}") if found and points else None
 
 
-_HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter"
+_HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter held by a rank"
 
 
 @dataclass(frozen=True)
 class _Point:
-    """A group at (bytes per parameter, what it learned), and what is said of it beside that."""
+    """A group at (bytes per parameter that a rank holds, what it learned), and what is said of it beside that."""
 
     group: SeedGroup
     x: float
@@ -86,7 +86,7 @@ def _figure(name: str, points: Sequence[_Point], views: Sequence[CaseView], hove
     colours = {view.case.recipe: colour for view, (colour, _) in zip(views, case_styles(views), strict=True) if view.case.recipe in recipes}
     symbols = {kind: _SYMBOLS[number % len(_SYMBOLS)] for number, kind in enumerate(kinds)}
     traces = [_trace(p, colours[p.group.recipe], symbols[p.kind][0]) | {"hovertemplate": hover} for p in points]
-    layout = base_layout(380, "bytes of model states per parameter", y_title)
+    layout = base_layout(380, "bytes of model states that a rank holds per parameter, between steps", y_title)
     layout["xaxis"]["range"] = [0, max(point.x for point in points) * 1.15]
     layout["hovermode"] = "closest"
     if len(points) == len(recipes):

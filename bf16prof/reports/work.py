@@ -45,7 +45,7 @@ def _optimizer(work: StepWork) -> list[Row]:
 def _times(record: MemoryRecord, work: StepWork) -> list[Row]:
     rows = []
     if record.step_time_floor_s is not None:
-        parts = ", ".join(f"{inert(name)} {seconds(value)}" for name, value in work.floor_s.items())
+        parts = ", ".join(f"{inert(name)} {seconds(value)}{_hidden(work, name)}" for name, value in work.floor_s.items())
         rows.append(("step time: floor (a bound, not a prediction)", seconds(record.step_time_floor_s), parts))
     if record.step_time_error_s is not None:
         overhead = f", {seconds(record.host_overhead_s)} of it host overhead" if record.host_overhead_s is not None else ""
@@ -54,3 +54,9 @@ def _times(record: MemoryRecord, work: StepWork) -> list[Row]:
     if record.mfu is not None and record.hfu is not None:
         rows.append(("model FLOPs utilisation (MFU)", f"{record.mfu:.1%}", f"hardware FLOPs utilisation (HFU) {record.hfu:.1%}"))
     return rows
+
+
+def _hidden(work: StepWork, part: str) -> str:
+    """What a part takes beside computation, which the floor has only once."""
+    hidden = work.hidden_s.get(part)
+    return f" ({seconds(hidden)} more behind compute)" if hidden else ""

@@ -38,7 +38,8 @@ from bf16prof.records import (
 )
 from bf16prof.simulate.history import items_at, timeline, training_peak
 from bf16prof.simulate.ledger import Ledger
-from bf16prof.simulate.repeat import last_step, repeat
+from bf16prof.simulate.micro_steps import MicroSteps
+from bf16prof.simulate.repeat import last_step, repeat, repeat_body
 from bf16prof.simulate.shims import library_shims
 from bf16prof.simulate.task import Progress, Task
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
@@ -64,8 +65,8 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = Rank(job, tracker, on_progress)
-        record = dataclasses.replace(rank.run(task.steps), notes=notes)
-        return record, tracker.ledger
+        record = rank.run(task.steps)
+        return dataclasses.replace(record, notes=(*notes, *record.notes)), tracker.ledger
 
 
 class Rank:
@@ -91,13 +92,27 @@ class Rank:
         phases = self._marks.take()
         attach(self._engine, self._marks)
         self._watch(self._engine.module)
-        self._loop = TrainingLoop(self._engine, self._job, self._batches())
+        self._micro_steps = MicroSteps(self._engine, self._tracker)
+        self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
         with library_shims():
             for _ in range(steps):
                 self._ledger.begin_step()
+                self._micro_steps.begin_step()
                 self._loop.step()
                 phases = merge_phases(phases, self._marks.take())
         return self._record(self._loop, self._repeated(phases))
+
+    def _leave_out(self, number: int, total: int) -> int:
+        """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""
+        following = total - number - 2
+        if following < 1 or (body := self._micro_steps.body(number)) is None:
+            return 0
+        self._is_repeating = True
+        for mark in repeat_body(self._ledger, body, following):
+            self._marks.mark(mark.phase)
+        self._is_repeating = False
+        self._micro_steps.move_on(following)
+        return following
 
     def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
         """The phases over as many further steps as it takes the caching allocator to settle."""
@@ -163,7 +178,7 @@ class Rank:
         job, ledger = self._job, self._ledger
         items, _ = attribute(self._engine, loop.kept, self._home)
         allocated = ledger.allocated_bytes()
-        explained = with_other([*items, *self._of_the_device()], allocated)
+        explained, doubt = with_other([*items, *self._of_the_device()], allocated)
         peak_items = items_at(ledger, training_peak(ledger))
         highest = peak_phase(phases)
         assert highest is not None, "every phase has run"
@@ -193,6 +208,7 @@ class Rank:
             host_bytes=self._tracker.host_bytes if allocator else None,
             allocator_retries=allocator.retries if allocator else None,
             timeline=timeline(ledger, ledger.step),
+            notes=(doubt,) if doubt else (),
         )
 
     def _of_the_device(self) -> list[Item]:

@@ -9,24 +9,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bf16prof.allocator import Action, Block, CachingAllocator
 from bf16prof.allocator import OutOfMemory as AllocatorOutOfMemory
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Component, Label, OutOfMemory, Phase
+from bf16prof.rounding import round_up
 
 TICK = 256
 
 
 @dataclass(slots=True, eq=False)
 class Allocation:
-    """One storage on the device: the bytes of the storage, the bytes that the allocator holds for it, and what it is for."""
+    """One storage on the device: the bytes of the storage, the bytes that the allocator holds for it, and what it is for.
+
+    Or `count` storages of the same size that are allocated one after the other and end together: `bytes` are those of all.
+    """
 
     index: int
     bytes: int
     held: int
     label: Label
     stream: int
-    block: Block | None = None
+    count: int = 1
+    blocks: tuple[Block, ...] = ()
     is_live: bool = True
 
 
@@ -37,6 +44,23 @@ class Mark:
     event: int
     phase: Phase | None
     step: int
+
+
+class Instant(NamedTuple):
+    """A moment of a ledger: how many events and how many marks were before."""
+
+    events: int
+    marks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """So many micro-steps have been left out at `end`, each like the one from `start` on. `before`: where the one before that starts."""
+
+    before: Instant
+    start: Instant
+    end: Instant
+    left_out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +88,9 @@ class Ledger:
         self.stream = 0
         self.stream_uses: list[tuple[int, int, int]] = []
         """Number of events before, index of the allocation and stream of every `use_on_stream`."""
+        self.loops: list[Loop] = []
+        self.emptied = 0
+        """How often the cache was emptied because somebody asked for it."""
         self.out_of_memory: OutOfMemory | None = None
         self.before_verdict: Callable[[], None] = lambda: None
         """Called before the holders of an out-of-memory verdict are added up, to label what is not labelled yet."""
@@ -73,18 +100,16 @@ class Ledger:
         """Called every `TICK` allocations, to say how far the run has come."""
         self._allocated = self._phase_peak = 0
         self._ended: deque[Allocation] = deque()
+        self._heirs: dict[int, Allocation] = {}
 
-    def begin(self, size: int, label: Label) -> Allocation:
-        """A storage of `size` bytes is allocated on the current stream."""
+    def begin(self, size: int, label: Label, count: int = 1) -> Allocation:
+        """A storage of `size` bytes is allocated on the current stream, or so many, one after the other, that will end together."""
         self._settle()
-        allocation = Allocation(len(self.allocations), size, size, label, self.stream)
+        allocation = Allocation(len(self.allocations), size * count, size * count, label, self.stream, count)
         self.allocations.append(allocation)
         if self.allocator is not None:
-            allocation.block = self._block(self.allocator, allocation)
-            allocation.held = allocation.block.size
-            if self.allocator.reserved_bytes > self.peak_reserved:
-                self.peak_reserved = self.allocator.reserved_bytes
-                self.allocated_at_peak_reserved = self.allocator.allocated_bytes
+            allocation.blocks = tuple(self._blocks(self.allocator, allocation))
+            allocation.held = sum(block.size for block in allocation.blocks)
         self.events.append(allocation.index + 1)
         self._allocated += allocation.held
         self._phase_peak = max(self._phase_peak, self._allocated)
@@ -96,6 +121,22 @@ class Ledger:
         """The storage is gone. Python may say so at any moment, even within `begin`, so it is entered before the next event."""
         self._ended.append(allocation)
 
+    def succeed(self, old: Allocation, new: Allocation) -> None:
+        """Whoever holds the old storage holds the new one from now on."""
+        if old is not new:
+            self._heirs[old.index] = new
+
+    def held_by(self, allocation: Allocation) -> Allocation:
+        """The storage that the holder of this one has now."""
+        while (heir := self._heirs.get(allocation.index)) is not None:
+            allocation = heir
+        return allocation
+
+    def now(self) -> Instant:
+        """This moment, every storage that is gone counted."""
+        self._settle()
+        return Instant(len(self.events), len(self.marks))
+
     def touch(self, size: int, label: Label) -> None:
         """Scratch memory of a kernel, which begins and ends at once."""
         if size:
@@ -103,15 +144,17 @@ class Ledger:
 
     def use_on_stream(self, allocation: Allocation, stream: int) -> None:
         """`Tensor.record_stream`: another stream works with the storage."""
-        if self.allocator is not None and allocation.block is not None:
+        allocation = self.held_by(allocation)
+        if self.allocator is not None and allocation.blocks:
             self._settle()
             self.stream_uses.append((len(self.events), allocation.index, stream))
-            self.allocator.record_stream(allocation.block, stream)
+            for block in allocation.blocks:
+                self.allocator.record_stream(block, stream)
 
     def relabel(self, claims: Iterable[tuple[Allocation, Label]]) -> None:
         """What somebody who holds storages says that they are for."""
         for allocation, label in claims:
-            allocation.label = label
+            self.held_by(allocation).label = label
 
     @property
     def step(self) -> int:
@@ -141,6 +184,7 @@ class Ledger:
     def empty_cache(self) -> None:
         """`torch.cuda.empty_cache`."""
         self._settle()
+        self.emptied += 1
         if self.allocator is not None:
             self.allocator.empty_cache()
 
@@ -176,20 +220,34 @@ class Ledger:
 
     def _settle(self) -> None:
         while self._ended:
-            allocation = self._ended.popleft()
+            allocation = self.held_by(self._ended.popleft())
             if not allocation.is_live:
                 continue
             allocation.is_live = False
             self.events.append(-allocation.index - 1)
             self._allocated -= allocation.held
-            if self.allocator is not None and allocation.block is not None:
-                self.allocator.free(allocation.block)
-                allocation.block = None
+            if self.allocator is not None:
+                for block in allocation.blocks:
+                    self.allocator.free(block)
+                allocation.blocks = ()
 
-    def _block(self, allocator: CachingAllocator, allocation: Allocation) -> Block:
-        """A block for the storage. The first time that there is no room is written down; from then on the device has no limit."""
+    def _blocks(self, allocator: CachingAllocator, allocation: Allocation) -> Iterator[Block]:
+        """The blocks of the storages, one for as many as lie side by side."""
+        left, size = allocation.count, allocation.bytes // allocation.count
+        while left:
+            block = self._block(allocator, allocation, size, left)
+            count = block.requested // size if size else left
+            left -= count
+            if allocator.reserved_bytes > self.peak_reserved:
+                first = round_up(size, ALLOCATOR_BLOCK_BYTES) if count > 1 else block.size  # it needed the memory, not those after it
+                self.peak_reserved = allocator.reserved_bytes
+                self.allocated_at_peak_reserved = allocator.allocated_bytes - block.size + first
+            yield block
+
+    def _block(self, allocator: CachingAllocator, allocation: Allocation, size: int, most: int) -> Block:
+        """A block. The first time that there is no room is written down; from then on the device has no limit."""
         try:
-            return allocator.allocate(allocation.bytes, self.stream)
+            return allocator.allocate(size, self.stream, most)
         except AllocatorOutOfMemory as error:
             self.before_verdict()
             mark = self.marks[-1] if self.marks else Mark(0, Phase.INIT, -1)
@@ -204,7 +262,7 @@ class Ledger:
                 holders=by_component(self.live()),
             )
             allocator.lift_limit()
-            return allocator.allocate(allocation.bytes, self.stream)
+            return allocator.allocate(size, self.stream, most)
 
 
 def by_component(allocations: Iterable[Allocation]) -> dict[Component, int]:

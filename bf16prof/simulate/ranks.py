@@ -10,13 +10,15 @@ loop runs: slower, never wrong.
 from __future__ import annotations
 
 import builtins
+import functools
 import hashlib
 import inspect
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from deepspeed import comm
@@ -35,15 +37,24 @@ KNOWN = {
 """Digests of the blocks of source that are replaced, by their first line, in DeepSpeed 0.18.3 to 0.19.8."""
 
 
-def replacements() -> Iterator[tuple[Any, str, Any]]:
+class Pieces(Protocol):
+    """Who counts storages, and can be told that one stands for many (`Tracker`)."""
+
+    def in_pieces(self, count: int) -> AbstractContextManager[None]:
+        """Inside, a new storage stands for so many equal ones."""
+        ...
+
+
+def replacements(counting: Pieces) -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and replacement of every loop whose source is known."""
     if _is_known(partition_parameters, "class AllGatherCoalescedHandle"):
         yield Handle, "wait", _wait
     if _is_known(partition_parameters, "def _all_gather_dtype("):
         yield partition_parameters, "range", _range
     if _is_known(coalesced_collectives, "def reduce_scatter_coalesced("):
-        yield coalesced_collectives, "reduce_scatter_coalesced", _reduce_scatter_coalesced
-        yield stage3, "reduce_scatter_coalesced", _reduce_scatter_coalesced
+        replacement = functools.partial(_reduce_scatter_coalesced, counting)
+        yield coalesced_collectives, "reduce_scatter_coalesced", replacement
+        yield stage3, "reduce_scatter_coalesced", replacement
 
 
 def _is_known(module: ModuleType, header: str) -> bool:
@@ -96,14 +107,14 @@ def _wait(self: Any, handle_dependency: bool = True) -> None:
 
 
 @torch.no_grad()
-def _reduce_scatter_coalesced(tensors: list[Tensor], group: Any = None) -> list[Tensor]:
+def _reduce_scatter_coalesced(counting: Pieces, tensors: list[Tensor], group: Any = None) -> list[Tensor]:
     """A bucket of gradients, interleaved by rank in one concatenation and reduced; this rank's piece of each."""
     world_size, rank = comm.get_world_size(group), comm.get_rank(group)
     pieces = [math.ceil(tensor.numel() / world_size) for tensor in tensors]
     if len(tensors) == 1 and tensors[0].numel() % world_size == 0:
         flat = tensors[0].view(-1)
     else:
-        padding = [_padding(tensor, piece, world_size) for tensor, piece in zip(tensors, pieces, strict=True)]
+        padding = [_padding(counting, tensor, piece, world_size) for tensor, piece in zip(tensors, pieces, strict=True)]
         flat = torch.empty(sum(pieces) * world_size, dtype=tensors[0].dtype, device=tensors[0].device)
         del padding
     flat.div_(world_size)
@@ -114,8 +125,16 @@ def _reduce_scatter_coalesced(tensors: list[Tensor], group: Any = None) -> list[
     return [mine.narrow(0, start, size) for start, size in zip(starts, held, strict=True)]
 
 
-def _padding(tensor: Tensor, piece: int, world_size: int) -> list[Tensor]:
-    """What fills the ranks whose piece of the tensor is short: one whole piece for each rank without any, the rest for one."""
-    missing = piece * world_size - tensor.numel()
-    sizes = [piece] * (missing // piece) + ([missing % piece] if missing % piece else [])
-    return [torch.empty(size, dtype=tensor.dtype, device=tensor.device) for size in sizes]
+def _padding(counting: Pieces, tensor: Tensor, piece: int, world_size: int) -> list[Tensor]:
+    """What fills the ranks whose piece of the tensor is short: one whole piece for each rank without any, the rest for one.
+
+    The whole pieces, of which there are nearly as many as ranks, are one tensor here that counts as so many.
+    """
+    count, rest = divmod(piece * world_size - tensor.numel(), piece)
+    padding = []
+    if count:
+        with counting.in_pieces(count):
+            padding.append(torch.empty(piece * count, dtype=tensor.dtype, device=tensor.device))
+    if rest:
+        padding.append(torch.empty(rest, dtype=tensor.dtype, device=tensor.device))
+    return padding

@@ -16,13 +16,16 @@ from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import InputError, RunFailed
-from bf16prof.processes import child_environment, started
+from bf16prof.files import last_lines, write_bytes, write_json
+from bf16prof.memory_kills import MemoryKills
+from bf16prof.processes import child_environment, signal_name, started
 from bf16prof.records import MemoryRecord
-from bf16prof.runs import load_records, read, write_bytes, write_json
+from bf16prof.runs import load_records, read
 from bf16prof.simulate.task import Fault, Progress, Task
 from bf16prof.verdict import gpu_limit, judged
 
 POLL_S = 0.05
+TOO_BIG = "a dry run takes a few GB: try fewer cases at a time"
 STEPS = 2
 """The first step creates the moments, and ZeRO-3 records its trace in it; every step after the second repeats the second."""
 
@@ -77,17 +80,18 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Options:
-    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only)."""
+    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only), which may replace another."""
 
     expandable_segments: bool = False
     snapshot: Path | None = None
+    replace: bool = False
 
 
 def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
-    Raises `InputError` when a model or a configuration cannot be used, and `RunFailed` when a dry run breaks. On KeyboardInterrupt all
-    processes are ended.
+    Raises `InputError` when a model or a configuration cannot be used, and `DryRunFailed` when a dry run breaks, after the others have come
+    to their end. On KeyboardInterrupt all processes are ended.
     """
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
@@ -97,11 +101,12 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
             write_json(files.task, Task(JobFile.of(job), STEPS, options.expandable_segments, options.snapshot is not None))
         log = Path(name) / "log"
         command = [sys.executable, "-m", "bf16prof.simulate.worker", name, str(len(jobs))]
+        kills = MemoryKills()
         with started(command, log, child_environment(), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or Watcher())
-        records = [_record(files, job, log) for files, job in zip(tasks, jobs, strict=True)]
+        records = _records(tasks, jobs, _Ending(process.returncode, kills.happened(), log))
         if options.snapshot is not None:
-            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes())
+            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes(), replace=options.replace)
         return records
 
 
@@ -110,19 +115,62 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Wa
         over = [files.is_over for files in tasks]
         running = [files for files, is_over in zip(tasks, over, strict=True) if not is_over and files.progress.exists()]
         watcher.progress(sum(over), [(files.index, read(files.progress, Progress)) for files in running])
-        if any(files.fault.exists() for files in tasks):
-            return  # nobody gets a table without it
+        if any(files.fault.exists() and read(files.fault, Fault).is_input for files in tasks):
+            return  # what the user said has to change first
         time.sleep(POLL_S)
 
 
-def _record(files: Files, job: Job, log: Path) -> MemoryRecord:
-    if files.record.exists():
-        record = load_records(files.record)[0]
-        return record if job.gpu is None else judged(dataclasses.replace(record, limit_bytes=gpu_limit(job.gpu, job.case.world_size)))
-    if files.fault.exists():
-        fault: Fault = read(files.fault, Fault)
+@dataclass(frozen=True)
+class _Ending:
+    """How the process that ran the tasks ended: its exit code, whether the kernel killed for memory meanwhile, and its log."""
+
+    code: int
+    by_kernel: bool
+    log: Path
+
+    def reason(self) -> str:
+        """Why a task has left nothing."""
+        if self.code < 0:
+            return killed(-self.code, self.by_kernel)
+        return (last_lines(self.log, 1) or [f"exit code {self.code}, and no output"])[0]
+
+
+class DryRunFailed(RunFailed):
+    """One or more dry runs broke. `records`: those of the others, by the index of their job."""
+
+    records: dict[int, MemoryRecord]
+
+
+def killed(number: int, by_kernel: bool) -> str:
+    """What became of a process that a signal has ended."""
+    if by_kernel and number == signal.SIGKILL:
+        return "killed by the kernel, for there was no memory left (SIGKILL)"
+    return f"killed by {signal_name(number)}"
+
+
+def _records(tasks: Sequence[Files], jobs: Sequence[Job], ending: _Ending) -> list[MemoryRecord]:
+    """The records of all tasks. Raises for those that left none, bad input first."""
+    found = {files.index: _record(files, job) for files, job in zip(tasks, jobs, strict=True) if files.record.exists()}
+    faults = {files.index: _fault(files, ending) for files in tasks if files.index not in found}
+    for fault in faults.values():
         if fault.is_input:
             raise InputError(fault.message, hint=fault.hint)
-        raise RunFailed(f"the dry run of {job.case.label} failed: {fault.message}", hint="please report this, with the job")
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise RunFailed(f"the dry run of {job.case.label} ended early: {lines[-1] if lines else 'no output'}")
+    if not faults:
+        return list(found.values())
+    index, first = next(iter(faults.items()))
+    more = f" (and {len(faults) - 1} more)" if faults.keys() - {index} else ""
+    error = DryRunFailed(f"the dry run of {jobs[index].case.label} failed{more}: {first.message}", hint=first.hint)
+    error.records = found
+    raise error
+
+
+def _record(files: Files, job: Job) -> MemoryRecord:
+    record = load_records(files.record)[0]
+    return record if job.gpu is None else judged(dataclasses.replace(record, limit_bytes=gpu_limit(job.gpu, job.case.world_size)))
+
+
+def _fault(files: Files, ending: _Ending) -> Fault:
+    if not files.fault.exists():
+        return Fault(ending.reason(), TOO_BIG, is_input=False)
+    fault: Fault = read(files.fault, Fault)
+    return fault

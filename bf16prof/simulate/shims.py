@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bf16prof.engine.config import SHARED_MEMORY_BUILDER
@@ -74,6 +74,9 @@ def shims(tracker: Tracker) -> Iterator[None]:
         # A fake tensor made from values remembers them as a real tensor on the host, wherever it was asked for.
         replace(torch, "tensor", _tensor)
         replace(_module(PARTITIONING), "_orig_torch_tensor", _tensor)  # what `zero.Init` calls, and leaves behind
+        # A copied tensor stays one of this dry run's; with a copy of the mode each use of it would be a new tensor to the real one.
+        replace(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
+        replace(FakeTensor, "__deepcopy__", _deepcopy, create=True)
         # Streams of the simulated GPU are not PyTorch's.
         replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
@@ -90,7 +93,7 @@ def shims(tracker: Tracker) -> Iterator[None]:
         for loaded in [module for name, module in sys.modules.items() if name.startswith("deepspeed.ops")]:
             for builder in builders & vars(loaded).keys():
                 replace(loaded, builder, StubBuilder)
-        for owner, name, value in replacements():
+        for owner, name, value in replacements(tracker):
             replace(owner, name, value, create=True)
         for module in COMPARING_MODULES:
             for name in RANK_COMPARISONS:
@@ -161,6 +164,15 @@ def _set_data(self: FakeTensor, value: torch.Tensor) -> None:
     _DATA.__set__(self, value)
     if isinstance(value, FakeTensor):
         self.fake_device, self.constant = value.fake_device, None
+
+
+def _deepcopy(self: FakeTensor, memo: dict[int, Any]) -> Any:
+    """A copy of the tensor with all its attributes but the number by which it is hashed."""
+    known = id(self) in memo
+    copied = torch.Tensor.__deepcopy__(self, memo)  # type: ignore[no-untyped-call]
+    if not known:
+        copied.__dict__.pop(SERIAL, None)
+    return copied
 
 
 _serials = itertools.count()

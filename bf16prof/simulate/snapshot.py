@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.allocator import BlockInfo, Segment
-from bf16prof.runs import write_bytes
+from bf16prof.files import write_bytes
 from bf16prof.simulate.ledger import Ledger, TraceEntry
 
 Frames = list[dict[str, Any]]

@@ -9,6 +9,7 @@ devices: fake tensors refuse to mix them, and copies between them allocate, as b
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -51,6 +52,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.host_bytes = 0
+        self._pieces = 1
         self._home = home
         self._scratch = scratch
         self._workspace = cublas_workspace
@@ -96,6 +98,20 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Label the storages of these tensors; the first claim to a storage counts."""
         self.ledger.relabel(self._claims(tensors))
 
+    @contextlib.contextmanager
+    def in_pieces(self, count: int) -> Iterator[None]:
+        """Inside, a new storage stands for so many equal ones, allocated one after the other, that end together."""
+        self._pieces = count
+        try:
+            yield
+        finally:
+            self._pieces = 1
+
+    def index_of(self, tensor: Tensor) -> int | None:
+        """The number of the tensor's storage in the ledger; `None` of one that is not on the device."""
+        known = None if tensor.device.type == "meta" else self._live.get(tensor.untyped_storage()._cdata)
+        return None if known is None or known[1] is None else self.ledger.held_by(known[1]).index
+
     def use_on_stream(self, tensor: Tensor, stream: int) -> None:
         """`Tensor.record_stream`."""
         known = self._live.get(tensor.untyped_storage()._cdata)
@@ -140,7 +156,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             size = storage.nbytes()
             if device == self._home:
-                allocation = self.ledger.begin(size, self._labels.label(func, self._phase()))
+                allocation = self.ledger.begin(size // self._pieces, self._labels.label(func, self._phase()), self._pieces)
                 self._live[key] = weakref.ref(storage, self._end(key, allocation)), allocation
             else:
                 self.host_bytes += size

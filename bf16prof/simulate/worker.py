@@ -17,9 +17,11 @@ from pathlib import Path
 
 from bf16prof.documents import as_json, document
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import write_json
+from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import die_with_parent
-from bf16prof.runs import read, write_json
-from bf16prof.simulate.runner import Files
+from bf16prof.runs import read
+from bf16prof.simulate.runner import TOO_BIG, Files, killed
 from bf16prof.simulate.task import Fault, Progress, Task
 
 SAY_EVERY_S = 0.1
@@ -64,7 +66,7 @@ def _fault(error: Exception) -> Fault:
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
     if _comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
-    return Fault(f"{type(error).__name__}: {line}", "", is_input=False)
+    return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
 
 
 def _comes_from_checking(error: Exception) -> bool:
@@ -90,15 +92,18 @@ def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
 
-    context = multiprocessing.get_context("fork")
-    waiting = [context.Process(target=_task_process, args=(Files(folder, index),)) for index in range(count)]
-    running: list[multiprocessing.process.BaseProcess] = []
+    context, kills = multiprocessing.get_context("fork"), MemoryKills()
+    waiting = [(files := Files(folder, index), context.Process(target=_task_process, args=(files,))) for index in range(count)]
+    running: list[tuple[Files, multiprocessing.process.BaseProcess]] = []
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
             running.append(waiting.pop(0))
-            running[-1].start()
-        multiprocessing.connection.wait([process.sentinel for process in running])
-        running = [process for process in running if process.is_alive()]
+            running[-1][1].start()
+        multiprocessing.connection.wait([process.sentinel for _, process in running])
+        for files, process in running:
+            if (process.exitcode or 0) < 0 and not files.is_over:
+                write_json(files.fault, Fault(killed(-(process.exitcode or 0), kills.happened()), TOO_BIG, is_input=False))
+        running = [(files, process) for files, process in running if process.is_alive()]
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_one_step_is_shown_for_one_case_at_a_time(browser: Browser) -> None:
     browser.shows(["step-2"], SHOWN)
     pressed = "return [...document.querySelectorAll('.choice button')].map(b => b.getAttribute('aria-pressed') === 'true')"
     browser.shows([False, False, True, False, False, False], pressed)
-    assert "runs out of memory" in browser.run("return document.querySelector('#step-2 .verdict.bad').textContent")
+    assert "runs out of memory" in browser.run("return document.querySelector('#step-2 .verdict.warn').textContent")
     assert browser.complaints() == []
 
 

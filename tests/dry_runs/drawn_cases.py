@@ -41,6 +41,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "workload.activation_checkpointing": ("true", "false"),
     "workload.gradient_accumulation_steps": (1, 4),
     "workload.zero_init": ("false", "true"),
+    "workload.keeps_outputs": ("true", "false"),
     f"{ZERO}.reduce_bucket_size": (10**5, 10**6, 5 * 10**6, 5 * 10**7, 5 * 10**8),
     f"{ZERO}.stage3_prefetch_bucket_size": (0, 10**5, 5 * 10**5, 10**6, 5 * 10**7),
     f"{ZERO}.stage3_max_live_parameters": (10**6, 10**7, 10**9),

@@ -14,8 +14,8 @@ from harness import environment
 from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
 
 from bf16prof.cases import Job, JobFile
+from bf16prof.files import write_json
 from bf16prof.records import Device, Offload
-from bf16prof.runs import write_json
 from bf16prof.simulate.task import Task
 
 pytestmark = pytest.mark.timeout(280)
@@ -31,6 +31,19 @@ JOBS = [
     *jobs(GPT2, [0], 4, ["autocast-fp32"]),
     *jobs(SMALL, [3], 2, ["bf16-full"], Offload.OPTIMIZER_AND_PARAMETERS),
 ]
+ACCUMULATION = "workload.gradient_accumulation_steps="
+DROPPING = "workload.keeps_outputs=false"
+LONG = [
+    *jobs((*SMALL, f"{ACCUMULATION}11"), [0], 2, ["fp32"]),
+    *jobs((*GPT2, f"{ACCUMULATION}12", DROPPING), [1], 4, ["bf16-full"]),
+    *jobs((*SMALL, f"{ACCUMULATION}9", "deepspeed.data_types.grad_accum_dtype=fp32"), [1], 2, ["bf16-fp32-master"]),
+    *jobs((*LLAMA, f"{ACCUMULATION}16", CHECKPOINTING), [2], 3, ["bf16-fp32-master"]),
+    *jobs((*SMALL, f"{ACCUMULATION}13", DROPPING), [3], 4, ["bf16-full-autocast"]),
+    *jobs((*GPT2, f"{ACCUMULATION}10"), [2], 2, ["bf16-fp32-master"], Offload.OPTIMIZER),
+    *jobs((*SMALL, f"{ACCUMULATION}15", CHECKPOINTING), [3], 2, ["bf16-full"], Offload.OPTIMIZER_AND_PARAMETERS),
+    *jobs((*SMALL, f"{ACCUMULATION}10", f"{ZERO}.overlap_comm=false"), [3], 2, ["fp16-fp32-master"]),
+]
+LONG_IDS = [f"{job.case.label}-{job.profile.workload.gradient_accumulation_steps}" for job in LONG]
 IDS = [f"{job.profile.model.family}-{job.case.label}-{index}" for index, job in enumerate(JOBS)]
 
 
@@ -52,6 +65,16 @@ def test_a_full_trace_gives_the_same_record(tmp_path: Path, job: Job) -> None:
     assert trace(tmp_path, job, "answers,ranks") == trace(tmp_path, job, "nothing")
 
 
+def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(tmp_path: Path) -> None:
+    """Most parameters have fewer elements than there are ranks. Only the timeline is another: its events are fewer."""
+    (job,) = jobs(SMALL, [3], 600, ["bf16-fp32-master"])
+
+    with_tensors, without = trace(tmp_path, job, "ranks"), trace(tmp_path, job, "nothing")
+
+    assert with_tensors.pop("timeline") != without.pop("timeline")
+    assert with_tensors == without
+
+
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_steps_that_are_run_are_those_that_are_repeated(tmp_path: Path, job: Job) -> None:
     """On CPU ranks, where the order of events is all there is; and on a GPU, where the caching allocator settles meanwhile."""
@@ -62,3 +85,16 @@ def test_steps_that_are_run_are_those_that_are_repeated(tmp_path: Path, job: Job
     run, repeated = trace(tmp_path, job, "steps", steps=14), trace(tmp_path, job, "nothing")
     for key in ("allocated_bytes", "components", "peak_allocated_bytes", "peak_phase", "phases", "reserved_bytes", "peak_components"):
         assert run[key] == repeated[key], key
+
+
+@pytest.mark.parametrize("job", LONG, ids=LONG_IDS)
+def test_micro_steps_that_are_left_out_are_those_that_would_be_run(tmp_path: Path, job: Job) -> None:
+    """Everything but the timeline, which has fewer events where some are left out: on a GPU, and on CPU ranks."""
+    on_cpu = dataclasses.replace(job, device=Device.CPU, gpu=None)
+    runs_on_cpu = job.case.offload is Offload.NONE and "fp16" not in job.case.recipe
+    for each in (job, on_cpu) if runs_on_cpu else (job,):
+        run, left_out = trace(tmp_path, each, "micro-steps"), trace(tmp_path, each, "nothing")
+        lines = [record.pop("timeline", None) for record in (run, left_out)]
+        assert run == left_out
+        if each is on_cpu and all(lines):
+            assert lines[1]["events"][-1] < lines[0]["events"][-1], "nothing has been left out"

@@ -29,7 +29,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured
     def get(*arguments: str) -> Measured:
         if arguments not in made:
             folder = tmp_path_factory.mktemp("runs") / "run"
-            sets = SHORT if "--hf-config" in arguments else TINY
+            sets = SHORT if {"--hf-config", "--model"} & set(arguments) else TINY
             made[arguments] = Measured(measure(folder, *arguments, sets=sets, warmup=WARMUP, steps=1, env=inside("witness")), folder)
         return made[arguments]
 

@@ -27,8 +27,13 @@ TINY = (
 )  # fmt: skip
 """A model of 64,102 parameters whose tensors do not divide evenly among ranks."""
 
-SHORT = TINY[5:]
-"""Its workload, for models that have sizes of their own."""
+SHORT = (
+    *TINY[5:], "optimizer.torch_adam=true", "optimizer.fused=true",
+    *(f"deepspeed.zero_optimization.{key}" for key in (
+        "reduce_bucket_size=500000", "stage3_prefetch_bucket_size=500000", "stage3_param_persistence_threshold=1000",
+    )),
+)  # fmt: skip
+"""Its workload and what cpu-demo says of the engine, for models that have sizes of their own."""
 
 TEXT = (*TINY, "model.vocab_size=257", "workload.data=pydoc")
 """The same over the bytes of the Python language reference."""

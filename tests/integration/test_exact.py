@@ -26,7 +26,10 @@ def sets(*values: str) -> tuple[str, ...]:
 
 
 UNEVEN = ("--zero", "1,2,3", "--recipe", f"{BF16},{FULL}")
-ACCUMULATING_GPT2 = ("--zero", "0", "--recipe", f"{BF16},fp32", "--gradient-accumulation-steps", "2", *sets("model.family=gpt2"))
+ACCUMULATING_GPT2 = (
+    "--zero", "0", "--recipe", f"{BF16},fp32", "--gradient-accumulation-steps", "2",
+    *sets("model.family=gpt2", "workload.keeps_outputs=false"),
+)  # fmt: skip
 CHECKPOINTED_LLAMA = ("--zero", "3", "--recipe", "autocast-fp32,bf16-full-autocast", "--activation-checkpointing", *sets(*LLAMA))
 FP32_ACCUMULATION = (
     "--zero", "1,2", "--recipe", BF16,

@@ -97,6 +97,28 @@ def test_a_rank_that_raises_is_named_although_the_others_fail_as_well(tmp_path: 
     assert read_json(folder / case.case.label / "rank1.json")["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("how", "status", "reason"),
+    [
+        ("os._exit", Status.FAILED, "rank 1: left with exit code 7"),
+        ("sys.exit", Status.FAILED, "rank 1: left by sys.exit(0)"),
+        ("SIGTERM", Status.FAILED, "rank 1: killed by SIGTERM"),
+        ("garble", Status.FAILED, "rank 1: left with exit code 0 before it had finished"),
+        ("no memory", Status.OOM, "rank 1: RuntimeError: [enforce fail at alloc_cpu.cpp"),
+    ],
+)
+def test_a_rank_that_leaves_is_blamed_and_not_the_one_that_noticed(tmp_path: Path, how: str, status: Status, reason: str) -> None:
+    folder, temporary = tmp_path / "run", tmp_path / "tmp"
+    temporary.mkdir()
+    done = measure(folder, "--zero", "1", "--recipe", "bf16-full", env={**inside(how), "TMPDIR": str(temporary)}, steps=10**6)
+
+    partial_record(done, folder, status)
+    (case,) = load(folder).manifest.cases
+    assert case.message.startswith(reason)
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in temporary.iterdir() if path.name.startswith("torchelastic")] == []
+
+
 def test_a_hanging_rank_ends_in_a_timeout(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--timeout", "25") as job:
         os.kill(job.ranks[0], signal.SIGSTOP)
@@ -149,7 +171,7 @@ def test_a_case_that_fails_does_not_stop_the_next(starved: Starved) -> None:
     assert "1 of 2 cases did not finish" in starved.done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_in_training_it_ends_its_ranks_and_leaves_a_valid_run(tmp_path: Path, number: signal.Signals) -> None:
     with training(tmp_path / "run") as job:
         job.process.send_signal(number)
@@ -157,7 +179,7 @@ def test_interrupted_in_training_it_ends_its_ranks_and_leaves_a_valid_run(tmp_pa
         assert job.gone()
 
     run = load(job.folder)
-    assert done.code == 130
+    assert done.code == 128 + number
     assert done.stderr.splitlines()[-1] == "bf16prof: interrupted"
     assert "Traceback" not in done.stderr
     assert run.manifest.status is Status.INTERRUPTED
@@ -172,7 +194,8 @@ def test_killed_in_training_it_takes_its_ranks_along(tmp_path: Path) -> None:
         job.process.kill()
         wait_for("all ranks are gone", job.gone, ENOUGH_TO_DIE_S)
 
-    assert load(job.folder).manifest.status is Status.RUNNING
+    assert read_json(job.folder / "run.json")["status"] == "running"
+    assert load(job.folder).manifest.status is Status.INTERRUPTED, "its process is gone"
     assert bf16prof("report", str(job.folder), "--quiet").code == 0
 
 

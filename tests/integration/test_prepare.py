@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import signal
 import sys
@@ -13,15 +15,21 @@ import psutil
 import pytest
 from harness import alive, descendants, end, finish, measure, measure_arguments, start, wait_for
 
+from bf16prof.locks import held
+
 pytestmark = pytest.mark.timeout(280)
 
 CASE = ("--zero", "1", "--recipe", "bf16-full")
-VERSIONS = f"torch{metadata.version('torch')}-deepspeed{metadata.version('deepspeed')}-py{sys.version_info[0]}{sys.version_info[1]}"
+VERSIONS = re.escape(
+    f"torch{metadata.version('torch')}-deepspeed{metadata.version('deepspeed')}-py{sys.version_info[0]}{sys.version_info[1]}"
+)
 
 
 def cache(home: Path) -> Path:
-    """Where bf16prof keeps compiled extensions under that XDG_CACHE_HOME."""
-    return home / "bf16prof" / VERSIONS
+    """Where bf16prof keeps compiled extensions under that XDG_CACHE_HOME: one folder, as there is one environment."""
+    (folder,) = (home / "bf16prof").iterdir()
+    assert re.fullmatch(VERSIONS + "-[0-9a-f]{12}", folder.name)
+    return folder
 
 
 def leave_lock(home: Path, extension: str) -> Path:
@@ -44,13 +52,12 @@ def path_without_ninja(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An XDG_CACHE_HOME whose cache one measurement has filled, in spite of a dead build's lock and of a bare PATH."""
+    """An XDG_CACHE_HOME whose cache one measurement has filled, in spite of a bare PATH."""
     folder = tmp_path_factory.mktemp("cache")
-    lock = leave_lock(folder, "bf16prof_allocator")
     found = {"XDG_CACHE_HOME": str(folder), "PATH": path_without_ninja(tmp_path_factory.mktemp("bin"))}
     done = measure(tmp_path_factory.mktemp("runs") / "run", *CASE, env=found)
     assert done.code == 0, done.stderr
-    assert not lock.exists()
+    assert [line for line in done.stderr.splitlines() if line.startswith("compiling allocator, ShareMemCommBuilder, once")]
     return found
 
 
@@ -67,19 +74,57 @@ def compiled(home: Path) -> dict[str, int]:
 
 def test_extensions_are_cached_by_version(home: Path) -> None:
     assert set(compiled(home)) == {"bf16prof_allocator/bf16prof_allocator.so", "deepspeed_shm_comm/deepspeed_shm_comm.so"}
-    assert [path.name for path in (home / "bf16prof").iterdir()] == [VERSIONS]
-    assert not list(cache(home).rglob("lock"))
+    assert not list(cache(home).rglob("*lock"))
 
 
-def test_the_lock_of_a_killed_rank_does_not_hang_the_next_run(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
-    """Ranks take torch's locks even to load what is compiled already."""
+def test_what_killed_processes_leave_does_not_hang_the_next_run(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    """Ranks take torch's locks even to load what is compiled already. Somebody else uses the cache all the time."""
     before = compiled(home)
-    locks = [leave_lock(home, extension) for extension in ("bf16prof_allocator", "deepspeed_shm_comm")]
-    done = measure(tmp_path / "run", *CASE, "--timeout", "60", env=variables)
+    for extension in ("bf16prof_allocator", "deepspeed_shm_comm"):
+        leave_lock(home, extension)
+    (cache(home) / "build.lock").touch()
+    with (cache(home) / "users.lock").open("w") as user:
+        fcntl.flock(user, fcntl.LOCK_SH)
+        done = measure(tmp_path / "run", *CASE, "--timeout", "60", env=variables)
 
     assert done.code == 0, done.stderr
-    assert not [lock for lock in locks if lock.exists()]
+    assert "compiling" not in done.stderr
     assert compiled(home) == before, "nothing is compiled twice"
+
+
+def test_another_environment_shares_nothing(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    """It has another compiler; its extensions are compiled before the clock of a case runs, and said."""
+    before = compiled(home)
+    wrapper = tmp_path / "my c++"
+    wrapper.write_text('#!/bin/sh\nexec c++ "$@"\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    link = tmp_path / "c++"
+    link.symlink_to(wrapper)
+    other = tmp_path / "cache"
+    shutil.copytree(variables["XDG_CACHE_HOME"], other)
+    done = measure(tmp_path / "run", *CASE, env={**variables, "XDG_CACHE_HOME": str(other), "CXX": str(link)})
+
+    assert done.code == 0, done.stderr
+    assert "compiling allocator, ShareMemCommBuilder" in done.stderr
+    assert len(list((other / "bf16prof").iterdir())) == 2
+    assert compiled(home) == before
+
+
+def test_a_build_by_somebody_else_is_waited_for_visibly(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
+    folder = cache(home)
+    (folder / "allocator.compiled").rename(folder / "kept")
+    with held(folder / "build.lock"):
+        process = start(*measure_arguments(tmp_path / "run", *CASE, "--json"), env=variables)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("waiting for process"):
+                break
+        (folder / "kept").rename(folder / "allocator.compiled")
+    done = finish(process)
+
+    assert line.startswith(f"waiting for process {os.getpid()} on ")
+    assert done.code == 0, done.stderr
+    assert "compiling" not in done.stderr
 
 
 def test_a_broken_compiler_is_one_line_and_a_hint(tmp_path: Path) -> None:
@@ -102,15 +147,15 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_a_hint(tmp_path: Path) -
 
     assert done.code == 2
     *_, message, hint = done.stderr.splitlines()
-    assert message.startswith(f"bf16prof: cannot write the extension cache {cache(tmp_path / 'cache')}")
+    assert message.startswith(f"bf16prof: cannot write the extension cache {tmp_path / 'cache' / 'bf16prof'}")
     assert "TORCH_EXTENSIONS_DIR" in hint
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, number: signal.Signals) -> None:
-    """The compiler is one that never ends."""
+@pytest.mark.parametrize("victim", ["bf16prof by SIGINT", "bf16prof by SIGKILL", "the compiling process by SIGKILL", "ninja by SIGKILL"])
+def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, victim: str) -> None:
+    """The compiler is one that does not end once ninja runs it, which gives it a process group of its own."""
     compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || [ "$1" = -dumpfullversion ] || sleep 600\nexec c++ "$@"\n', encoding="utf-8")
+    compiler.write_text('#!/bin/sh\ncase "$*" in *" -c "*) sleep 600;; esac\nexec c++ "$@"\n', encoding="utf-8")
     compiler.chmod(0o755)
     process = start(*measure_arguments(tmp_path / "run", *CASE), env={"XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": str(compiler)})
     family: list[psutil.Process] = []
@@ -122,7 +167,11 @@ def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, nu
 
     try:
         wait_for("the compiler runs", compiles)
-        process.send_signal(number)
+        if victim.startswith("bf16prof"):
+            process.send_signal(signal.Signals[victim.rpartition(" ")[2]])
+        else:
+            words = "ninja" if victim.startswith("ninja") else "bf16prof.measure.prepare"
+            next(child for child in family if any(word.endswith(words) for word in child.cmdline())).kill()
         process.wait(10)
         wait_for("all compilers are gone", lambda: not alive(family), 5)
     finally:

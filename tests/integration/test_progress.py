@@ -23,7 +23,7 @@ BUILT = dataclasses.replace(YOUNG, parameters=5, run_peak_bytes=3 * 2**30)
 def watch(watcher: ProgressWatcher) -> None:
     """A measurement of one case that fails."""
     with watcher:
-        watcher.preparing()
+        watcher.preparing("compiling allocator")
         watcher.case_begins(0, JOB)
         watcher.progress(YOUNG)
         watcher.case_ends(FAILED)
@@ -35,7 +35,7 @@ def test_in_a_pipe_it_prints_lines_and_no_control_characters(capsys: pytest.Capt
 
     assert captured.out == ""
     preparing, begins, *ends = captured.err.splitlines()
-    assert preparing.startswith("checking compiled extensions")
+    assert preparing == "compiling allocator"
     assert begins == "[1/1] zero3-w2-bf16-full: starting 2 ranks"
     assert ends[0].startswith("[1/1] zero3-w2-bf16-full: failed: rank 1: killed by SIGKILL")
     assert "\x1b" not in captured.err

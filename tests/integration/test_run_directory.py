@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Measured
-from harness import TEXT, bf16prof, measure, read_json
+from harness import TEXT, bf16prof, finish, measure, measure_arguments, read_json, start, training
 
 from bf16prof.measure.results import load_rank
 from bf16prof.records import Source
@@ -76,12 +76,11 @@ def test_the_same_seed_trains_alike(learned: Measured, tmp_path: Path) -> None:
     """Which --force replacing a run shows as well: the new run's losses begin as the old one's."""
     folder = tmp_path / "copy"
     shutil.copytree(learned.folder, folder)
-    (folder / CASE / "stray.txt").touch()
     again = measure(folder, "--zero", "2", "--recipe", "bf16-fp32-master", "--force", sets=TEXT)
     first = learned.finished.record("measure", 2, "bf16-fp32-master")["steps"][:3]
 
     assert again.code == 0, again.stderr
-    assert not (folder / CASE / "stray.txt").exists()
+    assert len(again.record("measure", 2, "bf16-fp32-master")["steps"]) == 3
     assert [s["loss"] for s in again.record("measure", 2, "bf16-fp32-master")["steps"]] == pytest.approx([s["loss"] for s in first])
     assert load(folder).manifest.status is Status.FINISHED
 
@@ -94,6 +93,53 @@ def test_an_existing_run_is_refused_and_untouched(learned: Measured) -> None:
     assert refused.stdout == ""
     assert [line for line in refused.stderr.splitlines() if "--force" in line]
     assert contents(learned.folder) == before
+
+
+@pytest.mark.parametrize("name", ["zero1-winter-photos/beach.jpg", f"{CASE}/notes.txt", "notes.txt"])
+def test_force_removes_nothing_where_anything_of_the_users_lies(learned: Measured, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(learned.folder, folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("mine", encoding="utf-8")
+    before = contents(folder)
+    refused = measure(folder, "--zero", "1", "--recipe", "bf16-full", "--force")
+
+    assert refused.code == 2
+    assert "nothing was removed" in refused.stderr
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+def test_of_two_that_start_at_once_one_gets_the_folder(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    both = [start(*measure_arguments(tmp_path / "run", "--zero", "1", "--recipe", "bf16-full", "--json", *flags)) for _ in range(2)]
+    first, second = sorted((finish(process) for process in both), key=lambda done: done.code)
+
+    assert (first.code, second.code) == (0, 2), second.stderr
+    assert second.stdout == ""
+    assert len([line for line in second.stderr.splitlines() if line.startswith("bf16prof: ")]) == 1
+    assert load(tmp_path / "run").manifest.status is Status.FINISHED
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+def test_a_folder_that_another_command_writes_is_refused_by_all(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    log = tmp_path / "losses.csv"
+    log.write_text("step,loss\n0,1.0\n1,0.5\n", encoding="utf-8")
+    with training(tmp_path / "run") as job:
+        folder = str(job.folder)
+        others = [
+            measure(job.folder, "--zero", "1", "--recipe", "bf16-full", *flags),
+            bf16prof("import", str(log), "-d", folder, "--zero", "1", "--gpus", "2", "--recipe", "bf16-full", *flags),
+        ]
+        page = bf16prof("report", folder)
+        assert job.process.poll() is None
+        assert load(job.folder).manifest.status is Status.RUNNING
+        assert {p.name for p in job.folder.iterdir()} == {"run.json", "records.json", ".bf16prof.lock", job.case.name}
+
+    for refused in (*others, page):
+        assert refused.code == 2
+        assert refused.stdout == ""
+        assert "Traceback" not in refused.stderr
+        assert "is being written by process" in refused.stderr
 
 
 def test_force_never_empties_a_folder_that_holds_no_run(tmp_path: Path) -> None:

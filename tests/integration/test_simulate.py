@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Measured
+from harness import INSIDE
 from test_exact import BF16, CASES, FULL, IDS, LLAMA, Run, sets
 
 from bf16prof import runs
@@ -25,13 +26,27 @@ DATA = Path(__file__).parents[1] / "data"
 FOUR_RANKS = ("--zero", "1,3", "--recipe", FULL, "--num-gpus", "4", "--gradient-accumulation-steps", "3", *sets("model.family=gpt2"))
 FOUR_LLAMAS = ("--zero", "2", "--recipe", BF16, "--num-gpus", "4", "--activation-checkpointing", *sets(*LLAMA))
 HF_LLAMA = ("--zero", "2,3", "--recipe", BF16, "--hf-config", str(DATA / "hf-llama.json"), "--activation-checkpointing")
-HF_GPT2 = ("--zero", "0,3", "--recipe", "fp32", "--hf-config", str(DATA / "hf-gpt2.json"), "--gradient-accumulation-steps", "3")
+HF_GPT2 = (
+    "--zero", "0,3", "--recipe", "fp32", "--hf-config", str(DATA / "hf-gpt2.json"), "--gradient-accumulation-steps", "3",
+    *sets("workload.keeps_outputs=false"),
+)  # fmt: skip
+ENCODER = (
+    "--zero", "3", "--recipe", BF16, "--num-gpus", "3", "--model", "encoder:make",
+    *sets(
+        "model.vocab_size=101",
+        "deepspeed.zero_optimization.reduce_bucket_size=5000",
+        "deepspeed.zero_optimization.sub_group_size=3000",
+        "deepspeed.zero_optimization.stage3_prefetch_bucket_size=3000",
+        "deepspeed.zero_optimization.stage3_param_persistence_threshold=100",
+    ),
+)  # fmt: skip
 ZERO_INIT = ("--zero", "3", "--recipe", FULL, *sets("workload.zero_init=true"))
 MORE: dict[str, list[tuple[Run, int, str]]] = {
     "four-gpt2": [(FOUR_RANKS, 1, FULL), (FOUR_RANKS, 3, FULL)],
     "four-llama": [(FOUR_LLAMAS, 2, BF16)],
     "hf-llama": [(HF_LLAMA, 2, BF16), (HF_LLAMA, 3, BF16)],
     "hf-gpt2": [(HF_GPT2, 0, "fp32"), (HF_GPT2, 3, "fp32")],
+    "encoder": [(ENCODER, 3, BF16)],
     "zero-init": [(ZERO_INIT, 3, FULL)],
 }
 ALL = [case[:3] for case in CASES] + [case for cases in MORE.values() for case in cases]
@@ -60,7 +75,9 @@ def simulated(measured: Callable[..., Measured]) -> Callable[[tuple[str, ...]], 
             folder = measured(*words).folder
             run = runs.load(folder)
             real = [record for record in run.records if record.source is Source.MEASURE]
-            dry = simulate([JobFile(record.case, run.manifest.profile, record.device).job() for record in real])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PYTHONPATH", str(INSIDE))
+                dry = simulate([JobFile(record.case, run.manifest.profile, record.device).job() for record in real])
             made[words] = {(a.case.zero_stage, a.case.recipe): (a, rank0(folder, a), b) for a, b in zip(real, dry, strict=True)}
         return made[words]
 

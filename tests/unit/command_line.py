@@ -23,7 +23,7 @@ Main = Callable[..., Result]
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Main]:
     """The whole program in this process: arguments in; exit code, stdout and stderr out."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in cli.SIGNALS}
     for name in [name for name in os.environ if name.startswith("BF16PROF_") or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR")]:
         monkeypatch.delenv(name)
 
@@ -37,7 +37,8 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return stop.value.code, out, err
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     gc.enable()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from command_line import Main, Result, main, program, refused
 from typer.testing import CliRunner
 
 import bf16prof
-from bf16prof import cli
+from bf16prof.app import app
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
 from bf16prof.estimate import predict
 
@@ -28,13 +29,14 @@ __all__ = ["main"]
 SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
-    "--no-activation-checkpointing", "--set", "--seq", "--batch-size", "--gas",
+    "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas",
 }  # fmt: skip
-FOREIGN = {"--hf-config", "--download", "--model", "--ds-config"}
+FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
+        "--expandable-segments", "--fail-unless-fits",
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject",
@@ -43,6 +45,7 @@ FLAGS = {
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
+        "--gpus-per-node", "--fail-unless-fits",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files",
@@ -50,7 +53,7 @@ FLAGS = {
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v",
+        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits",
     },
     "report": OUTPUT | {"--open", "--fail-over", "runs"},
     "doctor": {"--json"},
@@ -71,7 +74,7 @@ def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from commands(sub, f"{name} {part}".strip())
 
 
-COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
 def test_the_flags_are_frozen() -> None:
@@ -90,12 +93,13 @@ def test_the_variables_that_stand_for_flags_are_named_after_them() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_two_examples_and_the_exit_codes(name: str) -> None:
-    result = CliRunner().invoke(cli.app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}, prog_name="bf16prof")
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}, prog_name="bf16prof")
 
     assert result.exit_code == 0
     examples = result.stdout.partition("Examples:")[2]
     assert len(re.findall(rf"^ bf16prof {name} |^ bf16prof {name}$", examples, re.MULTILINE)) == 2
-    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over, 130 interrupted." in examples
+    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over" in examples
+    assert "or not --fail-unless-fits, 130/143/129 interrupted." in examples
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("estimate", "-h"), ("profiles", "--help")])
@@ -220,11 +224,66 @@ def program_whose_prediction_runs(statement: str) -> Result:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_is_one_line_and_exit_code_130(number: signal.Signals) -> None:
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_an_interruption_is_one_line_and_its_exit_code(number: signal.Signals) -> None:
     result = program_whose_prediction_runs(f"(os.kill(os.getpid(), {number:d}), __import__('time').sleep(5))")
 
-    assert result == (130, "", "bf16prof: interrupted\n")
+    assert result == (CODES[number], "", "bf16prof: interrupted\n")
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_an_interruption_that_somebody_swallows_still_ends_the_program(number: signal.Signals) -> None:
+    """As Python does where it happens in a finalizer; the second signal finds the first at work."""
+    kill = f"os.kill(os.getpid(), {number:d})"
+    source = f"import os\ntry:\n    {kill}\nexcept BaseException:\n    {kill}\n    {kill}"
+    code, out, err = program_whose_prediction_runs(f"(exec({source!r}), (_ for _ in ()).throw(__import__('typer').Exit(0)))")
+
+    assert (code, out, err) == (CODES[number], "", "bf16prof: interrupted\n")
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_before_anything_is_imported_a_signal_ends_it_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    """The first library that is imported takes its time."""
+    (tmp_path / "typer.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "bf16prof", "estimate"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - there are no threads here
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, out, err) == (CODES[number], "", "bf16prof: interrupted\n")
+
+
+def test_what_was_ignored_from_the_start_stays_ignored() -> None:
+    """As under nohup."""
+    source = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    inner = (
+        "import os, signal, sys, bf16prof.cli, bf16prof.estimate.predict as p\n"
+        "p.predict = lambda *_: (os.kill(os.getpid(), signal.SIGHUP), 1 / 0)\nsys.argv = ['bf16prof', 'estimate']\nbf16prof.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", f"import sys; {source}", "-c", inner], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_the_entry_imports_nothing_that_takes_time() -> None:
+    source = "import sys, bf16prof.__main__; print(sorted({'typer', 'rich', 'pydantic', 'psutil', 'json'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
 
 
 def test_an_internal_error_is_exit_code_1() -> None:

@@ -150,6 +150,9 @@ def test_what_deepspeed_accepts_is_admitted(case: str) -> None:
 
 LOW_MASTER = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 RAW: dict[str, tuple[dict[str, Any], str, str]] = {
+    "fp16 master weights that are not offloaded": (
+        {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}}, "fp16 master weights need", "AssertionError",
+    ),
     "both half precisions": ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "together", "AssertionError"),
     "bf16 states without master": (
         {"bf16": {"enabled": True, "bf16_optimizer_states": True}}, "needs bf16_master_weights_and_grads", "AssertionError",
@@ -185,6 +188,25 @@ def test_flags_that_bf16_optimizer_ignores_leave_fp32_masters_behind() -> None:
     assert refusal_reason(job) is not None
     assert type(optimizer).__name__ == "BF16_Optimizer"
     assert optimizer.fp32_groups_flat_partition[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_secondary_partitions_must_divide_the_ranks(stage: int, ranks: int) -> None:
+    job = dataclasses.replace(a_job(stage, zero_optimization={"zero_hpz_partition_size": 2}))
+    job = dataclasses.replace(job, case=dataclasses.replace(job.case, world_size=ranks))
+
+    assert bool(refusal_reason(job)) == (stage == 3 and ranks == 3)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_offloaded_parameters_that_nobody_asked_for_by_flag_are_ignored_below_stage_3(stage: int) -> None:
+    both = {"offload_param": {"device": "cpu"}, **({"offload_optimizer": {"device": "cpu"}} if stage else {})}
+
+    job = a_job(stage, zero_optimization=both)
+
+    assert refusal_reason(job) is None
+    assert job.case.offload is (Offload.OPTIMIZER if stage else Offload.NONE)
 
 
 def test_parameters_offloaded_alone_are_not_modelled() -> None:

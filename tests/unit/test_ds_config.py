@@ -129,7 +129,13 @@ FILES: dict[str, dict[str, Any]] = {
     },
     "short names": {"zero_optimization": {"stage": 3, "prefetch_bucket_size": 17, "param_persistence_threshold": 5}},
     "no clipping": {"gradient_clipping": 0.0, "zero_optimization": {"stage": 2, "compute_grad_norm": False}},
-    "quantized communication": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True, "zero_quantized_gradients": True}},
+    "another rule of reduction": {"zero_optimization": {"stage": 2}, "gradient_allreduce_op": "sum"},
+    "features that are off": {
+        "zero_optimization": {"stage": 3, "zero_quantized_weights": False, "zero_hpz_partition_size": 1, "zenflow": None},
+        "hybrid_engine": {"enabled": False}, "tensor_parallel": {"autotp_size": 1}, "sequence_parallel_size": 1,
+        "compile": {"deepcompile": False}, "expert_parallel": {"enabled": False}, "managed_gradient_accumulation": True,
+        "data_efficiency": {"enabled": False, "data_sampling": {"curriculum_learning": {"enabled": True, "curriculum_metrics": {}}}},
+    },
     "saving": {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}},
     "offloading": {
         **BF16, "zero_optimization": {
@@ -220,13 +226,13 @@ def test_without_an_optimizer_the_profiles_stays(tmp_path: Path) -> None:
 
 
 def test_what_comes_later_wins_over_it(tmp_path: Path) -> None:
-    file = read_ds_config(write(tmp_path, zero_optimization={"stage": 3, "reduce_bucket_size": 5, "zero_quantized_weights": True}))
+    file = read_ds_config(write(tmp_path, zero_optimization={"stage": 3, "reduce_bucket_size": 5, "elastic_checkpoint": True}))
     bucket = Override("deepspeed.zero_optimization.reduce_bucket_size", 7, "--set")
-    quantized = Override("deepspeed.more.zero_optimization.zero_quantized_weights", False, "--set")
+    elastic = Override("deepspeed.more.zero_optimization.elastic_checkpoint", False, "--set")
 
-    config = deepspeed_config(job_of(file, bucket, quantized, stage=2))
+    config = deepspeed_config(job_of(file, bucket, elastic, stage=2))
 
-    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 7, "zero_quantized_weights": False}
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 7, "elastic_checkpoint": False}
 
 
 def test_offloading_by_flag_wins_over_it(tmp_path: Path) -> None:
@@ -237,9 +243,9 @@ def test_offloading_by_flag_wins_over_it(tmp_path: Path) -> None:
     assert deepspeed_config(expand(selection)[0])["zero_optimization"]["offload_optimizer"] == {"buffer_count": 3}
 
 
-@pytest.mark.parametrize("block", ["tensorboard", "wandb", "comet", "csv_monitor", "flops_profiler", "autotuning"])
+@pytest.mark.parametrize("block", ["tensorboard", "wandb", "comet", "csv_monitor", "flops_profiler", "autotuning", "memory_breakdown"])
 def test_what_writes_files_or_calls_out_is_left_out(block: str, tmp_path: Path) -> None:
-    assert block not in deepspeed_config(job_of(read_ds_config(write(tmp_path, **{block: {"enabled": True}}))))
+    assert block not in deepspeed_config(job_of(read_ds_config(write(tmp_path, **{block: {"enabled": "auto"}}))))
 
 
 def test_more_replaces_an_optimizer_and_a_scheduler_and_merges_the_rest() -> None:
@@ -267,10 +273,17 @@ def test_more_does_not_say_what_is_said_elsewhere(more: dict[str, Any]) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"train_batch_size": "auto"}, "train_batch_size: 'auto' is filled in by the Hugging Face Trainer; write the value"),
-    ({"optimizer": {"params": {"lr": "auto"}}}, "optimizer.params.lr: 'auto'"),
-    ({"x": [{"y": "auto"}]}, "x.0.y: 'auto'"),
-    ({"memory_breakdown": True}, "memory_breakdown: refused: it resets torch's peak counter"),
+    ({"train_batch_size": "auto"}, "'auto' that the Hugging Face Trainer fills in, and that is not known here: train_batch_size (--micro"),
+    ({"optimizer": {"type": "auto"}}, "not known here: optimizer.type (write the value)"),
+    ({"optimizer": {"type": "Adam", "params": 5}}, "optimizer.params: expected an object, got 5"),
+    ({"optimizer": {"type": "Adam", "params": "abc"}}, "optimizer.params: expected an object, got 'abc'"),
+    ({"optimizer": {"type": "Adam", "params": {"betas": [0.9, 7]}}}, "optimizer.betas.1: input should be less than 1"),
+    ({"optimizer": {"type": "OneBitAdam"}}, "optimizer.type: 'OneBitAdam': DeepSpeed 0.19.8 has it no more"),
+    ({"optimizer": {"type": "adamw_hf"}}, "optimizer.type: 'adamw_hf': neither DeepSpeed nor torch.optim has it"),
+    ({"optimizer": {"type": "Adam", "params": {"max_grad_norm": 1.0}}}, "optimizer.params.max_grad_norm: DeepSpeed stops at it"),
+    ({"scheduler": []}, "scheduler: expected an object, got []"),
+    ({"tensor_parallel": 2}, "tensor_parallel: expected an object, got 2"),
+    ({"zero_optimization": {"cpu_offload_params": True}}, "cpu_offload_params: DeepSpeed does not know this key and stops at it; did you"),
     ({"train_batch_size": 0}, "train_batch_size: expected a whole number above 0, got 0"),
     ({"train_micro_batch_size_per_gpu": "4"}, "train_micro_batch_size_per_gpu: expected a whole number above 0, got '4'"),
     ({"gradient_accumulation_steps": 1.5}, "gradient_accumulation_steps: expected a whole number"),
@@ -287,7 +300,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"torch_autocast": {"enabled": True, "dtype": "fp8"}}, "torch_autocast.dtype: expected"),
     ({"data_types": {"grad_accum_dtype": "int8"}}, "deepspeed.data_types.grad_accum_dtype: "),
     ({"optimizer": "Adam"}, "optimizer: expected an object"),
-    ({"optimizer": {"type": "Adam", "params": {"lr": "1e-3"}}}, "optimizer.lr: input should be a valid number"),
+    ({"optimizer": {"type": "Adam", "params": {"lr": -1}}}, "optimizer.lr: input should be greater than or equal to 0"),
     ({"gradient_clipping": -1}, "deepspeed.gradient_clipping: "),
 ]
 
@@ -297,7 +310,9 @@ def test_what_cannot_be_used_is_refused_by_file_and_key(content: dict[str, Any],
     assert expected in refusal(write(tmp_path, **content))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "// hjson\n{}", '{"a":' * 40 + "1" + "}" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "// hjson\n[]", "// hjson\n{a: 1\na: 2}", '{"a":' * 40 + "1" + "}" * 40]
+)
 def test_a_broken_file_is_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(text)
@@ -344,10 +359,9 @@ GAPS: list[tuple[dict[str, Any], str]] = [
     (SGD, "the optimizer 'SGD' is not modelled"),
     ({"optimizer": {"type": "AdamW", "params": {"amsgrad": True, "torch_adam": True}}}, "optimizer.params.amsgrad"),
     ({**BF16, **AUTOCAST}, "a precision that is no recipe's"),
-    ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights"),
-    ({"zero_optimization": {"offload_optimizer": {"device": "cpu", "super_offload": True}}}, "offload_optimizer.super_offload"),
-    ({"data_types": {"buffer_dtype": "fp32"}}, "data_types"),
-    ({"compile": {"deepcompile": True}}, "compile"),
+    ({"zero_optimization": {"stage": 3, "leaf_module": {"names": ["mlp"]}}}, "zero_optimization.leaf_module"),
+    ({"data_types": {"buffer_dtype": "fp32"}}, "data_types.buffer_dtype"),
+    ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op"),
 ]
 
 

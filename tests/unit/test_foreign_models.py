@@ -106,11 +106,12 @@ def test_an_architecture_trains_on_its_own_loss(model_type: str, checkpointing: 
     loop = trained(job(hf(model_type), workload__activation_checkpointing=checkpointing))
 
     # THEN the loss is what transformers computes from labels that are the input ids, and the outputs are kept by their names
-    assert torch.equal(loop.batch["input_ids"], loop.batch["labels"])
-    assert loop.batch["input_ids"] is not loop.batch["labels"]
+    assert torch.equal(loop.batches[-1]["input_ids"], loop.batches[-1]["labels"])
+    assert loop.batches[-1]["input_ids"] is not loop.batches[-1]["labels"]
     assert loop.loss is loop.outputs.loss
     assert {"logits", "loss", "input ids", "labels"} <= set(loop.kept)
-    assert loop.kept["logits"].shape == (2, 5, 31)
+    logits = loop.kept["logits"]
+    assert isinstance(logits, torch.Tensor) and logits.shape == (2, 5, 31)
     assert "past key values" not in loop.kept
     module = loop._engine.module
     assert all(p.grad is not None for name, p in module.named_parameters() if "expert" not in name)
@@ -260,7 +261,7 @@ def factory(path: str, **settings: Any) -> FactorySettings:
 @pytest.mark.usefixtures("mine")
 def test_a_model_of_tokens_trains_on_the_cross_entropy_of_the_next_ones() -> None:
     loop = trained(job(factory("Plain")))
-    tokens, labels = loop.batch["input_ids"], loop.batch["labels"]
+    tokens, labels = loop.batches[-1]["input_ids"], loop.batches[-1]["labels"]
 
     assert torch.equal(tokens[:, 1:], labels[:, :-1]), "labels are the next tokens"
     assert loop.loss is not None
@@ -273,7 +274,7 @@ def test_a_model_of_tokens_trains_on_the_cross_entropy_of_the_next_ones() -> Non
 def test_a_model_that_takes_labels_computes_its_own_loss(name: str) -> None:
     loop = trained(job(factory(name)))
 
-    assert torch.equal(loop.batch["input_ids"], loop.batch["labels"])
+    assert torch.equal(loop.batches[-1]["input_ids"], loop.batches[-1]["labels"])
     assert loop.loss is loop.outputs[0]
     assert list(loop.kept) == ["output 1", "loss", "input ids", "labels"]
 

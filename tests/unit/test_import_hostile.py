@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, written
 from pasted import BACKWARD, ENDS_IN_INIT, MICRO_STEPS, OUT_OF_MEMORY, SMI_TABLE, THROUGHPUT, TRAINER
 
+import bf16prof.files
 from bf16prof.documents import document
 from bf16prof.errors import InputError
+from bf16prof.files import write_json
 from bf16prof.imports import files
 from bf16prof.imports.files import read_files
 from bf16prof.imports.record import imported_record
-from bf16prof.profiles import plain
 from bf16prof.records import Case
-from bf16prof.runs import load_records, write_json
+from bf16prof.runs import load_records
 
 PASTED = (THROUGHPUT, BACKWARD + OUT_OF_MEMORY, TRAINER, SMI_TABLE, MICRO_STEPS, ENDS_IN_INIT)
 REAL = [text.encode() for text in (EXAMPLE.read_text(), BREAKDOWN.read_text()[:3000], LOSSES, SAMPLES, *PASTED)]
@@ -58,10 +59,15 @@ def test_what_is_no_log_is_refused_in_one_line(content: bytes, reason: str, tmp_
     assert len(caught.value.message.splitlines()) == 1
 
 
-def test_an_endless_file_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST_BYTES", 2**20)
+    endless = tmp_path / "log"
+    with endless.open("wb") as stream:
+        stream.truncate(2**40)
 
     with pytest.raises(InputError, match="larger than 1 MiB"):
+        read_files([endless])
+    with pytest.raises(InputError, match="a device, not a regular file"):
         read_files([Path("/dev/zero")])
 
 
@@ -114,7 +120,7 @@ def test_damaged_logs_give_a_record_that_can_be_stored_or_one_line(
 
 
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(bf16prof.files, "PATIENCE_S", 0.1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(InputError, match="nobody writes to this pipe"):

@@ -12,7 +12,7 @@ from command_line import Main, main
 from logs import only, record, written
 from pasted import BACKWARD, ENDS_IN_INIT, OUT_OF_MEMORY
 
-from bf16prof import runs
+from bf16prof import files, runs
 from bf16prof.documents import document
 from bf16prof.errors import InputError, ToleranceExceeded
 from bf16prof.imports.finding import GIB
@@ -92,7 +92,7 @@ def test_the_tolerance_passes_what_is_consistent_and_stops_what_is_below() -> No
 
 def test_a_record_with_bounds_is_stored_and_read_again(tmp_path: Path) -> None:
     found = record(written(tmp_path, BACKWARD + OUT_OF_MEMORY))
-    runs.write_json(tmp_path / "records.json", document([found]))
+    files.write_json(tmp_path / "records.json", document([found]))
 
     assert runs.load_records(tmp_path / "records.json") == (found,)
 

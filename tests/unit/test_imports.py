@@ -18,13 +18,14 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "processes", "rounding", "summaries"},
-    {"records", "documents"},
-    {"profiles", "allocator", "verdict", "reconcile", "runs", "reports", "imports", "plans", "explanations"},
+    {"errors", "locks", "processes", "rounding", "summaries"},
+    {"records", "documents", "files", "memory_kills"},
+    {"profiles", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "imports", "plans", "explanations"},
     {"models", "cases"},
     {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
     {"commands"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]

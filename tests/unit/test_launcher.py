@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from bf16prof import processes
 from bf16prof.errors import InputError
+from bf16prof.files import NotWritten
 from bf16prof.measure import launcher, worker
+from bf16prof.measure.blame import blame
+from bf16prof.measure.exits import RankExit, load_exits, save_exits
 from bf16prof.measure.launcher import Outcome, launch
-from bf16prof.measure.results import RankResult, load_rank, rank_file, save_rank
-from bf16prof.measure.torchrun import RankFailure, load_failures
+from bf16prof.measure.results import RankResult, load_rank, save_rank
 from bf16prof.processes import PARENT_VARIABLE, end_tree
 from bf16prof.records import Device
-from bf16prof.runs import Status, write_json
+from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, rank_file
 
-TORCHRUN_TERM = -signal.SIGTERM
-
-
-def result(rank: int, status: Status = Status.FINISHED, message: str = "") -> RankResult:
-    return RankResult(rank, 1, status, Device.CPU, "cpu", parameters=1, message=message)
+TERM = -signal.SIGTERM
 
 
-def write_failures(folder: Path, *failures: tuple[int, int, int]) -> list[RankFailure]:
-    """What `measure/torchrun.py` writes: (rank, code, time) each."""
-    rows = [RankFailure(*failure) for failure in failures]
-    write_json(folder / launcher.FAILURES, {"failures": [dataclasses.asdict(row) for row in rows], "schema_version": 1})
-    return rows
+def result(rank: int, status: Status = Status.FINISHED, message: str = "", at: float | None = None, noticed: bool = False) -> RankResult:
+    return RankResult(rank, 1, status, Device.CPU, "cpu", parameters=1, message=message, stopped_at=at, noticed=noticed)
 
 
-def outcome(folder: Path, code: int, *ranks: RankResult | None) -> Outcome:
+def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[RankExit] = (), by_kernel: bool = False) -> Outcome:
+    """How a case ended in whose folder these results and these ends of ranks lie."""
     for rank in ranks:
         if rank is not None:
             save_rank(folder, rank)
-    return launcher._outcome(folder, code, ranks)
+    save_exits(folder / EXITS, {each.rank: each for each in exits})
+    seen = launcher._Seen.of(folder, len(ranks))
+    return launcher._outcome(folder, code, seen, blame(seen.exits, seen.ranks, by_kernel=by_kernel))
 
 
 def test_a_case_whose_ranks_all_finished_is_finished(tmp_path: Path) -> None:
@@ -49,10 +49,26 @@ def test_a_case_whose_ranks_all_finished_is_finished(tmp_path: Path) -> None:
 
 
 def test_a_missing_rank_file_fails_the_case(tmp_path: Path) -> None:
-    (tmp_path / launcher.LAUNCHER_LOG).write_text("torchrun says\n", encoding="utf-8")
+    (tmp_path / LAUNCHER_LOG).write_text("torchrun says\n", encoding="utf-8")
     found = outcome(tmp_path, 0, result(0), None, result(2))
 
     assert (found.status, found.message, found.log_tail) == (Status.FAILED, "no complete result from rank 1", "torchrun says")
+
+
+def test_a_garbled_rank_file_fails_the_case_and_is_named(tmp_path: Path) -> None:
+    rank_file(tmp_path, 1).write_text('{"rank": 1, "pid"', encoding="utf-8")
+    found = outcome(tmp_path, 0, result(0), None)
+
+    assert found.status is Status.FAILED
+    assert found.message.startswith(f"no complete result from rank 1; {rank_file(tmp_path, 1)}: not a complete JSON document")
+    assert found.ranks == (result(0), None)
+
+
+def test_a_garbled_file_of_exits_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / EXITS).write_text("{", encoding="utf-8")
+    seen = launcher._Seen.of(tmp_path, 1)
+
+    assert launcher._outcome(tmp_path, 1, seen, None).message.startswith(f"torchrun ended with exit code 1; {tmp_path / EXITS}: not a")
 
 
 def test_a_rank_that_left_without_finishing_fails_the_case(tmp_path: Path) -> None:
@@ -69,7 +85,7 @@ def test_a_truncated_rank_file_is_bad_input_that_names_the_file(tmp_path: Path) 
         load_rank(tmp_path, 0)
 
 
-@pytest.mark.parametrize(("code", "reason"), [(-9, "signal SIGKILL"), (1, "exit code 1")])
+@pytest.mark.parametrize(("code", "reason"), [(-9, "signal SIGKILL"), (1, "exit code 1"), (143, "signal SIGTERM")])
 def test_torchrun_itself_may_fail(tmp_path: Path, code: int, reason: str) -> None:
     found = outcome(tmp_path, code, result(0), result(1))
 
@@ -77,33 +93,73 @@ def test_torchrun_itself_may_fail(tmp_path: Path, code: int, reason: str) -> Non
 
 
 def test_the_failed_rank_is_named_with_its_own_words_and_its_log(tmp_path: Path) -> None:
-    write_failures(tmp_path, (1, 1, 100))
     (tmp_path / "rank0.log").write_text("innocent\n", encoding="utf-8")
     (tmp_path / "rank1.log").write_text("".join(f"line {n}\n" for n in range(100)), encoding="utf-8")
-    found = outcome(tmp_path, 1, result(0), result(1, Status.FAILED, "ValueError: no"))
+    found = outcome(tmp_path, 1, result(0), result(1, Status.FAILED, "ValueError: no", 5.0), exits=[RankExit(1, 1, 5.5)])
 
     assert (found.status, found.message) == (Status.FAILED, "rank 1: ValueError: no")
     assert found.log_tail.splitlines() == [f"line {n}" for n in range(85, 100)]
 
 
-def test_a_rank_that_said_nothing_is_named_with_its_exit_code(tmp_path: Path) -> None:
-    write_failures(tmp_path, (1, 7, 100))
-
-    assert outcome(tmp_path, 1, result(0), None).message == "rank 1: exit code 7"
-
-
-def test_out_of_memory_is_the_cause_whichever_rank_failed_first(tmp_path: Path) -> None:
-    write_failures(tmp_path, (0, 1, 100), (1, 1, 100))
-    found = outcome(tmp_path, 1, result(0, Status.FAILED, "connection closed"), result(1, Status.OOM, "tried to allocate 5 bytes"))
-
-    assert (found.status, found.message) == (Status.OOM, "rank 1: tried to allocate 5 bytes")
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+RESET = (Status.FAILED, "RuntimeError: Connection reset by peer", 10.2, True)
+RUNNING = (Status.RUNNING, "", None)
 
 
-def test_what_a_rank_could_not_use_is_the_cause_whichever_rank_failed_first(tmp_path: Path) -> None:
-    write_failures(tmp_path, (0, 1, 100), (1, 1, 100))
-    found = outcome(tmp_path, 1, result(0, Status.FAILED, "connection closed"), result(1, Status.REFUSED, "no such model"))
+@pytest.mark.parametrize(
+    ("ranks", "exits", "blamed"),
+    [
+        # os._exit: it says nothing; the other does, later.
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, 7, 10.1)], "rank 1: left with exit code 7"),
+        ([RUNNING, RESET], [(0, 7, 10.1), (1, 1, 10.4)], "rank 0: left with exit code 7"),
+        ([RUNNING, RESET], [(0, 0, 10.1), (1, 1, 10.4)], "rank 0: left with exit code 0 before it had finished"),
+        ([None, RESET], [(0, 7, 10.1), (1, 1, 10.4)], "rank 0: left with exit code 7"),
+        # A signal from outside, also the one that torchrun sends.
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, TERM, 10.1)], "rank 1: killed by SIGTERM"),
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, -9, 10.1)], "rank 1: killed by SIGKILL"),
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, -11, 10.1)], "rank 1: killed by SIGSEGV"),
+        # The kernel closes connections before it says that a process is gone.
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, 7, 10.3)], "rank 1: left with exit code 7"),
+        ([RESET, RUNNING], [(0, 1, 10.4), (1, TERM, 10.3)], "rank 1: killed by SIGTERM"),
+        # What went wrong in a rank later is not the cause although another notices that as well.
+        ([(Status.FAILED, "ValueError: no", 10.0), RUNNING], [(0, 1, 10.9), (1, -6, 10.5)], "rank 0: ValueError: no"),
+        # torchrun's own come after the cause.
+        ([RUNNING, RUNNING, RESET], [(0, TERM, 10.9), (1, TERM, 10.8), (2, 1, 10.4)], "rank 2: RuntimeError: Connection reset by peer"),
+        # What was raised counts from when it was, not from when its process was gone.
+        ([RESET, (Status.FAILED, "left by sys.exit(3)", 10.1)], [(0, 1, 10.3), (1, 3, 12.0)], "rank 1: left by sys.exit(3)"),
+        ([RESET, (Status.FAILED, "ValueError: no", 10.1)], [(0, 1, 10.3), (1, TERM, 12.0)], "rank 1: ValueError: no"),
+        # When they ended nobody saw: torchrun's codes.
+        ([RUNNING, RUNNING], [(0, 1, None), (1, -9, None)], "rank 1: killed by SIGKILL"),
+        ([RUNNING, RUNNING], [(0, TERM, None), (1, 1, None)], "rank 1: left with exit code 1"),
+        ([RUNNING, RUNNING], [(0, 1, None), (1, 2, None)], "rank 0: left with exit code 1"),
+    ],
+)  # fmt: skip
+def test_the_first_in_time_is_blamed(
+    tmp_path: Path, ranks: list[tuple[Any, ...] | None], exits: list[tuple[int, int, float | None]], blamed: str
+) -> None:
+    results = [None if rank is None else result(number, *rank) for number, rank in enumerate(ranks)]
+    found = outcome(tmp_path, 1, *results, exits=[RankExit(*each) for each in exits])
 
-    assert (found.status, found.message) == (Status.REFUSED, "rank 1: no such model")
+    assert (found.status, found.message) == (Status.FAILED, blamed)
+
+
+@pytest.mark.parametrize(("status", "message"), [(Status.OOM, "tried to allocate 5 bytes"), (Status.REFUSED, "no such model")])
+def test_what_one_rank_only_can_have_is_the_cause(tmp_path: Path, status: Status, message: str) -> None:
+    """First in time, or where no time is known."""
+    first = outcome(tmp_path, 1, result(0, *RESET), result(1, status, message, 10.1), exits=[RankExit(0, 1, 10.3), RankExit(1, 1, 10.4)])
+    unknown = outcome(tmp_path, 1, result(0, Status.FAILED, "connection closed"), result(1, status, message))
+
+    assert (first.status, first.message) == (unknown.status, unknown.message) == (status, f"rank 1: {message}")
+
+
+def test_a_rank_that_the_kernel_killed_for_memory_is_out_of_memory(tmp_path: Path) -> None:
+    ranks = (result(0, *RESET), result(1, Status.RUNNING))
+    exits = [RankExit(0, 1, 10.3), RankExit(1, -9, 10.1)]
+
+    found = outcome(tmp_path, 1, *ranks, exits=exits, by_kernel=True)
+
+    assert (found.status, found.message) == (Status.OOM, "rank 1: killed by the kernel, for there was no memory left (SIGKILL)")
+    assert outcome(tmp_path, 1, *ranks, exits=exits).status is Status.FAILED
 
 
 @pytest.mark.parametrize(
@@ -113,6 +169,10 @@ def test_what_a_rank_could_not_use_is_the_cause_whichever_rank_failed_first(tmp_
         (InputError("no such model"), Status.REFUSED, "no such model"),
         (ValueError("one\ntwo"), Status.FAILED, "ValueError: one"),
         (KeyboardInterrupt(), Status.INTERRUPTED, "KeyboardInterrupt: "),
+        (SystemExit(3), Status.FAILED, "left by sys.exit(3)"),
+        (MemoryError("std::bad_alloc"), Status.OOM, "MemoryError: std::bad_alloc"),
+        (RuntimeError(NO_MEMORY), Status.OOM, f"RuntimeError: {NO_MEMORY}"),
+        (NotWritten("cannot write rank0.json: No space left on device"), Status.FAILED, "cannot write rank0.json: No space left on device"),
     ],
 )
 def test_a_rank_says_in_one_way_what_stopped_it(error: BaseException, status: Status, message: str) -> None:
@@ -120,49 +180,57 @@ def test_a_rank_says_in_one_way_what_stopped_it(error: BaseException, status: St
 
 
 def test_the_log_of_torchrun_stands_in_for_an_empty_one_of_the_rank(tmp_path: Path) -> None:
-    write_failures(tmp_path, (0, 1, 100))
     (tmp_path / "rank0.log").write_text(" \n\n", encoding="utf-8")
-    (tmp_path / launcher.LAUNCHER_LOG).write_bytes(b"\xff broken \n\n")
+    (tmp_path / LAUNCHER_LOG).write_bytes(b"\xff broken \n\n")
 
-    assert outcome(tmp_path, 1, None).log_tail == "\ufffd broken"
+    assert outcome(tmp_path, 1, None, exits=[RankExit(0, 1, 1.0)]).log_tail == "\ufffd broken"
 
 
-def test_no_failures_file_means_no_failures(tmp_path: Path) -> None:
-    assert load_failures(tmp_path / launcher.FAILURES) == []
+def test_no_file_means_no_exits(tmp_path: Path) -> None:
+    assert load_exits(tmp_path / EXITS) == {}
 
 
 @pytest.mark.parametrize(
-    ("failures", "order"),
+    ("error", "noticed"),
     [
-        ([(0, 1, 100), (1, -9, 100)], [1, 0]),
-        ([(0, 1, 100), (1, -11, 101)], [1, 0]),
-        ([(0, TORCHRUN_TERM, 100), (1, 1, 100)], [1, 0]),
-        ([(0, TORCHRUN_TERM, 100), (1, 1, 101)], [1, 0]),
-        ([(0, 1, 101), (1, 2, 100)], [1, 0]),
-        ([(2, 1, 100), (1, 1, 100), (0, TORCHRUN_TERM, 100)], [1, 2, 0]),
-        ([(0, TORCHRUN_TERM, 100), (1, 1, 100), (2, -9, 102)], [2, 1, 0]),
+        (RuntimeError("[.../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:2"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Connection reset by peer"), False),
+        (SystemExit(1), False),
     ],
 )
-def test_the_rank_that_failed_by_itself_comes_first(tmp_path: Path, failures: list[tuple[int, int, int]], order: list[int]) -> None:
-    """torchrun's times are whole seconds, and a rank whose peer is gone fails within milliseconds."""
-    write_failures(tmp_path, *failures)
-
-    assert [failure.rank for failure in load_failures(tmp_path / launcher.FAILURES)] == order
+def test_who_only_noticed_says_so(error: BaseException, noticed: bool) -> None:
+    assert worker._has_noticed(error) is noticed
 
 
-def test_of_ranks_that_raised_the_first_to_write_why_comes_first(tmp_path: Path) -> None:
-    write_failures(tmp_path, (0, 1, 100), (1, TORCHRUN_TERM, 100), (2, 1, 100), (3, TORCHRUN_TERM, 99))
-    for rank, written in ((0, 1000.5), (1, 1000.4), (2, 1000.3)):
-        save_rank(tmp_path, result(rank, Status.FAILED, "why"))
-        os.utime(rank_file(tmp_path, rank), (written, written))
-    save_rank(tmp_path, result(3, Status.RUNNING))
-    os.utime(rank_file(tmp_path, 3), (1.0, 1.0))
-
-    assert [failure.rank for failure in load_failures(tmp_path / launcher.FAILURES)] == [2, 1, 0, 3]
+def test_reasons_are_words() -> None:
+    reasons = ["killed by SIGABRT", "left with exit code 3", "killed by signal 64"]
+    assert [RankExit(0, code).reason for code in (-6, 3, -64)][:2] == reasons[:2]
 
 
-def test_reasons_are_words(tmp_path: Path) -> None:
-    assert [RankFailure(0, code, 0).reason for code in (-6, 3)] == ["killed by SIGABRT", "exit code 3"]
+WATCHED = """
+import os, subprocess, sys, time
+from bf16prof.measure.exits import ExitWatch
+
+seen = []
+ExitWatch(3, seen.append).start()
+head = "import os, time; "
+programs = [head + text for text in ("time.sleep(1.5)", "time.sleep(1); os._exit(7)", "time.sleep(2); os.kill(os.getpid(), 15)")]
+children = [subprocess.Popen([sys.executable, "-c", text], env={**os.environ, "RANK": str(n)}) for n, text in enumerate(programs)]
+while len(seen) < 3:
+    time.sleep(0.05)
+print([(each.rank, each.code) for each in seen], sorted(seen, key=lambda each: each.at) == seen)
+print([child.wait() for child in children])
+"""
+
+
+@pytest.mark.timeout(60)
+def test_ranks_are_seen_in_the_order_in_which_they_end_and_stay_for_torchrun_to_bury() -> None:
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["[(1, 7), (0, 0), (2, -15)] True", "[0, 7, -15]"]
 
 
 def test_ranks_do_not_inherit_another_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:

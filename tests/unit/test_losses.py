@@ -225,6 +225,16 @@ def measured(losses: list[float], recipe: str = "bf16-full") -> MemoryRecord:
     return dataclasses.replace(fixtures.measure(Case("gpt2-1.5b", 3, 2, recipe)), steps=steps)
 
 
+def test_one_seed_for_each_case_is_a_seed_and_several_are_seeds() -> None:
+    one = loss_table(run_views([a_run([2.0, 1.9], 7, "fp32")]))
+    several = loss_table(run_views([a_run([2.0, 1.9], seed, "fp32") for seed in (7, 8)]))
+
+    assert one is not None
+    assert several is not None
+    assert (one.headers[1], one.rows[0][1].text) == ("seed", "7")
+    assert (several.headers[1], several.rows[0][1].text) == ("seeds", "7, 8")
+
+
 def a_run(losses: list[float], seed: int | None, recipe: str = "bf16-full", lr: float = 1e-3) -> Run:
     workload: dict[str, Any] = {"data": "pydoc"} if seed is None else {"data": "pydoc", "seed": seed}
     return replace(fixtures.run([measured(losses, recipe)]), profile={"workload": workload, "optimizer": {"lr": lr}})

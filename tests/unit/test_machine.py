@@ -19,8 +19,10 @@ from bf16prof.cases import Selection, expand
 from bf16prof.commands.doctor import doctor
 from bf16prof.engine.versions import version_tuple
 from bf16prof.errors import InputError, Refused
+from bf16prof.locks import held
 from bf16prof.measure import machine
 from bf16prof.measure.accelerator import TorchAnswer, TorchGpu, require_dtypes, require_memory
+from bf16prof.measure.cache import BUILD_LOCK, cache_folder
 from bf16prof.measure.checks import Check, State, checks, verdict
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device
@@ -189,12 +191,16 @@ def test_the_extension_cache_must_be_writable_and_unlocked(tmp_path: Path, monke
     assert named(checks(), "extension cache").status is State.OK
     assert list(tmp_path.iterdir()) == [], "looking leaves nothing behind"
 
-    lock = tmp_path / "new" / "cache" / "fused_adam" / "lock"
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    assert str(lock) in named(checks(), "extension cache").hint
+    folder = cache_folder()
+    assert folder.parent == tmp_path / "new" / "cache"
+    folder.mkdir(parents=True)
+    (folder / BUILD_LOCK).touch()
+    assert named(checks(), "extension cache").status is State.OK, "one that a killed build has left"
+    with held(folder / BUILD_LOCK):
+        assert "a build is going on" in named(checks(), "extension cache").detail
 
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(lock / "cache"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "cache"))
     assert "cannot be written" in named(checks(), "extension cache").detail
 
 

@@ -16,11 +16,12 @@ from bf16prof.cases import JobFile, Selection, check_profile, expand
 from bf16prof.engine.batch import TensorSpec, batch_spec
 from bf16prof.errors import InputError
 from bf16prof.estimate.gap import closed_form_gap
+from bf16prof.files import write_json
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.plain import DEEPEST, problem, read_json_object
 from bf16prof.records import Device
-from bf16prof.runs import read, write_json
+from bf16prof.runs import read
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "vocab_size": 31, "rope_theta": 1e4, "max_position_embeddings": 7, "id2label": {"0": "x"}}
 

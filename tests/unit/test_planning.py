@@ -215,8 +215,8 @@ def test_less_offloading_then_throughput_then_risk_in_learning(found: Answer) ->
     assert order == sorted(order)
     for offload in Offload:
         alike = [plan for plan in plans if plan.case.offload is offload]
-        best = max(plan.tokens_per_s_at_most for plan in alike)
-        as_fast = [plan for plan in alike if plan.tokens_per_s_at_most > best / (1 + EQUAL)]
+        best = max(plan.throughput for plan in alike)
+        as_fast = [plan for plan in alike if plan.throughput > best / (1 + EQUAL)]
         assert alike[: len(as_fast)] == sorted(as_fast, key=lambda plan: (LEARNING.index(plan.learning), plan.case.zero_stage))
 
 
@@ -234,7 +234,7 @@ def test_of_the_micro_batches_the_smallest_of_the_fastest_is_taken() -> None:
             judged = judge(setting.but(micro_batch_size=size))
             assert judged is not None
             if judged.fits:
-                rates[size] = judged.plan.tokens_per_s_at_most
+                rates[size] = judged.plan.throughput
     assert rates[1] < 0.9 * max(rates.values())
     assert best.micro_batch_size == min(size for size, rate in rates.items() if rate >= max(rates.values()) / 1.01)
     assert best.largest_micro_batch_size == max(rates)
@@ -431,7 +431,7 @@ def test_calibrated_plans_are_ranked_by_their_time() -> None:
     assert {plan.case.recipe for plan in told} == {"bf16-full"}
     assert {plan.case.offload for plan in told} == {Offload.NONE}
     assert list(plans[: len(told)]) == told
-    assert all((plan.tokens_per_s or 0) <= plan.tokens_per_s_at_most for plan in told)
+    assert all((plan.tokens_per_s or 0) <= (plan.tokens_per_s_at_most or 0) for plan in told)
     assert answer(Judge(asked), 2).outlook.plans[0].case.zero_stage == 3
     assert told[0].case.zero_stage < 3
     assert (told[0].tokens_per_s or 0) * 1.05 > max(plan.tokens_per_s or 0 for plan in told)
@@ -468,3 +468,31 @@ def test_an_engine_starts_from_what_is_written() -> None:
             assert engine.zero_optimization_stage() == choice.plan.case.zero_stage
             assert engine.train_micro_batch_size_per_gpu() == choice.plan.micro_batch_size
             assert engine.train_batch_size() == choice.plan.train_batch_size
+
+
+def test_changes_that_only_work_together_are_found() -> None:
+    # GIVEN a job, and a GPU on which no change that leaves the learning alone makes it fit, but two together do
+    profile = jobs.profile("gpt2-xl", model__num_layers=24, model__vocab_size=32000, workload__sequence_length=1024)
+    start = Setting(3, 64, "bf16-full", Offload.NONE, 12, checkpointing=False, zero_init=False, sequence_length=1024)
+    pinned = {"stages": (3,), "recipes": ("bf16-full",), "micro_batches": (12,), "checkpointing": (False,)}
+    tiny = Judge(question(2 << 30, profile, offloads=(Offload.NONE,), **pinned))
+    begun = tiny(start)
+    assert begun is not None
+    learning = ("--recipe", "--sequence-length", "--gpus")
+    alone = min(c.plan.peak_bytes for c in all_changes(tiny, begun) if c.things == 1 and not c.flag.startswith(learning))
+    pairs = [start.but(checkpointing=True, micro_batch_size=1), start.but(checkpointing=True, offload=Offload.OPTIMIZER)]
+    both = min(judged.plan.peak_bytes for pair in pairs if (judged := tiny.roughly(pair)) is not None)
+    assert both * 1.2 < alone
+    room = int(alone * 0.99)
+
+    outlook = answer(Judge(question(int(room / 0.9) + (628 << 20), profile, offloads=(Offload.NONE,), **pinned)), 64).outlook
+
+    # THEN they are told, after what does alone and before what does not fit
+    assert not outlook.plans
+    together = [change for change in outlook.changes if change.things > 1]
+    assert together
+    assert all(change.plan.fits and change.things == 2 for change in together)
+    fits = [change.plan.fits for change in outlook.changes]
+    assert fits == sorted(fits, reverse=True)
+    assert any("--activation-checkpointing" in change.flag for change in together)
+    assert any("sequence parallelism" in line for line in outlook.beyond)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,12 @@ def test_presets_are_found_by_the_names_people_type(typed: str, name: str | None
 def test_one_file_is_parsed_per_use(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
     parse = loading._parsed
-    monkeypatch.setattr(loading, "_parsed", lambda source: parsed.append(source.label) or parse(source))
+
+    def watched(source: Any) -> dict[str, Any]:
+        parsed.append(source.label)
+        return parse(source)
+
+    monkeypatch.setattr(loading, "_parsed", watched)
 
     preset_names()
     preset_ids()

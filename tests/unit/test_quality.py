@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bf16prof.documents import document
 from bf16prof.engine.config import deepspeed_config, engine_facts
+from bf16prof.files import write_json
 from bf16prof.measure.record import job_quality
 from bf16prof.measure.results import RankQuality, RankResult
 from bf16prof.profiles.optimizers import all_optimizers
@@ -36,7 +37,7 @@ from bf16prof.reports.learning import learning, of_recipe
 from bf16prof.reports.price_figure import price, states_per_parameter
 from bf16prof.reports.tables import frame, to_markdown
 from bf16prof.reports.views import run_views
-from bf16prof.runs import Status, load_records, write_json
+from bf16prof.runs import Status, load_records
 
 pytestmark = DEEPSPEED_WARNINGS
 
@@ -351,7 +352,7 @@ def test_every_format_tells_the_price(capsys: pytest.CaptureFixture[str]) -> Non
 
     reconciliation([run], Console(width=120))
 
-    told = re.compile(r"zero0-w2-bf16-pure[ |]+2[ |]+25.00 %[ |]+0.8500")
+    told = re.compile(r"zero0-w2-bf16-pure[ |]+8[ |]+2[ |]+25.00 %[ |]+0.8500")
     assert told.search(capsys.readouterr().out)
     assert told.search(to_markdown([run]))
     row = frame([run]).iloc[0]

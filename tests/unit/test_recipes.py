@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bf16prof.commands.catalog import list_recipes
 from bf16prof.errors import InputError, Refused
-from bf16prof.profiles.recipes import all_recipes, find_recipe, nearest, require_runnable, runnable_recipes
+from bf16prof.profiles.recipes import BYTES_HEADER, all_recipes, find_recipe, nearest, require_runnable, runnable_recipes
 from bf16prof.records import Component
 
 PRODUCT = (
@@ -134,3 +137,20 @@ def test_megatrons_distributed_optimizer_over_ranks() -> None:
     assert find_recipe("megatron-bf16").over_ranks == (6, 12)
     assert find_recipe("bf16-full").over_ranks == (10, 0), "what DeepSpeed cuts depends on the stage"
     assert all(set(recipe.partitioned) <= set(recipe.bytes_per_parameter()) for recipe in all_recipes().values())
+
+
+@pytest.mark.parametrize(("recipe", "words"), [("bf16-pure", "8"), ("bf16-kahan", "10"), ("bf16-fp32-master", "16 + 4 in the step")])
+def test_bytes_per_parameter_are_the_same_wherever_they_are_shown(recipe: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the list of recipes, in the README's table and on the study's page, under the same header."""
+    list_recipes()
+    listed = capsys.readouterr().out
+    root = Path(__file__).parents[2]
+    pages = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/study.md")]
+
+    assert find_recipe(recipe).bytes_in_words == words
+    assert BYTES_HEADER in listed
+    assert re.search(rf"^{recipe} +{re.escape(words)}  ", listed, re.MULTILINE)
+    for page in pages:
+        table = page.partition("<!-- study -->")[2]
+        assert BYTES_HEADER in table
+        assert re.search(rf"^\| {recipe} \|( [^|]+ \|)? {re.escape(words)} \|", table, re.MULTILINE)

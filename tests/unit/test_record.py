@@ -67,7 +67,9 @@ def test_components_are_the_items_and_what_is_left_is_other() -> None:
 
     assert (whole.components[C.PARAMETERS], whole.components[C.MOMENTUM], whole.components.get(C.OTHER, 0)) == (75, 20, 0)
     assert unexplained.components[C.OTHER] == 7
-    assert overexplained.components[C.OTHER] == -5
+    assert overexplained.components[C.OTHER] == overexplained.allocated_bytes, "items that are more than all there is explain nothing"
+    assert not any(overexplained.components[component] for component in C if component is not C.OTHER)
+    assert any(note.startswith("components are not known: the engine holds 95 B") for note in overexplained.notes)
     for found in (whole, unexplained, overexplained):
         assert sum(found.components.values()) == found.allocated_bytes == sum(item.bytes for item in found.items)
 

@@ -66,14 +66,14 @@ class TestGrid:
 
     def test_each_cell_says_in_words_whether_it_fits(self) -> None:
         room = find_gpu("l4-24gb").memory_bytes - BESIDE
-        assert "✓ 1.75 GiB free" in grid([on_a_gpu(room - 7 * GIB // 4)])
-        assert "✗ 2.50 GiB over" in grid([on_a_gpu(room + 5 * GIB // 2)])
+        assert "! tight" in grid([on_a_gpu(room - 7 * GIB // 4, room - 7 * GIB // 4 + 1)])
+        assert "✗ does not fit, 2.50 GiB too much" in grid([on_a_gpu(room + 5 * GIB // 2)])
         assert "on NVIDIA L4 with 22.03 GiB" in grid([on_a_gpu(room)])
 
     def test_a_known_peak_decides(self) -> None:
         text = grid([on_a_gpu(GIB, find_gpu("l4-24gb").memory_bytes - BESIDE + GIB)])
-        assert "✗ 1.00 GiB over" in text
-        assert "fragmentation comes on top" in text
+        assert "✗ does not fit, 1.00 GiB too much" in text
+        assert "the caching allocator's share may not" in text
 
     @pytest.mark.parametrize("gpu", ["", "a card of tomorrow"])
     def test_of_an_unknown_gpu_nothing_is_said(self, gpu: str) -> None:
@@ -200,7 +200,8 @@ class TestPeak:
         text = self.report(fixtures.simulate(fixtures.case()))
         assert "on the device besides the allocator: CUDA context 500.00 MiB (assumed: 500 MiB)" in text
         assert "fragmentation 512.00 MiB" in text
-        assert "✓ fits h100-80gb: 13.50 GiB at most allocated, 15.00 GiB reserved, 15.49 of 79.18 GiB on the device" in text
+        assert "✓ fits h100-80gb: the step's peak is 13.50 GiB (backward) of the 78.69 GiB that the allocator may reserve; " in text
+        assert "15.00 GiB reserved; 15.49 of 79.18 GiB on the device" in text
 
     def test_who_knows_no_peak_shows_none(self) -> None:
         console = screen()
@@ -218,23 +219,24 @@ class TestVerdict:
     def test_every_case_has_a_line_of_its_own_and_a_cell_in_the_summary(self) -> None:
         text = self.report()
         assert text.count("✓ fits h100-80gb: ") == 4
-        assert text.count("✗ runs out of memory on h100-80gb in the backward phase of the first step, allocating 384.00 MiB for") == 2
+        assert text.count("; it runs out of memory in the backward phase of the first step, allocating 384.00 MiB for") == 2
         summary = text.partition("Summary")[2]
-        assert line_with(summary, "zero1-w2-bf16-fp32-master").split()[-2:] == ["✓", "yes"]
-        assert line_with(summary, "zero1-w2-bf16-full").split()[-2:] == ["✗", "no"]
+        assert line_with(summary, "zero1-w2-bf16-fp32-master").split()[-2:] == ["GiB", "free"]
+        assert "! tight" in line_with(summary, "zero1-w2-bf16-full")
 
     def test_in_a_pipe_a_verdict_is_one_whole_line(self) -> None:
-        lines = [line for line in self.report().splitlines() if line.startswith("✗ runs out")]
+        lines = [line for line in self.report().splitlines() if line.startswith("! tight on")]
+        assert lines
         assert all(line.endswith("all other numbers are as if there were room") for line in lines)
         assert "\x1b" not in self.report()
 
     def test_a_narrow_terminal_folds_it(self) -> None:
         assert " ".join(self.report(60).split()).count("all other numbers are as if there were room") == 2
 
-    def test_where_there_is_colour_a_shortage_is_red(self) -> None:
+    def test_where_there_is_colour_it_repeats_the_symbol(self) -> None:
         lines = self.report(terminal=True).splitlines()
-        assert all(line.startswith("\x1b[31m") for line in lines if "runs out of memory" in line)
-        assert all(line.startswith("\x1b[32m") for line in lines if "✓ fits" in line)
+        assert all(line.startswith("\x1b[33m") for line in lines if "! tight on" in line)
+        assert all(line.startswith("\x1b[32m") for line in lines if line.lstrip("\x1b[0123456789m").startswith("✓ fits h100"))
 
     def test_no_verdict_no_column(self) -> None:
         console = screen()
@@ -288,7 +290,7 @@ def everything(console: Console, which: str) -> str:
 def test_nothing_is_cut_off_in_a_pipe(which: str) -> None:
     text = everything(screen(), which)
     assert "…" not in text
-    assert max(map(len, text.splitlines())) < 400
+    assert max(map(len, text.splitlines())) < 600
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

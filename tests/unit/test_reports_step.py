@@ -106,8 +106,8 @@ class TestFigure:
 
     def test_odd_timelines_are_drawn_all_the_same(self) -> None:
         record = fixtures.simulate(fixtures.case())
-        drawn(record, Timeline((0,), (PhaseStart(Phase.STEP, 9),), {Component.OTHER: (-5,), Component.PARAMETERS: (2**62,)}))
-        drawn(record, Timeline((0, 1, 2), (), {Component.OTHER: (-5, -7, 0)}))
+        drawn(record, Timeline((0,), (PhaseStart(Phase.STEP, 9),), {Component.OTHER: (5,), Component.PARAMETERS: (2**62,)}))
+        drawn(record, Timeline((0, 1, 2), (), {Component.OTHER: (5, 0, 7)}))
 
 
 def area_of(component: Component) -> tuple[int, ...]:

@@ -129,9 +129,9 @@ def test_a_shortage_speaks_of_the_whole_and_then_of_the_request() -> None:
     )
     assert told(record) == (
         "does not fit h100-80gb: the step's peak is 269.00 GiB (backward), 190.00 GiB too much; it runs out of memory in the backward "
-        "phase of the second step, allocating 384.00 MiB for `parameter gradients`: 79.00 GiB allocated, 78.00 of 79.00 GiB reserved; biggest "
-        "holders: parameters 31.00 GiB, momentum 20.00 GiB, variance 15.00 GiB, activations 10.00 GiB; all other numbers are as if there "
-        "were room"
+        "phase of the second step, allocating 384.00 MiB for `parameter gradients`: 79.00 GiB allocated, 78.00 of 79.00 GiB reserved; "
+        "biggest holders: parameters 31.00 GiB, momentum 20.00 GiB, variance 15.00 GiB, activations 10.00 GiB; all other numbers are as "
+        "if there were room"
     )
 
 

@@ -13,7 +13,9 @@ from bf16prof.measure.utilisation import utilisation
 from bf16prof.profiles.gpus import all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import DataTypeSettings
-from bf16prof.records import Device, Offload, Source
+from bf16prof.records import Device, Offload, Phase, Source
+from bf16prof.reports.units import seconds
+from bf16prof.reports.work import work_rows
 
 SMALL = 124_439_808
 """Parameters of GPT-2 small."""
@@ -69,6 +71,21 @@ def test_communication_hides_behind_compute_only_with_overlap() -> None:
 
     assert apart.floor_s["communication"] > together.floor_s["communication"]
     assert together.floor_s["communication"] >= together.floor_s["optimizer"]  # the gather after the step never hides
+    assert apart.hidden_s == {}
+    assert together.floor_s["communication"] + together.hidden_s["communication"] == pytest.approx(apart.floor_s["communication"])
+
+
+def test_what_hides_is_said_beside_what_does_not() -> None:
+    """150 GiB sent in no time at all: they travel while the GPU computes."""
+    record = predict(job(profile("llama3-8b"), 3, 8))
+    assert record.work is not None
+
+    (said,) = (of_it for name, _, of_it in work_rows(record) if name.startswith("step time: floor"))
+
+    hidden = record.work.hidden_s["communication"]
+    sent = sum(t.sent_bytes for t in record.work.transfers if t.phase is not Phase.STEP)
+    assert hidden == pytest.approx(sent / 450e9), "an H100's NVLink in one direction"
+    assert f"({seconds(hidden)} more behind compute)" in said
 
 
 def test_fp32_is_held_against_the_fp32_peak() -> None:
@@ -85,6 +102,7 @@ def test_offloaded_optimizer_has_no_floor_but_bytes_on_the_link() -> None:
     assert work.floor_s["optimizer"] == 0
     assert work.host_link_bytes == pytest.approx(4 * SMALL, rel=1e-6)
     assert work.floor_s["host link"] == pytest.approx(2 * 2 * SMALL / 64e9 - work.floor_s["compute"]), "what goes down hides behind compute"
+    assert work.hidden_s == {"host link": pytest.approx(work.floor_s["compute"])}
 
 
 @pytest.mark.parametrize(("steps", "moved"), [(1, 2), (3, 6)])

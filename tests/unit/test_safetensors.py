@@ -15,13 +15,14 @@ from bf16prof.cases import Job, JobFile, Selection, expand
 from bf16prof.errors import InputError
 from bf16prof.estimate.gap import closed_form_gap
 from bf16prof.estimate.predict import predict
+from bf16prof.files import write_json
 from bf16prof.models.modules import build
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.records import Component, Device
-from bf16prof.runs import read, write_json
+from bf16prof.runs import read
 
 BERT = {
     "model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -17,6 +17,7 @@ LIMIT_VARIABLE = "BF16PROF_CPU_MEMORY_LIMIT"
 """Bytes after which the allocator reports out of memory, as a GPU of that size would."""
 
 NAME = "bf16prof_allocator"
+SOURCE = Path(__file__).with_name("allocator.cpp")
 READ_EVERY_S = 0.002
 CALM_READINGS = 10
 """Memory counts as settled when so many readings in a row agree (on a busy machine gloo was seen to take 4 ms)."""
@@ -29,8 +30,7 @@ def compile_allocator() -> Path:
     """
     from torch.utils import cpp_extension
 
-    source = Path(__file__).with_name("allocator.cpp")
-    return Path(cpp_extension.load(NAME, [str(source)], is_python_module=False, extra_cflags=["-O2"]))
+    return Path(cpp_extension.load(NAME, [str(SOURCE)], is_python_module=False, extra_cflags=["-O2"]))
 
 
 class CpuProbe:

@@ -19,6 +19,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 from bf16prof.records import Component, Label
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
+
+
+def local_variable(name: str) -> Label:
+    """A tensor that the training loop holds in a local variable until it has a new one."""
+    return Component.ACTIVATIONS, f"{name} kept by the training loop"
+
+
+LOGITS, LOSS = local_variable("logits"), local_variable("loss")
 RECOMPUTED = "recomputed"
 """What operations are part of that run again in backward; others are part of the phase."""
 LOCAL = 2
@@ -301,9 +309,12 @@ class Tape:
         """An event of the training loop or of a module."""
         self.events.append(Event(kind, subject, 0))
 
-    def keep(self, tensor: Tensor) -> None:
-        """The training loop holds the tensor."""
+    def keep(self, tensor: Tensor, label: Label) -> None:
+        """The training loop holds the tensor from now on, under the label of the variable that holds it."""
         self._kept.append(tensor)
+        storage: Storage = tensor.storage
+        self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", label, storage.bytes))
+        storage.label = label
 
     @contextlib.contextmanager
     def at_layer(self, layer: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.operators import cross_entropy
-from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 
 
@@ -31,6 +31,8 @@ class Run:
     checkpointing: bool
     capability: tuple[int, int] | None
     dtype: str
+    keeps_outputs: bool = True
+    """Whether the training loop still has the model's outputs in backward (`profiles/schema.py`)."""
 
     @property
     def tokens(self) -> int:
@@ -96,10 +98,12 @@ class OwnNetwork:
         """See `Network.loss`."""
         family = importlib.import_module(f"{__name__}.{self.model.family.replace('-', '_')}")
         logits = tape.module("", lambda: family.forward(tape, self, layers))
+        if self.run.keeps_outputs:
+            tape.keep(logits, LOGITS)
         tape.mark("logits")
         loss = cross_entropy(tape, logits)
+        tape.keep(loss, LOSS)
         tape.mark("loss")
-        tape.keep(logits)
         return loss
 
 

@@ -53,7 +53,7 @@ def _predicted(found: Prediction, console: Console) -> None:
             console.print(Text(f"{mark(console, 'good')} {CONSISTENT}: {proved}", "green"))
         else:
             below = f"{gib(found.missing_bytes)} ({share(found.missing_bytes, found.needed_bytes)}) below"
-            console.print(Text(f"{mark(console, 'tight')} {below}: {proved}", "yellow"))
+            console.print(Text(f"{mark(console, 'warn')} {below}: {proved}", "yellow"))
             console.print(
                 Text("  the job is another than the one that was described (sequence length, micro-batch, ...), or more is held beside it")
             )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bf16prof.plans import Outlook
-from bf16prof.records import MemoryRecord
+from bf16prof.records import MemoryRecord, Phase
 from bf16prof.reports import plan_rows
 from bf16prof.reports.cells import Cell, Table
 from bf16prof.reports.console.layout import Column, heading, mark, note, table
@@ -49,7 +49,7 @@ def _choices(outlook: Outlook, console: Console, record: MemoryRecord) -> None:
     heading(console, f"First choice: {plan_rows.plan_words(first)}")
     for line in plan_rows.limit_lines(first, outlook.limits):
         console.print(Text(f"  {line}"))
-    if first.peak_bytes != record.peak_allocated_bytes:
+    if first.peak_phase is Phase.INIT:
         console.print(Text(f"  {first.peak_phase} sets the whole-run peak; the training peak is below it"))
     peak_components(record, console)
 

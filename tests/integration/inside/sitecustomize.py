@@ -3,11 +3,13 @@
 witness    count all live tensors that Python's garbage collector knows and write them to `witness<RANK>.json` beside the rank's result;
            (but for the tables that a library made when it was imported); this shares nothing with bf16prof's allocator and attribution
 raise      let rank 1 raise in its second step
+os._exit, sys.exit, SIGTERM, garble, no memory    let rank 1 leave like that then, or with a file that nobody can read
 """
 
 import gc
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,18 +34,43 @@ def witness() -> None:
     attribution.attribute = witnessed  # type: ignore[assignment]
 
 
-def raise_in_rank_1() -> None:
+def _raise() -> None:
+    raise ValueError("the test says so\nin two lines")
+
+
+def _garble() -> None:
+    Path(sys.argv[2], "rank1.json").write_text("{", encoding="utf-8")
+    os._exit(0)
+
+
+def _no_memory() -> None:
+    import torch
+
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+FAULTS = {
+    "raise": _raise,
+    "os._exit": lambda: os._exit(7),
+    "sys.exit": lambda: sys.exit(0),
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "garble": _garble,
+    "no memory": _no_memory,
+}
+
+
+def fail_in_rank_1() -> None:
     from bf16prof.engine.training import TrainingLoop
 
     step = TrainingLoop.step
 
-    def raising(loop: Any) -> float:
+    def failing(loop: Any) -> float:
         if loop.loss is not None and os.environ["RANK"] == "1":
-            raise ValueError("the test says so\nin two lines")
+            FAULTS[os.environ["INSIDE"]]()
         return step(loop)
 
-    TrainingLoop.step = raising  # type: ignore[method-assign, assignment]
+    TrainingLoop.step = failing  # type: ignore[method-assign, assignment]
 
 
 if "RANK" in os.environ:
-    {"witness": witness, "raise": raise_in_rank_1}[os.environ["INSIDE"]]()
+    {"witness": witness}.get(os.environ["INSIDE"], fail_in_rank_1)()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, cast, cross_entropy, embedding, linear
-from bf16prof.models.autograd.tape import Tape, Tensor
+from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
 from bf16prof.models.shapes.huggingface import BufferSpec
 from bf16prof.models.shapes.huggingface.config import Config, shown
 from bf16prof.models.tapes import NoTape, Run
@@ -75,6 +75,7 @@ class CausalLM:
     def loss(self, tape: Tape, layers: Sequence[int]) -> Tensor:
         """See `Network.loss`: logits and loss come back together."""
         loss = tape.module("", lambda: self._forward(tape, layers))
+        tape.keep(loss, LOSS)
         tape.mark("logits")
         tape.mark("loss")
         return loss
@@ -118,7 +119,8 @@ class CausalLM:
     def _forward(self, tape: Tape, layers: Sequence[int]) -> Tensor:
         hidden = tape.module(self.root, lambda: self.body(tape, layers))
         logits = self.logits(tape, hidden)
-        tape.keep(logits)
+        if self.run.keeps_outputs:
+            tape.keep(logits, LOGITS)
         return self._causal_lm_loss(tape, logits)
 
     def _causal_lm_loss(self, tape: Tape, logits: Tensor) -> Tensor:

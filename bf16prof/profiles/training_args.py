@@ -1,0 +1,182 @@
+"""A file of TrainingArguments: what it says of the workload, the precision and the optimizer, each value with the key it came from.
+
+LLaMA-Factory's, TRL's, axolotl's and accelerate's files hold the same fields, some under other names; whatever else they hold is named as
+not used. What the Trainer would take where the file says nothing is `DEFAULTS` (transformers 5.24, training_args.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bf16prof.errors import InputError
+from bf16prof.profiles.assumed import ASSUMED, TRAINERS_OPTIMIZER
+from bf16prof.profiles.plain import read_yaml_object
+
+
+@dataclass(frozen=True)
+class Told:
+    """A value, and who said it: a flag, a key of a file, or a rule."""
+
+    value: Any
+    origin: str
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not 0 < int(value) < 2**40:
+        raise ValueError
+    return int(value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    return float(value)
+
+
+def _switch(value: object) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false", "auto"):
+        raise ValueError
+    return text != "false"
+
+
+def _switch_if_said(value: object) -> bool:
+    """`fp16: auto` beside `bf16: auto` is axolotl's: bf16 where the GPU has it, as all GPUs of the table have that train these models."""
+    return _switch(value) and str(value).lower() != "auto"
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _stage(value: object) -> int:
+    if str(value) not in ("0", "1", "2", "3"):
+        raise ValueError
+    return int(str(value))
+
+
+Reader = Callable[[object], Any]
+EXPECTED: Mapping[Reader, str] = {
+    _count: "a whole number above 0",
+    _number: "a number",
+    _switch: "true or false",
+    _switch_if_said: "true or false",
+    _name: "a name",
+    _stage: "0, 1, 2 or 3",
+}
+SWITCHES = (_switch, _switch_if_said)
+FREE = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
+"""Fields that no byte depends on."""
+
+FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
+    "micro_batch_size": (_count, ("per_device_train_batch_size", "micro_batch_size", "per_gpu_train_batch_size")),
+    "gradient_accumulation_steps": (_count, ("gradient_accumulation_steps",)),
+    "sequence_length": (_count, ("max_seq_length", "max_length", "cutoff_len", "sequence_len", "model_max_length")),
+    "activation_checkpointing": (_switch, ("gradient_checkpointing",)),
+    "gradient_clipping": (_number, ("max_grad_norm", "gradient_clipping")),
+    "bf16": (_switch, ("bf16", "bf16_full_eval")),
+    "fp16": (_switch_if_said, ("fp16", "fp16_full_eval")),
+    "mixed_precision": (_name, ("mixed_precision",)),
+    "optim": (_name, ("optim", "optimizer")),
+    "learning_rate": (_number, ("learning_rate",)),
+    "adam_beta1": (_number, ("adam_beta1",)),
+    "adam_beta2": (_number, ("adam_beta2",)),
+    "adam_epsilon": (_number, ("adam_epsilon",)),
+    "weight_decay": (_number, ("weight_decay",)),
+    "zero_stage": (_stage, ("zero_stage",)),
+    "offload_optimizer_device": (_name, ("offload_optimizer_device",)),
+    "offload_param_device": (_name, ("offload_param_device",)),
+    "zero_init": (_switch, ("zero3_init_flag",)),
+}
+"""What is read, by our name of it: how, and the keys that say it."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "micro_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": False, "fp16": False,
+    "optim": TRAINERS_OPTIMIZER,
+}  # fmt: skip
+"""TrainingArguments' own, where the file does not say the field."""
+
+ACCELERATE = ("deepspeed_config", "distributed_type", "compute_environment")
+"""Keys by which accelerate's file is known, which says nothing of the batch."""
+
+INNER = "deepspeed_config"
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """What a file of TrainingArguments says.
+
+    * `told`: by our name of the field. `unused`: the keys of the file that were not read.
+    * `is_trainers`: the Trainer's defaults stand for what is not said.
+    """
+
+    origin: str
+    told: Mapping[str, Told] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    is_trainers: bool = True
+
+    def get(self, name: str) -> Told | None:
+        """What the file says of a field; `None` if nothing."""
+        return self.told.get(name)
+
+    def effective(self, name: str) -> Told | None:
+        """What the Trainer takes: the file's, else its own default."""
+        if name in self.told or not self.is_trainers or name not in DEFAULTS:
+            return self.told.get(name)
+        return Told(DEFAULTS[name], f"{ASSUMED}the Trainer's default ({FIELDS[name][1][0]}={DEFAULTS[name]})")
+
+    @property
+    def precision(self) -> Mapping[str, Told]:
+        """Whether the Trainer trains in `bf16` and in `fp16`, as far as it is known."""
+        if mixed := self.told.get("mixed_precision"):
+            return {"bf16": Told(mixed.value in ("bf16", "fp8"), mixed.origin), "fp16": Told(mixed.value == "fp16", mixed.origin)}
+        found = {name: self.effective(name) for name in ("bf16", "fp16")}
+        return {name: told for name, told in found.items() if told is not None}
+
+    @property
+    def says_precision(self) -> bool:
+        """Whether the file itself does."""
+        return any(name in self.told for name in ("mixed_precision", "bf16", "fp16"))
+
+
+def read_training_args(path: Path) -> TrainingArguments:
+    """Read a JSON or YAML file. Raises `InputError` naming the file and the field that cannot be used."""
+    content, origin = read_yaml_object(path), str(path)
+    inner = content.get(INNER)
+    tables = [("", content), (f"{INNER}.", inner if isinstance(inner, Mapping) else {})]
+    told: dict[str, Told] = {}
+    used: set[str] = {INNER} if isinstance(inner, Mapping) else set()
+    for name, (read, keys) in FIELDS.items():
+        found = {f"{prefix}{key}": table[key] for key in keys for prefix, table in tables if key in table}
+        used |= set(found)
+        said = {key: value for key, value in found.items() if value is not None and (value != "auto" or read in SWITCHES)}
+        readings = {key: _read(read, value, f"{origin}: {key}", name in FREE) for key, value in said.items()}
+        values = [Told(value, f"{origin}: {key}") for key, value in readings.items() if value is not None]
+        if values:  # of two switches that mean one, such as bf16 and bf16_full_eval, the one that is on
+            told[name] = next((each for each in values if each.value is True), values[0])
+    _check(told, origin)
+    unused = [f"{prefix}{key}" for prefix, table in tables for key in table if f"{prefix}{key}" not in used]
+    return TrainingArguments(origin, told, tuple(unused), not any(key in content for key in ACCELERATE))
+
+
+def _read(read: Reader, value: object, place: str, is_free: bool) -> Any:
+    """The value; `None` of one that cannot be read and that memory does not depend on."""
+    try:
+        return read(value)
+    except (ValueError, OverflowError):
+        if is_free:
+            return None
+        raise InputError(f"{place}: expected {EXPECTED[read]}, got {value!r:.60}") from None
+
+
+def _check(told: Mapping[str, Told], origin: str) -> None:
+    mixed = told.get("mixed_precision")
+    if mixed and mixed.value not in ("no", "bf16", "fp16", "fp8"):
+        raise InputError(f"{mixed.origin}: expected no, bf16 or fp16, got {mixed.value!r:.60}")
+    if all(name in told and told[name].value for name in ("bf16", "fp16")):
+        raise InputError(f"{origin}: bf16 and fp16 are both true; the Trainer takes one of them")
