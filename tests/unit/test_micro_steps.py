@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from bf16prof.simulate.hardware.allocator import CachingAllocator
 from torch import nn
 
+from bf16prof.allocator import CachingAllocator
 from bf16prof.records import Component, Phase
+from bf16prof.simulate.hardware.devices import bare_cpu_kernels
 from bf16prof.simulate.ledger import Allocation, Instant, Ledger
 from bf16prof.simulate.micro_steps import COMPARED, MicroSteps
 from bf16prof.simulate.repeat import Body, last_step, repeat, repeat_body
@@ -93,7 +94,7 @@ class Counts(nn.Module):
 def watched(ledger: Ledger, changes: str, sizes: Sequence[Sequence[int]]) -> Body | None:
     """What the last of some micro-steps is found to be."""
     engine = Counts()
-    steps = MicroSteps(engine, Tracker(ledger, torch.device("cpu"), {}))
+    steps = MicroSteps(engine, Tracker(ledger, torch.device("cpu"), bare_cpu_kernels()))
     steps.begin_step()
     kept: list[Allocation] = []
     found = None
