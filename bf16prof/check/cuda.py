@@ -50,7 +50,7 @@ def main() -> None:
     gpu = gpu_named(name)
     if gpu is None:
         sys.exit(f"{name} is not in the table of GPUs")
-    rows = [Row(*row, name) for row in ROWS]
+    rows = [Row(*(*row, name)) for row in ROWS]
     predicted = simulated([dataclasses.replace(row, gpu=gpu.torch_name) for row in rows])
     fitting = [index for index, size in enumerate(predicted) if size < SHARE * torch.cuda.mem_get_info()[1]]
     memory = Memory(torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated)
