@@ -285,7 +285,8 @@ def _micro_step(done: Walked, meter: Replay, handlers: Mapping[str, Handler], wo
             elif kind == "drop":
                 meter.drop(subject, size, newest=True)
             elif kind == "rename":
-                meter.rename(*subject, size)
+                old, new = subject
+                meter.rename(old, new, size)
             elif kind == "compute":
                 meter.take(labels.CUBLAS_WORKSPACES, *missing)
                 missing.clear()
