@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from typing import Any
 
 from bf16prof.check.rows import Row, run_script, scripts, simulated
 from bf16prof.profiles.gpus import gpu_named
 
 SHARE = 0.8
 BF16 = "torch.bfloat16"
-ROWS = (
+ROWS: tuple[tuple[Any, ...], ...] = (
     *(("cross_entropy", "pytorch", "full", "V", v, {"B": 8, "T": 2048}) for v in (4096, 32768)),
     *(("fused_linear_cross_entropy", "pytorch", "full", "BT", bt, {"H": 4096, "V": 128256, "dtype": BF16}) for bt in (4096, 8192)),
     *(
@@ -49,7 +50,7 @@ def main() -> None:
     gpu = gpu_named(name)
     if gpu is None:
         sys.exit(f"{name} is not in the table of GPUs")
-    rows = [Row(*row, name) for row in ROWS]
+    rows = [Row(*(*row, name)) for row in ROWS]
     predicted = simulated([dataclasses.replace(row, gpu=gpu.torch_name) for row in rows])
     fitting = [index for index, size in enumerate(predicted) if size < SHARE * torch.cuda.mem_get_info()[1]]
     memory = Memory(torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated)

@@ -117,7 +117,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "
 
 
 def _mlp(implementation: str, shape: Shape, device: torch.device) -> Program:
-    like = {"dtype": dtype_of(shape), "device": device}
+    like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     hidden, batch = shape["hidden_size"], shape.get("bsz") or shape["B"]
     activation = None if implementation == "liger" else ACTIVATIONS[shape["hidden_act"]]
     x = torch.randn(batch, shape["T"], hidden, requires_grad=True, **like)
@@ -164,7 +164,8 @@ def _rms_norm(implementation: str, shape: Shape, device: torch.device) -> Progra
         if implementation == "liger":
             out: Tensor = LigerRmsNorm.apply(x, norm.weight)  # type: ignore[no-untyped-call]
             return out
-        return norm(x) if other_weight is not None else x
+        normalised: Tensor = norm(x) if other_weight is not None else x
+        return normalised
 
     return Program(forward, lambda _: gradient)
 
@@ -192,7 +193,7 @@ def _cross_entropy(implementation: str, shape: Shape, device: torch.device) -> P
 
 
 def _linear_cross_entropy(implementation: str, shape: Shape, device: torch.device) -> Program:
-    like = {"dtype": dtype_of(shape), "device": device}
+    like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     heads = [nn.Linear(shape["H"], shape["V"], bias=False, **like) for _ in range(2)]  # the script makes both modules
     x = torch.randn(shape["BT"], shape["H"], requires_grad=True, **like)
     target = torch.randint(shape["V"], (shape["BT"], 1), device=device).squeeze(1)
@@ -210,10 +211,11 @@ def _rope(_: str, shape: Shape, device: torch.device) -> Callable[[], None]:
     """transformers' rotary embedding of 2024, applied to queries and keys; the gradients are those of both together."""
     tokens, heads = shape.get("seq_len") or shape["T"], shape["num_q_heads"]
     width = (shape.get("hidden_size") or shape["H"]) // heads
-    like = {"dtype": dtype_of(shape), "device": device}
+    like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
 
     def states(count: int) -> Tensor:
-        return torch.randn(1, tokens, count, width, requires_grad=True, **like).transpose(1, 2)
+        drawn = torch.randn(1, tokens, count, width, requires_grad=True, **like)
+        return drawn.transpose(1, 2)
 
     frequencies = torch.ones(width // 2, device=device)  # the module's buffer
     query, key = states(heads), states(shape["num_kv_heads"])
@@ -300,7 +302,7 @@ def _fused_moe(_: str, shape: Shape, device: torch.device) -> Program:
 
 def _linear_jensen_shannon(_: str, shape: Shape, device: torch.device) -> Program:
     """Student and teacher with heads of their own, divergence in fp32; Liger's module shares the weights."""
-    like = {"dtype": dtype_of(shape), "device": device}
+    like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     heads = [nn.Linear(shape["H"], shape["V"], bias=False, **like) for _ in range(2)]
     inputs = torch.rand(shape["BT"], shape["H"], requires_grad=True, **like), torch.rand(shape["BT"], shape["H"], **like)
 

@@ -37,7 +37,7 @@ def mixture(shape: Mapping[str, Any], device: torch.device, dtype: torch.dtype, 
     """The function that is measured: `forward` of the mixture for inputs that are kept."""
     tokens, experts, chosen = shape["T"], shape["E"], shape["K"]
     hidden, wide = shape["H"], shape["intermediate_dim"]
-    like = {"dtype": dtype, "device": device, "requires_grad": True}
+    like: dict[str, Any] = {"dtype": dtype, "device": device, "requires_grad": True}
     x = torch.randn(tokens, hidden, **like)
     first = torch.randn(experts, 2 * wide, hidden, **like) * SCALE  # the leaf before the product stays alive in the graph
     second = torch.randn(experts, hidden, wide, **like) * SCALE

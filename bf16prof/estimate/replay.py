@@ -30,7 +30,7 @@ from bf16prof.estimate.program import Section, shifted
 from bf16prof.estimate.steady import FP64_BYTES, Engine
 from bf16prof.estimate.step import step
 from bf16prof.estimate.training import Walked, numels_of, share, strategy
-from bf16prof.models.autograd.tape import LOGITS, LOSS
+from bf16prof.models.autograd.tape import GRADIENT, LOGITS, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div
@@ -54,6 +54,9 @@ STREAMS: dict[Wrapper, dict[Label, int]] = {
 }
 """What is allocated on a stream of DeepSpeed's own in forward and backward, where communication overlaps (stage3.py `__allgather_stream`,
 `reduce_and_partition_stream`; stage_1_and_2.py `reduction_stream`). Blocks of one stream are not given to another."""
+
+KEPT = {GRADIENT, LOGITS, LOSS}
+"""Labels that a storage of the model's gets when somebody else keeps it."""
 
 OUTPUTS = {"logits", "loss"}
 """Events at which the training loop replaces what it holds of the last micro-step."""
@@ -282,7 +285,8 @@ def _micro_step(done: Walked, meter: Replay, handlers: Mapping[str, Handler], wo
             elif kind == "drop":
                 meter.drop(subject, size, newest=True)
             elif kind == "rename":
-                meter.rename(*subject, size)
+                old, new = subject
+                meter.rename(old, new, size)
             elif kind == "compute":
                 meter.take(labels.CUBLAS_WORKSPACES, *missing)
                 missing.clear()
@@ -308,7 +312,7 @@ def _told_apart(section: Section) -> Iterator[Operation]:
     dropped: Operation | None = None
     for kind, subject, size in section.events:
         if dropped is not None:
-            is_relabelled = kind == "memory" and size == dropped[2]
+            is_relabelled = kind == "memory" and size == dropped[2] and subject in KEPT
             yield ("rename", (dropped[1], subject), size) if is_relabelled else dropped
             dropped = None
             if is_relabelled:

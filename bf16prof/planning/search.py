@@ -90,9 +90,9 @@ class Candidate:
 
 
 def _confirmed(judge: Judge, candidates: Sequence[Candidate]) -> Iterator[Judged]:
-    waiting = list(candidates)
+    waiting, fastest = _fastest_confirmed(judge, list(candidates))
     while waiting:
-        order = {id(one): place for place, one in enumerate(ranked(judge, [candidate.best for candidate in waiting]))}
+        order = {id(one): place for place, one in enumerate(ranked(judge, [candidate.best for candidate in waiting], fastest))}
         first = min(waiting, key=lambda candidate: order[id(candidate.best)])
         waiting.remove(first)
         found = first.confirmed(judge)
@@ -102,9 +102,21 @@ def _confirmed(judge: Judge, candidates: Sequence[Candidate]) -> Iterator[Judged
             waiting.append(found)
 
 
-def ranked(judge: Judge, found: Sequence[Judged]) -> list[Judged]:
-    """Plans whose throughputs compare, the first choice first."""
-    fastest = max((one.plan.throughput for one in found), default=0.0)
+def _fastest_confirmed(judge: Judge, waiting: list[Candidate]) -> tuple[list[Candidate], float]:
+    """The candidates, and the throughput of the fastest that fits in full: all are ranked against it."""
+    while waiting:
+        first = max(waiting, key=lambda candidate: candidate.best.plan.throughput)
+        found = first.confirmed(judge)
+        if found is first:
+            return waiting, first.best.plan.throughput
+        waiting.remove(first)
+        waiting += [found] if found is not None else []
+    return waiting, 0.0
+
+
+def ranked(judge: Judge, found: Sequence[Judged], fastest: float | None = None) -> list[Judged]:
+    """Plans whose throughputs compare, the first choice first; `fastest`: what they are compared with, their own best if not given."""
+    fastest = max((one.plan.throughput for one in found), default=0.0) if fastest is None else fastest
     is_calibrated = judge.calibration is not None and any(one.plan.tokens_per_s is not None for one in found)
     width = max(judge.calibration.error_share, AS_FAST) if judge.calibration and is_calibrated else EQUAL
     recipes = list(runnable_recipes())

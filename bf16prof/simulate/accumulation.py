@@ -53,7 +53,8 @@ def _belongs_to_the_engine(args: Any, alone: tuple[int, int] | None) -> bool:
 
 def _counts(tensor: Tensor) -> tuple[int, int]:
     """Owners of a tensor and of its storage, those of this call among them."""
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    owners: Any = tensor
+    return owners._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 def _called_by_the_engine() -> bool:
@@ -88,8 +89,9 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _counts_of_one_owner() -> tuple[int, int] | None:
     """What `_counts` gives for a gradient that only the engine holds: asked of the engine itself, by adding two fresh gradients."""
-    with FakeTensorMode(), _Probe() as probe:
+    with FakeTensorMode(), _Probe() as probe:  # type: ignore[no-untyped-call]
         x = torch.empty(2, 2, requires_grad=True)
         h = x * 2
         (h * 3 * (h * 5)).sum().backward()  # type: ignore[no-untyped-call]
-    return probe.counts
+    found: tuple[int, int] | None = probe.counts
+    return found

@@ -42,8 +42,8 @@ def test_a_plan_is_one_document_with_its_records(main: Main, tmp_path: Path) -> 
     assert found["plans"][0]["peak_bytes"] == found["records"][0]["run_peak_allocated_bytes"]
     assert json.loads(files[0].read_text()) == found
     assert len(csv_rows(files[1])) == len(found["plans"])
-    assert "zero2-w4-bf16-fp32-master" in files[2].read_text()
-    assert "zero2-w4-bf16-fp32-master" in files[3].read_text()
+    assert "zero3-w4-bf16-fp32-master" in files[2].read_text()
+    assert "zero3-w4-bf16-fp32-master" in files[3].read_text()
     assert runs.load_records(files[0])
     assert err.startswith("next: bf16prof simulate --profile gpt2-xl --zero ")
 
@@ -135,7 +135,7 @@ def test_several_numbers_of_gpus_are_one_table(main: Main) -> None:
     assert code == 0
     assert "by the number of GPUs" in out
     assert "nothing fits" in out  # on one
-    assert "zero2-w4-bf16-fp32-master" in out
+    assert "zero3-w4-bf16-fp32-master" in out
     assert err.startswith("next: ")
 
 
