@@ -48,9 +48,9 @@ class Reading:
 
     @classmethod
     def between(cls, low: int, high: int, *, is_floor: bool = False) -> Reading:
-        """The integers from `low` to `high`; of an even number of them one is left out, so that there is a middle."""
+        """The integers from `low` to `high`, and one below if it takes that for there to be a middle. None that may be meant is missing."""
         middle = (low + high) // 2
-        return cls(middle, (high - low) // 2, is_floor)
+        return cls(middle, high - middle, is_floor)
 
     def no_lower_than(self, other: Reading) -> Reading:
         """The same quantity, known to be no lower than another one; as it is where the two contradict each other."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, only, read, record, written
 
@@ -266,6 +266,9 @@ def see_memory_usage() -> Callable[..., str]:
 
 
 @settings(max_examples=40, deadline=None)
+@example([0, 2**29], [0, 2**29])
+@example([2**29, 2**29], [2**29, 2**29])
+@example([2**29 + 1, 2**29 + 1], [3 * 2**29, 3 * 2**29])
 @given(st.tuples(BYTES, BYTES).map(sorted), st.tuples(BYTES, BYTES).map(sorted))
 def test_what_deepspeed_itself_prints_of_any_bytes_is_read_with_its_rounding(
     see_memory_usage: Callable[..., str], memory: list[int], cache: list[int]
