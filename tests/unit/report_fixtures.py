@@ -259,7 +259,7 @@ def extreme_run() -> Run:
     curve = tuple(dataclasses.replace(step, loss=loss, time_s=loss) for step, loss in zip(whole.steps, values, strict=False))
     huge = 2**62
     odd = dataclasses.replace(
-        whole, steps=curve, loss=None, components={Component.PARAMETERS: huge + 5, Component.OTHER: -5}, allocated_bytes=huge,
+        whole, steps=curve, loss=None, components={Component.PARAMETERS: huge - 5, Component.OTHER: 5}, allocated_bytes=huge,
         step_time_s=1e-9, peak_allocated_bytes=2**63 - 1, phases={}, tokens_per_s=1e30,
     )  # fmt: skip
     guess = dataclasses.replace(estimate(case()), components={Component.PARAMETERS: 1}, allocated_bytes=1)

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Case, Component, MemoryRecord, Offload, Source
+from bf16prof.records import Case, MemoryRecord, Offload, Source
 from bf16prof.reports import console as reports
 from bf16prof.reports.console.layout import PIPE_WIDTH
 
@@ -142,12 +142,6 @@ class TestReconciliation:
     def test_nothing_known_and_nothing_at_all(self) -> None:
         assert "zero3" in self.report([fixtures.bare_record(), fixtures.bare_record(source=Source.MEASURE)])
         assert "No records." in self.report([])
-
-    def test_a_negative_component_is_shown(self) -> None:
-        record = dataclasses.replace(
-            fixtures.measure(fixtures.case()), components={Component.PARAMETERS: 100, Component.OTHER: -5}, allocated_bytes=95, items=()
-        )
-        assert "-5 B" in line_with(self.report([record]), "other")
 
 
 class TestBreakdown:
