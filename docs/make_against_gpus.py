@@ -65,7 +65,7 @@ def kernel_rows() -> Iterator[Row]:
 def step_rows() -> Iterator[Row]:
     """Whole steps."""
     for step, peak in zip(STEPS["steps"], simulated_steps(), strict=True):
-        words = [key for key in ("checkpointing", "autocast") if step.get(key)] + [step["attention"]] * ("attention" in step)
+        words = [key for key in ("checkpointing", "autocast") if step.get(key)] + [step[key] for key in ("attention",) if key in step]
         also = step.get("also_alive_bytes", 0)
         why = f"{also:,} bytes counted with it: {step['what']}" if also else ""
         yield Row("step", f"{step['model']}, {', '.join(words)}", "RTX A6000", float(step["peak_gb"]) * 1e9, peak + also, 5e6, why)

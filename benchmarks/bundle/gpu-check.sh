@@ -13,9 +13,8 @@ mkdir -p "$work"
 site=$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$python" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' > "$site/beside_torch.pth"
 tag=$("$work/venv/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-set --  "$@"
 wheels=$(find "$here/wheels" -name '*.whl' \( -name "*-$tag-*" -o -name '*-none-*' -o -name '*-abi3-*' \) | sort)
 # shellcheck disable=SC2086
-"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps $wheels
+"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall $wheels
 cd "$work"
 exec "$work/venv/bin/python" -m bf16prof.check "$@"

@@ -132,7 +132,10 @@ def measured(case: Case, clock: Clock) -> Iterator[Line]:
     except json.JSONDecodeError:
         yield Line(case.name, "-", f"failed: {_last(run.stderr)}")
         return
-    yield from _rows(case.name, document)
+    rows = list(_rows(case.name, document))
+    yield from rows or [Line(case.name, "-", f"failed: {_last(run.stderr)}")]
+    if run.returncode and rows:
+        yield Line(case.name, "-", f"some cases failed: {_last(run.stderr)}")
 
 
 def _rows(name: str, document: dict[str, Any]) -> Iterator[Line]:

@@ -7,8 +7,10 @@ have their workspaces and the allocator its segments) and then measures memory r
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,11 @@ from typing import Any
 from bf16prof.profiles.gpus import Gpu, gpu_named
 
 PROCESSES = 2
+IMPORTED = (
+    "bf16prof.check.kernels", "bf16prof.simulate.world", "bf16prof.simulate.hardware.accelerator", "torch.testing._internal.distributed.fake_pg",
+    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.ops.adam.fused_adam", "deepspeed.ops.adam.cpu_adam",
+    "deepspeed.runtime.sequence_parallel.ulysses_sp",
+)  # fmt: skip
 WARM_UP = 1
 FLUSHED_BYTES = 256_000_000
 """What triton's `do_bench` holds while it times, to flush the GPU's cache with."""
@@ -85,7 +92,9 @@ def run_script(rows: Sequence[Row], device: Any, memory: Any, multiprocessors: i
 
 def simulated(rows: Sequence[Row]) -> list[int]:
     """The peaks of the rows in bytes, each script in a process of its own: DeepSpeed and torch.distributed keep global state."""
-    import bf16prof.simulate.world  # noqa: F401 - what the processes will not have to import again
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    for module in IMPORTED:  # what the processes will not have to import again
+        importlib.import_module(module)
 
     groups = scripts(rows)
     peaks: dict[int, int] = {}
@@ -106,6 +115,7 @@ def _in_a_world(rows: Sequence[Row]) -> list[int]:
     gpu = gpu_named(rows[0].gpu)
     assert isinstance(gpu, Gpu), f"{rows[0].gpu} is not in the table of GPUs"
     with world(1, gpu) as tracker:
+        gc.freeze()  # what has been imported is no garbage
         ledger = tracker.ledger
         memory = Memory(ledger.take_phase_peak, ledger.take_phase_peak)
         return list(run_script(rows, GPU, memory, gpu.multiprocessors))

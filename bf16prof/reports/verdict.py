@@ -98,7 +98,7 @@ def _text(record: MemoryRecord, found: Judgement) -> str:
         inside = gib(record.inside_zero_init_bytes)
         parts.append(f"only init does not fit: init {gib(found.peak_bytes)}; inside deepspeed.zero.Init {inside} (--zero-init)")
     if record.out_of_memory is not None:
-        parts.append(_shortage(record, record.out_of_memory))
+        parts.append(_shortage(record, record.out_of_memory, bytes_fit=found.verdict is Verdict.TIGHT))
     return f"{found.verdict}{where}: " + "; ".join(part for part in parts if part)
 
 
@@ -128,10 +128,10 @@ def _reserved(record: MemoryRecord, found: Judgement) -> str:
     return f"more than {gib(found.room_bytes)}, which is that less {found.margin:.0%} for fragmentation" if found.margin else ""
 
 
-def _shortage(record: MemoryRecord, shortage: OutOfMemory) -> str:
+def _shortage(record: MemoryRecord, shortage: OutOfMemory, *, bytes_fit: bool) -> str:
     holders = sorted(((size, c) for c, size in shortage.holders.items() if size * 100 >= shortage.allocated_bytes), key=lambda h: -h[0])
     biggest = ", ".join(f"{component_name(component)} {gib(size)}" for size, component in holders[:_HOLDERS])
-    fragmented = shortage.allocated_bytes + shortage.requested_bytes <= shortage.limit_bytes
+    fragmented = bytes_fit and shortage.allocated_bytes + shortage.requested_bytes <= shortage.limit_bytes
     happened = "ran" if record.source in REFERENCES else "runs"
     where = _instant(shortage)
     what = f" for `{inert(shortage.tensor)}`" if shortage.tensor else ""

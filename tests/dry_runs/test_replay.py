@@ -26,10 +26,8 @@ def test_a_replay_reserves_what_the_real_engine_does_but_for_its_margin(expandab
         engine = Engine.of(job)
         found = replay(job, engine, walked(job, engine), expandable=expandable)
         assert dry.reserved_bytes
-        assert dry.run_peak_allocated_bytes
 
-        # THEN what is allocated agrees to a hundredth, remainders included, and what is reserved falls short by the margin at most
-        assert found.allocated_bytes == pytest.approx(dry.run_peak_allocated_bytes, rel=0.01), job.case.label
+        # THEN what is reserved falls short by the margin at most (what is allocated is held in test_closed_form.py)
         errors.append(found.reserved_bytes / dry.reserved_bytes - 1)
         assert errors[-1] > -MARGIN, job.case.label
     assert sum(abs(error) < 0.01 for error in errors) >= len(errors) / 2, errors

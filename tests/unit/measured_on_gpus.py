@@ -28,7 +28,8 @@ class Kernel:
     @property
     def label(self) -> str:
         """Its name."""
-        return "{kernel} {implementation} {mode} {variable}={x} {gpu}".format(**self.table)
+        dtype = str(self.table["shape"].get("dtype", "")).removeprefix("torch.")
+        return "{kernel} {implementation} {mode} {variable}={x} {gpu} ".format(**self.table) + dtype
 
 
 def kernels() -> list[Kernel]:

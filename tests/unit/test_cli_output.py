@@ -62,7 +62,8 @@ def test_the_published_run_from_the_command_line(main: Main) -> None:
     assert low["run_peak_allocated_bytes"] / 2**30 == pytest.approx(18.93, rel=0.01)
     assert [baseline["peak_phase"], low["peak_phase"]] == ["step", "backward"]
     for record in (baseline, low):
-        assert [record["reserved_bytes"], record["step_time_s"]] == [None, None]
+        assert record["step_time_s"] is None
+        assert record["reserved_bytes"] >= record["run_peak_allocated_bytes"]
 
 
 def test_json_says_what_was_refused_and_what_textbooks_say(main: Main) -> None:

@@ -17,10 +17,9 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Case, MemoryRecord, Offload, Source
 from bf16prof.reports import console as reports
 from bf16prof.reports.console.layout import PIPE_WIDTH
+from bf16prof.verdict import gpu_limit
 
 GIB = 2**30
-BESIDE = 500 * 2**20 + 16 * 2 * 4 * 2**20
-"""What is assumed of two ranks: the CUDA context, and 16 channels to two peers with NCCL's default buffers."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ class TestGrid:
         assert line_with(text, "14.60 GiB").split() == ["1", "2", "14.60", "GiB", "10.25", "GiB"]
 
     def test_each_cell_says_in_words_whether_it_fits(self) -> None:
-        room = find_gpu("l4-24gb").memory_bytes - BESIDE
+        room = gpu_limit(find_gpu("l4-24gb"), 2)
         assert "! tight" in grid([on_a_gpu(room - 7 * GIB // 4, room - 7 * GIB // 4 + 1)])
         assert "✗ does not fit, 2.50 GiB too much" in grid([on_a_gpu(room + 5 * GIB // 2)])
         assert "on NVIDIA L4 with 22.03 GiB" in grid([on_a_gpu(room)])
 
     def test_a_known_peak_decides(self) -> None:
-        text = grid([on_a_gpu(GIB, find_gpu("l4-24gb").memory_bytes - BESIDE + GIB)])
+        text = grid([on_a_gpu(GIB, gpu_limit(find_gpu("l4-24gb"), 2) + GIB)])
         assert "✗ does not fit, 1.00 GiB too much" in text
         assert "the caching allocator's share may not" in text
 
