@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS, Gpu
 from bf16prof.rounding import ceil_div
 
 WARP = 32
@@ -34,6 +35,17 @@ class Processor:
 def threads_per_multiprocessor(capability: tuple[int, int]) -> int:
     """`maxThreadsPerMultiProcessor` (CUDA C++ Programming Guide, technical specifications per compute capability)."""
     return {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}.get(capability, 2048)
+
+
+USUAL_PROCESSOR = Processor(DEFAULT_MULTIPROCESSORS, 2048)
+"""Where no GPU is named, or nothing but its memory is known."""
+
+
+def processor_of(gpu: Gpu | None) -> Processor:
+    """A GPU as a reduction sees it."""
+    if gpu is None:
+        return USUAL_PROCESSOR
+    return Processor(gpu.multiprocessors or DEFAULT_MULTIPROCESSORS, threads_per_multiprocessor(gpu.compute_capability))
 
 
 @dataclass(frozen=True)

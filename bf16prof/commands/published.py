@@ -12,7 +12,6 @@ from bf16prof.commands import options as o
 from bf16prof.commands.catalog import print_table
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import as_json, document, json_text
-from bf16prof.estimate.predict import predictions
 from bf16prof.imports.published import PREFIX, Published, all_published
 from bf16prof.reconcile import reconcile
 from bf16prof.records import Source
@@ -59,6 +58,8 @@ def list_published(json_: o.JsonOption = False) -> None:
 
 def rows_of(found: Published) -> Iterator[Row]:
     """The quantities that a publication gives."""
+    from bf16prof.estimate.predict import predictions
+
     for run in found.runs:
         (predicted,) = predictions([run.job])
         label = case_label(run.record.case)

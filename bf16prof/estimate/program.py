@@ -15,8 +15,8 @@ from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run, network
-from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.records import Label
+from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
 
 
@@ -129,7 +129,7 @@ def run_of(job: Job, facts: EngineFacts) -> Run:
         capability,
         facts.parameter_dtype,
         work.keeps_outputs,
-        job.gpu.multiprocessors if job.gpu else DEFAULT_MULTIPROCESSORS,
+        processor_of(job.gpu),
     )
 
 
@@ -139,7 +139,7 @@ def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
     order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
-    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, multiprocessors=run.multiprocessors)
+    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, processor=run.processor)
     parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer

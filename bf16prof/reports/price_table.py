@@ -14,7 +14,7 @@ from bf16prof.reports.views import CaseView
 
 CAPTION = "Price in learning: bytes of model states per parameter between steps, lost updates and effective descent quality (EDQ)"
 BYTES_HEADER, HELD_HEADER = "bytes per parameter", "on a rank"
-"""Between steps, as the caption says; and the part of them that a rank of this job holds between steps: ZeRO cuts, and gradients may be gone."""
+"""As the caption says; and the part of them that a rank of this job holds between steps: ZeRO cuts, and gradients may be gone."""
 
 
 def price_table(views: Sequence[CaseView]) -> Table | None:

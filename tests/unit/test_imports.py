@@ -20,11 +20,11 @@ DRAWING = {"pandas", "plotly", "jinja2"}
 FLOORS: list[set[str]] = [
     {"errors", "locks", "processes", "rounding", "summaries"},
     {"records", "documents", "files", "memory_kills"},
-    {"profiles", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "imports", "plans", "explanations"},
-    {"models", "cases"},
+    {"profiles", "kernels", "reductions", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "plans", "explanations"},
+    {"models", "cases", "imports"},
     {"engine", "estimate", "quality"},
     {"simulate", "measure", "planning"},
-    {"commands"},
+    {"commands", "check"},
     {"app"},
     {"cli"},
     {"__main__"},
@@ -274,6 +274,11 @@ TORCH_CODE = (
     "quality/update.py",
     "quality/watch.py",
     "simulate/",
+    "check/kernels.py",
+    "check/liger.py",
+    "check/moe.py",
+    "check/philox.py",
+    "check/steps.py",
 )
 """Files that are torch code from top to bottom: only ranks and the dry run import them."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, norm_partial_sums
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.reductions import Reduction, global_memory
 from bf16prof.rounding import round_up
 
 FP32 = 4
@@ -145,7 +146,7 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
         saved = node.unpack()
         size = saved[0].width
         out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
-        sums = norm_partial_sums(grads[0].numel // width, width, size, tape.multiprocessors)
+        sums = norm_partial_sums(grads[0].numel // width, width, size, tape.processor.multiprocessors)
         tape.touch(parameters * round_up(sums, ALLOCATOR_BLOCK_BYTES), name)
         del saved
         return out
@@ -277,16 +278,37 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
             return (first, second.view())  # the weight is transposed for the product, and its gradient back
         first, second = tape.new(of_x, width, "mm"), tape.new(of_weight, width, "mm")
         del saved
-        return (tape.new(of_bias, width, "sum"), first, second.view())
+        return (_sum_of_rows(tape, grads[0].numel, of_bias, width), first, second.view())
 
     node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
     tape.compute(operations)
     return tape.new(of_x // inputs * (of_weight // inputs), x.width, "mm" if bias is None else "addmm", node)
 
 
+def _sum_of_rows(tape: Tape, numel: int, columns: int, width: int, out_width: int | None = None) -> Tensor:
+    """The gradient of a bias: the sum over the rows of [numel / columns, columns]. Where several blocks of threads share a column, they
+    leave their parts in global memory until the sum is done (`reductions.py`)."""
+    out_width = out_width or width
+    out = tape.new(columns, out_width, "sum")
+    is_half = width < FP32
+    reduction = Reduction(
+        (numel // columns, columns),
+        (columns, 1),
+        (0,),
+        width,
+        max(width, FP32),
+        vector=8 if is_half else 4,
+        accumulates_in_output=not is_half or out_width == FP32,
+    )
+    parts = [round_up(size, ALLOCATOR_BLOCK_BYTES) for size in global_memory(reduction, tape.processor)]
+    if any(parts):
+        tape.touch(sum(parts), "sum")
+    return out
+
+
 def _add_bias(tape: Tape, x: Tensor, bias: Tensor) -> Tensor:
     rows = bias.numel
-    node = tape.node((x, bias), lambda _, grads: (grads[0], tape.new(rows, grads[0].width, "sum")))
+    node = tape.node((x, bias), lambda _, grads: (grads[0], _sum_of_rows(tape, grads[0].numel, rows, grads[0].width)))
     return tape.new(x.numel, x.width, "add", node)
 
 
@@ -311,7 +333,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
         x = cast(tape, rows, width)
         second = tape.new(of_weight, width, "mm")
         del x, rows, grad, copied
-        third = tape.new(of_bias, FP32 if half else grads[0].width, "sum") if of_bias else None
+        third = _sum_of_rows(tape, grads[0].numel, of_bias, grads[0].width, FP32 if half else None) if of_bias else None
         del saved
         grads.clear()  # a function in Python does not hold them until they are validated
         return (first, second, third) if of_bias else (first, second)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
-from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.records import Component, Label
+from bf16prof.reductions import USUAL_PROCESSOR, Processor
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
 
@@ -226,10 +226,10 @@ class Tape:
         zero3: bool = False,
         memory_efficient_linear: bool = True,
         order: Mapping[tuple[int, str], int] | None = None,
-        multiprocessors: int = DEFAULT_MULTIPROCESSORS,
+        processor: Processor = USUAL_PROCESSOR,
     ) -> None:
         """`order`: the place of each parameter in the model, in which the gradients of a leaf module are looked at."""
-        self.multiprocessors = multiprocessors
+        self.processor = processor
         self.precision = precision
         self._order = order or {}
         self.zero3 = zero3

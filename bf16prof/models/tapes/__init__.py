@@ -14,8 +14,8 @@ from typing import ClassVar, Protocol
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
-from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
+from bf16prof.reductions import USUAL_PROCESSOR, Processor
 
 
 class NoTape(InputError):
@@ -25,7 +25,7 @@ class NoTape(InputError):
 @dataclass(frozen=True)
 class Run:
     """What a forward pass is run on: the model, sequences of tokens, a GPU's compute capability (`None`: a CPU), the parameters' dtype,
-    and the GPU's multiprocessors."""
+    and the GPU as its reductions see it."""
 
     model: Model
     batch: int
@@ -35,7 +35,7 @@ class Run:
     dtype: str
     keeps_outputs: bool = True
     """Whether the training loop still has the model's outputs in backward (`profiles/schema.py`)."""
-    multiprocessors: int = DEFAULT_MULTIPROCESSORS
+    processor: Processor = USUAL_PROCESSOR
 
     @property
     def tokens(self) -> int:

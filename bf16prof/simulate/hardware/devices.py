@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS, Gpu
-from bf16prof.reductions import Processor, threads_per_multiprocessor
+from bf16prof.profiles.gpus import Gpu
+from bf16prof.reductions import processor_of
 from bf16prof.simulate.hardware.asking import Oracle
 from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH
 from bf16prof.simulate.hardware.cuda_operators import cuda_scratch
@@ -27,6 +27,4 @@ def bare_cpu_kernels() -> Kernels:
 
 def cuda_kernels(gpu: Gpu) -> Kernels:
     """A GPU, which cannot."""
-    multiprocessors = gpu.multiprocessors or DEFAULT_MULTIPROCESSORS
-    processor = Processor(multiprocessors, threads_per_multiprocessor(gpu.compute_capability))
-    return Kernels(cuda_scratch(processor), cuda_registry(), {**STORAGES, torch.ops.aten._cudnn_rnn.default: reserve})
+    return Kernels(cuda_scratch(processor_of(gpu)), cuda_registry(), {**STORAGES, torch.ops.aten._cudnn_rnn.default: reserve})
