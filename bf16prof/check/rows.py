@@ -21,7 +21,8 @@ from bf16prof.profiles.gpus import Gpu, gpu_named
 
 PROCESSES = 2
 IMPORTED = (
-    "bf16prof.check.kernels", "bf16prof.simulate.world", "bf16prof.simulate.hardware.accelerator", "torch.testing._internal.distributed.fake_pg",
+    "bf16prof.check.kernels", "bf16prof.simulate.world", "bf16prof.simulate.hardware.accelerator",
+    "torch.testing._internal.distributed.fake_pg",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.ops.adam.fused_adam", "deepspeed.ops.adam.cpu_adam",
     "deepspeed.runtime.sequence_parallel.ulysses_sp",
 )  # fmt: skip

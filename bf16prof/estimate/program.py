@@ -17,6 +17,7 @@ from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS
 from bf16prof.records import Label
+from bf16prof.reductions import threads_per_multiprocessor
 from bf16prof.rounding import round_up
 
 
@@ -139,7 +140,14 @@ def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
     order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
-    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, multiprocessors=run.multiprocessors)
+    tape = Tape(
+        precision,
+        zero3=zero3,
+        memory_efficient_linear=memory_efficient_linear,
+        order=order,
+        multiprocessors=run.multiprocessors,
+        threads=threads_per_multiprocessor(run.capability) if run.capability else 0,
+    )
     parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer

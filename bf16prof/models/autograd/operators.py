@@ -12,6 +12,7 @@ from typing import Any
 from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, norm_partial_sums
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
+from bf16prof.reductions import Processor, Reduction, global_memory
 from bf16prof.rounding import round_up
 
 FP32 = 4
@@ -277,16 +278,28 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
             return (first, second.view())  # the weight is transposed for the product, and its gradient back
         first, second = tape.new(of_x, width, "mm"), tape.new(of_weight, width, "mm")
         del saved
-        return (tape.new(of_bias, width, "sum"), first, second.view())
+        return (_sum_of_rows(tape, grads[0], of_bias, width), first, second.view())
 
     node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
     tape.compute(operations)
     return tape.new(of_x // inputs * (of_weight // inputs), x.width, "mm" if bias is None else "addmm", node)
 
 
+def _sum_of_rows(tape: Tape, grad: Tensor, numel: int, width: int) -> Tensor:
+    """The gradient of a bias, summed over all rows; of many rows, parts in global memory come first (`reductions.py`)."""
+    out = tape.new(numel, width, "sum")
+    if tape.threads:
+        rows = Reduction(
+            (grad.numel // numel, numel), (numel, 1), (0,), grad.width, max(grad.width, FP32), accumulates_in_output=width >= FP32
+        )
+        parts = global_memory(rows, Processor(tape.multiprocessors, tape.threads))
+        tape.touch(sum(round_up(part, ALLOCATOR_BLOCK_BYTES) for part in parts), "sum")
+    return out
+
+
 def _add_bias(tape: Tape, x: Tensor, bias: Tensor) -> Tensor:
     rows = bias.numel
-    node = tape.node((x, bias), lambda _, grads: (grads[0], tape.new(rows, grads[0].width, "sum")))
+    node = tape.node((x, bias), lambda _, grads: (grads[0], _sum_of_rows(tape, grads[0], rows, grads[0].width)))
     return tape.new(x.numel, x.width, "add", node)
 
 
@@ -311,7 +324,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
         x = cast(tape, rows, width)
         second = tape.new(of_weight, width, "mm")
         del x, rows, grad, copied
-        third = tape.new(of_bias, FP32 if half else grads[0].width, "sum") if of_bias else None
+        third = _sum_of_rows(tape, grads[0], of_bias, FP32 if half else grads[0].width) if of_bias else None
         del saved
         grads.clear()  # a function in Python does not hold them until they are validated
         return (first, second, third) if of_bias else (first, second)

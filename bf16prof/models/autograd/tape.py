@@ -227,8 +227,13 @@ class Tape:
         memory_efficient_linear: bool = True,
         order: Mapping[tuple[int, str], int] | None = None,
         multiprocessors: int = DEFAULT_MULTIPROCESSORS,
+        threads: int = 0,
     ) -> None:
-        """`order`: the place of each parameter in the model, in which the gradients of a leaf module are looked at."""
+        """`order`: the place of each parameter in the model, in which the gradients of a leaf module are looked at.
+
+        `threads`: of a multiprocessor; 0 for a CPU, where a sum needs no memory between blocks of threads.
+        """
+        self.threads = threads
         self.multiprocessors = multiprocessors
         self.precision = precision
         self._order = order or {}
