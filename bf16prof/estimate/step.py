@@ -26,10 +26,14 @@ from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, FP64_BYTES, Engine, persistent_sizes
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Phase
+from bf16prof.rounding import round_up
 
 
 def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
     """The step phase of the last micro-step; ZeRO-3 has let go of gathered parameters already."""
+    if offloads_optimizer(engine.config):
+        waiting = len(engine.own) if isinstance(gradients, Gathers) else len(gradients.own) if isinstance(gradients, Share) else 0
+        meter.ends[Phase.BACKWARD] += waiting * round_up(FP64_BYTES, meter.block)  # norms, which the step adds up
     meter.begin(Phase.STEP)
     if isinstance(gradients, Gathers):
         _zero3(engine, meter)

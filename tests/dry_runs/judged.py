@@ -16,7 +16,7 @@ REMAINDERS = "remainders of blocks too small to be split off"
 
 @dataclass(frozen=True)
 class Judgement:
-    """A job's errors: signed bytes of the steady state, and relative ones of the peak of every phase.
+    """A job's errors: signed bytes of the steady state and of the end of every phase, and relative ones of the peak of every phase.
 
     `margin`: by how much the highest training phase is above the second; `dry`: the record that was judged against.
     """
@@ -24,6 +24,7 @@ class Judgement:
     job: Job
     dry: MemoryRecord
     steady_error_bytes: int
+    end_error_bytes: Mapping[Phase, int]
     errors: Mapping[Phase, float]
     margin: float
     names_the_phase: bool
@@ -55,4 +56,9 @@ def _judged(job: Job, dry: MemoryRecord) -> Judgement:
     steady = (dry.allocated_bytes or 0) - sum(item.bytes for item in dry.items if item.name == REMAINDERS)
     errors = {phase: (closed.phases[phase].peak_bytes or 0) / (dry.phases[phase].peak_bytes or 1) - 1 for phase in Phase}
     first, second = sorted((dry.phases[phase].peak_bytes or 0 for phase in TRAINING), reverse=True)[:2]
-    return Judgement(job, dry, (closed.allocated_bytes or 0) - steady, errors, first / second - 1, closed.peak_phase is dry.peak_phase)
+    rest = dry.allocated_bytes - steady if dry.allocated_bytes else 0
+    ends = {phase: (closed.phases[phase].end_bytes or 0) - (dry.phases[phase].end_bytes or 0) for phase in Phase}
+    ends[Phase.STEP] += rest
+    return Judgement(
+        job, dry, (closed.allocated_bytes or 0) - steady, ends, errors, first / second - 1, closed.peak_phase is dry.peak_phase
+    )

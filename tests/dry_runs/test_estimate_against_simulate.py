@@ -62,6 +62,7 @@ def test_drawn_jobs() -> None:
 def holds(each: Judgement) -> None:
     """Assert that a job's closed form agrees with its dry run."""
     assert each.steady_error_bytes == STEADY, each.label
+    assert [each.end_error_bytes[phase] for phase in TRAINING] == [0, 0, 0], f"{each.label}: {each.end_error_bytes}"
     assert abs(each.worst) <= PEAK, f"{each.label}: {each.errors}"
     if each.margin > CLOSE:
         assert each.names_the_phase, each.label

@@ -29,6 +29,7 @@ BYTES = st.integers(0, 2**42)
 # Rounding.
 
 
+@settings(deadline=None)
 @given(BYTES)
 def test_a_reading_holds_what_was_rounded_and_no_more_than_rounding_leaves_open(size: int) -> None:
     reading = rounded(f"{size / GIB:.2f}", GIB, 2)  # train.py, format_memory
@@ -42,6 +43,7 @@ def test_the_published_numbers_are_intervals_of_five_mebibytes_either_way() -> N
     assert rounded("0.00", GIB, 2).low == 0
 
 
+@settings(deadline=None)
 @given(BYTES, BYTES)
 def test_the_highest_of_two_rounded_readings_is_the_rounded_highest(one: int, other: int) -> None:
     both = highest([rounded(f"{size / GIB:.2f}", GIB, 2) for size in (one, other)])

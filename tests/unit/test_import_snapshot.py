@@ -29,6 +29,7 @@ PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.
 # The unpickler.
 
 
+@settings(deadline=None)
 @given(PLAIN, st.sampled_from([2, 3, 4, 5]))
 def test_plain_data_comes_back_as_it_was(value: Any, protocol: int) -> None:
     assert load(pickle.dumps(value, protocol)) == pickle.loads(pickle.dumps(value, protocol)) == value
@@ -129,6 +130,7 @@ def test_the_number_of_operations_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         load(b"\x80\x04" + b"]" * 2000 + b".")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_plain_data_or_a_value_error(content: bytes) -> None:
     try:
@@ -222,6 +224,7 @@ def test_running_out_of_memory_and_unknown_events_are_said(tmp_path: Path) -> No
 KEYS = ["segments", "device_traces", "blocks", "action", "size", "addr", "address", "total_size", "frames", "state", "name"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 3 * 2**20)), min_size=1, max_size=60))
 def test_a_snapshot_of_a_modelled_allocator_says_what_the_allocator_says(moves: list[tuple[bool, int]]) -> None:
     """The dry run writes snapshots that PyTorch's own visualiser reads (see `test_ledger.py`)."""

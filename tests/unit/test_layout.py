@@ -114,12 +114,14 @@ def test_stage_3_partitions_are_as_large_as_deepspeeds(world: int) -> None:
     assert partition_numels(numels, world) == sizes
 
 
+@settings(deadline=None)
 @given(NUMELS, WORLDS)
 def test_partitions_hold_everything_and_waste_less_than_one_element_per_rank_and_parameter(numels: list[int], world: int) -> None:
     for n, share in zip(numels, partition_numels(numels, world), strict=True):
         assert n <= share * world < n + world
 
 
+@settings(deadline=None)
 @given(NUMELS, WORLDS, st.booleans(), st.booleans(), st.sampled_from([2, 4]))
 def test_padding_of_the_flat_buffer_is_small_and_it_divides(numels: list[int], world: int, robin: bool, align: bool, b: int) -> None:
     zero = ZeroSettings(round_robin_gradients=robin, parameter_alignment=align)
@@ -133,6 +135,7 @@ def test_padding_of_the_flat_buffer_is_small_and_it_divides(numels: list[int], w
     assert all(left[1] <= right[0] for left, right in pairwise(spans)), "parameters do not overlap"
 
 
+@settings(deadline=None)
 @given(NUMELS, st.integers(0, 60_000))
 def test_sub_groups_add_up_and_only_the_last_may_be_small(partitions: list[int], size: int) -> None:
     groups = sub_groups(partitions, size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import SMALL_MODEL, profile, write_profile
 from pydantic import TypeAdapter
@@ -232,6 +232,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_what_is_called_plain_survives_json_and_nothing_else_is_called_so(value: Any) -> None:
     try:

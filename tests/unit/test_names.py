@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bf16prof.errors import InputError
@@ -103,6 +103,7 @@ def test_nothing_near_is_no_question() -> None:
     assert did_you_mean([]) == ""
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_being_the_same_is_symmetric_and_survives_any_text(one: str, other: str) -> None:
     assert is_same(one, other) == is_same(other, one)

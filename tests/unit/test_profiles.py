@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import write_profile
 
@@ -253,6 +253,7 @@ def test_set_without_a_key_is_refused(text: str) -> None:
         parse_set(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_set_never_fails_in_another_way(text: str) -> None:
     try:

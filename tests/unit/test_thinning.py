@@ -6,7 +6,7 @@ import math
 import statistics
 
 import report_fixtures as fixtures
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bf16prof import runs
@@ -18,6 +18,7 @@ from bf16prof.reports.thinning import MOST_POINTS, thinned, with_few_steps
 LOSSES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), max_size=60)
 
 
+@settings(deadline=None)
 @given(LOSSES, st.integers(1, 12))
 def test_a_running_mean_is_the_mean_of_each_window(values: list[float | None], window: int) -> None:
     found = running_mean(list(enumerate(values)), window)

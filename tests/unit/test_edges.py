@@ -1,0 +1,185 @@
+"""Formulas where they change: a bucket that is just full, a partition with padding, weight decay that is coupled, updates of nothing.
+
+Each number follows from DeepSpeed's or PyTorch's own code, or is what that code does here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from jobs import job, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bf16prof.engine.labels import ALL_REDUCE_BUFFER, OPTIMIZER_TEMPORARIES, STEP_GRADIENTS
+from bf16prof.estimate.gathers import Gathers, Settings
+from bf16prof.estimate.gradients import Flush, Gradients, PartitionedGradients, Reduction, Share
+from bf16prof.estimate.passes import Meter
+from bf16prof.estimate.steady import Engine
+from bf16prof.estimate.step import step, update
+from bf16prof.models.autograd.operators import embedding
+from bf16prof.models.autograd.tape import GRADIENT, Precision, Tape
+from bf16prof.quality.update import measured_sums
+from bf16prof.records import Component, Device, Phase
+
+A, B, C = (0, "a"), (0, "b"), (0, "c")
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_what_nobody_wanted_to_change_is_not_lost() -> None:
+    """Of three values that stay as they are, one was to change."""
+    sums = measured_sums(f64(3, 0, 0), f64(1, 1, 1), f64(1, 1, 1))
+
+    assert (sums.intended, sums.lost, sums.lost_updates) == (1, 1, 1.0)
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The bytes of storages that operators make, and the highest of them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.highest = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {id_ for id_, reference in self._seen.items() if reference() is not None}
+        known |= {each.untyped_storage()._cdata for each in args if isinstance(each, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and (storage := out.untyped_storage())._cdata not in known:
+            self.live += storage.nbytes()
+            self.highest = max(self.highest, self.live)
+            self._seen[storage._cdata] = weakref.ref(storage)
+            weakref.finalize(storage, self._gone, storage.nbytes())
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_temporaries_of_adam_are_those_of_pytorchs(decay: float, *, decoupled: bool) -> None:
+    """The second step (moments exist), one parameter after the other (`foreach=False`)."""
+    sizes = (4000, 9000, 6000)
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    optimizer = kind(parameters, lr=1e-3, weight_decay=decay, foreach=False)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with Counting() as counting:
+        optimizer.step()
+
+    params = {"lr": 1e-3, "weight_decay": decay, "torch_adam": True, "foreach": False, "adam_w_mode": decoupled}
+    block = {"type": "AdamW" if decoupled else "Adam", "params": params}
+    engine = Engine.of(job(profile("cpu-demo", deepspeed__more={"optimizer": block}), 0, 1, "fp32", device=Device.CPU))
+    meter = Meter(1)
+    meter.begin(Phase.STEP)
+    update(engine, meter, [4 * size for size in sizes])
+
+    scalars = 64  # bias corrections are tensors of one element in some versions
+    assert 0 <= counting.highest - meter.peaks[Phase.STEP].level <= scalars
+    assert meter.held[OPTIMIZER_TEMPORARIES] == 0
+
+
+@pytest.mark.parametrize(("rank", "flat"), [(0, False), (1, True)])
+def test_a_partition_with_padding_is_copied_flat(rank: int, *, flat: bool) -> None:
+    """zero/stage_1_and_2.py, get_flat_partition: one gradient that fills its partition is handed on as it is; one with padding is flattened
+    with it. One parameter of 150 elements in two partitions of 100, in fp32 throughout."""
+    engine = Engine.of(job(profile("cpu-demo", deepspeed__zero_optimization__compute_grad_norm=False), 1, 2, "fp32", device=Device.CPU))
+    meter = Meter(1)
+
+    step(engine, meter, Share({A: (0, 150)}, 100, rank))
+
+    held = meter.peaks[Phase.STEP].held.get(STEP_GRADIENTS, 0)
+    assert held == (4 * 100 if flat else 0)
+
+
+def logged(bucket_size: int) -> list[tuple[Any, ...]]:
+    """The buckets that three gradients of 60, 40 and 1 elements are reduced in."""
+    numels = {A: 60, B: 40, C: 1}
+    meter = Meter(1)
+    meter.log = []
+    how = Reduction(bucket_size, 1, True, 2, early=True, always=True)
+    gradients = PartitionedGradients(meter, numels, dict.fromkeys(numels, 2), how)
+    gradients.start(is_boundary=True)
+    meter.begin(Phase.BACKWARD)
+    for key, numel in numels.items():
+        gradients.ready(key, 2 * numel)
+    gradients.finish()
+    return [moment.keys for moment in meter.log if isinstance(moment, Flush)]
+
+
+@pytest.mark.parametrize(("size", "buckets"), [(101, [(A, B, C)]), (100, [(A, B), (C,)]), (99, [(A,), (B, C)])])
+def test_a_bucket_may_be_just_full(size: int, buckets: list[tuple[Any, ...]]) -> None:
+    """zero/stage_1_and_2.py, reduce_independent_p_g_buckets_and_remove_grads: `elements + numel > reduce_bucket_size` reduces first."""
+    assert logged(size) == buckets
+
+
+def test_pieces_of_a_large_gradient_are_reduced_when_they_are_more_than_a_bucket() -> None:
+    """zero/stage_1_and_2.py, allreduce_and_scatter: `numel > numel_per_bucket`. Three pieces of 50 elements, a bucket of 50."""
+    assert list(Share({A: (0, 150)}, 50).chunks([A], 50)) == [(100, 2), (50, 1)]
+    assert list(Share({A: (0, 150)}, 50).chunks([A], 49)) == [(50, 1), (50, 1), (50, 1)]
+
+
+@pytest.mark.parametrize(
+    ("size", "buckets", "copied"), [(100, [(A, B)], 200), (99, [(A,), (B,)], 200), (60, [(A,), (B,)], 200), (59, [(A,), (B,)], 80)]
+)
+def test_stage_3s_bucket_may_be_just_full(size: int, buckets: list[tuple[Any, ...]], copied: int) -> None:
+    """zero/stage3.py: `elements + ds_numel > reduce_bucket_size` reduces first, and `elements + numel <= reduce_bucket_size` is copied into
+    the bucket, so that the gradient itself is gone."""
+    numels = {A: 60, B: 40}
+    two = dict.fromkeys(numels, 2)
+    how = Settings(2, 0, 10**9, 10**9, size, contiguous=True, width=2, gradient=2, persistent=frozenset())
+    meter = Meter(1)
+    meter.begin(Phase.BACKWARD)
+    gathers = Gathers(meter, numels, widths=two, wires=two, owned={}, trace=[], order=list(numels), settings=how)
+    for key, numel in numels.items():
+        meter.take(GRADIENT, 2 * numel)
+        gathers.ready(key, 2 * numel)
+
+    assert sum(2 * numel for numel in numels.values()) - meter.held[GRADIENT] - _reduced(gathers, numels, size) == copied
+    gathers.finish()
+    assert gathers.launched.reduced == buckets
+    assert meter.held[GRADIENT] == 0
+
+
+def _reduced(gathers: Gathers, numels: dict[Any, int], size: int) -> int:
+    """Bytes of gradients that were too large for the bucket and went when it was reduced."""
+    return sum(2 * numels[key] for keys in gathers.launched.reduced for key in keys if numels[key] > size)
+
+
+@pytest.mark.parametrize(("second", "launched"), [(2, [(A, B, C)]), (3, [(A, B), (C,)])])
+def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, launched: list[tuple[Any, ...]]) -> None:
+    """engine.py, allreduce_no_retain: `numel > MEMORY_OPT_ALLREDUCE_SIZE`, 500,000,000, looked at after each gradient."""
+    numels = {A: 499_999_998, B: second, C: 1}
+    gradients = Gradients(Meter(1), numels)
+    gradients.start(is_boundary=True)
+    gradients.meter.begin(Phase.BACKWARD)
+    for key, numel in numels.items():
+        gradients.ready(key, 2 * numel)
+    gradients.finish()
+
+    assert gradients.launched.reduced == launched
+    assert gradients.meter.held[ALL_REDUCE_BUFFER] == 0
+
+
+@pytest.mark.parametrize(("rows", "scratch"), [(3072, 0), (4000, 336_000)])
+def test_the_gradient_of_a_table_is_summed_in_pieces_of_ten_rows(rows: int, scratch: int) -> None:
+    """cuda/EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel: `NROWS_PER_THREAD` is 10.
+
+    4000 indices into a table of 50,257 rows of 8: three lists of indices as they are sorted, the segments' starts and their numbers (4000
+    each at most), the starts of 4000 / 10 + 4000 partial segments, all int64; the partial sums of these in fp32:
+    8 x (3 x 4000 + 2 x 4000 + 4400) + 4 x 8 x 4400 bytes.
+    """
+    tape = Tape(Precision(2))
+    out = embedding(tape, tape.parameter("weight", 50_257 * 8), rows, 8)
+    tape.backward(out, tape.new(rows * 8, 2, "ones_like"))
+
+    label = (Component.WORKSPACE, "scratch of embedding_dense_backward")
+    assert max((event.bytes for event in tape.events if event.subject == label), default=0) == scratch
