@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bf16prof.profiles.recipes import BYTES_HEADER, all_recipes
+from bf16prof.profiles.recipes import all_recipes
 from bf16prof.reports.cells import Cell, Table, interval_cell, number_cell, unknown_cell, without_empty
 from bf16prof.reports.intervals import Interval
 from bf16prof.reports.learning import learning
@@ -12,9 +12,9 @@ from bf16prof.reports.losses import SeedGroup, loss_gaps, seed_groups
 from bf16prof.reports.price_figure import learned, states_per_parameter
 from bf16prof.reports.views import CaseView
 
-CAPTION = "Price in learning: bytes of model states per parameter, lost updates and effective descent quality (EDQ)"
-HELD_HEADER = "held by a rank, of it"
-"""The part of a recipe's bytes that a rank of this job holds between steps: ZeRO cuts, and gradients may be gone."""
+CAPTION = "Price in learning: bytes of model states per parameter between steps, lost updates and effective descent quality (EDQ)"
+BYTES_HEADER, HELD_HEADER = "bytes per parameter", "on a rank"
+"""Between steps, as the caption says; and the part of them that a rank of this job holds between steps: ZeRO cuts, and gradients may be gone."""
 
 
 def price_table(views: Sequence[CaseView]) -> Table | None:

@@ -156,8 +156,8 @@ WRONG = {
     "NaN": (["hf_config = { model_type = 'llama', x = [nan] }"], ["model.hf_config", "x.0: nan is no number of JSON"]),
     "a number for a configuration": (["hf_config = 3"], ["model.hf_config: ", "dictionary", "'3'"]),
     "no such file": (['hf_config = "none.json"'], ["cannot read", "none.json: No such file"]),
-    "a path with a zero byte": (['hf_config = "a\\u0000b"'], ["not valid JSON", "null byte"]),
-    "no vocabulary": (["hf_config = { model_type = 'llama' }"], ["model.hf_config.vocab_size: expected a whole number"]),
+    "a path with a zero byte": (['hf_config = "a\\u0000b"'], ["cannot read", "null byte"]),
+    "no vocabulary": (["hf_config = { model_type = 'llama' }"], ["model.hf_config has no vocab_size"]),
     "a factory without a function": (['factory = "pkg.mod"'], ["model.factory: expected PACKAGE.MODULE:FUNCTION", "'pkg.mod'"]),
     "a factory by path": (['factory = "./mod.py:make"'], ["model.factory: expected PACKAGE.MODULE:FUNCTION"]),
     "an empty factory": (['factory = ""'], ["model.factory: expected"]),
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_is_refused_by_file_and_key(case: str, tmp_path: 
         (b"\x80\x00", "not UTF-8 text"),
         (b"[1]", "expected a JSON object, got list"),
         (b"null", "expected a JSON object, got NoneType"),
-        (b'{"a": NaN}', "a: nan is no number of JSON"),
+        (b'{"a": NaN}', "model.hf_config: expected a Hugging Face configuration with a model_type"),
         (b'{"a": {"b": [1e999]}}', "a.b.0: inf is no number of JSON"),
         (b'{"a": 1, "a": 2}', "key 'a' is there twice"),
         (b'{"a": "\\ud800"}', "a: no Unicode text"),
@@ -213,7 +213,7 @@ def test_a_hostile_file_is_one_line_that_names_it(content: bytes, expected: str,
         assert expected in message
 
 
-@pytest.mark.parametrize(("path", "expected"), [("/dev/zero", "larger than 16 MiB"), ("/", "Is a directory"), ("/none", "No such file")])
+@pytest.mark.parametrize(("path", "expected"), [("/dev/zero", "a device, not a regular file"), ("/", "Is a directory"), ("/none", "No such file")])
 def test_what_is_no_file_is_refused(path: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         read_json_object(Path(path))
