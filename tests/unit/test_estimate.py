@@ -228,13 +228,3 @@ def test_the_ratio_of_offloaded_sub_groups_keeps_the_others_on_the_gpu() -> None
 
     assert whole.components[C.MASTER_PARAMETERS] == 0
     assert half.components[C.MASTER_PARAMETERS] == half.components[C.MOMENTUM] == half.components[C.VARIANCE] == 4 * 406
-
-
-@pytest.mark.parametrize("offload", [Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS])
-def test_what_is_reserved_is_replayed_with_an_offloaded_optimizer_too(offload: Offload) -> None:
-    from bf16prof.estimate.predict import predictions
-
-    (record,) = predictions([small_job(3, 2, "bf16-fp32-master", offload=offload)])
-
-    assert record.reserved_bytes is not None
-    assert record.reserved_bytes >= (record.run_peak_allocated_bytes or 0)

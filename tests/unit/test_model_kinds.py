@@ -213,7 +213,9 @@ def test_a_hostile_file_is_one_line_that_names_it(content: bytes, expected: str,
         assert expected in message
 
 
-@pytest.mark.parametrize(("path", "expected"), [("/dev/zero", "a device, not a regular file"), ("/", "Is a directory"), ("/none", "No such file")])
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/dev/zero", "a device, not a regular file"), ("/", "Is a directory"), ("/none", "No such file")]
+)
 def test_what_is_no_file_is_refused(path: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         read_json_object(Path(path))
