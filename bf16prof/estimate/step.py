@@ -31,9 +31,6 @@ from bf16prof.rounding import round_up
 
 def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -> None:
     """The step phase of the last micro-step; ZeRO-3 has let go of gathered parameters already."""
-    if offloads_optimizer(engine.config):
-        waiting = len(engine.own) if isinstance(gradients, Gathers) else len(gradients.own) if isinstance(gradients, Share) else 0
-        meter.ends[Phase.BACKWARD] += waiting * round_up(FP64_BYTES, meter.block)  # norms, which the step adds up
     meter.begin(Phase.STEP)
     if isinstance(gradients, Gathers):
         _zero3(engine, meter)
@@ -42,6 +39,13 @@ def step(engine: Engine, meter: Meter, gradients: Gradients | Gathers | Share) -
     else:
         _STAGE_0[engine.facts.wrapper](engine, meter, gradients)
     meter.ends[Phase.STEP] = meter.level
+
+
+def waiting_norms(engine: Engine, gradients: Gradients | Gathers | Share, block: int) -> int:
+    """Bytes at the end of backward of the norms of gradients that have gone to the host, which the step adds up."""
+    if not offloads_optimizer(engine.config) or not isinstance(gradients, Gathers | Share):
+        return 0
+    return len(gradients.own if isinstance(gradients, Share) else engine.own) * round_up(FP64_BYTES, block)
 
 
 def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:

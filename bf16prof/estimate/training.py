@@ -33,7 +33,7 @@ from bf16prof.estimate.leaves import Leaves
 from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, key_of, program, run_of
 from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.step import step
+from bf16prof.estimate.step import step, waiting_norms
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD, inventory
 from bf16prof.models.tapes import Run, network
@@ -137,6 +137,7 @@ def passes(job: Job, engine: Engine, done: Walked) -> Meter:
         first = _first_step(done.plan).copy()
         first.resolve(engine.world_size)
         raise_to_first_step(engine, meter, first)
+    meter.ends[Phase.BACKWARD] += waiting_norms(engine, gradients, meter.block)
     step(engine, meter, gradients)
     return meter
 

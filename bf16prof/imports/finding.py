@@ -48,7 +48,7 @@ class Reading:
 
     @classmethod
     def between(cls, low: int, high: int, *, is_floor: bool = False) -> Reading:
-        """The integers from `low` to `high`, and one below if it takes that for there to be a middle. None that may be meant is missing."""
+        """The integers from `low` to `high`, and one below where they have no middle: none that may be meant is left out."""
         middle = (low + high) // 2
         return cls(middle, high - middle, is_floor)
 

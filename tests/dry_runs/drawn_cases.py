@@ -61,7 +61,7 @@ Choose = Callable[[Sequence[object]], object]
 
 def draw(seed: int, count: int) -> list[Job]:
     """So many jobs for a GPU that DeepSpeed runs."""
-    drawn = _drawn(random.Random(seed))
+    drawn = drawn_from(random.Random(seed))
     return [next(drawn) for _ in range(count)]
 
 
@@ -74,7 +74,8 @@ def jobs(draw: st.DrawFn) -> Job:
     return reject()
 
 
-def _drawn(rng: random.Random) -> Iterator[Job]:
+def drawn_from(rng: random.Random) -> Iterator[Job]:
+    """Jobs for a GPU that DeepSpeed runs, without end."""
     while True:
         try:
             yield _job(rng.choice)
