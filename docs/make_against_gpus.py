@@ -73,10 +73,11 @@ def step_rows() -> Iterator[Row]:
 
 def published_rows() -> Iterator[Row]:
     """The published DeepSpeed jobs, in the dry run."""
-    runs = [(found, run) for found in all_published() for run in found.runs]
-    records = simulate([run.job for _, run in runs], options=Options(expandable_segments=False))
-    for (found, run), dry in zip(runs, records, strict=True):
-        yield from _published(found, run, dry)
+    for expandable in (False, True):
+        runs = [(found, run) for found in all_published() if found.expandable_segments is expandable for run in found.runs]
+        records = simulate([run.job for _, run in runs], options=Options(expandable_segments=expandable))
+        for (found, run), dry in zip(runs, records, strict=True):
+            yield from _published(found, run, dry)
 
 
 def _published(found: Published, run: PublishedRun, dry: MemoryRecord) -> Iterator[Row]:
@@ -117,13 +118,13 @@ def figure(rows: Sequence[Row], target: Path) -> None:
         xy = {"x": [row.measured / 2**30 for row in some], "y": [row.predicted / 2**30 for row in some]}
         plot.add_scatter(**xy, mode="markers", name=f"{name} ({len(some)})", marker={"size": 9, "opacity": 0.75})
     plot.update_layout(
-        template="plotly_white", width=900, height=620, font={"size": 14}, legend={"x": 0.02, "y": 0.98},
+        template="plotly_white", margin={"t": 20, "r": 20, "l": 80, "b": 60}, width=900, height=620, font={"size": 14}, legend={"x": 0.02, "y": 0.98},
         xaxis={"type": "log", "title": "measured on a GPU, GiB"}, yaxis={"type": "log", "title": "predicted without one, GiB"},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         plot.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
-        page_picture(page, target, "920,640")
+        page_picture(page, target, "930,780")
 
 
 def summary(rows: Sequence[Row]) -> str:

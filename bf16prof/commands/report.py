@@ -43,7 +43,7 @@ def report(
     if output:
         write_files(output, loaded, force=force, comparisons=comparisons)
     elif files:
-        _write_page(files[0], loaded, force, of_these=len(runs) == 1)
+        _write_page(files[0], loaded, force, of_these=len(runs) == 1 and _published_name(runs[0]) is None)
     if json_:
         print_json(records, comparisons=comparisons)
     else:

@@ -271,6 +271,7 @@ def _step(engine: Engine, meter: Replay, done: Walked, *, is_first: bool) -> Non
         gradients.finish()
     if isinstance(gradients, Gathers):
         gradients.release_all()
+    meter.ends[Phase.BACKWARD] = meter.level
     step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
 
 

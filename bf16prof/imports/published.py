@@ -57,6 +57,8 @@ class Published:
     notes: tuple[str, ...]
     gpu: Gpu
     runs: tuple[PublishedRun, ...]
+    expandable_segments: bool = False
+    """How the caching allocator was set."""
 
     @property
     def records(self) -> tuple[MemoryRecord, ...]:
@@ -81,8 +83,9 @@ def find_published(name: str) -> Published:
     table = shipped_table(f"published/{name}.toml", "bf16prof.imports")
     gpu = find_gpu(table["gpu"])
     said = {key: tuple(table.get(key, ())) for key in ("open", "assumed", "notes")}
+    expandable = table.get("expandable_segments", False)
     runs = tuple(_run(name, row, table, gpu) for row in table["runs"])
-    return Published(name, table["citation"], table["url"], table["title"], **said, gpu=gpu, runs=runs)
+    return Published(name, table["citation"], table["url"], table["title"], **said, gpu=gpu, runs=runs, expandable_segments=expandable)
 
 
 def _run(name: str, row: Mapping[str, Any], table: Mapping[str, Any], gpu: Gpu) -> PublishedRun:
