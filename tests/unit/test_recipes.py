@@ -101,10 +101,17 @@ def test_what_a_recipe_gives_deepspeed_is_accepted_by_its_own_models(recipe: Any
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown recipe 'bf17'") as caught:
-        find_recipe("bf17")
+    with pytest.raises(InputError, match="unknown recipe 'nothing like it'") as caught:
+        find_recipe("nothing like it")
 
     assert all(id_ in caught.value.hint for id_ in PRODUCT)
+
+
+def test_a_mistyped_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown recipe 'bf16-ful'") as caught:
+        find_recipe("bf16-ful")
+
+    assert "did you mean bf16-full" in caught.value.hint
 
 
 @pytest.mark.parametrize("id_", sorted(set(PRODUCT) - set(runnable_recipes())))
