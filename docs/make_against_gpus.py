@@ -118,13 +118,15 @@ def figure(rows: Sequence[Row], target: Path) -> None:
         xy = {"x": [row.measured / 2**30 for row in some], "y": [row.predicted / 2**30 for row in some]}
         plot.add_scatter(**xy, mode="markers", name=f"{name} ({len(some)})", marker={"size": 9, "opacity": 0.75})
     plot.update_layout(
-        template="plotly_white", margin={"t": 20, "r": 20, "l": 80, "b": 60}, width=900, height=620, font={"size": 14}, legend={"x": 0.02, "y": 0.98},
+        template="plotly_white", margin={"t": 20, "r": 20, "l": 80, "b": 60},
+        width=900, height=620, font={"size": 14}, legend={"x": 0.02, "y": 0.98},
         xaxis={"type": "log", "title": "measured on a GPU, GiB"}, yaxis={"type": "log", "title": "predicted without one, GiB"},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
-        plot.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
-        page_picture(page, target, "930,780")
+        drawn = plot.to_html(include_plotlyjs=True, config={"displayModeBar": False})
+        page.write_text(f"<style>html, body {{ overflow: hidden; margin: 0 }}</style>{drawn}", encoding="utf-8")
+        page_picture(page, target, "900,720")
 
 
 def summary(rows: Sequence[Row]) -> str:
