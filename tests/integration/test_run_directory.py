@@ -35,7 +35,7 @@ def test_a_finished_run_is_complete(learned: Measured) -> None:
     assert run.manifest.finished is not None
     assert run.manifest.created <= run.manifest.finished
     assert set(contents(learned.folder)) == {
-        "run.json", "records.json", "loss.csv", "report.html", f"{CASE}/spec.json", f"{CASE}/launcher.log",
+        "run.json", "records.json", "loss.csv", "report.html", f"{CASE}/spec.json", f"{CASE}/launcher.log", f"{CASE}/exits.json",
         *(f"{CASE}/rank{rank}.{kind}" for rank in (0, 1) for kind in ("json", "log")),
     }  # fmt: skip
 
@@ -133,7 +133,7 @@ def test_a_folder_that_another_command_writes_is_refused_by_all(tmp_path: Path, 
         page = bf16prof("report", folder)
         assert job.process.poll() is None
         assert load(job.folder).manifest.status is Status.RUNNING
-        assert {p.name for p in job.folder.iterdir()} == {"run.json", "records.json", ".bf16prof.lock", job.case.name}
+        assert {p.name for p in job.folder.iterdir()} == {"run.json", "records.json", ".bf16prof.lock", ".bf16prof.reserve", job.case.name}
 
     for refused in (*others, page):
         assert refused.code == 2
