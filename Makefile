@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench operators peaks plans study schemas pictures gpu-check versions clean
+.PHONY: help demo test unit lint format bench operators peaks plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,9 @@ $(VENV)/deepspeed-%: | $(VENV)/.dev
 test: lint $(OTHER_DEEPSPEEDS) ## Lint, strict types, all tests
 	$(BIN)/pytest tests/browser tests/integration
 	$(BIN)/pytest --numprocesses auto tests/dry_runs tests/unit
+
+unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
+	$(BIN)/pytest --numprocesses auto tests/unit
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
