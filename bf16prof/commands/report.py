@@ -43,7 +43,7 @@ def report(
     if output:
         write_files(output, loaded, force=force, comparisons=comparisons)
     elif files:
-        _write_page(files[0], loaded, force, of_these=len(runs) == 1 and _published_name(runs[0]) is None)
+        _write_page(files[0], loaded, force, of_these=_is_own_run(runs))
     if json_:
         print_json(records, comparisons=comparisons)
     else:
@@ -60,9 +60,14 @@ def report(
 
 def _own_page(runs: list[Path]) -> Path:
     """Where the page of these runs goes if nobody says: into the folder of the only one, else here."""
-    if len(runs) == 1 and _published_name(runs[0]) is None:
+    if _is_own_run(runs):
         return (runs[0].parent if runs[0].name == MANIFEST else runs[0]) / REPORT
     return Path(REPORT)
+
+
+def _is_own_run(runs: list[Path]) -> bool:
+    """Whether these are one run directory, which has a page of its own: a published run has none."""
+    return len(runs) == 1 and _published_name(runs[0]) is None
 
 
 def _write_page(page: Path, loaded: list[Run], force: bool, *, of_these: bool) -> None:
