@@ -21,6 +21,7 @@ from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status
+from bf16prof.started_by import started_by
 
 if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress
@@ -80,6 +81,7 @@ def measure(
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
 
+    _require_one_process()
     check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     request = read_request(context)
@@ -117,6 +119,16 @@ def measure(
     _check(run, comparisons, tolerance)
     if failed is not None:
         raise failed
+
+
+def _require_one_process() -> None:
+    """Raise `InputError` where a launcher has started several of this process: each would start its own ranks on the same devices."""
+    started = started_by()
+    if started is not None:
+        raise InputError(
+            f"this is process {started.rank} of {started.ranks} that {started.by} has started: measure starts its ranks itself",
+            hint=f"leave the launcher out; if there is none, unset {' '.join(started.variables)}",
+        )
 
 
 def _require_true_peaks(request: Request) -> None:
