@@ -14,6 +14,7 @@ from bf16prof.reports import palette
 from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.price_figure import gap, price
+from bf16prof.reports.ranks_figure import rank_peaks, rank_times
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, seconds, signed_percent, whole
@@ -34,6 +35,8 @@ def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
         "losses": loss_curves,
         "price": price,
         "gap": gap,
+        "ranks": rank_peaks,
+        "rank_times": rank_times,
     }
     return {name: make(views) for name, make in makers.items()}
 
