@@ -1,4 +1,4 @@
-"""`bf16prof measure`: real DeepSpeed ranks on this machine, reconciled with the estimate of the same cases."""
+"""`bf16prof measure`: real DeepSpeed ranks, on this machine or on several, reconciled with the estimate of the same cases."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bf16prof.cases import Job, Refusal
+from bf16prof.cases import Job, Refusal, check_sizes
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
+from bf16prof.commands import where as w
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
@@ -26,6 +27,7 @@ from bf16prof.started_by import started_by
 if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measure.accelerator import TorchAnswer
+    from bf16prof.measure.places import Place
 
 CPU_RANKS = 2
 
@@ -36,12 +38,14 @@ def measure(
     profile: o.ProfileOption = "cpu-demo",
     zero: o.ZeroOption = "1,2,3",
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT
-        ),
-    ] = None,
+    ranks: w.RanksOption = None,
+    nnodes: w.NodesOption = 1,
+    node_rank: w.NodeRankOption = None,
+    rdzv_endpoint: w.EndpointOption = "",
+    hostfile: w.HostfileOption = None,
+    include: w.IncludeOption = "",
+    exclude: w.ExcludeOption = "",
+    launcher: w.LauncherOption = "",
     offload: o.OffloadOption = None,
     hf_config: o.HfConfigOption = None,
     download: o.DownloadOption = False,
@@ -81,26 +85,32 @@ def measure(
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
 
-    _require_one_process()
+    if node_rank is None:
+        _require_one_process()
+    place = w.find_place(context.params)
+    if node_rank:
+        _follow(context.params, quiet)
+        return
     check_outputs(context.params)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     request = read_request(context)
     _require_true_peaks(request)
-    jobs, refused = _possible(request, ranks)
+    jobs, refused = _possible(request, ranks, place)
     say_notes(request, quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
     name = request.profile.name
     origins, failed = request.resolved.origins, None
     with claimed(output_dir, name, force=force, beside=output or ()) as claim:
-        predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
+        predictions = closed_form(jobs, per_node=max(max(place.layout(job.case.world_size).ranks) for job in jobs))
         if simulate:
             with SimulationProgress(jobs, quiet) as progress:
                 dry_runs, failed = _dry_run(jobs, progress)
             predictions = with_work([*predictions, *dry_runs])
         claim.clear()
         with ProgressWatcher(len(jobs), quiet) as watcher:
-            run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins), watcher)
+            plan = Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins, place)
+            run = run_measurement(plan, watcher)
         try:
             write_report(run)
         except NotWritten as error:
@@ -131,6 +141,15 @@ def _require_one_process() -> None:
         )
 
 
+def _follow(given: dict[str, Any], quiet: bool) -> None:
+    """Be a node of a run that the first node leads. Raises `RunFailed` unless the run finishes."""
+    from bf16prof.measure.follower import follow
+
+    status = follow(given["output_dir"], given["node_rank"], given["timeout"], lambda text: hint(text, quiet))
+    if status is not Status.FINISHED:
+        raise RunFailed(f"the run in {given['output_dir']} ended: {status}", hint="node 0 has said why")
+
+
 def _require_true_peaks(request: Request) -> None:
     """Raise `InputError` for a DeepSpeed JSON that would have torch's peak counter reset in the middle of a step."""
     switch = "memory_breakdown"
@@ -152,8 +171,8 @@ def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[Memory
         return list(error.records.values()), error
 
 
-def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:
-    """The jobs that this machine can run, with so many ranks if they are asked for, and the refusals of the others."""
+def _possible(request: Request, asked: str | None, place: Place) -> tuple[list[Job], list[Refusal]]:
+    """The jobs that can run there, with so many ranks on a node if they are asked for, and the refusals of the others."""
     from bf16prof.measure.accelerator import (
         require_dtypes,
         require_memory,
@@ -161,24 +180,30 @@ def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refu
         require_optimizer_libraries,
         require_torch,
     )
+    from bf16prof.measure.commands import on_first_node
     from bf16prof.measure.data import validate_spec
 
     validate_spec(request.profile.workload.data, readable=True)
     require_model_library(request.profile.model)
-    torch = require_torch()
-    ranks = _ranks(asked, torch)
-    if torch.device is Device.CPU:
-        require_memory(ranks)
-    admitted, refused = select(request, gpus=str(ranks), device=torch.device, gpu=_gpu(torch))
+    torch = require_torch(on_first_node(place))
+    ranks = _ranks(asked, torch, place)
+    if torch.device is Device.CPU and place.is_here:
+        require_memory(max(max(place.layout(total).ranks) for total in ranks))
+    admitted, refused = select(request, gpus=",".join(map(str, ranks)), device=torch.device, gpu=_gpu(torch))
     jobs, impossible = require_dtypes(admitted, torch)
     require_optimizer_libraries(jobs)
     return jobs, [*refused, *impossible]
 
 
-def _ranks(asked: int | None, torch: TorchAnswer) -> int:
-    if asked is not None and torch.gpus and asked > len(torch.gpus):
-        raise InputError(f"--num-gpus {asked}: torch sees {len(torch.gpus)} on this machine")
-    return asked if asked is not None else len(torch.gpus) or CPU_RANKS
+def _ranks(asked: str | None, torch: TorchAnswer, place: Place) -> list[int]:
+    """The numbers of ranks to run, in all."""
+    totals = w.sizes(asked, place, len(torch.gpus) or CPU_RANKS)
+    check_sizes([], totals)
+    most = max(ranks for total in totals for ranks in place.layout(total).ranks)
+    if torch.gpus and most > len(torch.gpus):
+        where = "this machine" if place.is_here else place.hosts[0].name
+        raise InputError(f"--num-gpus {most}: torch sees {len(torch.gpus)} on {where}")
+    return totals
 
 
 def _gpu(torch: TorchAnswer) -> Gpu | None:

@@ -14,9 +14,11 @@ from bf16prof.errors import RunFailed
 from bf16prof.files import NotWritten, write_json, write_text
 from bf16prof.measure.launcher import Outcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
+from bf16prof.measure.places import LOCAL, Place
 from bf16prof.measure.prepare import prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
+from bf16prof.measure.waiting import heartbeat
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import (
     QUALITY,
@@ -24,6 +26,7 @@ from bf16prof.runs import (
     SPEC,
     CaseStatus,
     Manifest,
+    Node,
     Run,
     Status,
     command_line,
@@ -41,7 +44,7 @@ from bf16prof.runs import (
 @dataclass(frozen=True)
 class Plan:
     """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
-    further steps in which the optimizer's updates are watched; `origins` of the profile's values."""
+    further steps in which the optimizer's updates are watched; `origins` of the profile's values, and the `place` where ranks run."""
 
     name: str
     jobs: Sequence[Job]
@@ -52,6 +55,7 @@ class Plan:
     timeout_s: float
     quality_steps: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
+    place: Place = LOCAL
 
 
 class Watcher:
@@ -76,11 +80,17 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on. Raises
     `RunFailed` when the run directory cannot be written any more; what was measured until then is kept.
     """
+    with heartbeat(plan.folder) if plan.place.nodes > 1 else contextlib.nullcontext():
+        return _measure(plan, watcher)
+
+
+def _measure(plan: Plan, watcher: Watcher) -> Run:
     run = _begin(plan)
     save(run)
     reserve = _Reserve(plan.folder)
     try:
-        prepare(plan.jobs, watcher.preparing)
+        if plan.place.is_here:
+            prepare(plan.jobs, watcher.preparing)
         for index, job in enumerate(plan.jobs):
             run = _with_case(run, index, CaseStatus(job.case, Status.RUNNING))
             save(run)
@@ -145,14 +155,21 @@ def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -
     folder = plan.folder / job.case.label
     folder.mkdir()  # whatever is there by now is not ours
     write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
-    return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
+    return launch(folder, plan.place, job.case.world_size, plan.timeout_s, on_progress)
 
 
 def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
     status = CaseStatus(job.case, outcome.status, outcome.message, outcome.log_tail)
     work = next((r.work for r in run.records if r.case == job.case and r.source is Source.ESTIMATE), None)
     record = measured_record(job, outcome, work)
+    run = replace(run, nodes=_nodes(run.manifest.nodes, outcome))
     return _with_case(replace(run, records=(*run.records, record)) if record else run, index, status)
+
+
+def _nodes(known: tuple[Node, ...], outcome: Outcome) -> tuple[Node, ...]:
+    """All nodes that have reported, by number."""
+    found = {node.node: node for node in known} | {r.node: Node(r.node, r.host, r.hardware) for r in outcome.nodes}
+    return tuple(found[number] for number in sorted(found))
 
 
 def _with_case(run: Run, index: int, status: CaseStatus) -> Run:

@@ -207,6 +207,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             for title, pairs in (
                 ("Run", _facts(manifest)),
                 ("Hardware", manifest.hardware.items()),
+                *((f"Node {node.node}: {inert(node.host)}", node.hardware.items()) for node in manifest.nodes),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
             )

@@ -48,6 +48,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("started", f"{inert(manifest.created)}{ended}"),
         ("command", inert(" ".join(manifest.argv), 4000)),
         ("hardware", _pairs(manifest.hardware)),
+        ("nodes", ", ".join(f"{node.node} {inert(node.host)}" for node in manifest.nodes)),
         ("versions", _pairs(manifest.versions)),
     ]
     return [(name, text) for name, text in facts if text]
