@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from bf16prof.cases import Job, Refusal, check_sizes
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
 from bf16prof.commands import where as w
+from bf16prof.commands.flags import Asked, MeasureFlags, takes
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
@@ -32,49 +31,8 @@ if TYPE_CHECKING:
 CPU_RANKS = 2
 
 
-def measure(
-    context: typer.Context,
-    subject: o.SubjectArgument = None,
-    profile: o.ProfileOption = "cpu-demo",
-    zero: o.ZeroOption = "1,2,3",
-    recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
-    ranks: w.RanksOption = None,
-    nnodes: w.NodesOption = 1,
-    node_rank: w.NodeRankOption = None,
-    rdzv_endpoint: w.EndpointOption = "",
-    hostfile: w.HostfileOption = None,
-    include: w.IncludeOption = "",
-    exclude: w.ExcludeOption = "",
-    launcher: w.LauncherOption = "",
-    offload: o.OffloadOption = None,
-    hf_config: o.HfConfigOption = None,
-    download: o.DownloadOption = False,
-    model: o.ModelOption = None,
-    ds_config: o.DsConfigOption = None,
-    training_args: o.TrainingArgsOption = None,
-    optim: o.OptimOption = None,
-    sequence_length: o.SequenceOption = None,
-    micro_batch_size: o.MicroBatchOption = None,
-    gradient_accumulation_steps: o.AccumulationOption = None,
-    activation_checkpointing: o.CheckpointingOption = None,
-    zero_init: o.ZeroInitOption = None,
-    set_: o.SetOption = None,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
-    quality: Annotated[
-        int,
-        typer.Option("--quality", min=0, help="Further steps in which lost updates and EDQ are measured.", rich_help_panel=o.TRAIN),
-    ] = 0,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
-    output_dir: o.OutputDirOption = None,
-    json_: o.JsonOption = False,
-    output: o.FilesOption = None,
-    force: o.ForceOption = False,
-    fail_over: o.TolerateOption = None,
-    verbose: o.VerboseOption = False,
-    quiet: o.QuietOption = False,
-) -> None:
+@takes(MeasureFlags)
+def measure(asked: Asked[MeasureFlags]) -> None:
     """Train for a few steps on real DeepSpeed ranks, measure every byte, and reconcile with the estimate.
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
@@ -85,31 +43,32 @@ def measure(
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
 
-    if node_rank is None:
+    given = asked.flags
+    if given.node_rank is None:
         _require_one_process()
-    place = w.find_place(context.params)
-    if node_rank:
-        _follow(context.params, quiet)
+    place = w.find_place(given)
+    if given.node_rank:
+        _follow(given)
         return
-    check_outputs(context.params)
-    tolerance = None if fail_over is None else o.percentage(fail_over)
-    request = read_request(context)
+    check_outputs(asked.given())
+    tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
+    request = read_request(asked)
     _require_true_peaks(request)
-    jobs, refused = _possible(request, ranks, place)
-    say_notes(request, quiet)
+    jobs, refused = _possible(request, given.ranks, place)
+    say_notes(request, given.quiet)
     for refusal in refused:
-        hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
+        hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
     name = request.profile.name
     origins, failed = request.resolved.origins, None
-    with claimed(output_dir, name, force=force, beside=output or ()) as claim:
+    with claimed(given.output_dir, name, force=given.force, beside=given.output or ()) as claim:
         predictions = closed_form(jobs, per_node=max(max(place.layout(job.case.world_size).ranks) for job in jobs))
-        if simulate:
-            with SimulationProgress(jobs, quiet) as progress:
+        if given.simulate:
+            with SimulationProgress(jobs, given.quiet) as progress:
                 dry_runs, failed = _dry_run(jobs, progress)
             predictions = with_work([*predictions, *dry_runs])
         claim.clear()
-        with ProgressWatcher(len(jobs), quiet) as watcher:
-            plan = Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins, place)
+        with ProgressWatcher(len(jobs), given.quiet) as watcher:
+            plan = Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins, place)
             run = run_measurement(plan, watcher)
         try:
             write_report(run)
@@ -118,14 +77,14 @@ def measure(
     comparisons = reconcile(run.records)
     said = settings(run.manifest.profile, run.manifest.origins)
     more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
-    write_files(output, [run], force=force, **more)
-    if json_:
+    write_files(given.output, [run], force=given.force, **more)
+    if given.json_:
         print_json(run.records, **more)
     else:
-        _show(run, verbose)
-        if verbose:
+        _show(run, given.verbose)
+        if given.verbose:
             show_settings(run.manifest.profile, run.manifest.origins)
-        report_hints(run.path, quiet)
+        report_hints(run.path, given.quiet)
     _check(run, comparisons, tolerance)
     if failed is not None:
         raise failed
@@ -141,13 +100,15 @@ def _require_one_process() -> None:
         )
 
 
-def _follow(given: dict[str, Any], quiet: bool) -> None:
+def _follow(given: MeasureFlags) -> None:
     """Be a node of a run that the first node leads. Raises `RunFailed` unless the run finishes."""
     from bf16prof.measure.follower import follow
 
-    status = follow(given["output_dir"], given["node_rank"], given["timeout"], lambda text: hint(text, quiet))
+    assert given.output_dir is not None
+    assert given.node_rank is not None
+    status = follow(given.output_dir, given.node_rank, given.timeout, lambda text: hint(text, given.quiet))
     if status is not Status.FINISHED:
-        raise RunFailed(f"the run in {given['output_dir']} ended: {status}", hint="node 0 has said why")
+        raise RunFailed(f"the run in {given.output_dir} ended: {status}", hint="node 0 has said why")
 
 
 def _require_true_peaks(request: Request) -> None:

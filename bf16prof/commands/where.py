@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +15,6 @@ from bf16prof.errors import InputError
 if TYPE_CHECKING:
     from bf16prof.measure.places import Place
 
-WHERE = "Where it runs"
-
 RanksOption = Annotated[
     str | None,
     typer.Option(
@@ -23,24 +22,25 @@ RanksOption = Annotated[
         "--num-gpus",
         show_default=False,
         help="Ranks on each node, as 1,2,4; all GPUs, or 2 on CPU, if not given.",
-        rich_help_panel=WHERE,
+        rich_help_panel=o.WHERE,
     ),
 ]
-NodesOption = Annotated[int, typer.Option("--nnodes", min=1, help="Nodes; start the same command on each.", rich_help_panel=WHERE)]
+NodesOption = Annotated[int, typer.Option("--nnodes", min=1, help="Nodes; start the same command on each.", rich_help_panel=o.WHERE)]
 NodeRankOption = Annotated[
-    int | None, typer.Option("--node-rank", min=0, help="The number of this node, from 0.", show_default=False, rich_help_panel=WHERE)
+    int | None, typer.Option("--node-rank", min=0, help="The number of this node, from 0.", show_default=False, rich_help_panel=o.WHERE)
 ]
 EndpointOption = Annotated[
-    str, typer.Option("--rdzv-endpoint", metavar="HOST[:PORT]", help="Where nodes meet: node 0.", show_default=False, rich_help_panel=WHERE)
+    str,
+    typer.Option("--rdzv-endpoint", metavar="HOST[:PORT]", help="Where nodes meet: node 0.", show_default=False, rich_help_panel=o.WHERE),
 ]
 HostfileOption = Annotated[
-    Path | None, typer.Option("--hostfile", "-H", help="DeepSpeed's hostfile; starts the ranks by ssh.", rich_help_panel=WHERE)
+    Path | None, typer.Option("--hostfile", "-H", help="DeepSpeed's hostfile; starts the ranks by ssh.", rich_help_panel=o.WHERE)
 ]
 IncludeOption = Annotated[
-    str, typer.Option("--include", "-i", help="Of the hostfile, as host1@host2:0,2.", show_default=False, rich_help_panel=WHERE)
+    str, typer.Option("--include", "-i", help="Of the hostfile, as host1@host2:0,2.", show_default=False, rich_help_panel=o.WHERE)
 ]
 ExcludeOption = Annotated[
-    str, typer.Option("--exclude", "-e", help="Of the hostfile, as host1:0.", show_default=False, rich_help_panel=WHERE)
+    str, typer.Option("--exclude", "-e", help="Of the hostfile, as host1:0.", show_default=False, rich_help_panel=o.WHERE)
 ]
 LauncherOption = Annotated[
     str,
@@ -49,26 +49,41 @@ LauncherOption = Annotated[
         metavar="local|ssh|pdsh|srun",
         help="What starts the nodes; ssh with a hostfile, srun in a Slurm allocation of several nodes, if not given.",
         show_default=False,
-        rich_help_panel=WHERE,
+        rich_help_panel=o.WHERE,
     ),
 ]
 LAUNCHERS = ("local", "ssh", "pdsh", "srun")
 
 
-def find_place(given: dict[str, Any]) -> Place:
+@dataclass(frozen=True, kw_only=True)
+class PlaceFlags:
+    """Where ranks run."""
+
+    ranks: RanksOption = None
+    nnodes: NodesOption = 1
+    node_rank: NodeRankOption = None
+    rdzv_endpoint: EndpointOption = ""
+    hostfile: HostfileOption = None
+    include: IncludeOption = ""
+    exclude: ExcludeOption = ""
+    launcher: LauncherOption = ""
+    output_dir: o.OutputDirOption = None
+
+
+def find_place(given: PlaceFlags) -> Place:
     """The place that the flags mean. Raises `InputError` for what does not go together."""
     from bf16prof.measure.hosts import allocated_hosts
     from bf16prof.measure.places import LOCAL, Place, Starter
 
-    launcher = str(given["launcher"])
+    launcher = given.launcher
     if launcher not in ("", *LAUNCHERS):
         raise InputError(f"--launcher {launcher}: expected one of {', '.join(LAUNCHERS)}")
-    endpoint, port = endpoint_and_port(given["rdzv_endpoint"])
-    if given["node_rank"] is not None or given["nnodes"] > 1:
+    endpoint, port = endpoint_and_port(given.rdzv_endpoint)
+    if given.node_rank is not None or given.nnodes > 1:
         return _place_of_nodes(given, endpoint, port)
-    if given["hostfile"] is not None:
+    if given.hostfile is not None:
         return _place_of_hostfile(given, endpoint, port)
-    if given["include"] or given["exclude"] or launcher in ("ssh", "pdsh"):
+    if given.include or given.exclude or launcher in ("ssh", "pdsh"):
         raise InputError("--include, --exclude, --launcher ssh and pdsh need a --hostfile")
     if launcher == "srun" or (not launcher and int(os.environ.get("SLURM_NNODES", "1")) > 1):
         hosts = allocated_hosts()
@@ -76,13 +91,13 @@ def find_place(given: dict[str, Any]) -> Place:
     return LOCAL
 
 
-def _place_of_nodes(given: dict[str, Any], endpoint: str, port: int | None) -> Place:
+def _place_of_nodes(given: PlaceFlags, endpoint: str, port: int | None) -> Place:
     from bf16prof.measure.places import Host, Place, Starter
 
-    nodes, rank = given["nnodes"], given["node_rank"]
-    if given["hostfile"] is not None or given["launcher"]:
+    nodes, rank = given.nnodes, given.node_rank
+    if given.hostfile is not None or given.launcher:
         raise InputError("--nnodes and --node-rank exclude --hostfile and --launcher: the command is started on every node")
-    if rank is None or not endpoint or given["output_dir"] is None:
+    if rank is None or not endpoint or given.output_dir is None:
         raise InputError(
             "--nnodes needs --node-rank, --rdzv-endpoint HOST[:PORT] and --output-dir",
             hint="start the same command on every node, with its --node-rank; the run directory has to be shared between them",
@@ -92,14 +107,14 @@ def _place_of_nodes(given: dict[str, Any], endpoint: str, port: int | None) -> P
     return Place(Starter.NODES, (Host(),) * nodes, endpoint, port)
 
 
-def _place_of_hostfile(given: dict[str, Any], endpoint: str, port: int | None) -> Place:
+def _place_of_hostfile(given: PlaceFlags, endpoint: str, port: int | None) -> Place:
     from bf16prof.measure.hosts import hostfile_hosts
     from bf16prof.measure.places import Place, Starter
 
-    if given["launcher"] in ("local", "srun"):
-        raise InputError(f"--launcher {given['launcher']} takes no --hostfile")
-    hosts = hostfile_hosts(given["hostfile"], given["include"], given["exclude"])
-    return Place(Starter(given["launcher"] or "ssh"), hosts, endpoint or hosts[0].name, port)
+    if given.launcher in ("local", "srun"):
+        raise InputError(f"--launcher {given.launcher} takes no --hostfile")
+    hosts = hostfile_hosts(given.hostfile, given.include, given.exclude)
+    return Place(Starter(given.launcher or "ssh"), hosts, endpoint or hosts[0].name, port)
 
 
 def endpoint_and_port(text: str) -> tuple[str, int | None]:

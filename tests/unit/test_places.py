@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bf16prof.commands.where import endpoint_and_port, find_place, sizes
+from bf16prof.commands.where import PlaceFlags, endpoint_and_port, find_place, sizes
 from bf16prof.errors import InputError
 from bf16prof.measure.commands import PER_TASK, commands, on_first_node
 from bf16prof.measure.places import LOCAL, Host, Layout, Place, Starter
@@ -18,20 +18,15 @@ from bf16prof.processes import PARENT_VARIABLE
 TWO = (Host("hosta", (0, 1, 2, 3)), Host("hostb", (2, 3)))
 
 
-def given(**flags: Any) -> dict[str, Any]:
-    unset = {"nnodes": 1, "node_rank": None, "rdzv_endpoint": "", "hostfile": None, "include": "", "exclude": "", "launcher": ""}
-    return {**unset, "output_dir": None, **flags}
-
-
 def test_without_flags_it_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_NNODES", raising=False)
 
-    assert find_place(given()) == LOCAL
+    assert find_place(PlaceFlags()) == LOCAL
     assert LOCAL.layout(3).ranks == (3,)
 
 
 def test_nodes_that_others_start_meet_at_the_endpoint(tmp_path: Path) -> None:
-    place = find_place(given(nnodes=2, node_rank=1, rdzv_endpoint="hosta:29500", output_dir=tmp_path))
+    place = find_place(PlaceFlags(nnodes=2, node_rank=1, rdzv_endpoint="hosta:29500", output_dir=tmp_path))
 
     assert place == Place(Starter.NODES, (Host(), Host()), "hosta", 29500)
     assert place.layout(6).ranks == (3, 3)
@@ -57,7 +52,7 @@ def test_flags_that_do_not_go_together_are_refused(flags: dict[str, Any], said: 
     for name in ("SLURM_NNODES", "SLURM_JOB_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=said.replace("(", r"\(")) as error:
-        find_place(given(**flags))
+        find_place(PlaceFlags(**flags))
 
     assert "\n" not in error.value.message
 
@@ -70,8 +65,8 @@ def test_in_an_allocation_of_several_nodes_srun_starts_them(tmp_path: Path, monk
     for name, value in {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}.items():
         monkeypatch.setenv(name, value)
 
-    assert find_place(given()) == Place(Starter.SRUN, (Host("n1"), Host("n2")), "n1")
-    assert find_place(given(launcher="local")) == LOCAL
+    assert find_place(PlaceFlags()) == Place(Starter.SRUN, (Host("n1"), Host("n2")), "n1")
+    assert find_place(PlaceFlags(launcher="local")) == LOCAL
 
 
 def test_an_endpoint_may_have_a_port() -> None:
