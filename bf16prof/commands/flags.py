@@ -207,6 +207,9 @@ class MeasureFlags(PlaceFlags, FileFlags, SubjectFlags):
     ] = 0
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output-dir: finished cases are kept.", rich_help_panel=o.SELECT)
+    ] = False
     fail_over: o.TolerateOption = None
     verbose: o.VerboseOption = False
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measure.accelerator import TorchAnswer
     from bf16prof.measure.places import Place
+    from bf16prof.measure.session import Plan
 
 CPU_RANKS = 2
 
@@ -37,12 +38,6 @@ def measure(asked: Asked[MeasureFlags]) -> None:
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
-    from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
-    from bf16prof.estimate.predict import predictions as closed_form
-    from bf16prof.estimate.predict import with_work
-    from bf16prof.measure.session import Plan
-    from bf16prof.measure.session import measure as run_measurement
-
     given = asked.flags
     if given.node_rank is None:
         _require_one_process()
@@ -50,6 +45,7 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     if given.node_rank:
         _follow(given)
         return
+    _check_resume(given)
     check_outputs(asked.given())
     tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
     request = read_request(asked)
@@ -58,22 +54,41 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     say_notes(request, given.quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
-    name = request.profile.name
-    origins, failed = request.resolved.origins, None
-    with claimed(given.output_dir, name, force=given.force, beside=given.output or ()) as claim:
+    run, failed = _run(given, request, jobs, place)
+    _answer(run, given, tolerance)
+    if failed is not None:
+        raise failed
+
+
+def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -> tuple[Run, Bf16profError | None]:
+    """The run of these jobs in a directory of its own, with its page; and what went wrong in dry runs."""
+    from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
+    from bf16prof.estimate.predict import predictions as closed_form
+    from bf16prof.estimate.predict import with_work
+    from bf16prof.measure.session import Plan, measure
+
+    name, origins, failed = request.profile.name, request.resolved.origins, None
+    with claimed(given.output_dir, name, force=given.force or given.resume, beside=given.output or ()) as claim:
         predictions = closed_form(jobs, per_node=max(max(place.layout(job.case.world_size).ranks) for job in jobs))
         if given.simulate:
             with SimulationProgress(jobs, given.quiet) as progress:
                 dry_runs, failed = _dry_run(jobs, progress)
             predictions = with_work([*predictions, *dry_runs])
-        claim.clear()
+        plan = Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins, place)
+        if given.resume:
+            plan = _resumed(plan, given.quiet)
+        claim.clear(keep=plan.kept.cases)
         with ProgressWatcher(len(jobs), given.quiet) as watcher:
-            plan = Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins, place)
-            run = run_measurement(plan, watcher)
+            run = measure(plan, watcher)
         try:
             write_report(run)
         except NotWritten as error:
             raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
+    return run, failed
+
+
+def _answer(run: Run, given: MeasureFlags, tolerance: float | None) -> None:
+    """Print what was measured and reconciled, and leave with what it is worth."""
     comparisons = reconcile(run.records)
     said = settings(run.manifest.profile, run.manifest.origins)
     more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
@@ -86,8 +101,6 @@ def measure(asked: Asked[MeasureFlags]) -> None:
             show_settings(run.manifest.profile, run.manifest.origins)
         report_hints(run.path, given.quiet)
     _check(run, comparisons, tolerance)
-    if failed is not None:
-        raise failed
 
 
 def _require_one_process() -> None:
@@ -109,6 +122,22 @@ def _follow(given: MeasureFlags) -> None:
     status = follow(given.output_dir, given.node_rank, given.timeout, lambda text: hint(text, given.quiet))
     if status is not Status.FINISHED:
         raise RunFailed(f"the run in {given.output_dir} ended: {status}", hint="node 0 has said why")
+
+
+def _check_resume(given: MeasureFlags) -> None:
+    if given.resume and given.force:
+        raise InputError("--resume and --force exclude each other: one goes on with a run, the other replaces it")
+    if given.resume and given.output_dir is None:
+        raise InputError("--resume needs the --output-dir of the run that is to go on")
+
+
+def _resumed(plan: Plan, quiet: bool) -> Plan:
+    """The plan without the cases that are finished in its folder."""
+    from bf16prof.measure.resume import finished
+
+    kept = finished(plan.folder, [plan.task(job) for job in plan.jobs])
+    hint(f"resuming: {len(kept.cases)} of {len(plan.jobs)} cases are finished", quiet)
+    return dataclasses.replace(plan, kept=kept)
 
 
 def _require_true_peaks(request: Request) -> None:

@@ -82,7 +82,7 @@ def find_place(given: PlaceFlags) -> Place:
     if given.node_rank is not None or given.nnodes > 1:
         return _place_of_nodes(given, endpoint, port)
     if given.hostfile is not None:
-        return _place_of_hostfile(given, endpoint, port)
+        return _place_of_hostfile(given.hostfile, given, endpoint, port)
     if given.include or given.exclude or launcher in ("ssh", "pdsh"):
         raise InputError("--include, --exclude, --launcher ssh and pdsh need a --hostfile")
     if launcher == "srun" or (not launcher and int(os.environ.get("SLURM_NNODES", "1")) > 1):
@@ -107,13 +107,13 @@ def _place_of_nodes(given: PlaceFlags, endpoint: str, port: int | None) -> Place
     return Place(Starter.NODES, (Host(),) * nodes, endpoint, port)
 
 
-def _place_of_hostfile(given: PlaceFlags, endpoint: str, port: int | None) -> Place:
+def _place_of_hostfile(path: Path, given: PlaceFlags, endpoint: str, port: int | None) -> Place:
     from bf16prof.measure.hosts import hostfile_hosts
     from bf16prof.measure.places import Place, Starter
 
     if given.launcher in ("local", "srun"):
         raise InputError(f"--launcher {given.launcher} takes no --hostfile")
-    hosts = hostfile_hosts(given.hostfile, given.include, given.exclude)
+    hosts = hostfile_hosts(path, given.include, given.exclude)
     return Place(Starter(given.launcher or "ssh"), hosts, endpoint or hosts[0].name, port)
 
 

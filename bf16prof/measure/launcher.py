@@ -70,7 +70,8 @@ class _Seen:
     @classmethod
     def on_nodes(cls, folder: Path, world_size: int, reports: Sequence[NodeReport | None]) -> _Seen:
         """The same of several nodes, all times by the wall clock: monotonic clocks of two hosts have nothing in common."""
-        own, exits = cls.of(folder, world_size), {}
+        own = cls.of(folder, world_size)
+        exits: dict[int, RankExit] = {}
         unread = list(own.unread)
         for node, report in enumerate(reports):
             clock = report.clock if report is not None else 0.0

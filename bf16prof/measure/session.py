@@ -18,6 +18,7 @@ from bf16prof.measure.places import LOCAL, Place
 from bf16prof.measure.prepare import prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
+from bf16prof.measure.resume import NOTHING, Finished
 from bf16prof.measure.waiting import heartbeat
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import (
@@ -44,7 +45,8 @@ from bf16prof.runs import (
 @dataclass(frozen=True)
 class Plan:
     """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
-    further steps in which the optimizer's updates are watched; `origins` of the profile's values, and the `place` where ranks run."""
+    further steps in which the optimizer's updates are watched; `origins` of the profile's values, the `place` where ranks run, and what is
+    `kept` of a run that goes on."""
 
     name: str
     jobs: Sequence[Job]
@@ -56,6 +58,11 @@ class Plan:
     quality_steps: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
     place: Place = LOCAL
+    kept: Finished = NOTHING
+
+    def task(self, job: Job) -> RankTask:
+        """What the ranks of a job are told."""
+        return RankTask(JobFile.of(job), self.warmup, self.steps, self.quality_steps)
 
 
 class Watcher:
@@ -92,6 +99,8 @@ def _measure(plan: Plan, watcher: Watcher) -> Run:
         if plan.place.is_here:
             prepare(plan.jobs, watcher.preparing)
         for index, job in enumerate(plan.jobs):
+            if job.case.label in plan.kept.cases:
+                continue
             run = _with_case(run, index, CaseStatus(job.case, Status.RUNNING))
             save(run)
             watcher.case_begins(index, job)
@@ -141,20 +150,26 @@ def _begin(plan: Plan) -> Run:
         status=Status.RUNNING,
         device=first.device,
         argv=command_line(),
-        cases=tuple(CaseStatus(job.case, Status.PLANNED) for job in plan.jobs),
+        cases=tuple(plan.kept.cases[job.case.label][0] if job.case.label in plan.kept.cases else planned(job) for job in plan.jobs),
         profile=first.profile.model_dump(mode="json"),
         versions=versions(),
         hardware=hardware(),
         environment=environment(),
         origins=dict(plan.origins),
+        nodes=plan.kept.nodes,
     )
-    return Run(plan.folder, manifest, plan.predictions)
+    return Run(plan.folder, manifest, (*plan.predictions, *(record for _, record in plan.kept.cases.values())))
+
+
+def planned(job: Job) -> CaseStatus:
+    """A case that has not begun."""
+    return CaseStatus(job.case, Status.PLANNED)
 
 
 def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
     folder = plan.folder / job.case.label
     folder.mkdir()  # whatever is there by now is not ours
-    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
+    write_json(folder / SPEC, plan.task(job))
     return launch(folder, plan.place, job.case.world_size, plan.timeout_s, on_progress)
 
 

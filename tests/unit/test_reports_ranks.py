@@ -24,12 +24,13 @@ def record() -> MemoryRecord:
 
 def printed(record: MemoryRecord) -> tuple[str, str]:
     """The summary of its run, and its breakdown."""
-    texts = []
-    for show, what in ((run_summary, fixtures.run([record])), (breakdown, record)):
-        console = Console(file=io.StringIO(), width=300, highlight=False)
-        show(what, console)  # type: ignore[operator]
-        texts.append(console.file.getvalue())  # type: ignore[attr-defined]
-    return texts[0], texts[1]
+    consoles = [Console(file=io.StringIO(), width=300, highlight=False) for _ in range(2)]
+    run_summary(fixtures.run([record]), consoles[0])
+    breakdown(record, consoles[1])
+    first, second = (console.file for console in consoles)
+    assert isinstance(first, io.StringIO)
+    assert isinstance(second, io.StringIO)
+    return first.getvalue(), second.getvalue()
 
 
 def test_the_worst_rank_and_the_straggler_are_named_with_their_hosts(record: MemoryRecord) -> None:
