@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bf16prof.cases import Job, Refusal, check_sizes
 from bf16prof.claims import claimed
@@ -14,6 +14,7 @@ from bf16prof.commands.output import check_outputs, hint, print_json, report_hin
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
+from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.explain import REASONS
 from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
@@ -39,15 +40,36 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
     given = asked.flags
+    if given.node_rank:
+        w.find_place(given)
+        _follow(given)
+        return
+    check_outputs(asked.given())
+    tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
+    found = measured(asked)
+    run = found.run
+    write_files(given.output, [run], force=given.force, **found.more)
+    if given.json_:
+        print_json(run.records, **found.more)
+    else:
+        _show(run, given.verbose)
+        if given.verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
+        report_hints(run.path, given.quiet)
+    _check(run, found.more["comparisons"], tolerance)
+    if found.error is not None:
+        raise found.error
+
+
+def measured(asked: Asked[MeasureFlags]) -> Outcome:
+    """The measured run with its predictions, as it was written; `error`: why a dry run of the same is missing."""
+    given = asked.flags
     if given.node_rank is None:
         _require_one_process()
     place = w.find_place(given)
     if given.node_rank:
-        _follow(given)
-        return
+        raise InputError(f"node_rank {given.node_rank}: a node that is not the first has no results", hint="bf16prof measure --node-rank")
     _check_resume(given)
-    check_outputs(asked.given())
-    tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
     request = read_request(asked)
     _require_true_peaks(request)
     jobs, refused = _possible(request, given.ranks, place)
@@ -55,9 +77,9 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
     run, failed = _run(given, request, jobs, place)
-    _answer(run, given, tolerance)
-    if failed is not None:
-        raise failed
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more = {"settings": said, "comparisons": reconcile(run.records), "run": str(run.path), "cases": run.manifest.cases}
+    return of_run(run, more, notes=request.notes, error=failed)
 
 
 def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -> tuple[Run, Bf16profError | None]:
@@ -85,22 +107,6 @@ def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -
         except NotWritten as error:
             raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
     return run, failed
-
-
-def _answer(run: Run, given: MeasureFlags, tolerance: float | None) -> None:
-    """Print what was measured and reconciled, and leave with what it is worth."""
-    comparisons = reconcile(run.records)
-    said = settings(run.manifest.profile, run.manifest.origins)
-    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
-    write_files(given.output, [run], force=given.force, **more)
-    if given.json_:
-        print_json(run.records, **more)
-    else:
-        _show(run, given.verbose)
-        if given.verbose:
-            show_settings(run.manifest.profile, run.manifest.origins)
-        report_hints(run.path, given.quiet)
-    _check(run, comparisons, tolerance)
 
 
 def _require_one_process() -> None:
