@@ -11,6 +11,7 @@ import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands import options as o
+from bf16prof.commands.literal import script_words
 from bf16prof.commands.output import (
     check_judged_device,
     check_outputs,
@@ -24,6 +25,7 @@ from bf16prof.commands.output import (
     write_files,
 )
 from bf16prof.commands.request import read_request, say_notes, select
+from bf16prof.commands.simulate_script import refuse_script_flags, simulate_script
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.records import Device, MemoryRecord
@@ -55,6 +57,9 @@ def simulate(
     activation_checkpointing: o.CheckpointingOption = None,
     zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
+    steps: o.ScriptStepsOption = 3,
+    rank: o.ScriptRankOption = 0,
+    timeout: o.ScriptTimeoutOption = 900,
     expandable_segments: o.ExpandableOption = False,
     snapshot: Annotated[
         Path | None,
@@ -67,7 +72,10 @@ def simulate(
     verbose: o.VerboseOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
+    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold.
+
+    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, the engine is that of your own training script, which runs as it is.
+    """
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
@@ -75,6 +83,10 @@ def simulate(
     from bf16prof.simulate.runner import simulate as run
 
     check_outputs(context.params)
+    if (words := script_words(context)) is not None:
+        simulate_script(context, words)
+        return
+    refuse_script_flags(context)
     check_judged_device(fail_unless_fits, device)
     require_packages("simulating")
     request = read_request(context)
