@@ -25,14 +25,14 @@ from bf16prof.verdict import gpu_limit, judged
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScriptOutcome:
     """What came of a script: the record of its steps, or why there is none, or both where it failed after some steps."""
 
     record: MemoryRecord | None
     failure: Bf16profError | None
 
 
-def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> Outcome:
+def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
     """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
     name = task.script.name
     with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
@@ -51,14 +51,14 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
         if record is not None and options.snapshot is not None:
             write_bytes(options.snapshot, files.snapshot.read_bytes(), replace=options.replace)
         if files.fault.exists():
-            return Outcome(record, _failure(read(files.fault, Fault), log))
+            return ScriptOutcome(record, _failure(read(files.fault, Fault), log))
         if record is not None:
-            return Outcome(record, None)
+            return ScriptOutcome(record, None)
         if code is None:
             how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout)"
         else:
             how = f"{name} was {killed(-code, kills.happened())}" if code < 0 else f"{name} left with exit code {code}"
-        return Outcome(None, _failure(Fault(how, TOO_BIG if code is not None and code < 0 else "", is_input=False), log))
+        return ScriptOutcome(None, _failure(Fault(how, TOO_BIG if code is not None and code < 0 else "", is_input=False), log))
 
 
 def _record(files: Files, task: ScriptTask) -> MemoryRecord:
