@@ -12,6 +12,11 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from bf16prof.scripts.command import split
+
+SCRIPT = "bf16prof.script"
+"""Where a context keeps what stands after `--`."""
+
 
 class LiteralCommand(TyperCommand):
     """A command whose help page has no markup."""
@@ -20,6 +25,22 @@ class LiteralCommand(TyperCommand):
         """Print the help page."""
         make_literal(self)
         super().format_help(ctx, formatter)
+
+
+class ScriptCommand(LiteralCommand):
+    """A command that takes a training script and its arguments after `--`, which are nobody's flags."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the command's own arguments; what stands after `--` is kept for `script_words`."""
+        own, words = split(args)
+        ctx.meta[SCRIPT] = words
+        return super().parse_args(ctx, own)
+
+
+def script_words(context: typer.Context) -> list[str] | None:
+    """What stands after `--` on the command line; `None` where there is no `--`."""
+    words: list[str] | None = context.meta.get(SCRIPT)
+    return words
 
 
 class LiteralGroup(TyperGroup):
@@ -39,9 +60,9 @@ class LiteralTyper(typer.Typer):
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=LiteralGroup, **settings)
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+    def command(self, name: str | None = None, *, takes_script: bool = False, **settings: Any) -> Callable[[Any], Any]:
         """Register a command."""
-        return super().command(name, cls=LiteralCommand, **settings)
+        return super().command(name, cls=ScriptCommand if takes_script else LiteralCommand, **settings)
 
 
 def make_literal(command: Any) -> None:

@@ -10,7 +10,10 @@ import typer
 from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
 
-PANELS = SELECT, TRAIN, WHERE, OUTPUT = "What to look at", "What is trained", "Where it runs", "Output"
+SELECT, TRAIN, SCRIPT, WHERE, OUTPUT = (
+    "What to look at", "What is trained", "Your own script (after --)", "Where it runs", "Output",
+)  # fmt: skip
+PANELS = SELECT, TRAIN, SCRIPT, WHERE, OUTPUT
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
     "130/143/129 interrupted."
@@ -165,6 +168,11 @@ ZeroInitOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
+]
+ScriptStepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps after which it is ended.", rich_help_panel=SCRIPT)]
+ScriptRankOption = Annotated[int, typer.Option("--rank", min=0, help="The rank that it runs as.", rich_help_panel=SCRIPT)]
+ScriptTimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=1, help="Seconds that it may take for these steps.", rich_help_panel=SCRIPT)
 ]
 OutputDirOption = Annotated[
     Path | None, typer.Option("--output-dir", "-d", help="The run directory; runs/TIME-PROFILE if not given.", rich_help_panel=OUTPUT)

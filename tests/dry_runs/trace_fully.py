@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bf16prof.documents import document
 from bf16prof.runs import read
-from bf16prof.simulate import dryrun, memo, micro_steps, ranks
+from bf16prof.simulate import dryrun, memo, micro_steps, ranks, recording
 from bf16prof.simulate.task import Task
 
 what = sys.argv[2].split(",")
@@ -22,7 +22,7 @@ if "answers" in what:
 if "ranks" in what:
     ranks.KNOWN.update({key: set() for key in ranks.KNOWN})
 if "steps" in what:
-    dryrun.MOST_REPEATS = 0
+    recording.MOST_REPEATS = 0
 if "micro-steps" in what:
     micro_steps.MicroSteps.body = lambda *_: None  # type: ignore[method-assign]
 record, _ = dryrun.dry_run(read(Path(sys.argv[1]), Task))
