@@ -44,10 +44,14 @@ OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK, RESERVE
 SPEC = "spec.json"
 EXITS = "exits.json"
 LAUNCHER_LOG = "launcher.log"
+SCRIPT_FOLDER = "script"
+"""Where the ranks of a user's own script write, in the place of the folder of a case: which case it is they know only in the end."""
+SCRIPT = "script.json"
+"""In that folder: what its ranks are told, where we have started them."""
 LAYOUT = "layout.json"
 STOP = "stop"
 """On several nodes: agents end their ranks when it is there."""
-CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG, LAYOUT, STOP))
+CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG, LAYOUT, STOP, SCRIPT))
 """All files that we write into the folder of a case, beside those of its ranks and nodes."""
 
 _RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log)")

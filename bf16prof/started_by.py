@@ -38,3 +38,21 @@ def started_by(variables: Mapping[str, str] | None = None) -> Started | None:
         if number.isdecimal() and total.isdecimal() and int(total) > 1:
             return Started(name, int(number), int(total), (rank, ranks))
     return None
+
+
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID", "GROUP_RANK": "SLURM_NODEID"}
+_MPI = {
+    "RANK": "OMPI_COMM_WORLD_RANK", "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE", "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+}  # fmt: skip
+
+
+def rank_variables(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What torch and DeepSpeed read a rank from, where a launcher has said it in words of its own only: srun, mpirun.
+
+    Nothing where RANK is set, or where nobody says anything.
+    """
+    variables = os.environ if variables is None else variables
+    if "RANK" in variables:
+        return {}
+    words = _SLURM if "SLURM_STEP_ID" in variables else _MPI
+    return {name: variables[word] for name, word in words.items() if word in variables and name not in variables}

@@ -41,11 +41,15 @@ def prepare(jobs: Sequence[Job], say: Callable[[str], None]) -> None:
 
     `say` hears what takes long. Raises `InputError` with the compiler's last line when something does not compile.
     """
+    prepare_parts(needed(jobs), say)
+
+
+def prepare_parts(parts: Sequence[str], say: Callable[[str], None]) -> None:
+    """The same for parts by name."""
     folder = cache_folder()
     os.environ[CACHE_VARIABLE] = str(folder)
     if shutil.which("ninja") is None:  # torch runs it by name, and pip puts it where only an activated environment looks
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-    parts = needed(jobs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if all(is_compiled(folder, part) for part in parts):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
 from bf16prof.measure.launcher import Outcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
+from bf16prof.profiles.gpus import Gpu
 from bf16prof.quality.sums import SAMPLE, Sums, total
 from bf16prof.records import (
+    Case,
     Device,
     MemoryRecord,
     Phase,
@@ -22,6 +25,7 @@ from bf16prof.records import (
     StepRecord,
     StepWork,
     UpdateQuality,
+    Workload,
     by_component,
     peak_phase,
     with_other,
@@ -31,6 +35,18 @@ from bf16prof.summaries import interquartile_range, not_finite
 from bf16prof.verdict import of_a_run
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What the ranks of a record have trained, on what: the GPU where it is one that is known, and tokens in a step where there are any."""
+
+    case: Case
+    device: Device
+    workload: Workload | None
+    gpu: Gpu | None = None
+    tokens_per_step: int | None = None
+    knows_losses: bool = True
+
+
 def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:
     """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
     the slowest. That another rank's peak is higher is said in the notes.
@@ -38,6 +54,13 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     `work` is what a step has to do, as the estimate counts it. A case that did not finish gives what is known of it, and says in its notes
     that it is partial; `None` if no rank got as far as init.
     """
+    tokens = None if job.profile.model.inputs else _tokens_per_step(job)
+    gpu = job.gpu if job.device is Device.GPU else None
+    return record_of_ranks(outcome, Subject(job.case, job.device, workload_of(job), gpu, tokens), work)
+
+
+def record_of_ranks(outcome: Outcome, subject: Subject, work: StepWork | None = None) -> MemoryRecord | None:
+    """The same of whatever the ranks have trained."""
     ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
     if not ranks:
         return None
@@ -49,13 +72,13 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     items, doubt = ((), None) if allocated is None else with_other(heaviest.items, allocated)
     phases = heaviest.training_phases()
     highest = peak_phase(phases)
-    mfu, hfu = utilisation(work, job.gpu, median)
+    mfu, hfu = utilisation(work, subject.gpu, median)
     record = MemoryRecord(
         source=Source.MEASURE,
-        case=job.case,
-        device=job.device,
+        case=subject.case,
+        device=subject.device,
         gpu=heaviest.device_name if heaviest.device_name != "cpu" else None,
-        workload=workload_of(job),
+        workload=subject.workload,
         parameters=heaviest.parameters,
         allocated_bytes=allocated,
         components={} if allocated is None else by_component(items),
@@ -70,7 +93,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         host_bytes_per_node=_fullest_node(ranks) if heaviest.host_items else None,
         step_time_s=median,
         step_time_iqr_s=interquartile_range(times),
-        tokens_per_s=_tokens_per_step(job) / median if median and not job.profile.model.inputs else None,
+        tokens_per_s=subject.tokens_per_step / median if median and subject.tokens_per_step else None,
         step_time_floor_s=work.step_time_floor_s if work else None,
         mfu=mfu,
         hfu=hfu,
@@ -83,15 +106,14 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         quality=job_quality(ranks),
         ranks=tuple(_summary(rank) for rank in ranks),
         notes=(
-            *_notes(outcome, steps),
+            *_notes(outcome, steps if subject.knows_losses else ()),
             *_higher_peak(heaviest, ranks),
-            *peak_note(work, job.gpu),
+            *peak_note(work, subject.gpu),
             *([doubt] if doubt else []),
             *([SAMPLED] * any(rank.quality for rank in ranks)),
         ),
     )
-    gpu = job.gpu if job.device is Device.GPU else None
-    return of_a_run(record, gpu, finished=outcome.status is Status.FINISHED, out_of_memory=outcome.status is Status.OOM)
+    return of_a_run(record, subject.gpu, finished=outcome.status is Status.FINISHED, out_of_memory=outcome.status is Status.OOM)
 
 
 def _summary(rank: RankResult) -> RankSummary:

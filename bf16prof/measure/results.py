@@ -10,8 +10,9 @@ from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
 from bf16prof.quality.sums import Sums
-from bf16prof.records import STRICT, Device, Item, Phase, PhaseMemory, Size, StepRecord, merge_phases
+from bf16prof.records import STRICT, Case, Device, Item, Phase, PhaseMemory, Size, StepRecord, Workload, merge_phases
 from bf16prof.runs import Status, rank_file, read
+from bf16prof.scripts.command import Script
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,34 @@ class RankQuality:
     step: Size
     loss: float | None
     layers: dict[str, Sums]
+
+
+@dataclass(frozen=True)
+class OfScript:
+    """What a rank of a user's own script says of the job: the script, of how many ranks this is one, and the case and the workload as its
+    engine has them, once there is one. `notes`: what else there is to say.
+    """
+
+    __pydantic_config__ = STRICT
+
+    script: Script
+    world_size: Size
+    case: Case | None = None
+    workload: Workload | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScriptTask:
+    """What a rank of a script is told: how many steps to watch closely, how many to time after that, and whether to end the script then."""
+
+    __pydantic_config__ = STRICT
+
+    script: Script
+    warmup: int = 3
+    steps: int = 10
+    is_ended: bool = False
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,7 @@ class RankResult:
     quality: tuple[RankQuality, ...] = ()
     stopped_at: float | None = None
     noticed: bool = False
+    of_script: OfScript | None = None
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepRecord) -> RankResult:

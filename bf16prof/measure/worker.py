@@ -54,7 +54,7 @@ class Rank:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         import_client_optimizer(deepspeed_config(self.job))
         self.probe = make_probe(self.job.device)
-        self.clock = _phase_clock(self.probe)
+        self.clock = phase_clock(self.probe)
         self.marks = PhaseMarks(self.probe, self.probe.settle, self.clock.mark)
         self.result = started_result(self.rank, self.probe)
         self._written = 0.0
@@ -193,10 +193,10 @@ class _Timer:
 
     def _event(self) -> None:
         if self._probe.device_type == "cuda":
-            self._events.append(_recorded_event())
+            self._events.append(recorded_event())
 
 
-def _recorded_event() -> Any:
+def recorded_event() -> Any:
     """A timing event on the current CUDA stream, here."""
     import torch
 
@@ -205,12 +205,12 @@ def _recorded_event() -> Any:
     return event
 
 
-def _phase_clock(probe: Any) -> Any:
+def phase_clock(probe: Any) -> Any:
     """A clock of phases: of the device where there is one, as the host runs ahead of it. Events are read after a step has synchronised."""
     from bf16prof.engine.phases import PhaseClock
 
     if probe.device_type == "cuda":
-        return PhaseClock(_recorded_event, lambda begin, end: float(begin.elapsed_time(end)) / 1000)
+        return PhaseClock(recorded_event, lambda begin, end: float(begin.elapsed_time(end)) / 1000)
     return PhaseClock()
 
 
@@ -225,7 +225,7 @@ def main() -> None:
         rank.run()
     except BaseException as error:
         stopped_at = time.monotonic()  # before anything is unwound: the others notice when connections are closed
-        said: dict[str, Any] = {"status": _status(error), "message": _message(error), "noticed": _has_noticed(error)}
+        said: dict[str, Any] = {"status": _status(error), "message": _message(error), "noticed": has_noticed(error)}
         rank.save(**said, run_peak_bytes=rank.probe.run_peak_bytes(), stopped_at=stopped_at)
         raise
     # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
@@ -244,7 +244,7 @@ def _status(error: BaseException) -> Status:
     return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
 
 
-def _has_noticed(error: BaseException) -> bool:
+def has_noticed(error: BaseException) -> bool:
     """Whether an error says no more than that another rank, or the connection to it, is gone."""
     from torch import distributed
 

@@ -204,7 +204,7 @@ def test_no_file_means_no_exits(tmp_path: Path) -> None:
     ],
 )
 def test_who_only_noticed_says_so(error: BaseException, noticed: bool) -> None:
-    assert worker._has_noticed(error) is noticed
+    assert worker.has_noticed(error) is noticed
 
 
 def test_reasons_are_words() -> None:
