@@ -6,6 +6,8 @@ Run as `python -m bf16prof.simulate.worker FOLDER COUNT`; for task N it writes a
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -91,6 +93,17 @@ def _is_about_a_value(error: Exception, building: bool) -> bool:
     return isinstance(error, AssertionError) and not str(error) and not building
 
 
+def import_first(hugging_face: bool = False) -> None:
+    """Import what every fork would import for itself, which takes longer than its dry run."""
+    import torch._dynamo
+
+    import bf16prof.simulate.dryrun  # noqa: F401
+
+    if hugging_face:
+        with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
+            importlib.import_module("transformers.modeling_utils")
+
+
 def _task_process(files: Files) -> None:
     die_with_parent()
     run_task(files)
@@ -103,10 +116,10 @@ def main() -> None:
     if count == 1:
         run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
+    waiting = [Files(folder, index) for index in range(count)]
+    import_first(any("hf_config" in read(files.task, Task).job.profile.get("model", {}) for files in waiting))
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
-    waiting = [Files(folder, index) for index in range(count)]
     running: dict[Files, multiprocessing.process.BaseProcess] = {}
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
