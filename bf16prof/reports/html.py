@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bf16prof.bounds import bound_notes
 from bf16prof.documents import as_json, document
 from bf16prof.reconcile import REFERENCES
 from bf16prof.records import Component, MemoryRecord, Phase, Source
@@ -50,6 +51,7 @@ def render(runs: Sequence[Run]) -> str:
         tiles=tiles(runs, views),
         failures=[failure for run in runs for failure in _failures(run, views)],
         summary=summary(views),
+        bounds=[inert(text, MESSAGE_LIMIT) for text in bound_notes(record for run in runs for record in run.records)],
         details=[_details(index, view) for index, view in enumerate(views)],
         figures=drawn,
         losses=loss_table(views),
