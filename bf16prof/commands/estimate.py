@@ -62,7 +62,13 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
         "refused": refused,
         "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()],
     }
-    write_files(given.output, [finished_run(f"estimate {request.profile.name}", records, trained, origins)], force=given.force, **more)
+    write_files(
+        given.output,
+        [finished_run(f"estimate {request.profile.name}", records, trained, origins)],
+        force=given.force,
+        figure=given.figure,
+        **more,
+    )
     if given.json_:
         print_json(records, **more)
     else:

@@ -46,7 +46,7 @@ def import_(asked: Asked[ImportFlags]) -> None:
     comparisons = reconcile(run.records)
     said = settings(subject.profile, subject.origins)
     more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path)}
-    write_files(given.output, [run], force=given.force, **more)
+    write_files(given.output, [run], force=given.force, figure=given.figure, **more)
     if given.json_:
         print_json(run.records, **more)
     else:

@@ -69,7 +69,7 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     comparisons = reconcile(run.records)
     said = settings(run.manifest.profile, run.manifest.origins)
     more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
-    write_files(given.output, [run], force=given.force, **more)
+    write_files(given.output, [run], force=given.force, figure=given.figure, **more)
     if given.json_:
         print_json(run.records, **more)
     else:

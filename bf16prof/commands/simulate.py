@@ -68,7 +68,7 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
     more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
-    write_files(given.output, [result], force=given.force, **more)
+    write_files(given.output, [result], force=given.force, figure=given.figure, **more)
     if given.json_:
         print_json(records, **more)
     else:

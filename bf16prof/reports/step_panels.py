@@ -15,7 +15,7 @@ from bf16prof.reports.treemap import treemap
 from bf16prof.reports.units import gib, inert, share
 from bf16prof.reports.verdict import Said, beside_the_allocator, verdict
 from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
-from bf16prof.reports.waterfall import waterfall
+from bf16prof.reports.waterfall import is_off, waterfall
 from bf16prof.runs import Run
 
 MOST_PANELS = 24
@@ -45,13 +45,19 @@ class Panel:
 def panels(views: Sequence[CaseView]) -> tuple[list[Panel], int]:
     """Panels of the records that know a timeline or what is alive at their peak, and how many such records are left out."""
     most_first = [(v, r) for v in views for r in sorted(v.records.values(), key=lambda r: r.timeline is None)]
-    known = [(v, r) for v, r in most_first if r.timeline or r.peak_components]
+    known = [(v, r) for v, r in most_first if r.timeline or r.peak_components or _missed(v, r)]
     counts = {id(view): sum(view is other for other, _ in known) for view, _ in known}
     made = [
         _panel(f"step-{index}", view.label + (f", {record.source}" if counts[id(view)] > 1 else ""), view, record)
         for index, (view, record) in enumerate(known[:MOST_PANELS])
     ]
     return made, len(known) - len(made)
+
+
+def _missed(view: CaseView, record: MemoryRecord) -> bool:
+    """Whether a measurement found other bytes in some component than this prediction."""
+    reference = view.reference
+    return bool(reference and reference is not record and is_off(record, reference))
 
 
 def with_thin_timelines(runs: Sequence[Run]) -> list[Run]:

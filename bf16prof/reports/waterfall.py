@@ -42,6 +42,11 @@ def waterfall(id_: str, predicted: MemoryRecord, measured: MemoryRecord) -> Figu
     return figure(id_, traces, layout, f"From {predicted.source} to {measured.source}: {signed_bytes(total)}", words)
 
 
+def is_off(predicted: MemoryRecord, measured: MemoryRecord) -> bool:
+    """Whether there is anything to draw."""
+    return next(_steps(predicted, measured), None) is not None
+
+
 def _steps(predicted: MemoryRecord, measured: MemoryRecord) -> Iterator[_Step]:
     if not predicted.components or not measured.components:
         return

@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 import report_fixtures as fixtures
 
-from bf16prof.reports import html
+from bf16prof.reports import html, pictures
 from bf16prof.runs import Run, replace
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -430,3 +430,10 @@ def test_figures_say_in_words_what_they_draw(browser: Browser) -> None:
 
 def test_a_page_of_one_case_is_small() -> None:
     assert len(html.render([one_case_of_all()]).encode()) < 2_000_000
+
+
+def test_a_figure_is_a_picture_file() -> None:
+    """A browser of its own: kaleido starts what `-o loss.svg` has."""
+    drawn = pictures.picture([one_case_of_all()], "losses", ".svg").decode()
+    assert drawn.startswith("<svg")
+    assert "Loss by step" in drawn
