@@ -45,7 +45,7 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     found = estimated(asked, request)
     records, trained, origins = found.records, found.run.manifest.profile, found.run.manifest.origins
     say_notes(request, given.quiet)
-    write_files(given.output, [found.run], force=given.force, **found.more)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(records, **found.more)
     else:

@@ -87,7 +87,15 @@ class FileFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateFlags(FileFlags, SubjectFlags):
+class PageFlags(FileFlags):
+    """Files to write of records, which have figures."""
+
+    output: o.PageFilesOption = None
+    figure: o.FigureOption = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateFlags(PageFlags, SubjectFlags):
     """Flags of `estimate`."""
 
     zero: o.ZeroOption = "0,1,2,3"
@@ -107,7 +115,7 @@ class EstimateFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateFlags(FileFlags, SubjectFlags):
+class SimulateFlags(PageFlags, SubjectFlags):
     """Flags of `simulate`."""
 
     zero: o.ZeroOption = "3"
@@ -192,7 +200,7 @@ class PlanFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureFlags(FileFlags, SubjectFlags):
+class MeasureFlags(PageFlags, SubjectFlags):
     """Flags of `measure`. GPUs are found, not asked for."""
 
     profile: o.ProfileOption = "cpu-demo"
@@ -227,7 +235,7 @@ class LogFlags(CaseFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportFlags(FileFlags, LogFlags):
+class ImportFlags(PageFlags, LogFlags):
     """Flags of `import`."""
 
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What was logged of one run: all that there is of it.")] = field(

@@ -40,7 +40,7 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
     found = measured(asked)
     run = found.run
-    write_files(given.output, [run], force=given.force, **found.more)
+    write_files(given.output, [run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(run.records, **found.more)
     else:

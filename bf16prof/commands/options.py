@@ -9,6 +9,8 @@ import typer
 
 from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
+from bf16prof.reports.pictures import DEFAULT as DEFAULT_FIGURE
+from bf16prof.reports.pictures import FIGURES
 
 PANELS = SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
 EXIT_CODES = (
@@ -174,6 +176,26 @@ FilesOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--output", "-o", metavar="FILE", help="Write a file: .json, .csv, .md or .html. May be repeated.", rich_help_panel=OUTPUT
+    ),
+]
+PageFilesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write a file: .json, .csv, .md, .html, one figure as .png, .svg or .pdf, or trace.json for Perfetto. May be repeated.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+FigureOption = Annotated[
+    str,
+    typer.Option(
+        "--figure",
+        metavar="NAME",
+        help=f"What a .png, .svg or .pdf shows: {', '.join(FIGURES)} ({DEFAULT_FIGURE} if not given).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]

@@ -37,7 +37,7 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
     check_judged_device(given.fail_unless_fits, given.device)
     request = read_request(asked)
     found = simulated(asked, request)
-    write_files(given.output, [found.run], force=given.force, **found.more)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(found.records, **found.more)
     else:
