@@ -21,6 +21,7 @@ from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_type_hints
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.where import PlaceFlags
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.records import Device, Offload
@@ -200,18 +201,12 @@ class PlanFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureFlags(PageFlags, SubjectFlags):
+class MeasureFlags(PlaceFlags, PageFlags, SubjectFlags):
     """Flags of `measure`. GPUs are found, not asked for."""
 
     profile: o.ProfileOption = "cpu-demo"
     zero: o.ZeroOption = "1,2,3"
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full"
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT
-        ),
-    ] = None
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10
     quality: Annotated[
@@ -220,7 +215,9 @@ class MeasureFlags(PageFlags, SubjectFlags):
     ] = 0
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False
-    output_dir: o.OutputDirOption = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output-dir: finished cases are kept.", rich_help_panel=o.SELECT)
+    ] = False
     fail_over: o.TolerateOption = None
     verbose: o.VerboseOption = False
 

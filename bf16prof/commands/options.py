@@ -12,7 +12,7 @@ from bf16prof.records import Device, Offload
 from bf16prof.reports.pictures import DEFAULT as DEFAULT_FIGURE
 from bf16prof.reports.pictures import FIGURES
 
-PANELS = SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
+PANELS = SELECT, TRAIN, WHERE, OUTPUT = "What to look at", "What is trained", "Where it runs", "Output"
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
     "130/143/129 interrupted."

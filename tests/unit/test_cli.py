@@ -42,6 +42,7 @@ FLAGS = {
         "subject",
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
         "--simulate", "--quality",
+        "--nnodes", "--node-rank", "--rdzv-endpoint", "--hostfile", "-H", "--include", "-i", "--exclude", "-e", "--launcher", "--resume",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",

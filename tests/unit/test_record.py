@@ -82,7 +82,7 @@ def test_the_record_is_the_heaviest_ranks() -> None:
     )
 
     assert found.allocated_bytes == 105
-    assert found.rank_allocated_bytes == (95, 105, 105)
+    assert [rank.allocated_bytes for rank in found.ranks] == [95, 105, 105]
     assert (found.run_peak_allocated_bytes, found.reserved_bytes, found.gpu) == (400, 500, "H200")
     assert (found.peak_allocated_bytes, found.peak_phase) == (7, Phase.BACKWARD)
 
@@ -140,7 +140,8 @@ def test_a_case_that_failed_keeps_what_is_known_and_says_that_it_is_partial() ->
     )  # fmt: skip
 
     assert found.notes == ("partial: failed: rank 1: killed by SIGKILL",)
-    assert (found.allocated_bytes, found.components, found.items, found.rank_allocated_bytes) == (None, {}, (), ())
+    assert (found.allocated_bytes, found.components, found.items) == (None, {}, ())
+    assert [(rank.rank, rank.allocated_bytes) for rank in found.ranks] == [(0, None), (2, None)]
     assert found.run_peak_allocated_bytes == 250, "the highest peak of the ranks that wrote one"
     assert len(found.steps) == 1
     assert found.parameters == 123
