@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {"profiles", "kernels", "reductions", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "plans", "explanations"},
     {"models", "cases", "imports"},
     {"engine", "estimate", "quality"},
+    {"scripts"},
     {"simulate", "measure", "planning"},
     {"commands", "check"},
     {"app"},
