@@ -19,6 +19,7 @@ from bf16prof.commands.output import (
     show_settings,
     write_files,
 )
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import read_request, say_notes, select
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
@@ -57,6 +58,7 @@ def estimate(
     activation_checkpointing: o.CheckpointingOption = None,
     zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
+    trace: o.TraceOption = True,
     json_: o.JsonOption = False,
     output: o.FilesOption = None,
     force: o.ForceOption = False,
@@ -76,6 +78,7 @@ def estimate(
     request = read_request(context)
     target = find_gpu(gpu) if device is Device.GPU else None
     jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
+    record_for(jobs, trace=trace, quiet=quiet)
     _require_closed_form(jobs)
     say_notes(request, quiet)
     replays = Replays.ALL if verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE

@@ -11,6 +11,7 @@ from bf16prof.cases import Job, Refusal
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
@@ -62,6 +63,7 @@ def measure(
     ] = 0,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
+    trace: o.TraceOption = True,
     output_dir: o.OutputDirOption = None,
     json_: o.JsonOption = False,
     output: o.FilesOption = None,
@@ -91,6 +93,7 @@ def measure(
     name = request.profile.name
     origins, failed = request.resolved.origins, None
     with claimed(output_dir, name, force=force, beside=output or ()) as claim:
+        record_for(jobs, trace=trace, quiet=quiet)
         predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
         if simulate:
             with SimulationProgress(jobs, quiet) as progress:

@@ -12,6 +12,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
@@ -96,6 +97,7 @@ def plan(
     activation_checkpointing: o.CheckpointingOption = None,
     zero_init: o.ZeroInitOption = None,
     set_: o.SetOption = None,
+    trace: o.TraceOption = True,
     write: Annotated[
         Path | None,
         typer.Option("--write", metavar="FILE", help="Write the first choice as a DeepSpeed JSON.", rich_help_panel=o.OUTPUT),
@@ -122,6 +124,7 @@ def plan(
     request = read_request(context)
     _require_partitions(request.profile, o.numbers("--zero", zero), sizes)
     judge = _judge(context.params, request)
+    record_for([], trace=trace, quiet=quiet)
     say_notes(request, quiet)
     most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]

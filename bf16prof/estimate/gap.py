@@ -15,9 +15,9 @@ from bf16prof.engine.config import (
     optimizer_settings,
 )
 from bf16prof.errors import InputError
+from bf16prof.estimate.anatomy import anatomy_of
 from bf16prof.estimate.program import run_of
 from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.subject import subject_of
 from bf16prof.models.shapes import NoInventory
 from bf16prof.models.tapes import network
 from bf16prof.profiles.features import with_effect
@@ -25,7 +25,7 @@ from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.records import Device
 from bf16prof.signatures import store
-from bf16prof.signatures.question import Question
+from bf16prof.signatures.inquiry import Inquiry
 
 ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"}
 
@@ -33,7 +33,7 @@ ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"
 def closed_form_gap(job: Job) -> str | None:
     """Why this job has no closed form; `None` if it has one."""
     try:
-        subject_of(job)
+        anatomy_of(job)
     except NoInventory as error:
         return error.message
     if job.recipe.id == DS_CONFIG:
@@ -53,7 +53,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     """
     if gap := _tape_gap(job, engine):
         return gap
-    if engine.device is Device.CPU and engine.subject.signature is None:
+    if engine.device is Device.CPU and engine.anatomy.signature is None:
         return "the scratch memory of CPU kernels is that of a recorded pass, and there is none"
     facts = engine.facts
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
@@ -80,12 +80,12 @@ def work_gap(job: Job, engine: Engine) -> str | None:
 
 def _tape_gap(job: Job, engine: Engine) -> str | None:
     """Why the operators of this model are not known."""
-    if (signature := engine.subject.signature) is not None:
+    if (signature := engine.anatomy.signature) is not None:
         return signature.problem or None
     try:
         network(run_of(job, engine.facts))
     except InputError as error:
-        return store.problem(Question.of(job)) or error.message
+        return store.problem(Inquiry.of(job)) or error.message
     return None
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from bf16prof.cases import Job
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
+from bf16prof.estimate.anatomy import other_names
 from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
-from bf16prof.estimate.subject import other_names
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings

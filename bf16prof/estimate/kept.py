@@ -34,7 +34,7 @@ def between_steps(job: Job, engine: Engine) -> list[Allocation]:
 def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Allocation], Allocation, list[Allocation]]:
     """What the model returned, the loss, and the batch, of the last micro-step; a loop that does not keep outputs has none then, but the
     batches of all micro-steps."""
-    workload, signature = job.profile.workload, engine.subject.signature
+    workload, signature = job.profile.workload, engine.anatomy.signature
     outputs = {} if not workload.keeps_outputs else _outputs(job, engine.facts) if signature is None else dict(signature.outputs)
     loss = _loss_bytes(job, engine.facts) if signature is None else signature.loss_bytes
     count = 1 if workload.keeps_outputs else workload.gradient_accumulation_steps
@@ -65,7 +65,7 @@ def model_buffers(job: Job, engine: Engine) -> list[Allocation]:
     What no module has registered is what attribution leaves unexplained, on a GPU in whole blocks.
     """
     block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
-    if (signature := engine.subject.signature) is not None:
+    if (signature := engine.anatomy.signature) is not None:
         held = [each.bytes for each in signature.held if each.is_registered]
         other = [each.bytes for each in signature.held if not each.is_registered]
     else:

@@ -224,7 +224,7 @@ def replay(
     meter = Replay(plan.block, allocator, streams, engine.world_size)
     _init(job, engine, meter, HELD_ELSEWHERE | {label for label, _ in plan.outputs})
     if isinstance(plan.how, Reduction):
-        meter.buckets = BucketsOfPartition(engine.subject.trained, plan.how, share(engine))
+        meter.buckets = BucketsOfPartition(engine.anatomy.trained, plan.how, share(engine))
     before: tuple[int, ...] = ()
     for number in range(MOST_STEPS):
         _step(engine, meter, done, is_first=number == 0)

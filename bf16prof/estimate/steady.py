@@ -24,8 +24,8 @@ from bf16prof.engine.config import (
     zero_settings,
 )
 from bf16prof.estimate.allocation import Allocation, allocation
+from bf16prof.estimate.anatomy import Anatomy, anatomy_of
 from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
-from bf16prof.estimate.subject import Subject, subject_of
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
@@ -43,18 +43,18 @@ class Engine:
     parameters: Sequence[ParameterSpec]
     world_size: int
     device: Device = Device.GPU
-    given: Subject | None = None
+    given: Anatomy | None = None
 
     @classmethod
     def of(cls, job: Job) -> Engine:
         """The engine of a job whose model's parameters are known."""
-        subject = subject_of(job)
-        return cls(deepspeed_config(job), subject.parameters, job.case.world_size, job.device, subject)
+        anatomy = anatomy_of(job)
+        return cls(deepspeed_config(job), anatomy.parameters, job.case.world_size, job.device, anatomy)
 
     @functools.cached_property
-    def subject(self) -> Subject:
+    def anatomy(self) -> Anatomy:
         """The model that has these parameters."""
-        return self.given or Subject(self.parameters)
+        return self.given or Anatomy(self.parameters)
 
     @functools.cached_property
     def facts(self) -> EngineFacts:

@@ -14,6 +14,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
+from bf16prof.estimate.anatomy import Anatomy
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Settings, owners, padding_bytes
 from bf16prof.estimate.gradients import (
@@ -34,7 +35,6 @@ from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.estimate.program import Program, key_of, program, recorded, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step, waiting_norms
-from bf16prof.estimate.subject import Subject
 from bf16prof.models.autograd.tape import LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.models.tapes import Run, network
@@ -52,7 +52,7 @@ NEGLIGIBLE = 2**16
 class Plan:
     """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, of BF16_Optimizer, or `None` at stage 0."""
 
-    subject: Subject
+    anatomy: Anatomy
     run: Run
     precision: Precision
     block: int
@@ -80,12 +80,12 @@ class Plan:
     def widths(self) -> dict[Key, int]:
         """Bytes of an element of every parameter when it is gathered: in its own dtype, or autocast's."""
         own = self.precision.parameter
-        return _widths(self.subject, (self.precision.autocast or own, own))
+        return _widths(self.anatomy, (self.precision.autocast or own, own))
 
     def program(self) -> Program:
         """A micro-step of the model."""
-        if self.subject.signature is not None:
-            return recorded(self.subject.signature, self.block)
+        if self.anatomy.signature is not None:
+            return recorded(self.anatomy.signature, self.block)
         is_third = isinstance(self.how, Settings)
         return program(self.run, self.precision, is_third, self.memory_efficient_linear or not is_third, self.block)
 
@@ -106,7 +106,7 @@ class Walked:
     @property
     def numels(self) -> Mapping[Key, int]:
         """The elements of every parameter."""
-        return self.plan.subject.numels
+        return self.plan.anatomy.numels
 
     @functools.cached_property
     def widths(self) -> Mapping[Key, int]:
@@ -116,7 +116,7 @@ class Walked:
     @functools.cached_property
     def wires(self) -> Mapping[Key, int]:
         """Bytes of an element of every gradient when it is reduced."""
-        return _widths(self.plan.subject, self.plan.wires)
+        return _widths(self.plan.anatomy, self.plan.wires)
 
     @functools.cached_property
     def reduced(self) -> Sequence[tuple[int, tuple[Key, ...]]]:
@@ -153,14 +153,14 @@ def passes(job: Job, engine: Engine, done: Walked) -> Meter:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _like(subject: Subject, world_size: int) -> int:
+def _like(anatomy: Anatomy, world_size: int) -> int:
     """A number of ranks for which ZeRO-3 gathers and reduces the same bytes, but for `NEGLIGIBLE` padding: 2 if possible.
 
     Parameters are gathered whole; what differs is the padding, and whether a single gradient can be reduced in place.
     """
     if world_size <= 2:
         return world_size
-    numels = list(subject.numels.values())
+    numels = list(anatomy.numels.values())
     padding = sum(padding_bytes(n, world_size, dtype_bytes("fp32"), ALLOCATOR_BLOCK_BYTES) for n in numels)
     alike = all((n % world_size == 0) == (n % 2 == 0) for n in set(numels))
     return 2 if alike and padding <= NEGLIGIBLE else world_size
@@ -172,7 +172,7 @@ def _plan(job: Job, engine: Engine) -> Plan:
     outputs, loss, _ = kept_by_the_loop(job, engine)
     is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
     return Plan(
-        subject=engine.subject,
+        anatomy=engine.anatomy,
         run=run_of(job, facts),
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
@@ -208,7 +208,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
     if facts.wrapper is not Wrapper.ZERO3:
         return None
     return Settings(
-        world_size=_like(engine.subject, engine.world_size),
+        world_size=_like(engine.anatomy, engine.world_size),
         prefetch_bucket=zero.prefetch_bucket_size,
         max_live=zero.max_live_parameters,
         max_reuse_distance=zero.max_reuse_distance,
@@ -216,7 +216,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         contiguous=zero.contiguous_gradients,
         width=width,
         gradient=dtype_bytes(facts.gradient_dtype),
-        persistent=frozenset(engine.subject.keys[place] for place in persistent_places(engine.all_numels, zero)),
+        persistent=frozenset(engine.anatomy.keys[place] for place in persistent_places(engine.all_numels, zero)),
         on_host=offloads_parameters(engine.config),
         offloads=offloads,
         scatters=zero.reduce_scatter,
@@ -242,9 +242,9 @@ def _walked(plan: Plan) -> Walked:
     return Walked(plan, meter, whole, gradients, launched)
 
 
-def _widths(subject: Subject, sizes: tuple[int, int]) -> dict[Key, int]:
+def _widths(anatomy: Anatomy, sizes: tuple[int, int]) -> dict[Key, int]:
     """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
-    return {key: sizes[not p.cast_by_autocast] for key, p in zip(subject.keys, subject.parameters, strict=True)}
+    return {key: sizes[not p.cast_by_autocast] for key, p in zip(anatomy.keys, anatomy.parameters, strict=True)}
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -293,42 +293,42 @@ def strategy(plan: Plan, meter: Meter, whole: Program) -> tuple[Gradients | Gath
 
 
 def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
-    subject, how = plan.subject, plan.how
+    anatomy, how = plan.anatomy, plan.how
     if how is None:
-        return Gradients(meter, subject.trained, plan.wires[1] if plan.casts_to_reduce else 0)
+        return Gradients(meter, anatomy.trained, plan.wires[1] if plan.casts_to_reduce else 0)
     if isinstance(how, Accumulation):
-        return AccumulatedGradients(meter, subject.trained, how)
-    wires = _widths(subject, plan.wires)
+        return AccumulatedGradients(meter, anatomy.trained, how)
+    wires = _widths(anatomy, plan.wires)
     if isinstance(how, Reduction):
         meter.log = []
-        return PartitionedGradients(meter, subject.trained, {key: wires[key] for key in subject.trained}, how)
+        return PartitionedGradients(meter, anatomy.trained, {key: wires[key] for key in anatomy.trained}, how)
     trace = list(whole.modules())
-    order = _cut(subject) if plan.zero_init else subject.keys
+    order = _cut(anatomy) if plan.zero_init else anatomy.keys
     owned, leaves = _modules(plan, trace)
     return Gathers(
-        meter, subject.numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how, leaves=leaves
+        meter, anatomy.numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how, leaves=leaves
     )
 
 
 def _modules(plan: Plan, trace: Sequence[Key]) -> tuple[dict[Key, list[Key]], Leaves | None]:
     """The parameters of each module that is called, and those that are taken as one with all that is in them."""
-    subject = plan.subject
-    if (signature := subject.signature) is not None:
-        called = {subject.key(each.name): [subject.key(name) for name in each.parameters] for each in signature.modules}
-        modules = {subject.key(each.name) for each in signature.modules if each.is_leaf}
-        return called, Leaves(modules, trace, subject.numels, by_name) if modules else None
-    tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in subject.parameters if spec.tied}
-    owned = owners(trace, subject.numels, tied)
+    anatomy = plan.anatomy
+    if (signature := anatomy.signature) is not None:
+        called = {anatomy.key(each.name): [anatomy.key(name) for name in each.parameters] for each in signature.modules}
+        modules = {anatomy.key(each.name) for each in signature.modules if each.is_leaf}
+        return called, Leaves(modules, trace, anatomy.numels, by_name) if modules else None
+    tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in anatomy.parameters if spec.tied}
+    owned = owners(trace, anatomy.numels, tied)
     net = network(plan.run)
     modules = {module for module in owned if module[0] >= 0 and module[1] == net.leaf}
-    return owned, Leaves(modules, trace, subject.numels, in_layers(net.root)) if modules else None
+    return owned, Leaves(modules, trace, anatomy.numels, in_layers(net.root)) if modules else None
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _cut(subject: Subject) -> list[Key]:
+def _cut(anatomy: Anatomy) -> list[Key]:
     """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
-    modules = [each.name.rpartition(".")[0] for each in subject.parameters]
-    return [subject.keys[index] for index in cut_order(modules) if index is not None]
+    modules = [each.name.rpartition(".")[0] for each in anatomy.parameters]
+    return [anatomy.keys[index] for index in cut_order(modules) if index is not None]
 
 
 def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
@@ -348,11 +348,11 @@ def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
 def share(engine: Engine) -> Share:
     """The flat buffer of stages 1 and 2, seen by the first rank."""
     zero, world, size = engine.zero, engine.world_size, dtype_bytes(engine.facts.parameter_dtype)
-    return Share(_spans(engine.subject, world if zero.round_robin_gradients else 1, zero, size), engine.flat_numel // world)
+    return Share(_spans(engine.anatomy, world if zero.round_robin_gradients else 1, zero, size), engine.flat_numel // world)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _spans(subject: Subject, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
+def _spans(anatomy: Anatomy, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
     """Where every parameter is in the flat buffer, in its order there (`layout.flat_spans`)."""
-    numels = subject.trained
+    numels = anatomy.trained
     return dict(zip(dealt_out(list(numels), ranks), flat_spans(list(numels.values()), ranks, zero, size), strict=True))

@@ -52,7 +52,7 @@ class Signature:
     * `outputs`: what the training loop holds of a micro-batch, by its local variable: bytes of the outputs; `loss_bytes`: of the loss.
     * `building`: on CPU ranks, how high memory goes while the model is built and cast, and what is left of it then.
     * `problem`: why there are no events, though the model could be built; empty if there are.
-    * `versions`: of the packages whose code was run.
+    * `versions`: of the packages whose code was run. `about`: what was asked, in a few words.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -64,6 +64,7 @@ class Signature:
     building: tuple[int, int]
     problem: str
     versions: dict[str, str]
+    about: str = ""
 
     def packed(self) -> bytes:
         """As a compressed file; the same for the same signature."""
@@ -96,6 +97,7 @@ def _plain(signature: Signature) -> dict[str, Any]:
         "building": list(signature.building),
         "problem": signature.problem,
         "versions": signature.versions,
+        "about": signature.about,
         "names": list(names),
         "kinds": list(kinds),
         "labels": [[component, name] for component, name in labels],
@@ -135,6 +137,7 @@ def _signature(found: dict[str, Any]) -> Signature:
         building=(found["building"][0], found["building"][1]),
         problem=found["problem"],
         versions=dict(found["versions"]),
+        about=found["about"],
     )
 
 

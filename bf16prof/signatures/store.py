@@ -13,14 +13,14 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
-from bf16prof.signatures.question import Question, can_trace
+from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import Signature
 
 FOLDER_VARIABLE = "BF16PROF_CACHE"
 SUFFIX = ".signature"
 
-Tracer = Callable[[Sequence[Question]], None]
-"""Answers these questions: calls `keep` or `give_up` for each."""
+Tracer = Callable[[Sequence[Inquiry]], None]
+"""Answers these inquiries: calls `keep` or `give_up` for each."""
 
 
 @dataclass
@@ -42,38 +42,38 @@ def folder() -> Path:
     return root / "signatures"
 
 
-def find(question: Question) -> Signature | None:
+def find(inquiry: Inquiry) -> Signature | None:
     """The answer: remembered, from a file, or from the tracer, if there is one."""
-    if (found := _recalled(question)) is None and _known.tracer is not None and question.digest not in _known.problems:
-        _known.tracer([question])
-        found = _recalled(question)
+    if (found := _recalled(inquiry)) is None and _known.tracer is not None and inquiry.digest not in _known.problems:
+        _known.tracer([inquiry])
+        found = _recalled(inquiry)
     return found
 
 
-def missing(questions: Sequence[Question]) -> list[Question]:
+def missing(inquiries: Sequence[Inquiry]) -> list[Inquiry]:
     """Those, each once, that are neither answered nor given up."""
-    distinct = {question.digest: question for question in questions}
+    distinct = {inquiry.digest: inquiry for inquiry in inquiries}
     return [each for each in distinct.values() if each.digest not in _known.problems and _recalled(each) is None]
 
 
-def problem(question: Question) -> str | None:
+def problem(inquiry: Inquiry) -> str | None:
     """Why there is no answer, if that was found out."""
-    return _known.problems.get(question.digest)
+    return _known.problems.get(inquiry.digest)
 
 
-def keep(question: Question, content: bytes) -> None:
+def keep(inquiry: Inquiry, content: bytes) -> None:
     """Remember an answer, and keep it for other processes as far as its folder can be written; without that it still is an answer."""
-    _known.signatures[question.digest] = Signature.unpacked(content)
-    if not question.is_lasting:
+    _known.signatures[inquiry.digest] = Signature.unpacked(content)
+    if not inquiry.is_lasting:
         return
     with contextlib.suppress(OSError, NotWritten):
         folder().mkdir(parents=True, exist_ok=True)
-        write_bytes(folder() / (question.name + SUFFIX), content)
+        write_bytes(folder() / (inquiry.name + SUFFIX), content)
 
 
-def give_up(question: Question, reason: str) -> None:
+def give_up(inquiry: Inquiry, reason: str) -> None:
     """Remember why there is no answer."""
-    _known.problems[question.digest] = reason
+    _known.problems[inquiry.digest] = reason
 
 
 def trace_with(tracer: Tracer | None) -> None:
@@ -87,34 +87,35 @@ def forget() -> None:
     _known.problems.clear()
 
 
-def _recalled(question: Question) -> Signature | None:
-    if question.digest not in _known.signatures and question.is_lasting and (path := _file(question)) is not None:
+def _recalled(inquiry: Inquiry) -> Signature | None:
+    if inquiry.digest not in _known.signatures and inquiry.is_lasting and (path := _file(inquiry)) is not None:
         with contextlib.suppress(InputError):  # a file that is broken or of another format is as good as none
-            _known.signatures[question.digest] = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-    return _known.signatures.get(question.digest)
+            _known.signatures[inquiry.digest] = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+    return _known.signatures.get(inquiry.digest)
 
 
-def _file(question: Question) -> Path | None:
-    """The file of a question. Where nothing could be traced anew, one that other code has answered does; it says which (`versions`)."""
-    path = folder() / (question.name + SUFFIX)
+def _file(inquiry: Inquiry) -> Path | None:
+    """The file of a inquiry. Where nothing could be traced anew, one that other code has answered does; it says which (`versions`)."""
+    path = folder() / (inquiry.name + SUFFIX)
     if path.exists():
         return path
-    others = [] if can_trace() else sorted(folder().glob(f"{question.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+    others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
     return others[-1] if others else None
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedSignature:
     """A file of the cache: its bytes, what was traced in a few words, and the versions of the code that ran."""
 
     name: str
+    about: str
     bytes: int
     parameters: int
     events: int
     versions: dict[str, str]
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CachedSignature]:
     """Every file that can be read."""
     found = []
     for path in sorted(folder().glob(f"*{SUFFIX}")):
@@ -122,7 +123,11 @@ def entries() -> list[Entry]:
             content = read_up_to(LARGEST_DOCUMENT, path)
             signature = Signature.unpacked(content)
             elements = sum(each.numel for each in signature.parameters)
-            found.append(Entry(path.name.removesuffix(SUFFIX), len(content), elements, len(signature.events), signature.versions))
+            found.append(
+                CachedSignature(
+                    path.name.removesuffix(SUFFIX), signature.about, len(content), elements, len(signature.events), signature.versions
+                )
+            )
     return found
 
 

@@ -38,7 +38,7 @@ def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     packet = func._overloadpacket
     if (times := _FUSED.get(packet)) is not None:
         query, key, value = [each for each in args if isinstance(each, Tensor)][times - 1 : times + 2]
-        return times * int(sdpa_flop_count(query.shape, key.shape, value.shape))
+        return times * int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
     if packet is _GROUPED:
         return _grouped(args[0], out)
     formula = flop_registry.get(packet)

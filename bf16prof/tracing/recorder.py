@@ -15,7 +15,7 @@ from bf16prof.simulate.tracker import Tracker
 
 
 @dataclass(frozen=True)
-class Mark:
+class Marked:
     """An event at a place in the ledger: before so many of its events."""
 
     position: int
@@ -37,7 +37,7 @@ class Recorder:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker, self._ledger = tracker, tracker.ledger
-        self._marks: list[Mark | Renamed] = []
+        self._marks: list[Marked | Renamed] = []
         self._begin = self._first = 0
         self._not_ours: set[int] = set()
 
@@ -49,7 +49,7 @@ class Recorder:
 
     def mark(self, kind: str, subject: Any = None, size: int = 0) -> None:
         """An event of a module or of the training loop."""
-        self._marks.append(Mark(self._ledger.now().events, Event(kind, subject, size)))
+        self._marks.append(Marked(self._ledger.now().events, Event(kind, subject, size)))
 
     def give_away(self, tensor: Tensor) -> int:
         """A gradient belongs to the engine from now on: its bytes."""
@@ -94,8 +94,8 @@ class Recorder:
                 found += self._of_a_storage(self._ledger.events[position], labels, given_away)
         return found
 
-    def _marked(self, mark: Mark | Renamed, labels: dict[int, Label], given_away: set[int]) -> list[Event]:
-        if isinstance(mark, Mark):
+    def _marked(self, mark: Marked | Renamed, labels: dict[int, Label], given_away: set[int]) -> list[Event]:
+        if isinstance(mark, Marked):
             return [mark.event]
         size = self._ledger.allocations[mark.index].bytes
         old, labels[mark.index] = labels[mark.index], mark.label

@@ -23,6 +23,7 @@ from bf16prof.models.autograd.tape import LOSS, Event, local_variable
 from bf16prof.models.modules import build
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.records import Phase
+from bf16prof.signatures.inquiry import about
 from bf16prof.signatures.signature import OUTSIDE, HeldTensor, Signature
 from bf16prof.simulate.shims import library_shims
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
@@ -74,6 +75,7 @@ class _Trace:
             building=building,
             problem=problem,
             versions=installed([self._job]),
+            about=about(self._job),
         )
 
     def _built(self) -> tuple[nn.Module, tuple[int, int]]:

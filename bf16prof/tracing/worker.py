@@ -1,6 +1,6 @@
 """The process that traces: imports torch once and forks for each trace, as many at a time as there are cores.
 
-Run as `python -m bf16prof.tracing.worker FOLDER COUNT`; see `session.Files`.
+Run as `python -m bf16prof.tracing.worker FOLDER`; jobs appear there, by number, and are answered beside it (`session.TraceFiles`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from bf16prof.errors import Bf16profError
 from bf16prof.files import write_bytes, write_text
 from bf16prof.processes import die_with_parent
 from bf16prof.runs import read
-from bf16prof.tracing.session import Files
+from bf16prof.tracing.session import POLL_S, TraceFiles
 
 
-def run(files: Files) -> None:
+def run(files: TraceFiles) -> None:
     """One trace in this process, which must do nothing else before or after."""
     from bf16prof.tracing.trace import trace
 
@@ -36,33 +37,33 @@ def run(files: Files) -> None:
     os._exit(0)
 
 
-def _forked(files: Files) -> None:
+def _forked(files: TraceFiles) -> None:
     die_with_parent()
     run(files)
 
 
 def main() -> None:
-    """All traces of the folder."""
+    """All traces that are asked for, until whoever asks is gone."""
     die_with_parent()
-    folder, count = Path(sys.argv[1]), int(sys.argv[2])
-    if count == 1:
-        run(Files(folder, 0))
+    folder = Path(sys.argv[1])
     os.environ["DS_ACCELERATOR"] = "cpu"
     import bf16prof.tracing.trace  # noqa: F401 - what the forks will not have to import again
 
     context = multiprocessing.get_context("fork")
-    waiting = [Files(folder, index) for index in range(count)]
-    running: dict[Files, multiprocessing.process.BaseProcess] = {}
-    while waiting or running:
-        while waiting and len(running) < (os.cpu_count() or 1):
-            files = waiting.pop(0)
+    following = 0
+    running: dict[TraceFiles, multiprocessing.process.BaseProcess] = {}
+    while True:
+        while len(running) < (os.cpu_count() or 1) and (files := TraceFiles(folder, following)).job.exists():
+            following += 1
             running[files] = context.Process(target=_forked, args=(files,))
             running[files].start()
-        multiprocessing.connection.wait([process.sentinel for process in running.values()])
+        multiprocessing.connection.wait([process.sentinel for process in running.values()], POLL_S)
         for files in [files for files, process in running.items() if not process.is_alive()]:
             code = running.pop(files).exitcode
             if not files.is_over:
                 write_text(files.fault, f"the process that traced it has ended with exit code {code}")
+        if not running:
+            time.sleep(POLL_S)
 
 
 if __name__ == "__main__":

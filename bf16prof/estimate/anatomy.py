@@ -14,14 +14,14 @@ from bf16prof.models.tapes import network
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.records import Device
 from bf16prof.signatures import store
-from bf16prof.signatures.question import Question, can_trace
+from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import OUTSIDE, Signature
 
 Key = tuple[int, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Anatomy:
     """A model by its parameters, in its order; one object for equal models, so that what follows from it can be remembered.
 
     `signature`: what was recorded; else the model is one that is written down (`models.tapes`).
@@ -50,7 +50,7 @@ class Subject:
         return (OUTSIDE, name) if self.signature is not None else key_of(name)
 
 
-def subject_of(job: Job) -> Subject:
+def anatomy_of(job: Job) -> Anatomy:
     """The subject of a job. A signature is asked for where the passes of its model are not written down: on CPU ranks, and of all others.
 
     Raises `NoInventory` where nothing is known, saying why.
@@ -61,19 +61,19 @@ def subject_of(job: Job) -> Subject:
         written = None
     if written is not None and not _asks(job):
         return written
-    question = Question.of(job)
-    if (signature := store.find(question)) is not None:
+    inquiry = Inquiry.of(job)
+    if (signature := store.find(inquiry)) is not None:
         return _recorded(signature)
     if written is not None:
         return written
-    raise NoInventory(why_unknown(question))
+    raise NoInventory(why_unknown(inquiry))
 
 
-def why_unknown(question: Question) -> str:
+def why_unknown(inquiry: Inquiry) -> str:
     """Why there is no signature."""
-    if reason := store.problem(question):
+    if reason := store.problem(inquiry):
         return reason
-    model = question.job.profile.model
+    model = inquiry.job.profile.model
     whose = f"the code of {model.family!r:.60}"
     if can_trace():
         return f"only {whose} knows what it holds, and it was not asked"
@@ -81,9 +81,9 @@ def why_unknown(question: Question) -> str:
     return f"only {whose} knows what it holds, which takes PyTorch and DeepSpeed to find out: {install_hint(extra)}"
 
 
-def questions_of(jobs: Sequence[Job]) -> list[Question]:
+def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
     """What has to be recorded for these jobs, each once."""
-    return list({question.digest: question for question in (Question.of(job) for job in jobs if _asks(job))}.values())
+    return list({inquiry.digest: inquiry for inquiry in (Inquiry.of(job) for job in jobs if _asks(job))}.values())
 
 
 def _asks(job: Job) -> bool:
@@ -103,13 +103,13 @@ def _asks(job: Job) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _written(model: Model) -> Subject:
-    return Subject(inventory(model))
+def _written(model: Model) -> Anatomy:
+    return Anatomy(inventory(model))
 
 
 @functools.lru_cache(maxsize=64)
-def _recorded(signature: Signature) -> Subject:
-    return Subject(signature.parameters, signature)
+def _recorded(signature: Signature) -> Anatomy:
+    return Anatomy(signature.parameters, signature)
 
 
 def other_names(spec: ParameterSpec) -> Sequence[str]:

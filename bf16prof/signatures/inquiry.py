@@ -1,6 +1,6 @@
 """What a signature is the answer to: everything that decides the bytes of a forward and backward pass, and a name for it.
 
-Two halves: the question (model, batch, precision, device) and the code that answers it (versions of packages, our own source). A file in
+Two halves: the inquiry (model, batch, precision, device) and the code that answers it (versions of packages, our own source). A file in
 the cache is named after both, so that no stale answer is ever taken for a fresh one.
 """
 
@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,7 +32,7 @@ DIGITS = 20
 
 
 @dataclass(frozen=True)
-class Question:
+class Inquiry:
     """What is asked, by its digest; `is_lasting`: whether an answer may be kept for other processes.
 
     What a function of the user's own builds depends on all that it reads, so it is asked anew in every process.
@@ -44,7 +43,7 @@ class Question:
     job: Job = dataclasses.field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, job: Job) -> Question:
+    def of(cls, job: Job) -> Inquiry:
         """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ... alone may ask the same."""
         job = _one_micro_step(job)
         content = json.dumps(_content(job), sort_keys=True)
@@ -76,6 +75,15 @@ def _content(job: Job) -> dict[str, Any]:
         "zero3": [zero_settings(config).memory_efficient_linear] if is_third else [],
         "device": _device(job),
     }
+
+
+def about(job: Job) -> str:
+    """A job's question in a few words: `olmo2, 2 x 256, bf16, ZeRO-3`."""
+    facts, workload = engine_facts(deepspeed_config(job)), job.profile.workload
+    words = [f"{job.profile.model.family:.60}", f"{workload.micro_batch_size} x {workload.sequence_length}", facts.parameter_dtype]
+    words += [f"autocast {facts.autocast_dtype}"] * (facts.autocast_dtype != "none")
+    words += ["checkpointing"] * workload.activation_checkpointing + ["ZeRO-3"] * (job.case.zero_stage == 3)
+    return ", ".join([*words, str(job.device)])
 
 
 def _device(job: Job) -> Any:
@@ -114,4 +122,4 @@ def versions() -> dict[str, str]:
 
 def can_trace() -> bool:
     """Whether what a trace needs is installed, whatever the model."""
-    return {"torch", "deepspeed"} <= versions().keys() and not os.environ.get("BF16PROF_NO_TRACING")
+    return {"torch", "deepspeed"} <= versions().keys()
