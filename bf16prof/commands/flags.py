@@ -99,6 +99,7 @@ class PageFlags(FileFlags):
 class EstimateFlags(PageFlags, SubjectFlags):
     """Flags of `estimate`."""
 
+    trace: o.TraceOption = True
     zero: o.ZeroOption = "0,1,2,3"
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128"
     gpu: o.GpuOption = o.DEFAULT_GPU
@@ -143,6 +144,7 @@ class SimulateFlags(PageFlags, SubjectFlags):
 class PlanFlags(FileFlags, SubjectFlags):
     """Flags of `plan`."""
 
+    trace: o.TraceOption = True
     zero: o.ZeroOption = "0,1,2,3"
     gpus: o.GpusOption = "8"
     gpu: o.GpuOption = o.DEFAULT_GPU
@@ -207,6 +209,7 @@ class MeasureFlags(PlaceFlags, PageFlags, SubjectFlags):
     profile: o.ProfileOption = "cpu-demo"
     zero: o.ZeroOption = "1,2,3"
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full"
+    trace: o.TraceOption = True
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10
     quality: Annotated[

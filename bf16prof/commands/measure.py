@@ -11,6 +11,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands import where as w
 from bf16prof.commands.flags import Asked, MeasureFlags, takes
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
@@ -89,6 +90,7 @@ def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -
 
     name, origins, failed = request.profile.name, request.resolved.origins, None
     with claimed(given.output_dir, name, force=given.force or given.resume, beside=given.output or ()) as claim:
+        record_for(jobs, trace=given.trace, quiet=given.quiet)
         predictions = closed_form(jobs, per_node=max(max(place.layout(job.case.world_size).ranks) for job in jobs))
         if given.simulate:
             with SimulationProgress(jobs, given.quiet) as progress:

@@ -199,6 +199,15 @@ FigureOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
+TraceOption = Annotated[
+    bool,
+    typer.Option(
+        "--trace/--no-trace",
+        envvar="BF16PROF_TRACE",
+        help="Run the code of a model that is not known once, dry, to learn what its passes allocate (needs torch and deepspeed).",
+        rich_help_panel=SELECT,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No hints and no progress.", rich_help_panel=OUTPUT)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every component and item of every case.", rich_help_panel=OUTPUT)]
 FailUnlessFitsOption = Annotated[

@@ -13,6 +13,7 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked, PlanFlags, takes
 from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
@@ -76,6 +77,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         )
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
+    record_for([], trace=given.trace, quiet=given.quiet)
     say_notes(request, given.quiet)
     most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]

@@ -97,6 +97,8 @@ def import_first(hugging_face: bool = False) -> None:
     """Import what every fork would import for itself, which takes longer than its dry run."""
     import torch._dynamo  # noqa: F401
 
+    import bf16prof.simulate.dryrun  # noqa: F401
+
     if hugging_face:
         with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
             importlib.import_module("transformers.modeling_utils")

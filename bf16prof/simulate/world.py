@@ -29,10 +29,11 @@ from bf16prof.simulate.tracker import GPU, HOST, Tracker
 
 
 @contextlib.contextmanager
-def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False) -> Iterator[Tracker]:
+def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False, counts_blocks: bool = True) -> Iterator[Tracker]:
     """Enter as rank 0 of `world_size` ranks, on GPUs of that kind or, without one, on CPUs.
 
-    One world per process: DeepSpeed and torch.distributed keep global state.
+    `counts_blocks`: there is an allocator, with a limit; without it storages count as they are. One world per process: DeepSpeed and
+    torch.distributed keep global state.
     """
     os.environ |= {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -50,7 +51,7 @@ def world(world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False
         else:
             limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size, gpu.compute_capability))
             allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
-            tracker = Tracker(Ledger(allocator), GPU, cuda_kernels(gpu), cublas_workspace_bytes(gpu))
+            tracker = Tracker(Ledger(allocator if counts_blocks else None), GPU, cuda_kernels(gpu), cublas_workspace_bytes(gpu))
             set_accelerator(SimulatedGpu(tracker, gpu.memory_bytes))
             for library in (register_cuda_list(), register_cuda_operators(gpu.compute_capability)):
                 stack.callback(library._destroy)

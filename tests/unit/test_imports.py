@@ -22,11 +22,11 @@ FLOORS: list[set[str]] = [
     {"records", "documents", "files", "memory_kills"},
     {"profiles", "kernels", "reductions", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "plans", "explanations"},
     {"models", "cases", "imports"},
-    {"engine", "estimate", "quality"},
+    {"engine", "estimate", "quality", "signatures"},
     {"scripts"},
-    {"simulate", "measure", "planning"},
+    {"simulate", "measure", "planning", "tracing"},
     {"commands", "check"},
-    {"app"},
+    {"app", "outcome", "api"},
     {"cli"},
     {"__main__"},
 ]
@@ -53,6 +53,12 @@ STRANGERS = [
     ("planning", "simulate"),
     ("planning", "measure"),
     ("planning", "reports"),
+    ("estimate", "tracing"),
+    ("planning", "tracing"),
+    ("measure", "tracing"),
+    ("simulate", "tracing"),
+    ("signatures", "estimate"),
+    ("engine", "signatures"),
 ]
 """Parts that could see each other by their floors and must not."""
 
@@ -275,6 +281,10 @@ TORCH_CODE = (
     "quality/update.py",
     "quality/watch.py",
     "simulate/",
+    "tracing/hooks.py",
+    "tracing/products.py",
+    "tracing/recorder.py",
+    "tracing/trace.py",
     "check/kernels.py",
     "check/liger.py",
     "check/moe.py",
