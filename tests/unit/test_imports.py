@@ -25,8 +25,8 @@ FLOORS: list[set[str]] = [
     {"engine", "estimate", "quality", "signatures"},
     {"scripts"},
     {"simulate", "measure", "planning", "tracing"},
-    {"commands", "check"},
-    {"app", "outcome", "api"},
+    {"commands", "check", "outcome"},
+    {"app", "api"},
     {"cli"},
     {"__main__"},
 ]
