@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bf16prof.files import temporary_folder
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
@@ -24,9 +24,9 @@ def filled_from_log(given: dict[str, Any], sources: Sources, *, without_json: bo
     """
     said = {name: sources.said(name) for name in (*_FLAGS.values(), *_WORKLOAD, "deepspeed")}
     taken: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
+    with temporary_folder() as folder:
         if said["deepspeed"] is not None and not given["ds_config"] and not without_json:
-            path = Path(folder) / "deepspeed-of-the-log.json"
+            path = folder / "deepspeed-of-the-log.json"
             path.write_text(json.dumps(said["deepspeed"]), encoding="utf-8")
             given["ds_config"] = path
             taken["--ds-config"] = "the JSON that DeepSpeed printed"
