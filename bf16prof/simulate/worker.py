@@ -66,6 +66,8 @@ def _fault(error: Exception) -> Fault:
     line = " ".join(str(error).split()) or _place(error)
     if isinstance(error, Bf16profError):
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
+    if isinstance(error, OverflowError) or "calculation overflowed" in line:  # torch counts the bytes of a storage in 64 bits
+        return Fault(f"nothing can hold a tensor of these sizes: {line}", "look at the sizes of model and workload", is_input=True)
     if _comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
     return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
@@ -95,13 +97,18 @@ def _is_about_a_value(error: Exception, building: bool) -> bool:
 
 def import_first(hugging_face: bool = False) -> None:
     """Import what every fork would import for itself, which takes longer than its dry run."""
-    import torch._dynamo  # noqa: F401
-
-    import bf16prof.simulate.dryrun  # noqa: F401
-
+    for name in ("torch._dynamo", "bf16prof.simulate.dryrun"):
+        importlib.import_module(name)
     if hugging_face:
         with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
             importlib.import_module("transformers.modeling_utils")
+
+
+def _needs_transformers(files: Files) -> bool:
+    try:
+        return "hf_config" in read(files.task, Task).job.profile.get("model", {})
+    except InputError:  # its fork says what is wrong with it
+        return False
 
 
 def _task_process(files: Files) -> None:
@@ -117,7 +124,7 @@ def main() -> None:
         run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
     waiting = [Files(folder, index) for index in range(count)]
-    import_first(any("hf_config" in read(files.task, Task).job.profile.get("model", {}) for files in waiting))
+    import_first(any(map(_needs_transformers, waiting)))
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
     running: dict[Files, multiprocessing.process.BaseProcess] = {}
