@@ -216,14 +216,17 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
 
 
 def _show(run: Run, verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation, run_summary
+    from bf16prof.reports.console import breakdown, failures, make_console, outcome, reconciliation, run_summary
 
     console = make_console()
+    if not verbose:
+        outcome([run], console)
+        failures(run, console)
+        return
     run_summary(run, console)
     reconciliation([run], console)
-    if verbose:
-        for record in run.records:
-            breakdown(record, console)
+    for record in run.records:
+        breakdown(record, console)
 
 
 def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:

@@ -26,6 +26,22 @@ COMPONENTS: dict[Component, str] = {
 }
 """Colour by component, in the order in which bars are stacked."""
 
+LETTERS: dict[Component, str] = {
+    Component.PARAMETERS: "P",
+    Component.GRADIENTS: "G",
+    Component.MASTER_PARAMETERS: "M",
+    Component.MASTER_GRADIENTS: "D",
+    Component.MOMENTUM: "1",
+    Component.VARIANCE: "2",
+    Component.COMPENSATION: "C",
+    Component.ACTIVATIONS: "A",
+    Component.BUFFERS: "B",
+    Component.WORKSPACE: "W",
+    Component.ROUNDING: "R",
+    Component.OTHER: "O",
+}
+"""What a bar of characters is made of, so that it reads without colours too: the moments are Adam's first and second."""
+
 PHASES: dict[Phase, tuple[str, str, str]] = {
     Phase.INIT: ("#8C5B6F", "diamond", "◆"),
     Phase.FORWARD: ("#34735A", "circle", "●"),
