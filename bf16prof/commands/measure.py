@@ -68,6 +68,8 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
     if given.node_rank is None:
         _require_one_process()
     place = w.find_place(given)
+    if given.node_rank:
+        raise InputError(f"node_rank {given.node_rank}: a node that is not the first has no results", hint="bf16prof measure --node-rank")
     _check_resume(given)
     request = read_request(asked)
     _require_true_peaks(request)

@@ -11,8 +11,9 @@ from bf16prof.cases import Selection, expand
 from bf16prof.claims import claimed
 from bf16prof.errors import InputError
 from bf16prof.estimate.predict import predictions
-from bf16prof.measure import machine, resume, session
+from bf16prof.measure import resume, session
 from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.machine import versions
 from bf16prof.measure.places import Place
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.resume import NOTHING, finished
@@ -90,13 +91,13 @@ def test_where_nothing_was_measured_a_series_begins(tmp_path: Path, monkeypatch:
 def test_what_is_not_the_same_series_is_refused_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(plan(tmp_path / "run"), Ranks(), monkeypatch)
     before = sorted(tmp_path.rglob("*"))
-    versions = machine.versions()
+    now = versions()
 
     with pytest.raises(InputError, match="which is not asked for now"):
         measured(plan(tmp_path / "run", (1, 2)), Ranks(), monkeypatch, again=True)
     with pytest.raises(InputError, match="was measured with other settings"):
         measured(plan(tmp_path / "run", steps=2), Ranks(), monkeypatch, again=True)
-    monkeypatch.setattr(resume, "versions", lambda: {**versions, "torch": "9.9"})
+    monkeypatch.setattr(resume, "versions", lambda: {**now, "torch": "9.9"})
     with pytest.raises(InputError, match=r"was measured with torch .* and now it is 9\.9"):
         measured(plan(tmp_path / "run"), Ranks(), monkeypatch, again=True)
     assert sorted(tmp_path.rglob("*")) == before
