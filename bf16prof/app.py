@@ -42,10 +42,11 @@ app.command(
     epilog=examples("bf16prof measure cpu-demo", "bf16prof measure my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%")
 )(measure)
 app.command(
+    takes_script=True,
     epilog=examples(
         "bf16prof simulate deepspeed-bf16-example --zero 3 --gpus 4",
-        "bf16prof simulate llama3.1-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100 --json",
-    )
+        "bf16prof simulate --gpus 8 --gpu h100 -- train.py --deepspeed --deepspeed_config ds.json",
+    ),
 )(simulate)
 app.command(
     epilog=examples(

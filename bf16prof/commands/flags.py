@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_type_hints
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.literal import script_words
 from bf16prof.commands.where import PlaceFlags
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE
@@ -131,6 +132,9 @@ class SimulateFlags(PageFlags, SubjectFlags):
         Path | None,
         typer.Option("--snapshot", metavar="FILE", help="Write a memory snapshot for pytorch.org/memory_viz.", rich_help_panel=o.OUTPUT),
     ] = None
+    steps: o.ScriptStepsOption = 3
+    rank: o.ScriptRankOption = 0
+    timeout: o.ScriptTimeoutOption = 900
     fail_unless_fits: o.FailUnlessFitsOption = False
     verbose: o.VerboseOption = False
 
@@ -265,11 +269,15 @@ COMMANDLINE, ENVIRONMENT, DEFAULT = "COMMANDLINE", "ENVIRONMENT", "DEFAULT"
 
 @dataclass(frozen=True)
 class Asked(Generic[F_co]):
-    """The flags of a call, and where each value came from: typed, from a variable, or by default."""
+    """The flags of a call, and where each value came from: typed, from a variable, or by default.
+
+    `script`: what stands after `--`, `None` where there is no `--`.
+    """
 
     command: str
     flags: F_co
     sources: dict[str, str]
+    script: Sequence[str] | None = None
 
     def source(self, name: str) -> str:
         """`COMMANDLINE`, `ENVIRONMENT` or `DEFAULT`; empty for a flag that the command lacks."""
@@ -298,7 +306,7 @@ def takes(flags: type[F]) -> Callable[[Callable[[Asked[F]], None]], Callable[...
     def decorate(command: Callable[[Asked[F]], None]) -> Callable[..., None]:
         def run(context: typer.Context, **given: Any) -> None:
             sources = {name: source.name for name in given if (source := context.get_parameter_source(name))}
-            command(Asked(context.info_name or command.__name__, flags(**given), sources))
+            command(Asked(context.info_name or command.__name__, flags(**given), sources, script_words(context)))
 
         hints = _hints(flags)
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)

@@ -23,12 +23,13 @@ class Finished(BaseException):
 class Ending:
     """How a script ended: the exit code that python would leave with, and in words what there is to say of it.
 
-    `finished`: it was stopped by `Finished`, as it was meant to be.
+    `finished`: it was stopped by `Finished`, as it was meant to be. `error`: what it raised.
     """
 
     code: int
     message: str = ""
     finished: bool = False
+    error: BaseException | None = None
 
 
 def run(script: Script) -> Ending:
@@ -52,7 +53,7 @@ def raised(error: BaseException) -> Ending:
     traceback.print_exception(type(error), error, kept)
     said = " ".join(str(error).split())
     place = _place(error, kept)
-    return Ending(1, f"raised {type(error).__name__}{f': {said}' if said else ''}{f' ({place})' if place else ''}")
+    return Ending(1, f"raised {type(error).__name__}{f': {said}' if said else ''}{f' ({place})' if place else ''}", error=error)
 
 
 def own_traceback(error: BaseException) -> types.TracebackType | None:

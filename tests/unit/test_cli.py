@@ -46,7 +46,7 @@ FLAGS = {
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
-        "--gpus-per-node", "--fail-unless-fits", "--figure",
+        "--gpus-per-node", "--fail-unless-fits", "--figure", "--steps", "--rank", "--timeout",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files", "--figure",
