@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked, WorkloadFlags, takes
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.request import resolve_profile
 from bf16prof.documents import as_json, document, json_text
@@ -48,34 +50,33 @@ def list_profiles(json_: o.JsonOption = False) -> None:
     return print_table(["profile", "what it is"], [[p.name, p.description] for p in found])
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags(WorkloadFlags):
+    """Flags of `profiles show`."""
+
+    name: Annotated[str, typer.Argument(help="A preset's name or a TOML file.")]
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every value with where it comes from, defaults included.")] = False
+    json_: o.JsonOption = False
+
+
 @profiles.command(
     "show",
     epilog=o.examples(
         "bf16prof profiles show cpu-demo --resolved", "bf16prof profiles show my.toml --set deepspeed.zero_optimization.overlap_comm=false"
     ),
 )
-def show_profile(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A preset's name or a TOML file.")],
-    resolved: Annotated[bool, typer.Option("--resolved", help="Every value with where it comes from, defaults included.")] = False,
-    sequence_length: o.SequenceOption = None,
-    micro_batch_size: o.MicroBatchOption = None,
-    gradient_accumulation_steps: o.AccumulationOption = None,
-    activation_checkpointing: o.CheckpointingOption = None,
-    zero_init: o.ZeroInitOption = None,
-    set_: o.SetOption = None,
-    json_: o.JsonOption = False,
-) -> None:
+@takes(ShowFlags)
+def show_profile(asked: Asked[ShowFlags]) -> None:
     """One profile: what it sets, or with --resolved every value and where it comes from."""
-    found = resolve_profile(context, name)
+    given = asked.flags
+    found = resolve_profile(asked, given.name)
     parameters = _parameter_count(found.profile.model)
-    values = dotted(found.profile.model_dump(mode="json", exclude_unset=not resolved, by_alias=True))
-    if json_:
-        return _json(profile=values, origins=found.origins, parameters=parameters)
+    values = dotted(found.profile.model_dump(mode="json", exclude_unset=not given.resolved, by_alias=True))
+    if given.json_:
+        _json(profile=values, origins=found.origins, parameters=parameters)
+        return
     rows = [[key, json.dumps(value), found.origins.get(key, "default")] for key, value in values.items()]
-    return print_table(
-        ["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]]
-    )
+    print_table(["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]])
 
 
 @recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))

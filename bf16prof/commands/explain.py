@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked, ExplainFlags, takes
 from bf16prof.commands.imported import Subject, record_of, subject_of
 from bf16prof.commands.output import hint, told_run
 from bf16prof.documents import document, json_text
@@ -24,55 +24,31 @@ MOST_CHANGES = 3
 """So many ways out are named."""
 
 
-def explain(
-    context: typer.Context,
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="A log, or the message itself; - reads standard input.", show_default=False)
-    ],
-    profile: o.ProfileOption = "",
-    zero: o.ZeroOption = "",
-    gpus: o.GpusOption = "",
-    recipe: o.RecipeOption = "",
-    gpu: o.GpuOption = "",
-    offload: o.OffloadOption = None,
-    hf_config: o.HfConfigOption = None,
-    download: o.DownloadOption = False,
-    model: o.ModelOption = None,
-    ds_config: o.DsConfigOption = None,
-    training_args: o.TrainingArgsOption = None,
-    optim: o.OptimOption = None,
-    sequence_length: o.SequenceOption = None,
-    micro_batch_size: o.MicroBatchOption = None,
-    gradient_accumulation_steps: o.AccumulationOption = None,
-    activation_checkpointing: o.CheckpointingOption = None,
-    zero_init: o.ZeroInitOption = None,
-    set_: o.SetOption = None,
-    json_: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-) -> None:
+@takes(ExplainFlags)
+def explain(asked: Asked[ExplainFlags]) -> None:
     """Say what an out-of-memory message means: which phase, what held the memory, and whether fragmentation was to blame.
 
     With a model, its DeepSpeed JSON and the number of GPUs (or what the log says of them) it also says what was predicted for that phase,
     how far off that is, and which changes would fit.
     """
-    sources = _sources(files)
-    context.params["files"] = [Path(name) for name in files if _is_file(name)]
-    subject, why_not = _subject(context, sources)
+    given = asked.flags
+    sources = _sources(given.files)
+    subject, why_not = _subject(asked, sources)
     found = _of_the_message(sources)
     records: list[MemoryRecord] = []
     if subject is not None:
         for text in subject.told:
-            hint(text, quiet)
+            hint(text, given.quiet)
         predicted, gap = _predicted(subject)
-        records = [record_of(sources, subject, predicted, context.params["gpu"]), *predicted]
+        records = [record_of(sources, subject, predicted, given.gpu), *predicted]
         found = _with_prediction(found, subject, records, sources, why_not=gap)
     else:
         found = dataclasses.replace(found, why_not_predicted=why_not)
-    if json_:
+    if given.json_:
         said = settings(subject.profile, subject.origins) if subject else {}
         typer.echo(json_text(document(tuple(records), settings=said, explanation=found)))
     else:
-        _show(found, sources, records, quiet)
+        _show(found, sources, records, given.quiet)
 
 
 def _sources(files: list[str]) -> Sources:
@@ -91,18 +67,18 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _subject(context: typer.Context, sources: Sources) -> tuple[Subject | None, str]:
+def _subject(asked: Asked[ExplainFlags], sources: Sources) -> tuple[Subject | None, str]:
     """What the run was of, as far as somebody says it, or why there is no prediction.
 
     Nothing of it is needed for the message itself, so what is missing is no error; what is wrong is one.
     """
-    given = context.params
-    if not any(given[name] for name in ("profile", "hf_config", "model")):
+    given = asked.flags
+    if not (given.profile or given.hf_config or given.model):
         return (
             None,
             "name the model (--profile, --hf-config or --model), with --ds-config and --gpus, to see what was predicted and what fits",
         )
-    return subject_of(context, sources), ""
+    return subject_of(asked, sources, [Path(name) for name in given.files if _is_file(name)]), ""
 
 
 def _predicted(subject: Subject) -> tuple[list[MemoryRecord], str]:

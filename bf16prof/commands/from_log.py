@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bf16prof.commands.flags import Asked, LogFlags
+
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
 
@@ -17,28 +19,29 @@ _WORKLOAD = ("micro_batch_size", "gradient_accumulation_steps")
 
 
 @contextlib.contextmanager
-def filled_from_log(given: dict[str, Any], sources: Sources, *, without_json: bool = False) -> Iterator[list[str]]:
-    """Fill in the parameters of a command, and list what was taken over and what contradicts a flag.
+def filled_from_log(asked: Asked[LogFlags], sources: Sources, *, without_json: bool = False) -> Iterator[tuple[Asked[LogFlags], list[str]]]:
+    """The flags filled in from the log, and what was taken over and what contradicts a flag.
 
     The DeepSpeed JSON that a log prints is that of the job, so it wins over single lines; as a file it lives as long as the context.
     """
     said = {name: sources.said(name) for name in (*_FLAGS.values(), *_WORKLOAD, "deepspeed")}
-    taken: dict[str, str] = {}
+    given, changes, taken = asked.given(), dict[str, Any](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
         if said["deepspeed"] is not None and not given["ds_config"] and not without_json:
             path = Path(folder) / "deepspeed-of-the-log.json"
             path.write_text(json.dumps(said["deepspeed"]), encoding="utf-8")
-            given["ds_config"] = path
+            changes["ds_config"] = path
             taken["--ds-config"] = "the JSON that DeepSpeed printed"
+        has_json = given["ds_config"] or "ds_config" in changes
         for key, name in _FLAGS.items():
-            if said[name] is not None and not given[key] and not (key == "zero" and given["ds_config"]):
-                given[key] = taken["--" + key] = str(said[name])
-        if not given["ds_config"]:
-            for name in _WORKLOAD:
-                if said[name] is not None and given[name] is None:
-                    given[name] = said[name]
-                    taken["--" + name.replace("_", "-")] = str(said[name])
-        yield [*_told(taken), *_contradictions(given, said)]
+            if said[name] is not None and not given[key] and not (key == "zero" and has_json):
+                changes[key] = taken["--" + key] = str(said[name])
+        for name in _WORKLOAD if not has_json else ():
+            if said[name] is not None and given[name] is None:
+                changes[name] = said[name]
+                taken["--" + name.replace("_", "-")] = str(said[name])
+        filled = asked.with_flags(**changes)
+        yield filled, [*_told(taken), *_contradictions(filled.given(), said)]
 
 
 def _told(taken: Mapping[str, str]) -> list[str]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from bf16prof.cases import Job, check_sizes, offload_of
 from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked, LogFlags
 from bf16prof.commands.from_log import filled_from_log
 from bf16prof.commands.output import hint
 from bf16prof.commands.request import read_request, select
@@ -44,41 +43,42 @@ class Subject:
     """What was taken from the log, and what of it contradicts a flag."""
 
 
-def subject_of(context: typer.Context, sources: Sources) -> Subject:
+def subject_of(asked: Asked[LogFlags], sources: Sources, files: Sequence[Path]) -> Subject:
     """What the user, and the log itself, say of a run. Raises `InputError` naming what neither says of its case.
 
     A DeepSpeed JSON that a log prints and that cannot be read here is left out, and that is said.
     """
-    given = dict(context.params)
-    try:
-        with filled_from_log(context.params, sources) as told:
-            subject = _subject(context, sources)
-            origins = {key: origin.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG) for key, origin in subject.origins.items()}
-            notes = [note.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG) for note in subject.told]
-            if given["ds_config"]:
-                return dataclasses.replace(subject, told=(*told, *subject.told))
-            return dataclasses.replace(subject, told=(*told, *notes), origins=origins)
-    except InputError as error:
-        if given["ds_config"] or sources.said("deepspeed") is None:
-            raise
-        reason = error.message.replace(str(context.params["ds_config"]), JSON_OF_THE_LOG)
-        context.params.update(given)
-        with filled_from_log(context.params, sources, without_json=True) as told:
-            left_out = f"the DeepSpeed JSON in the log is not used: {reason}"
-            return dataclasses.replace(_subject(context, sources), told=(*told, left_out))
+    is_ours = asked.flags.ds_config is None
+    with filled_from_log(asked, sources) as (filled, told):
+        path = filled.flags.ds_config
+
+        def named(text: str) -> str:
+            return text.replace(str(path), JSON_OF_THE_LOG) if is_ours and path is not None else text
+
+        try:
+            subject = _subject(filled, sources, files)
+            origins = {key: named(origin) for key, origin in subject.origins.items()}
+            return dataclasses.replace(subject, told=(*told, *map(named, subject.told)), origins=origins)
+        except InputError as error:
+            if not is_ours or sources.said("deepspeed") is None:
+                raise
+            reason = named(error.message)
+    with filled_from_log(asked, sources, without_json=True) as (filled, told):
+        left_out = f"the DeepSpeed JSON in the log is not used: {reason}"
+        return dataclasses.replace(_subject(filled, sources, files), told=(*told, left_out))
 
 
-def _subject(context: typer.Context, sources: Sources) -> Subject:
-    given = context.params
+def _subject(asked: Asked[LogFlags], sources: Sources, files: Sequence[Path]) -> Subject:
+    given = asked.flags
     _require_case(given, sources)
-    if not (given["profile"] or given["hf_config"] or given["model"]):
-        return Subject(_case(given, sources, _name(given["files"]), given["offload"] or Offload.NONE))
-    request = read_request(context)
+    if not (given.profile or given.hf_config or given.model):
+        return Subject(_case(given, sources, _name(files), given.offload or Offload.NONE))
+    request = read_request(asked)
     told = tuple(f"note: {note}" for note in request.notes)
-    given |= {"zero": request.zero, "recipe": request.recipe}
-    case = _case(given, sources, request.profile.name, given["offload"] or offload_of(request.profile))
+    given = dataclasses.replace(given, zero=request.zero, recipe=request.recipe)
+    case = _case(given, sources, request.profile.name, given.offload or offload_of(request.profile))
     try:
-        (job,), _ = select(request, gpus=given["gpus"], device=Device.GPU, gpu=_gpu(given["gpu"], sources))
+        (job,), _ = select(request, gpus=given.gpus, device=Device.GPU, gpu=_gpu(given.gpu, sources))
     except Refused as refusal:
         return Subject(case, None, request.profile.model_dump(mode="json"), request.resolved.origins, refusal.message, told)
     return Subject(job.case, job, job.profile.model_dump(mode="json"), request.resolved.origins, told=told)
@@ -89,9 +89,9 @@ def _name(files: Sequence[Path]) -> str:
     return files[0].stem.encode(errors="backslashreplace").decode() if files else "log"
 
 
-def _require_case(given: dict[str, Any], sources: Sources) -> None:
+def _require_case(given: LogFlags, sources: Sources) -> None:
     """Raise `InputError` naming what neither the flags nor a DeepSpeed JSON say of the case; logs do not say it."""
-    said = {"--gpus": given["gpus"], "--zero": given["zero"] or given["ds_config"], "--recipe": given["recipe"] or given["ds_config"]}
+    said = {"--gpus": given.gpus, "--zero": given.zero or given.ds_config, "--recipe": given.recipe or given.ds_config}
     missing = [flag for flag, value in said.items() if not value]
     if missing:
         config = next((f.config for f in sources.findings if f.config), None)
@@ -102,13 +102,13 @@ def _require_case(given: dict[str, Any], sources: Sources) -> None:
         )
 
 
-def _case(given: dict[str, Any], sources: Sources, name: str, offload: Offload) -> Case:
+def _case(given: LogFlags, sources: Sources, name: str, offload: Offload) -> Case:
     """The case that flags and a DeepSpeed JSON name. Raises `InputError` unless each names one, with as many ranks as speak in a log."""
-    zero, recipe = given["zero"], given["recipe"]
-    if given["ds_config"] and not (zero and recipe):
-        stage, said = ds_case(given["ds_config"], precision=not recipe)
+    zero, recipe = given.zero, given.recipe
+    if given.ds_config and not (zero and recipe):
+        stage, said = ds_case(given.ds_config, precision=not recipe)
         zero, recipe = zero or str(stage), recipe or said
-    stages, sizes, recipes = o.numbers("--zero", zero), o.numbers("--gpus", given["gpus"]), o.words(recipe)
+    stages, sizes, recipes = o.numbers("--zero", zero), o.numbers("--gpus", given.gpus), o.words(recipe)
     for flag, values in (("--zero", stages), ("--gpus", sizes), ("--recipe", recipes)):
         if len(values) != 1:
             raise InputError(f"{flag}: a run is of one case; these are {len(values)}")

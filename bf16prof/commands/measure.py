@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked, MeasureFlags, takes
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
+from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.explain import REASONS
 from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
@@ -30,96 +30,66 @@ if TYPE_CHECKING:
 CPU_RANKS = 2
 
 
-def measure(
-    context: typer.Context,
-    subject: o.SubjectArgument = None,
-    profile: o.ProfileOption = "cpu-demo",
-    zero: o.ZeroOption = "1,2,3",
-    recipe: o.RecipeOption = "bf16-fp32-master,bf16-full",
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT
-        ),
-    ] = None,
-    offload: o.OffloadOption = None,
-    hf_config: o.HfConfigOption = None,
-    download: o.DownloadOption = False,
-    model: o.ModelOption = None,
-    ds_config: o.DsConfigOption = None,
-    training_args: o.TrainingArgsOption = None,
-    optim: o.OptimOption = None,
-    sequence_length: o.SequenceOption = None,
-    micro_batch_size: o.MicroBatchOption = None,
-    gradient_accumulation_steps: o.AccumulationOption = None,
-    activation_checkpointing: o.CheckpointingOption = None,
-    zero_init: o.ZeroInitOption = None,
-    set_: o.SetOption = None,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10,
-    quality: Annotated[
-        int,
-        typer.Option("--quality", min=0, help="Further steps in which lost updates and EDQ are measured.", rich_help_panel=o.TRAIN),
-    ] = 0,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False,
-    trace: o.TraceOption = True,
-    output_dir: o.OutputDirOption = None,
-    json_: o.JsonOption = False,
-    output: o.FilesOption = None,
-    force: o.ForceOption = False,
-    fail_over: o.TolerateOption = None,
-    verbose: o.VerboseOption = False,
-    quiet: o.QuietOption = False,
-) -> None:
+@takes(MeasureFlags)
+def measure(asked: Asked[MeasureFlags]) -> None:
     """Train for a few steps on real DeepSpeed ranks, measure every byte, and reconcile with the estimate.
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
+    given = asked.flags
+    check_outputs(asked.given())
+    tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
+    found = measured(asked)
+    run = found.run
+    write_files(given.output, [run], force=given.force, **found.more)
+    if given.json_:
+        print_json(run.records, **found.more)
+    else:
+        _show(run, given.verbose)
+        if given.verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
+        report_hints(run.path, given.quiet)
+    _check(run, found.more["comparisons"], tolerance)
+    if found.error is not None:
+        raise found.error
+
+
+def measured(asked: Asked[MeasureFlags]) -> Outcome:
+    """The measured run with its predictions, as it was written; `error`: why a dry run of the same is missing."""
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.predict import predictions as closed_form
     from bf16prof.estimate.predict import with_work
     from bf16prof.measure.session import Plan
     from bf16prof.measure.session import measure as run_measurement
 
-    check_outputs(context.params)
-    tolerance = None if fail_over is None else o.percentage(fail_over)
-    request = read_request(context)
+    given = asked.flags
+    request = read_request(asked)
     _require_true_peaks(request)
-    jobs, refused = _possible(request, ranks)
-    say_notes(request, quiet)
+    jobs, refused = _possible(request, given.ranks)
+    say_notes(request, given.quiet)
     for refusal in refused:
-        hint(f"left out: {refusal.case.label}: {refusal.reason}", quiet)
+        hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
     name = request.profile.name
     origins, failed = request.resolved.origins, None
-    with claimed(output_dir, name, force=force, beside=output or ()) as claim:
-        record_for(jobs, trace=trace, quiet=quiet)
+    with claimed(given.output_dir, name, force=given.force, beside=given.output or ()) as claim:
+        record_for(jobs, trace=given.trace, quiet=given.quiet)
         predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
-        if simulate:
-            with SimulationProgress(jobs, quiet) as progress:
+        if given.simulate:
+            with SimulationProgress(jobs, given.quiet) as progress:
                 dry_runs, failed = _dry_run(jobs, progress)
             predictions = with_work([*predictions, *dry_runs])
         claim.clear()
-        with ProgressWatcher(len(jobs), quiet) as watcher:
-            run = run_measurement(Plan(name, jobs, tuple(predictions), claim.path, warmup, steps, timeout, quality, origins), watcher)
+        with ProgressWatcher(len(jobs), given.quiet) as watcher:
+            run = run_measurement(
+                Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins), watcher
+            )
         try:
             write_report(run)
         except NotWritten as error:
             raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
-    comparisons = reconcile(run.records)
     said = settings(run.manifest.profile, run.manifest.origins)
-    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
-    write_files(output, [run], force=force, **more)
-    if json_:
-        print_json(run.records, **more)
-    else:
-        _show(run, verbose)
-        if verbose:
-            show_settings(run.manifest.profile, run.manifest.origins)
-        report_hints(run.path, quiet)
-    _check(run, comparisons, tolerance)
-    if failed is not None:
-        raise failed
+    more = {"settings": said, "comparisons": reconcile(run.records), "run": str(run.path), "cases": run.manifest.cases}
+    return of_run(run, more, notes=request.notes, error=failed)
 
 
 def _require_true_peaks(request: Request) -> None:

@@ -10,7 +10,7 @@ import typer
 from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
 
-SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
+PANELS = SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
     "130/143/129 interrupted."

@@ -6,18 +6,20 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked, PlanFlags, takes
 from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
-from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
+from bf16prof.outcome import Plans
+from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord, Offload
@@ -36,113 +38,53 @@ TRIED = 3
 """So many first choices are run dry where nobody said how many."""
 
 
-def plan(
-    context: typer.Context,
-    subject: o.SubjectArgument = None,
-    profile: o.ProfileOption = o.DEFAULT_PROFILE,
-    gpus: o.GpusOption = "8",
-    gpu: o.GpuOption = o.DEFAULT_GPU,
-    zero: o.ZeroOption = "0,1,2,3",
-    recipe: o.RecipeOption = "",
-    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
-    offload: Annotated[
-        Offload | None,
-        typer.Option("--offload", envvar="BF16PROF_OFFLOAD", help="Only this offloading; all if not given.", rich_help_panel=o.SELECT),
-    ] = None,
-    margin: Annotated[
-        str | None,
-        typer.Option(
-            "--margin",
-            envvar="BF16PROF_MARGIN",
-            metavar="PERCENT",
-            help="Share of the allocator's memory to keep free: 10% if not given, 5% with --expandable-segments.",
-            rich_help_panel=o.SELECT,
-        ),
-    ] = None,
-    expandable_segments: o.ExpandableOption = False,
-    micro_batch_limit: Annotated[
-        int,
-        typer.Option(
-            "--micro-batch-limit",
-            envvar="BF16PROF_MICRO_BATCH_LIMIT",
-            min=1,
-            max=4096,
-            help="Try micro-batches of 1, 2, 4, ... up to this.",
-            rich_help_panel=o.SELECT,
-        ),
-    ] = 64,
-    verify: Annotated[
-        int | None,
-        typer.Option(
-            "--verify",
-            metavar="N",
-            min=0,
-            max=100,
-            show_default=False,
-            help="Dry-run the first N choices with the real engine: 3 if not given, where torch and deepspeed are installed.",
-            rich_help_panel=o.SELECT,
-        ),
-    ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False,
-    calibrate: o.CalibrateOption = None,
-    hf_config: o.HfConfigOption = None,
-    download: o.DownloadOption = False,
-    model: o.ModelOption = None,
-    ds_config: o.DsConfigOption = None,
-    training_args: o.TrainingArgsOption = None,
-    optim: o.OptimOption = None,
-    sequence_length: o.SequenceOption = None,
-    micro_batch_size: o.MicroBatchOption = None,
-    gradient_accumulation_steps: o.AccumulationOption = None,
-    activation_checkpointing: o.CheckpointingOption = None,
-    zero_init: o.ZeroInitOption = None,
-    set_: o.SetOption = None,
-    trace: o.TraceOption = True,
-    write: Annotated[
-        Path | None,
-        typer.Option("--write", metavar="FILE", help="Write the first choice as a DeepSpeed JSON.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    json_: o.JsonOption = False,
-    output: o.FilesOption = None,
-    force: o.ForceOption = False,
-    fail_unless_fits: o.FailUnlessFitsOption = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every plan that fits.", rich_help_panel=o.OUTPUT)] = False,
-    quiet: o.QuietOption = False,
-) -> None:
+@takes(PlanFlags)
+def plan(asked: Asked[PlanFlags]) -> None:
     """Find what fits a GPU: ZeRO stages, recipes, micro-batches, checkpointing and offloading, judged by the predicted whole-run peak.
 
     Flags of the workload, --zero, --recipe and --offload restrict the choice; a DeepSpeed JSON's stage, precision and offloading do not.
     What the allocator reserves is replayed, and the first choices are run dry (--verify), so that a plan that fits has been tried. Where
     nothing fits, what to change first is the answer (exit code 0, but 2 with --write).
     """
+    given = asked.flags
+    check_outputs(asked.given())
+    request = read_request(asked)
+    found = planned(asked, request)
+    answers, line = found.answers, found.document["asked"]
+    _write(answers, request, line, given)
+    if given.json_:
+        typer.echo(found.to_json())
+    else:
+        _show(answers, request.profile, line, given.verbose)
+        if given.verbose:
+            show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
+    _require_a_plan(answers, given.fail_unless_fits)
+    if given.write is not None and answers[0].first is None:
+        raise Refused(f"--write {given.write}: nothing written, for no plan fits", hint="the table says what to change first")
+    hint_caveats(find_gpu(given.gpu), given.quiet)
+    _hints(asked, answers, request, given.write, given.quiet)
+
+
+def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
+    """The answer for each number of GPUs, the first choices run dry."""
     from bf16prof.planning.answer import answer
 
-    check_outputs(context.params)
-    sizes = list(dict.fromkeys(o.numbers("--gpus", gpus)))
-    if write is not None and len(sizes) != 1:
-        raise InputError(f"--write {write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus")
-    request = read_request(context)
-    _require_partitions(request.profile, o.numbers("--zero", zero), sizes)
-    judge = _judge(context.params, request)
-    record_for([], trace=trace, quiet=quiet)
-    say_notes(request, quiet)
-    most = None if verbose or json_ or output else SHOWN if len(sizes) == 1 else 1
+    given = asked.flags
+    sizes = list(dict.fromkeys(o.numbers("--gpus", given.gpus)))
+    if given.write is not None and len(sizes) != 1:
+        raise InputError(
+            f"--write {given.write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus"
+        )
+    _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
+    judge = _judge(given, request)
+    record_for(judge.first_asked(sizes), trace=given.trace, quiet=given.quiet)
+    say_notes(request, given.quiet)
+    most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
     answers = [answer(judge, size, most) for size in sizes]
-    if wanted := _to_try(context.params, len(sizes)):
-        answers = _tried(answers, judge, wanted, given=context.params)
-    asked = _asked(judge, sizes[0])
-    _write(answers, request, asked, context.params)
-    if json_:
-        typer.echo(json_text(_document(answers, request, asked)))
-    else:
-        _show(answers, request.profile, asked, verbose)
-        if verbose:
-            show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
-    _require_a_plan(answers, fail_unless_fits)
-    if write is not None and answers[0].first is None:
-        raise Refused(f"--write {write}: nothing written, for no plan fits", hint="the table says what to change first")
-    hint_caveats(judge.question.gpu, quiet)
-    _hints(context.params, answers, request, write, quiet)
+    if wanted := _to_try(given, len(sizes)):
+        answers = _tried(answers, judge, wanted, given=given)
+    line = _asked(judge, sizes[0])
+    return Plans(tuple(answers), _document(answers, request, line), request.notes)
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:
@@ -154,26 +96,26 @@ def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence
             raise Refused(f"--gpus {size}: {reason}")
 
 
-def _to_try(given: dict[str, Any], sizes: int) -> int:
+def _to_try(given: PlanFlags, sizes: int) -> int:
     """How many choices are to be run dry. Where nobody asked for it, none without torch and DeepSpeed."""
     from bf16prof.measure.accelerator import require_packages
     from bf16prof.measure.machine import package_version
 
-    if given["no_verify"]:
-        if given["verify"] is not None:
+    if given.no_verify:
+        if given.verify is not None:
             raise InputError("--verify and --no-verify exclude each other")
         return 0
-    if given["verify"] is not None:
-        if given["verify"]:
+    if given.verify is not None:
+        if given.verify:
             require_packages("--verify")
-        return int(given["verify"])
+        return int(given.verify)
     if package_version("torch") is None or package_version("deepspeed") is None:
-        hint("plans are predicted, not tried: dry runs need torch and deepspeed", given["quiet"])
+        hint("plans are predicted, not tried: dry runs need torch and deepspeed", given.quiet)
         return 0
     return TRIED if sizes == 1 else 1
 
 
-def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: dict[str, Any]) -> list[Answer]:
+def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: PlanFlags) -> list[Answer]:
     """The answers with their first choices run dry; as they are, with the reason, where a dry run breaks."""
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measure.accelerator import can_be_built
@@ -184,8 +126,8 @@ def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: dict[s
         possible = [job for job in jobs if can_be_built(job)]
         if not possible:
             return [None] * len(jobs)
-        with SimulationProgress(possible, given["quiet"]) as progress:
-            records = iter(simulate(possible, progress, Options(given["expandable_segments"])))
+        with SimulationProgress(possible, given.quiet) as progress:
+            records = iter(simulate(possible, progress, Options(given.expandable_segments)))
         return [next(records) if job in possible else None for job in jobs]
 
     found = []
@@ -193,7 +135,7 @@ def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: dict[s
         try:
             found.append(verified(answer, tight_ones(judge.seen(answer.outlook.world_size)), dry_run, count))
         except Bf16profError as error:
-            hint(f"not tried on {answer.outlook.world_size} GPUs: {error.message}", given["quiet"])
+            hint(f"not tried on {answer.outlook.world_size} GPUs: {error.message}", given.quiet)
             found.append(answer)
     return found
 
@@ -205,41 +147,41 @@ def _require_a_plan(answers: Sequence[Answer], wanted: bool) -> None:
         raise DoesNotFit(f"--fail-unless-fits: nothing fits on {', '.join(without)} GPUs", hint="the table says what to change first")
 
 
-def _judge(given: dict[str, Any], request: Request) -> Judge:
+def _judge(given: PlanFlags, request: Request) -> Judge:
     from bf16prof.planning.judge import Judge
 
     question = _question(given, request)
-    if given["calibrate"] is None:
+    if given.calibrate is None:
         return Judge(question)
     from bf16prof.estimate.calibration import calibrate
     from bf16prof.records import Device
     from bf16prof.runs import load
 
-    fitted = calibrate(str(given["calibrate"]), load(given["calibrate"]).records)
+    fitted = calibrate(str(given.calibrate), load(given.calibrate).records)
     if (fitted.device, fitted.gpu) != (Device.GPU, question.gpu.id):
         measured = fitted.gpu or "CPU ranks"
-        raise InputError(f"--calibrate {given['calibrate']}: measured on {measured}, which tells nothing of {question.gpu.id}")
+        raise InputError(f"--calibrate {given.calibrate}: measured on {measured}, which tells nothing of {question.gpu.id}")
     return Judge(question, fitted)
 
 
-def _question(given: dict[str, Any], request: Request) -> Question:
+def _question(given: PlanFlags, request: Request) -> Question:
     from bf16prof.planning.question import Question, powers_of_two
 
-    micro, checkpointing, offload = given["micro_batch_size"], given["activation_checkpointing"], given["offload"]
-    recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given["recipe"])) or tuple(runnable_recipes())
+    micro, checkpointing, offload = given.micro_batch_size, given.activation_checkpointing, given.offload
+    recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given.recipe)) or tuple(runnable_recipes())
     return Question(
         _with_accumulation(request),
-        find_gpu(given["gpu"]),
-        stages=tuple(dict.fromkeys(o.numbers("--zero", given["zero"]))),
+        find_gpu(given.gpu),
+        stages=tuple(dict.fromkeys(o.numbers("--zero", given.zero))),
         recipes=tuple(dict.fromkeys(recipes)),
-        micro_batches=powers_of_two(given["micro_batch_limit"]) if micro is None else (micro,),
+        micro_batches=powers_of_two(given.micro_batch_limit) if micro is None else (micro,),
         checkpointing=(False, True) if checkpointing is None else (checkpointing,),
         offloads=tuple(Offload) if offload is None else (offload,),
-        margin=None if given["margin"] is None else o.percentage(given["margin"], "--margin", below=1),
-        may_change_init=given["zero_init"] is None,
+        margin=None if given.margin is None else o.percentage(given.margin, "--margin", below=1),
+        may_change_init=given.zero_init is None,
         assumed=request.resolved.assumed,
-        expandable=given["expandable_segments"],
-        gpus_per_node=given["gpus_per_node"],
+        expandable=given.expandable_segments,
+        gpus_per_node=given.gpus_per_node,
         train_batch_size=request.batch.train if request.batch else None,
     )
 
@@ -276,13 +218,13 @@ def _asked(judge: Judge, world_size: int) -> str:
     return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
 
 
-def _write(answers: Sequence[Answer], request: Request, asked: str, given: dict[str, Any]) -> None:
+def _write(answers: Sequence[Answer], request: Request, asked: str, given: PlanFlags) -> None:
     from bf16prof.planning.written import ds_config_text
 
-    for path in given["output"] or ():
-        write_text(path, _render(path.suffix, answers, request, asked), replace=given["force"])
-    if given["write"] is not None and (first := answers[0].first) is not None:
-        write_text(given["write"], ds_config_text(first, request.file.content if request.file else None), replace=given["force"])
+    for path in given.output or ():
+        write_text(path, _render(path.suffix, answers, request, asked), replace=given.force)
+    if given.write is not None and (first := answers[0].first) is not None:
+        write_text(given.write, ds_config_text(first, request.file.content if request.file else None), replace=given.force)
 
 
 def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str) -> str:
@@ -304,9 +246,9 @@ def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str
 
 def _model(profile: Profile) -> tuple[str, int]:
     """The profile's name, and how many parameters its model has."""
-    from bf16prof.models.shapes import inventory
+    from bf16prof.estimate.anatomy import parameter_count
 
-    return profile.name, sum(spec.numel for spec in inventory(profile.model))
+    return profile.name, parameter_count(profile.model)
 
 
 def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[str, Any]:
@@ -337,7 +279,7 @@ def _show(answers: Sequence[Answer], profile: Profile, asked: str, verbose: bool
         plan_view(answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record)
 
 
-def _hints(given: dict[str, Any], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:
+def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:
     from bf16prof.planning.written import flags, outside_the_config
 
     found = next((answer for answer in answers if answer.first is not None), None)
@@ -349,17 +291,18 @@ def _hints(given: dict[str, Any], answers: Sequence[Answer], request: Request, w
             + "; ".join(outside_the_config(found.first, request.file.content if request.file else None)),
             quiet,
         )
-    command = ["bf16prof", "simulate", *_what_is_trained(given), *flags(found.first, found.outlook.room)]
+    command = ["bf16prof", "simulate", *_what_is_trained(asked), *flags(found.first, found.outlook.room)]
     hint(f"next: {shlex.join(command)}", quiet)
 
 
-def _what_is_trained(given: dict[str, Any]) -> list[str]:
+def _what_is_trained(asked: Asked[PlanFlags]) -> list[str]:
     """The flags that a plan does not decide, as they were given."""
-    said = [] if given["subject"] is None else [str(given["subject"])]
-    has_model = any(given[name] is not None for name in ("subject", "hf_config", "model"))
-    if not has_model or given["profile"] != o.DEFAULT_PROFILE:
-        said += ["--profile", str(given["profile"])]
+    given, values = asked.flags, asked.given()
+    said = [] if given.subject is None else [str(given.subject)]
+    has_model = any(values[name] is not None for name in ("subject", "hf_config", "model"))
+    if not has_model or given.profile != o.DEFAULT_PROFILE:
+        said += ["--profile", str(given.profile)]
     for name in ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length"):
-        if given[name] is not None:
-            said += ["--" + name.replace("_", "-"), str(given[name])]
-    return said + [part for text in given["set_"] or () for part in ("--set", text)]
+        if values[name] is not None:
+            said += ["--" + name.replace("_", "-"), str(values[name])]
+    return said + [part for text in given.set_ or () for part in ("--set", text)]

@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import typer
-
 from bf16prof.cases import Job, Refusal, Selection, expand
+from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, CaseFlags, WorkloadFlags
 from bf16prof.commands.options import numbers, words
 from bf16prof.commands.output import hint
 from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
@@ -61,43 +59,43 @@ class Request:
         return self.resolved.profile
 
 
-def read_request(context: typer.Context) -> Request:
+def read_request(asked: Asked[CaseFlags]) -> Request:
     """The request of a command that has cases. Stages and recipes that the user named win over those of a DeepSpeed JSON."""
-    given = context.params
-    named = {key: _source(context, key) in ("COMMANDLINE", "ENVIRONMENT") for key in ("zero", "recipe", "gpus")}
-    if named["recipe"] and not words(given["recipe"]):
+    given = asked.flags
+    named = {key: asked.is_named(key) for key in ("zero", "recipe", "gpus")}
+    if named["recipe"] and not words(given.recipe):
         raise InputError("--recipe: expected names, as fp32,bf16-full")
-    if DS_CONFIG in words(given["recipe"]):
+    if DS_CONFIG in words(given.recipe):
         raise InputError(f"--recipe {DS_CONFIG}: leave --recipe out: the file of --ds-config says the precision")
-    ours, trainer = _overrides(context), read_trainer(context)
-    file = _read_file(context, trainer, ours, named["recipe"])
+    ours, trainer = [*_model(asked), *_overrides(asked)], read_trainer(asked)
+    file = _read_file(asked, trainer, ours, named["recipe"])
     script = script_overrides(trainer, file)
     given_by_file = [*file.overrides, *numbers_beside(trainer, file)] if file else []
-    resolved = _with_defaults_of_flags(context, _resolve(context, [*script, *given_by_file, *ours]))
+    resolved = _with_defaults_of_flags(asked, _resolve(asked, [*script, *given_by_file, *ours]))
     notes = (*(file.notes if file else ()), *trainer_notes(trainer, file))
-    recipe = given["recipe"] if named["recipe"] else trainer.recipe or given["recipe"]
+    recipe = given.recipe if named["recipe"] else trainer.recipe or given.recipe
     if file is None:
         stage = trainer.args.get("zero_stage") if trainer.args else None
-        zero = str(stage.value) if stage and not named["zero"] else given["zero"]
-        return Request(resolved, zero, recipe, given["offload"], notes=notes)
-    zero, recipe = given["zero"] if named["zero"] else str(file.stage), given["recipe"] if named["recipe"] else file.recipe
+        zero = str(stage.value) if stage and not named["zero"] else given.zero
+        return Request(resolved, zero, recipe, given.offload, notes=notes)
+    zero, recipe = given.zero if named["zero"] else str(file.stage), given.recipe if named["recipe"] else file.recipe
     batch = _batch(file, resolved.profile, {override.key for override in ours})
-    return Request(resolved, zero, recipe, given["offload"], batch, any_gpus=not named["gpus"], file=file, notes=notes)
+    return Request(resolved, zero, recipe, given.offload, batch, any_gpus=not named["gpus"], file=file, notes=notes)
 
 
-def _read_file(context: typer.Context, trainer: Trainer, ours: list[Override], is_recipe_named: bool) -> DeepSpeedFile | None:
+def _read_file(asked: Asked[CaseFlags], trainer: Trainer, ours: list[Override], is_recipe_named: bool) -> DeepSpeedFile | None:
     """The user's DeepSpeed JSON, its `auto` resolved from flags, training arguments and the model."""
-    path: Path | None = context.params["ds_config"]
+    path = asked.flags.ds_config
     if path is None:
         return None
-    recipe = _origin(context, "recipe") if is_recipe_named else ""
-    known = answers(context, trainer, ours, recipe, lambda: _model_only(context, ours))
+    recipe = asked.origin("recipe") if is_recipe_named else ""
+    known = answers(asked, trainer, ours, recipe, lambda: _model_only(asked, ours))
     return read_ds_config(path, precision=not is_recipe_named, answers=known)
 
 
-def _model_only(context: typer.Context, ours: list[Override]) -> Resolved:
+def _model_only(asked: Asked[CaseFlags], ours: list[Override]) -> Resolved:
     """The profile with the user's model, whatever else is said."""
-    return _resolve(context, [override for override in ours if override.key.split(".")[0] in ("name", "description", "model")])
+    return _resolve(asked, [override for override in ours if override.key.split(".")[0] in ("name", "description", "model")])
 
 
 def say_notes(request: Request, quiet: bool) -> None:
@@ -106,11 +104,11 @@ def say_notes(request: Request, quiet: bool) -> None:
         hint(f"note: {note}", quiet)
 
 
-def _resolve(context: typer.Context, overrides: list[Override]) -> Resolved:
+def _resolve(asked: Asked[CaseFlags], overrides: list[Override]) -> Resolved:
     """The profile under the overrides: the one that the user named; where they named a whole model instead, none at all; else the
     command's default, which counts as assumed. A model without a name of its own is called by its type and size.
     """
-    name, is_named = _profile(context)
+    name, is_named = _profile(asked)
     if not is_named and any(override.key in WHOLE_MODELS for override in overrides):
         name = None
     found = load_profile(name, overrides)
@@ -124,17 +122,18 @@ WHOLE_MODELS = ("model", "model.hf_config", "model.factory")
 """Keys that name a model with all its sizes, so that nothing of a preset has to lie under them."""
 
 
-def _with_defaults_of_flags(context: typer.Context, resolved: Resolved) -> Resolved:
+def _with_defaults_of_flags(asked: Asked[CaseFlags], resolved: Resolved) -> Resolved:
     """The same with what was assumed because a flag of the case was left out: the GPU."""
-    if not context.params.get("gpu") or _source(context, "gpu") != "DEFAULT" or context.params.get("device") is Device.CPU:
+    gpu = asked.flags.assumed_gpu
+    if not gpu or asked.source("gpu") != DEFAULT:
         return resolved
-    assumed = {"GPU": f"{ASSUMED}{context.params['gpu']}, for none was named"}
+    assumed = {"GPU": f"{ASSUMED}{gpu}, for none was named"}
     return dataclasses.replace(resolved, origins={**resolved.origins, **assumed})
 
 
-def resolve_profile(context: typer.Context, name: str) -> Resolved:
+def resolve_profile(asked: Asked[WorkloadFlags], name: str) -> Resolved:
     """A profile with the flags of a command that has no cases laid over it, and where each value came from."""
-    return load_profile(name, _overrides(context))
+    return load_profile(name, _overrides(asked))
 
 
 def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
@@ -158,13 +157,14 @@ def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> t
     return admitted, refused
 
 
-def _overrides(context: typer.Context) -> list[Override]:
-    """What flags lay over the profile, from below."""
-    given = context.params
-    overrides = _model(context)
-    overrides += [parse_set(text) for text in given["set_"] or ()]
-    typed = [key for key in WORKLOAD_FLAGS if given.get(key) is not None]
-    return overrides + [Override(f"workload.{key}", given[key], _origin(context, key)) for key in typed]
+def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
+    """What flags lay over the profile's values, from below."""
+    given = asked.given()
+    typed = [key for key in WORKLOAD_FLAGS if given[key] is not None]
+    return [
+        *(parse_set(text) for text in asked.flags.set_ or ()),
+        *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
+    ]
 
 
 def what(subject: str) -> str:
@@ -186,42 +186,42 @@ def what(subject: str) -> str:
     raise unknown("model", subject, ids, more="or a config.json, its folder, a profile (.toml), a Hugging Face id, MODULE:FUNCTION")
 
 
-def _profile(context: typer.Context) -> tuple[str | None, bool]:
+def _profile(asked: Asked[CaseFlags]) -> tuple[str | None, bool]:
     """The profile: MODEL where it is one, else that of `--profile`; and whether the user named it."""
-    subject, profile = context.params.get("subject"), str(context.params["profile"])
+    subject, profile = asked.flags.asked_model, asked.flags.profile
     if subject is None or what(subject) != "profile":
-        return profile, _source(context, "profile") in ("COMMANDLINE", "ENVIRONMENT")
-    if _source(context, "profile") == "COMMANDLINE":
+        return profile, asked.is_named("profile")
+    if asked.source("profile") == COMMANDLINE:
         raise InputError(f"{subject} and --profile exclude each other: both are profiles")
     return str(subject), True
 
 
-def _model(context: typer.Context) -> list[Override]:
+def _model(asked: Asked[CaseFlags]) -> list[Override]:
     """Another model in the place of the profile's, which is called after it. MODEL wins, and a flag over the variable of the other."""
-    subject = context.params.get("subject")
-    flags = [key for key in ("hf_config", "model") if _source(context, key) == "COMMANDLINE"]
+    subject = asked.flags.asked_model
+    flags = [key for key in ("hf_config", "model") if asked.source(key) == COMMANDLINE]
     if subject is not None and flags:
-        raise InputError(f"{subject} and {_origin(context, flags[0])} exclude each other: there is one model")
+        raise InputError(f"{subject} and {asked.origin(flags[0])} exclude each other: there is one model")
     if subject is not None:
         key = what(subject)
-        return [] if key == "profile" else _named_model(context, key, subject, "MODEL")
-    given = {key: value for key in ("hf_config", "model") if (value := context.params.get(key)) is not None}
+        return [] if key == "profile" else _named_model(asked, key, subject, "MODEL")
+    given = {key: value for key in ("hf_config", "model") if (value := getattr(asked.flags, key)) is not None}
     named = {key: value for key, value in given.items() if key in flags} or given
     if len(named) > 1:
-        raise InputError(" and ".join(_origin(context, key) for key in named) + " exclude each other: there is one model")
-    return [override for key, value in named.items() for override in _named_model(context, key, value, _origin(context, key))]
+        raise InputError(" and ".join(asked.origin(key) for key in named) + " exclude each other: there is one model")
+    return [override for key, value in named.items() for override in _named_model(asked, key, value, asked.origin(key))]
 
 
-def _named_model(context: typer.Context, key: str, value: Any, origin: str) -> list[Override]:
+def _named_model(asked: Asked[CaseFlags], key: str, value: Any, origin: str) -> list[Override]:
     if key == "model":
         name, setting = "", Override("model.factory", value, origin)
         own = [Override("workload.activation_checkpointing", False, origin)]  # what the function returns checkpoints for itself, or not
     else:
-        found = configuration(str(value), download=bool(context.params.get("download")))
+        found = configuration(str(value), download=asked.flags.download)
         name, own = "", []
         setting = Override("model.hf_config", str(found.path), origin)
         if found.preset:
-            hint(f"note: {found.note}", quiet=bool(context.params.get("quiet")))
+            hint(f"note: {found.note}", quiet=asked.flags.quiet)
             name, setting = found.preset, Override("model", preset_model(found.preset), f"preset {found.preset}")
     return [Override("name", name, origin), Override("description", "", origin), setting, *own]
 
@@ -239,13 +239,3 @@ def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:
     if train is None and micro is None:
         micro = workload.micro_batch_size
     return BatchSizes(batch.origin, train, micro, accumulation)
-
-
-def _source(context: typer.Context, parameter: str) -> str:
-    source = context.get_parameter_source(parameter)
-    return source.name if source else ""
-
-
-def _origin(context: typer.Context, parameter: str) -> str:
-    """The flag that the user typed, or the variable that stood for it."""
-    return f"BF16PROF_{parameter.upper()}" if _source(context, parameter) == "ENVIRONMENT" else "--" + parameter.replace("_", "-")

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
 
 from bf16prof.cases import Job, Refusal
-from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked, SimulateFlags, takes
 from bf16prof.commands.output import (
     check_judged_device,
     check_outputs,
@@ -23,95 +19,76 @@ from bf16prof.commands.output import (
     with_host_per_node,
     write_files,
 )
-from bf16prof.commands.request import read_request, say_notes, select
+from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError
-from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
+from bf16prof.outcome import Outcome, of_run
+from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run
 from bf16prof.verdict import Allocator
 
 
-def simulate(
-    context: typer.Context,
-    subject: o.SubjectArgument = None,
-    profile: o.ProfileOption = o.DEFAULT_PROFILE,
-    zero: o.ZeroOption = "3",
-    gpus: o.GpusOption = "4",
-    recipe: o.RecipeOption = "bf16-fp32-master,bf16-full-autocast",
-    gpu: o.GpuOption = o.DEFAULT_GPU,
-    device: o.DeviceOption = Device.GPU,
-    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE,
-    offload: o.OffloadOption = None,
-    hf_config: o.HfConfigOption = None,
-    download: o.DownloadOption = False,
-    model: o.ModelOption = None,
-    ds_config: o.DsConfigOption = None,
-    training_args: o.TrainingArgsOption = None,
-    optim: o.OptimOption = None,
-    sequence_length: o.SequenceOption = None,
-    micro_batch_size: o.MicroBatchOption = None,
-    gradient_accumulation_steps: o.AccumulationOption = None,
-    activation_checkpointing: o.CheckpointingOption = None,
-    zero_init: o.ZeroInitOption = None,
-    set_: o.SetOption = None,
-    expandable_segments: o.ExpandableOption = False,
-    snapshot: Annotated[
-        Path | None,
-        typer.Option("--snapshot", metavar="FILE", help="Write a memory snapshot for pytorch.org/memory_viz.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    json_: o.JsonOption = False,
-    output: o.FilesOption = None,
-    force: o.ForceOption = False,
-    fail_unless_fits: o.FailUnlessFitsOption = False,
-    verbose: o.VerboseOption = False,
-    quiet: o.QuietOption = False,
-) -> None:
+@takes(SimulateFlags)
+def simulate(asked: Asked[SimulateFlags]) -> None:
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
+    given = asked.flags
+    check_outputs(asked.given())
+    check_judged_device(given.fail_unless_fits, given.device)
+    request = read_request(asked)
+    found = simulated(asked, request)
+    write_files(given.output, [found.run], force=given.force, **found.more)
+    if given.json_:
+        print_json(found.records, **found.more)
+    else:
+        _show(found.run, found.records, given.verbose)
+        if not given.verbose and len(found.records) > 1:
+            hint_caveats(find_gpu(given.gpu) if given.device is Device.GPU else None, given.quiet)
+    if found.error is not None:
+        raise found.error
+    require_fit(found.records, given.fail_unless_fits)
+    hint(_next(found.records), given.quiet or given.json_)
+
+
+def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
+    """The dry runs of all cases that are asked for, with the estimates of the same beside them in `run`.
+
+    Where some fail, the outcome has the others, and the error.
+    """
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
     from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, Options
     from bf16prof.simulate.runner import simulate as run
 
-    check_outputs(context.params)
-    check_judged_device(fail_unless_fits, device)
+    given = asked.flags
     require_packages("simulating")
-    request = read_request(context)
-    target = find_gpu(gpu) if device is Device.GPU else None
+    target = find_gpu(given.gpu) if given.device is Device.GPU else None
     require_model_library(request.profile.model)
-    jobs, refused = select(request, gpus=gpus, device=device, gpu=target)
+    jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=target)
     require_optimizer_libraries(jobs)
-    if snapshot is not None and len(jobs) != 1:
-        raise InputError(f"--snapshot {snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe")
-    say_notes(request, quiet)
+    if given.snapshot is not None and len(jobs) != 1:
+        raise InputError(
+            f"--snapshot {given.snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe"
+        )
+    say_notes(request, given.quiet)
     failed: Bf16profError | None = None
-    with SimulationProgress(jobs, quiet) as progress:
+    with SimulationProgress(jobs, given.quiet) as progress:
         try:
-            records = run(jobs, progress, Options(expandable_segments, snapshot, force))
+            records = run(jobs, progress, Options(given.expandable_segments, given.snapshot, given.force))
         except (DryRunFailed, DryRunRefused) as error:  # the others are shown all the same
             if not error.records:
                 raise
             refused = [*refused, *(Refusal(jobs[index].case, reason) for index, reason in error.reasons.items())]
             failed, records, jobs = error, list(error.records.values()), [jobs[index] for index in error.records]
-        records = _with_way_out(jobs, records, lambda others: run(others, None, Options(expandable_segments)))
-    records = with_host_per_node(records, gpus_per_node)
-    both = with_work([*records, *predictions(jobs, gpus_per_node, Allocator(expandable_segments))])
+        records = _with_way_out(jobs, records, lambda others: run(others, None, Options(given.expandable_segments)))
+    records = with_host_per_node(records, given.gpus_per_node)
+    both = with_work([*records, *predictions(jobs, given.gpus_per_node, Allocator(given.expandable_segments))])
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    more = {"settings": settings(trained, origins), "refused": refused}
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
-    more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
-    write_files(output, [result], force=force, **more)
-    if json_:
-        print_json(records, **more)
-    else:
-        _show(result, records, verbose)
-        if not verbose and len(records) > 1:
-            hint_caveats(target, quiet)
-    if failed is not None:
-        raise failed
-    require_fit(records, fail_unless_fits)
-    hint(_next(records), quiet or json_)
+    return of_run(result, more, records, request.notes, failed)
 
 
 def _show(result: Run, records: Sequence[MemoryRecord], verbose: bool) -> None:

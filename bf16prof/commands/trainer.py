@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
+from bf16prof.commands.flags import Asked, CaseFlags
 from bf16prof.errors import InputError
 from bf16prof.profiles.auto import ACCUMULATION, Answers
 from bf16prof.profiles.ds_config import DeepSpeedFile
@@ -68,16 +67,16 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"{name:.60}" for name in names[:MOST_NAMES]) + more
 
 
-def read_trainer(context: typer.Context) -> Trainer:
+def read_trainer(asked: Asked[CaseFlags]) -> Trainer:
     """What the flags say of the Trainer. Raises `InputError` naming the file and the field that cannot be used."""
-    path = context.params.get("training_args")
-    return Trainer(None if path is None else read_training_args(path), context.params.get("optim"))
+    path = asked.flags.training_args
+    return Trainer(None if path is None else read_training_args(path), asked.flags.optim)
 
 
-def answers(context: typer.Context, trainer: Trainer, flags: Sequence[Override], recipe: str, model: Callable[[], Resolved]) -> Answers:
+def answers(asked: Asked[CaseFlags], trainer: Trainer, flags: Sequence[Override], recipe: str, model: Callable[[], Resolved]) -> Answers:
     """What `auto` of a DeepSpeed JSON is resolved from. `recipe` says what named the recipes; `model` loads the profile's model."""
     told = {override.key.removeprefix("workload."): Told(override.value, override.origin) for override in flags}
-    searched = {"micro_batch_size", "recipe"} if context.info_name == "plan" else set()
+    searched = {"micro_batch_size", "recipe"} if asked.command == "plan" else set()
     return Answers(lambda: hidden_size(model().profile.model), told, trainer.args, recipe, frozenset(searched))
 
 

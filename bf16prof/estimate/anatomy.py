@@ -55,30 +55,36 @@ def anatomy_of(job: Job) -> Anatomy:
 
     Raises `NoInventory` where nothing is known, saying why.
     """
+    written, unknown = None, "only the code that builds this model knows its parameters"
     try:
         written = _written(job.profile.model) if not job.profile.model.inputs else None
-    except NoInventory:
-        written = None
+    except NoInventory as error:
+        unknown = error.message
     if written is not None and not _asks(job):
         return written
     inquiry = Inquiry.of(job)
     if (signature := store.find(inquiry)) is not None:
+        _COUNTS[job.profile.model] = sum(each.numel for each in signature.parameters)
         return _recorded(signature)
     if written is not None:
         return written
-    raise NoInventory(why_unknown(inquiry))
+    raise NoInventory(store.problem(inquiry) or f"{unknown}; {why_not_recorded(job)}")
 
 
-def why_unknown(inquiry: Inquiry) -> str:
-    """Why there is no signature."""
-    if reason := store.problem(inquiry):
-        return reason
-    model = inquiry.job.profile.model
-    whose = f"the code of {model.family!r:.60}"
+_COUNTS: dict[Model, int] = {}
+
+
+def parameter_count(model: Model) -> int:
+    """Elements of a model's parameters, of which a job has been looked at. Raises `NoInventory`."""
+    return _COUNTS[model] if model in _COUNTS else sum(each.numel for each in inventory(model))
+
+
+def why_not_recorded(job: Job) -> str:
+    """Why nobody has run a model's own code, which would tell all of it."""
     if can_trace():
-        return f"only {whose} knows what it holds, and it was not asked"
-    extra = "train,hf" if isinstance(model, HuggingFaceSettings) else "train"
-    return f"only {whose} knows what it holds, which takes PyTorch and DeepSpeed to find out: {install_hint(extra)}"
+        return "its code was not run to find out (--no-trace)"
+    extra = "train,hf" if isinstance(job.profile.model, HuggingFaceSettings) else "train"
+    return f"what it takes to run its code and find out: {install_hint(extra)}"
 
 
 def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
