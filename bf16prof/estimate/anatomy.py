@@ -11,7 +11,7 @@ from bf16prof.errors import InputError, install_hint
 from bf16prof.estimate.program import key_of, run_of
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.models.tapes import network
-from bf16prof.profiles.models import HuggingFaceSettings, Model
+from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry, can_trace
@@ -92,11 +92,20 @@ def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
     return list({inquiry.digest: inquiry for inquiry in (Inquiry.of(job) for job in jobs if _asks(job))}.values())
 
 
+def is_written(model: Model) -> bool:
+    """Whether this package knows a model's parameters by itself."""
+    try:
+        return not model.inputs and bool(_written(model))
+    except NoInventory:
+        return False
+
+
 def _asks(job: Job) -> bool:
     """Whether the passes of the job's model are those of a signature."""
     if job.device is Device.CPU or job.profile.model.inputs:
         return True
-    if isinstance(model := job.profile.model, HuggingFaceSettings) and model.safetensors is not None:
+    model = job.profile.model
+    if isinstance(model, ModelSettings) or (isinstance(model, HuggingFaceSettings) and model.safetensors is not None):
         return False
     from bf16prof.engine.config import deepspeed_config, engine_facts
 

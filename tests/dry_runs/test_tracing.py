@@ -72,8 +72,8 @@ WRITTEN = {
 T5 = {"model_type": "t5", "d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 3, "num_heads": 4, "vocab_size": 2000}
 
 
-def job(stage: int, model: dict[str, Any], *, recipe: str = "bf16-full", device: Device = Device.GPU, **values: Any) -> Job:
-    sets = {"workload.sequence_length": 128, "workload.micro_batch_size": 2, "workload.data": "synthetic", **model, **values}
+def job(stage: int, model: dict[str, Any], *, recipe: str = "bf16-full", device: Device = Device.GPU) -> Job:
+    sets = {"workload.sequence_length": 128, "workload.micro_batch_size": 2, "workload.data": "synthetic", **model}
     if device is Device.GPU:
         sets |= {"optimizer.torch_adam": False, "optimizer.fused": False}
     profile = load_profile("cpu-demo", [Override(key, value, "test") for key, value in sets.items()]).profile
@@ -142,8 +142,8 @@ def test_what_was_recorded_is_kept_for_other_processes_but_of_functions(recorded
 
 def test_recipes_ranks_and_accumulation_ask_the_same() -> None:
     asked = Inquiry.of(HAND["llama", 1])
-    more = job(2, {"model.hf_config": WRITTEN["llama"]}, **{"workload.gradient_accumulation_steps": 4})
+    more = job(2, {"model.hf_config": WRITTEN["llama"], "workload.gradient_accumulation_steps": 4})
 
     assert Inquiry.of(dataclasses.replace(more, case=dataclasses.replace(more.case, world_size=64))) == asked
     assert Inquiry.of(HAND["llama", 3]) != asked
-    assert Inquiry.of(job(1, {"model.hf_config": WRITTEN["llama"]}, **{"workload.activation_checkpointing": True})) != asked
+    assert Inquiry.of(job(1, {"model.hf_config": WRITTEN["llama"], "workload.activation_checkpointing": True})) != asked
