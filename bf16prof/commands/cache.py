@@ -9,6 +9,7 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import document, json_text
+from bf16prof.signatures.store import CachedSignature
 
 cache = LiteralTyper(no_args_is_help=True, help="Recorded passes of models (signatures): what is kept, and where.")
 
@@ -23,20 +24,15 @@ def list_cache(json_: o.JsonOption = False) -> None:
     if json_:
         typer.echo(json_text(document([], folder=str(store.folder()), signatures=found)))
         return
-    rows = [
-        [
-            each.name,
-            each.about,
-            f"{each.parameters:,}",
-            f"{each.events:,}",
-            f"{each.bytes:,}",
-            " ".join(f"{k} {v}" for k, v in each.versions.items()),
-        ]
-        for each in found
-    ]
+    rows = [_row(each) for each in found]
     if rows:
         print_table(["signature", "of", "parameters", "events", "bytes", "recorded with"], rows)
     sys.stderr.write(f"{len(found)} in {store.folder()}\n")
+
+
+def _row(kept: CachedSignature) -> list[str]:
+    versions = " ".join(f"{package} {version}" for package, version in kept.versions.items())
+    return [kept.name, kept.about, f"{kept.parameters:,}", f"{kept.events:,}", f"{kept.bytes:,}", versions]
 
 
 @cache.command("clear", epilog=o.examples("bf16prof cache clear"))

@@ -108,6 +108,7 @@ class EstimateFlags(PageFlags, SubjectFlags):
     gpus_per_node: o.PerNodeOption = GPUS_PER_NODE
     expandable_segments: o.ExpandableOption = False
     calibrate: o.CalibrateOption = None
+    trace: o.TraceOption = True
     fail_unless_fits: o.FailUnlessFitsOption = False
     verbose: o.VerboseOption = False
 
@@ -193,6 +194,7 @@ class PlanFlags(FileFlags, SubjectFlags):
     ] = None
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False
     calibrate: o.CalibrateOption = None
+    trace: o.TraceOption = True
     write: Annotated[
         Path | None,
         typer.Option("--write", metavar="FILE", help="Write the first choice as a DeepSpeed JSON.", rich_help_panel=o.OUTPUT),

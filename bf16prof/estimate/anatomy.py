@@ -11,7 +11,7 @@ from bf16prof.errors import InputError, install_hint
 from bf16prof.estimate.program import key_of, run_of
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.models.tapes import network
-from bf16prof.profiles.models import HuggingFaceSettings, Model
+from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry, can_trace
@@ -55,30 +55,36 @@ def anatomy_of(job: Job) -> Anatomy:
 
     Raises `NoInventory` where nothing is known, saying why.
     """
+    written, unknown = None, "only the code that builds this model knows its parameters"
     try:
         written = _written(job.profile.model) if not job.profile.model.inputs else None
-    except NoInventory:
-        written = None
+    except NoInventory as error:
+        unknown = error.message
     if written is not None and not _asks(job):
         return written
     inquiry = Inquiry.of(job)
     if (signature := store.find(inquiry)) is not None:
+        _COUNTS[job.profile.model] = sum(each.numel for each in signature.parameters)
         return _recorded(signature)
     if written is not None:
         return written
-    raise NoInventory(why_unknown(inquiry))
+    raise NoInventory(store.problem(inquiry) or f"{unknown}; {why_not_recorded(job)}")
 
 
-def why_unknown(inquiry: Inquiry) -> str:
-    """Why there is no signature."""
-    if reason := store.problem(inquiry):
-        return reason
-    model = inquiry.job.profile.model
-    whose = f"the code of {model.family!r:.60}"
+_COUNTS: dict[Model, int] = {}
+
+
+def parameter_count(model: Model) -> int:
+    """Elements of a model's parameters, of which a job has been looked at. Raises `NoInventory`."""
+    return _COUNTS[model] if model in _COUNTS else sum(each.numel for each in inventory(model))
+
+
+def why_not_recorded(job: Job) -> str:
+    """Why nobody has run a model's own code, which would tell all of it."""
     if can_trace():
-        return f"only {whose} knows what it holds, and it was not asked"
-    extra = "train,hf" if isinstance(model, HuggingFaceSettings) else "train"
-    return f"only {whose} knows what it holds, which takes PyTorch and DeepSpeed to find out: {install_hint(extra)}"
+        return "its code was not run to find out (--no-trace)"
+    extra = "train,hf" if isinstance(job.profile.model, HuggingFaceSettings) else "train"
+    return f"what it takes to run its code and find out: {install_hint(extra)}"
 
 
 def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
@@ -86,11 +92,20 @@ def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
     return list({inquiry.digest: inquiry for inquiry in (Inquiry.of(job) for job in jobs if _asks(job))}.values())
 
 
+def is_written(model: Model) -> bool:
+    """Whether this package knows a model's parameters by itself."""
+    try:
+        return not model.inputs and bool(_written(model))
+    except NoInventory:
+        return False
+
+
 def _asks(job: Job) -> bool:
     """Whether the passes of the job's model are those of a signature."""
     if job.device is Device.CPU or job.profile.model.inputs:
         return True
-    if isinstance(model := job.profile.model, HuggingFaceSettings) and model.safetensors is not None:
+    model = job.profile.model
+    if isinstance(model, ModelSettings) or (isinstance(model, HuggingFaceSettings) and model.safetensors is not None):
         return False
     from bf16prof.engine.config import deepspeed_config, engine_facts
 

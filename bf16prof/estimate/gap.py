@@ -15,7 +15,7 @@ from bf16prof.engine.config import (
     optimizer_settings,
 )
 from bf16prof.errors import InputError
-from bf16prof.estimate.anatomy import anatomy_of
+from bf16prof.estimate.anatomy import anatomy_of, why_not_recorded
 from bf16prof.estimate.program import run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.models.shapes import NoInventory
@@ -54,7 +54,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if gap := _tape_gap(job, engine):
         return gap
     if engine.device is Device.CPU and engine.anatomy.signature is None:
-        return "the scratch memory of CPU kernels is that of a recorded pass, and there is none"
+        return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
     facts = engine.facts
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
 
