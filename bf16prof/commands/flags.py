@@ -108,7 +108,6 @@ class EstimateFlags(PageFlags, SubjectFlags):
     gpus_per_node: o.PerNodeOption = GPUS_PER_NODE
     expandable_segments: o.ExpandableOption = False
     calibrate: o.CalibrateOption = None
-    trace: o.TraceOption = True
     fail_unless_fits: o.FailUnlessFitsOption = False
     verbose: o.VerboseOption = False
 
@@ -149,7 +148,6 @@ class SimulateFlags(PageFlags, SubjectFlags):
 class PlanFlags(FileFlags, SubjectFlags):
     """Flags of `plan`."""
 
-    trace: o.TraceOption = True
     zero: o.ZeroOption = "0,1,2,3"
     gpus: o.GpusOption = "8"
     gpu: o.GpuOption = o.DEFAULT_GPU

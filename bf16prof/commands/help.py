@@ -86,15 +86,6 @@ def _takes(each: Any, context: Any) -> str:
 
 
 def _row(left: str, right: str, width: int) -> list[str]:
-    """One or more lines: the left column, and the right one beside it, or below where the left is too long."""
-    indent = " " * (_FLAGS + 2)
-    text = textwrap.wrap(right, max(20, width - len(indent)), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    if len(left) <= _FLAGS - 2:
-        return [f"  {left}".ljust(len(indent)) + (text[0].strip() if text else ""), *text[1:]]
-    return [f"  {left}", *text]
-
-
-def _row(left: str, right: str, width: int) -> list[str]:
     text = textwrap.wrap(right, max(20, width - _FLAGS - 4)) or [""]
     first = f"  {left}".ljust(_FLAGS + 2)
     if len(left) > _FLAGS - 2:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
 from bf16prof.quality.sums import SAMPLE, Sums, total
@@ -31,7 +31,7 @@ from bf16prof.summaries import interquartile_range, not_finite
 from bf16prof.verdict import of_a_run
 
 
-def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:
+def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = None) -> MemoryRecord | None:
     """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
     the slowest. That another rank's peak is higher is said in the notes.
 
@@ -145,7 +145,7 @@ def _update_quality(sums: Sums) -> UpdateQuality:
     return UpdateQuality(sums.elements, sums.lost_updates, sums.edq)
 
 
-def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
+def _notes(outcome: RanksOutcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     notes = [] if outcome.status is Status.FINISHED else [f"partial: {outcome.status}: {outcome.message}"]
     return (*notes, *not_finite([step.step + 1 for step in steps if step.loss is None], len(steps)))
 

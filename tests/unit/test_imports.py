@@ -18,9 +18,22 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "locks", "processes", "rounding", "summaries"},
+    {"errors", "locks", "processes", "rounding", "started_by", "summaries"},
     {"records", "documents", "files", "memory_kills"},
-    {"profiles", "kernels", "reductions", "allocator", "verdict", "reconcile", "runs", "claims", "reports", "plans", "explanations"},
+    {
+        "bounds",
+        "profiles",
+        "kernels",
+        "reductions",
+        "allocator",
+        "verdict",
+        "reconcile",
+        "runs",
+        "claims",
+        "reports",
+        "plans",
+        "explanations",
+    },
     {"models", "cases", "imports"},
     {"engine", "estimate", "quality", "signatures"},
     {"scripts"},
