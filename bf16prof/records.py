@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
+from bf16prof.errors import InputError
+
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A difference of bytes: what is free, saved or more. Nothing that is allocated is a `Bytes`."""
 
@@ -27,6 +29,10 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
+
+
+class TooMuch(InputError, ValueError):
+    """Sizes that were accepted one by one, and whose product nothing can hold."""
 
 
 class Source(StrEnum):
@@ -508,9 +514,11 @@ class MemoryRecord:
 
 
 def require_size(name: str, size: int) -> None:
-    """Raise `ValueError` for a number of bytes that there cannot be."""
-    if not 0 <= size < 2**63:
+    """Raise `ValueError` for a number of bytes below zero, and `TooMuch` for more than any machine can address."""
+    if size < 0:
         raise ValueError(f"{name}: {size:,} bytes")
+    if size >= 2**63:
+        raise TooMuch(f"{name}: {size:,} bytes are more than 2^63, which no machine has", hint="look at the sizes of model and workload")
 
 
 def _require_sizes(parts: Mapping[Component, int]) -> None:

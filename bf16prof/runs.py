@@ -24,6 +24,7 @@ from bf16prof.documents import SCHEMA_VERSION, document
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, read_text, write_json, write_text
 from bf16prof.locks import is_held
+from bf16prof.profiles.plain import problem
 from bf16prof.profiles.secrets import command_without_secrets
 from bf16prof.records import STRICT, Case, Device, MemoryRecord
 
@@ -53,6 +54,9 @@ STOP = "stop"
 """On several nodes: agents end their ranks when it is there."""
 CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG, LAYOUT, STOP, SCRIPT))
 """All files that we write into the folder of a case, beside those of its ranks and nodes."""
+
+PROFILE_TABLES = ("model", "workload", "optimizer", "deepspeed")
+"""The tables of a profile (`profiles/schema.py`), as far as a manifest has them."""
 
 _RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log)")
 _NODE_FILE = re.compile(r"(node(0|[1-9]\d{0,8})\.(json|log)|exits[1-9]\d{0,8}\.json)")
@@ -155,10 +159,11 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        try:
-            json.dumps(self.profile, allow_nan=False)
-        except ValueError as error:
-            raise ValueError(f"profile: {error}") from error
+        if wrong := problem(self.profile, "profile"):
+            raise ValueError(wrong)
+        for table in PROFILE_TABLES:
+            if not isinstance(self.profile.get(table, {}), dict):
+                raise ValueError(f"profile.{table}: expected a table, got {self.profile[table]!r:.60}")
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,18 @@ class FileFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateFlags(FileFlags, SubjectFlags):
+class PageFlags(FileFlags):
+    """Files to write of records, which have figures."""
+
+    output: o.PageFilesOption = None
+    figure: o.FigureOption = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateFlags(PageFlags, SubjectFlags):
     """Flags of `estimate`."""
 
+    trace: o.TraceOption = True
     zero: o.ZeroOption = "0,1,2,3"
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128"
     gpu: o.GpuOption = o.DEFAULT_GPU
@@ -109,7 +118,7 @@ class EstimateFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateFlags(FileFlags, SubjectFlags):
+class SimulateFlags(PageFlags, SubjectFlags):
     """Flags of `simulate`."""
 
     zero: o.ZeroOption = "3"
@@ -183,6 +192,7 @@ class PlanFlags(FileFlags, SubjectFlags):
     ] = None
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False
     calibrate: o.CalibrateOption = None
+    trace: o.TraceOption = True
     write: Annotated[
         Path | None,
         typer.Option("--write", metavar="FILE", help="Write the first choice as a DeepSpeed JSON.", rich_help_panel=o.OUTPUT),
@@ -197,12 +207,13 @@ class PlanFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureFlags(PlaceFlags, FileFlags, SubjectFlags):
+class MeasureFlags(PlaceFlags, PageFlags, SubjectFlags):
     """Flags of `measure`. GPUs are found, not asked for."""
 
     profile: o.ProfileOption = "cpu-demo"
     zero: o.ZeroOption = "1,2,3"
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full"
+    trace: o.TraceOption = True
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10
     quality: Annotated[
@@ -228,7 +239,7 @@ class LogFlags(CaseFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportFlags(FileFlags, LogFlags):
+class ImportFlags(PageFlags, LogFlags):
     """Flags of `import`."""
 
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What was logged of one run: all that there is of it.")] = field(

@@ -11,6 +11,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands import where as w
 from bf16prof.commands.flags import Asked, MeasureFlags, takes
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
@@ -48,7 +49,7 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
     found = measured(asked)
     run = found.run
-    write_files(given.output, [run], force=given.force, **found.more)
+    write_files(given.output, [run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(run.records, **found.more)
     else:
@@ -91,6 +92,7 @@ def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -
 
     name, origins, failed = request.profile.name, request.resolved.origins, None
     with claimed(given.output_dir, name, force=given.force or given.resume, beside=given.output or ()) as claim:
+        record_for(jobs, trace=given.trace, quiet=given.quiet)
         predictions = closed_form(jobs, per_node=max(max(place.layout(job.case.world_size).ranks) for job in jobs))
         if given.simulate:
             with SimulationProgress(jobs, given.quiet) as progress:
@@ -216,14 +218,17 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
 
 
 def _show(run: Run, verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation, run_summary
+    from bf16prof.reports.console import breakdown, failures, make_console, outcome, reconciliation, run_summary
 
     console = make_console()
+    if not verbose:
+        outcome([run], console)
+        failures(run, console)
+        return
     run_summary(run, console)
     reconciliation([run], console)
-    if verbose:
-        for record in run.records:
-            breakdown(record, console)
+    for record in run.records:
+        breakdown(record, console)
 
 
 def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:

@@ -38,7 +38,7 @@ LOG_LINES = 15
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RanksOutcome:
     """How the ranks of one case ended: status, one line for a person, the end of the failing rank's log, and what every rank wrote.
 
     `nodes`: what the nodes reported, where there are several.
@@ -94,7 +94,7 @@ def _readable(load: Callable[[], T], unread: list[str]) -> T | None:
         return None
 
 
-def launch(folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]) -> Outcome:
+def launch(folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]) -> RanksOutcome:
     """Run the case whose `SPEC` lies in the folder on that many ranks there.
 
     `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
@@ -118,12 +118,14 @@ def _started(folder: Path, world_size: int) -> contextlib.AbstractContextManager
     return started(local_command(folder, world_size), folder / LAUNCHER_LOG, rank_environment(world_size))
 
 
-def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> Outcome:
+def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:
     message = f"not finished after {timeout_s:g} s: all ranks were ended"
-    return Outcome(Status.TIMEOUT, message, _tail(_slowest_log(folder, seen.ranks)), seen.ranks)
+    return RanksOutcome(Status.TIMEOUT, message, _tail(_slowest_log(folder, seen.ranks)), seen.ranks)
 
 
-def _launch_on_nodes(folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]) -> Outcome:
+def _launch_on_nodes(
+    folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]
+) -> RanksOutcome:
     """The same on several nodes, each of which has an agent. The time runs from when all are ready; before, they may compile."""
     layout = place.layout(world_size)
     progress = _Progress(folder, on_progress)
@@ -147,7 +149,7 @@ def _launch_on_nodes(folder: Path, place: Place, world_size: int, timeout_s: flo
     return dataclasses.replace(outcome, nodes=tuple(report for report in agents.reports if report is not None))
 
 
-def _outcome_of_nodes(folder: Path, agents: Fleet, early: _Seen, seen: _Seen) -> Outcome | None:
+def _outcome_of_nodes(folder: Path, agents: Fleet, early: _Seen, seen: _Seen) -> RanksOutcome | None:
     """What went wrong on several nodes, if anything is known. A node that is gone is the cause of what ranks only noticed."""
     cause = blame(early.exits, early.ranks, by_kernel=False)
     if cause is not None and not cause.is_consequence:
@@ -157,7 +159,7 @@ def _outcome_of_nodes(folder: Path, agents: Fleet, early: _Seen, seen: _Seen) ->
     problems += [f"{name} is gone without a word" for name in agents.mute]
     if problems:
         noticed = f"; rank {cause.rank}: {cause.message}" if cause is not None else ""
-        return Outcome(Status.FAILED, "; ".join(problems) + noticed, _tail(agents.log(), *_logs(folder, cause)), seen.ranks)
+        return RanksOutcome(Status.FAILED, "; ".join(problems) + noticed, _tail(agents.log(), *_logs(folder, cause)), seen.ranks)
     return None if cause is None else _outcome(folder, agents.code, seen, cause)
 
 
@@ -165,16 +167,16 @@ def _logs(folder: Path, cause: Cause | None) -> list[Path]:
     return [] if cause is None else [rank_log(folder, cause.rank)]
 
 
-def _outcome(folder: Path, code: int, seen: _Seen, cause: Cause | None) -> Outcome:
+def _outcome(folder: Path, code: int, seen: _Seen, cause: Cause | None) -> RanksOutcome:
     """How a case ended whose ranks have ended by themselves, or the cause why they had to be."""
     if cause is not None:
         log = _tail(rank_log(folder, cause.rank), folder / LAUNCHER_LOG)
-        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", log, seen.ranks)
+        return RanksOutcome(cause.status, f"rank {cause.rank}: {cause.message}", log, seen.ranks)
     missing = [rank for rank, result in enumerate(seen.ranks) if result is None or result.status is not Status.FINISHED]
     if code == 0 and not missing:
-        return Outcome(Status.FINISHED, "", "", seen.ranks)
+        return RanksOutcome(Status.FINISHED, "", "", seen.ranks)
     what = f"torchrun ended with {_exit(code)}" if code else f"no complete result from rank {', '.join(map(str, missing))}"
-    return Outcome(Status.FAILED, "; ".join([what, *seen.unread]), _tail(folder / LAUNCHER_LOG), seen.ranks)
+    return RanksOutcome(Status.FAILED, "; ".join([what, *seen.unread]), _tail(folder / LAUNCHER_LOG), seen.ranks)
 
 
 class _Progress:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
 from bf16prof.profiles.gpus import Gpu
@@ -47,7 +47,7 @@ class Subject:
     knows_losses: bool = True
 
 
-def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:
+def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = None) -> MemoryRecord | None:
     """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
     the slowest. That another rank's peak is higher is said in the notes.
 
@@ -59,7 +59,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     return record_of_ranks(outcome, Subject(job.case, job.device, workload_of(job), gpu, tokens), work)
 
 
-def record_of_ranks(outcome: Outcome, subject: Subject, work: StepWork | None = None) -> MemoryRecord | None:
+def record_of_ranks(outcome: RanksOutcome, subject: Subject, work: StepWork | None = None) -> MemoryRecord | None:
     """The same of whatever the ranks have trained."""
     ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
     if not ranks:
@@ -167,7 +167,7 @@ def _update_quality(sums: Sums) -> UpdateQuality:
     return UpdateQuality(sums.elements, sums.lost_updates, sums.edq)
 
 
-def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
+def _notes(outcome: RanksOutcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     notes = [] if outcome.status is Status.FINISHED else [f"partial: {outcome.status}: {outcome.message}"]
     return (*notes, *not_finite([step.step + 1 for step in steps if step.loss is None], len(steps)))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import RunFailed
 from bf16prof.files import NotWritten, write_json, write_text
-from bf16prof.measure.launcher import Outcome, launch
+from bf16prof.measure.launcher import RanksOutcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.places import LOCAL, Place
 from bf16prof.measure.prepare import prepare
@@ -166,14 +166,14 @@ def planned(job: Job) -> CaseStatus:
     return CaseStatus(job.case, Status.PLANNED)
 
 
-def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
+def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> RanksOutcome:
     folder = plan.folder / job.case.label
     folder.mkdir()  # whatever is there by now is not ours
     write_json(folder / SPEC, plan.task(job))
     return launch(folder, plan.place, job.case.world_size, plan.timeout_s, on_progress)
 
 
-def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
+def _finish_case(run: Run, index: int, job: Job, outcome: RanksOutcome) -> Run:
     status = CaseStatus(job.case, outcome.status, outcome.message, outcome.log_tail)
     work = next((r.work for r in run.records if r.case == job.case and r.source is Source.ESTIMATE), None)
     record = measured_record(job, outcome, work)
@@ -181,7 +181,7 @@ def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
     return _with_case(replace(run, records=(*run.records, record)) if record else run, index, status)
 
 
-def _nodes(known: tuple[Node, ...], outcome: Outcome) -> tuple[Node, ...]:
+def _nodes(known: tuple[Node, ...], outcome: RanksOutcome) -> tuple[Node, ...]:
     """All nodes that have reported, by number."""
     found = {node.node: node for node in known} | {r.node: Node(r.node, r.host, r.hardware) for r in outcome.nodes}
     return tuple(found[number] for number in sorted(found))

@@ -15,11 +15,14 @@ from bf16prof.reports.views import CaseView
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What is drawn: the id of the figure, the value of a rank, how many of it make one on the axis, its title, and the value in words."""
+    """What is drawn: the id of the figure, the value of a rank, how many of it make one on the axis, what the figure is called,
+    the title of the axis, and the value in words.
+    """
 
     id: str
     value: Callable[[RankSummary], float | None]
     divisor: int
+    name: str
     title: str
     text: Callable[[float], str]
 
@@ -27,12 +30,17 @@ class _Quantity:
 def rank_peaks(views: Sequence[CaseView]) -> Figure | None:
     """The training peak of every rank; `None` where no case has two ranks that know theirs."""
     divisor, unit = scale(max((rank.peak_allocated_bytes or 0 for view in views for rank in view.main.ranks), default=0))
-    return _figure(_Quantity("figure-ranks", lambda rank: rank.peak_allocated_bytes, divisor, f"training peak ({unit})", gib), views)
+    return _figure(
+        _Quantity("figure-ranks", lambda rank: rank.peak_allocated_bytes, divisor, "Peak by rank", f"training peak ({unit})", gib), views
+    )
 
 
 def rank_times(views: Sequence[CaseView]) -> Figure | None:
     """The median seconds of every rank's forward; `None` where no case has two ranks that know theirs."""
-    return _figure(_Quantity("figure-rank-times", lambda rank: rank.phase_time_s.get(Phase.FORWARD), 1, "forward (s)", seconds), views)
+    return _figure(
+        _Quantity("figure-rank-times", lambda rank: rank.phase_time_s.get(Phase.FORWARD), 1, "Forward by rank", "forward (s)", seconds),
+        views,
+    )
 
 
 def _figure(what: _Quantity, views: Sequence[CaseView]) -> Figure | None:
@@ -43,7 +51,7 @@ def _figure(what: _Quantity, views: Sequence[CaseView]) -> Figure | None:
     layout = base_layout(300, "rank", what.title)
     layout["xaxis"] |= step_ticks(x for trace in traces for x in trace["x"])
     layout["yaxis"]["rangemode"] = "tozero"
-    return figure(what.id, traces, layout)
+    return figure(what.id, traces, layout, what.name, _words(what, views))
 
 
 def _trace(what: _Quantity, index: int, view: CaseView, style: tuple[str, str]) -> Trace | None:
@@ -56,3 +64,13 @@ def _trace(what: _Quantity, index: int, view: CaseView, style: tuple[str, str]) 
         "hovertemplate": "%{fullData.name}<br>rank %{x} on %{customdata[1]}, %{customdata[2]}: %{customdata[0]}<extra></extra>",
         "name": plotly_text(view.label),
     }
+
+
+def _words(what: _Quantity, views: Sequence[CaseView]) -> str:
+    """The ends of each case's range, for those who do not see the figure."""
+    found = []
+    for view in views:
+        values = [value for rank in view.main.ranks if (value := what.value(rank)) is not None]
+        if len(values) > 1:
+            found.append(f"{view.label}: {what.text(min(values))} to {what.text(max(values))} over {len(values)} ranks")
+    return "; ".join(found)

@@ -11,7 +11,7 @@ import pytest
 
 from bf16prof.measure import fleet, launcher, waiting
 from bf16prof.measure.commands import Command
-from bf16prof.measure.launcher import Outcome, launch
+from bf16prof.measure.launcher import RanksOutcome, launch
 from bf16prof.measure.places import Host, Layout, Place, Starter
 from bf16prof.measure.results import RankResult, save_rank
 from bf16prof.records import Device
@@ -44,7 +44,7 @@ else:
 """
 """An agent that ends as it is told, and runs no ranks."""
 
-Launched = Callable[..., Outcome]
+Launched = Callable[..., RanksOutcome]
 
 
 def rank(number: int, status: Status = Status.FINISHED, message: str = "", at: float | None = None) -> RankResult:
@@ -59,7 +59,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
     """Launch a case on two nodes, whose agents do what they are told, beside what ranks have written."""
     monkeypatch.setattr(fleet, "FAILING_S", 1.0)
 
-    def call(*what: str, ranks: tuple[RankResult, ...] = (), timeout_s: float = 30.0) -> Outcome:
+    def call(*what: str, ranks: tuple[RankResult, ...] = (), timeout_s: float = 30.0) -> RanksOutcome:
         def agents(_starter: Starter, folder: Path, _layout: Layout) -> list[Command]:
             return [Command([sys.executable, "-c", AGENT, str(folder), str(n), how], (n,)) for n, how in enumerate(what)]
 

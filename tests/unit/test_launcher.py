@@ -21,7 +21,7 @@ from bf16prof.files import NotWritten
 from bf16prof.measure import launcher, shared_memory, worker
 from bf16prof.measure.blame import blame
 from bf16prof.measure.exits import RankExit, load_exits, save_exits
-from bf16prof.measure.launcher import Outcome, launch
+from bf16prof.measure.launcher import RanksOutcome, launch
 from bf16prof.measure.places import LOCAL
 from bf16prof.measure.results import RankResult, load_rank, save_rank
 from bf16prof.measure.surroundings import UNWANTED_VARIABLES, rank_environment
@@ -36,7 +36,7 @@ def result(rank: int, status: Status = Status.FINISHED, message: str = "", at: f
     return RankResult(rank, 1, status, Device.CPU, "cpu", parameters=1, message=message, stopped_at=at, noticed=noticed)
 
 
-def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[RankExit] = (), by_kernel: bool = False) -> Outcome:
+def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[RankExit] = (), by_kernel: bool = False) -> RanksOutcome:
     """How a case ended in whose folder these results and these ends of ranks lie."""
     for rank in ranks:
         if rank is not None:
@@ -47,7 +47,7 @@ def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[
 
 
 def test_a_case_whose_ranks_all_finished_is_finished(tmp_path: Path) -> None:
-    assert outcome(tmp_path, 0, result(0), result(1)) == Outcome(Status.FINISHED, "", "", (result(0), result(1)))
+    assert outcome(tmp_path, 0, result(0), result(1)) == RanksOutcome(Status.FINISHED, "", "", (result(0), result(1)))
 
 
 def test_a_missing_rank_file_fails_the_case(tmp_path: Path) -> None:

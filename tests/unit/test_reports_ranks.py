@@ -77,7 +77,7 @@ def test_the_page_has_a_table_and_figures_of_ranks(record: MemoryRecord) -> None
     for figure in (rank_peaks(views), rank_times(views)):
         assert figure is not None
         assert figure.series == (0,)
-        assert "<b>host" not in figure.html
+        assert "<b>host" not in figure.spec
 
 
 def test_one_rank_has_no_figure(record: MemoryRecord) -> None:

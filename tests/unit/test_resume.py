@@ -12,7 +12,7 @@ from bf16prof.claims import claimed
 from bf16prof.errors import InputError
 from bf16prof.estimate.predict import predictions
 from bf16prof.measure import resume, session
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.machine import versions
 from bf16prof.measure.places import Place
 from bf16prof.measure.results import RankResult
@@ -32,11 +32,11 @@ class Ranks:
     def __init__(self, failing: int = 0) -> None:
         self.failing, self.launched = failing, []  # type: tuple[int, list[str]]
 
-    def launch(self, folder: Path, _place: Place, world_size: int, *_: object) -> Outcome:
+    def launch(self, folder: Path, _place: Place, world_size: int, *_: object) -> RanksOutcome:
         self.launched.append(folder.name)
         if world_size == self.failing:
-            return Outcome(Status.FAILED, "rank 0: no", "", (None,) * world_size)
-        return Outcome(Status.FINISHED, "", "", tuple(result(rank) for rank in range(world_size)))
+            return RanksOutcome(Status.FAILED, "rank 0: no", "", (None,) * world_size)
+        return RanksOutcome(Status.FINISHED, "", "", tuple(result(rank) for rank in range(world_size)))
 
 
 def plan(folder: Path, sizes: tuple[int, ...] = (1, 2, 4), steps: int = 1) -> session.Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.measure.blame import blame
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.record import Subject, record_of_ranks
 from bf16prof.measure.results import OfScript, RankResult, load_rank
@@ -26,7 +26,7 @@ def joins(run_folder: Path) -> bool:
     return bool(files) and (not manifest.exists() or max(file.stat().st_mtime for file in files) > manifest.stat().st_mtime)
 
 
-def join(run_folder: Path, outcome: Outcome | None = None, predictions: Sequence[MemoryRecord] = ()) -> Run:
+def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Sequence[MemoryRecord] = ()) -> Run:
     """The run of the ranks in that directory, saved. `outcome`: how it ended, where the ranks were started by us.
 
     Raises `InputError` where the files are not those of one job.
@@ -74,21 +74,21 @@ def load_ranks(folder: Path) -> tuple[RankResult | None, ...]:
     return tuple(found.get(rank) for rank in range(world_size))
 
 
-def outcome_of(ranks: tuple[RankResult | None, ...]) -> Outcome:
+def outcome_of(ranks: tuple[RankResult | None, ...]) -> RanksOutcome:
     """How a job ended of which nothing is known but what its ranks wrote."""
     cause = blame({}, ranks, by_kernel=False)
     if cause is not None:
-        return Outcome(cause.status, f"rank {cause.rank}: {cause.message}", "", ranks)
+        return RanksOutcome(cause.status, f"rank {cause.rank}: {cause.message}", "", ranks)
     missing = [rank for rank, result in enumerate(ranks) if result is None]
     if missing:
-        return Outcome(Status.FAILED, f"nothing from rank {', '.join(map(str, missing))} of {len(ranks)}", "", ranks)
+        return RanksOutcome(Status.FAILED, f"nothing from rank {', '.join(map(str, missing))} of {len(ranks)}", "", ranks)
     running = [rank for rank, result in enumerate(ranks) if result is not None and result.status is not Status.FINISHED]
     if running:
-        return Outcome(Status.INTERRUPTED, f"rank {', '.join(map(str, running))} runs, or was killed", "", ranks)
-    return Outcome(Status.FINISHED, "", "", ranks)
+        return RanksOutcome(Status.INTERRUPTED, f"rank {', '.join(map(str, running))} runs, or was killed", "", ranks)
+    return RanksOutcome(Status.FINISHED, "", "", ranks)
 
 
-def script_record(outcome: Outcome, of: OfScript, case: Case, device: Device) -> MemoryRecord | None:
+def script_record(outcome: RanksOutcome, of: OfScript, case: Case, device: Device) -> MemoryRecord | None:
     """The record of a script's ranks, judged against the GPU that they ran on."""
     ranks = [rank for rank in outcome.ranks if rank is not None]
     name = next((rank.device_name for rank in ranks if rank.device_name), "")

@@ -29,14 +29,24 @@ def run_summary(run: Run, console: Console) -> None:
     for name, text in _facts(run):
         grid.add_row(name, Text(text))
     console.print(grid)
-    views = {(view.case, view.device): view for view in run_views([run])}
+    views = _views(run)
     _cases(run, views, console)
     for view in views.values():
         for text in imbalance(view.main) if several_hosts(view.main) else []:
             note(console, f"{view.label}: {text}")
-    for status in manifest.cases:
+    failures(run, console)
+
+
+def failures(run: Run, console: Console) -> None:
+    """Print what went wrong in each case in which something did: the message, what was predicted, the end of the log."""
+    views = _views(run)
+    for status in run.manifest.cases:
         if status.message or status.log_tail:
-            _failure(status, views.get((status.case, manifest.device)), console)
+            _failure(status, views.get((status.case, run.manifest.device)), console)
+
+
+def _views(run: Run) -> dict[tuple[Case, Device], CaseView]:
+    return {(view.case, view.device): view for view in run_views([run])}
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -30,6 +30,14 @@ def asked_from_inside(depth: int = 1) -> bool:
     return package_of(sys._getframe(depth + 1).f_code.co_filename) in INNER
 
 
+def asked_by(package: str) -> bool:
+    """Whether the innermost code besides PyTorch's and this package's belongs to that package."""
+    frame = sys._getframe(1)
+    while frame is not None and package_of(frame.f_code.co_filename) in ("torch", "bf16prof"):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and package_of(frame.f_code.co_filename) == package
+
+
 def place(depth: int = 1) -> str | None:
     """The script's own line that runs now, `train.py:12`; that of a library where none of the script's runs.
 

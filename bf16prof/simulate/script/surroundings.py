@@ -16,9 +16,8 @@ from bf16prof.reductions import processor_of
 from bf16prof.scripts.face import around, module
 from bf16prof.scripts.face.mode import CudaFace
 from bf16prof.scripts.imports import changed_when_imported
-from bf16prof.simulate.script import arguments, libraries, loaders, ranks, saving, values
+from bf16prof.simulate.script import arguments, libraries, loaders, parameters, ranks, saving, values
 from bf16prof.simulate.script.memory import LedgerMemory
-from bf16prof.simulate.script.parameters import parameter_maker
 from bf16prof.simulate.script.tracker import ScriptTracker
 from bf16prof.simulate.tracker import GPU
 
@@ -39,7 +38,7 @@ def surroundings(tracker: ScriptTracker, gpu: Gpu | None, world_size: int, rank:
             saving.replacements(invented),
             ranks.replacements(invented, "gloo" if gpu is None else "nccl"),
             loaders.replacements(tracker),
-            [(nn.Parameter, "__new__", parameter_maker(tracker, mode))],
+            parameters.replacements(tracker, mode),
             [(nn.Module, "compile", lambda self, *_, **__: None)],
         ]
         local = rank % GPUS_PER_NODE
