@@ -22,7 +22,7 @@ FOLDER_VARIABLE = "BF16PROF_OUTPUT_DIR"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; the script's own exit code, and 2 where it cannot be run at all."""
-    from bf16prof.measure.results import ScriptTask
+    from bf16prof.measure.results import GuestTask
     from bf16prof.measure.script.running import run_attached
 
     own, words = _split(list(sys.argv[1:] if arguments is None else arguments))
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.output_dir is None:
             raise InputError("--output-dir is missing", hint=f"all ranks write into one run directory; {FOLDER_VARIABLE} stands for it")
         os.environ.update(rank_variables())
-        task = ScriptTask(read_script(words), given.warmup, given.steps, given.stop)
+        task = GuestTask(read_script(words), given.warmup, given.steps, given.stop)
         return run_attached(task, given.output_dir, replace=given.force)
     except Bf16profError as error:
         sys.stderr.write(f"bf16prof: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))

@@ -20,7 +20,7 @@ from pathlib import Path
 from bf16prof.errors import InputError
 from bf16prof.files import TEMPORARY, opened
 from bf16prof.locks import Busy, held
-from bf16prof.runs import LOCK, MANIFEST, OWN_FILES, REPORT, Manifest, is_case_file, read
+from bf16prof.runs import LOCK, MANIFEST, OWN_FILES, REPORT, SCRIPT_FOLDER, Manifest, is_case_file, read
 
 REPORT_HEAD = b'<meta name="generator" content="bf16prof memory report">'
 """How a report is told from anybody else's page."""
@@ -124,7 +124,8 @@ def _old_cases(path: Path, force: bool, beside: Sequence[Path]) -> tuple[str, ..
         if MANIFEST not in {entry.name for entry in entries}:
             raise InputError(f"{path} is not empty and holds no {MANIFEST}, so --force will not replace it")
         manifest: Manifest = read(path / MANIFEST, Manifest)
-        cases = {status.case.label: status.case.world_size for status in manifest.cases}
+        cases: dict[str, int | None] = {status.case.label: status.case.world_size for status in manifest.cases}
+        cases[SCRIPT_FOLDER] = None
         written = {file.name for file in beside if file.parent.resolve() == path.resolve()}
         foreign = [name for entry in entries if entry.name not in written for name in _foreign(entry, cases)]
     except OSError as error:
@@ -138,7 +139,7 @@ def _old_cases(path: Path, force: bool, beside: Sequence[Path]) -> tuple[str, ..
     return tuple(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def _foreign(entry: os.DirEntry[str], cases: dict[str, int]) -> list[str]:
+def _foreign(entry: os.DirEntry[str], cases: dict[str, int | None]) -> list[str]:
     """What no run has written, of one entry of a run directory: itself, or files in it. A label that is no name matches no entry."""
     if entry.is_dir(follow_symlinks=False) and entry.name in cases:
         return [
@@ -150,7 +151,7 @@ def _foreign(entry: os.DirEntry[str], cases: dict[str, int]) -> list[str]:
     return [] if own and (entry.name != REPORT or is_report(Path(entry.path))) else [entry.name]
 
 
-def _case_files(world_size: int) -> Callable[[str], bool]:
+def _case_files(world_size: int | None) -> Callable[[str], bool]:
     return lambda name: is_case_file(name, world_size)
 
 

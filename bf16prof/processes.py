@@ -59,13 +59,18 @@ def threads_per_rank(world_size: int) -> int:
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], log: Path, env: Mapping[str, str], first: signal.Signals = signal.SIGTERM, stdin: int = subprocess.DEVNULL
+    command: Sequence[str],
+    log: Path | None,
+    env: Mapping[str, str],
+    first: signal.Signals = signal.SIGTERM,
+    stdin: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended.
 
-    `first` is the signal that they get first: SIGKILL where there is nothing that they could put in order.
+    Without a log it writes where this process does. `first` is the signal that they get first: SIGKILL where there is nothing that they
+    could put in order.
     """
-    with log.open("wb") as stream:
+    with contextlib.nullcontext() if log is None else log.open("wb") as stream:
         process = subprocess.Popen(command, env=env, stdin=stdin, stdout=stream, stderr=stream, start_new_session=True)
         try:
             yield process

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from bf16prof.cases import Job, Refusal, check_sizes
+from bf16prof.cases import Job, Refusal
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
 from bf16prof.commands import where as w
 from bf16prof.commands.flags import Asked, MeasureFlags, takes
+from bf16prof.commands.measure_script import measured_script
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from bf16prof.measure.places import Place
     from bf16prof.measure.session import Plan
 
-CPU_RANKS = 2
-
 
 @takes(MeasureFlags)
 def measure(asked: Asked[MeasureFlags]) -> None:
     """Train for a few steps on real DeepSpeed ranks, measure every byte, and reconcile with the estimate.
+
+    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, your own training script is measured, which runs as it is.
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
@@ -70,6 +71,8 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
     place = w.find_place(given)
     if given.node_rank:
         raise InputError(f"node_rank {given.node_rank}: a node that is not the first has no results", hint="bf16prof measure --node-rank")
+    if asked.script is not None:
+        return measured_script(asked, asked.script, place)
     _check_resume(given)
     request = read_request(asked)
     _require_true_peaks(request)
@@ -184,24 +187,13 @@ def _possible(request: Request, asked: str | None, place: Place) -> tuple[list[J
     validate_spec(request.profile.workload.data, readable=True)
     require_model_library(request.profile.model)
     torch = require_torch(on_first_node(place))
-    ranks = _ranks(asked, torch, place)
+    ranks = w.numbers_of_ranks(asked, torch, place)
     if torch.device is Device.CPU and place.is_here:
         require_memory(max(max(place.layout(total).ranks) for total in ranks))
     admitted, refused = select(request, gpus=",".join(map(str, ranks)), device=torch.device, gpu=_gpu(torch))
     jobs, impossible = require_dtypes(admitted, torch)
     require_optimizer_libraries(jobs)
     return jobs, [*refused, *impossible]
-
-
-def _ranks(asked: str | None, torch: TorchAnswer, place: Place) -> list[int]:
-    """The numbers of ranks to run, in all."""
-    totals = w.sizes(asked, place, len(torch.gpus) or CPU_RANKS)
-    check_sizes([], totals)
-    most = max(ranks for total in totals for ranks in place.layout(total).ranks)
-    if torch.gpus and most > len(torch.gpus):
-        where = "this machine" if place.is_here else place.hosts[0].name
-        raise InputError(f"--num-gpus {most}: torch sees {len(torch.gpus)} on {where}")
-    return totals
 
 
 def _gpu(torch: TorchAnswer) -> Gpu | None:

@@ -89,10 +89,20 @@ def _published_name(path: Path) -> str | None:
     return str(path).removeprefix(PREFIX) if str(path).startswith(PREFIX) else None
 
 
+def _join_ranks(folder: Path) -> None:
+    """Make a run of what the ranks of a script have written there, if that is new."""
+    from bf16prof.measure.script.join import join, joins
+
+    if joins(folder):
+        with owned(folder):
+            join(folder)
+
+
 def _load(path: Path) -> Run:
     """A run directory, or a published run with its estimate, made at this moment; when the publication's runs were made nobody says."""
     name = _published_name(path)
     if name is None:
+        _join_ranks(path.parent if path.name == MANIFEST else path)
         return load(path)
     from bf16prof.estimate.predict import predictions
     from bf16prof.imports.published import find_published

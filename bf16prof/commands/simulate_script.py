@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from bf16prof.commands import options as o
-from bf16prof.commands.flags import COMMANDLINE, Asked, SimulateFlags
+from bf16prof.commands.flags import COMMANDLINE, Asked, CaseFlags, SimulateFlags
 from bf16prof.commands.output import (
     check_judged_device,
     finished_run,
@@ -56,7 +56,7 @@ def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> tuple
     from bf16prof.measure.accelerator import require_packages
 
     given = asked.flags
-    _refuse_what_the_script_says(asked)
+    refuse_what_the_script_says(asked)
     check_judged_device(given.fail_unless_fits, given.device)
     require_packages("simulating")
     script = read_script(words)
@@ -66,10 +66,11 @@ def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> tuple
     return script, *_run(script, sizes, given)
 
 
-def _refuse_what_the_script_says(asked: Asked[SimulateFlags]) -> None:
+def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] = SHARED) -> None:
+    """Raise `InputError` for a flag that was typed and is not among those that go with a script."""
     for name in asked.given():
-        if name not in SHARED and asked.source(name) == COMMANDLINE:
-            said = asked.flags.subject if name == "subject" else asked.origin(name)
+        if name not in shared and asked.source(name) == COMMANDLINE:
+            said = asked.flags.asked_model if name == "subject" else asked.origin(name)
             raise InputError(f"{said}: a script after -- says itself what is trained and how", hint="give it to the script, if it takes it")
 
 

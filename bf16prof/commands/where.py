@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bf16prof.cases import check_sizes
 from bf16prof.commands import options as o
 from bf16prof.errors import InputError
 
 if TYPE_CHECKING:
+    from bf16prof.measure.accelerator import TorchAnswer
     from bf16prof.measure.places import Place
 
 RanksOption = Annotated[
@@ -52,6 +54,7 @@ LauncherOption = Annotated[
         rich_help_panel=o.WHERE,
     ),
 ]
+CPU_RANKS = 2
 LAUNCHERS = ("local", "ssh", "pdsh", "srun")
 
 
@@ -135,3 +138,14 @@ def sizes(asked: str | None, place: Place, per_node: int) -> list[int]:
         return [count * place.nodes for count in dict.fromkeys(o.numbers("--num-gpus", asked))]
     devices = [len(host.devices) for host in place.hosts if host.devices is not None]
     return [sum(devices) if len(devices) == place.nodes else per_node * place.nodes]
+
+
+def numbers_of_ranks(asked: str | None, torch: TorchAnswer, place: Place) -> list[int]:
+    """The numbers of ranks to run, in all."""
+    totals = sizes(asked, place, len(torch.gpus) or CPU_RANKS)
+    check_sizes([], totals)
+    most = max(ranks for total in totals for ranks in place.layout(total).ranks)
+    if torch.gpus and most > len(torch.gpus):
+        where = "this machine" if place.is_here else place.hosts[0].name
+        raise InputError(f"--num-gpus {most}: torch sees {len(torch.gpus)} on {where}")
+    return totals

@@ -17,7 +17,7 @@ from bf16prof.errors import SIGNALLED, Bf16profError
 from bf16prof.measure.exits import ExitWatch, RankExit, save_exits
 from bf16prof.measure.shared_memory import clean_shared_memory
 from bf16prof.processes import die_with_parent
-from bf16prof.runs import SPEC, exits_file
+from bf16prof.runs import SCRIPT, SPEC, exits_file
 
 if TYPE_CHECKING:
     from bf16prof.measure.places import Layout
@@ -84,14 +84,18 @@ def _prepare(folder: Path, layout: Layout, node: int) -> int | None:
 
     Only then may a port be chosen, which another process may take meanwhile.
     """
-    from bf16prof.measure.prepare import prepare
+    from bf16prof.measure.prepare import needed, of_any_script, prepare_parts
     from bf16prof.measure.results import RankTask
     from bf16prof.measure.surroundings import rank_environment
     from bf16prof.measure.waiting import free_port
     from bf16prof.runs import read
 
-    task: RankTask = read(folder / SPEC, RankTask)
-    prepare([task.job.job()], lambda text: print(text, flush=True))  # noqa: T201 - into the log of the node
+    if (folder / SCRIPT).exists():
+        parts = of_any_script()
+    else:
+        task: RankTask = read(folder / SPEC, RankTask)
+        parts = needed([task.job.job()])
+    prepare_parts(parts, lambda text: print(text, flush=True))  # noqa: T201 - into the log of the node
     variables = rank_environment(layout.ranks[node])
     os.environ.clear()
     os.environ.update(variables)
@@ -112,7 +116,7 @@ def _meeting(folder: Path, layout: Layout, node: int, port: int | None) -> list[
 
 
 def _run(exits_target: Path, ranks: int, folder: Path, arguments: list[str]) -> None:
-    """Run torchrun with these arguments, a worker in each rank; write down how each of `ranks` children ends."""
+    """Run torchrun with these arguments, a worker (or the user's script) in each rank; write down how each of `ranks` children ends."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
@@ -124,9 +128,10 @@ def _run(exits_target: Path, ranks: int, folder: Path, arguments: list[str]) -> 
         save_exits(exits_target, exits)
 
     ExitWatch(ranks, note).start()
-    worker = ["-m", "bf16prof.measure.worker", str(folder / SPEC), str(folder)]
+    script = ["-m", "bf16prof.measure.script.launched", str(folder)]
+    program = script if (folder / SCRIPT).exists() else ["-m", "bf16prof.measure.worker", str(folder / SPEC), str(folder)]
     try:
-        run(parse_args([*arguments, "--max-restarts", "0", "--log-dir", os.devnull, *worker]))  # type: ignore[no-untyped-call]
+        run(parse_args([*arguments, "--max-restarts", "0", "--log-dir", os.devnull, *program]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             seen = exits.get(rank)

@@ -12,7 +12,7 @@ from bf16prof.measure.places import Layout
 from bf16prof.measure.surroundings import launcher_environment
 from bf16prof.measure.waiting import LOOK_S, SILENT_S, Silence, last_beat
 from bf16prof.processes import started
-from bf16prof.runs import LAYOUT, MANIFEST, Manifest, Status, node_file, node_log, read
+from bf16prof.runs import LAYOUT, MANIFEST, SCRIPT, SCRIPT_FOLDER, Manifest, Status, node_file, node_log, read
 
 
 def follow(folder: Path, node: int, timeout_s: float, say: Callable[[str], None]) -> Status:
@@ -26,6 +26,7 @@ def follow(folder: Path, node: int, timeout_s: float, say: Callable[[str], None]
     silence = Silence()
     while manifest.status is Status.RUNNING:
         case = next((status.case.label for status in manifest.cases if status.status is Status.RUNNING), None)
+        case = SCRIPT_FOLDER if (folder / SCRIPT_FOLDER / SCRIPT).exists() else case
         if case is not None and (manifest.created, case) not in done and _is_for(folder / case, node):
             done.add((manifest.created, case))
             say(f"node {node}: {case}")

@@ -94,17 +94,20 @@ def _readable(load: Callable[[], T], unread: list[str]) -> T | None:
         return None
 
 
-def launch(folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]) -> RanksOutcome:
+def launch(
+    folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None], *, is_shown: bool = False
+) -> RanksOutcome:
     """Run the case whose `SPEC` lies in the folder on that many ranks there.
 
     `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
+    `is_shown`: what ranks on this machine print goes where this process prints.
     """
     if place.starter is not Starter.LOCAL:
         return _launch_on_nodes(folder, place, world_size, timeout_s, on_progress)
     kills = MemoryKills()
     early: _Seen | None = None
     progress = _Progress(folder, on_progress)
-    with clean_shared_memory(), _started(folder, world_size) as process:
+    with clean_shared_memory(), _started(folder, world_size, is_shown) as process:
         if not _wait(lambda: process.poll() is not None, time.monotonic() + timeout_s, progress):
             early = _Seen.of(folder, world_size)  # before the others are ended, who then fail as well
     seen = _Seen.of(folder, world_size)
@@ -114,8 +117,8 @@ def launch(folder: Path, place: Place, world_size: int, timeout_s: float, on_pro
     return _outcome(folder, process.returncode, seen, cause)
 
 
-def _started(folder: Path, world_size: int) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    return started(local_command(folder, world_size), folder / LAUNCHER_LOG, rank_environment(world_size))
+def _started(folder: Path, world_size: int, is_shown: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, rank_environment(world_size))
 
 
 def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:

@@ -90,6 +90,13 @@ def needed(jobs: Sequence[Job]) -> list[str]:
     return parts + list(dict.fromkeys(builder for builder in builders if builder))
 
 
+def of_any_script() -> list[str]:
+    """What ranks of a script need here, whatever it does."""
+    from bf16prof.measure.accelerator import require_torch
+
+    return [] if require_torch().gpus else [ALLOCATOR, SHARED_MEMORY_BUILDER]
+
+
 def _optimizer_builder(config: Mapping[str, Any]) -> str:
     """What compiles the optimizer of a configuration; empty for one of PyTorch's."""
     others = OTHER_BUILDERS.get(optimizer_type(config), ("", ""))

@@ -55,7 +55,7 @@ class OfScript:
 
 
 @dataclass(frozen=True)
-class ScriptTask:
+class GuestTask:
     """What a rank of a script is told: how many steps to watch closely, how many to time after that, and whether to end the script then."""
 
     __pydantic_config__ = STRICT

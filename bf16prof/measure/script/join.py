@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from bf16prof.documents import as_json
 from bf16prof.errors import InputError
 from bf16prof.measure.blame import blame
 from bf16prof.measure.launcher import RanksOutcome
@@ -14,7 +15,7 @@ from bf16prof.measure.record import Subject, record_of_ranks
 from bf16prof.measure.results import OfScript, RankResult, load_rank
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.records import Case, Device, MemoryRecord
-from bf16prof.runs import MANIFEST, SCRIPT_FOLDER, CaseStatus, Manifest, Run, Status, command_line, now, save
+from bf16prof.runs import MANIFEST, SCRIPT_FOLDER, CaseStatus, Manifest, Node, Run, Status, command_line, now, save
 
 UNKNOWN_CASE = "not known: no engine took a step"
 
@@ -26,7 +27,7 @@ def joins(run_folder: Path) -> bool:
     return bool(files) and (not manifest.exists() or max(file.stat().st_mtime for file in files) > manifest.stat().st_mtime)
 
 
-def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Sequence[MemoryRecord] = ()) -> Run:
+def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Sequence[MemoryRecord] = (), created: str = "") -> Run:
     """The run of the ranks in that directory, saved. `outcome`: how it ended, where the ranks were started by us.
 
     Raises `InputError` where the files are not those of one job.
@@ -41,16 +42,17 @@ def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Seq
     status = CaseStatus(case, outcome.status, outcome.message, outcome.log_tail)
     manifest = Manifest(
         name=first.script.name,
-        created=now(),
+        created=created or now(),
         finished=now(),
         status=outcome.status,
         device=device,
         argv=command_line(),
         cases=(status,),
-        profile={"script": dataclasses.asdict(first.script)},
+        profile={"script": as_json(first.script)},
         versions=versions(),
         hardware=hardware(),
         environment=environment(),
+        nodes=tuple(Node(report.node, report.host, report.hardware) for report in outcome.nodes),
     )
     run = Run(run_folder, manifest, (*predictions, *([record] if record else [])))
     save(run)

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from bf16prof.measure.results import ScriptTask
+from bf16prof.measure.results import GuestTask
 from bf16prof.measure.script.running import run_attached
 from bf16prof.processes import die_with_parent
 from bf16prof.runs import SCRIPT, read
@@ -16,7 +16,7 @@ def main() -> int:
     """Run the script that the folder names."""
     die_with_parent()
     folder = Path(sys.argv[1])
-    task: ScriptTask = read(folder / SCRIPT, ScriptTask)
+    task: GuestTask = read(folder / SCRIPT, GuestTask)
     for name in [name for name in os.environ if name.startswith("BF16PROF_PARENT")]:
         del os.environ[name]
     return run_attached(task, folder.parent)

@@ -18,7 +18,7 @@ from bf16prof.engine.phases import PhaseClock, PhaseMarks
 from bf16prof.engine.training import parameter_count
 from bf16prof.files import NotWritten
 from bf16prof.measure.probes import Probe
-from bf16prof.measure.results import OfScript, ScriptTask, save_rank
+from bf16prof.measure.results import GuestTask, OfScript, save_rank
 from bf16prof.measure.worker import recorded_event, started_result
 from bf16prof.records import Component, Item, Phase, PhaseMemory, StepRecord, merge_phases
 from bf16prof.runs import Status
@@ -56,7 +56,7 @@ class Deaf:
 class GuestRank:
     """This process as a rank of a script's job. `enough` is called when all steps that were asked for have been seen."""
 
-    def __init__(self, task: ScriptTask, folder: Path, probe: Probe, enough: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, task: GuestTask, folder: Path, probe: Probe, enough: Callable[[], None] = lambda: None) -> None:
         self._task, self._folder, self._probe, self._enough = task, folder, probe, enough
         self._pid, self._written = os.getpid(), 0.0
         rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,6 +68,7 @@ class GuestRank:
         self._zero_init = self._keeps_outputs = False
         self._began = 0.0
         self._is_over = False
+        self._said: list[str] = []
         of_script = OfScript(task.script, self._world_size)
         self.result = dataclasses.replace(started_result(rank, probe), of_script=of_script)
 
@@ -94,6 +95,10 @@ class GuestRank:
         self._marks.take()
         self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
         self._began = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        """Something that there is to say in any case."""
+        self._said.append(text)
 
     def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """A forward pass begins."""
@@ -177,7 +182,7 @@ class GuestRank:
         return OfScript(self._task.script, self._world_size, case, workload, tuple(self._notes(calls)))
 
     def _notes(self, calls: Calls) -> list[str]:
-        notes = []
+        notes = list(self._said)
         if len(self.watch.engines) > 1:
             names = ", ".join(f"{number}: {type(each.module).__name__}" for number, each in enumerate(self.watch.engines, 1))
             notes.append(f"{len(self.watch.engines)} engines ({names}); the case and the workload are those of the one that trains most")

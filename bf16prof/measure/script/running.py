@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bf16prof.errors import InputError
-from bf16prof.measure.results import ScriptTask
+from bf16prof.measure.results import GuestTask
 from bf16prof.runs import SCRIPT_FOLDER, Status, rank_file
 from bf16prof.scripts.main import Ending, run
 
 
-def run_attached(task: ScriptTask, run_folder: Path, *, replace: bool = False) -> int:
+def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False) -> int:
     """Run the script to its end; the exit code that python would leave with. The rank's result is written into the run directory.
 
     Raises `InputError` before the script begins where there is a result of this rank already, or where it cannot be written.
@@ -28,7 +28,7 @@ def run_attached(task: ScriptTask, run_folder: Path, *, replace: bool = False) -
     from bf16prof.measure.script.rank import GuestRank
     from bf16prof.scripts.hooks import hooked
 
-    with _own_extensions():
+    with own_extensions():
         probe, shown = make_guest_probe()
     exit_now, pid = os._exit, os.getpid()
 
@@ -77,7 +77,7 @@ def claimed_rank(run_folder: Path, *, replace: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _own_extensions() -> Iterator[None]:
+def own_extensions() -> Iterator[None]:
     """Compile the counting allocator for ranks on the CPU, once for all of this host; the script's own extensions stay where they are.
 
     A lock that a killed process has left in the cache of extensions is waited for by nobody (`batons.py`).
@@ -98,7 +98,7 @@ def _own_extensions() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _how(task: ScriptTask, rank: Any, ending: Ending) -> tuple[Status, str]:
+def _how(task: GuestTask, rank: Any, ending: Ending) -> tuple[Status, str]:
     """The status of a rank whose script has ended so, and a line on it."""
     name, result = task.script.name, rank.result
     if ending.code:
