@@ -187,8 +187,8 @@ class StepRecord:
     """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase.
 
     `phase_time_s`: seconds in each phase over all micro-steps, by the clock, on a GPU between CUDA events.
-    `loss_not_finite`: the source said a loss that is no finite number, so that `loss` is `None` (else it is just not known). A measured
-    step always says its loss: without one, it was not finite.
+    `loss_not_finite`: the source said a loss that is no finite number, so that `loss` is `None` (else it is just not known). The
+    steps of a measured record all say their loss or none does: without one among others that have one, it was not finite.
     """
 
     __pydantic_config__ = STRICT

@@ -44,7 +44,6 @@ class Subject:
     workload: Workload | None
     gpu: Gpu | None = None
     tokens_per_step: int | None = None
-    knows_losses: bool = True
 
 
 def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = None) -> MemoryRecord | None:
@@ -106,7 +105,7 @@ def record_of_ranks(outcome: RanksOutcome, subject: Subject, work: StepWork | No
         quality=job_quality(ranks),
         ranks=tuple(_summary(rank) for rank in ranks),
         notes=(
-            *_notes(outcome, steps if subject.knows_losses else ()),
+            *_notes(outcome, steps),
             *_higher_peak(heaviest, ranks),
             *peak_note(work, subject.gpu),
             *([doubt] if doubt else []),
@@ -169,7 +168,8 @@ def _update_quality(sums: Sums) -> UpdateQuality:
 
 def _notes(outcome: RanksOutcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     notes = [] if outcome.status is Status.FINISHED else [f"partial: {outcome.status}: {outcome.message}"]
-    return (*notes, *not_finite([step.step + 1 for step in steps if step.loss is None], len(steps)))
+    known = any(step.loss is not None or step.loss_not_finite for step in steps)
+    return (*notes, *not_finite([step.step + 1 for step in steps if step.loss is None], len(steps))) if known else tuple(notes)
 
 
 def _higher_peak(heaviest: RankResult, ranks: Sequence[RankResult]) -> list[str]:
@@ -217,6 +217,7 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
         phase_time_s=max(all_ranks, key=lambda s: s.time_s or 0.0).phase_time_s,
         warmup=own.warmup,
         device_time_s=own.device_time_s,
+        loss_not_finite=any(s.loss_not_finite for s in all_ranks),
     )
 
 

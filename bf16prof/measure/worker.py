@@ -119,6 +119,7 @@ class Rank:
             phases=self.marks.take(),
             warmup=index < self.task.warmup,
             phase_time_s=self.clock.take(),
+            loss_not_finite=not math.isfinite(loss),
         )
         self.result = self.result.with_step(record)
         self.save(force=False, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())

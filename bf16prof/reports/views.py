@@ -151,9 +151,10 @@ def headline(views: Sequence[CaseView]) -> Headline:
 def losses(record: MemoryRecord) -> list[tuple[int, float | None]]:
     """(step, loss) of the steps whose loss the source said; `None` where it was not a finite number.
 
-    A step without a loss says nothing of it (a log that prints every tenth), but for a measured one, which always has read it.
+    A step without a loss says nothing of it (a log that prints every tenth), but for a measured one, which has read it if it has any.
     """
-    said = [s for s in record.steps if s.loss is not None or s.loss_not_finite or record.source is Source.MEASURE]
+    said = [s for s in record.steps if s.loss is not None or s.loss_not_finite]
+    said = list(record.steps) if said and record.source is Source.MEASURE else said
     return [(s.step, s.loss if s.loss is not None and math.isfinite(s.loss) else None) for s in said]
 
 

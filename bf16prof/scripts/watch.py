@@ -74,6 +74,11 @@ class Watch:
             engine.backward = self._inside_phase(engine.backward, Phase.BACKWARD)
             engine.step = self._stepping(engine, engine.step)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether an engine's own backward or step runs now."""
+        return self._inside > 0
+
     def instruction(self, phase: Phase, method: Callable[..., Any]) -> Callable[..., Any]:
         """A pipeline engine's instruction that marks its phase."""
 

@@ -95,7 +95,7 @@ def script_record(outcome: RanksOutcome, of: OfScript, case: Case, device: Devic
     ranks = [rank for rank in outcome.ranks if rank is not None]
     name = next((rank.device_name for rank in ranks if rank.device_name), "")
     gpu = _gpu(name) if device is Device.GPU else None
-    record = record_of_ranks(outcome, Subject(case, device, of.workload, gpu, knows_losses=False))
+    record = record_of_ranks(outcome, Subject(case, device, of.workload, gpu))
     if record is None:
         return None
     steps = f"{len(record.steps)} steps of {of.script.name}"

@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +19,12 @@ from bf16prof.engine.training import parameter_count
 from bf16prof.files import NotWritten
 from bf16prof.measure.probes import Probe
 from bf16prof.measure.results import GuestTask, OfScript, save_rank
+from bf16prof.measure.script.losses import Losses
 from bf16prof.measure.worker import recorded_event, started_result
 from bf16prof.records import Component, Item, Phase, PhaseMemory, StepRecord, merge_phases
 from bf16prof.runs import Status
 from bf16prof.scripts.holders import held_by_frames
+from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, workload_of_engine
 
@@ -69,8 +71,17 @@ class GuestRank:
         self._began = 0.0
         self._is_over = False
         self._said: list[str] = []
+        self._losses = Losses(probe)
+        self._steps: list[StepRecord] = []
         of_script = OfScript(task.script, self._world_size)
         self.result = dataclasses.replace(started_result(rank, probe), of_script=of_script)
+
+    def watching(self) -> AbstractContextManager[None]:
+        """A context in which every engine that is built is watched, and losses are heard."""
+        stack = ExitStack()
+        stack.enter_context(hooked(self.watch))
+        stack.enter_context(self._losses.heard(self.watch))
+        return stack
 
     def _stamp(self, phase: Phase | None) -> None:
         self._clock.mark(phase)  # each step has a clock of its own
@@ -81,6 +92,7 @@ class GuestRank:
         """An engine is ready; init is over with the first one."""
         if self._is_over:
             return
+        self._losses.listen(engine)
         gc.collect()
         self._zero_init = self._zero_init or zero_init
         self._marks.mark(Phase.INIT)
@@ -91,6 +103,7 @@ class GuestRank:
     def adopted(self, engine: Any) -> None:
         """An engine that was built before anybody watched."""
         self.watch.add(engine)
+        self._losses.listen(engine)
         self._marks.mark(None)
         self._marks.take()
         self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
@@ -110,7 +123,7 @@ class GuestRank:
         if self._is_over or os.getpid() != self._pid:
             return
         seconds = time.perf_counter() - self._began
-        number = len(self.result.steps)
+        number = len(self._steps)
         is_warmup = number < self._task.warmup
         is_last = number + 1 >= self._task.warmup + self._task.steps
         if is_warmup or is_last:
@@ -118,14 +131,15 @@ class GuestRank:
         allocated = self._probe.allocated_bytes()
         phases = self._marks.take()
         self._took_init({Phase.INIT: phases.pop(Phase.INIT)} if Phase.INIT in phases else {})
+        self._losses.step_ends(wait=is_warmup)
         step = StepRecord(number, None, seconds, allocated, phases, is_warmup)
-        self.result = self.result.with_step(step)
+        self._steps.append(step)
         self._clocks.append(self._clock)
         self._clock = guest_clock(self._probe)
         if is_warmup or is_last:
             self._attribute(allocated, frame)
         self._marks.settle = self._probe.settle if number + 1 < self._task.warmup else None
-        self.save(force=is_last)
+        self.save(force=is_last, steps=self._losses.of(self._steps))
         if is_last:
             self.listen_no_more()
             self._enough()
@@ -193,8 +207,9 @@ class GuestRank:
     def _know_times(self) -> None:
         """Times of phases by the device's own clock, which could not be asked while the script ran."""
         self._probe.synchronize()
-        timed = [dataclasses.replace(step, phase_time_s=clock.take()) for step, clock in zip(self.result.steps, self._clocks, strict=False)]
-        self.result = dataclasses.replace(self.result, steps=tuple(timed))
+        timed = [dataclasses.replace(step, phase_time_s=clock.take()) for step, clock in zip(self._steps, self._clocks, strict=False)]
+        self._losses.wait()
+        self.result = dataclasses.replace(self.result, steps=self._losses.of(timed))
 
     def _of_the_device(self) -> dict[str, Any]:
         """What cuBLAS holds inside the allocator, and how often that had to try again."""

@@ -26,7 +26,6 @@ def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False) ->
 
     from bf16prof.measure.script.probes import make_guest_probe
     from bf16prof.measure.script.rank import GuestRank
-    from bf16prof.scripts.hooks import hooked
 
     with own_extensions():
         probe, shown = make_guest_probe()
@@ -49,7 +48,7 @@ def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False) ->
         exit_now(code)
 
     rank = GuestRank(task, folder, probe, enough)
-    with shown, hooked(rank.watch):
+    with shown, rank.watching():
         os._exit = leave  # type: ignore[assignment]
         try:
             rank.save()

@@ -29,7 +29,6 @@ def watch(engine: Any, output_dir: str | Path | None = None, *, warmup: int = 3,
     from bf16prof.measure.script.probes import make_guest_probe
     from bf16prof.measure.script.rank import GuestRank
     from bf16prof.measure.script.running import claimed_rank, own_extensions
-    from bf16prof.scripts.hooks import hooked
 
     run_folder = Path(output_dir) if output_dir is not None else _agreed_folder()
     folder = claimed_rank(run_folder, replace=force)
@@ -39,7 +38,7 @@ def watch(engine: Any, output_dir: str | Path | None = None, *, warmup: int = 3,
     task = GuestTask(Script(path=sys.argv[0] or "notebook"), warmup, steps)
     rank = GuestRank(task, folder, probe if probe.device_type == "cuda" else LateProbe(probe, held))
     assert not in_backward(), "inside a backward pass"
-    with shown, hooked(rank.watch):
+    with shown, rank.watching():
         rank.adopted(engine)
         if probe.device_type != "cuda":
             rank.note(BEFORE)
