@@ -1,0 +1,47 @@
+"""A plain DeepSpeed script as people have it: its own arguments, `loss.backward()` where asked, and a line per step."""
+
+import argparse
+import os
+
+import deepspeed
+import torch
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=6)
+parser.add_argument("--stage", type=int, default=2)
+parser.add_argument("--plain", action="store_true")
+parser.add_argument("--watch", default="")
+arguments = parser.parse_args()
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
+config = {
+    "train_micro_batch_size_per_gpu": 2,
+    "bf16": {"enabled": True},
+    "zero_optimization": {"stage": arguments.stage, "reduce_bucket_size": 10000},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+}
+engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+
+
+def train() -> None:
+    """Some steps."""
+    for step in range(arguments.steps):
+        batch = torch.randn(2, 64).bfloat16()
+        outputs = engine(batch)
+        loss = outputs.float().pow(2).mean()
+        if arguments.plain:
+            loss.backward()
+        else:
+            engine.backward(loss)
+        engine.step()
+        print(f"rank {os.environ['RANK']} step {step} loss {loss.item():.4f}", flush=True)
+
+
+if arguments.watch:
+    import bf16prof
+
+    with bf16prof.watch(engine, arguments.watch):
+        train()
+else:
+    train()
