@@ -42,7 +42,7 @@ FLOORS: list[set[str]] = [
     {"app", "api"},
     {"cli"},
     {"__main__"},
-]
+]  # fmt: skip
 """Parts of the package from the ground up. A part imports from its own floor or from below."""
 
 STRANGERS = [
