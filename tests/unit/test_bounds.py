@@ -18,7 +18,7 @@ LSTM, OTHER = bound_note("_cudnn_rnn", "its sizes are not public"), "DeepSpeed 0
 
 def run() -> Run:
     whole = fixtures.simulated_run()
-    return replace(whole, records=[replace(record, notes=(OTHER, LSTM)) for record in whole.records])
+    return replace(whole, records=tuple(replace(record, notes=(OTHER, LSTM)) for record in whole.records))
 
 
 def test_only_notes_about_operators_count_and_each_once() -> None:
