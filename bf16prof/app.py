@@ -46,7 +46,6 @@ app.command(
 app.command(
     takes_script=True,
     epilog=examples(
-        "bf16prof simulate --profile deepspeed-bf16-example --zero 3 --gpus 4",
         "bf16prof simulate --profile llama3-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100-80gb --json",
         "bf16prof simulate --gpus 8 --gpu h100-80gb -- train.py --deepspeed --deepspeed_config ds.json",
     ),
