@@ -30,11 +30,18 @@ from bf16prof.simulate.tracker import GPU, HOST, Tracker
 
 @contextlib.contextmanager
 def world(
-    world_size: int, gpu: Gpu | None, *, expandable_segments: bool = False, rank: int = 0, kind: type[Tracker] = Tracker
+    world_size: int,
+    gpu: Gpu | None,
+    *,
+    expandable_segments: bool = False,
+    rank: int = 0,
+    kind: type[Tracker] = Tracker,
+    counts_blocks: bool = True,
 ) -> Iterator[Tracker]:
     """Enter as one of `world_size` ranks, on GPUs of that kind or, without one, on CPUs, with a tracker of that kind.
 
-    One world per process: DeepSpeed and torch.distributed keep global state.
+    `counts_blocks`: there is an allocator, with a limit; without it storages count as they are. One world per process: DeepSpeed and
+    torch.distributed keep global state.
     """
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     os.environ |= {"LOCAL_RANK": str(rank % GPUS_PER_NODE), "LOCAL_WORLD_SIZE": str(min(world_size, GPUS_PER_NODE))}
@@ -53,7 +60,7 @@ def world(
         else:
             limit = gpu.memory_bytes - sum(item.bytes for item in beside_the_allocator(world_size, gpu.compute_capability))
             allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
-            tracker = kind(Ledger(allocator), GPU, cuda_kernels(gpu), cublas_workspace_bytes(gpu))
+            tracker = kind(Ledger(allocator if counts_blocks else None), GPU, cuda_kernels(gpu), cublas_workspace_bytes(gpu))
             set_accelerator(SimulatedGpu(tracker, gpu.memory_bytes))
             for library in (register_cuda_list(), register_cuda_operators(gpu.compute_capability)):
                 stack.callback(library._destroy)
