@@ -25,7 +25,7 @@ from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.asked import settings
-from bf16prof.runs import load
+from bf16prof.runs import Run, load
 from bf16prof.verdict import Allocator, Replays
 
 FEW_CASES = 12
@@ -46,12 +46,12 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     found = estimated(asked, request)
     records, trained, origins = found.records, found.run.manifest.profile, found.run.manifest.origins
     say_notes(request, given.quiet)
-    write_files(given.output, [found.run], force=given.force, **found.more)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(records, **found.more)
     else:
         accounts = {row["case"]: row["bytes"] for row in found.more["textbook"]}
-        _show(records, found.refused, accounts, given.verbose)
+        _show(found.run, found.refused, accounts, given.verbose)
         if given.verbose:
             show_settings(trained, origins)
         elif len(records) > 1:
@@ -112,11 +112,14 @@ def _require_closed_form(jobs: list[Job]) -> None:
             raise Refused(f"{job.case.label}: no closed form: {gap}", hint="bf16prof simulate with the same flags runs the real engine dry")
 
 
-def _show(records: Sequence[MemoryRecord], refused: Sequence[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, estimate_grid, make_console
+def _show(run: Run, refused: Sequence[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
+    from bf16prof.reports.console import breakdown, estimate_grid, holders, make_console, outcome
 
-    console = make_console()
+    console, records = make_console(), run.records
+    if len(records) == 1 and not refused and not verbose:
+        outcome([run], console)
+        holders(records[0], console)
+        return
     estimate_grid(records, refused, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
-    if verbose or len(records) == 1:
-        for record in records:
-            breakdown(record, console)
+    for record in records if verbose else ():
+        breakdown(record, console)

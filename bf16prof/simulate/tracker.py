@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bf16prof.bounds import bound_note
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.records import Component, Label, Phase
 from bf16prof.simulate.accumulation import InPlaceSums
@@ -152,7 +153,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lower_bounds(self) -> list[str]:
         """A line for every operator that met the tracker and whose memory is not fully known."""
-        return [f"memory of {name} is a lower bound: {reason}" for name, reason in sorted(self._kernels.lower_bounds.items())]
+        return [bound_note(name, reason) for name, reason in sorted(self._kernels.lower_bounds.items())]
 
     def enter_given(self, tensors: Iterable[Tensor]) -> None:
         """Enter the storages of tensors that no operator of this run made."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bf16prof.measure.launcher import UNWANTED_VARIABLES
+from bf16prof.measure.surroundings import UNWANTED_VARIABLES
 
 LIMIT_S = 200.0
 """Seconds that one command may take, on a machine that does other things as well."""
