@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bf16prof.cases import Job, Refusal
@@ -17,12 +18,13 @@ from bf16prof.commands.output import (
     show_settings,
     write_files,
 )
-from bf16prof.commands.request import read_request, say_notes, select
+from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Refused
-from bf16prof.profiles.gpus import find_gpu
+from bf16prof.outcome import Outcome, of_run
+from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.asked import settings
-from bf16prof.runs import load
+from bf16prof.runs import Run, load
 from bf16prof.verdict import Allocator, Replays
 
 FEW_CASES = 12
@@ -36,17 +38,41 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
 
     What a step has to compute, to send and to update comes with it (-v), and the time below which no such GPU can do it.
     """
-    from bf16prof.estimate.predict import predict
-    from bf16prof.estimate.textbook import textbook
-
     given = asked.flags
     check_outputs(asked.given())
     check_judged_device(given.fail_unless_fits, given.device)
     request = read_request(asked)
-    target = find_gpu(given.gpu) if given.device is Device.GPU else None
-    jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=target)
-    _require_closed_form(jobs)
+    found = estimated(asked, request)
+    records, trained, origins = found.records, found.run.manifest.profile, found.run.manifest.origins
     say_notes(request, given.quiet)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
+    if given.json_:
+        print_json(records, **found.more)
+    else:
+        accounts = {row["case"]: row["bytes"] for row in found.more["textbook"]}
+        _show(found.run, found.refused, accounts, given.verbose)
+        if given.verbose:
+            show_settings(trained, origins)
+        elif len(records) > 1:
+            hint_caveats(_target(given), given.quiet)
+    require_fit(records, given.fail_unless_fits)
+    if given.json_:
+        return
+    hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", given.quiet)
+
+
+def _target(given: EstimateFlags) -> Gpu | None:
+    return find_gpu(given.gpu) if given.device is Device.GPU else None
+
+
+def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
+    """The estimates of all cases that are asked for."""
+    from bf16prof.estimate.predict import predict
+    from bf16prof.estimate.textbook import textbook
+
+    given = asked.flags
+    jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=_target(given))
+    _require_closed_form(jobs)
     replays = Replays.ALL if given.verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE
     records = [predict(job, given.gpus_per_node, Allocator(given.expandable_segments), replays) for job in jobs]
     if given.calibrate is not None:
@@ -62,25 +88,8 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
         "refused": refused,
         "textbook": [{"case": case, "bytes": account} for case, account in accounts.items()],
     }
-    write_files(
-        given.output,
-        [finished_run(f"estimate {request.profile.name}", records, trained, origins)],
-        force=given.force,
-        figure=given.figure,
-        **more,
-    )
-    if given.json_:
-        print_json(records, **more)
-    else:
-        _show(records, refused, accounts, given.verbose)
-        if given.verbose:
-            show_settings(trained, origins)
-        elif len(records) > 1:
-            hint_caveats(target, given.quiet)
-    require_fit(records, given.fail_unless_fits)
-    if given.json_:
-        return
-    hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", given.quiet)
+    run = finished_run(f"estimate {request.profile.name}", records, trained, origins)
+    return of_run(run, more, notes=request.notes)
 
 
 def _calibrated(records: list[MemoryRecord], path: Path) -> list[MemoryRecord]:
@@ -101,11 +110,14 @@ def _require_closed_form(jobs: list[Job]) -> None:
             raise Refused(f"{job.case.label}: no closed form: {gap}", hint="bf16prof simulate with the same flags runs the real engine dry")
 
 
-def _show(records: list[MemoryRecord], refused: list[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, estimate_grid, make_console
+def _show(run: Run, refused: Sequence[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
+    from bf16prof.reports.console import breakdown, estimate_grid, holders, make_console, outcome
 
-    console = make_console()
+    console, records = make_console(), run.records
+    if len(records) == 1 and not refused and not verbose:
+        outcome([run], console)
+        holders(records[0], console)
+        return
     estimate_grid(records, refused, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
-    if verbose or len(records) == 1:
-        for record in records:
-            breakdown(record, console)
+    for record in records if verbose else ():
+        breakdown(record, console)

@@ -311,15 +311,20 @@ def takes(flags: type[F]) -> Callable[[Callable[[Asked[F]], None]], Callable[...
     return decorate
 
 
+OF_THE_TERMINAL = ("json_", "output", "force", "verbose", "fail_unless_fits", "fail_over", "write")
+"""What only a command does with its answer: in Python the outcome is there to be written and asked."""
+
+
 def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callable[P, R]]:
     """Give a function of the Python API the fields of `flags` as parameters.
 
-    Numbers and lists stand for their text: `gpus=8` is `gpus="8"`, `zero=[1, 2]` is `zero="1,2"`. Environment variables are not read.
+    Numbers and lists stand for their text: `gpus=8` is `gpus="8"`, `zero=[1, 2]` is `zero="1,2"`. Environment variables are not read,
+    nothing is printed unless `quiet=False`, and nothing is written: what is returned can be saved.
     """
 
     def decorate(function: Callable[[Asked[F]], R]) -> Callable[P, R]:
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            known = {each.name: each for each in dataclasses.fields(flags)}  # type: ignore[arg-type]
+            known = {each.name: each for each in dataclasses.fields(flags) if each.name not in OF_THE_TERMINAL}  # type: ignore[arg-type]
             first = [name for name, each in known.items() if not each.kw_only]
             if len(args) > len(first):
                 raise InputError(f"{function.__name__}: {len(args)} positional arguments; it takes {len(first)}: {', '.join(first)}")
@@ -329,10 +334,12 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
                 raise InputError(f"{function.__name__}: no argument {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
             hints = _hints(flags)  # type: ignore[arg-type]
             values = {name: _typed(value, hints[name]) for name, value in named.items()}
+            values.setdefault("quiet", True)
             asked = Asked(function.__name__, flags(**values), {name: COMMANDLINE if name in named else DEFAULT for name in known})  # type: ignore[call-arg]
             return function(asked)
 
-        run.__signature__ = inspect.Signature(_parameters(flags, _hints(flags)))  # type: ignore[attr-defined, arg-type]
+        own = [each for each in _parameters(flags, _hints(flags)) if each.name not in OF_THE_TERMINAL]  # type: ignore[arg-type]
+        run.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
         run.__doc__, run.__module__ = function.__doc__, function.__module__
         run.__name__ = run.__qualname__ = function.__name__
         return run

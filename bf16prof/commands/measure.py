@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.claims import claimed
@@ -13,6 +13,7 @@ from bf16prof.commands.output import check_outputs, hint, print_json, report_hin
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
+from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.explain import REASONS
 from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
@@ -34,6 +35,26 @@ def measure(asked: Asked[MeasureFlags]) -> None:
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
+    given = asked.flags
+    check_outputs(asked.given())
+    tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
+    found = measured(asked)
+    run = found.run
+    write_files(given.output, [run], force=given.force, figure=given.figure, **found.more)
+    if given.json_:
+        print_json(run.records, **found.more)
+    else:
+        _show(run, given.verbose)
+        if given.verbose:
+            show_settings(run.manifest.profile, run.manifest.origins)
+        report_hints(run.path, given.quiet)
+    _check(run, found.more["comparisons"], tolerance)
+    if found.error is not None:
+        raise found.error
+
+
+def measured(asked: Asked[MeasureFlags]) -> Outcome:
+    """The measured run with its predictions, as it was written; `error`: why a dry run of the same is missing."""
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
     from bf16prof.estimate.predict import predictions as closed_form
     from bf16prof.estimate.predict import with_work
@@ -41,8 +62,6 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     from bf16prof.measure.session import measure as run_measurement
 
     given = asked.flags
-    check_outputs(asked.given())
-    tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
     request = read_request(asked)
     _require_true_peaks(request)
     jobs, refused = _possible(request, given.ranks)
@@ -66,20 +85,9 @@ def measure(asked: Asked[MeasureFlags]) -> None:
             write_report(run)
         except NotWritten as error:
             raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
-    comparisons = reconcile(run.records)
     said = settings(run.manifest.profile, run.manifest.origins)
-    more: dict[str, Any] = {"settings": said, "comparisons": comparisons, "run": str(run.path), "cases": run.manifest.cases}
-    write_files(given.output, [run], force=given.force, figure=given.figure, **more)
-    if given.json_:
-        print_json(run.records, **more)
-    else:
-        _show(run, given.verbose)
-        if given.verbose:
-            show_settings(run.manifest.profile, run.manifest.origins)
-        report_hints(run.path, given.quiet)
-    _check(run, comparisons, tolerance)
-    if failed is not None:
-        raise failed
+    more = {"settings": said, "comparisons": reconcile(run.records), "run": str(run.path), "cases": run.manifest.cases}
+    return of_run(run, more, notes=request.notes, error=failed)
 
 
 def _require_true_peaks(request: Request) -> None:

@@ -17,6 +17,7 @@ from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
+from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
@@ -44,16 +45,35 @@ def plan(asked: Asked[PlanFlags]) -> None:
     What the allocator reserves is replayed, and the first choices are run dry (--verify), so that a plan that fits has been tried. Where
     nothing fits, what to change first is the answer (exit code 0, but 2 with --write).
     """
+    given = asked.flags
+    check_outputs(asked.given())
+    request = read_request(asked)
+    found = planned(asked, request)
+    answers, line = found.answers, found.document["asked"]
+    _write(answers, request, line, given)
+    if given.json_:
+        typer.echo(found.to_json())
+    else:
+        _show(answers, request.profile, line, given.verbose)
+        if given.verbose:
+            show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
+    _require_a_plan(answers, given.fail_unless_fits)
+    if given.write is not None and answers[0].first is None:
+        raise Refused(f"--write {given.write}: nothing written, for no plan fits", hint="the table says what to change first")
+    hint_caveats(find_gpu(given.gpu), given.quiet)
+    _hints(asked, answers, request, given.write, given.quiet)
+
+
+def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
+    """The answer for each number of GPUs, the first choices run dry."""
     from bf16prof.planning.answer import answer
 
     given = asked.flags
-    check_outputs(asked.given())
     sizes = list(dict.fromkeys(o.numbers("--gpus", given.gpus)))
     if given.write is not None and len(sizes) != 1:
         raise InputError(
             f"--write {given.write}: a DeepSpeed JSON is of one number of GPUs, these are {len(sizes)}", hint="name one with --gpus"
         )
-    request = read_request(asked)
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
     say_notes(request, given.quiet)
@@ -62,18 +82,7 @@ def plan(asked: Asked[PlanFlags]) -> None:
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
     line = _asked(judge, sizes[0])
-    _write(answers, request, line, given)
-    if given.json_:
-        typer.echo(json_text(_document(answers, request, line)))
-    else:
-        _show(answers, request.profile, line, given.verbose)
-        if given.verbose:
-            show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
-    _require_a_plan(answers, given.fail_unless_fits)
-    if given.write is not None and answers[0].first is None:
-        raise Refused(f"--write {given.write}: nothing written, for no plan fits", hint="the table says what to change first")
-    hint_caveats(judge.question.gpu, given.quiet)
-    _hints(asked, answers, request, given.write, given.quiet)
+    return Plans(tuple(answers), _document(answers, request, line), request.notes)
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:

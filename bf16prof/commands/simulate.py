@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands.flags import Asked, SimulateFlags, takes
@@ -20,8 +19,9 @@ from bf16prof.commands.output import (
     with_host_per_node,
     write_files,
 )
-from bf16prof.commands.request import read_request, say_notes, select
+from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
@@ -32,6 +32,30 @@ from bf16prof.verdict import Allocator
 @takes(SimulateFlags)
 def simulate(asked: Asked[SimulateFlags]) -> None:
     """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
+    given = asked.flags
+    check_outputs(asked.given())
+    check_judged_device(given.fail_unless_fits, given.device)
+    request = read_request(asked)
+    found = simulated(asked, request)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
+    if given.json_:
+        print_json(found.records, **found.more)
+    else:
+        _show(found.run, found.records, given.verbose)
+        _show_changes(request, given)
+        if not given.verbose and len(found.records) > 1:
+            hint_caveats(find_gpu(given.gpu) if given.device is Device.GPU else None, given.quiet)
+    if found.error is not None:
+        raise found.error
+    require_fit(found.records, given.fail_unless_fits)
+    hint(_next(found.records), given.quiet or given.json_)
+
+
+def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
+    """The dry runs of all cases that are asked for, with the estimates of the same beside them in `run`.
+
+    Where some fail, the outcome has the others, and the error.
+    """
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.estimate.predict import predictions, with_work
     from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
@@ -39,10 +63,7 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
     from bf16prof.simulate.runner import simulate as run
 
     given = asked.flags
-    check_outputs(asked.given())
-    check_judged_device(given.fail_unless_fits, given.device)
     require_packages("simulating")
-    request = read_request(asked)
     target = find_gpu(given.gpu) if given.device is Device.GPU else None
     require_model_library(request.profile.model)
     jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=target)
@@ -66,30 +87,37 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
     both = with_work([*records, *predictions(jobs, given.gpus_per_node, Allocator(given.expandable_segments))])
     records = both[: len(records)]
     trained, origins = jobs[0].profile.model_dump(mode="json"), request.resolved.origins
+    more = {"settings": settings(trained, origins), "refused": refused}
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
-    more: dict[str, Any] = {"settings": settings(trained, origins), "refused": refused}
-    write_files(given.output, [result], force=given.force, figure=given.figure, **more)
-    if given.json_:
-        print_json(records, **more)
-    else:
-        _show(result, records, given.verbose)
-        if not given.verbose and len(records) > 1:
-            hint_caveats(target, given.quiet)
-    if failed is not None:
-        raise failed
-    require_fit(records, given.fail_unless_fits)
-    hint(_next(records), given.quiet or given.json_)
+    return of_run(result, more, records, request.notes, failed)
 
 
 def _show(result: Run, records: Sequence[MemoryRecord], verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation
+    from bf16prof.reports.console import breakdown, holders, make_console, outcome, reconciliation
 
     console = make_console()
+    if not verbose:
+        outcome([result], console)
+        for record in records if len(records) == 1 else ():
+            holders(record, console)
+        return
     reconciliation([result], console)
-    for record in records if verbose or len(records) == 1 else ():
+    for record in records:
         breakdown(record, console)
-    if verbose:
-        show_settings(result.manifest.profile, result.manifest.origins)
+    show_settings(result.manifest.profile, result.manifest.origins)
+
+
+def _show_changes(request: Request, given: SimulateFlags) -> None:
+    """Print which changes give memory back, where one job was asked for and the closed form knows it."""
+    from bf16prof.planning.from_job import what_gives_back
+    from bf16prof.reports.console import changes_view, make_console
+
+    if given.device is not Device.GPU:
+        return
+    gpu = find_gpu(given.gpu)
+    jobs, _ = select(request, gpus=given.gpus, device=given.device, gpu=gpu)
+    if len(jobs) == 1:
+        changes_view(what_gives_back(jobs[0], gpu), make_console())
 
 
 def _with_way_out(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +36,9 @@ FIGURES = {
 """Every figure by its name, and what it shows. `step`, `map` and `errors` are of one case: the one that the page's first screen shows."""
 
 DEFAULT = "memory"
+LONGEST_S = 180
+"""Seconds after which a browser has failed."""
+
 _WIDTH, _SCALE = 1100, 2
 _LEGEND = 28
 """Pixels for a line of the legend, which the page has in words beside the figure."""
@@ -53,13 +62,26 @@ def picture(runs: Sequence[Run], name: str, suffix: str) -> bytes:
     """The content of a picture file. Raises `CannotDraw` without the packages, the browser or the data for it."""
     drawn = on_paper(figure(runs, name))
     require_drawing()
-    import kaleido
-
     size = {"width": _WIDTH, "height": drawn["layout"]["height"], "scale": _SCALE if suffix == ".png" else 1}
-    try:
-        return bytes(kaleido.calc_fig_sync(drawn, opts={"format": suffix.removeprefix("."), **size}, kopts={"mathjax": False}))
-    except (RuntimeError, OSError, TimeoutError) as error:
-        raise CannotDraw(f"the browser did not draw: {str(error).splitlines()[0]}", hint="-o page.html has all figures") from error
+    return _draw({"figure": drawn, "opts": {"format": suffix.removeprefix("."), **size}})
+
+
+def _draw(asked: dict[str, Any]) -> bytes:
+    """What the browser makes of it. Raises `CannotDraw` if it fails or hangs, and leaves no process."""
+    command = [sys.executable, "-m", "bf16prof.reports.drawing"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        try:
+            drawn, said = process.communicate(json.dumps(asked).encode(), timeout=LONGEST_S)
+        except subprocess.TimeoutExpired as error:
+            raise CannotDraw(f"the browser did not draw within {LONGEST_S} seconds", hint="-o page.html has all figures") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode or not drawn:
+        last = (said.decode(errors="replace").strip().splitlines() or ["no word of why"])[-1]
+        raise CannotDraw(f"the browser did not draw: {last}", hint="-o page.html has all figures")
+    return drawn
 
 
 def require_drawing() -> None:

@@ -95,7 +95,7 @@ def test_a_file_that_appears_while_the_command_works_stays(main: Main, tmp_path:
     path = tmp_path / "x.json"
     render = output._render
 
-    def slow(*arguments: object) -> str:
+    def slow(*arguments: object) -> bytes:
         path.write_text("mine")
         return render(*arguments)  # type: ignore[arg-type]
 

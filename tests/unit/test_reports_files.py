@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +67,13 @@ def test_a_report_writes_the_figure_that_was_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import kaleido
-
     asked: list[tuple[str, str]] = []
 
-    def draw(figure: dict[str, Any], *, opts: dict[str, Any], kopts: dict[str, Any]) -> bytes:
-        assert kopts == {"mathjax": False}, "else the browser asks the network for it"
-        asked.append((figure["layout"]["title"]["text"], opts["format"]))
+    def draw(what: dict[str, Any]) -> bytes:
+        asked.append((what["figure"]["layout"]["title"]["text"], what["opts"]["format"]))
         return b"drawn"
 
-    monkeypatch.setattr(kaleido, "calc_fig_sync", draw)
+    monkeypatch.setattr(pictures, "_draw", draw)
     monkeypatch.setattr(pictures, "require_drawing", lambda: None)
     target = tmp_path / "loss.png"
     code, _, err = main("report", run_folder, "-o", target, "-o", tmp_path / "all.pdf", "--figure", "losses", "-q")
@@ -82,6 +81,21 @@ def test_a_report_writes_the_figure_that_was_named(
     assert (code, err) == (0, "")
     assert target.read_bytes() == b"drawn"
     assert asked == [("Loss by step", "png"), ("Loss by step", "pdf")]
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import sys; sys.exit('no screen')", "the browser did not draw: no screen"),
+        ("import time; time.sleep(60)", "the browser did not draw within 1 seconds"),
+    ],
+)
+def test_a_browser_that_fails_or_hangs_is_said_and_ended(program: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **settings: popen([sys.executable, "-c", program], **settings))
+    monkeypatch.setattr(pictures, "LONGEST_S", 1 if "sleep" in program else 60)
+    with pytest.raises(pictures.CannotDraw, match=message):
+        pictures._draw({})
 
 
 @pytest.mark.parametrize(

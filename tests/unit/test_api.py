@@ -1,0 +1,102 @@
+"""The Python API: the terminal's answers as values, its arguments frozen, its errors one kind, no torch."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Main, main
+
+from bf16prof import api
+from bf16prof.errors import Bf16profError, InputError
+from bf16prof.records import Device
+
+__all__ = ["main"]  # a fixture
+
+WORKLOAD = {
+    "sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "set_",
+}  # fmt: skip
+CASE = WORKLOAD | {
+    "profile", "zero", "recipe", "offload", "hf_config", "download", "model", "ds_config", "training_args", "optim", "quiet",
+}  # fmt: skip
+ARGUMENTS = {
+    api.estimate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "calibrate"},
+    api.simulate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot"},
+    api.measure: CASE | {"subject", "ranks", "warmup", "steps", "quality", "timeout", "simulate", "output_dir"},
+    api.plan: CASE
+    | {
+        "subject", "gpus", "gpu", "gpus_per_node", "margin", "expandable_segments", "micro_batch_limit", "verify", "no_verify",
+        "calibrate",
+    },
+    api.import_logs: CASE | {"files", "gpus", "gpu", "output_dir"},
+}  # fmt: skip
+"""Add to it freely; take nothing away: people have written these names down."""
+
+
+@pytest.mark.parametrize("function", ARGUMENTS, ids=lambda function: function.__name__)
+def test_the_arguments_are_frozen(function: Any) -> None:
+    assert set(inspect.signature(function).parameters) >= ARGUMENTS[function]
+
+
+def test_an_estimate_is_what_the_command_prints(main: Main) -> None:
+    code, out, _ = main("estimate", "llama3.1-8b", "--zero", "2,3", "--gpus", "8", "--gpu", "h100", "--json")
+    outcome = api.estimate("llama3.1-8b", zero=[2, 3], gpus=8, gpu="h100")  # type: ignore[arg-type]
+
+    assert code == 0
+    assert json.loads(outcome.to_json()) == json.loads(out)
+
+
+def test_a_plan_has_the_first_choice_of_the_command_and_all_others(main: Main) -> None:
+    _, out, _ = main("plan", "gpt2-xl", "--gpus", "2", "--gpu", "h100", "--no-verify", "--json")
+    plans = api.plan("gpt2-xl", gpus="2", gpu="h100", no_verify=True)
+
+    assert json.loads(plans.to_json()) == json.loads(out)
+    assert len(plans.to_dataframe()) == len(json.loads(out)["plans"]) > 10
+
+
+def test_records_have_a_frame_a_file_and_a_picture_for_notebooks(tmp_path: Path) -> None:
+    outcome = api.estimate("gpt2-xl", zero="3", gpus="2", recipe="bf16-full", device=Device.GPU)
+    page = outcome.save(tmp_path / "page.md")
+
+    assert list(outcome.to_dataframe()["allocated_bytes"]) == [record.allocated_bytes for record in outcome.records]
+    assert "bf16-full" in page.read_text(encoding="utf-8")
+    assert "<table" in outcome._repr_html_()
+    with pytest.raises(InputError, match="the file exists"):
+        outcome.save(page)
+
+
+def test_choices_are_taken_by_their_names() -> None:
+    assert api.estimate("gpt2-xl", zero="3", gpus="2", device="cpu").records[0].device is Device.CPU  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"gpus": "many"}, "--gpus many: expected whole numbers"),
+        ({"zero": 7}, "--zero 7"),
+        ({"device": "tpu"}, "expected one of gpu, cpu"),
+        ({"nothing": 1}, "no argument nothing"),
+        ({"output": "x.html"}, "no argument output"),
+        ({"set_": ["a"]}, "--set"),
+    ],
+)
+def test_what_is_wrong_is_one_kind_of_error(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(Bf16profError, match=message):
+        api.estimate("gpt2-xl", **flags)
+
+
+def test_variables_of_the_terminal_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BF16PROF_ZERO", "1")
+
+    assert {record.case.zero_stage for record in api.estimate("gpt2-xl", gpus="2").records} == {0, 1, 2, 3}
+
+
+def test_light_calls_import_no_torch() -> None:
+    code = "from bf16prof import api; api.estimate('gpt2-xl', gpus=2); import sys; print('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
