@@ -39,16 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Our own arguments and the script with its own: what begins with the first word that is neither a flag of ours nor a value of one."""
+    """Our own arguments and the script with its own: what begins with the first word that is neither a flag of ours nor a value of one.
+
+    DeepSpeed's launcher puts a `--local_rank` before everything, which is meant for the script.
+    """
     own: list[str] = []
+    given: list[str] = []
     while arguments and arguments[0].startswith("-") and arguments[0] not in ("--", "-m"):
         flag = arguments.pop(0)
+        if flag.startswith(LOCAL_RANK):
+            given.append(flag)
+            continue
         own.append(flag)
         if "=" not in flag and flag in VALUES and arguments:
             own.append(arguments.pop(0))
-    return own, arguments[1:] if arguments[:1] == ["--"] else arguments
+    words = arguments[1:] if arguments[:1] == ["--"] else arguments
+    name = 2 if words[:1] == ["-m"] else 1
+    return own, [*words[:name], *given, *words[name:]]
 
 
+LOCAL_RANK = ("--local_rank=", "--local-rank=")
 VALUES = ("-d", "--output-dir", "--output_dir", "--warmup", "--steps")
 
 

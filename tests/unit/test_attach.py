@@ -34,6 +34,7 @@ CASE = Case("train.py", 2, 2, "bf16-full", workload="abc")
         (["--output-dir=run", "--stop", "-m", "pkg", "--force"], ["--output-dir=run", "--stop"], ["-m", "pkg", "--force"]),
         (["-d", "run", "--steps", "5", "--", "train.py"], ["-d", "run", "--steps", "5"], ["train.py"]),
         (["train.py"], [], ["train.py"]),
+        (["--local_rank=1", "-d", "run", "-m", "pkg", "x"], ["-d", "run"], ["-m", "pkg", "--local_rank=1", "x"]),
         ([], [], []),
     ],
 )
