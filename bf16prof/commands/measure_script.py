@@ -77,7 +77,7 @@ def _dry_run(
     task = ScriptTask(script, world_size, 0, gpu.id if gpu else None, min(given.warmup + given.steps, 3))
     with ScriptProgress(script.name, given.quiet) as progress:
         outcome = simulate_script(task, given.timeout, progress, Options())
-    records = (outcome.record,) if outcome.record is not None else ()
+    records = tuple(record for record in (outcome.record,) if record is not None)
     if gpu is not None:
         records = tuple(dataclasses.replace(record, gpu=torch.gpus[0].name) for record in records)
     return records, outcome.failure

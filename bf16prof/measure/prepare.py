@@ -94,7 +94,12 @@ def of_any_script() -> list[str]:
     """What ranks of a script need here, whatever it does."""
     from bf16prof.measure.accelerator import require_torch
 
-    return [] if require_torch().gpus else [ALLOCATOR, SHARED_MEMORY_BUILDER]
+    return [] if require_torch().gpus else of_cpu_script()
+
+
+def of_cpu_script() -> list[str]:
+    """The same where ranks run on the CPU."""
+    return [ALLOCATOR, SHARED_MEMORY_BUILDER]
 
 
 def _optimizer_builder(config: Mapping[str, Any]) -> str:

@@ -99,6 +99,7 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> Counters:
         monkeypatch.setattr(owner, "reset_peak_memory_stats", found.reset)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     return found
 
 
@@ -117,6 +118,7 @@ def test_script_and_phases_have_peaks_of_their_own(counters: Counters) -> None:
         assert torch.cuda.max_memory_allocated() == 30
         assert probe.take_phase_peak() == 5
     assert (probe.run_peak_bytes(), probe.reserved_bytes(), probe.allocated_bytes(), probe.retries()) == (100, 200, 5, 1)
+    assert probe.name == "NVIDIA H100"
 
 
 def test_the_probe_does_not_wake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

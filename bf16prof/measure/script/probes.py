@@ -17,6 +17,11 @@ ALL_PEAKS = (*PEAKS, "active_bytes.all.peak", "requested_bytes.all.peak")
 Stats = Callable[..., dict[str, Any]]
 
 
+def is_in_use() -> bool:
+    """Whether the script uses CUDA by now."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 class GuestProbe:
     """Reads the caching allocator of the device that the script has chosen, and touches CUDA only when the script has.
 
@@ -29,13 +34,9 @@ class GuestProbe:
     def __init__(self) -> None:
         self._stats: Stats = torch.cuda.memory.memory_stats
         self._reset: Callable[..., None] = torch.cuda.memory.reset_peak_memory_stats
+        self.name = ""
         self._phase = self._run = self._run_reserved = 0
         self._scripts: dict[str, int] = {}
-
-    @property
-    def name(self) -> str:
-        """The device's name, once the script uses one."""
-        return torch.cuda.get_device_name() if torch.cuda.is_initialized() else ""
 
     def allocated_bytes(self) -> int:
         """Bytes in live blocks now."""
@@ -43,8 +44,9 @@ class GuestProbe:
 
     def take_phase_peak(self) -> int:
         """The highest since the last call; the script's own peak stays."""
-        if not torch.cuda.is_initialized():
+        if not is_in_use():
             return 0
+        self.name = self.name or torch.cuda.get_device_name()
         self._fold()
         for key in ALL_PEAKS:
             self._scripts[key] = max(self._scripts.get(key, 0), self._value(key))
@@ -67,7 +69,7 @@ class GuestProbe:
     def free_workspaces(self) -> int:
         """Free cuBLAS's workspaces; the bytes that this gave back. Only when the script is over."""
         before = self.allocated_bytes()
-        if torch.cuda.is_initialized():
+        if is_in_use():
             torch._C._cuda_clearCublasWorkspaces()
         return before - self.allocated_bytes()
 
@@ -76,7 +78,7 @@ class GuestProbe:
 
     def synchronize(self) -> None:
         """Wait for the device, if there is one in use."""
-        if torch.cuda.is_initialized():
+        if is_in_use():
             torch.cuda.synchronize()
 
     def _fold(self) -> None:
@@ -86,7 +88,7 @@ class GuestProbe:
         self._run_reserved = max(self._run_reserved, self._value(PEAKS[1]))
 
     def _value(self, key: str) -> int:
-        return int(self._stats().get(key, 0)) if torch.cuda.is_initialized() else 0
+        return int(self._stats().get(key, 0)) if is_in_use() else 0
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -101,7 +103,7 @@ class GuestProbe:
             return found
 
         def reset_peak_memory_stats(device: Any = None) -> None:
-            if self._is_own(device) and torch.cuda.is_initialized():
+            if self._is_own(device) and is_in_use():
                 self._fold()
                 self._scripts.clear()
             self._reset(device)
@@ -120,11 +122,11 @@ class GuestProbe:
         return index is None or index == torch.cuda.current_device()
 
 
-def make_guest_probe() -> tuple[Probe, contextlib.AbstractContextManager[None]]:
+def make_guest_probe() -> tuple[Probe, contextlib.AbstractContextManager[None, bool | None]]:
     """The probe for this process, and a context in which the script sees what it would see without."""
     if torch.cuda.is_available():
-        probe = GuestProbe()
-        return probe, probe.shown()
+        guest = GuestProbe()
+        return guest, guest.shown()
     from bf16prof.measure.probes.cpu import CpuProbe
 
-    return CpuProbe(), contextlib.nullcontext()
+    return CpuProbe(), contextlib.nullcontext(None)

@@ -6,8 +6,8 @@ import dataclasses
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +34,7 @@ OURS = str(Path(__file__).parents[2])
 
 def guest_clock(probe: Probe) -> PhaseClock:
     """A clock of phases by the device's own time; before the script uses CUDA there is none, and no event may be made."""
-    import torch
+    from bf16prof.measure.script.probes import is_in_use
 
     if probe.device_type != "cuda":
         return PhaseClock()
@@ -42,7 +42,7 @@ def guest_clock(probe: Probe) -> PhaseClock:
     def seconds(begin: Any, end: Any) -> float:
         return float(begin.elapsed_time(end)) / 1000 if begin is not None else 0.0
 
-    return PhaseClock(lambda: recorded_event() if torch.cuda.is_initialized() else None, seconds)
+    return PhaseClock(lambda: recorded_event() if is_in_use() else None, seconds)
 
 
 class Deaf:
@@ -76,12 +76,11 @@ class GuestRank:
         of_script = OfScript(task.script, self._world_size)
         self.result = dataclasses.replace(started_result(rank, probe), of_script=of_script)
 
-    def watching(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
         """A context in which every engine that is built is watched, and losses are heard."""
-        stack = ExitStack()
-        stack.enter_context(hooked(self.watch))
-        stack.enter_context(self._losses.heard(self.watch))
-        return stack
+        with hooked(self.watch), self._losses.heard(self.watch):
+            yield
 
     def _stamp(self, phase: Phase | None) -> None:
         self._clock.mark(phase)  # each step has a clock of its own

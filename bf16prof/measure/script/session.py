@@ -14,7 +14,7 @@ from bf16prof.files import NotWritten, write_json
 from bf16prof.measure.launcher import RanksOutcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
 from bf16prof.measure.places import Place
-from bf16prof.measure.prepare import ALLOCATOR, SHARED_MEMORY_BUILDER, prepare_parts
+from bf16prof.measure.prepare import of_cpu_script, prepare_parts
 from bf16prof.measure.results import GuestTask
 from bf16prof.measure.script.join import UNKNOWN_CASE, join
 from bf16prof.measure.waiting import heartbeat
@@ -70,7 +70,7 @@ def measure_script(plan: ScriptPlan, say: Callable[[str], None]) -> Run:
 
 def _launched(plan: ScriptPlan, say: Callable[[str], None]) -> RanksOutcome:
     if plan.place.is_here and plan.device is Device.CPU:
-        prepare_parts([ALLOCATOR, SHARED_MEMORY_BUILDER], say)
+        prepare_parts(of_cpu_script(), say)
     folder = plan.folder / SCRIPT_FOLDER
     folder.mkdir()  # whatever is there by now is not ours
     write_json(folder / SCRIPT, plan.task)
