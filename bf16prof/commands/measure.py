@@ -64,7 +64,7 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
     given = asked.flags
     request = read_request(asked)
     _require_true_peaks(request)
-    jobs, refused = _possible(request, given.ranks)
+    jobs, refused = _possible(request, given.ranks, download=given.download)
     say_notes(request, given.quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
@@ -111,7 +111,7 @@ def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[Memory
         return list(error.records.values()), error
 
 
-def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:
+def _possible(request: Request, asked: int | None, *, download: bool) -> tuple[list[Job], list[Refusal]]:
     """The jobs that this machine can run, with so many ranks if they are asked for, and the refusals of the others."""
     from bf16prof.measure.accelerator import (
         require_dtypes,
@@ -122,7 +122,7 @@ def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refu
     )
     from bf16prof.measure.data import validate_spec
 
-    validate_spec(request.profile.workload.data, readable=True)
+    validate_spec(request.profile.workload.data, readable=True, download=download)
     require_model_library(request.profile.model)
     torch = require_torch()
     ranks = _ranks(asked, torch)
