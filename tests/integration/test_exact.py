@@ -25,7 +25,7 @@ def sets(*values: str) -> tuple[str, ...]:
     return tuple(word for value in values for word in (SET, value))
 
 
-UNEVEN = ("--zero", "1,2,3", "--recipe", f"{BF16},{FULL}", "--trace")
+UNEVEN = ("--zero", "1,2,3", "--recipe", f"{BF16},{FULL}")
 ACCUMULATING_GPT2 = (
     "--zero", "0", "--recipe", f"{BF16},fp32", "--gradient-accumulation-steps", "2",
     *sets("model.family=gpt2", "workload.keeps_outputs=false"),
@@ -48,7 +48,7 @@ ACCUMULATING_HOST = ("--zero", "2", "--recipe", BF16, "--gradient-accumulation-s
 HOST_PARAMETERS = ("--zero", "3", "--recipe", BF16, "--offload", "optimizer+parameters")
 WITHOUT_MASTER = ("--zero", "0", "--recipe", "bf16-pure,bf16-kahan,bf16-fp32-states", "--quality", "2")
 STOCHASTIC = ("--zero", "3", "--recipe", "bf16-stochastic-rounding", *sets("deepspeed.zero_optimization.sub_group_size=20011"))
-FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, *sets("optimizer.torch_adam=false"))
+FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, "--trace", *sets("optimizer.torch_adam=false"))
 
 CASES = [
     *((UNEVEN, stage, recipe, wrapper) for stage, wrapper in (
