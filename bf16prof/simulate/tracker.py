@@ -99,6 +99,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sums = InPlaceSums()
         self._work: Any = None
         self._zeros = 0
+        self.watch: Callable[[Any, Any, Any, Any], None] | None = None
+        """Told of every operator that has run, with its arguments and what it gave."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -134,6 +136,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
         if scratch:
             self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+        if self.watch is not None:
+            self.watch(func, args, kwargs, out)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
