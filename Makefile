@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit lint format bench operators peaks plans study schemas pictures gpu-check versions clean
+.PHONY: help demo test unit slow lint format bench operators peaks plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,12 +30,15 @@ OTHER_DEEPSPEEDS := $(VENV)/deepspeed-0.18.3 $(VENV)/deepspeed-0.18.4
 $(VENV)/deepspeed-%: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ deepspeed==$*
 
-test: lint $(OTHER_DEEPSPEEDS) ## Lint, strict types, all tests
-	$(BIN)/pytest tests/browser tests/integration
-	$(BIN)/pytest --numprocesses auto tests/dry_runs tests/unit
+test: lint unit slow ## Lint, strict types, all tests: what is quick first
 
 unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
 	$(BIN)/pytest --numprocesses auto tests/unit
+
+# Tests that share a measurement or a dry run are a group, which one process runs (see "Tests" in CONTRIBUTING.md).
+slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a browser
+	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone" tests/integration tests/browser tests/dry_runs
+	$(BIN)/pytest -m alone tests/integration
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .

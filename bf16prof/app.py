@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bf16prof import __version__
+from bf16prof.commands.cache import cache
 from bf16prof.commands.catalog import profiles, recipes
 from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
@@ -41,10 +42,11 @@ app.command(
     epilog=examples("bf16prof measure cpu-demo", "bf16prof measure my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%")
 )(measure)
 app.command(
+    takes_script=True,
     epilog=examples(
         "bf16prof simulate deepspeed-bf16-example --zero 3 --gpus 4",
-        "bf16prof simulate llama3.1-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100 --json",
-    )
+        "bf16prof simulate --gpus 8 --gpu h100 -- train.py --deepspeed --deepspeed_config ds.json",
+    ),
 )(simulate)
 app.command(
     epilog=examples(
@@ -74,6 +76,7 @@ app.command(
 app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
 app.command(epilog=examples("bf16prof schema", "bf16prof schema estimate"))(schema)
 app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
+app.add_typer(cache, name="cache", epilog=examples("bf16prof cache list", "bf16prof cache clear"))
 app.add_typer(published, name="published", epilog=examples("bf16prof published list", "bf16prof report published:issue-7434"))
 app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
 

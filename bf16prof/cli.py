@@ -23,6 +23,7 @@ TIDYING_S = 10.0
 def main() -> NoReturn:
     """Run the program; every way out of it passes here."""
     signals = _Signals()
+    _fill_closed_streams()
     try:
         code = _run()
     except KeyboardInterrupt:
@@ -57,6 +58,18 @@ class _Signals:
             signal.signal(number, lambda number, _frame: os._exit(SIGNALLED + number))
 
 
+def _fill_closed_streams() -> None:
+    """Give each standard stream that was closed before the start something to be, else a file that is opened later takes its number, and
+    what is printed lands in it. Reading finds the end, messages are dropped; what is written to stdout fails, as on a full disk."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
 def _run() -> int:
     import gc
 
@@ -67,9 +80,13 @@ def _run() -> int:
 
     from bf16prof.app import app
     from bf16prof.errors import Bf16profError, InputError
+    from bf16prof.scripts.command import split
 
     try:
-        code = app(args=[_dashes(argument) for argument in sys.argv[1:]], standalone_mode=False)
+        _require_working_directory()
+        own, words = split(sys.argv[1:])
+        script = [] if words is None else ["--", *words]
+        code = app(args=[*map(_dashes, own), *script], standalone_mode=False)
         sys.stdout.flush()
     except Bf16profError as error:
         return _fail(error.message, error.hint, error.exit_code)
@@ -78,11 +95,21 @@ def _run() -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it would fail again on the way out
         return _fail(f"cannot write the output: {error.strerror}", "", InputError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _require_working_directory() -> None:
+    """Raise `InputError` where it has been removed: nothing finds its way from there."""
+    from bf16prof.errors import InputError
+
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib takes time to import
+    except OSError as error:
+        raise InputError(f"the working directory is gone: {error.strerror}", hint="change to a folder that exists") from error
 
 
 def _fail(message: str, hint: str, code: int) -> int:

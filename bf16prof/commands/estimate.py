@@ -18,6 +18,7 @@ from bf16prof.commands.output import (
     show_settings,
     write_files,
 )
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.commands.working import working
 from bf16prof.errors import Refused
@@ -73,6 +74,7 @@ def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
 
     given = asked.flags
     jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=_target(given))
+    record_for(jobs, trace=given.trace, quiet=given.quiet)
     _require_closed_form(jobs)
     replays = Replays.ALL if given.verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE
     records = []

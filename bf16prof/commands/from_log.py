@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.commands.flags import Asked, LogFlags
+from bf16prof.files import temporary_folder
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources
@@ -26,9 +25,9 @@ def filled_from_log(asked: Asked[LogFlags], sources: Sources, *, without_json: b
     """
     said = {name: sources.said(name) for name in (*_FLAGS.values(), *_WORKLOAD, "deepspeed")}
     given, changes, taken = asked.given(), dict[str, Any](), dict[str, str]()
-    with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
+    with temporary_folder() as folder:
         if said["deepspeed"] is not None and not given["ds_config"] and not without_json:
-            path = Path(folder) / "deepspeed-of-the-log.json"
+            path = folder / "deepspeed-of-the-log.json"
             path.write_text(json.dumps(said["deepspeed"]), encoding="utf-8")
             changes["ds_config"] = path
             taken["--ds-config"] = "the JSON that DeepSpeed printed"

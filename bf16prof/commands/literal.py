@@ -12,8 +12,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bf16prof.commands.help import NAMES, help_page, level_of
+from bf16prof.scripts.command import split
 
 _LEVEL = "bf16prof.help"
+SCRIPT = "bf16prof.script"
+"""Where a context keeps what stands after `--`."""
 
 
 class LiteralCommand(TyperCommand):
@@ -27,6 +30,22 @@ class LiteralCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page."""
         formatter.write(help_page(self, ctx, ctx.meta.get(_LEVEL, "full")))
+
+
+class ScriptCommand(LiteralCommand):
+    """A command that takes a training script and its arguments after `--`, which are nobody's flags."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the command's own arguments; what stands after `--` is kept for `script_words`."""
+        own, words = split(args)
+        ctx.meta[SCRIPT] = words
+        return super().parse_args(ctx, own)
+
+
+def script_words(context: typer.Context) -> list[str] | None:
+    """What stands after `--` on the command line; `None` where there is no `--`."""
+    words: list[str] | None = context.meta.get(SCRIPT)
+    return words
 
 
 class LiteralGroup(TyperGroup):
@@ -49,7 +68,8 @@ class LiteralTyper(typer.Typer):
         context = {"help_option_names": NAMES, **settings.pop("context_settings", {})}
         super().__init__(cls=LiteralGroup, context_settings=context, **settings)
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+    def command(self, name: str | None = None, *, takes_script: bool = False, **settings: Any) -> Callable[[Any], Any]:
         """Register a command."""
         context = {"help_option_names": NAMES, **settings.pop("context_settings", {})}
-        return super().command(name, cls=LiteralCommand, context_settings=context, **settings)
+        kind = ScriptCommand if takes_script else LiteralCommand
+        return super().command(name, cls=kind, context_settings=context, **settings)

@@ -20,6 +20,7 @@ from bf16prof.commands.output import (
     write_files,
 )
 from bf16prof.commands.request import Request, read_request, say_notes, select
+from bf16prof.commands.simulate_script import refuse_script_flags, simulate_script
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import find_gpu
@@ -31,9 +32,16 @@ from bf16prof.verdict import Allocator
 
 @takes(SimulateFlags)
 def simulate(asked: Asked[SimulateFlags]) -> None:
-    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
+    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold.
+
+    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, the engine is that of your own training script, which runs as it is.
+    """
     given = asked.flags
     check_outputs(asked.given())
+    if asked.script is not None:
+        simulate_script(asked, asked.script)
+        return
+    refuse_script_flags(asked)
     check_judged_device(given.fail_unless_fits, given.device)
     request = read_request(asked)
     found = simulated(asked, request)

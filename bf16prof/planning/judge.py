@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
@@ -54,6 +54,11 @@ class Judge:
         """What has been judged in full so far, of a number of GPUs."""
         full = (one for (_, replays), one in self._judged.items() if replays is Replays.DECISIVE)
         return list({id(one): one for one in full if one is not None and one.setting.world_size == world_size}.values())
+
+    def first_asked(self, world_sizes: Sequence[int]) -> list[Job]:
+        """The jobs of the smallest micro-batches, which are judged whatever comes of it."""
+        settings = (setting for size in world_sizes for setting in self.question.combinations(size))
+        return [job for setting in settings if refusal_reason(job := self.question.job(setting)) is None]
 
     def job(self, setting: Setting) -> Job | None:
         """The job of a setting; `None` if DeepSpeed refuses it or there is no closed form."""

@@ -19,7 +19,7 @@ from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_text
 from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain
-from bf16prof.profiles.models import KINDS
+from bf16prof.profiles.models import KINDS, HuggingFaceSettings
 from bf16prof.profiles.names import named
 from bf16prof.profiles.plain import dotted, parse_json_object, read_json_object
 from bf16prof.profiles.safetensors import read_shapes
@@ -73,7 +73,15 @@ def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolv
         profile = Profile.model_validate(table)
     except ValidationError as error:
         raise InputError(explain(error, origins, source.origin)) from error
-    return Resolved(profile, origins)
+    return Resolved(profile, _of_what_is_there(origins, profile))
+
+
+def _of_what_is_there(origins: dict[str, str], profile: Profile) -> dict[str, str]:
+    """The origins without those of texts that were not taken over (`secrets.py`), whose keys may be somebody's words as well."""
+    config = profile.model.hf_config if isinstance(profile.model, HuggingFaceSettings) else {}
+    tables = {"model.hf_config.": config, "deepspeed.more.": profile.deepspeed.more}
+    there = {key for prefix, table in tables.items() for key in dotted(table, prefix)}
+    return {key: origin for key, origin in origins.items() if key in there or not key.startswith(tuple(tables))}
 
 
 def parse_set(text: str, origin: str = "--set") -> Override:

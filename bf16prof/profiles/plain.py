@@ -24,6 +24,9 @@ DEEPEST = 32
 """Levels of nesting; DeepSpeed's and Hugging Face's files have five or so."""
 
 
+LARGEST = 2**63
+"""Whole numbers are below it: what reads our JSON has 64 bits for one."""
+
 INFINITY = sys.float_info.max
 """What stands for `Infinity` where it is allowed: JSON has no such number, Python's reader (and so transformers) knows the word."""
 
@@ -155,9 +158,16 @@ def problem(value: object, key: str = "", depth: int = 0) -> str | None:
         return _first(problem(item, f"{key}.{index}", depth + 1) for index, item in enumerate(value))
     if isinstance(value, str):
         return None if value.isascii() or _is_text(value) else f"{_shown(key)}: no Unicode text"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{_shown(key)}: {value} is no number of JSON"
-    return None if value is None or isinstance(value, int | float) else f"{_shown(key)}: {type(value).__name__} is no type of JSON"
+    if isinstance(value, int | float):
+        wrong = _wrong_with_number(value)
+        return wrong and f"{_shown(key)}: {wrong}"
+    return None if value is None else f"{_shown(key)}: {type(value).__name__} is no type of JSON"
+
+
+def _wrong_with_number(value: float) -> str | None:
+    if isinstance(value, int):
+        return None if -LARGEST < value < LARGEST else "a whole number beyond 2^63"
+    return None if math.isfinite(value) else f"{value} is no number of JSON"
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

@@ -52,13 +52,18 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
 def _of_index(path: Path) -> dict[str, Any]:
     """The tensors of all files of an index."""
     files = read_json_object(path).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(file, str) and PurePath(file).name == file for file in files.values()):
+    if not isinstance(files, dict) or not all(isinstance(file, str) and _is_name(file) for file in files.values()):
         raise InputError(f"{path}: weight_map: expected a table of the names of files beside this one")
     parts = {file: _tensors(path.with_name(file)) for file in sorted(set(files.values()))}
     for name, file in files.items():
         if name not in parts[file]:
             raise InputError(f"{path.with_name(file)}: no tensor {name!r:.120}, which {path.name} says is there")
     return {name: parts[files[name]][name] for name in sorted(files)}
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is the name of a file in a folder, and no way out of it."""
+    return PurePath(text).name == text and text not in ("", ".", "..")
 
 
 def _tensors(path: Path) -> dict[str, Any]:

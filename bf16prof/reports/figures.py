@@ -16,6 +16,7 @@ from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.memory_figure import MOST_CASES, memory
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.price_figure import gap, price
+from bf16prof.reports.ranks_figure import rank_peaks, rank_times
 from bf16prof.reports.rows import Rows
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
@@ -33,6 +34,8 @@ def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
         "losses": loss_curves,
         "price": price,
         "gap": gap,
+        "ranks": rank_peaks,
+        "rank_times": rank_times,
     }
     return {name: make(views) for name, make in makers.items()}
 

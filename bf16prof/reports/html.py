@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bf16prof.bounds import bound_notes
 from bf16prof.documents import as_json, document
 from bf16prof.reconcile import REFERENCES
 from bf16prof.records import Component, MemoryRecord, Phase, Source
@@ -23,11 +24,12 @@ from bf16prof.reports.loss_table import loss_notes, loss_table, rounding_note
 from bf16prof.reports.memory_figure import MOST_CASES
 from bf16prof.reports.page import page
 from bf16prof.reports.price_table import price_table
+from bf16prof.reports.ranks import imbalance, ranks_table
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import MOST_ROWS, case_keys, filters, summary
 from bf16prof.reports.thinning import thinning_note, with_few_steps
-from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, seconds, whole
+from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
 from bf16prof.reports.work import HEADERS, work_rows
@@ -60,6 +62,7 @@ def render(runs: Sequence[Run]) -> str:
         later=len(views) > MOST_ROWS,
         limited=any(limit_of(view) for view in views),
         failures=[failure for run in runs for failure in _failures(run, views)],
+        bounds=[inert(text, MESSAGE_LIMIT) for text in bound_notes(record for run in runs for record in run.records)],
         summary=summary(views, names),
         details=[_details(anchor, view) for anchor, view in zip(names, views, strict=True)],
         figures=drawn,
@@ -100,9 +103,12 @@ def _details(anchor: str, view: CaseView) -> dict[str, Any]:
         "items": [
             *(table for r in records for table in (_items_table(r), _quality_table(r)) if table),
             *_work_tables(records),
+            *([table] if (table := ranks_table(record)) else []),
         ],
-        "notes": [f"{r.source}: {text}" for r in records for text in _notes(r)],
-        "ranks": ", ".join(f"rank {rank}: {gib(size)}" for rank, size in enumerate(record.rank_allocated_bytes[:64])),
+        "notes": [
+            *(f"{record.source}: {text}" for text in imbalance(record)),
+            *(f"{r.source}: {text}" for r in records for text in _notes(r)),
+        ],
     }
 
 
@@ -215,6 +221,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             for title, pairs in (
                 ("Run", _facts(manifest)),
                 ("Hardware", manifest.hardware.items()),
+                *((f"Node {node.node}: {inert(node.host)}", node.hardware.items()) for node in manifest.nodes),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
             )

@@ -8,7 +8,6 @@ import dataclasses
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from types import MappingProxyType
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import InputError, RunFailed
-from bf16prof.files import last_lines, write_bytes, write_json
+from bf16prof.files import last_lines, temporary_folder, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment, signal_name, started
 from bf16prof.records import MemoryRecord
@@ -100,12 +99,12 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
     check_versions(installed(jobs))  # before anything of theirs is imported, which may be what does not work
-    with tempfile.TemporaryDirectory(prefix="bf16prof-") as name:
-        tasks = [Files(Path(name), index) for index in range(len(jobs))]
+    with temporary_folder() as folder:
+        tasks = [Files(folder, index) for index in range(len(jobs))]
         for files, job in zip(tasks, jobs, strict=True):
             write_json(files.task, Task(JobFile.of(job), STEPS, options.expandable_segments, options.snapshot is not None))
-        log = Path(name) / "log"
-        command = [sys.executable, "-m", "bf16prof.simulate.worker", name, str(len(jobs))]
+        log = folder / "log"
+        command = [sys.executable, "-m", "bf16prof.simulate.worker", str(folder), str(len(jobs))]
         kills = MemoryKills()
         with started(command, log, child_environment(), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or Watcher())

@@ -6,6 +6,8 @@ Run as `python -m bf16prof.simulate.worker FOLDER COUNT`; for task N it writes a
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -33,7 +35,7 @@ def run_task(files: Files) -> None:
 
     try:
         task: Task = read(files.task, Task)
-        record, ledger = dry_run(task, _Reporter(files.progress))
+        record, ledger = dry_run(task, Reporter(files.progress))
         if task.snapshot:
             from bf16prof.simulate.snapshot import write_snapshot
 
@@ -46,13 +48,14 @@ def run_task(files: Files) -> None:
     os._exit(0)
 
 
-class _Reporter:
+class Reporter:
     """Writes the progress to a file, not too often."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Write it, unless that was done a moment ago."""
         if time.monotonic() - self._last > SAY_EVERY_S:
             self._last = time.monotonic()
             fresh = self._path.with_suffix(".new")
@@ -64,7 +67,9 @@ def _fault(error: Exception) -> Fault:
     line = " ".join(str(error).split()) or _place(error)
     if isinstance(error, Bf16profError):
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
-    if _comes_from_checking(error):
+    if isinstance(error, OverflowError) or "calculation overflowed" in line:  # torch counts the bytes of a storage in 64 bits
+        return Fault(f"nothing can hold a tensor of these sizes: {line}", "look at the sizes of model and workload", is_input=True)
+    if comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
     return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
 
@@ -75,7 +80,7 @@ def _place(error: Exception) -> str:
     return f"{last.line} ({'/'.join(Path(last.filename).parts[-2:])}, line {last.lineno})"
 
 
-def _comes_from_checking(error: Exception) -> bool:
+def comes_from_checking(error: Exception) -> bool:
     """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it meets in a step."""
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
@@ -91,6 +96,22 @@ def _is_about_a_value(error: Exception, building: bool) -> bool:
     return isinstance(error, AssertionError) and not str(error) and not building
 
 
+def import_first(hugging_face: bool = False) -> None:
+    """Import what every fork would import for itself, which takes longer than its dry run."""
+    for name in ("torch._dynamo", "bf16prof.simulate.dryrun"):
+        importlib.import_module(name)
+    if hugging_face:
+        with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
+            importlib.import_module("transformers.modeling_utils")
+
+
+def _needs_transformers(files: Files) -> bool:
+    try:
+        return "hf_config" in read(files.task, Task).job.profile.get("model", {})
+    except InputError:  # its fork says what is wrong with it
+        return False
+
+
 def _task_process(files: Files) -> None:
     die_with_parent()
     run_task(files)
@@ -103,10 +124,10 @@ def main() -> None:
     if count == 1:
         run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import bf16prof.simulate.dryrun  # noqa: F401 - what the forks will not have to import again
+    waiting = [Files(folder, index) for index in range(count)]
+    import_first(any(map(_needs_transformers, waiting)))
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
-    waiting = [Files(folder, index) for index in range(count)]
     running: dict[Files, multiprocessing.process.BaseProcess] = {}
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):

@@ -13,7 +13,7 @@ import pytest
 from operator_pages import cpu_page, cpu_table, cuda_section, findings
 
 pytest.importorskip("expecttest", reason="PyTorch's database of operators needs it")
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.timeout(280), pytest.mark.xdist_group("census")]
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.records import Device, Label, MemoryRecord, Offload
 from bf16prof.simulate.runner import simulate
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.timeout(280), pytest.mark.xdist_group("closed_form")]
 
 FUSED_ADAM = ("optimizer.torch_adam=false", "optimizer.fused=false")
 SMALL = ("model.hidden_size=66", "model.vocab_size=101", "model.num_layers=2", "model.num_heads=2", "model.intermediate_size=131")

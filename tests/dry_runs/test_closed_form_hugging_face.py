@@ -20,7 +20,7 @@ from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.simulate.runner import simulate
 
-pytestmark = pytest.mark.timeout(560)
+pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("closed_form_hugging_face")]
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 CASES = {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
+import multiprocessing.forkserver
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import environment
+import trace_fully
+from harness import read_json
 from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
 
 from bf16prof.cases import Job, JobFile
@@ -20,7 +20,6 @@ from bf16prof.simulate.task import Task
 
 pytestmark = pytest.mark.timeout(280)
 
-SCRIPT = Path(__file__).with_name("trace_fully.py")
 ACCUMULATING = "workload.gradient_accumulation_steps=2"
 CHECKPOINTING = "workload.activation_checkpointing=true"
 JOBS = [
@@ -47,53 +46,74 @@ LONG_IDS = [f"{job.case.label}-{job.profile.workload.gradient_accumulation_steps
 IDS = [f"{job.profile.model.family}-{job.case.label}-{index}" for index, job in enumerate(JOBS)]
 
 
-def trace(folder: Path, job: Job, what: str, steps: int = 2) -> dict[str, Any]:
-    task = folder / f"{what}.json"
-    write_json(task, Task(JobFile.of(job), steps))
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), str(task), what], env=environment(), capture_output=True, text=True, timeout=200, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    record: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])["records"][0]
-    if "autocast" in job.case.recipe:
-        del record["timeline"]  # autocast forgets its casted weights in the order of their addresses
-    return record
+Trace = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[multiprocessing.context.ForkServerContext]:
+    """A process that has imported torch and DeepSpeed, once; every trace is a fresh fork of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "bf16prof.simulate.dryrun"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        multiprocessing.forkserver.ensure_running()
+    yield context
+
+
+@pytest.fixture
+def trace(tmp_path: Path, server: multiprocessing.context.ForkServerContext) -> Trace:
+    """A function that gives the record of a job's dry run in which something is not left out (see `trace_fully`)."""
+
+    def run(job: Job, what: str, steps: int = 2) -> dict[str, Any]:
+        task, out = tmp_path / "task.json", tmp_path / f"{what}.json"
+        write_json(task, Task(JobFile.of(job), steps))
+        process = server.Process(target=trace_fully.trace, args=(task, what, out))
+        process.start()
+        process.join(200)
+        process.kill()
+        assert process.exitcode == 0, out.with_suffix(".log").read_text(encoding="utf-8")[-2000:]
+        record: dict[str, Any] = read_json(out)["records"][0]
+        if "autocast" in job.case.recipe:
+            del record["timeline"]  # autocast forgets its casted weights in the order of their addresses
+        return record
+
+    return run
 
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
-def test_a_full_trace_gives_the_same_record(tmp_path: Path, job: Job) -> None:
-    assert trace(tmp_path, job, "answers,ranks") == trace(tmp_path, job, "nothing")
+def test_a_full_trace_gives_the_same_record(trace: Trace, job: Job) -> None:
+    assert trace(job, "answers,ranks") == trace(job, "nothing")
 
 
-def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(tmp_path: Path) -> None:
+def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(trace: Trace) -> None:
     """Most parameters have fewer elements than there are ranks. Only the timeline is another: its events are fewer."""
     (job,) = jobs(SMALL, [3], 600, ["bf16-fp32-master"])
 
-    with_tensors, without = trace(tmp_path, job, "ranks"), trace(tmp_path, job, "nothing")
+    with_tensors, without = trace(job, "ranks"), trace(job, "nothing")
 
     assert with_tensors.pop("timeline") != without.pop("timeline")
     assert with_tensors == without
 
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
-def test_steps_that_are_run_are_those_that_are_repeated(tmp_path: Path, job: Job) -> None:
+def test_steps_that_are_run_are_those_that_are_repeated(trace: Trace, job: Job) -> None:
     """On CPU ranks, where the order of events is all there is; and on a GPU, where the caching allocator settles meanwhile."""
     on_cpu = dataclasses.replace(job, device=Device.CPU, gpu=None)
     if job.case.offload is Offload.NONE:
-        assert trace(tmp_path, on_cpu, "steps", steps=4) == trace(tmp_path, on_cpu, "nothing")
+        assert trace(on_cpu, "steps", steps=4) == trace(on_cpu, "nothing")
 
-    run, repeated = trace(tmp_path, job, "steps", steps=14), trace(tmp_path, job, "nothing")
+    run, repeated = trace(job, "steps", steps=14), trace(job, "nothing")
     for key in ("allocated_bytes", "components", "peak_allocated_bytes", "peak_phase", "phases", "reserved_bytes", "peak_components"):
         assert run[key] == repeated[key], key
 
 
 @pytest.mark.parametrize("job", LONG, ids=LONG_IDS)
-def test_micro_steps_that_are_left_out_are_those_that_would_be_run(tmp_path: Path, job: Job) -> None:
+def test_micro_steps_that_are_left_out_are_those_that_would_be_run(trace: Trace, job: Job) -> None:
     """Everything but the timeline, which has fewer events where some are left out: on a GPU, and on CPU ranks."""
     on_cpu = dataclasses.replace(job, device=Device.CPU, gpu=None)
     runs_on_cpu = job.case.offload is Offload.NONE and "fp16" not in job.case.recipe
     for each in (job, on_cpu) if runs_on_cpu else (job,):
-        run, left_out = trace(tmp_path, each, "micro-steps"), trace(tmp_path, each, "nothing")
+        run, left_out = trace(each, "micro-steps"), trace(each, "nothing")
         lines = [record.pop("timeline", None) for record in (run, left_out)]
         assert run == left_out
         if each is on_cpu and all(lines):

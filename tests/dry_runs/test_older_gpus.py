@@ -16,7 +16,7 @@ from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, Phase
 from bf16prof.simulate.runner import Options
 
-pytestmark = pytest.mark.timeout(560)
+pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("older_gpus")]
 
 SEQUENCE, SEQUENCES, HEADS = 256, 4, 4
 MODELS: dict[str, dict[str, Any]] = {

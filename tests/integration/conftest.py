@@ -1,7 +1,8 @@
-"""Measurements that several tests look at are made once."""
+"""Measurements that several tests look at are made once: those that look at the same one are a group, which one process runs."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,14 @@ from harness import SHORT, TEXT, TINY, Finished, inside, measure
 
 WARMUP = 4
 """Steps before the one measured; the second to the last of them repeat each other, so that the quickest gloo can be taken."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put every test of a measurement, which is known by its words, into that measurement's group."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if words := parameters.get("run") or parameters.get("words"):
+            item.add_marker(pytest.mark.xdist_group(f"run-{zlib.crc32(repr(words).encode()):x}"))
 
 
 @dataclass(frozen=True)

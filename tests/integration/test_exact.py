@@ -97,7 +97,7 @@ def test_every_byte_is_predicted_and_named(measured: Measure, run: Run, stage: i
     assert measurement["components"].get("other", 0) == 0
     assert measurement["components"] == estimate["components"]
     assert measurement["allocated_bytes"] == estimate["allocated_bytes"] == sum(measurement["components"].values())
-    assert measurement["allocated_bytes"] == max(measurement["rank_allocated_bytes"])
+    assert measurement["allocated_bytes"] == max(rank["allocated_bytes"] for rank in measurement["ranks"])
     assert measurement["peak_allocated_bytes"] > measurement["allocated_bytes"]
     assert measurement["run_peak_allocated_bytes"] >= max(phase["peak_bytes"] for phase in measurement["phases"].values())
 
@@ -110,7 +110,7 @@ def test_the_allocator_counts_the_live_tensors_of_each_rank(measured: Measure, r
     (case,) = done.folder.glob(f"zero{stage}-w{ranks}-{recipe}*")
     witnesses = [read_json(case / f"witness{rank}.json") for rank in range(ranks)]
 
-    assert [witness["live_bytes"] for witness in witnesses] == measurement["rank_allocated_bytes"]
+    assert [witness["live_bytes"] for witness in witnesses] == [rank["allocated_bytes"] for rank in measurement["ranks"]]
     assert {witness["wrapper"] for witness in witnesses} == {wrapper}
 
 
@@ -122,16 +122,18 @@ def test_parameters_are_those_of_the_torch_module(measured: Measure, run: Run) -
     assert {record["parameters"] for record in measured(*run).finished.document["records"]} == {expected}
 
 
-def test_steps_are_recorded_with_the_warm_up_marked(measured: Measure) -> None:
-    steps = measured(*UNEVEN).finished.record("measure", 3, FULL)["steps"]
+@pytest.mark.parametrize("run", [UNEVEN], ids=[NAMES[UNEVEN]])
+def test_steps_are_recorded_with_the_warm_up_marked(measured: Measure, run: Run) -> None:
+    steps = measured(*run).finished.record("measure", 3, FULL)["steps"]
 
     assert [(step["step"], step["warmup"]) for step in steps] == [*((index, True) for index in range(WARMUP)), (WARMUP, False)]
     assert all(step["time_s"] > 0 and set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
 
 
-def test_updates_are_watched_after_the_measured_steps(measured: Measure) -> None:
-    run = measured(*WITHOUT_MASTER)
-    pure, kahan = (run.finished.record("measure", 0, recipe) for recipe in ("bf16-pure", "bf16-kahan"))
+@pytest.mark.parametrize("run", [WITHOUT_MASTER], ids=[NAMES[WITHOUT_MASTER]])
+def test_updates_are_watched_after_the_measured_steps(measured: Measure, run: Run) -> None:
+    done = measured(*run)
+    pure, kahan = (done.finished.record("measure", 0, recipe) for recipe in ("bf16-pure", "bf16-kahan"))
 
     for record in (pure, kahan):
         assert len(record["steps"]) == WARMUP + 1
@@ -142,21 +144,23 @@ def test_updates_are_watched_after_the_measured_steps(measured: Measure) -> None
         assert before["total"]["edq"] < 0.99
         assert after["total"]["edq"] == pytest.approx(1, abs=0.01)
         assert 0 < after["total"]["lost_updates"] < before["total"]["lost_updates"] < 1
-    rows = (run.folder / "quality.csv").read_text(encoding="utf-8").splitlines()
+    rows = (done.folder / "quality.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "case,step,loss,layer,elements,lost_updates,edq"
     assert sum(row.startswith("zero0-w2-bf16-pure,") for row in rows) == sum(1 + len(step["layers"]) for step in pure["quality"])
 
 
-def test_accumulation_keeps_one_step_of_three_phases(measured: Measure) -> None:
-    steps = measured(*ACCUMULATING_GPT2).finished.record("measure", 0, "fp32")["steps"]
+@pytest.mark.parametrize("run", [ACCUMULATING_GPT2], ids=[NAMES[ACCUMULATING_GPT2]])
+def test_accumulation_keeps_one_step_of_three_phases(measured: Measure, run: Run) -> None:
+    steps = measured(*run).finished.record("measure", 0, "fp32")["steps"]
 
     assert len(steps) == WARMUP + 1
     assert all(set(step["phases"]) == {"forward", "backward", "step"} for step in steps)
 
 
-def test_checkpointing_keeps_fewer_activations(measured: Measure) -> None:
+@pytest.mark.parametrize("run", [CHECKPOINTED_LLAMA], ids=[NAMES[CHECKPOINTED_LLAMA]])
+def test_checkpointing_keeps_fewer_activations(measured: Measure, run: Run) -> None:
     """The same llama without it: less is alive at the end of forward with it."""
-    with_it = measured(*CHECKPOINTED_LLAMA).finished.record("measure", 3, "bf16-full-autocast")
+    with_it = measured(*run).finished.record("measure", 3, "bf16-full-autocast")
     without = measured("--zero", "3", "--recipe", "bf16-full-autocast", *sets(*LLAMA)).finished.record("measure", 3, "bf16-full-autocast")
 
     assert with_it["phases"]["forward"]["end_bytes"] < without["phases"]["forward"]["end_bytes"]

@@ -29,7 +29,7 @@ from harness import (
     wait_for,
 )
 
-from bf16prof.measure.launcher import SHARED_MEMORY, SHARED_MEMORY_NAMES
+from bf16prof.measure.shared_memory import SHARED_MEMORY, SHARED_MEMORY_NAMES
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import Run, Status, load
 
@@ -74,7 +74,7 @@ def test_a_killed_rank_is_named_with_its_signal_and_the_rest_is_kept(tmp_path: P
 
 def test_a_killed_torchrun_takes_its_ranks_along(tmp_path: Path) -> None:
     with training(tmp_path / "run") as job:
-        torchrun = next(process for process in job.family if "bf16prof.measure.torchrun" in process.cmdline())
+        torchrun = next(process for process in job.family if "bf16prof.measure.agent" in process.cmdline())
         torchrun.kill()
         done = finish(job.process)
         wait_for("all ranks are gone", job.gone, ENOUGH_TO_DIE_S)
@@ -119,6 +119,7 @@ def test_a_rank_that_leaves_is_blamed_and_not_the_one_that_noticed(tmp_path: Pat
     assert [path.name for path in temporary.iterdir() if path.name.startswith("torchelastic")] == []
 
 
+@pytest.mark.alone
 def test_a_hanging_rank_ends_in_a_timeout(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--timeout", "25") as job:
         os.kill(job.ranks[0], signal.SIGSTOP)
@@ -149,6 +150,7 @@ def starved(tmp_path_factory: pytest.TempPathFactory) -> Starved:
     return Starved(done, load(folder), limit)
 
 
+@pytest.mark.xdist_group("starved")
 def test_out_of_memory_is_told_with_what_was_asked_for_and_the_peak_so_far(starved: Starved) -> None:
     record = next(record for record in measurements(starved.run) if record.case.recipe == "fp32")
     case = starved.run.manifest.cases[0]
@@ -163,6 +165,7 @@ def test_out_of_memory_is_told_with_what_was_asked_for_and_the_peak_so_far(starv
     assert case.message in starved.done.stderr
 
 
+@pytest.mark.xdist_group("starved")
 def test_a_case_that_fails_does_not_stop_the_next(starved: Starved) -> None:
     assert [case.status for case in starved.run.manifest.cases] == [Status.OOM, Status.FINISHED]
     survivor = next(record for record in measurements(starved.run) if record.case.recipe == "bf16-full")
@@ -238,15 +241,18 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundi
     yield Surroundings(done, folder, set(SHARED_MEMORY.glob(SHARED_MEMORY_NAMES)) - before)
 
 
+@pytest.mark.alone
 def test_a_taken_rendezvous_port_and_another_launchers_variables_do_not_matter(surroundings: Surroundings) -> None:
     assert surroundings.done.code == 0, surroundings.done.stderr
     assert surroundings.done.record("measure", 1, "bf16-full")["case"]["world_size"] == 2
 
 
+@pytest.mark.alone
 def test_no_shared_memory_is_left_behind(surroundings: Surroundings) -> None:
     assert surroundings.left == set()
 
 
+@pytest.mark.alone
 def test_fail_over_looks_at_every_prediction(surroundings: Surroundings) -> None:
     """Exact predictions pass a tolerance of nothing (the fixture gave it); a measurement that says otherwise does not."""
     records = surroundings.folder / "records.json"

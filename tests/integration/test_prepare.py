@@ -18,6 +18,7 @@ from harness import alive, descendants, end, finish, measure, measure_arguments,
 from bf16prof.locks import held
 
 pytestmark = pytest.mark.timeout(280)
+shared_cache = pytest.mark.xdist_group("cache")
 
 CASE = ("--zero", "1", "--recipe", "bf16-full")
 VERSIONS = re.escape(
@@ -72,11 +73,13 @@ def compiled(home: Path) -> dict[str, int]:
     return {str(path.relative_to(cache(home))): path.stat().st_mtime_ns for path in cache(home).rglob("*.so")}
 
 
+@shared_cache
 def test_extensions_are_cached_by_version(home: Path) -> None:
     assert set(compiled(home)) == {"bf16prof_allocator/bf16prof_allocator.so", "deepspeed_shm_comm/deepspeed_shm_comm.so"}
     assert not list(cache(home).rglob("*lock"))
 
 
+@shared_cache
 def test_what_killed_processes_leave_does_not_hang_the_next_run(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
     """Ranks take torch's locks even to load what is compiled already. Somebody else uses the cache all the time."""
     before = compiled(home)
@@ -92,6 +95,7 @@ def test_what_killed_processes_leave_does_not_hang_the_next_run(home: Path, vari
     assert compiled(home) == before, "nothing is compiled twice"
 
 
+@shared_cache
 def test_another_environment_shares_nothing(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
     """It has another compiler; its extensions are compiled before the clock of a case runs, and said."""
     before = compiled(home)
@@ -110,6 +114,7 @@ def test_another_environment_shares_nothing(home: Path, variables: dict[str, str
     assert compiled(home) == before
 
 
+@shared_cache
 def test_a_build_by_somebody_else_is_waited_for_visibly(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
     folder = cache(home)
     (folder / "allocator.compiled").rename(folder / "kept")

@@ -47,6 +47,7 @@ def gib(value: int) -> str:
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=RECIPES)
+@pytest.mark.xdist_group("of_the_time")
 def test_all_four_numbers_to_the_printed_digit(index: int) -> None:
     record = simulated(OF_THE_TIME)[index]
 
@@ -58,6 +59,7 @@ def test_all_four_numbers_to_the_printed_digit(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=RECIPES)
+@pytest.mark.xdist_group("installed")
 def test_the_installed_deepspeed_differs_in_the_low_precision_peak_only(index: int) -> None:
     record = simulated(None)[index]
 
@@ -65,6 +67,7 @@ def test_the_installed_deepspeed_differs_in_the_low_precision_peak_only(index: i
     assert gib(record["run_peak_allocated_bytes"]) == (f"{PEAK[0]['value']:.2f}", INSTALLED_0_19_8)[index]
 
 
+@pytest.mark.xdist_group("of_the_time")
 def test_the_bytes_that_make_up_the_peaks_have_names() -> None:
     for record in simulated(OF_THE_TIME):
         assert sum(item["bytes"] for item in record["peak_items"]) == record["peak_allocated_bytes"]
@@ -83,6 +86,7 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.xdist_group("oldest")
 def test_with_the_oldest_supported_deepspeed_the_dry_run_holds_what_its_real_ranks_hold(oldest: Finished, stage: int) -> None:
     real, dry = (oldest.record(source, stage, "bf16-fp32-master") for source in ("measure", "simulate"))
 

@@ -24,6 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.xdist_group("learned")
 def test_a_finished_run_is_complete(learned: Measured) -> None:
     assert learned.finished.code == 0, learned.finished.stderr
     run = load(learned.folder)
@@ -40,6 +41,7 @@ def test_a_finished_run_is_complete(learned: Measured) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.xdist_group("learned")
 def test_json_is_all_of_stdout_and_names_the_run(learned: Measured) -> None:
     document = learned.finished.document
 
@@ -50,6 +52,7 @@ def test_json_is_all_of_stdout_and_names_the_run(learned: Measured) -> None:
     assert document["comparisons"]
 
 
+@pytest.mark.xdist_group("learned")
 def test_rank_files_hold_every_step_and_the_record_their_mean(learned: Measured) -> None:
     ranks = [load_rank(learned.folder / CASE, rank) for rank in (0, 1)]
     steps = learned.finished.record("measure", 2, "bf16-fp32-master")["steps"]
@@ -62,6 +65,7 @@ def test_rank_files_hold_every_step_and_the_record_their_mean(learned: Measured)
     assert {rank.status for rank in ranks if rank is not None} == {Status.FINISHED}
 
 
+@pytest.mark.xdist_group("learned")
 def test_a_model_learns_the_language_reference(learned: Measured) -> None:
     with (learned.folder / "loss.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -72,6 +76,7 @@ def test_a_model_learns_the_language_reference(learned: Measured) -> None:
     assert sum(losses[-5:]) / 5 < losses[0] - 1
 
 
+@pytest.mark.xdist_group("learned")
 def test_the_same_seed_trains_alike(learned: Measured, tmp_path: Path) -> None:
     """Which --force replacing a run shows as well: the new run's losses begin as the old one's."""
     folder = tmp_path / "copy"
@@ -85,6 +90,7 @@ def test_the_same_seed_trains_alike(learned: Measured, tmp_path: Path) -> None:
     assert load(folder).manifest.status is Status.FINISHED
 
 
+@pytest.mark.xdist_group("learned")
 def test_an_existing_run_is_refused_and_untouched(learned: Measured) -> None:
     before = contents(learned.folder)
     refused = measure(learned.folder, "--zero", "1", "--recipe", "bf16-full")
@@ -96,6 +102,7 @@ def test_an_existing_run_is_refused_and_untouched(learned: Measured) -> None:
 
 
 @pytest.mark.parametrize("name", ["zero1-winter-photos/beach.jpg", f"{CASE}/notes.txt", "notes.txt"])
+@pytest.mark.xdist_group("learned")
 def test_force_removes_nothing_where_anything_of_the_users_lies(learned: Measured, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(learned.folder, folder)
@@ -150,6 +157,7 @@ def test_force_never_empties_a_folder_that_holds_no_run(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
+@pytest.mark.xdist_group("learned")
 def test_report_writes_a_runs_own_report_again_the_same(learned: Measured, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(learned.folder, folder)
@@ -162,6 +170,7 @@ def test_report_writes_a_runs_own_report_again_the_same(learned: Measured, tmp_p
     assert CASE in done.stdout or "bf16-fp32-master" in done.stdout
 
 
+@pytest.mark.xdist_group("learned")
 def test_report_joins_two_runs(learned: Measured, tmp_path: Path) -> None:
     second = tmp_path / "second"
     shutil.copytree(learned.folder, second)

@@ -36,16 +36,17 @@ OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
-        "--expandable-segments", "--fail-unless-fits", "--figure",
+        "--expandable-segments", "--fail-unless-fits", "--figure", "--trace", "--no-trace",
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject",
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
-        "--simulate", "--quality", "--figure",
+        "--simulate", "--quality", "--figure", "--trace", "--no-trace",
+        "--nnodes", "--node-rank", "--rdzv-endpoint", "--hostfile", "-H", "--include", "-i", "--exclude", "-e", "--launcher", "--resume",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
-        "--gpus-per-node", "--fail-unless-fits", "--figure",
+        "--gpus-per-node", "--fail-unless-fits", "--figure", "--steps", "--rank", "--timeout",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files", "--figure",
@@ -53,10 +54,12 @@ FLAGS = {
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits",
+        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
     },
     "report": OUTPUT | {"--open", "--fail-over", "runs", "--figure"},
     "doctor": {"--json"},
+    "cache list": {"--json"},
+    "cache clear": {"--quiet", "-q"},
     "profiles list": {"--json"},
     "profiles show": OVERRIDES | {"--json", "--resolved", "name"},
     "recipes list": {"--json", "--run"},

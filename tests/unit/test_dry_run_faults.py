@@ -28,7 +28,7 @@ JOB = job(small_profile())
 
 WORKER = """
 import os, signal, sys, types
-sys.modules["bf16prof.simulate.dryrun"] = types.ModuleType("dryrun")
+sys.modules["bf16prof.simulate.dryrun"] = sys.modules["torch._dynamo"] = types.ModuleType("nothing")
 from bf16prof.simulate import worker
 
 def run_task(files):

@@ -176,7 +176,7 @@ def test_numbers_that_are_none_are_refused_inside_the_profile_too(number: str, r
 
     message = refusal(run_folder)
     assert message.startswith(f"{path}: ")
-    assert "profile: Out of range float" in message
+    assert "is no number of JSON" in message
 
 
 def test_an_empty_folder_a_missing_one_and_a_file_are_no_runs(tmp_path: Path) -> None:

@@ -80,11 +80,7 @@ def families_of(package: str) -> dict[str, Any]:
 
 def skeleton(hf_config: Mapping[str, Any]) -> Skeleton:
     """The skeleton of the model that transformers builds from this configuration. Raises `NoInventory` saying why there is none."""
-    try:
-        content = json.dumps(hf_config)
-    except ValueError as error:  # Python prints no integer of more than 4,300 digits
-        raise NoInventory("model.hf_config holds a number of thousands of digits") from error
-    return _skeleton(content)
+    return _skeleton(json.dumps(hf_config))
 
 
 def configuration(hf_config: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Config:

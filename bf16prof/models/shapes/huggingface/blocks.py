@@ -23,6 +23,10 @@ class Heads:
     kv_heads: int
     width: int
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise NoInventory(f"model.hf_config: {self.heads} heads share a hidden size of {self.hidden}: none is left of a head")
+
     @classmethod
     def of(cls, config: Config) -> Heads:
         """As most configurations say it. A `head_dim` need not be the hidden size by the heads."""

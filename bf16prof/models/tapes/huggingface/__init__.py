@@ -50,5 +50,9 @@ def network_of(run: Run, model: HuggingFaceSettings) -> Network:
         raise NoTape(f"transformers has no sdpa for model_type {model.family!r:.40}")
     is_eager = model.attention == "eager" or not found.has_sdpa
     known = found(run, configuration(model.hf_config, found.defaults), is_eager, buffers)
-    known.loss(Tape(Precision(HALF)), sorted({*{kind: layer for layer, kind in enumerate(known.kinds)}.values()}))
+    layers = sorted({*{kind: layer for layer, kind in enumerate(known.kinds)}.values()})
+    try:
+        known.loss(Tape(Precision(HALF)), layers)
+    except ArithmeticError as error:  # a size of nothing, by which something is divided
+        raise NoTape(f"model.hf_config: nothing can be computed with these sizes ({error})") from error
     return known
