@@ -41,7 +41,6 @@ app.command(
 app.command(
     takes_script=True,
     epilog=examples(
-        "bf16prof measure cpu-demo",
         "bf16prof measure my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%",
         "bf16prof measure --num-gpus 8 -- train.py --deepspeed --deepspeed_config ds.json",
     ),
