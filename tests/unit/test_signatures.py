@@ -1,4 +1,4 @@
-"""Signatures as data: packed and unpacked, kept in files and found again, listed and removed; what is said where nothing can be recorded."""
+"""Signatures as data: packed and unpacked, kept in files, found again, listed and removed; what is said where there is none."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_cache_is_listed_and_cleared(main: Main, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("BF16PROF_CACHE", str(tmp_path))
     store.keep(Inquiry.of(job(BERT)), SIGNATURE.packed())
 
-    code, out, err = main("cache", "list", "--json")
+    code, out, _ = main("cache", "list", "--json")
     assert code == 0
     (listed,) = json.loads(out)["signatures"]
     assert (listed["about"], listed["parameters"], listed["events"]) == ("a net", 35, len(SIGNATURE.events))
