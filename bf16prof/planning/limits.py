@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from bf16prof.estimate.anatomy import is_written
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Setting
 from bf16prof.plans import Limits, Plan
@@ -29,9 +30,11 @@ def limits(judge: Judge, world_size: int, first: Judged | None) -> Limits:
         return found
     free = Judge(dataclasses.replace(judge.question, profile=first.job.profile, train_batch_size=None))
     start = first.setting
+    same = _fewest(start.world_size, lambda n: free.fits(start.but(world_size=n)))
+    if not is_written(first.job.profile.model):  # every micro-batch and every length would be a pass of the model's own code to record
+        return dataclasses.replace(found, same_gpus=same)
     micro = largest_micro_batch(free, start)
     sequence, longest = _longest_sequence(free, start)
-    same = _fewest(start.world_size, lambda n: free.fits(start.but(world_size=n)))
     return dataclasses.replace(found, same_gpus=same, micro_batch_size=micro, sequence_length=sequence, longest=longest)
 
 

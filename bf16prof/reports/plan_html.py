@@ -59,7 +59,7 @@ def _tiles(outlook: Outlook) -> list[Tile]:
         Tile("First choice", inert(case_label(first.case)), plan_rows.plan_words(first).partition(", ")[2], "good"),
         Tile("Peak", gib(first.peak_bytes), f"in {first.peak_phase}, {gib(first.free_bytes)} free of {gib(outlook.room.bytes)}"),
         Tile("Tokens per second at most", number(first.tokens_per_s_at_most), rate),
-        Tile("Micro-batch", str(first.micro_batch_size), f"{limits.micro_batch_size} fit"),
+        Tile("Micro-batch", str(first.micro_batch_size), f"{limits.micro_batch_size} fit" if limits.micro_batch_size else ""),
         Tile("Sequence", f"{first.sequence_length:,}", f"{limits.sequence_length:,} tokens: {longest}" if limits.sequence_length else ""),
         *_fewest(outlook),
     ]

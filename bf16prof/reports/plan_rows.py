@@ -181,9 +181,11 @@ def limit_lines(first: Plan, limits: Limits) -> list[str]:
     floor = "not known, for the GPU's speed is not" if first.step_time_floor_s is None else f"at least {seconds(first.step_time_floor_s)}"
     said = [f"step time: {floor}{calibrated}, for {first.train_batch_size} sequences"]
     said += [f"host memory: {host_text(first)}"] if first.host_bytes >= SMALL else []
-    if limits.same_gpus is not None:
+    if limits.micro_batch_size is not None:
         said.append(f"largest micro-batch: {limits.micro_batch_size}")
+    if limits.sequence_length is not None:
         said.append(f"longest sequence: {limits.sequence_length} tokens" + (", the model's longest" if limits.longest else ""))
+    if limits.same_gpus is not None:
         said.append(f"fewest GPUs for it: {limits.same_gpus}")
     return said + [f"fewest GPUs for anything: {fewest_words(plan)}" for plan in limits.fewest]
 

@@ -1,4 +1,4 @@
-"""Signatures as data: packed and unpacked, kept in files and found again, listed and removed; what is said where none can be made."""
+"""Signatures as data: packed and unpacked, kept in files, found again, listed and removed; what is said where there is none."""
 
 from __future__ import annotations
 
