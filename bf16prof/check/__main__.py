@@ -177,8 +177,10 @@ def cost(clock: Clock) -> Iterator[Line]:
 
 
 def _last(text: str) -> str:
+    """Why it failed: what the program said last, and not its hint after that; else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:160] if lines else "no output"
+    said = [line for line in lines if line.startswith("bf16prof: ")] or lines
+    return said[-1][:160] if said else "no output"
 
 
 def write(lines: Sequence[Line], target: Path) -> None:

@@ -34,7 +34,8 @@ def test_a_case_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     (line,) = measured(Case("unknown", ("--profile", "no-such-profile"), {}), Clock(2))
 
-    assert str(line.measured).startswith("failed: ")
+    assert str(line.measured).startswith("failed: bf16prof: ")
+    assert "no-such-profile" in str(line.measured)
 
 
 def test_a_gpu_is_asked_for_both_sizes_both_segments_and_offloading() -> None:
