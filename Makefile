@@ -22,7 +22,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.train
 
 demo: $(VENV)/.train ## Real DeepSpeed ranks on this machine, measured and reconciled with the estimate
-	$(BIN)/bf16prof measure --profile cpu-demo
+	$(BIN)/bf16prof measure --profile cpu-demo --simulate
 
 # The oldest DeepSpeed that is supported, and the one that the published run was made with: the dry run is tested against both.
 OTHER_DEEPSPEEDS := $(VENV)/deepspeed-0.18.3 $(VENV)/deepspeed-0.18.4

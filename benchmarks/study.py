@@ -32,7 +32,7 @@ from bf16prof.reports import palette
 from bf16prof.reports.intervals import CONFIDENCE, Interval
 from bf16prof.reports.loss_figure import loss_curves, mean_curve
 from bf16prof.reports.losses import SeedGroup, paired, seed_groups, window_of
-from bf16prof.reports.plots import Figure, base_layout, bundle, figure
+from bf16prof.reports.plots import Figure, base_layout, bundle, figure, fragment
 from bf16prof.reports.price_figure import gap, learned, price
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.views import run_views
@@ -237,7 +237,7 @@ def gap_curves(study: Study) -> Figure:
         for index, group in enumerate(study.groups.values())
         if (curve := dict(mean_curve(group)))
     ]
-    return figure("study-gaps", traces, base_layout(380, "step", "running mean of the loss, less that of fp32"))
+    return figure("study-gaps", traces, base_layout(380, "step", "running mean of the loss, less that of fp32"), "Loss gap by step")
 
 
 def _less(loss: float | None, other: float | None) -> float | None:
@@ -254,7 +254,7 @@ def picture(study: Study, target: Path) -> None:
         legend = "".join(f"<span style='color:{colour}'>\u25a0 {recipe}&emsp;</span>" for recipe, colour in looks.items())
         page.write_text(
             f"<meta charset='utf-8'><script>{bundle()}</script><p style='font:12px sans-serif'>{legend}</p>"
-            + "".join(f"<div>{found.html}</div>" for found in drawn if found),
+            + "".join(f"<div>{fragment(found)}</div>" for found in drawn if found),
             encoding="utf-8",
         )
         page_picture(page, target, "1000,1600")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bf16prof import __version__
+from bf16prof.commands.cache import cache
 from bf16prof.commands.catalog import profiles, recipes
 from bf16prof.commands.doctor import doctor
 from bf16prof.commands.estimate import estimate
@@ -25,34 +26,32 @@ app = LiteralTyper(
     name="bf16prof",
     help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_show_locals=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 app.command(
     epilog=examples(
-        "bf16prof estimate --profile llama3-8b --gpus 8,16 --gpu h100-80gb",
-        "bf16prof estimate --profile deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-fp32-master,bf16-full --json",
+        "bf16prof estimate llama3.1-8b --gpus 8,16 --gpu h100",
+        "bf16prof estimate deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-full --json",
     )
 )(estimate)
 app.command(
-    epilog=examples(
-        "bf16prof measure --profile cpu-demo", "bf16prof measure --profile my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%"
-    )
+    epilog=examples("bf16prof measure cpu-demo", "bf16prof measure my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%")
 )(measure)
 app.command(
+    takes_script=True,
     epilog=examples(
-        "bf16prof simulate --profile deepspeed-bf16-example --zero 3 --gpus 4",
-        "bf16prof simulate --profile llama3-8b --zero 2,3 --gpus 8 --recipe bf16-full --gpu h100-80gb --json",
-    )
+        "bf16prof simulate deepspeed-bf16-example --zero 3 --gpus 4",
+        "bf16prof simulate --gpus 8 --gpu h100 -- train.py --deepspeed --deepspeed_config ds.json",
+    ),
 )(simulate)
 app.command(
     epilog=examples(
-        "bf16prof plan --profile llama3-8b --gpu h100-80gb --gpus 8",
-        "bf16prof plan --profile gpt2-xl --gpu rtx-4090-24gb --gpus 2 --recipe bf16-fp32-master --margin 15% --write ds.json",
+        "bf16prof plan llama3.1-8b --gpu h100 --gpus 8",
+        "bf16prof plan gpt2-xl --gpu rtx-4090 --gpus 2 --margin 15% --write ds.json",
     )
 )(plan)
 app.command(
@@ -77,6 +76,7 @@ app.command(
 app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
 app.command(epilog=examples("bf16prof schema", "bf16prof schema estimate"))(schema)
 app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
+app.add_typer(cache, name="cache", epilog=examples("bf16prof cache list", "bf16prof cache clear"))
 app.add_typer(published, name="published", epilog=examples("bf16prof published list", "bf16prof report published:issue-7434"))
 app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
 
@@ -87,8 +87,23 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+TO_TRY = """\
+Will it fit, how fast is it, does it still learn? Three lines to try:
+
+  bf16prof plan llama3.1-8b --gpus 8 --gpu h100   what fits these GPUs, ranked
+  bf16prof estimate config.json --gpus 8          your own model, in a second
+  bf16prof measure --simulate                     real ranks on this machine
+
+All commands: bf16prof -h
+"""
+"""What the program says where nobody asked for anything."""
+
+
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes."""
+    if context.invoked_subcommand is None:
+        typer.echo(TO_TRY, nl=False)

@@ -13,7 +13,7 @@ import errno
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,17 @@ class Claim:
     path: Path
     old_cases: tuple[str, ...] = ()
 
-    def clear(self) -> None:
-        """Remove the files of the old run, the manifest last. What somebody has put there meanwhile stays, and is an `InputError`."""
+    def clear(self, keep: Container[str] = ()) -> None:
+        """Remove the files of the old run, the manifest last; of one that goes on, the cases that are not to be kept.
+
+        What somebody has put there meanwhile stays, and is an `InputError`.
+        """
         try:
             for name in self.old_cases:
-                _remove_folder(self.path / name)
+                if name not in keep:
+                    _remove_folder(self.path / name)
+            if keep:
+                return
             for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == MANIFEST):
                 if _is_named(entry.name, OWN_FILES.__contains__) and entry.name != LOCK:
                     entry.unlink()

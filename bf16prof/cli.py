@@ -84,10 +84,13 @@ def _run() -> int:
 
     from bf16prof.app import app
     from bf16prof.errors import Bf16profError, InputError
+    from bf16prof.scripts.command import split
 
     try:
         _require_working_directory()
-        code = app(args=[_dashes(argument) for argument in sys.argv[1:]], standalone_mode=False)
+        own, words = split(sys.argv[1:])
+        script = [] if words is None else ["--", *words]
+        code = app(args=[*map(_dashes, own), *script], standalone_mode=False)
         sys.stdout.flush()
     except Bf16profError as error:
         return _fail(error.message, error.hint, error.exit_code)

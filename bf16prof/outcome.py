@@ -50,13 +50,16 @@ class Outcome:
         """The document that the command prints with `--json`."""
         return json_text(document(self.records, **self.more))
 
-    def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write a file in the format of its suffix, as `-o`. Raises `InputError` where it exists and `force` does not allow that."""
+    def save(self, path: str | Path, *, figure: str = "", force: bool = False) -> Path:
+        """Write a file in the format of its suffix, as `-o`; `figure`: what a picture shows, as `--figure`.
+
+        Raises `InputError` where the file exists and `force` does not allow that, and for a figure that cannot be drawn.
+        """
         from bf16prof.commands.output import check_outputs, write_files
 
         target = Path(path)
-        check_outputs({"output": [target], "force": force})
-        write_files([target], [self.run], force=force, **self.more)
+        check_outputs({"output": [target], "figure": figure, "force": force})
+        write_files([target], [self.run], force=force, figure=figure, **self.more)
         return target
 
     def _repr_html_(self) -> str:

@@ -46,25 +46,32 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_per_rank(world_size: int) -> int:
-    """Threads that each of so many CPU ranks on this machine computes with, unless `OMP_NUM_THREADS` says otherwise."""
+    """Threads that each of so many ranks on this machine computes with, unless `OMP_NUM_THREADS` says otherwise."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
-    return int(chosen) if chosen.isdigit() and int(chosen) else max(1, (os.cpu_count() or 1) // world_size)
+    return int(chosen) if chosen.isdigit() and int(chosen) else max(1, usable_cores() // world_size)
 
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], log: Path, env: Mapping[str, str], first: signal.Signals = signal.SIGTERM
+    command: Sequence[str], log: Path, env: Mapping[str, str], first: signal.Signals = signal.SIGTERM, stdin: int = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended.
 
     `first` is the signal that they get first: SIGKILL where there is nothing that they could put in order.
     """
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+        process = subprocess.Popen(command, env=env, stdin=stdin, stdout=stream, stderr=stream, start_new_session=True)
         try:
             yield process
         finally:
+            if process.stdin is not None:
+                process.stdin.close()
             end_tree(process, first)
 
 

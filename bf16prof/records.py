@@ -400,6 +400,30 @@ class StepWork:
 
 
 @dataclass(frozen=True)
+class RankSummary:
+    """What one rank of a measured case held and how long it took, and where it ran.
+
+    * `host`, `node` (its number) and `device` ("cuda:3", "cpu").
+    * `allocated_bytes` between steps, `peak_allocated_bytes` in training steps, `run_peak_allocated_bytes` with init, `reserved_bytes`.
+    * `step_time_s` and `phase_time_s`: medians of the measured steps. Ranks wait for each other, so that steps take the same time on all
+      of them; who holds up the others has the longest forward.
+    """
+
+    __pydantic_config__ = STRICT
+
+    rank: Size
+    host: str
+    node: Size
+    device: str
+    allocated_bytes: Size | None = None
+    peak_allocated_bytes: Size | None = None
+    run_peak_allocated_bytes: Size | None = None
+    reserved_bytes: Size | None = None
+    step_time_s: Amount | None = None
+    phase_time_s: dict[Phase, Amount] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class MemoryRecord:
     """What one source says of one case, on one device of the job (bytes on the rank that holds most; of rank 0 in a dry run).
 
@@ -426,7 +450,7 @@ class MemoryRecord:
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `quality`: lost updates and effective descent quality, by step, where they were measured.
-    * `rank_allocated_bytes`: `allocated_bytes` of every rank.
+    * `ranks`: every rank that was measured.
     * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
     * `at_least`: the quantities, by the same names, that are lower bounds: a log proves so much, and says nothing of what is above it.
     """
@@ -474,7 +498,7 @@ class MemoryRecord:
     gpu_utilisation: Amount | None = None
     power_w: Amount | None = None
     steps: tuple[StepRecord, ...] = ()
-    rank_allocated_bytes: tuple[Size, ...] = ()
+    ranks: tuple[RankSummary, ...] = ()
     timeline: Timeline | None = None
     rounding: dict[str, Size] = field(default_factory=dict)
     at_least: tuple[str, ...] = ()

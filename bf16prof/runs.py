@@ -37,19 +37,25 @@ LOCK = ".bf16prof.lock"
 """Held by the process that writes the run, for as long as it lives."""
 RESERVE = ".bf16prof.reserve"
 """Disk space that is set aside while a run goes on, so that its end can be written on a disk that is full by then."""
-OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK, RESERVE))
+ALIVE = ".bf16prof.alive"
+"""On several nodes: the process that writes the run counts up in it, so that nothing on other nodes outlives it."""
+OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK, RESERVE, ALIVE))
 """All files that we write into a run directory itself."""
 
 SPEC = "spec.json"
 EXITS = "exits.json"
 LAUNCHER_LOG = "launcher.log"
-CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG))
-"""All files that we write into the folder of a case, beside those of its ranks."""
+LAYOUT = "layout.json"
+STOP = "stop"
+"""On several nodes: agents end their ranks when it is there."""
+CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG, LAYOUT, STOP))
+"""All files that we write into the folder of a case, beside those of its ranks and nodes."""
 
 PROFILE_TABLES = ("model", "workload", "optimizer", "deepspeed")
 """The tables of a profile (`profiles/schema.py`), as far as a manifest has them."""
 
 _RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log)")
+_NODE_FILE = re.compile(r"(node(0|[1-9]\d{0,8})\.(json|log)|exits[1-9]\d{0,8}\.json)")
 
 
 def rank_file(folder: Path, rank: int) -> Path:
@@ -62,10 +68,26 @@ def rank_log(folder: Path, rank: int) -> Path:
     return folder / f"rank{rank}.log"
 
 
+def node_file(folder: Path, node: int) -> Path:
+    """Where the agent of a node reports."""
+    return folder / f"node{node}.json"
+
+
+def node_log(folder: Path, node: int) -> Path:
+    """Where all that an agent prints goes."""
+    return folder / f"node{node}.log"
+
+
+def exits_file(folder: Path, node: int) -> Path:
+    """Where an agent writes which of its ranks ended how."""
+    return folder / (f"exits{node}.json" if node else EXITS)
+
+
 def is_case_file(name: str, world_size: int | None) -> bool:
     """Whether we write a file of this name into the folder of a case of that many ranks (`None`: of any number)."""
     rank = _RANK_FILE.fullmatch(name)
-    return name in CASE_FILES or (rank is not None and (world_size is None or int(rank[1]) < world_size))
+    is_rank = rank is not None and (world_size is None or int(rank[1]) < world_size)
+    return name in CASE_FILES or is_rank or _NODE_FILE.fullmatch(name) is not None
 
 
 class Status(StrEnum):
@@ -97,10 +119,22 @@ class CaseStatus:
 
 
 @dataclass(frozen=True)
+class Node:
+    """One of several hosts of a run."""
+
+    __pydantic_config__ = STRICT
+
+    node: int
+    host: str
+    hardware: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a run was: who ran what, where, and how it ended. Times are ISO 8601 in UTC.
 
-    `origins`: where each value of the profile comes from, by its dotted key; `default` where a key is missing.
+    `origins`: where each value of the profile comes from, by its dotted key; `default` where a key is missing. `nodes`: the hosts, where
+    there are several; `hardware` is that of the one where the run was started.
     """
 
     __pydantic_config__ = STRICT
@@ -117,6 +151,7 @@ class Manifest:
     environment: dict[str, str] = field(default_factory=dict)
     finished: str | None = None
     origins: dict[str, str] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -75,14 +75,14 @@ def published_rows() -> Iterator[Row]:
     """The published DeepSpeed jobs, in the dry run."""
     for expandable in (False, True):
         runs = [(found, run) for found in all_published() if found.expandable_segments is expandable for run in found.runs]
-        records = simulate([run.job for _, run in runs], options=Options(expandable_segments=expandable))
+        records = simulate([run.dry_job for _, run in runs], options=Options(expandable_segments=expandable))
         for (found, run), dry in zip(runs, records, strict=True):
             yield from _published(found, run, dry)
 
 
 def _published(found: Published, run: PublishedRun, dry: MemoryRecord) -> Iterator[Row]:
     case = run.record.case
-    what = f"`published:{found.name}` {case.recipe}, ZeRO-{case.zero_stage} on {case.world_size}"
+    what = f"`published:{found.name}` {case.recipe}, ZeRO-{case.zero_stage} on {case.world_size}{', ' * bool(run.what)}{run.what}"
     why = "; ".join([*(f"open: {text}" for text in found.open), *found.notes])
     for quantity in ("allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "device_bytes"):
         measured, predicted = getattr(run.record, quantity), getattr(dry, quantity)

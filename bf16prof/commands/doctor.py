@@ -11,7 +11,7 @@ from bf16prof.commands import options as o
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bf16prof.measure.checks import Check
+    from bf16prof.measure.findings import Check
 
 _LINE = 400
 """Longest detail or hint that is shown; paths and compilers' version lines are as long as the machine makes them."""

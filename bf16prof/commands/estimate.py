@@ -18,13 +18,15 @@ from bf16prof.commands.output import (
     show_settings,
     write_files,
 )
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
+from bf16prof.commands.working import working
 from bf16prof.errors import Refused
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.records import Case, Device, MemoryRecord
 from bf16prof.reports.asked import settings
-from bf16prof.runs import load
+from bf16prof.runs import Run, load
 from bf16prof.verdict import Allocator, Replays
 
 FEW_CASES = 12
@@ -45,12 +47,12 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     found = estimated(asked, request)
     records, trained, origins = found.records, found.run.manifest.profile, found.run.manifest.origins
     say_notes(request, given.quiet)
-    write_files(given.output, [found.run], force=given.force, **found.more)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(records, **found.more)
     else:
         accounts = {row["case"]: row["bytes"] for row in found.more["textbook"]}
-        _show(records, found.refused, accounts, given.verbose)
+        _show(found.run, found.refused, accounts, given.verbose)
         if given.verbose:
             show_settings(trained, origins)
         elif len(records) > 1:
@@ -72,9 +74,14 @@ def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
 
     given = asked.flags
     jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=_target(given))
+    record_for(jobs, trace=given.trace, quiet=given.quiet)
     _require_closed_form(jobs)
     replays = Replays.ALL if given.verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE
-    records = [predict(job, given.gpus_per_node, Allocator(given.expandable_segments), replays) for job in jobs]
+    records = []
+    with working("estimating", len(jobs), given.quiet) as done:
+        for job in jobs:
+            records.append(predict(job, given.gpus_per_node, Allocator(given.expandable_segments), replays))
+            done(len(records))
     if given.calibrate is not None:
         records = _calibrated(records, given.calibrate)
     accounts = {
@@ -110,11 +117,14 @@ def _require_closed_form(jobs: list[Job]) -> None:
             raise Refused(f"{job.case.label}: no closed form: {gap}", hint="bf16prof simulate with the same flags runs the real engine dry")
 
 
-def _show(records: Sequence[MemoryRecord], refused: Sequence[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, estimate_grid, make_console
+def _show(run: Run, refused: Sequence[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
+    from bf16prof.reports.console import breakdown, estimate_grid, holders, make_console, outcome
 
-    console = make_console()
+    console, records = make_console(), run.records
+    if len(records) == 1 and not refused and not verbose:
+        outcome([run], console)
+        holders(records[0], console)
+        return
     estimate_grid(records, refused, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
-    if verbose or len(records) == 1:
-        for record in records:
-            breakdown(record, console)
+    for record in records if verbose else ():
+        breakdown(record, console)

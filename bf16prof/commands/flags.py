@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_type_hints
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.literal import script_words
+from bf16prof.commands.where import PlaceFlags
 from bf16prof.errors import InputError
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.records import Device, Offload
@@ -87,9 +89,18 @@ class FileFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateFlags(FileFlags, SubjectFlags):
+class PageFlags(FileFlags):
+    """Files to write of records, which have figures."""
+
+    output: o.PageFilesOption = None
+    figure: o.FigureOption = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateFlags(PageFlags, SubjectFlags):
     """Flags of `estimate`."""
 
+    trace: o.TraceOption = True
     zero: o.ZeroOption = "0,1,2,3"
     gpus: o.GpusOption = "1,2,4,8,16,32,64,128"
     gpu: o.GpuOption = o.DEFAULT_GPU
@@ -107,7 +118,7 @@ class EstimateFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateFlags(FileFlags, SubjectFlags):
+class SimulateFlags(PageFlags, SubjectFlags):
     """Flags of `simulate`."""
 
     zero: o.ZeroOption = "3"
@@ -121,6 +132,9 @@ class SimulateFlags(FileFlags, SubjectFlags):
         Path | None,
         typer.Option("--snapshot", metavar="FILE", help="Write a memory snapshot for pytorch.org/memory_viz.", rich_help_panel=o.OUTPUT),
     ] = None
+    steps: o.ScriptStepsOption = 3
+    rank: o.ScriptRankOption = 0
+    timeout: o.ScriptTimeoutOption = 900
     fail_unless_fits: o.FailUnlessFitsOption = False
     verbose: o.VerboseOption = False
 
@@ -178,6 +192,7 @@ class PlanFlags(FileFlags, SubjectFlags):
     ] = None
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False
     calibrate: o.CalibrateOption = None
+    trace: o.TraceOption = True
     write: Annotated[
         Path | None,
         typer.Option("--write", metavar="FILE", help="Write the first choice as a DeepSpeed JSON.", rich_help_panel=o.OUTPUT),
@@ -192,18 +207,13 @@ class PlanFlags(FileFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureFlags(FileFlags, SubjectFlags):
+class MeasureFlags(PlaceFlags, PageFlags, SubjectFlags):
     """Flags of `measure`. GPUs are found, not asked for."""
 
     profile: o.ProfileOption = "cpu-demo"
     zero: o.ZeroOption = "1,2,3"
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full"
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--nproc-per-node", "--num-gpus", help="Ranks on this machine; all GPUs, or 2 on CPU, if not given.", rich_help_panel=o.SELECT
-        ),
-    ] = None
+    trace: o.TraceOption = True
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before the measured ones.", rich_help_panel=o.TRAIN)] = 3
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.", rich_help_panel=o.TRAIN)] = 10
     quality: Annotated[
@@ -212,7 +222,9 @@ class MeasureFlags(FileFlags, SubjectFlags):
     ] = 0
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds that one case may take.", rich_help_panel=o.TRAIN)] = 900
     simulate: Annotated[bool, typer.Option("--simulate", help="Dry-run the same cases as well.", rich_help_panel=o.SELECT)] = False
-    output_dir: o.OutputDirOption = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output-dir: finished cases are kept.", rich_help_panel=o.SELECT)
+    ] = False
     fail_over: o.TolerateOption = None
     verbose: o.VerboseOption = False
 
@@ -227,7 +239,7 @@ class LogFlags(CaseFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportFlags(FileFlags, LogFlags):
+class ImportFlags(PageFlags, LogFlags):
     """Flags of `import`."""
 
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What was logged of one run: all that there is of it.")] = field(
@@ -257,11 +269,15 @@ COMMANDLINE, ENVIRONMENT, DEFAULT = "COMMANDLINE", "ENVIRONMENT", "DEFAULT"
 
 @dataclass(frozen=True)
 class Asked(Generic[F_co]):
-    """The flags of a call, and where each value came from: typed, from a variable, or by default."""
+    """The flags of a call, and where each value came from: typed, from a variable, or by default.
+
+    `script`: what stands after `--`, `None` where there is no `--`.
+    """
 
     command: str
     flags: F_co
     sources: dict[str, str]
+    script: Sequence[str] | None = None
 
     def source(self, name: str) -> str:
         """`COMMANDLINE`, `ENVIRONMENT` or `DEFAULT`; empty for a flag that the command lacks."""
@@ -290,7 +306,7 @@ def takes(flags: type[F]) -> Callable[[Callable[[Asked[F]], None]], Callable[...
     def decorate(command: Callable[[Asked[F]], None]) -> Callable[..., None]:
         def run(context: typer.Context, **given: Any) -> None:
             sources = {name: source.name for name in given if (source := context.get_parameter_source(name))}
-            command(Asked(context.info_name or command.__name__, flags(**given), sources))
+            command(Asked(context.info_name or command.__name__, flags(**given), sources, script_words(context)))
 
         hints = _hints(flags)
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)

@@ -30,7 +30,7 @@ def import_(asked: Asked[ImportFlags]) -> None:
     run = found.run
     for text in found.notes if given.json_ else ():  # else they are among the notes
         hint(text, given.quiet)
-    write_files(given.output, [run], force=given.force, **found.more)
+    write_files(given.output, [run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(run.records, **found.more)
     else:

@@ -1,15 +1,17 @@
-"""`bf16prof measure`: real DeepSpeed ranks on this machine, reconciled with the estimate of the same cases."""
+"""`bf16prof measure`: real DeepSpeed ranks, on this machine or on several, reconciled with the estimate of the same cases."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING
 
-from bf16prof.cases import Job, Refusal
+from bf16prof.cases import Job, Refusal, check_sizes
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
+from bf16prof.commands import where as w
 from bf16prof.commands.flags import Asked, MeasureFlags, takes
 from bf16prof.commands.output import check_outputs, hint, print_json, report_hints, show_settings, write_files, write_report
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import NotWritten
@@ -21,10 +23,13 @@ from bf16prof.reconcile import Comparison, check_tolerance, reconcile
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status
+from bf16prof.started_by import started_by
 
 if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measure.accelerator import TorchAnswer
+    from bf16prof.measure.places import Place
+    from bf16prof.measure.session import Plan
 
 CPU_RANKS = 2
 
@@ -36,11 +41,15 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
     given = asked.flags
+    if given.node_rank:
+        w.find_place(given)
+        _follow(given)
+        return
     check_outputs(asked.given())
     tolerance = None if given.fail_over is None else o.percentage(given.fail_over)
     found = measured(asked)
     run = found.run
-    write_files(given.output, [run], force=given.force, **found.more)
+    write_files(given.output, [run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(run.records, **found.more)
     else:
@@ -55,39 +64,88 @@ def measure(asked: Asked[MeasureFlags]) -> None:
 
 def measured(asked: Asked[MeasureFlags]) -> Outcome:
     """The measured run with its predictions, as it was written; `error`: why a dry run of the same is missing."""
-    from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
-    from bf16prof.estimate.predict import predictions as closed_form
-    from bf16prof.estimate.predict import with_work
-    from bf16prof.measure.session import Plan
-    from bf16prof.measure.session import measure as run_measurement
-
     given = asked.flags
+    if given.node_rank is None:
+        _require_one_process()
+    place = w.find_place(given)
+    if given.node_rank:
+        raise InputError(f"node_rank {given.node_rank}: a node that is not the first has no results", hint="bf16prof measure --node-rank")
+    _check_resume(given)
     request = read_request(asked)
     _require_true_peaks(request)
-    jobs, refused = _possible(request, given.ranks)
+    jobs, refused = _possible(request, given.ranks, place)
     say_notes(request, given.quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
-    name = request.profile.name
-    origins, failed = request.resolved.origins, None
-    with claimed(given.output_dir, name, force=given.force, beside=given.output or ()) as claim:
-        predictions = closed_form(jobs, per_node=max(job.case.world_size for job in jobs))
+    run, failed = _run(given, request, jobs, place)
+    said = settings(run.manifest.profile, run.manifest.origins)
+    more = {"settings": said, "comparisons": reconcile(run.records), "run": str(run.path), "cases": run.manifest.cases}
+    return of_run(run, more, notes=request.notes, error=failed)
+
+
+def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -> tuple[Run, Bf16profError | None]:
+    """The run of these jobs in a directory of its own, with its page; and what went wrong in dry runs."""
+    from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
+    from bf16prof.estimate.predict import predictions as closed_form
+    from bf16prof.estimate.predict import with_work
+    from bf16prof.measure.session import Plan, measure
+
+    name, origins, failed = request.profile.name, request.resolved.origins, None
+    with claimed(given.output_dir, name, force=given.force or given.resume, beside=given.output or ()) as claim:
+        record_for(jobs, trace=given.trace, quiet=given.quiet)
+        predictions = closed_form(jobs, per_node=max(max(place.layout(job.case.world_size).ranks) for job in jobs))
         if given.simulate:
             with SimulationProgress(jobs, given.quiet) as progress:
                 dry_runs, failed = _dry_run(jobs, progress)
             predictions = with_work([*predictions, *dry_runs])
-        claim.clear()
+        plan = Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins, place)
+        if given.resume:
+            plan = _resumed(plan, given.quiet)
+        claim.clear(keep=plan.kept.cases)
         with ProgressWatcher(len(jobs), given.quiet) as watcher:
-            run = run_measurement(
-                Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins), watcher
-            )
+            run = measure(plan, watcher)
         try:
             write_report(run)
         except NotWritten as error:
             raise RunFailed(error.message, hint=f"the run in {run.path} is complete: bf16prof report {run.path}") from error
-    said = settings(run.manifest.profile, run.manifest.origins)
-    more = {"settings": said, "comparisons": reconcile(run.records), "run": str(run.path), "cases": run.manifest.cases}
-    return of_run(run, more, notes=request.notes, error=failed)
+    return run, failed
+
+
+def _require_one_process() -> None:
+    """Raise `InputError` where a launcher has started several of this process: each would start its own ranks on the same devices."""
+    started = started_by()
+    if started is not None:
+        raise InputError(
+            f"this is process {started.rank} of {started.ranks} that {started.by} has started: measure starts its ranks itself",
+            hint=f"leave the launcher out; if there is none, unset {' '.join(started.variables)}",
+        )
+
+
+def _follow(given: MeasureFlags) -> None:
+    """Be a node of a run that the first node leads. Raises `RunFailed` unless the run finishes."""
+    from bf16prof.measure.follower import follow
+
+    assert given.output_dir is not None
+    assert given.node_rank is not None
+    status = follow(given.output_dir, given.node_rank, given.timeout, lambda text: hint(text, given.quiet))
+    if status is not Status.FINISHED:
+        raise RunFailed(f"the run in {given.output_dir} ended: {status}", hint="node 0 has said why")
+
+
+def _check_resume(given: MeasureFlags) -> None:
+    if given.resume and given.force:
+        raise InputError("--resume and --force exclude each other: one goes on with a run, the other replaces it")
+    if given.resume and given.output_dir is None:
+        raise InputError("--resume needs the --output-dir of the run that is to go on")
+
+
+def _resumed(plan: Plan, quiet: bool) -> Plan:
+    """The plan without the cases that are finished in its folder."""
+    from bf16prof.measure.resume import finished
+
+    kept = finished(plan.folder, [plan.task(job) for job in plan.jobs])
+    hint(f"resuming: {len(kept.cases)} of {len(plan.jobs)} cases are finished", quiet)
+    return dataclasses.replace(plan, kept=kept)
 
 
 def _require_true_peaks(request: Request) -> None:
@@ -111,8 +169,8 @@ def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[Memory
         return list(error.records.values()), error
 
 
-def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refusal]]:
-    """The jobs that this machine can run, with so many ranks if they are asked for, and the refusals of the others."""
+def _possible(request: Request, asked: str | None, place: Place) -> tuple[list[Job], list[Refusal]]:
+    """The jobs that can run there, with so many ranks on a node if they are asked for, and the refusals of the others."""
     from bf16prof.measure.accelerator import (
         require_dtypes,
         require_memory,
@@ -120,24 +178,30 @@ def _possible(request: Request, asked: int | None) -> tuple[list[Job], list[Refu
         require_optimizer_libraries,
         require_torch,
     )
+    from bf16prof.measure.commands import on_first_node
     from bf16prof.measure.data import validate_spec
 
     validate_spec(request.profile.workload.data, readable=True)
     require_model_library(request.profile.model)
-    torch = require_torch()
-    ranks = _ranks(asked, torch)
-    if torch.device is Device.CPU:
-        require_memory(ranks)
-    admitted, refused = select(request, gpus=str(ranks), device=torch.device, gpu=_gpu(torch))
+    torch = require_torch(on_first_node(place))
+    ranks = _ranks(asked, torch, place)
+    if torch.device is Device.CPU and place.is_here:
+        require_memory(max(max(place.layout(total).ranks) for total in ranks))
+    admitted, refused = select(request, gpus=",".join(map(str, ranks)), device=torch.device, gpu=_gpu(torch))
     jobs, impossible = require_dtypes(admitted, torch)
     require_optimizer_libraries(jobs)
     return jobs, [*refused, *impossible]
 
 
-def _ranks(asked: int | None, torch: TorchAnswer) -> int:
-    if asked is not None and torch.gpus and asked > len(torch.gpus):
-        raise InputError(f"--num-gpus {asked}: torch sees {len(torch.gpus)} on this machine")
-    return asked if asked is not None else len(torch.gpus) or CPU_RANKS
+def _ranks(asked: str | None, torch: TorchAnswer, place: Place) -> list[int]:
+    """The numbers of ranks to run, in all."""
+    totals = w.sizes(asked, place, len(torch.gpus) or CPU_RANKS)
+    check_sizes([], totals)
+    most = max(ranks for total in totals for ranks in place.layout(total).ranks)
+    if torch.gpus and most > len(torch.gpus):
+        where = "this machine" if place.is_here else place.hosts[0].name
+        raise InputError(f"--num-gpus {most}: torch sees {len(torch.gpus)} on {where}")
+    return totals
 
 
 def _gpu(torch: TorchAnswer) -> Gpu | None:
@@ -154,14 +218,17 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
 
 
 def _show(run: Run, verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation, run_summary
+    from bf16prof.reports.console import breakdown, failures, make_console, outcome, reconciliation, run_summary
 
     console = make_console()
+    if not verbose:
+        outcome([run], console)
+        failures(run, console)
+        return
     run_summary(run, console)
     reconciliation([run], console)
-    if verbose:
-        for record in run.records:
-            breakdown(record, console)
+    for record in run.records:
+        breakdown(record, console)
 
 
 def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:

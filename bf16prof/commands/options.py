@@ -9,8 +9,12 @@ import typer
 
 from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
+from bf16prof.reports.pictures import DEFAULT as DEFAULT_FIGURE
+from bf16prof.reports.pictures import FIGURES
 
-PANELS = SELECT, TRAIN, OUTPUT = "What to look at", "What is trained", "Output"
+PANELS = SELECT, TRAIN, WHERE, SCRIPT, OUTPUT = (
+    "What to look at", "What is trained", "Where it runs", "Your own script (after --)", "Output",
+)  # fmt: skip
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
     "130/143/129 interrupted."
@@ -166,6 +170,11 @@ ZeroInitOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
 ]
+ScriptStepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps after which it is ended.", rich_help_panel=SCRIPT)]
+ScriptRankOption = Annotated[int, typer.Option("--rank", min=0, help="The rank that it runs as.", rich_help_panel=SCRIPT)]
+ScriptTimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=1, help="Seconds that it may take for these steps.", rich_help_panel=SCRIPT)
+]
 OutputDirOption = Annotated[
     Path | None, typer.Option("--output-dir", "-d", help="The run directory; runs/TIME-PROFILE if not given.", rich_help_panel=OUTPUT)
 ]
@@ -176,7 +185,36 @@ FilesOption = Annotated[
         "--output", "-o", metavar="FILE", help="Write a file: .json, .csv, .md or .html. May be repeated.", rich_help_panel=OUTPUT
     ),
 ]
+PageFilesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write a file: .json, .csv, .md, .html, one figure as .png, .svg or .pdf, or trace.json for Perfetto. May be repeated.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+FigureOption = Annotated[
+    str,
+    typer.Option(
+        "--figure",
+        metavar="NAME",
+        help=f"What a .png, .svg or .pdf shows: {', '.join(FIGURES)} ({DEFAULT_FIGURE} if not given).",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)]
+TraceOption = Annotated[
+    bool,
+    typer.Option(
+        "--trace/--no-trace",
+        envvar="BF16PROF_TRACE",
+        help="Run the code of a model that is not known once, dry, to learn what its passes allocate (needs torch and deepspeed).",
+        rich_help_panel=SELECT,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No hints and no progress.", rich_help_panel=OUTPUT)]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Every component and item of every case.", rich_help_panel=OUTPUT)]
 FailUnlessFitsOption = Annotated[

@@ -12,16 +12,19 @@ import typer
 
 from bf16prof.documents import document, json_text
 from bf16prof.errors import DoesNotFit, InputError
-from bf16prof.files import write_text
+from bf16prof.files import write_bytes, write_text
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Device, MemoryRecord, Verdict
+from bf16prof.reports import pictures
 from bf16prof.reports.asked import settings
+from bf16prof.reports.trace import is_trace, trace
 from bf16prof.reports.units import inert
 from bf16prof.reports.verdict import verdict
 from bf16prof.runs import OWN_FILES, REPORT, CaseStatus, Manifest, Run, Status, command_line, now
 
 FORMATS = (".json", ".csv", ".md", ".html")
-
+PICTURES = pictures.SUFFIXES
+"""Formats of a single figure."""
 
 OTHER_OUTPUTS = ("write", "snapshot")
 """Flags beside `--output` that name a file to write."""
@@ -35,8 +38,10 @@ def check_outputs(given: Mapping[str, Any]) -> None:
     """
     outputs = [("--output", path) for path in given.get("output") or ()]
     for flag, path in outputs:
-        if path.suffix not in FORMATS:
-            raise InputError(f"{flag} {path}: the suffix picks the format; known: {', '.join(FORMATS)}")
+        known = FORMATS + PICTURES if "figure" in given else FORMATS
+        if path.suffix not in known:
+            raise InputError(f"{flag} {path}: the suffix picks the format; known: {', '.join(known)}")
+    _check_figure(given, [path for _, path in outputs])
     outputs += [(f"--{name}", path) for name in OTHER_OUTPUTS if (path := given.get(name)) is not None]
     taken = {os.path.realpath(path): "which the command reads" for path in _inputs(given)}
     folder = given.get("output_dir")
@@ -46,6 +51,17 @@ def check_outputs(given: Mapping[str, Any]) -> None:
             raise InputError(f"{flag} {path}: {reason}", hint="choose another name")
         check_path(flag, path, bool(given.get("force")))
         taken[real] = "written to by another flag" if path.is_file() or not path.exists() else ""
+
+
+def _check_figure(given: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Raise `InputError` for a figure that nobody knows or that goes nowhere, and for a picture that cannot be drawn here."""
+    name, drawn = given.get("figure"), [path for path in files if path.suffix in PICTURES]
+    if name:
+        pictures.require_name(name)
+        if not drawn:
+            raise InputError(f"--figure {name}: no file for it", hint=f"add -o {name}.png (or {', '.join(PICTURES[1:])})")
+    if drawn:
+        pictures.require_drawing()
 
 
 def _inputs(given: Mapping[str, Any]) -> list[Path]:
@@ -74,23 +90,34 @@ def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
     typer.echo(json_text(document(tuple(records), **more)))
 
 
-def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: bool, **more: Any) -> None:
-    """Write every file in the format of its suffix; a file that has appeared since `check_outputs` stays, but for `force`."""
+def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: bool, figure: str = "", **more: Any) -> None:
+    """Write every file in the format of its suffix; a file that has appeared since `check_outputs` stays, but for `force`.
+
+    `figure`: which one a picture shows, by its name.
+    """
     for path in files or ():
-        write_text(path, _render(path.suffix, runs, more), replace=force)
+        write_bytes(path, _render(path, runs, figure, more), replace=force)
 
 
-def _render(suffix: str, runs: Sequence[Run], more: dict[str, Any]) -> str:
+def _render(path: Path, runs: Sequence[Run], figure: str, more: dict[str, Any]) -> bytes:
+    if path.suffix in PICTURES:
+        return pictures.picture(runs, figure or pictures.DEFAULT, path.suffix)
+    return _text(path, runs, more).encode()
+
+
+def _text(path: Path, runs: Sequence[Run], more: dict[str, Any]) -> str:
     records = [record for run in runs for record in run.records]
-    if suffix == ".json":
+    if is_trace(path.name):
+        return trace(runs)
+    if path.suffix == ".json":
         return json_text(document(records, **more)) + "\n"
-    if suffix == ".html":
+    if path.suffix == ".html":
         from bf16prof.reports.html import render
 
         return render(runs)
     from bf16prof.reports import tables
 
-    return tables.to_markdown(runs) if suffix == ".md" else tables.to_csv(runs)
+    return tables.to_markdown(runs) if path.suffix == ".md" else tables.to_csv(runs)
 
 
 def write_report(run: Run) -> None:

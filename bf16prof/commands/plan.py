@@ -13,7 +13,9 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked, PlanFlags, takes
 from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
+from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
+from bf16prof.commands.working import working
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
@@ -66,6 +68,7 @@ def plan(asked: Asked[PlanFlags]) -> None:
 
 def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     """The answer for each number of GPUs, the first choices run dry."""
+    from bf16prof.estimate.anatomy import is_written
     from bf16prof.planning.answer import answer
 
     given = asked.flags
@@ -76,9 +79,12 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         )
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
+    asked_first = [] if is_written(request.profile.model) else judge.first_asked(sizes)
+    record_for(asked_first, trace=given.trace, quiet=given.quiet)
     say_notes(request, given.quiet)
     most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
-    answers = [answer(judge, size, most) for size in sizes]
+    with working("judging combinations", None, given.quiet) as judge.watch:
+        answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
     line = _asked(judge, sizes[0])
@@ -244,9 +250,9 @@ def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str
 
 def _model(profile: Profile) -> tuple[str, int]:
     """The profile's name, and how many parameters its model has."""
-    from bf16prof.models.shapes import inventory
+    from bf16prof.estimate.anatomy import parameter_count
 
-    return profile.name, sum(spec.numel for spec in inventory(profile.model))
+    return profile.name, parameter_count(profile.model)
 
 
 def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[str, Any]:

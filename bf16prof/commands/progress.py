@@ -113,6 +113,25 @@ class SimulationProgress(_Bar, SimulationWatcher):
         self._progress.update(self._task, completed=done, description=words or "dry run: importing DeepSpeed")
 
 
+class ScriptProgress(_Bar):
+    """The same for a script's dry run."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        import rich.progress as r
+
+        from bf16prof.reports.console import make_console
+
+        self._name = name
+        columns = (r.SpinnerColumn(), r.TimeElapsedColumn(), r.TextColumn("{task.description}", markup=False))
+        disable = quiet or not sys.stderr.isatty()
+        self._progress = r.Progress(*columns, console=make_console(stderr=True), disable=disable, transient=True)
+        self._task = self._progress.add_task(f"{name}: importing", total=None)
+
+    def __call__(self, progress: Progress) -> None:
+        """Show where it is."""
+        self._progress.update(self._task, description=f"{self._name}: {_where(progress)}")
+
+
 def _where(progress: Progress) -> str:
     """`step 2 backward, layer 3 of 32, 18.80 GiB`."""
     from bf16prof.reports.units import gib

@@ -61,16 +61,16 @@ def rows_of(found: Published) -> Iterator[Row]:
     from bf16prof.estimate.predict import predictions
 
     for run in found.runs:
-        (predicted,) = predictions([run.job])
-        label = case_label(run.record.case)
-        for each in reconcile([run.record, predicted]):
+        predicted = list(predictions([run.job]))  # none for a model whose parameters only code says
+        label = f"{case_label(run.record.case)}, {run.what}" if run.what else case_label(run.record.case)
+        for each in reconcile([run.record, *predicted]):
             measured = each.values.get(Source.IMPORT)
             if measured is not None and each.quantity.endswith("_bytes"):
                 guess, error = each.values.get(Source.ESTIMATE), each.errors.get(Source.ESTIMATE)
                 fits = each.error_beyond_rounding(Source.ESTIMATE) == 0
                 yield Row(found.name, label, each.quantity, int(measured), None if guess is None else int(guess), error, False, fits)
         for quantity, low in run.at_least.items():
-            guess = getattr(predicted, quantity)
+            guess = next((getattr(each, quantity) for each in predicted), None)
             error = None if guess is None else (guess - low) / low
             yield Row(found.name, label, quantity, low, guess, error, True, error is not None and error >= 0)
 

@@ -19,7 +19,8 @@ from bf16prof.runs import MANIFEST, REPORT, Run, load
 def report(
     context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or published:NAME: a run of the literature.")],
-    output: o.FilesOption = None,
+    output: o.PageFilesOption = None,
+    figure: o.FigureOption = "",
     open_: Annotated[bool, typer.Option("--open", help="Show the HTML report in a browser.", rich_help_panel=o.OUTPUT)] = False,
     json_: o.JsonOption = False,
     force: o.ForceOption = False,
@@ -41,7 +42,7 @@ def report(
     records = [record for run in loaded for record in run.records]
     comparisons = [comparison for view in run_views(loaded) for comparison in view.comparisons]
     if output:
-        write_files(output, loaded, force=force, comparisons=comparisons)
+        write_files(output, loaded, force=force, figure=figure, comparisons=comparisons)
     elif files:
         _write_page(files[0], loaded, force, of_these=_is_own_run(runs))
     if json_:

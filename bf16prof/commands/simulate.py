@@ -20,6 +20,7 @@ from bf16prof.commands.output import (
     write_files,
 )
 from bf16prof.commands.request import Request, read_request, say_notes, select
+from bf16prof.commands.simulate_script import refuse_script_flags, simulate_script
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import find_gpu
@@ -31,17 +32,25 @@ from bf16prof.verdict import Allocator
 
 @takes(SimulateFlags)
 def simulate(asked: Asked[SimulateFlags]) -> None:
-    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold."""
+    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold.
+
+    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, the engine is that of your own training script, which runs as it is.
+    """
     given = asked.flags
     check_outputs(asked.given())
+    if asked.script is not None:
+        simulate_script(asked, asked.script)
+        return
+    refuse_script_flags(asked)
     check_judged_device(given.fail_unless_fits, given.device)
     request = read_request(asked)
     found = simulated(asked, request)
-    write_files(given.output, [found.run], force=given.force, **found.more)
+    write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
     if given.json_:
         print_json(found.records, **found.more)
     else:
         _show(found.run, found.records, given.verbose)
+        _show_changes(request, given)
         if not given.verbose and len(found.records) > 1:
             hint_caveats(find_gpu(given.gpu) if given.device is Device.GPU else None, given.quiet)
     if found.error is not None:
@@ -92,14 +101,31 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
 
 
 def _show(result: Run, records: Sequence[MemoryRecord], verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation
+    from bf16prof.reports.console import breakdown, holders, make_console, outcome, reconciliation
 
     console = make_console()
+    if not verbose:
+        outcome([result], console)
+        for record in records if len(records) == 1 else ():
+            holders(record, console)
+        return
     reconciliation([result], console)
-    for record in records if verbose or len(records) == 1 else ():
+    for record in records:
         breakdown(record, console)
-    if verbose:
-        show_settings(result.manifest.profile, result.manifest.origins)
+    show_settings(result.manifest.profile, result.manifest.origins)
+
+
+def _show_changes(request: Request, given: SimulateFlags) -> None:
+    """Print which changes give memory back, where one job was asked for and the closed form knows it."""
+    from bf16prof.planning.from_job import what_gives_back
+    from bf16prof.reports.console import changes_view, make_console
+
+    if given.device is not Device.GPU:
+        return
+    gpu = find_gpu(given.gpu)
+    jobs, _ = select(request, gpus=given.gpus, device=given.device, gpu=gpu)
+    if len(jobs) == 1:
+        changes_view(what_gives_back(jobs[0], gpu), make_console())
 
 
 def _with_way_out(

@@ -7,7 +7,7 @@ it works on fake tensors as on real ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,12 @@ Claim = tuple[Label, Any]
 
 
 def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
-    """The items of everything the engine and the loop hold: on the device, and on the host.
+    """The items of everything the engine and the loop hold: on the device, and on the host; see `attribute_all`."""
+    return attribute_all([engine], kept, device)
+
+
+def attribute_all(engines: Sequence[Any], kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
+    """The items of everything that several engines and their loop hold: on the device, and on the host.
 
     `device` is the one that the job runs on (`cuda`, `cpu`, or a dry run's `cpu:0`); ranks on CPU have one memory, so all their
     items are on the device.
@@ -54,7 +59,7 @@ def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device) 
     rounding = 0
     on_device: dict[Label, int] = {}
     on_host: dict[Label, int] = {}
-    for label, tensor in held(engine, kept):
+    for label, tensor in held_by_all(engines, kept):
         here = _is_on(tensor.device, home)
         if size := _claim_storage(tensor, seen, counted=here):
             place = on_device if here else on_host
@@ -70,6 +75,13 @@ def held(engine: Any, kept: Mapping[str, Any]) -> Iterator[tuple[Label, Tensor]]
     for label, holder in _claims(engine, kept):
         for tensor in _tensors(holder):
             yield label, tensor
+
+
+def held_by_all(engines: Sequence[Any], kept: Mapping[str, Any]) -> Iterator[tuple[Label, Tensor]]:
+    """The same of several engines, told apart by number; what the loop holds comes with the first."""
+    for number, engine in enumerate(engines, 1):
+        for (component, name), tensor in held(engine, kept if number == 1 else {}):
+            yield (component, name if number == 1 else f"{name} (engine {number})"), tensor
 
 
 def _is_on(device: torch.device, home: torch.device) -> bool:

@@ -42,6 +42,11 @@ class PhaseMarks:
         self._open: Phase | None = None
         self._done: dict[Phase, PhaseMemory] = {}
 
+    @property
+    def phase(self) -> Phase | None:
+        """The open phase."""
+        return self._open
+
     def mark(self, phase: Phase | None) -> None:
         """Close the open phase and open this one (`None`: open none)."""
         if self.settle is not None:

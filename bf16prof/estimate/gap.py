@@ -15,23 +15,27 @@ from bf16prof.engine.config import (
     optimizer_settings,
 )
 from bf16prof.errors import InputError
+from bf16prof.estimate.anatomy import anatomy_of, why_not_recorded
 from bf16prof.estimate.program import run_of
 from bf16prof.estimate.steady import Engine
-from bf16prof.models.shapes import NoInventory, inventory
+from bf16prof.models.shapes import NoInventory
 from bf16prof.models.tapes import network
 from bf16prof.profiles.features import with_effect
-from bf16prof.profiles.models import Model
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.records import Device
+from bf16prof.signatures import store
+from bf16prof.signatures.inquiry import Inquiry
 
 ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"}
 
 
 def closed_form_gap(job: Job) -> str | None:
     """Why this job has no closed form; `None` if it has one."""
-    if gap := _model_gap(job.profile.model):
-        return gap
+    try:
+        anatomy_of(job)
+    except NoInventory as error:
+        return error.message
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
@@ -42,17 +46,6 @@ def closed_form_gap(job: Job) -> str | None:
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
 
 
-def _model_gap(model: Model) -> str | None:
-    """Why it is not known what this model holds, or what the training loop keeps of what it returns."""
-    if model.inputs:
-        return "what a model with [model.inputs] returns is not known"
-    try:
-        inventory(model)
-    except NoInventory as error:
-        return error.message
-    return None
-
-
 def peaks_gap(job: Job, engine: Engine) -> str | None:
     """Why the peaks of this job have no closed form, though its steady state has one; `None` if they have.
 
@@ -60,8 +53,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     """
     if gap := _tape_gap(job, engine):
         return gap
-    if engine.device is Device.CPU:
-        return "scratch memory of CPU kernels is not modelled"
+    if engine.device is Device.CPU and engine.anatomy.signature is None:
+        return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
     facts = engine.facts
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
 
@@ -87,10 +80,12 @@ def work_gap(job: Job, engine: Engine) -> str | None:
 
 def _tape_gap(job: Job, engine: Engine) -> str | None:
     """Why the operators of this model are not known."""
+    if (signature := engine.anatomy.signature) is not None:
+        return signature.problem or None
     try:
         network(run_of(job, engine.facts))
     except InputError as error:
-        return error.message
+        return store.problem(Inquiry.of(job)) or error.message
     return None
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from bf16prof.cases import Job
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
+from bf16prof.estimate.anatomy import other_names
 from bf16prof.estimate.layout import cut_order, kept_groups, partition_numels
 from bf16prof.estimate.passes import Meter
 from bf16prof.estimate.steady import FP32_BYTES, Engine, reduce_bucket_sizes
 from bf16prof.estimate.step import update
-from bf16prof.models.shapes import TIED_HEAD, ParameterSpec
+from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component, Device, Label, Phase
@@ -33,7 +34,7 @@ def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transfo
     if zero_init:
         _cut_while_built(engine, meter, size, by_transformers=by_transformers)
     else:
-        meter.take(labels.THE_MODEL, *(size * n for n in engine.numels))
+        meter.take(labels.THE_MODEL, *(size * n for n in engine.all_numels))
         if engine.facts.wrapper is Wrapper.ZERO3:
             _cut(engine, meter, size)
     if engine.facts.optimizer is BasicOptimizer.FUSED_ADAM:
@@ -115,7 +116,7 @@ def _zero12(engine: Engine, meter: Meter, size: int) -> None:
 def _cut(engine: Engine, meter: Meter, size: int) -> None:
     """zero/partition_parameters.py `_convert_to_zero_parameters`: the parameters of a whole model are cut one by one."""
     part = 0 if offloads_parameters(engine.config) else size
-    pairs = zip(engine.numels, engine.own, strict=True)
+    pairs = zip(engine.all_numels, partition_numels(engine.all_numels, engine.world_size), strict=True)
     meter.exchange(labels.THE_MODEL, labels.PARTITIONED_PARAMETERS, ((size * numel, part * own) for numel, own in pairs))
 
 
@@ -126,7 +127,7 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int, *, by_transformers
     A tied head has a weight of its own until the embedding's takes its place.
     """
     part = 0 if offloads_parameters(engine.config) else size
-    heads = [dataclasses.replace(spec, name=f"{TIED_HEAD}.weight") for spec in engine.parameters if spec.tied]
+    heads = [dataclasses.replace(spec, name=name) for spec in engine.parameters for name in other_names(spec)]
     specs = [*engine.parameters, *heads]
     made = iter(specs)
     for index in cut_order([spec.name.rpartition(".")[0] for spec in specs]):

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
+from bf16prof.engine.labels import MODEL_BUFFERS
 from bf16prof.estimate.initial import initial
+from bf16prof.estimate.kept import model_buffers
 from bf16prof.estimate.passes import Meter, activations
 from bf16prof.estimate.program import Program
 from bf16prof.estimate.sources import source_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.training import Walked, block_bytes, passes
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseMemory
+from bf16prof.records import ROUNDED, Component, Device, Item, Label, Phase, PhaseMemory
+from bf16prof.rounding import round_up
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,17 @@ def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Pea
     initial(engine, start, zero_init=job.is_inside_zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
     base = sum(item.bytes for item in steady)
     meter = passes(job, engine, done)
-    phases = {Phase.INIT: PhaseMemory(start.peaks[Phase.INIT].level, start.ends[Phase.INIT])}
+    phases = {Phase.INIT: _init(job, engine, start)}
     for phase, peak in meter.peaks.items():
         phases[phase] = PhaseMemory(base + peak.level, base + meter.ends[phase])
     return Peaks(phases, steady, meter, done.program)
+
+
+def _init(job: Job, engine: Engine, start: Meter) -> PhaseMemory:
+    """Init, with the model's buffers, which are there all the time; a CPU rank also builds the model in its only memory, in fp32."""
+    buffers = sum(round_up(size, start.block) for each in model_buffers(job, engine) for size in each.sizes if each.label == MODEL_BUFFERS)
+    peak, end = start.peaks[Phase.INIT].level + buffers, start.ends[Phase.INIT] + buffers
+    signature = engine.anatomy.signature
+    if signature is not None and job.device is Device.CPU and not job.is_inside_zero_init:
+        peak = max(peak, signature.building[0])
+    return PhaseMemory(peak, end)

@@ -56,7 +56,7 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUA
         device=job.device,
         gpu=job.gpu.id if job.gpu else None,
         workload=workload_of(job),
-        parameters=sum(engine.numels),
+        parameters=sum(engine.all_numels),
         allocated_bytes=sum(components.values()),
         components=components,
         items=items,

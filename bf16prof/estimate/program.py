@@ -18,6 +18,7 @@ from bf16prof.models.tapes import Run, network
 from bf16prof.records import Label
 from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
+from bf16prof.signatures.signature import Signature
 
 
 class Segment(NamedTuple):
@@ -131,6 +132,12 @@ def run_of(job: Job, facts: EngineFacts) -> Run:
         work.keeps_outputs,
         processor_of(job.gpu),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def recorded(signature: Signature, block: int) -> Program:
+    """The program of a micro-batch as it was recorded, all layers of it."""
+    return Program([(Section(signature.events, list(_segments(signature.events, block))), 0)])
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ from bf16prof.estimate.passes import Handler, Meter
 from bf16prof.estimate.program import Section, shifted
 from bf16prof.estimate.steady import FP64_BYTES, Engine
 from bf16prof.estimate.step import step
-from bf16prof.estimate.training import Walked, numels_of, share, strategy
-from bf16prof.models.autograd.tape import GRADIENT, LOGITS, LOSS
+from bf16prof.estimate.training import Walked, share, strategy
+from bf16prof.models.autograd.tape import BY_THE_LOOP, GRADIENT, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div
@@ -55,14 +55,11 @@ STREAMS: dict[Wrapper, dict[Label, int]] = {
 """What is allocated on a stream of DeepSpeed's own in forward and backward, where communication overlaps (stage3.py `__allgather_stream`,
 `reduce_and_partition_stream`; stage_1_and_2.py `reduction_stream`). Blocks of one stream are not given to another."""
 
-KEPT = {GRADIENT, LOGITS, LOSS}
-"""Labels that a storage of the model's gets when somebody else keeps it."""
-
 OUTPUTS = {"logits", "loss"}
 """Events at which the training loop replaces what it holds of the last micro-step."""
 
-HELD_ELSEWHERE = {labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, LOGITS, LOSS}
-"""What is alive between steps and allocated by the walk itself: in init, after the first step, or in its forward pass."""
+HELD_ELSEWHERE = {labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, LOSS}
+"""Besides outputs, what is alive between steps and allocated by the walk itself: in init, after the first step, or in its forward pass."""
 
 
 @dataclass(frozen=True)
@@ -225,9 +222,9 @@ def replay(
     streams = STREAMS.get(engine.facts.wrapper, {}) if overlaps_communication(engine.config) else {}
     plan = done.plan
     meter = Replay(plan.block, allocator, streams, engine.world_size)
-    _init(job, engine, meter)
+    _init(job, engine, meter, HELD_ELSEWHERE | {label for label, _ in plan.outputs})
     if isinstance(plan.how, Reduction):
-        meter.buckets = BucketsOfPartition(numels_of(job.profile.model), plan.how, share(job, engine))
+        meter.buckets = BucketsOfPartition(engine.anatomy.trained, plan.how, share(engine))
     before: tuple[int, ...] = ()
     for number in range(MOST_STEPS):
         _step(engine, meter, done, is_first=number == 0)
@@ -238,7 +235,7 @@ def replay(
     return Replayed(meter.reserved, meter.reserved - meter.allocated_then, meter.allocated, allocator.retries, meter.shortage)
 
 
-def _init(job: Job, engine: Engine, meter: Replay) -> None:
+def _init(job: Job, engine: Engine, meter: Replay, held_elsewhere: Collection[Label]) -> None:
     """Init, and what is there from the first step on but for what it makes itself."""
     held = [each for each in between_steps(job, engine) if not each.on_host]
     for each in held:
@@ -246,7 +243,7 @@ def _init(job: Job, engine: Engine, meter: Replay) -> None:
             meter.take(each.label, *each.sizes)
     initial(engine, meter, zero_init=job.is_inside_zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
     for each in held:
-        if each.label in HELD_ELSEWHERE or meter.held.get(each.label):
+        if each.label in held_elsewhere or meter.held.get(each.label):
             continue
         if each.label[0] in LAZY:
             meter.lazy.append((each.label, deque(each.sizes)))
@@ -313,7 +310,7 @@ def _told_apart(section: Section) -> Iterator[Operation]:
     dropped: Operation | None = None
     for kind, subject, size in section.events:
         if dropped is not None:
-            is_relabelled = kind == "memory" and size == dropped[2] and subject in KEPT
+            is_relabelled = kind == "memory" and size == dropped[2] and _is_kept(subject)
             yield ("rename", (dropped[1], subject), size) if is_relabelled else dropped
             dropped = None
             if is_relabelled:
@@ -326,3 +323,8 @@ def _told_apart(section: Section) -> Iterator[Operation]:
             dropped = "drop", subject, -size
     if dropped is not None:
         yield dropped
+
+
+def _is_kept(label: Label) -> bool:
+    """Whether a storage of the model's gets this label when somebody else keeps it."""
+    return label == GRADIENT or label[1].endswith(BY_THE_LOOP)

@@ -24,8 +24,9 @@ from bf16prof.engine.config import (
     zero_settings,
 )
 from bf16prof.estimate.allocation import Allocation, allocation
+from bf16prof.estimate.anatomy import Anatomy, anatomy_of
 from bf16prof.estimate.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
-from bf16prof.models.shapes import ParameterSpec, inventory
+from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
@@ -36,17 +37,24 @@ FP64_BYTES = 8
 
 @dataclass(frozen=True)
 class Engine:
-    """A DeepSpeed configuration over a list of parameters, ready to be laid out."""
+    """A DeepSpeed configuration over the parameters of a model, ready to be laid out. An optimizer is given those that are trained."""
 
     config: Mapping[str, Any]
     parameters: Sequence[ParameterSpec]
     world_size: int
     device: Device = Device.GPU
+    given: Anatomy | None = None
 
     @classmethod
     def of(cls, job: Job) -> Engine:
         """The engine of a job whose model's parameters are known."""
-        return cls(deepspeed_config(job), inventory(job.profile.model), job.case.world_size, job.device)
+        anatomy = anatomy_of(job)
+        return cls(deepspeed_config(job), anatomy.parameters, job.case.world_size, job.device, anatomy)
+
+    @functools.cached_property
+    def anatomy(self) -> Anatomy:
+        """The model that has these parameters."""
+        return self.given or Anatomy(self.parameters)
 
     @functools.cached_property
     def facts(self) -> EngineFacts:
@@ -60,8 +68,18 @@ class Engine:
 
     @functools.cached_property
     def numels(self) -> list[int]:
-        """Elements of each parameter."""
+        """Elements of each parameter that is trained."""
+        return [p.numel for p in self.parameters if p.trainable]
+
+    @functools.cached_property
+    def all_numels(self) -> list[int]:
+        """Elements of each parameter, trained or not."""
         return [p.numel for p in self.parameters]
+
+    @functools.cached_property
+    def frozen(self) -> list[int]:
+        """Elements of each parameter that is not trained: no optimizer knows it, and it stays where the model has it."""
+        return [p.numel for p in self.parameters if not p.trainable]
 
     @functools.cached_property
     def flat_numel(self) -> int:
@@ -72,7 +90,7 @@ class Engine:
 
     @functools.cached_property
     def own(self) -> list[int]:
-        """Elements of each parameter's partition at stage 3."""
+        """Elements of the partition of each trained parameter at stage 3."""
         return partition_numels(self.numels, self.world_size)
 
     @functools.cached_property
@@ -83,7 +101,19 @@ class Engine:
 
 def model_states(engine: Engine) -> list[Allocation]:
     """Everything that DeepSpeed holds between steps, from the second step on (moments are created lazily in the first)."""
-    return LAYOUTS[engine.facts.wrapper](engine)
+    return [*LAYOUTS[engine.facts.wrapper](engine), *_frozen(engine)]
+
+
+def _frozen(engine: Engine) -> list[Allocation]:
+    """Parameters that are not trained: whole, or at stage 3 cut like all others (zero/partition_parameters.py), but in no flat buffer."""
+    size = dtype_bytes(engine.facts.parameter_dtype)
+    if not engine.frozen:
+        return []
+    if engine.facts.wrapper is not Wrapper.ZERO3:
+        return [allocation(labels.PARAMETERS, [size * n for n in engine.frozen], "the model's own tensors, which are not trained")]
+    sizes = [size * n for n in partition_numels(engine.frozen, engine.world_size)]
+    source = "zero/partition_parameters.py _partition_param"
+    return [allocation(labels.PARTITIONED_PARAMETERS, sizes, source, on_host=offloads_parameters(engine.config))]
 
 
 def _plain(engine: Engine) -> list[Allocation]:
@@ -235,7 +265,7 @@ def persistent_sizes(engine: Engine, size: int) -> list[int]:
     is_elsewhere = offloads_parameters(engine.config) and engine.device is Device.GPU
     if engine.world_size == 1 and not is_elsewhere:
         return []
-    return [size * engine.world_size * s for s in partition_numels(persistent(engine.numels, engine.zero), engine.world_size)]
+    return [size * engine.world_size * s for s in partition_numels(persistent(engine.all_numels, engine.zero), engine.world_size)]
 
 
 def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:
@@ -250,7 +280,7 @@ def reduce_bucket_sizes(engine: Engine) -> list[int]:
     facts = engine.facts
     dtypes = {facts.communication_dtype}
     if facts.autocast_dtype != "none":
-        dtypes = {facts.autocast_dtype if p.cast_by_autocast else facts.parameter_dtype for p in engine.parameters}
+        dtypes = {facts.autocast_dtype if p.cast_by_autocast else facts.parameter_dtype for p in engine.parameters if p.trainable}
     return [dtype_bytes(d) * engine.zero.reduce_bucket_size for d in sorted(dtypes)]
 
 

@@ -69,4 +69,4 @@ def host_link(engine: Engine, done: Walked) -> HostLink:
         return HostLink(down, after=width * own)
     own_numels = {key: ceil_div(n, world) for key, n in done.numels.items()}
     up = sum(times * own_numels[key] for times, launched in done.launched for _, keys in launched.gathered for key in keys)
-    return HostLink(down, width * up, width * sum(partition_numels(persistent(engine.numels, engine.zero), world)))
+    return HostLink(down, width * up, width * sum(partition_numels(persistent(engine.all_numels, engine.zero), world)))

@@ -14,6 +14,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
+from bf16prof.estimate.anatomy import Anatomy
 from bf16prof.estimate.first_step import raise_to_first_step
 from bf16prof.estimate.gathers import Gathers, Settings, owners, padding_bytes
 from bf16prof.estimate.gradients import (
@@ -29,16 +30,15 @@ from bf16prof.estimate.gradients import (
 )
 from bf16prof.estimate.kept import kept_by_the_loop
 from bf16prof.estimate.layout import cut_order, dealt_out, flat_spans, persistent_places
-from bf16prof.estimate.leaves import Leaves
+from bf16prof.estimate.leaves import Leaves, by_name, in_layers
 from bf16prof.estimate.passes import REMEMBERED, Handler, Meter, close, walk
-from bf16prof.estimate.program import Program, key_of, program, run_of
+from bf16prof.estimate.program import Program, key_of, program, recorded, run_of
 from bf16prof.estimate.steady import Engine
 from bf16prof.estimate.step import step, waiting_norms
-from bf16prof.models.autograd.tape import LOGITS, LOSS, Precision
-from bf16prof.models.shapes import TIED_HEAD, inventory
+from bf16prof.models.autograd.tape import LOSS, Precision
+from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.models.tapes import Run, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.profiles.models import Model
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Device, Label, Phase
 
@@ -52,12 +52,15 @@ NEGLIGIBLE = 2**16
 class Plan:
     """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, of BF16_Optimizer, or `None` at stage 0."""
 
+    anatomy: Anatomy
     run: Run
     precision: Precision
     block: int
     micro_steps: int
-    kept: tuple[int, int]
-    """Bytes of the logits and of the loss that the loop holds until it has new ones; 0 for logits that it does not keep."""
+    outputs: tuple[tuple[Label, int], ...]
+    """What the loop holds of a model's outputs until it has new ones: bytes by variable; none where it does not keep them."""
+    loss: int
+    """Bytes of the loss that it holds."""
     wires: tuple[int, int]
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
     casts_to_reduce: bool
@@ -77,7 +80,14 @@ class Plan:
     def widths(self) -> dict[Key, int]:
         """Bytes of an element of every parameter when it is gathered: in its own dtype, or autocast's."""
         own = self.precision.parameter
-        return _widths(self.run.model, (self.precision.autocast or own, own))
+        return _widths(self.anatomy, (self.precision.autocast or own, own))
+
+    def program(self) -> Program:
+        """A micro-step of the model."""
+        if self.anatomy.signature is not None:
+            return recorded(self.anatomy.signature, self.block)
+        is_third = isinstance(self.how, Settings)
+        return program(self.run, self.precision, is_third, self.memory_efficient_linear or not is_third, self.block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +106,7 @@ class Walked:
     @property
     def numels(self) -> Mapping[Key, int]:
         """The elements of every parameter."""
-        return numels_of(self.plan.run.model)
+        return self.plan.anatomy.numels
 
     @functools.cached_property
     def widths(self) -> Mapping[Key, int]:
@@ -106,7 +116,7 @@ class Walked:
     @functools.cached_property
     def wires(self) -> Mapping[Key, int]:
         """Bytes of an element of every gradient when it is reduced."""
-        return _widths(self.plan.run.model, self.plan.wires)
+        return _widths(self.plan.anatomy, self.plan.wires)
 
     @functools.cached_property
     def reduced(self) -> Sequence[tuple[int, tuple[Key, ...]]]:
@@ -129,7 +139,7 @@ def passes(job: Job, engine: Engine, done: Walked) -> Meter:
     gradients: Gradients | Gathers | Share = done.gradients
     meter = done.meter
     if isinstance(gradients, PartitionedGradients):
-        how, gradients = gradients.how, share(job, engine)
+        how, gradients = gradients.how, share(engine)
         meter = partitioned(meter, done.numels, how, gradients)
     meter = meter.copy()
     meter.resolve(engine.world_size)
@@ -143,41 +153,32 @@ def passes(job: Job, engine: Engine, done: Walked) -> Meter:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _like(model: Model, world_size: int) -> int:
+def _like(anatomy: Anatomy, world_size: int) -> int:
     """A number of ranks for which ZeRO-3 gathers and reduces the same bytes, but for `NEGLIGIBLE` padding: 2 if possible.
 
     Parameters are gathered whole; what differs is the padding, and whether a single gradient can be reduced in place.
     """
     if world_size <= 2:
         return world_size
-    numels = [each.numel for each in inventory(model)]
+    numels = list(anatomy.numels.values())
     padding = sum(padding_bytes(n, world_size, dtype_bytes("fp32"), ALLOCATOR_BLOCK_BYTES) for n in numels)
     alike = all((n % world_size == 0) == (n % 2 == 0) for n in set(numels))
     return 2 if alike and padding <= NEGLIGIBLE else world_size
 
 
-@functools.cache
-def numels_of(model: Model) -> dict[Key, int]:
-    """The elements of every parameter of a model."""
-    return {key_of(each.name): each.numel for each in inventory(model)}
-
-
-@functools.cache
-def _keys(model: Model) -> list[Key]:
-    return list(numels_of(model))
-
-
 def _plan(job: Job, engine: Engine) -> Plan:
     facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
-    held = {a.label: a.bytes for a in kept_by_the_loop(job.profile, facts)}
+    outputs, loss, _ = kept_by_the_loop(job, engine)
     is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
     return Plan(
+        anatomy=engine.anatomy,
         run=run_of(job, facts),
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
         block=block_bytes(job),
         micro_steps=workload.gradient_accumulation_steps,
-        kept=(held.get(LOGITS, 0), held[LOSS]),
+        outputs=tuple((each.label, each.bytes) for each in outputs),
+        loss=loss.bytes,
         wires=(half, width) if is_mixed else (dtype_bytes(facts.communication_dtype),) * 2,
         casts_to_reduce=facts.communication_dtype != facts.gradient_dtype,
         how=_how(job, engine),
@@ -207,7 +208,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
     if facts.wrapper is not Wrapper.ZERO3:
         return None
     return Settings(
-        world_size=_like(job.profile.model, engine.world_size),
+        world_size=_like(engine.anatomy, engine.world_size),
         prefetch_bucket=zero.prefetch_bucket_size,
         max_live=zero.max_live_parameters,
         max_reuse_distance=zero.max_reuse_distance,
@@ -215,7 +216,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         contiguous=zero.contiguous_gradients,
         width=width,
         gradient=dtype_bytes(facts.gradient_dtype),
-        persistent=frozenset(_keys(job.profile.model)[place] for place in persistent_places(engine.numels, zero)),
+        persistent=frozenset(engine.anatomy.keys[place] for place in persistent_places(engine.all_numels, zero)),
         on_host=offloads_parameters(engine.config),
         offloads=offloads,
         scatters=zero.reduce_scatter,
@@ -224,8 +225,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _walked(plan: Plan) -> Walked:
-    is_third = isinstance(plan.how, Settings)
-    whole = program(plan.run, plan.precision, is_third, plan.memory_efficient_linear or not is_third, plan.block)
+    whole = plan.program()
     meter = Meter(plan.block)
     gradients, handlers = strategy(plan, meter, whole)
     last = plan.micro_steps - 1
@@ -242,9 +242,9 @@ def _walked(plan: Plan) -> Walked:
     return Walked(plan, meter, whole, gradients, launched)
 
 
-def _widths(model: Model, sizes: tuple[int, int]) -> dict[Key, int]:
+def _widths(anatomy: Anatomy, sizes: tuple[int, int]) -> dict[Key, int]:
     """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
-    return {key: sizes[not p.cast_by_autocast] for key, p in zip(numels_of(model), inventory(model), strict=True)}
+    return {key: sizes[not p.cast_by_autocast] for key, p in zip(anatomy.keys, anatomy.parameters, strict=True)}
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -254,13 +254,13 @@ def _first_step(plan: Plan) -> Meter:
     DeepSpeed lets go of those again in the very first, while it records the order of modules, and gathers them with others in the next.
     The backward pass runs in a thread of its own, whose workspace comes with its first matrix product.
     """
-    whole = program(plan.run, plan.precision, True, plan.memory_efficient_linear, plan.block)
+    whole = plan.program()
     meter = Meter(plan.block)
     gathers = _gradients(plan, meter, whole)
     assert isinstance(gathers, Gathers), "other stages keep parameters whole"
     gathers.forget()
     handlers = _handlers(gathers)
-    missing = ((LOGITS, plan.kept[0]), (LOSS, plan.kept[1]), (CUBLAS_WORKSPACES, plan.workspace))
+    missing = (*plan.outputs, (LOSS, plan.loss), (CUBLAS_WORKSPACES, plan.workspace))
     for label, size in missing:
         meter.give(label, size)
     handlers["backward"] = lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)
@@ -270,56 +270,65 @@ def _first_step(plan: Plan) -> Meter:
         gathers.finish()
         close(whole, meter)
         meter.begin(Phase.STEP)
-        handlers = _handlers(gathers) | _loop(meter, plan.kept)
+        handlers = _handlers(gathers) | _loop(meter, plan)
     return meter
 
 
-def _loop(meter: Meter, kept: tuple[int, int]) -> dict[str, Handler]:
-    """What the training loop does when it gets logits and a loss, of which it already has some."""
-    return {
-        kind: functools.partial(_replace, meter, label, size)
-        for kind, label, size in zip(("logits", "loss"), (LOGITS, LOSS), kept, strict=True)
-    }
+def _loop(meter: Meter, plan: Plan) -> dict[str, Handler]:
+    """What the training loop does when it gets outputs and a loss, of which it already has some."""
+    kept = {"logits": plan.outputs, "loss": ((LOSS, plan.loss),)}
+    return {kind: functools.partial(_replace, meter, held) for kind, held in kept.items()}
 
 
-def _replace(meter: Meter, label: Label, size: int, *_: object) -> None:
-    """The loop assigns the new tensor to the variable that held the last micro-step's."""
-    meter.give(label, size)
+def _replace(meter: Meter, held: Sequence[tuple[Label, int]], *_: object) -> None:
+    """The loop assigns new tensors to the variables that held the last micro-step's."""
+    for label, size in held:
+        meter.give(label, size)
 
 
 def strategy(plan: Plan, meter: Meter, whole: Program) -> tuple[Gradients | Gathers, dict[str, Handler]]:
     """What the engine and the training loop do at the events of a micro-step: who takes the gradients, and all handlers."""
     gradients = _gradients(plan, meter, whole)
-    return gradients, _handlers(gradients) | _loop(meter, plan.kept)
+    return gradients, _handlers(gradients) | _loop(meter, plan)
 
 
 def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
-    model, how = plan.run.model, plan.how
-    numels = numels_of(model)
+    anatomy, how = plan.anatomy, plan.how
     if how is None:
-        return Gradients(meter, numels, plan.wires[1] if plan.casts_to_reduce else 0)
+        return Gradients(meter, anatomy.trained, plan.wires[1] if plan.casts_to_reduce else 0)
     if isinstance(how, Accumulation):
-        return AccumulatedGradients(meter, numels, how)
-    wires = _widths(model, plan.wires)
+        return AccumulatedGradients(meter, anatomy.trained, how)
+    wires = _widths(anatomy, plan.wires)
     if isinstance(how, Reduction):
         meter.log = []
-        return PartitionedGradients(meter, numels, wires, how)
+        return PartitionedGradients(meter, anatomy.trained, {key: wires[key] for key in anatomy.trained}, how)
     trace = list(whole.modules())
-    tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in inventory(model) if spec.tied}
-    order = _cut(model) if plan.zero_init else list(numels)
-    owned = owners(trace, numels, tied)
+    order = _cut(anatomy) if plan.zero_init else anatomy.keys
+    owned, leaves = _modules(plan, trace)
+    return Gathers(
+        meter, anatomy.numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how, leaves=leaves
+    )
+
+
+def _modules(plan: Plan, trace: Sequence[Key]) -> tuple[dict[Key, list[Key]], Leaves | None]:
+    """The parameters of each module that is called, and those that are taken as one with all that is in them."""
+    anatomy = plan.anatomy
+    if (signature := anatomy.signature) is not None:
+        called = {anatomy.key(each.name): [anatomy.key(name) for name in each.parameters] for each in signature.modules}
+        modules = {anatomy.key(each.name) for each in signature.modules if each.is_leaf}
+        return called, Leaves(modules, trace, anatomy.numels, by_name) if modules else None
+    tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in anatomy.parameters if spec.tied}
+    owned = owners(trace, anatomy.numels, tied)
     net = network(plan.run)
     modules = {module for module in owned if module[0] >= 0 and module[1] == net.leaf}
-    leaves = Leaves(modules, trace, numels, net.root) if modules else None
-    return Gathers(meter, numels, widths=plan.widths(), wires=wires, owned=owned, trace=trace, order=order, settings=how, leaves=leaves)
+    return owned, Leaves(modules, trace, anatomy.numels, in_layers(net.root)) if modules else None
 
 
-@functools.cache
-def _cut(model: Model) -> list[Key]:
+@functools.lru_cache(maxsize=REMEMBERED)
+def _cut(anatomy: Anatomy) -> list[Key]:
     """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
-    keys = _keys(model)
-    modules = [each.name.rpartition(".")[0] for each in inventory(model)]
-    return [keys[index] for index in cut_order(modules) if index is not None]
+    modules = [each.name.rpartition(".")[0] for each in anatomy.parameters]
+    return [anatomy.keys[index] for index in cut_order(modules) if index is not None]
 
 
 def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
@@ -336,14 +345,14 @@ def _handlers(gradients: Gradients | Gathers) -> dict[str, Handler]:
     }
 
 
-def share(job: Job, engine: Engine) -> Share:
+def share(engine: Engine) -> Share:
     """The flat buffer of stages 1 and 2, seen by the first rank."""
     zero, world, size = engine.zero, engine.world_size, dtype_bytes(engine.facts.parameter_dtype)
-    return Share(_spans(job.profile.model, world if zero.round_robin_gradients else 1, zero, size), engine.flat_numel // world)
+    return Share(_spans(engine.anatomy, world if zero.round_robin_gradients else 1, zero, size), engine.flat_numel // world)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _spans(model: Model, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
+def _spans(anatomy: Anatomy, ranks: int, zero: ZeroSettings, size: int) -> dict[Key, tuple[int, int]]:
     """Where every parameter is in the flat buffer, in its order there (`layout.flat_spans`)."""
-    numels = numels_of(model)
+    numels = anatomy.trained
     return dict(zip(dealt_out(list(numels), ranks), flat_spans(list(numels.values()), ranks, zero, size), strict=True))

@@ -71,7 +71,7 @@ def _zero12(job: Job, engine: Engine, done: Walked, ranks: Ranks) -> Iterable[Tr
     kind = Collective.REDUCE if to_owners else Collective.ALL_REDUCE
     calls, total = _reduced(done, 1, sys.maxsize)[Collective.ALL_REDUCE]
     if zero.reduce_scatter:
-        calls += _more_reductions(done, share(job, engine), zero.reduce_bucket_size, to_owners=to_owners)
+        calls += _more_reductions(done, share(engine), zero.reduce_bucket_size, to_owners=to_owners)
     yield ranks.transfer("gradients", kind, Phase.BACKWARD, calls, total, source)
     yield _updated(engine, ranks, "zero/stage_1_and_2.py step")
 

@@ -1,7 +1,8 @@
 """Runs that others published, as data files with their citation (`published/*.toml`); a command names one `published:NAME`.
 
 A file says what was run (a profile, and what is set over it), what was measured, what its source leaves open (`open`), what was therefore
-assumed (`assumed`), and what else a reader must know (`notes`). A row of `runs` is one measured case; it may set more over the profile.
+assumed (`assumed`), and what else a reader must know (`notes`). A row of `runs` is one measured case; it may set more over the profile,
+and say so (`what`). `dry_run` is set over all that for the dry run alone: the model as the libraries of that time ran it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job, Selection, expand
-from bf16prof.imports.finding import GIB, Finding, Reading, rounded
+from bf16prof.imports.finding import GIB, MIB, Finding, Reading, rounded
 from bf16prof.imports.record import imported_record
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile
@@ -42,6 +43,10 @@ class PublishedRun:
     job: Job
     at_least: Mapping[str, int]
     """Quantities of which only a lower bound is known, in bytes: what a job that ran out of memory asked for."""
+    dry_job: Job
+    """The job for a dry run: of the code that was run then, where the installed libraries keep something else."""
+    what: str = ""
+    """What tells it from other runs of its case."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,13 @@ def find_published(name: str) -> Published:
 def _run(name: str, row: Mapping[str, Any], table: Mapping[str, Any], gpu: Gpu) -> PublishedRun:
     """One row. A peak is `max_memory_allocated` since the process began, unless it is called otherwise."""
     values = {**table.get("set", {}), **row.get("set", {})}
-    resolved = load_profile(table.get("profile"), [Override(key, value, PREFIX + name) for key, value in values.items()])
+    resolved = _resolved(name, table, values)
     stage, world = (row.get(key, table.get(key)) for key in ("zero_stage", "world_size"))
     offload = Offload(row.get("offload", table.get("offload", Offload.NONE)))
-    (job,) = expand(Selection(resolved.profile, [stage], [world], [row["recipe"]], Device.GPU, gpu, offload))
+    job, dry_job = (
+        expand(Selection(each.profile, [stage], [world], [row["recipe"]], Device.GPU, gpu, offload))[0]
+        for each in (resolved, _resolved(name, table, values | table.get("dry_run", {})))
+    )
     readings = {QUANTITIES[quantity]: reading for quantity, reading in _readings(row)}
     at_least = {QUANTITIES[quantity]: reading.low for quantity, reading in _readings(row.get("at_least", {}))}
     facts = {"step_time_s": row["step_time_s"]} if "step_time_s" in row else {}
@@ -102,16 +110,20 @@ def _run(name: str, row: Mapping[str, Any], table: Mapping[str, Any], gpu: Gpu) 
     record = imported_record(job.case, [finding], gpu=gpu.id, notes=[f"published in {table['citation']}: {table['url']}"])
     if "loss" in row:
         record = dataclasses.replace(record, loss=float(row["loss"]["final"]), loss_summary=_loss_summary(row["loss"], table))
-    return PublishedRun(record, resolved, job, at_least)
+    return PublishedRun(record, resolved, job, at_least, dry_job, row.get("what", ""))
+
+
+def _resolved(name: str, table: Mapping[str, Any], values: Mapping[str, Any]) -> Resolved:
+    return load_profile(table.get("profile"), [Override(key, value, PREFIX + name) for key, value in values.items()])
 
 
 def _readings(row: Mapping[str, Any]) -> Iterator[tuple[str, Reading]]:
     for quantity in QUANTITIES:
         if f"{quantity}_bytes" in row:
             yield quantity, Reading(row[f"{quantity}_bytes"])
-        elif f"{quantity}_gib" in row:
-            text = row[f"{quantity}_gib"]
-            yield quantity, rounded(text, GIB, len(text.partition(".")[2]))
+        for unit, size in (("gib", GIB), ("mib", MIB)):
+            if text := row.get(f"{quantity}_{unit}"):
+                yield quantity, rounded(text, size, len(text.partition(".")[2]))
 
 
 def _notes(table: Mapping[str, Any], at_least: Mapping[str, int]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job, Refusal
@@ -60,12 +60,15 @@ class TorchAnswer:
         return Device.GPU if self.gpus else Device.CPU
 
 
-def ask_torch() -> TorchAnswer | str:
-    """What torch says of its GPUs, or one line on why it could not be asked. Takes as long as importing torch once."""
+def ask_torch(on: Callable[[list[str]], list[str]] = lambda words: words) -> TorchAnswer | str:
+    """What torch says of its GPUs, or one line on why it could not be asked. Takes as long as importing torch once.
+
+    `on` makes of a command one that runs it on another host.
+    """
     if package_version("torch") is None:
         return "torch is not installed"
     try:
-        done = run([sys.executable, "-c", _QUESTION], TIMEOUT_S)
+        done = run(on([sys.executable, "-c", _QUESTION]), TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"no answer in {TIMEOUT_S:.0f} s"
     if done.returncode:
@@ -126,10 +129,10 @@ def _require(package: str, purpose: str, hint: str) -> None:
         raise InputError(f"{purpose} needs {package}, which is not installed", hint=hint)
 
 
-def require_torch() -> TorchAnswer:
-    """What torch says; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
+def require_torch(on: Callable[[list[str]], list[str]] = lambda words: words) -> TorchAnswer:
+    """What torch says, here or `on` another host; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
     require_packages("measuring")
-    answer = ask_torch()
+    answer = ask_torch(on)
     if isinstance(answer, str):
         raise InputError(f"torch does not work: {answer}", hint="bf16prof doctor says what this machine can do")
     return answer

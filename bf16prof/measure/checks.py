@@ -14,15 +14,15 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from bf16prof.engine.versions import OLDEST, version_tuple
 from bf16prof.errors import install_hint
 from bf16prof.locks import is_held
 from bf16prof.measure.accelerator import TorchAnswer, ask_torch, run
-from bf16prof.measure.cache import BUILD_LOCK, cache_folder
+from bf16prof.measure.cache import BUILD_LOCK, CACHE_VARIABLE, cache_folder
+from bf16prof.measure.cluster import host_name, network, shared_cache, starters
+from bf16prof.measure.findings import Check, State
 from bf16prof.measure.machine import package_version
 from bf16prof.measure.probes import nvml
 from bf16prof.profiles.optimizers import all_optimizers
@@ -35,24 +35,6 @@ SHM_BYTES = 512 * 2**20
 DISK_BYTES = 2 * 2**30
 BF16_CAPABILITY = (8, 0)
 """The first compute capability with bf16 tensor cores."""
-
-
-class State(StrEnum):
-    """How a check came out: `ok`; `missing`, not on this machine; `warning`, there, but not as it should be."""
-
-    OK = "ok"
-    MISSING = "missing"
-    WARNING = "warning"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked for: a line on what was found, and a line on what to do about it ("" if nothing)."""
-
-    name: str
-    status: State
-    detail: str
-    hint: str = ""
 
 
 def checks() -> list[Check]:
@@ -74,6 +56,9 @@ def checks() -> list[Check]:
         _space("shared memory", Path("/dev/shm"), SHM_BYTES, "in a container: docker run --shm-size=8g (or --ipc=host)"),
         _space("disk", Path.cwd(), DISK_BYTES, "free some space, or write runs elsewhere with --output-dir"),
         _extension_cache(),
+        host_name(),
+        network(),
+        starters(),
     ]
 
 
@@ -192,7 +177,10 @@ def _extension_cache() -> Check:
         return Check(name, State.WARNING, f"{folder} cannot be written", "set TORCH_EXTENSIONS_DIR to a folder that can")
     if is_held(folder / BUILD_LOCK):
         return Check(name, State.WARNING, f"a build is going on in {folder}", "measure waits for its end")
-    return Check(name, State.OK, str(folder))
+    where, warning = shared_cache(existing)
+    if warning:
+        return Check(name, State.WARNING, f"{folder}: {warning}", f"set {CACHE_VARIABLE} to a folder on each host's own disk")
+    return Check(name, State.OK, f"{folder}{where}")
 
 
 def _first_line(command: list[str]) -> str:

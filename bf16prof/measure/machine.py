@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bf16prof
 from bf16prof.measure.probes import nvml
+from bf16prof.processes import usable_cores
 from bf16prof.profiles.secrets import is_secret
 
 PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "nvidia-ml-py", "numpy")
@@ -58,7 +59,7 @@ def hardware() -> dict[str, str]:
 
     found = {
         "cpu": _cpu_model(),
-        "cores": str(_usable_cores()),
+        "cores": str(usable_cores()),
         "memory_bytes": str(psutil.virtual_memory().total),
         "system": _system(),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -93,10 +94,6 @@ def memory_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
 def _cpu_model(file: Path = Path("/proc/cpuinfo")) -> str:
     match = re.search(r"^model name\s*:\s*(.+)$", _read(file), re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _system() -> str:

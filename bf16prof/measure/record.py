@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.results import RankResult
 from bf16prof.measure.utilisation import peak_note, utilisation
 from bf16prof.quality.sums import SAMPLE, Sums, total
 from bf16prof.records import (
     Device,
     MemoryRecord,
+    Phase,
     QualityStep,
+    RankSummary,
     Source,
     StepRecord,
     StepWork,
@@ -28,7 +31,7 @@ from bf16prof.summaries import interquartile_range, not_finite
 from bf16prof.verdict import of_a_run
 
 
-def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) -> MemoryRecord | None:
+def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = None) -> MemoryRecord | None:
     """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
     the slowest. That another rank's peak is higher is said in the notes.
 
@@ -41,7 +44,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     heaviest = max(ranks, key=_weight)
     steps = _job_steps(heaviest, ranks)
     times = [s.time_s for s in steps if not s.warmup and s.time_s is not None]
-    median = statistics.median(times) if times else None
+    median = _median(times)
     allocated = heaviest.allocated_bytes
     items, doubt = ((), None) if allocated is None else with_other(heaviest.items, allocated)
     phases = heaviest.training_phases()
@@ -64,7 +67,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         reserved_bytes=heaviest.reserved_bytes,
         device_bytes=heaviest.device_bytes,
         host_bytes=sum(i.bytes for i in heaviest.host_items) if heaviest.host_items else None,
-        host_bytes_per_node=sum(i.bytes for rank in ranks for i in rank.host_items) if heaviest.host_items else None,
+        host_bytes_per_node=_fullest_node(ranks) if heaviest.host_items else None,
         step_time_s=median,
         step_time_iqr_s=interquartile_range(times),
         tokens_per_s=_tokens_per_step(job) / median if median and not job.profile.model.inputs else None,
@@ -78,7 +81,7 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
         power_w=heaviest.power_w,
         steps=steps,
         quality=job_quality(ranks),
-        rank_allocated_bytes=tuple(rank.allocated_bytes for rank in ranks if rank.allocated_bytes is not None),
+        ranks=tuple(_summary(rank) for rank in ranks),
         notes=(
             *_notes(outcome, steps),
             *_higher_peak(heaviest, ranks),
@@ -89,6 +92,37 @@ def measured_record(job: Job, outcome: Outcome, work: StepWork | None = None) ->
     )
     gpu = job.gpu if job.device is Device.GPU else None
     return of_a_run(record, gpu, finished=outcome.status is Status.FINISHED, out_of_memory=outcome.status is Status.OOM)
+
+
+def _summary(rank: RankResult) -> RankSummary:
+    phases = rank.training_phases()
+    highest = peak_phase(phases)
+    measured = [step for step in rank.steps if not step.warmup]
+    timed = {phase: [step.phase_time_s[phase] for step in measured if phase in step.phase_time_s] for phase in Phase}
+    return RankSummary(
+        rank.rank,
+        rank.host,
+        rank.node,
+        "cpu" if rank.device_index is None else f"cuda:{rank.device_index}",
+        allocated_bytes=rank.allocated_bytes,
+        peak_allocated_bytes=phases[highest].peak_bytes if highest else None,
+        run_peak_allocated_bytes=rank.run_peak_bytes,
+        reserved_bytes=rank.reserved_bytes,
+        step_time_s=_median([step.time_s for step in measured if step.time_s is not None]),
+        phase_time_s={phase: statistics.median(times) for phase, times in timed.items() if times},
+    )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _fullest_node(ranks: Sequence[RankResult]) -> int:
+    """The bytes that the ranks of one node hold in its memory, on the node where that is most."""
+    by_node: Counter[int] = Counter()
+    for rank in ranks:
+        by_node[rank.node] += sum(item.bytes for item in rank.host_items)
+    return max(by_node.values())
 
 
 SAMPLED = f"lost updates and EDQ: at most {SAMPLE:,} elements of each parameter and rank, evenly spaced, after the measured steps"
@@ -111,7 +145,7 @@ def _update_quality(sums: Sums) -> UpdateQuality:
     return UpdateQuality(sums.elements, sums.lost_updates, sums.edq)
 
 
-def _notes(outcome: Outcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
+def _notes(outcome: RanksOutcome, steps: Sequence[StepRecord]) -> tuple[str, ...]:
     notes = [] if outcome.status is Status.FINISHED else [f"partial: {outcome.status}: {outcome.message}"]
     return (*notes, *not_finite([step.step + 1 for step in steps if step.loss is None], len(steps)))
 

@@ -42,8 +42,9 @@ class RankQuality:
 class RankResult:
     """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
 
-    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`. `stopped_at`: when something
-    was raised that stopped the rank, in seconds of the system's monotonic clock. `noticed`: that only said that another rank is gone.
+    `host`, `node` (its number) and `device_index` say where it runs; the index is `None` on a CPU. Fields are called as in
+    `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`. `stopped_at`: when something was raised that stopped
+    the rank, in seconds of the system's monotonic clock. `noticed`: that only said that another rank is gone.
     """
 
     __pydantic_config__ = STRICT
@@ -53,6 +54,9 @@ class RankResult:
     status: Status
     device: Device
     device_name: str
+    host: str = ""
+    node: Size = 0
+    device_index: Size | None = None
     parameters: int = 0
     message: str = ""
     init: PhaseMemory = field(default_factory=PhaseMemory)

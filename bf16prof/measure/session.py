@@ -12,11 +12,14 @@ from pathlib import Path
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import RunFailed
 from bf16prof.files import NotWritten, write_json, write_text
-from bf16prof.measure.launcher import Outcome, launch
+from bf16prof.measure.launcher import RanksOutcome, launch
 from bf16prof.measure.machine import environment, hardware, versions
+from bf16prof.measure.places import LOCAL, Place
 from bf16prof.measure.prepare import prepare
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult, RankTask
+from bf16prof.measure.resume import NOTHING, Finished
+from bf16prof.measure.waiting import heartbeat
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import (
     QUALITY,
@@ -24,6 +27,7 @@ from bf16prof.runs import (
     SPEC,
     CaseStatus,
     Manifest,
+    Node,
     Run,
     Status,
     command_line,
@@ -41,7 +45,8 @@ from bf16prof.runs import (
 @dataclass(frozen=True)
 class Plan:
     """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
-    further steps in which the optimizer's updates are watched; `origins` of the profile's values."""
+    further steps in which the optimizer's updates are watched; `origins` of the profile's values, the `place` where ranks run, and what is
+    `kept` of a run that goes on."""
 
     name: str
     jobs: Sequence[Job]
@@ -52,6 +57,12 @@ class Plan:
     timeout_s: float
     quality_steps: int = 0
     origins: Mapping[str, str] = field(default_factory=dict)
+    place: Place = LOCAL
+    kept: Finished = NOTHING
+
+    def task(self, job: Job) -> RankTask:
+        """What the ranks of a job are told."""
+        return RankTask(JobFile.of(job), self.warmup, self.steps, self.quality_steps)
 
 
 class Watcher:
@@ -76,12 +87,20 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
     A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on. Raises
     `RunFailed` when the run directory cannot be written any more; what was measured until then is kept.
     """
+    with heartbeat(plan.folder) if plan.place.nodes > 1 else contextlib.nullcontext():
+        return _measure(plan, watcher)
+
+
+def _measure(plan: Plan, watcher: Watcher) -> Run:
     run = _begin(plan)
     save(run)
     reserve = _Reserve(plan.folder)
     try:
-        prepare(plan.jobs, watcher.preparing)
+        if plan.place.is_here:
+            prepare(plan.jobs, watcher.preparing)
         for index, job in enumerate(plan.jobs):
+            if job.case.label in plan.kept.cases:
+                continue
             run = _with_case(run, index, CaseStatus(job.case, Status.RUNNING))
             save(run)
             watcher.case_begins(index, job)
@@ -131,28 +150,41 @@ def _begin(plan: Plan) -> Run:
         status=Status.RUNNING,
         device=first.device,
         argv=command_line(),
-        cases=tuple(CaseStatus(job.case, Status.PLANNED) for job in plan.jobs),
+        cases=tuple(plan.kept.cases[job.case.label][0] if job.case.label in plan.kept.cases else planned(job) for job in plan.jobs),
         profile=first.profile.model_dump(mode="json"),
         versions=versions(),
         hardware=hardware(),
         environment=environment(),
         origins=dict(plan.origins),
+        nodes=plan.kept.nodes,
     )
-    return Run(plan.folder, manifest, plan.predictions)
+    return Run(plan.folder, manifest, (*plan.predictions, *(record for _, record in plan.kept.cases.values())))
 
 
-def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> Outcome:
+def planned(job: Job) -> CaseStatus:
+    """A case that has not begun."""
+    return CaseStatus(job.case, Status.PLANNED)
+
+
+def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> RanksOutcome:
     folder = plan.folder / job.case.label
     folder.mkdir()  # whatever is there by now is not ours
-    write_json(folder / SPEC, RankTask(JobFile.of(job), plan.warmup, plan.steps, plan.quality_steps))
-    return launch(folder, job.case.world_size, plan.timeout_s, on_progress)
+    write_json(folder / SPEC, plan.task(job))
+    return launch(folder, plan.place, job.case.world_size, plan.timeout_s, on_progress)
 
 
-def _finish_case(run: Run, index: int, job: Job, outcome: Outcome) -> Run:
+def _finish_case(run: Run, index: int, job: Job, outcome: RanksOutcome) -> Run:
     status = CaseStatus(job.case, outcome.status, outcome.message, outcome.log_tail)
     work = next((r.work for r in run.records if r.case == job.case and r.source is Source.ESTIMATE), None)
     record = measured_record(job, outcome, work)
+    run = replace(run, nodes=_nodes(run.manifest.nodes, outcome))
     return _with_case(replace(run, records=(*run.records, record)) if record else run, index, status)
+
+
+def _nodes(known: tuple[Node, ...], outcome: RanksOutcome) -> tuple[Node, ...]:
+    """All nodes that have reported, by number."""
+    found = {node.node: node for node in known} | {r.node: Node(r.node, r.host, r.hardware) for r in outcome.nodes}
+    return tuple(found[number] for number in sorted(found))
 
 
 def _with_case(run: Run, index: int, status: CaseStatus) -> Run:

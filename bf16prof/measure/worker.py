@@ -10,6 +10,7 @@ import gc
 import math
 import os
 import re
+import socket
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -55,7 +56,7 @@ class Rank:
         self.probe = make_probe(self.job.device)
         self.clock = _phase_clock(self.probe)
         self.marks = PhaseMarks(self.probe, self.probe.settle, self.clock.mark)
-        self.result = RankResult(self.rank, os.getpid(), Status.RUNNING, self.probe.device, self.probe.name)
+        self.result = started_result(self.rank, self.probe)
         self._written = 0.0
 
     def save(self, *, force: bool = True, **changes: Any) -> None:
@@ -152,6 +153,20 @@ class Rank:
             loss = loop.step()
             step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take())
             self.save(force=False, quality=(*self.result.quality, step))
+
+
+def started_result(rank: int, probe: Any) -> RankResult:
+    """The result of a rank that has just begun, with where it runs. Launchers other than torchrun number no nodes."""
+    return RankResult(
+        rank,
+        os.getpid(),
+        Status.RUNNING,
+        probe.device,
+        probe.name,
+        host=socket.gethostname(),
+        node=int(os.environ.get("GROUP_RANK", "0")),
+        device_index=int(os.environ.get("LOCAL_RANK", "0")) if probe.device is Device.GPU else None,
+    )
 
 
 class _Timer:

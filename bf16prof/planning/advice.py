@@ -79,11 +79,20 @@ def all_changes(judge: Judge, start: Judged) -> list[Change]:
 
     Those that make the plan fit come first, fewer things before more; then by what they save.
     """
-    found = _predicted(judge, start, [*_of_the_setting(judge, start.setting), *_of_keys(start)])
+    found = _single(judge, start)
     if not any(change.plan.fits and not trial.harm for trial, change in found):
         found += _together(judge, start, [trial for trial, _ in sorted(found, key=lambda pair: -pair[1].saved_bytes)])
     ordered = sorted(found, key=lambda pair: (not pair[1].plan.fits, pair[0].things, pair[0].harm > 1, -pair[1].saved_bytes))
     return [change for _, change in ordered]
+
+
+def single_changes(judge: Judge, start: Judged) -> list[Change]:
+    """Every single change that saves memory, the most effective first."""
+    return sorted((change for _, change in _single(judge, start)), key=lambda change: -change.saved_bytes)
+
+
+def _single(judge: Judge, start: Judged) -> list[Tried]:
+    return _predicted(judge, start, [*_of_the_setting(judge, start.setting), *_of_keys(start)])
 
 
 def _together(judge: Judge, start: Judged, trials: Sequence[Trial]) -> list[Tried]:

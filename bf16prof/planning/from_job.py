@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bf16prof.cases import STAGES, Job
-from bf16prof.planning.advice import all_changes
+from bf16prof.planning.advice import all_changes, single_changes
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Question, Setting, powers_of_two
 from bf16prof.plans import Change
@@ -35,6 +35,16 @@ def judge_of(job: Job, gpu: Gpu) -> tuple[Judge, Judged | None]:
         sequence_length=workload.sequence_length,
     )
     return judge, judge(setting)
+
+
+def what_gives_back(job: Job, gpu: Gpu) -> list[Change]:
+    """The single changes of a job that save memory, the most effective first; none where it has no closed form."""
+    from bf16prof.estimate.gap import closed_form_gap
+
+    if closed_form_gap(job):
+        return []
+    judge, start = judge_of(job, gpu)
+    return single_changes(judge, start) if start else []
 
 
 def changes_of(judge: Judge, start: Judged, missing_bytes: int = 0) -> tuple[list[Change], list[Change]]:

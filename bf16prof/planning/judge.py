@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
@@ -44,6 +45,8 @@ class Judge:
         self.calibration = calibration
         self.left_out: dict[str, None] = {}
         """Why settings that DeepSpeed runs were not judged."""
+        self.watch: Callable[[int], None] = lambda _: None
+        """Told how many settings have been judged, after each."""
         self._jobs: dict[Setting, Job | None] = {}
         self._judged: dict[tuple[Setting, Replays], Judged | None] = {}
 
@@ -51,6 +54,11 @@ class Judge:
         """What has been judged in full so far, of a number of GPUs."""
         full = (one for (_, replays), one in self._judged.items() if replays is Replays.DECISIVE)
         return list({id(one): one for one in full if one is not None and one.setting.world_size == world_size}.values())
+
+    def first_asked(self, world_sizes: Sequence[int]) -> list[Job]:
+        """The jobs of the smallest micro-batches, which are judged whatever comes of it."""
+        settings = (setting for size in world_sizes for setting in self.question.combinations(size))
+        return [job for setting in settings if refusal_reason(job := self.question.job(setting)) is None]
 
     def job(self, setting: Setting) -> Job | None:
         """The job of a setting; `None` if DeepSpeed refuses it or there is no closed form."""
@@ -90,6 +98,7 @@ class Judge:
     def _known(self, setting: Setting, replays: Replays) -> Judged | None:
         if (setting, replays) not in self._judged:
             self._judged[setting, replays] = self._as_it_fits(setting, replays)
+            self.watch(len(self._judged))
         return self._judged[setting, replays]
 
     def changed(self, setting: Setting, profile: Profile) -> Judged | None:

@@ -341,8 +341,7 @@ def _take_precision(rest: dict[str, Any], origin: str, wanted: bool) -> str:
     autocast = rest.get("torch_autocast") or {}
     if autocast.get("enabled") and short_dtype(autocast.get("dtype")) not in ("bf16", "fp16"):
         raise InputError(f"{origin}: torch_autocast.dtype: expected bfloat16 or float16, got {autocast.get('dtype')!r:.60}")
-    found = _decisive(rest)
-    recipe = next((id_ for id_, r in runnable_recipes().items() if r.is_json and _decisive(r.deepspeed or {}) == found), DS_CONFIG)
+    recipe = recipe_of(rest)
     if recipe != DS_CONFIG or not wanted:
         for block, keys in DECISIVE.items():
             rest[block] = {key: value for key, value in (rest.get(block) or {}).items() if key not in keys}
@@ -350,6 +349,12 @@ def _take_precision(rest: dict[str, Any], origin: str, wanted: bool) -> str:
         if not rest.get(block):
             rest.pop(block, None)
     return recipe
+
+
+def recipe_of(content: Mapping[str, Any]) -> str:
+    """The id of the recipe that the precision blocks of a DeepSpeed configuration are."""
+    found = _decisive(content)
+    return next((id_ for id_, r in runnable_recipes().items() if r.is_json and _decisive(r.deepspeed or {}) == found), DS_CONFIG)
 
 
 def _decisive(blocks: Mapping[str, Any]) -> dict[str, object]:

@@ -181,6 +181,10 @@ class FactorySettings(Settings):
     inputs: Inputs = Field(default_factory=dict)
     """What the model is called with; token ids when absent."""
 
+    def __hash__(self) -> int:
+        """By what is said, so that what follows from it can be remembered."""
+        return hash((self.factory, self.vocab_size, repr(self.inputs)))
+
     @property
     def family(self) -> str:
         """The function is all that is known of it."""

@@ -14,7 +14,7 @@ from bf16prof.reports.views import Line
 class Cell:
     """A cell: what is read, what it sorts by (the text where there is none), its class, and a link or a component's colour.
 
-    `detail`: lines below the text that explain it.
+    `detail`: lines below the text that explain it. `keys`: of a row's first cell, (name, value) by which the page filters the row.
     """
 
     text: str
@@ -24,6 +24,7 @@ class Cell:
     colour: str = ""
     title: str = ""
     detail: str = ""
+    keys: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

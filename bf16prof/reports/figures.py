@@ -1,125 +1,67 @@
-"""The figures of the HTML report that show all cases in one: components, peaks by phase, steps and step times.
+"""The figures of the HTML report that show all cases in one: peaks by phase, steps and step times.
 
-They keep the rules of `plots.py`. Losses have a module of their own, and so has their price; the
-figures of one case are in `step_figure.py`.
+They keep the rules of `plots.py`. What the peak is made of, losses and their price have modules of their own (`memory_figure.py`,
+`loss_figure.py`, `price_figure.py`), and so have the figures of one case (`step_panels.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from bf16prof.records import TRAINING, Component, MemoryRecord, Phase, StepRecord
+from bf16prof.records import TRAINING, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
+from bf16prof.reports.chosen import nearest_the_limit
+from bf16prof.reports.limit_lines import LimitLines
 from bf16prof.reports.loss_figure import loss_curves
+from bf16prof.reports.memory_figure import MOST_CASES, memory
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.price_figure import gap, price
+from bf16prof.reports.ranks_figure import rank_peaks, rank_times
+from bf16prof.reports.rows import Rows
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
-from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, seconds, signed_percent, whole
-from bf16prof.reports.views import CaseView, bound, component_name, step_times
-
-_HEADER = 1.15
-_BAR = 0.82
-"""Width of a bar, as rows are 1 apart; Plotly would go by the distance of bars, and a case may have one only."""
+from bf16prof.reports.units import gib, scale, seconds, whole
+from bf16prof.reports.views import CaseView, bound, step_times
 
 
 def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
     """Every figure by the name of its section; None where the views have no data for it."""
     makers: dict[str, Callable[[Sequence[CaseView]], Figure | None]] = {
-        "components": components,
+        "memory": memory,
         "phases": phase_peaks,
         "timeline": timeline,
         "times": times,
         "losses": loss_curves,
         "price": price,
         "gap": gap,
+        "ranks": rank_peaks,
+        "rank_times": rank_times,
     }
     return {name: make(views) for name, make in makers.items()}
 
 
-def components(views: Sequence[CaseView]) -> Figure | None:
-    """Memory allocated between steps as stacked bars by component: measurements solid, predictions hatched, under the case's name."""
-    rows = _Rows(views, lambda view: [r for r in view.records.values() if r.components])
-    if not rows.records:
-        return None
-    largest = max(sum(size for size in r.components.values() if size > 0) for _, _, r in rows.records)
-    divisor, unit = scale(largest)
-    traces = [_component_trace(c, rows, divisor) for c in Component if any(r.components.get(c) for _, _, r in rows.records)]
-    traces.append(_totals_trace(rows, divisor))
-    layout = rows.layout(f"allocated between steps ({unit})") | {"barmode": "relative"}
-    layout["xaxis"]["range"] = [min(0, *(_least(r) / divisor for _, _, r in rows.records)), largest / divisor * 1.3]
-    return figure("figure-components", traces, layout)
-
-
-def _least(record: MemoryRecord) -> int:
-    return sum(size for size in record.components.values() if size < 0)
-
-
-def _component_trace(component: Component, rows: _Rows, divisor: int) -> Trace:
-    sizes = [record.components.get(component, 0) for _, _, record in rows.records]
-    predicted = [record is not view.reference for view, _, record in rows.records]
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "width": _BAR,
-        "name": component_name(component),
-        "y": [y for _, y, _ in rows.records],
-        "x": [size / divisor for size in sizes],
-        "customdata": [[gib(size), whole(size), str(record.source)] for size, (_, _, record) in zip(sizes, rows.records, strict=True)],
-        "hovertemplate": f"{component_name(component)}, %{{customdata[2]}}<br>%{{customdata[0]}} (%{{customdata[1]}} B)<extra></extra>",
-        "marker": {
-            "color": palette.COMPONENTS[component],
-            "line": {"width": 1, "color": "#fff"},
-            "pattern": {
-                "shape": ["/" if p else "" for p in predicted],
-                "fillmode": "overlay",
-                "fgcolor": "#fff",
-                "fgopacity": 0.45,
-                "size": 6,
-                "solidity": 0.22,
-            },
-        },
-    }
-
-
-def _totals_trace(rows: _Rows, divisor: int) -> Trace:
-    ends = [sum(size for size in record.components.values() if size > 0) / divisor for _, _, record in rows.records]
-    return {
-        "type": "scatter",
-        "mode": "text",
-        "x": ends,
-        "y": [y for _, y, _ in rows.records],
-        "text": [f" {_verdict(view, record) or gib(record.allocated_bytes)}" for view, _, record in rows.records],
-        "textposition": "middle right",
-        "hoverinfo": "skip",
-        "cliponaxis": False,
-    }
-
-
-def _verdict(view: CaseView, record: MemoryRecord) -> str:
-    line = view.line("allocated_bytes")
-    if line is None or record.source not in line.differences:
-        return ""
-    if line.as_printed(record.source):
-        return AS_PRINTED
-    return EXACT if line.differences[record.source] == 0 else signed_percent(line.errors[record.source])
-
-
 def phase_peaks(views: Sequence[CaseView]) -> Figure | None:
     """The peak of each phase as a symbol on the case's line: filled where measured, open where predicted."""
-    rows = _Rows(views, lambda view: [r for r in view.records.values() if any(m.peak_bytes is not None for m in r.phases.values())])
+    shown = nearest_the_limit(views, MOST_CASES)
+    rows = Rows(shown, lambda view: [r for r in view.records.values() if any(m.peak_bytes is not None for m in r.phases.values())])
     peaks = [m.peak_bytes for _, _, r in rows.records for m in r.phases.values() if m.peak_bytes is not None]
     if not peaks:
         return None
     divisor, unit = scale(max(peaks))
     traces = [trace for phase in Phase if (trace := _phase_trace(phase, rows, divisor))]
-    layout = rows.layout(f"peak allocated ({unit})")
-    layout["xaxis"]["rangemode"] = "tozero"
-    return figure("figure-phases", traces, layout)
+    limits = LimitLines(rows, divisor, max(peaks))
+    layout = rows.layout(f"peak allocated ({unit})") | {"shapes": limits.lines()}
+    layout["annotations"] += limits.words()
+    layout["xaxis"]["range"] = [0, limits.end]
+    words = "; ".join(f"{view.label}, {record.source}: {_phases_in_words(record)}" for view, _, record in rows.records[:24])
+    return figure("figure-phases", traces, layout, "Peaks by phase, against the GPU's limit", words)
 
 
-def _phase_trace(phase: Phase, rows: _Rows, divisor: int) -> Trace | None:
+def _phases_in_words(record: MemoryRecord) -> str:
+    return ", ".join(f"{phase} {gib(memory.peak_bytes)}" for phase, memory in record.phases.items() if memory.peak_bytes is not None)
+
+
+def _phase_trace(phase: Phase, rows: Rows, divisor: int) -> Trace | None:
     colour, symbol, _ = palette.PHASES[phase]
     points = [
         (view, y, record, memory.peak_bytes)
@@ -165,7 +107,8 @@ def timeline(views: Sequence[CaseView]) -> Figure | None:
     ]
     layout = base_layout(360, "step", f"allocated ({unit})")
     layout["xaxis"] |= step_ticks(x for _, _, points in curves for x, _, _ in points)
-    return figure("figure-timeline", traces, layout)
+    words = "; ".join(f"{view.label}: {len(points)} points, up to {gib(max(p[1] for p in points))}" for _, view, points in curves if points)
+    return figure("figure-timeline", traces, layout, "Allocated memory over the steps", words)
 
 
 def _timeline_points(steps: Iterable[StepRecord]) -> list[tuple[float, int, str]]:
@@ -182,10 +125,11 @@ def _timeline_points(steps: Iterable[StepRecord]) -> list[tuple[float, int, str]
 
 def times(views: Sequence[CaseView]) -> Figure | None:
     """Seconds of every step as a dot on the case's line (warm-up steps open), the median as a tall mark."""
-    rows = _Rows(views, lambda view: [view.main] if step_times(view.main) or view.main.step_time_s is not None else [])
+    rows = Rows(views, lambda view: [view.main] if step_times(view.main) or view.main.step_time_s is not None else [])
     if not rows.records:
         return None
-    traces = [_dots_trace(rows, warmup) for warmup in (False, True)]
+    colours = {id(view): colour for view, (colour, _) in zip(views, case_styles(views), strict=True)}
+    traces = [_dots_trace(rows, colours, warmup) for warmup in (False, True)]
     medians = [(y, r.step_time_s) for _, y, r in rows.records if r.step_time_s is not None]
     traces.append(
         {
@@ -196,18 +140,19 @@ def times(views: Sequence[CaseView]) -> Figure | None:
             "y": [y for y, _ in medians],
             "customdata": [seconds(value) for _, value in medians],
             "hovertemplate": "median %{customdata}<extra></extra>",
-            "marker": {"symbol": "line-ns", "size": 20, "line": {"width": 3, "color": palette.series(5)}},
+            "marker": {"symbol": "line-ns", "size": 20, "line": {"width": 3, "color": palette.INK}},
         }
     )
     layout = rows.layout("seconds per step")
     layout["xaxis"]["rangemode"] = "tozero"
-    return figure("figure-times", traces, layout)
+    said = [f"{view.label}: median {seconds(record.step_time_s)}" for view, _, record in rows.records if record.step_time_s is not None]
+    return figure("figure-times", traces, layout, "Seconds per step", "; ".join(said[:24]))
 
 
-def _dots_trace(rows: _Rows, warmup: bool) -> Trace:
+def _dots_trace(rows: Rows, colours: Mapping[int, str], warmup: bool) -> Trace:
     points = [
-        (y, step, time)
-        for _, y, record in rows.records
+        (y, step, time, colours[id(view)])
+        for view, y, record in rows.records
         for step, time, _ in thinned([found for found in step_times(record) if found[2] is warmup], lambda found: found[1])
     ]
     kind = "warm-up step" if warmup else "step"
@@ -215,47 +160,9 @@ def _dots_trace(rows: _Rows, warmup: bool) -> Trace:
         "type": "scatter",
         "mode": "markers",
         "name": kind,
-        "x": [time for _, _, time in points],
-        "y": [y for y, _, _ in points],
-        "customdata": [[step, seconds(time)] for _, step, time in points],
+        "x": [time for _, _, time, _ in points],
+        "y": [y for y, *_ in points],
+        "customdata": [[step, seconds(time)] for _, step, time, _ in points],
         "hovertemplate": f"{kind} %{{customdata[0]}}: %{{customdata[1]}}<extra></extra>",
-        "marker": {"symbol": "circle-open" if warmup else "circle", "size": 8, "color": palette.series(0), "opacity": 0.6},
+        "marker": {"symbol": "circle-open" if warmup else "circle", "size": 8, "color": [c for *_, c in points], "opacity": 0.7},
     }
-
-
-class _Rows:
-    """A vertical axis on which each case has a heading and, under it, one row per record. `records` is (view, y, record)."""
-
-    def __init__(self, views: Sequence[CaseView], choose: Callable[[CaseView], list[MemoryRecord]]) -> None:
-        self.records: list[tuple[CaseView, float, MemoryRecord]] = []
-        self._headings: list[tuple[float, str]] = []
-        y = 0.0
-        for view in views:
-            chosen = choose(view)
-            if not chosen:
-                continue
-            self._headings.append((y, view.label))
-            y += 0.85
-            for record in chosen:
-                self.records.append((view, y, record))
-                y += 1
-            y += _HEADER - 0.85
-        self._end = y
-
-    def layout(self, title: str) -> dict[str, Any]:
-        layout = base_layout(int(self._end * 26 + 88), title, "")
-        layout["yaxis"] |= {
-            "range": [self._end - 0.4, -0.6],
-            "tickvals": [y for _, y, _ in self.records],
-            "ticktext": [str(record.source) for _, _, record in self.records],
-            "showgrid": False,
-            "fixedrange": True,
-            "zeroline": False,
-            "ticklabelstandoff": 6,
-        }
-        layout["annotations"] = [
-            {"x": 0, "xref": "paper", "xanchor": "left", "y": y, "text": f"<b>{plotly_text(label)}</b>", "showarrow": False}
-            for y, label in self._headings
-        ]
-        layout["hovermode"] = "closest"
-        return layout

@@ -8,21 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bf16prof.bounds import bound_notes
 from bf16prof.documents import as_json, document
 from bf16prof.reconcile import REFERENCES
 from bf16prof.records import Component, MemoryRecord, Phase, Source
 from bf16prof.reports import figures, palette, plots
+from bf16prof.reports.anchors import anchors
+from bf16prof.reports.answers import answers
 from bf16prof.reports.asked import asked_lines, settings
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
+from bf16prof.reports.fit_map import fit_maps
 from bf16prof.reports.learning import edq_text, lost_text
+from bf16prof.reports.limit_lines import limit_of
 from bf16prof.reports.loss_table import loss_notes, loss_table, rounding_note
+from bf16prof.reports.memory_figure import MOST_CASES
 from bf16prof.reports.page import page
 from bf16prof.reports.price_table import price_table
+from bf16prof.reports.ranks import imbalance, ranks_table
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
-from bf16prof.reports.summary import summary, tiles
+from bf16prof.reports.summary import MOST_ROWS, case_keys, filters, summary
 from bf16prof.reports.thinning import thinning_note, with_few_steps
-from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, inert_lines, seconds, whole
+from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
 from bf16prof.reports.work import HEADERS, work_rows
@@ -39,7 +46,7 @@ def render(runs: Sequence[Run]) -> str:
     """
     runs = with_thin_timelines(runs)
     views = run_views(runs)
-    drawn = figures.all_figures(views)
+    names, drawn = anchors(views), figures.all_figures(views)
     inside, left_out = panels(views)
     return page(
         "report.html.j2",
@@ -47,10 +54,17 @@ def render(runs: Sequence[Run]) -> str:
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
         asked=asked_lines([record for run in runs for record in run.records]),
-        tiles=tiles(runs, views),
+        answers=answers(runs, views),
+        maps=fit_maps(views),
+        filters=filters(views),
+        most_rows=MOST_ROWS,
+        not_drawn=f"{MOST_CASES} of {len(views)} cases: those nearest to the limit." if len(views) > MOST_CASES else "",
+        later=len(views) > MOST_ROWS,
+        limited=any(limit_of(view) for view in views),
         failures=[failure for run in runs for failure in _failures(run, views)],
-        summary=summary(views),
-        details=[_details(index, view) for index, view in enumerate(views)],
+        bounds=[inert(text, MESSAGE_LIMIT) for text in bound_notes(record for run in runs for record in run.records)],
+        summary=summary(views, names),
+        details=[_details(anchor, view) for anchor, view in zip(names, views, strict=True)],
         figures=drawn,
         losses=loss_table(views),
         loss_notes=loss_notes(views),
@@ -59,7 +73,7 @@ def render(runs: Sequence[Run]) -> str:
         price=price_table(views),
         panels=inside,
         panels_left_out=left_out,
-        plotly=plots.bundle() if any(drawn.values()) or any(panel.figure for panel in inside) else "",
+        plotly=plots.bundle() if any(drawn.values()) or any(panel.step or panel.map or panel.errors for panel in inside) else "",
         components=_component_legend(views),
         phases=[(str(phase), symbol, colour) for phase, (colour, _, symbol) in palette.PHASES.items()],
         series=[(i, view.label, colour, dash) for i, (view, (colour, dash)) in enumerate(zip(views, case_styles(views), strict=True))],
@@ -72,11 +86,12 @@ def _component_legend(views: Sequence[CaseView]) -> list[tuple[str, str]]:
     return [(component_name(component), palette.COMPONENTS[component]) for component in Component if component in used]
 
 
-def _details(index: int, view: CaseView) -> dict[str, Any]:
+def _details(anchor: str, view: CaseView) -> dict[str, Any]:
     record = view.main
     records = list(view.records.values())
     return {
-        "id": f"case-{index}",
+        "id": anchor,
+        "keys": case_keys(view),
         "label": view.label,
         "total": total_text(record, "allocated_bytes"),
         "kind": provenance(record),
@@ -88,9 +103,12 @@ def _details(index: int, view: CaseView) -> dict[str, Any]:
         "items": [
             *(table for r in records for table in (_items_table(r), _quality_table(r)) if table),
             *_work_tables(records),
+            *([table] if (table := ranks_table(record)) else []),
         ],
-        "notes": [f"{r.source}: {text}" for r in records for text in _notes(r)],
-        "ranks": ", ".join(f"rank {rank}: {gib(size)}" for rank, size in enumerate(record.rank_allocated_bytes[:64])),
+        "notes": [
+            *(f"{record.source}: {text}" for text in imbalance(record)),
+            *(f"{r.source}: {text}" for r in records for text in _notes(r)),
+        ],
     }
 
 
@@ -193,7 +211,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
         "name": name,
         "status": str(manifest.status),
         "good": manifest.status is Status.FINISHED,
-        "when": ", ".join(inert(text) for text in (manifest.device, manifest.created) if text),
+        "when": ", ".join(inert(text) for text in (manifest.device, manifest.created, _unfinished(manifest)) if text),
         "device": str(manifest.device),
         "command": inert(" ".join(manifest.argv), 4000),
         "cases": _status_table(manifest.cases),
@@ -203,12 +221,20 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             for title, pairs in (
                 ("Run", _facts(manifest)),
                 ("Hardware", manifest.hardware.items()),
+                *((f"Node {node.node}: {inert(node.host)}", node.hardware.items()) for node in manifest.nodes),
                 ("Versions", manifest.versions.items()),
                 ("Environment", manifest.environment.items()),
             )
             if pairs
         ],
     }
+
+
+def _unfinished(manifest: Manifest) -> str:
+    """How many cases did not finish, by what became of them; empty where all have."""
+    others = [case.status for case in manifest.cases if case.status is not Status.FINISHED]
+    counts = ", ".join(f"{others.count(status)} {status}" for status in dict.fromkeys(others))
+    return f"{len(manifest.cases) - len(others)} of {len(manifest.cases)} cases finished: {counts}" if others else ""
 
 
 def _settings_table(manifest: Manifest) -> Table:

@@ -10,7 +10,7 @@ from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_te
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
 from bf16prof.reports.units import number
-from bf16prof.reports.views import CaseView, losses
+from bf16prof.reports.views import CaseView, loss_text, losses
 
 _FAINT = 0.25
 
@@ -30,7 +30,8 @@ def loss_curves(views: Sequence[CaseView]) -> Figure | None:
     on_top = [_mean(first, means[first], styles[first], group) for group in groups if (first := group.indices[0]) in means]
     layout = base_layout(380, "step", "loss")
     layout["xaxis"] |= step_ticks(step for curve in curves for step in curve["x"])
-    return figure("figure-losses", curves + on_top, layout)
+    words = "; ".join(f"{view.label}: {loss_text(view.main)}" for view in views if _drawn(view))
+    return figure("figure-losses", curves + on_top, layout, "Loss by step", words)
 
 
 def _drawn(view: CaseView) -> bool:

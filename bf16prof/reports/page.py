@@ -5,11 +5,11 @@ It works under `Content-Security-Policy: default-src 'none'` with inline script 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from bf16prof.reports.plots import finite
 from bf16prof.reports.units import inert
 
 
@@ -21,18 +21,9 @@ def page(template: str, data: Mapping[str, Any], **context: Any) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["inert"] = inert
     environment.filters["capfirst"] = lambda text: text[:1].upper() + text[1:]
-    parts = {"data": _finite(data), "css": _text("report.css"), "js": _text("report.js")}
+    parts = {"data": finite(data), "css": _text("report.css"), "js": _text("report.js")}
     return environment.get_template(template).render(**parts, **context)
 
 
 def _text(name: str) -> str:
     return (resources.files("bf16prof.reports") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """The same JSON with NaN and infinity as null: neither is JSON."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

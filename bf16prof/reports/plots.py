@@ -1,17 +1,21 @@
-"""What every figure of the HTML report is made with: Plotly figures in plain dicts, turned into HTML fragments.
+"""What every figure of the reports is made with: Plotly's traces and layouts in plain dicts, which the page's script draws.
 
 Rules that all figures keep: names are escaped for Plotly's own pseudo-HTML and never stand in a hover template; colours are fixed
-(`palette.py`); text and grid take their colour from the page's style sheet, so that one fragment serves light, dark and print.
+(`palette.py`); text and grid take their colour from the page's style sheet, so that one figure serves light, dark and print.
 """
 
 from __future__ import annotations
 
+import functools
 import html
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
-_CONFIG = {
+CONFIG = {
     "showSendToCloud": False,
     "displaylogo": False,
     "responsive": True,
@@ -20,6 +24,9 @@ _CONFIG = {
 }
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#666"}
 _GRID = "rgba(128,128,128,0.25)"
+GROUND = "rgba(255,255,255,0.7)"
+"""Behind text and lines that lie on a figure; the page's style sheet makes it the page's own."""
+
 _MARGIN = {"l": 12, "r": 12, "t": 30, "b": 44}
 
 Trace = dict[str, Any]
@@ -27,20 +34,61 @@ Trace = dict[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure ready for the page: the id of its element, its HTML fragment (a div and the script that draws in it), and the numbers of
-    the views that it draws as lines. `legend`: (name, symbol, colour) of what the page has to explain, the colour empty where it is any."""
+    """A figure ready for the page: the id of its element, what Plotly draws, what it is called, and what it says in words for those who
+    do not see it.
+
+    `legend`: (name, symbol, colour) of what the page has to explain, the colour empty where it is any.
+    """
 
     id: str
-    html: str
-    series: tuple[int, ...] = ()
+    traces: tuple[Trace, ...]
+    layout: dict[str, Any]
+    title: str
+    words: str = ""
     legend: tuple[tuple[str, str, str], ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What it is called on a command line."""
+        return self.id.removeprefix("figure-")
 
+    @property
+    def series(self) -> tuple[int, ...]:
+        """The numbers of the views that it draws as lines."""
+        return tuple(trace["meta"] for trace in self.traces if "meta" in trace)
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return int(self.layout["height"])
+
+    @property
+    def spec(self) -> str:
+        """What the page's script draws, as JSON that no name in it can leave."""
+        content = {"data": finite(self.traces), "layout": finite(self.layout), "config": CONFIG}
+        text = json.dumps(content, separators=(",", ":"))
+        return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def fragment(found: Figure) -> str:
+    """The HTML that draws a figure at once, in a page that has Plotly's bundle."""
+    element = f'<div id="{found.id}" style="height:{found.height}px"></div>'
+    return f'{element}<script>{{const s={found.spec};Plotly.newPlot("{found.id}",s.data,s.layout,s.config)}}</script>'
+
+
+def finite(value: Any) -> Any:
+    """The same JSON with NaN and infinity as null: neither is JSON."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@functools.cache
 def bundle() -> str:
-    """Plotly's own JavaScript, as shipped with the Python package."""
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
+    """Plotly's JavaScript, the bundle for figures with two axes: a third of the whole (`vendor/README.md`)."""
+    return (resources.files("bf16prof.reports") / "vendor" / "plotly-cartesian.min.js").read_text(encoding="utf-8")
 
 
 def base_layout(height: int, x_title: str, y_title: str) -> dict[str, Any]:
@@ -76,17 +124,6 @@ def plotly_text(name: str) -> str:
     return html.escape(name, quote=False)
 
 
-def figure(id_: str, traces: list[Trace], layout: dict[str, Any]) -> Figure:
-    """The fragment that draws these traces in an element of that id."""
-    import plotly.io
-
-    fragment = plotly.io.to_html(
-        {"data": traces, "layout": layout},
-        full_html=False,
-        include_plotlyjs=False,
-        include_mathjax=False,
-        div_id=id_,
-        config=_CONFIG,
-        default_height=f"{layout['height']}px",
-    )
-    return Figure(id_, str(fragment), tuple(trace["meta"] for trace in traces if "meta" in trace))
+def figure(id_: str, traces: Sequence[Trace], layout: dict[str, Any], title: str, words: str = "") -> Figure:
+    """The figure that draws these traces in an element of that id."""
+    return Figure(id_, tuple(traces), layout, title, words)

@@ -43,7 +43,7 @@ def price(views: Sequence[CaseView]) -> Figure | None:
         if (edq := learned(group, "edq")) and (lost := learned(group, "lost_updates")) and (size := _states(group)) is not None
     ]
     hover = f"{_HOVER}<br>EDQ %{{customdata[1]}}, %{{customdata[2]}} of updates lost<br>loss %{{customdata[3]}}<extra></extra>"
-    return _figure("figure-price", points, views, hover, "EDQ") if points else None
+    return _figure("figure-price", points, views, hover, ("EDQ", "Bytes against the learning that takes effect")) if points else None
 
 
 def gap(views: Sequence[CaseView]) -> Figure | None:
@@ -57,7 +57,7 @@ def gap(views: Sequence[CaseView]) -> Figure | None:
     ]
     names = ", ".join(plotly_text(name) for name in dict.fromkeys(gap.reference.recipe for gap in found))
     hover = f"{_HOVER}<br>loss %{{customdata[1]}} to %{{customdata[2]}}<extra></extra>"
-    return _figure("figure-gap", points, views, hover, f"loss gap to {names}") if found and points else None
+    return _figure("figure-gap", points, views, hover, (f"loss gap to {names}", "Bytes against the loss gap")) if found and points else None
 
 
 _HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter held by a rank"
@@ -79,21 +79,25 @@ class _Point:
         return self.group.label.replace(case_label(view.case), case_label(replace(view.case, recipe="")).rstrip("-").replace("--", "-"))
 
 
-def _figure(name: str, points: Sequence[_Point], views: Sequence[CaseView], hover: str, y_title: str) -> Figure:
-    """A legend explains colours and symbols; while each recipe has one point, its name stands there too, if the page is wide."""
+def _figure(name: str, points: Sequence[_Point], views: Sequence[CaseView], hover: str, titles: tuple[str, str]) -> Figure:
+    """A figure, with the title of its vertical axis and its own.
+
+    A legend explains colours and symbols; while each recipe has one point, its name stands there too, if the page is wide.
+    """
     recipes = {point.group.recipe for point in points}
     kinds = list(dict.fromkeys(point.kind for point in points))
     colours = {view.case.recipe: colour for view, (colour, _) in zip(views, case_styles(views), strict=True) if view.case.recipe in recipes}
     symbols = {kind: _SYMBOLS[number % len(_SYMBOLS)] for number, kind in enumerate(kinds)}
     traces = [_trace(p, colours[p.group.recipe], symbols[p.kind][0]) | {"hovertemplate": hover} for p in points]
-    layout = base_layout(380, "bytes of model states that a rank holds per parameter, between steps", y_title)
+    layout = base_layout(380, "bytes of model states that a rank holds per parameter, between steps", titles[0])
     layout["xaxis"]["range"] = [0, max(point.x for point in points) * 1.15]
     layout["hovermode"] = "closest"
     if len(points) == len(recipes):
         traces = _named_apart(points, traces)
     legend = [(inert(recipe), "●", colour) for recipe, colour in colours.items()]
     legend += [(kind, symbol, "") for kind, (_, symbol) in symbols.items()] if len(kinds) > 1 else []
-    return replace(figure(name, traces, layout), legend=tuple(legend))
+    words = "; ".join(f"{p.group.label}: {number(p.x)} bytes per parameter, {p.y.text(4)}" for p in points)
+    return replace(figure(name, traces, layout, titles[1], words), legend=tuple(legend))
 
 
 def _states(group: SeedGroup) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bf16prof.records import Component, MemoryRecord, Phase, PhaseStart, Timeline
 from bf16prof.reports import palette
-from bf16prof.reports.plots import Figure, Trace, base_layout, figure
+from bf16prof.reports.plots import GROUND, Figure, Trace, base_layout, figure
 from bf16prof.reports.units import gib, scale
 from bf16prof.reports.views import component_name
 from bf16prof.verdict import allocator_limit
@@ -17,9 +17,6 @@ _HEIGHT, _TOP = 430, 54
 """Above the axes there is a row of phases and, above them, one of Plotly's buttons."""
 
 _HEADROOM = 1.15
-_INK, _LIMIT = "#757575", "#D55E00"
-_GROUND = "rgba(255,255,255,0.7)"
-"""Behind text that lies in the figure; the page's style sheet makes it the page's own."""
 
 _LETTER = 0.013
 """The width of a letter of a phase's name as a share of a figure 520 pixels wide; a name is written where it has room."""
@@ -47,7 +44,7 @@ def step_figure(id_: str, record: MemoryRecord, timeline: Timeline) -> Figure | 
     layout |= {"hovermode": "x unified", "hoverlabel": {"bgcolor": "#fff"}}
     layout["shapes"] = [*drawing.bands(), *(shape for _, size, dash in lines for shape in drawing.line(size, dash))]
     layout["annotations"] = [*drawing.phase_names(), drawing.peak_text(), *(drawing.line_text(name, size) for name, size, _ in lines)]
-    return figure(id_, drawing.traces(), layout)
+    return figure(id_, drawing.traces(), layout, "Allocated memory over one step", f"The peak is {gib(drawing.highest)}.")
 
 
 def _near(highest: int, record: MemoryRecord) -> list[tuple[str, int, str]]:
@@ -92,8 +89,8 @@ class _Drawing:
     def traces(self) -> list[Trace]:
         """One area per component, the outline of all of them with the total, and a ring at the peak."""
         areas = [self._area(c) for c in STACK if any(self.timeline.components.get(c, ()))]
-        outline = self._line("allocated", self.totals) | {"line": {"width": 1, "color": _INK, "shape": "hv"}}
-        marker = {"color": "rgba(0,0,0,0)", "size": 9, "line": {"width": 2, "color": _INK}}
+        outline = self._line("allocated", self.totals) | {"line": {"width": 1, "color": palette.INK, "shape": "hv"}}
+        marker = {"color": "rgba(0,0,0,0)", "size": 9, "line": {"width": 2, "color": palette.INK}}
         ring = {"type": "scatter", "mode": "markers", "x": [self.at], "y": [self.y(self.highest)], "marker": marker}
         return [*areas, outline, ring | {"hoverinfo": "skip", "cliponaxis": False}]
 
@@ -117,20 +114,20 @@ class _Drawing:
         """The bytes of the peak, over it."""
         side = "left" if self.at < self.end / 3 else "right" if self.at > self.end * 2 / 3 else "center"
         where = {"x": self.at, "xanchor": side, "y": self.y(self.highest), "yanchor": "bottom", "yshift": 6}
-        return {"text": f"peak {gib(self.highest)}", "showarrow": False, "bgcolor": _GROUND, **where}
+        return {"text": f"peak {gib(self.highest)}", "showarrow": False, "bgcolor": GROUND, **where}
 
     def line(self, size: int, dash: str) -> Iterator[dict[str, Any]]:
         """A horizontal line at a number of bytes, on a lighter one that sets it off from the areas."""
         across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": self.y(size), "y1": self.y(size)}
         if dash == "solid":
-            yield across | {"line": {"width": 5, "color": _GROUND}}
-        yield across | {"line": {"width": 1.5, "color": _LIMIT if dash == "solid" else _INK, "dash": dash}}
+            yield across | {"line": {"width": 5, "color": GROUND}}
+        yield across | {"line": {"width": 1.5, "color": palette.LIMIT if dash == "solid" else palette.INK, "dash": dash}}
 
     def line_text(self, name: str, size: int) -> dict[str, Any]:
         """What a line means, on the side where the peak is not."""
         side, x = ("left", 0) if self.at > self.end / 2 else ("right", 1)
         where = {"x": x, "xref": "paper", "xanchor": side, "y": self.y(size), "yanchor": "bottom"}
-        return {"text": f"{name} {gib(size)}", "showarrow": False, "bgcolor": _GROUND, **where}
+        return {"text": f"{name} {gib(size)}", "showarrow": False, "bgcolor": GROUND, **where}
 
     def _area(self, component: Component) -> Trace:
         area = {"stackgroup": "components", "fillcolor": palette.COMPONENTS[component], "line": {"width": 0, "shape": "hv"}}

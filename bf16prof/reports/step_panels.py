@@ -11,27 +11,32 @@ from bf16prof.reports import palette
 from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
 from bf16prof.reports.plots import Figure
 from bf16prof.reports.step_figure import STACK, step_figure
+from bf16prof.reports.treemap import treemap
 from bf16prof.reports.units import gib, inert, share
 from bf16prof.reports.verdict import Said, beside_the_allocator, verdict
 from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
+from bf16prof.reports.waterfall import is_off, waterfall
 from bf16prof.runs import Run
 
 MOST_PANELS = 24
 MANY = 4
 """Beyond so many timelines each is drawn, and kept in the page, with fewer points."""
 
-FEW_POINTS = 600
+POINTS, FEW_POINTS = 1000, 600
+"""So many are as fine as a screen; the highest of neighbours is kept, so that no peak is lost."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What one record knows of the inside of a step: whether it has room, the figure with the names and colours of its
-    components, and tables of what is alive at the peak."""
+    """What one record knows of the inside of a step: whether it has room, the step, its peak as a map, and what a measurement found
+    elsewhere as figures, the names and colours of its components, and tables of what is alive at the peak."""
 
     id: str
     label: str
     verdict: Said | None
-    figure: Figure | None
+    step: Figure | None
+    map: Figure | None
+    errors: Figure | None
     components: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
@@ -39,33 +44,43 @@ class Panel:
 
 def panels(views: Sequence[CaseView]) -> tuple[list[Panel], int]:
     """Panels of the records that know a timeline or what is alive at their peak, and how many such records are left out."""
-    known = [(v, r) for v in views for r in v.records.values() if r.timeline or r.peak_components]
+    most_first = [(v, r) for v in views for r in sorted(v.records.values(), key=lambda r: r.timeline is None)]
+    known = [(v, r) for v, r in most_first if r.timeline or r.peak_components or _missed(v, r)]
     counts = {id(view): sum(view is other for other, _ in known) for view, _ in known}
     made = [
-        _panel(f"step-{index}", view.label + (f", {record.source}" if counts[id(view)] > 1 else ""), record)
+        _panel(f"step-{index}", view.label + (f", {record.source}" if counts[id(view)] > 1 else ""), view, record)
         for index, (view, record) in enumerate(known[:MOST_PANELS])
     ]
     return made, len(known) - len(made)
 
 
+def _missed(view: CaseView, record: MemoryRecord) -> bool:
+    """Whether a measurement found other bytes in some component than this prediction."""
+    reference = view.reference
+    return bool(reference and reference is not record and is_off(record, reference))
+
+
 def with_thin_timelines(runs: Sequence[Run]) -> list[Run]:
-    """The runs with their timelines as the page draws and keeps them: whole if there are few, else thinned."""
-    if sum(record.timeline is not None for run in runs for record in run.records) <= MANY:
-        return list(runs)
-    return [dataclasses.replace(run, records=tuple(map(_thin, run.records))) for run in runs]
+    """The runs with their timelines as the page draws and keeps them."""
+    points = POINTS if sum(record.timeline is not None for run in runs for record in run.records) <= MANY else FEW_POINTS
+    return [dataclasses.replace(run, records=tuple(_thin(record, points) for record in run.records)) for run in runs]
 
 
-def _thin(record: MemoryRecord) -> MemoryRecord:
-    return record if record.timeline is None else dataclasses.replace(record, timeline=record.timeline.thinned(FEW_POINTS))
+def _thin(record: MemoryRecord, points: int) -> MemoryRecord:
+    return record if record.timeline is None else dataclasses.replace(record, timeline=record.timeline.thinned(points))
 
 
-def _panel(id_: str, label: str, record: MemoryRecord) -> Panel:
+def _panel(id_: str, label: str, view: CaseView, record: MemoryRecord) -> Panel:
+    alive = [c for c in STACK if record.peak_components.get(c) or (record.timeline and any(record.timeline.components.get(c, ())))]
+    reference = view.reference
     return Panel(
         id_,
         label,
         verdict(record),
         step_figure(f"figure-{id_}", record, record.timeline) if record.timeline else None,
-        tuple((component_name(c), palette.COMPONENTS[c]) for c in STACK if record.timeline and any(record.timeline.components.get(c, ()))),
+        treemap(f"figure-map-{id_}", record),
+        waterfall(f"figure-errors-{id_}", record, reference) if reference and reference is not record else None,
+        tuple((component_name(c), palette.COMPONENTS[c]) for c in alive),
         tuple(table for table in (_component_table(record), _item_table(record)) if table.rows),
         tuple(text for text in (_earlier_peak(record), beside_the_allocator(record)) if text),
     )

@@ -11,16 +11,14 @@ from bf16prof.reports.cells import (
     Table,
     bytes_cell,
     difference_cell,
-    error_style,
     number_cell,
     total_cell,
     unknown_cell,
     without_empty,
 )
-from bf16prof.reports.units import AS_PRINTED, EXACT, NOT_FINITE, inert, number, seconds, signed_percent
+from bf16prof.reports.units import inert, number, seconds
 from bf16prof.reports.verdict import VERDICT, case_verdict
-from bf16prof.reports.views import CaseView, Headline, headline, loss_text, losses, provenance, references, total_text
-from bf16prof.runs import Run, Status
+from bf16prof.reports.views import CaseView, loss_text, losses, provenance, references
 
 
 @dataclass(frozen=True)
@@ -33,84 +31,35 @@ class Tile:
     style: str = ""
 
 
-def tiles(runs: Sequence[Run], views: Sequence[CaseView]) -> list[Tile]:
-    """The numbers to read first: how good the predictions are, whether the cases fit, the least memory, the fastest step."""
-    head = headline(views)
-    tiles = [_steady_tile(head), *_peak_tile(head), *_fits_tile(views)]
-    smallest = min((v for v in views if v.main.allocated_bytes is not None), key=lambda v: v.main.allocated_bytes or 0, default=None)
-    if smallest:
-        instant = f"{smallest.label}, allocated between steps, {provenance(smallest.main)}"
-        tiles.append(Tile("Least memory", total_text(smallest.main, "allocated_bytes"), instant))
-    fastest = min((v for v in views if v.main.step_time_s is not None), key=lambda v: v.main.step_time_s or 0.0, default=None)
-    if fastest:
-        tiles.append(Tile("Fastest step", seconds(fastest.main.step_time_s), fastest.label + _rate(fastest.main.tokens_per_s)))
-    tiles += _losses_tile(views)
-    statuses = [status.status for run in runs for status in run.manifest.cases]
-    done = statuses.count(Status.FINISHED)
-    if statuses:
-        others = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s is not Status.FINISHED)
-        tiles.append(Tile("Cases finished", f"{done} of {len(statuses)}", others or "none missing", "" if done == len(statuses) else "bad"))
-    return tiles
+MOST_ROWS = 24
+"""So many cases are shown at once; the others on demand."""
+
+_FILTERS = (("stage", "ZeRO"), ("gpus", "GPUs"), ("recipe", "Recipe"), ("verdict", "Verdict"))
 
 
-def _rate(tokens_per_s: float | None) -> str:
-    return "" if tokens_per_s is None else f", {number(tokens_per_s)} tokens/s"
+def case_keys(view: CaseView) -> tuple[tuple[str, str], ...]:
+    """(name, value) of what a case can be filtered by."""
+    said, case = case_verdict(view), view.case
+    values = (str(case.zero_stage), str(case.world_size), inert(case.recipe), str(said.answer) if said else "not known")
+    return (*zip((key for key, _ in _FILTERS), values, strict=True), ("name", view.label))
 
 
-def _steady_tile(head: Headline) -> Tile:
-    title = "Predicted allocated memory"
-    if not head.compared:
-        return Tile(title, "not measured" if not head.measured else "not predicted", f"{head.cases} cases, nothing to compare")
-    if head.exact == head.compared:
-        return Tile(title, EXACT, f"to the byte, {head.exact} of {head.compared} predictions", "good")
-    if head.exact + head.as_printed == head.compared:
-        return Tile(title, AS_PRINTED, f"within the rounding of the log, {head.as_printed} of {head.compared} predictions", "good")
-    exact = f"{head.exact} of {head.compared} exact"
-    if head.worst is None:
-        return Tile(title, exact, "predictions, to the byte")
-    view, line, source = head.worst
-    error = signed_percent(line.errors[source])
-    where = f"largest error {error}, {source} of {view.label}" if head.exact else f"largest error, {source} of {view.label}"
-    return Tile(title, exact if head.exact else error, where, error_style(line, source))
-
-
-def _peak_tile(head: Headline) -> list[Tile]:
-    if head.worst_peak is None:
+def filters(views: Sequence[CaseView]) -> list[tuple[str, str, list[str]]]:
+    """(name, title, values) of the filters that part these cases; none where all are in sight anyway."""
+    if len(views) <= MOST_ROWS // 3:
         return []
-    view, line, source = head.worst_peak
-    text = EXACT if line.errors[source] == 0 else signed_percent(line.errors[source])
-    return [Tile("Predicted peaks", text, f"largest error, {source} of {view.label}, {line.label}", error_style(line, source))]
+    keys = [dict(case_keys(view)) for view in views]
+    found = [(key, title, list(dict.fromkeys(known[key] for known in keys))) for key, title in _FILTERS]
+    numeric = [(k, t, sorted(v, key=int) if all(x.isdecimal() for x in v) else v) for k, t, v in found]
+    return [(key, title, values) for key, title, values in numeric if len(values) > 1]
 
 
-def _losses_tile(views: Sequence[CaseView]) -> list[Tile]:
-    curves = {view.label: curve for view in views if (curve := losses(view.main))}
-    lost = [label for label, curve in curves.items() if any(loss is None for _, loss in curve)]
-    if not lost:
-        return []
-    return [Tile("Loss", NOT_FINITE, f"in {len(lost)} of {len(curves)} cases: {', '.join(lost[:3])}{_more(lost)}", "bad")]
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 3} more" if len(names) > 3 else ""
-
-
-def _fits_tile(views: Sequence[CaseView]) -> list[Tile]:
-    found = [(view, said) for view in views if (said := case_verdict(view))]
-    without = [view.label for view, said in found if not said.fits]
-    style = next((style for style in ("bad", "warn") if any(said.style == style for _, said in found)), "good")
-    if not found:
-        return []
-    detail = f"tight or too large: {', '.join(without[:3])}{_more(without)}"
-    gpus = ", ".join(dict.fromkeys(inert(record.gpu) for view, _ in found for record in view.predictions if record.gpu))
-    text = f"{len(found) - len(without)} of {len(found)} cases"
-    return [Tile("Fits the GPU", text, detail if without else gpus, style)]
-
-
-def summary(views: Sequence[CaseView]) -> Table:
-    """One row per case: what is allocated between steps by source, then the case's peak, verdict, time and loss."""
+def summary(views: Sequence[CaseView], anchors: Sequence[str]) -> Table:
+    """One row per case, linked to its anchor: what is allocated between steps by source, then its peak, verdict, time and loss."""
     sources = [s for s in Source if any(r.source is s for view in views for r in view.predictions)]
     measured = references(views)
-    headers = ["case"] + ([measured] if measured else [])
+    apart = len(views) > MOST_ROWS // 3
+    headers = ["case", *(["ZeRO", "GPUs", "recipe"] if apart else [])] + ([measured] if measured else [])
     for source in sources:
         headers += [str(source)] + (["error"] if measured else [])
     headers += [
@@ -127,12 +76,16 @@ def summary(views: Sequence[CaseView]) -> Table:
         "tokens/s",
         "loss",
     ]
-    rows = tuple(_summary_row(index, view, sources, bool(measured)) for index, view in enumerate(views))
+    rows = tuple(_summary_row(anchor, view, sources, bool(measured), apart) for anchor, view in zip(anchors, views, strict=True))
     return without_empty(Table("All cases", tuple(headers), rows))
 
 
-def _summary_row(index: int, view: CaseView, sources: Sequence[Source], measured: bool) -> tuple[Cell, ...]:
-    cells = [Cell(view.label, link=f"#case-{index}")]
+def _summary_row(anchor: str, view: CaseView, sources: Sequence[Source], measured: bool, apart: bool) -> tuple[Cell, ...]:
+    case = view.case
+    cells = [Cell(view.label, link=f"#{anchor}", keys=case_keys(view))]
+    if apart:
+        cells += [Cell(str(case.zero_stage), case.zero_stage, "number"), Cell(str(case.world_size), case.world_size, "number")]
+        cells.append(Cell(inert(case.recipe), style="label"))
     steady, peak = view.line("allocated_bytes"), view.line("peak_allocated_bytes")
     if measured:
         cells.append(total_cell(view.reference, "allocated_bytes") if view.reference else unknown_cell())

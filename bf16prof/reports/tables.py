@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bf16prof.bounds import bound_notes
 from bf16prof.reconcile import NAMES
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source, Workload
 from bf16prof.reports.asked import asked_lines
@@ -77,6 +78,8 @@ def to_markdown(runs: Sequence[Run]) -> str:
     text += _markdown([_totals(view, record) for view, record in known])
     if shortages:
         text += "\n" + markdown_list(f"{markdown_text(view.label)}: {markdown_text(said.text, None)}" for view, said in shortages)
+    if notes := bound_notes(record for _, record in known):
+        text += "\n" + markdown_list(markdown_text(line, None) for line in notes)
     if found := loss_table(views):
         text += _captioned(found)
         if notes := loss_notes(views):

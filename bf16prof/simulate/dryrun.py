@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,38 +16,20 @@ from bf16prof.engine.attribution import attribute, held
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
-from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
 from bf16prof.engine.workload import workload_of
-from bf16prof.engine.workspace import CUBLAS_SOURCE
 from bf16prof.models.autograd.tape import GRADIENT
-from bf16prof.profiles.beside import beside_the_allocator
-from bf16prof.records import (
-    Component,
-    Device,
-    Item,
-    MemoryRecord,
-    Phase,
-    PhaseMemory,
-    Source,
-    by_component,
-    merge_phases,
-    peak_phase,
-    with_other,
-)
-from bf16prof.simulate.history import items_at, timeline, training_peak
+from bf16prof.records import MemoryRecord, Phase, PhaseMemory, merge_phases
 from bf16prof.simulate.ledger import Ledger
 from bf16prof.simulate.micro_steps import MicroSteps
-from bf16prof.simulate.repeat import last_step, repeat, repeat_body
+from bf16prof.simulate.recording import Ran, of_the_device, record_of, until_settled
+from bf16prof.simulate.repeat import repeat_body
 from bf16prof.simulate.shims import library_shims
 from bf16prof.simulate.task import Progress, Task
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
 from bf16prof.simulate.versions import check, installed
 from bf16prof.simulate.world import world
-
-MOST_REPEATS = 12
-"""A training job that this project measures takes 3 + 10 steps."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -117,19 +99,7 @@ class Rank:
     def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
         """The phases over as many further steps as it takes the caching allocator to settle."""
         self._is_repeating = True
-        before = None
-        for _ in range(MOST_REPEATS if self._ledger.allocator else 0):
-            if (step := last_step(self._ledger)) is None:
-                break
-            self._ledger.begin_step()
-            for mark in repeat(self._ledger, step):
-                self._marks.mark(mark.phase)
-            now = self._marks.take(), self._ledger.peak_reserved
-            phases = merge_phases(phases, now[0])
-            if now == before:
-                break
-            before = now
-        return phases
+        return until_settled(self._ledger, self._marks, phases)
 
     def _on_mark(self, phase: Phase | None) -> None:
         self._label()
@@ -174,55 +144,20 @@ class Rank:
     def _home(self) -> torch.device:
         return HOST if self._job.gpu is None else GPU
 
-    def _record(self, loop: TrainingLoop, phases: Mapping[Phase, PhaseMemory]) -> MemoryRecord:
+    def _record(self, loop: TrainingLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
         job, ledger = self._job, self._ledger
         items, _ = attribute(self._engine, loop.kept, self._home)
-        allocated = ledger.allocated_bytes()
-        explained, doubt = with_other([*items, *self._of_the_device()], allocated)
-        peak_items = items_at(ledger, training_peak(ledger))
-        highest = peak_phase(phases)
-        assert highest is not None, "every phase has run"
-        allocator = ledger.allocator
-        beside = beside_the_allocator(job.case.world_size, job.gpu.compute_capability) if allocator and job.gpu else ()
-        return MemoryRecord(
-            source=Source.SIMULATE,
+        ran = Ran(
             case=job.case,
-            device=Device.CPU if allocator is None else Device.GPU,
-            gpu=job.gpu.id if job.gpu else None,
+            gpu=job.gpu,
             workload=workload_of(job),
             parameters=parameter_count(self._engine),
-            allocated_bytes=allocated,
-            components=by_component(explained),
-            items=explained,
-            peak_allocated_bytes=phases[highest].peak_bytes,
-            peak_phase=highest,
-            peak_components=by_component(peak_items),
-            peak_items=peak_items,
-            run_peak_allocated_bytes=max(memory.peak_bytes or 0 for memory in phases.values()),
-            phases=dict(phases),
-            reserved_bytes=ledger.peak_reserved if allocator else None,
-            fragmentation_bytes=ledger.peak_reserved - ledger.allocated_at_peak_reserved if allocator else None,
-            device_bytes=ledger.peak_reserved + sum(item.bytes for item in beside) if allocator else None,
-            device_items=beside,
-            out_of_memory=ledger.out_of_memory,
-            host_bytes=self._tracker.host_bytes if allocator else None,
-            allocator_retries=allocator.retries if allocator else None,
-            timeline=timeline(ledger, ledger.step),
-            notes=(doubt,) if doubt else (),
+            items=[*items, *of_the_device(ledger)],
+            allocated_bytes=ledger.allocated_bytes(),
+            phases=phases,
+            step=ledger.step,
         )
-
-    def _of_the_device(self) -> list[Item]:
-        """What the GPU adds to the tensors that the engine holds, besides rounding."""
-        allocator = self._ledger.allocator
-        if allocator is None:
-            return []
-        workspace = sum(a.bytes for a in self._ledger.live() if a.label == CUBLAS_WORKSPACES)
-        source = "c10/cuda/CUDACachingAllocator.cpp should_split"
-        items = [
-            Item(*CUBLAS_WORKSPACES, workspace, CUBLAS_SOURCE),
-            Item(Component.ROUNDING, "remainders of blocks too small to be split off", allocator.tail_bytes, source),
-        ]
-        return [item for item in items if item.bytes]
+        return record_of(ran, self._tracker)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

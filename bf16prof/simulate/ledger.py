@@ -99,6 +99,8 @@ class Ledger:
         self.on_tick: Callable[[], None] = lambda: None
         """Called every `TICK` allocations, to say how far the run has come."""
         self._allocated = self._phase_peak = 0
+        self.open_peak = self.open_peak_reserved = 0
+        """The highest that was allocated and reserved since `reset_open_peaks`: `torch.cuda`'s counters, which are a script's own."""
         self._ended: deque[Allocation] = deque()
         self._heirs: dict[int, Allocation] = {}
 
@@ -113,6 +115,9 @@ class Ledger:
         self.events.append(allocation.index + 1)
         self._allocated += allocation.held
         self._phase_peak = max(self._phase_peak, self._allocated)
+        self.open_peak = max(self.open_peak, self._allocated)
+        if self.allocator is not None:
+            self.open_peak_reserved = max(self.open_peak_reserved, self.allocator.reserved_bytes)
         if allocation.index % TICK == 0:
             self.on_tick()
         return allocation
@@ -199,6 +204,10 @@ class Ledger:
         self._settle()
         peak, self._phase_peak = self._phase_peak, self._allocated
         return peak
+
+    def reset_open_peaks(self) -> None:
+        """`torch.cuda.reset_peak_memory_stats`."""
+        self.open_peak, self.open_peak_reserved = self.allocated_bytes(), self.reserved_bytes()
 
     def live(self, before: int | None = None) -> Iterator[Allocation]:
         """The storages that are alive after the first `before` events (all, if not given)."""

@@ -45,11 +45,11 @@ class Pieces(Protocol):
         ...
 
 
-def replacements(counting: Pieces) -> Iterator[tuple[Any, str, Any]]:
-    """Owner, name and replacement of every loop whose source is known."""
+def replacements(counting: Pieces, rank: int = 0) -> Iterator[tuple[Any, str, Any]]:
+    """Owner, name and replacement of every loop whose source is known; `rank` is the one that is run."""
     if _is_known(partition_parameters, "class AllGatherCoalescedHandle"):
         yield Handle, "wait", _wait
-    if _is_known(partition_parameters, "def _all_gather_dtype("):
+    if rank == 0 and _is_known(partition_parameters, "def _all_gather_dtype("):
         yield partition_parameters, "range", _range
     if _is_known(coalesced_collectives, "def reduce_scatter_coalesced("):
         replacement = functools.partial(_reduce_scatter_coalesced, counting)

@@ -49,8 +49,8 @@ COMPARING_MODULES = tuple(
 
 
 @contextlib.contextmanager
-def shims(tracker: Tracker) -> Iterator[None]:
-    """Replace, and put back at the end."""
+def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
+    """Replace, and put back at the end; `rank` is the one that is run."""
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any, *, create: bool = False) -> None:
@@ -94,7 +94,7 @@ def shims(tracker: Tracker) -> Iterator[None]:
         for loaded in [module for name, module in sys.modules.items() if name.startswith("deepspeed.ops")]:
             for builder in builders & vars(loaded).keys():
                 replace(loaded, builder, StubBuilder)
-        for owner, name, value in replacements(tracker):
+        for owner, name, value in replacements(tracker, rank):
             replace(owner, name, value, create=True)
         for module in COMPARING_MODULES:
             for name in RANK_COMPARISONS:
@@ -107,7 +107,7 @@ def shims(tracker: Tracker) -> Iterator[None]:
 def library_shims() -> Iterator[None]:
     """Replace in libraries that have been imported with the model; put back at the end."""
     with contextlib.ExitStack() as stack:
-        for module, name, replacement in _ASKING_FOR_VALUES:
+        for module, name, replacement in ASKING_FOR_VALUES:
             if hasattr(sys.modules.get(module), name):
                 real = getattr(sys.modules[module], name)
                 stack.enter_context(mock.patch.object(sys.modules[module], name, functools.partial(replacement, real)))
@@ -126,7 +126,7 @@ def _packed_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *arg
     return None if answer is None else indices
 
 
-_ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
+ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
     # Transformers takes a model on fake tensors for one that is traced and then builds attention masks that training does without.
     ("transformers.utils.import_utils", "is_fake_tensor", lambda real, tensor: False),
     # It looks at the positions for several sequences in one row. A dry run's positions have no values; they are one sequence's.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bf16prof.bounds import bound_note
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.records import Component, Label, Phase
 from bf16prof.simulate.accumulation import InPlaceSums
@@ -98,6 +99,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sums = InPlaceSums()
         self._work: Any = None
         self._zeros = 0
+        self.watch: Callable[[Any, Any, Any, Any], None] | None = None
+        """Told of every operator that has run, with its arguments and what it gave."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -133,6 +136,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
         if scratch:
             self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+        if self.watch is not None:
+            self.watch(func, args, kwargs, out)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -148,7 +153,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lower_bounds(self) -> list[str]:
         """A line for every operator that met the tracker and whose memory is not fully known."""
-        return [f"memory of {name} is a lower bound: {reason}" for name, reason in sorted(self._kernels.lower_bounds.items())]
+        return [bound_note(name, reason) for name, reason in sorted(self._kernels.lower_bounds.items())]
 
     def enter_given(self, tensors: Iterable[Tensor]) -> None:
         """Enter the storages of tensors that no operator of this run made."""

@@ -35,7 +35,7 @@ def run_task(files: Files) -> None:
 
     try:
         task: Task = read(files.task, Task)
-        record, ledger = dry_run(task, _Reporter(files.progress))
+        record, ledger = dry_run(task, Reporter(files.progress))
         if task.snapshot:
             from bf16prof.simulate.snapshot import write_snapshot
 
@@ -48,13 +48,14 @@ def run_task(files: Files) -> None:
     os._exit(0)
 
 
-class _Reporter:
+class Reporter:
     """Writes the progress to a file, not too often."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Write it, unless that was done a moment ago."""
         if time.monotonic() - self._last > SAY_EVERY_S:
             self._last = time.monotonic()
             fresh = self._path.with_suffix(".new")
@@ -68,7 +69,7 @@ def _fault(error: Exception) -> Fault:
         return Fault(error.message, error.hint, is_input=isinstance(error, InputError))
     if isinstance(error, OverflowError) or "calculation overflowed" in line:  # torch counts the bytes of a storage in 64 bits
         return Fault(f"nothing can hold a tensor of these sizes: {line}", "look at the sizes of model and workload", is_input=True)
-    if _comes_from_checking(error):
+    if comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
     return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
 
@@ -79,7 +80,7 @@ def _place(error: Exception) -> str:
     return f"{last.line} ({'/'.join(Path(last.filename).parts[-2:])}, line {last.lineno})"
 
 
-def _comes_from_checking(error: Exception) -> bool:
+def comes_from_checking(error: Exception) -> bool:
     """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it meets in a step."""
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)

@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 import report_fixtures as fixtures
 
-from bf16prof.reports import html
+from bf16prof.reports import html, pictures
 from bf16prof.runs import Run, replace
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -32,7 +32,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--force-prefers-reduced-motion", "--window-size=1280,900",
 )  # fmt: skip
 BLANK = "data:text/html,<title>blank</title>"
-PLOTS = ("figure-components", "figure-phases", "figure-timeline", "figure-times", "figure-losses")
+PLOTS = ("figure-memory", "figure-phases", "figure-timeline", "figure-times", "figure-losses")
 
 
 class Browser:
@@ -42,12 +42,13 @@ class Browser:
         self.driver = driver
         self._page = folder / "report.html"
 
-    def open(self, runs: list[Run]) -> None:
+    def open(self, runs: list[Run], anchor: str = "") -> None:
         self._page.write_text(html.render(runs), encoding="utf-8")
         self.driver.get(BLANK)
         self.driver.get_log("browser")
         self.driver.get_log("performance")
-        self.driver.get(self._page.as_uri())
+        self.driver.get(self._page.as_uri() + anchor)
+        self.shows("all", "return document.documentElement.dataset.drawn")
 
     def run(self, script: str, *arguments: object) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -116,7 +117,7 @@ def test_all_plots_are_drawn(browser: Browser) -> None:
         )
         assert marks >= 6, plot
     assert browser.run("return document.querySelectorAll('#figure-losses .scatterlayer .trace').length") == 6
-    assert browser.run("return document.querySelectorAll('#figure-components .barlayer .trace').length") == 7
+    assert browser.run("return document.querySelectorAll('#figure-memory .barlayer .trace').length") == 8
 
 
 def test_the_logs_would_show_a_violation(browser: Browser) -> None:
@@ -174,10 +175,10 @@ def test_a_case_can_be_hidden_and_a_link_opens_its_details(browser: Browser) -> 
     browser.shows("false", "return document.querySelector('#phases .chips button').getAttribute('aria-pressed')")
     link = browser.driver.find_element(By.LINK_TEXT, "zero2-w2-bf16-full")
     for _ in range(2):  # the second time, the page's address already names the case
-        browser.run("document.querySelector('#case-3').open = false")
+        browser.run("document.querySelector('#zero2-w2-bf16-full').open = false")
         link.send_keys(Keys.ENTER)
-        browser.shows(True, "return document.querySelector('#case-3').open")
-    assert "reduce bucket" in browser.driver.find_element(By.ID, "case-3").text
+        browser.shows(True, "return document.querySelector('#zero2-w2-bf16-full').open")
+    assert "reduce bucket" in browser.driver.find_element(By.ID, "zero2-w2-bf16-full").text
 
 
 SHOWN = "return [...document.querySelectorAll('.panel')].filter(p => p.getClientRects().length).map(p => p.id)"
@@ -237,7 +238,7 @@ def test_hostile_names_are_shown_and_do_nothing(browser: Browser) -> None:
     assert browser.driver.title == "bf16prof: <script>alert(1)</script>"
     assert browser.run("return document.querySelectorAll('img, #summary b b, .main-svg a, section script[src]').length") == 0
     assert browser.run("return document.querySelector('h1').textContent") == "<script>alert(1)</script>"
-    headings = browser.run("return [...document.querySelectorAll('#figure-components .annotation-text')].map(t => t.textContent)")
+    headings = browser.run("return [...document.querySelectorAll('#figure-memory .annotation-text')].map(t => t.textContent)")
     assert headings[0] == "<script>alert(1)</script>: zero2-w2-<script>alert(1)</script>"
     assert headings[6].startswith("<b>bold</b><a href='javascript:alert(2)'>%{x}</a>")
     assert browser.requests() == []
@@ -265,3 +266,177 @@ def test_it_reads_in_the_dark_and_on_a_phone(browser: Browser) -> None:
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
+
+
+def barriers(browser: Browser) -> list[str]:
+    """What axe-core finds that keeps people out."""
+    browser.run(AXE)
+    browser.driver.set_script_timeout(60)
+    script = """
+        const done = arguments[0];
+        axe.run(document, { resultTypes: ["violations"] }).then(found => done(found.violations), error => done([{ id: String(error) }]));
+    """
+    found = browser.driver.execute_async_script(script)
+    return [f"{one['id']}: {one.get('help')}: {[node['html'][:120] for node in one.get('nodes', [])[:3]]}" for one in found]
+
+
+def grid_run() -> Run:
+    """A grid of 30 cases that name their GPU."""
+    places = [(stage, recipe, world) for stage in (1, 2, 3) for recipe in fixtures.RECIPES for world in (1, 2, 4, 8, 16)]
+    cases = [fixtures.case(*place) for place in places]
+    return fixtures.run([dataclasses.replace(fixtures.simulate(case, 8), timeline=None) for case in cases], name="grid")
+
+
+def one_case_of_all() -> Run:
+    """A case that every source knows, with every figure and table."""
+    case = fixtures.case()
+    learned = dataclasses.replace(fixtures.measure(case), quality=(fixtures.watched(),))
+    return fixtures.run([fixtures.estimate(case, 1200), fixtures.simulate(case, 2000), learned])
+
+
+@pytest.mark.parametrize(("scheme", "made"), [("light", grid_run), ("dark", one_case_of_all)])
+def test_nothing_keeps_people_out(browser: Browser, scheme: str, made: Callable[[], Run]) -> None:
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    try:
+        browser.open([made()])
+        assert barriers(browser) == []
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_axe_would_find_a_barrier(browser: Browser) -> None:
+    browser.open([fixtures.run([])])
+    browser.run("document.querySelector('main').innerHTML += '<img src=\"data:,\"><p style=\"color:#ccc;background:#fff\">faint</p>'")
+    assert {text.partition(":")[0] for text in barriers(browser)} >= {"image-alt", "color-contrast"}
+
+
+CASES = "return [...document.querySelectorAll('#summary tbody tr')].filter(r => r.getClientRects().length).map(r => r.cells[0].textContent)"
+OPEN = "return [...document.querySelectorAll('#cases > .demand > details')].filter(r => r.getClientRects().length).length"
+
+
+def test_a_grid_is_searched_filtered_and_shown_on_demand(browser: Browser) -> None:
+    browser.open([grid_run()])
+    assert len(browser.run(CASES)) == 24
+    assert browser.run(OPEN) == 24
+    assert browser.run("return document.querySelectorAll('#map table').length") == 2
+    type_into(browser, "find", "zero3 FULL")
+    names = [f"zero3-w{world}-bf16-full" for world in (1, 2, 4, 8, 16)]
+    browser.shows(names, CASES)
+    browser.shows("5 of 30", "return document.querySelector('.filters output').textContent")
+    type_into(browser, "gpus", "16")
+    browser.shows(["zero3-w16-bf16-full"], CASES)
+    type_into(browser, "find", "")
+    type_into(browser, "gpus", "")
+    browser.run("document.querySelector('#summary button.all').click()")
+    assert len(browser.run(CASES)) == 30
+
+
+def type_into(browser: Browser, name: str, value: str) -> None:
+    script = """
+        const element = document.querySelector(`.filters [name=${arguments[0]}]`);
+        element.value = arguments[1];
+        element.dispatchEvent(new Event("input", { bubbles: true }));
+    """
+    browser.run(script, name, value)
+
+
+def test_a_case_of_a_grid_is_made_when_it_is_opened(browser: Browser) -> None:
+    browser.open([grid_run()], "#zero3-w16-bf16-full")
+    opened = "return document.querySelectorAll('#cases details[open] table').length"
+    assert browser.run(opened) == 1, "the table of its quantities, and no table of another case"
+    browser.run("document.querySelector('#map td a').click()")
+    browser.shows(True, "return document.getElementById('zero1-w1-bf16-fp32-master').open")
+
+
+def test_the_address_keeps_what_was_chosen(browser: Browser) -> None:
+    browser.open([grid_run()])
+    type_into(browser, "recipe", "bf16-full")
+    browser.run("document.querySelectorAll('#summary th button')[2].click(); document.querySelectorAll('#summary th button')[2].click()")
+    seen = browser.run(CASES)
+    anchor = browser.run("return location.hash")
+    assert seen[0] == "zero1-w16-bf16-full"
+    browser.open([grid_run()], anchor)
+    assert browser.run(CASES) == seen
+
+    browser.open([fixtures.run()], "#losses?hidden=0.2")
+    assert browser.run("return document.querySelectorAll('#figure-losses .scatterlayer .trace').length") == 4
+    browser.open([fixtures.simulated_run()], "#inside?step=step-3")
+    browser.shows(["step-3"], SHOWN)
+    browser.run("document.querySelectorAll('.choice button')[1].click()")
+    browser.shows("#inside?step=step-1", "return location.hash")
+
+
+def test_tables_copy_as_markdown_and_csv(browser: Browser) -> None:
+    browser.open([fixtures.failed_run()])
+    browser.run("navigator.clipboard.writeText = text => { window.copied = text; return Promise.resolve(); }")
+    browser.run("document.querySelector('#summary-table [data-copy=markdown]').click()")
+    browser.shows(True, "return 'copied' in window")
+    lines = browser.run("return window.copied").splitlines()
+    assert len(lines) == 8
+    assert lines[0].startswith("| case | measured | estimate |")
+    assert lines[2].startswith("| zero1-w2-bf16-fp32-master | 14.60 GiB | 14.60 GiB | exact |")
+    browser.run("document.querySelector('#summary-table [data-copy=csv]').click()")
+    browser.shows(True, "return window.copied.startsWith('case,measured,')")
+
+
+def test_hostile_names_are_inert_in_what_is_copied(browser: Browser) -> None:
+    browser.open([fixtures.hostile_run()])
+    browser.run("navigator.clipboard.writeText = text => { window.copied = text; return Promise.resolve(); }")
+    browser.run("document.querySelector('#runs [data-copy=csv]').click()")
+    browser.shows(True, "return 'copied' in window")
+    cells = browser.run("return window.copied")
+    assert "\n=1+1" not in cells
+    assert ",=1+1" not in cells
+    assert "'=1+1" in cells
+
+
+def test_paper_shows_everything(browser: Browser, tmp_path: Path) -> None:
+    import base64
+
+    from pypdf import PdfReader
+
+    browser.open([fixtures.simulated_run(list(fixtures.simulated_run().records[:4]))])
+    printed = browser.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
+    paper = tmp_path / "page.pdf"
+    paper.write_bytes(base64.b64decode(printed))
+    text = "".join("".join(page.extract_text() for page in PdfReader(paper).pages).split())
+
+    for case in fixtures.cases()[:2]:
+        assert text.count(case.label) >= 4, "in the figures, the tables, the panels and the details"
+    assert text.count("allocationsandfreessincethestepbegan") == 2, "every step is drawn, those that were hidden as well"
+    assert "showall" not in text
+    browser.shows(["step-0"], SHOWN)
+
+
+def test_figures_are_as_wide_as_paper_is(browser: Browser) -> None:
+    browser.open([fixtures.run()])
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        browser.run("dispatchEvent(new Event('beforeprint'))")
+        widths = "return [...document.querySelectorAll('.js-plotly-plot .main-svg')].map(s => s.getBoundingClientRect().width)"
+        assert max(browser.run(widths)) <= 720, "letter and A4 have more between their margins"
+        browser.run("dispatchEvent(new Event('afterprint'))")
+        browser.shows(True, "return document.querySelector('#figure-losses .main-svg').getBoundingClientRect().width > 1000")
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_figures_say_in_words_what_they_draw(browser: Browser) -> None:
+    browser.open([fixtures.simulated_run()])
+    words = browser.run("return [...document.querySelectorAll('figure.plot')].map(f => f.querySelector('.words').textContent)")
+    assert len(words) >= 12
+    assert all(len(text) > 30 for text in words)
+
+
+def test_a_page_of_one_case_is_small() -> None:
+    assert len(html.render([one_case_of_all()]).encode()) < 2_000_000
+
+
+def test_a_figure_is_a_picture_file() -> None:
+    """A browser of its own: kaleido starts what `-o loss.svg` has."""
+    drawn = pictures.picture([one_case_of_all()], "losses", ".svg").decode()
+    assert drawn.startswith("<svg")
+    assert "Loss by step" in drawn

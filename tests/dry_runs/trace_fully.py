@@ -19,7 +19,7 @@ def trace(task: Path, what: str, out: Path) -> None:
     from bf16prof.documents import document
     from bf16prof.files import write_json
     from bf16prof.runs import read
-    from bf16prof.simulate import dryrun, memo, micro_steps, ranks
+    from bf16prof.simulate import dryrun, memo, micro_steps, ranks, recording
     from bf16prof.simulate.task import Task
 
     names = what.split(",")
@@ -28,7 +28,7 @@ def trace(task: Path, what: str, out: Path) -> None:
     if "ranks" in names:
         ranks.KNOWN.update({key: set() for key in ranks.KNOWN})
     if "steps" in names:
-        dryrun.MOST_REPEATS = 0
+        recording.MOST_REPEATS = 0
     if "micro-steps" in names:
         micro_steps.MicroSteps.body = lambda *_: None  # type: ignore[method-assign]
     record, _ = dryrun.dry_run(read(task, Task))

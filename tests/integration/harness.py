@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bf16prof.measure.launcher import UNWANTED_VARIABLES
+from bf16prof.measure.surroundings import UNWANTED_VARIABLES
 
 LIMIT_S = 200.0
 """Seconds that one command may take, on a machine that does other things as well."""
@@ -69,9 +69,9 @@ class Finished:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This environment without what a launcher or a terminal may have left in it."""
+    """This environment without what a launcher or a terminal may have left in it; a test that wants a model's code traced says so."""
     kept = {key: value for key, value in os.environ.items() if key not in UNWANTED_VARIABLES and not key.startswith("BF16PROF_")}
-    return {**kept, "NO_COLOR": "1", "DS_ACCELERATOR": "cpu", **changes}
+    return {**kept, "NO_COLOR": "1", "DS_ACCELERATOR": "cpu", "BF16PROF_TRACE": "0", **changes}
 
 
 def inside(what: str) -> dict[str, str]:

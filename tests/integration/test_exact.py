@@ -97,7 +97,7 @@ def test_every_byte_is_predicted_and_named(measured: Measure, run: Run, stage: i
     assert measurement["components"].get("other", 0) == 0
     assert measurement["components"] == estimate["components"]
     assert measurement["allocated_bytes"] == estimate["allocated_bytes"] == sum(measurement["components"].values())
-    assert measurement["allocated_bytes"] == max(measurement["rank_allocated_bytes"])
+    assert measurement["allocated_bytes"] == max(rank["allocated_bytes"] for rank in measurement["ranks"])
     assert measurement["peak_allocated_bytes"] > measurement["allocated_bytes"]
     assert measurement["run_peak_allocated_bytes"] >= max(phase["peak_bytes"] for phase in measurement["phases"].values())
 
@@ -110,7 +110,7 @@ def test_the_allocator_counts_the_live_tensors_of_each_rank(measured: Measure, r
     (case,) = done.folder.glob(f"zero{stage}-w{ranks}-{recipe}*")
     witnesses = [read_json(case / f"witness{rank}.json") for rank in range(ranks)]
 
-    assert [witness["live_bytes"] for witness in witnesses] == measurement["rank_allocated_bytes"]
+    assert [witness["live_bytes"] for witness in witnesses] == [rank["allocated_bytes"] for rank in measurement["ranks"]]
     assert {witness["wrapper"] for witness in witnesses} == {wrapper}
 
 

@@ -26,6 +26,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     before = {number: signal.getsignal(number) for number in cli.SIGNALS}
     for name in [name for name in os.environ if name.startswith("BF16PROF_") or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("BF16PROF_TRACE", "0")  # a test that wants it says so
 
     def call(*arguments: str | Path) -> Result:
         monkeypatch.setattr(sys, "argv", ["bf16prof", *map(str, arguments)])
@@ -57,7 +58,7 @@ def refused(result: Result) -> str:
 def program(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR", "NO_COLOR")}
-    environment |= options.pop("env", {})
+    environment |= {"BF16PROF_TRACE": "0"} | options.pop("env", {})
     return subprocess.run(
         [sys.executable, "-m", "bf16prof", *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=60, env=environment, **options,

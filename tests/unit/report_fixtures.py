@@ -20,6 +20,7 @@ from bf16prof.records import (
     PhaseMemory,
     PhaseStart,
     QualityStep,
+    RankSummary,
     Source,
     StepRecord,
     Timeline,
@@ -91,6 +92,20 @@ def estimate(which: Case, error: int = 0) -> MemoryRecord:
     )  # fmt: skip
 
 
+def ranks(allocated: int) -> tuple[RankSummary, ...]:
+    """Two ranks on two hosts, of which the second holds less and computes longer."""
+    found = []
+    for number, less, forward in ((0, 0, 0.2), (1, 512, 0.3)):
+        size = allocated - less
+        times = {Phase.FORWARD: forward, Phase.BACKWARD: 0.8 - forward}
+        found.append(
+            RankSummary(
+                number, "<b>host</b>" if number else "hosta", number, f"cuda:{number}", size, int(size * 1.31), None, None, 1.0, times
+            )
+        )
+    return tuple(found)
+
+
 def measure(which: Case) -> MemoryRecord:
     parts = components(which)
     allocated = sum(parts.values())
@@ -110,7 +125,7 @@ def measure(which: Case) -> MemoryRecord:
         peak_allocated_bytes=int(allocated * 1.31), peak_phase=Phase.BACKWARD, run_peak_allocated_bytes=int(allocated * 1.31),
         phases=phases(allocated), reserved_bytes=int(allocated * 1.4), device_bytes=int(allocated * 1.4) + 600 * 2**20,
         step_time_s=curve[5].time_s, step_time_iqr_s=0.013, tokens_per_s=8192 / (curve[5].time_s or 1), loss=curve[-1].loss, steps=curve,
-        rank_allocated_bytes=(allocated, allocated - 512), notes=("NVML saw one process",),
+        ranks=ranks(allocated), notes=("NVML saw one process",),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ CASE = WORKLOAD | {
     "profile", "zero", "recipe", "offload", "hf_config", "download", "model", "ds_config", "training_args", "optim", "quiet",
 }  # fmt: skip
 ARGUMENTS = {
-    api.estimate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "calibrate"},
+    api.estimate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "calibrate", "trace"},
     api.simulate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot"},
     api.measure: CASE | {"subject", "ranks", "warmup", "steps", "quality", "timeout", "simulate", "output_dir"},
     api.plan: CASE

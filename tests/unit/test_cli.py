@@ -36,27 +36,30 @@ OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
-        "--expandable-segments", "--fail-unless-fits",
+        "--expandable-segments", "--fail-unless-fits", "--figure", "--trace", "--no-trace",
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject",
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
-        "--simulate", "--quality",
+        "--simulate", "--quality", "--figure", "--trace", "--no-trace",
+        "--nnodes", "--node-rank", "--rdzv-endpoint", "--hostfile", "-H", "--include", "-i", "--exclude", "-e", "--launcher", "--resume",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
-        "--gpus-per-node", "--fail-unless-fits",
+        "--gpus-per-node", "--fail-unless-fits", "--figure", "--steps", "--rank", "--timeout",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files",
+        "--gpus", "--gpu", "--output-dir", "-d", "--fail-over", "--verbose", "-v", "files", "--figure",
     },
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits",
+        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
     },
-    "report": OUTPUT | {"--open", "--fail-over", "runs"},
+    "report": OUTPUT | {"--open", "--fail-over", "runs", "--figure"},
     "doctor": {"--json"},
+    "cache list": {"--json"},
+    "cache clear": {"--quiet", "-q"},
     "profiles list": {"--json"},
     "profiles show": OVERRIDES | {"--json", "--resolved", "name"},
     "recipes list": {"--json", "--run"},
@@ -98,8 +101,9 @@ def test_help_shows_two_examples_and_the_exit_codes(name: str) -> None:
     assert result.exit_code == 0
     examples = result.stdout.partition("Examples:")[2]
     assert len(re.findall(rf"^ bf16prof {name} |^ bf16prof {name}$", examples, re.MULTILINE)) == 2
-    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over" in examples
-    assert "or not --fail-unless-fits, 130/143/129 interrupted." in examples
+    exits = " ".join(examples.split())
+    assert "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over" in exits
+    assert "or not --fail-unless-fits, 130/143/129 interrupted." in exits
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("estimate", "-h"), ("profiles", "--help")])
@@ -109,6 +113,33 @@ def test_help_is_no_error(arguments: tuple[str, ...], main: Main) -> None:
     assert (code, err) == (0, "")
     assert "Usage: " in out
     assert "Exit codes" in out
+
+
+def test_without_arguments_there_are_three_lines_to_try(main: Main) -> None:
+    code, out, err = main()
+
+    assert (code, err) == (0, "")
+    lines = [line.split("   ")[0].split() for line in out.splitlines() if line.startswith("  bf16prof ")]
+    assert len(lines) == 3
+    for _, name, *flags in lines:
+        known = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
+        assert {flag for flag in flags if flag.startswith("-")} <= known
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_flag_of_a_help_page_is_cut_and_no_line_is_too_wide(name: str, columns: int) -> None:
+    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
+    pages = {level: CliRunner().invoke(app, [*name.split(), level], env=environment).stdout for level in ("-h", "--help", "--help-all")}
+
+    for parameter in COMMANDS[name].params:
+        for flag in (*parameter.opts, *parameter.secondary_opts):
+            assert parameter.param_type_name == "argument" or re.search(rf"{flag}(?![\w-])", pages["--help"]), flag
+        assert not parameter.envvar or (parameter.envvar in pages["--help-all"])
+    texts = pages["--help"].partition("Examples:")[0].splitlines()
+    assert max(map(len, texts)) <= max(columns, 64), "the longest flag takes 64"
+    assert len(pages["-h"]) <= len(pages["--help"]) + 80
+    assert pages["--help"].count("BF16PROF_") <= 1
 
 
 def test_version(main: Main) -> None:
@@ -178,7 +209,7 @@ def test_underscores_in_flags_are_read_as_dashes_and_values_are_left_alone(main:
         (("measure", "--steps", "0"), ["--steps"]),
         (("measure", "--fail-over", "x"), ["--fail-over x"]),
         (("measure", "--profile", "gpt5"), ["unknown profile 'gpt5'"]),
-        (("estimate", "-o", "x.pdf"), ["x.pdf", ".json, .csv, .md, .html"]),
+        (("estimate", "-o", "x.jpg"), ["x.jpg", ".json, .csv, .md, .html, .png, .svg, .pdf"]),
         (("estimate", "-o", "none/x.csv"), ["none/x.csv", "does not exist"]),
         (("estimate", "-o", "x" * 300 + ".csv"), ["File name too long"]),
         (("estimate", "-o", "/dev/full"), ["/dev/full"]),

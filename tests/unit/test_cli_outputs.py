@@ -7,6 +7,7 @@ import shutil
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import report_fixtures as fixtures
@@ -95,9 +96,9 @@ def test_a_file_that_appears_while_the_command_works_stays(main: Main, tmp_path:
     path = tmp_path / "x.json"
     render = output._render
 
-    def slow(*arguments: object) -> str:
+    def slow(*arguments: Any) -> str | bytes:
         path.write_text("mine")
-        return render(*arguments)  # type: ignore[arg-type]
+        return render(*arguments)
 
     monkeypatch.setattr(output, "_render", slow)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
-from bf16prof.estimate.leaves import Leaves
+from bf16prof.estimate.leaves import Leaves, in_layers
 from bf16prof.estimate.predict import predict
 from bf16prof.estimate.program import Program, key_of, program, record
 from bf16prof.models.autograd.tape import Event, Precision, Tape
@@ -206,7 +206,7 @@ def test_experts_hand_their_gradients_over_together() -> None:
 def test_what_is_in_a_leaf_comes_again_in_every_container() -> None:
     trace = [(-1, ""), (0, "block"), (0, "mlp"), (1, "block"), (1, "self_attn"), (1, "mlp"), (0, "mlp")]
     numels = {(layer, f"{name}.weight"): 10 for layer in (0, 1) for name in ("self_attn", "mlp")}
-    leaves = Leaves({(0, "mlp"), (1, "mlp")}, trace, numels, "model")
+    leaves = Leaves({(0, "mlp"), (1, "mlp")}, trace, numels, in_layers("model"))
 
     assert leaves.is_reused((0, "mlp.weight"), 0, 1)
     assert leaves.is_reused((1, "mlp.weight"), 2, 11)

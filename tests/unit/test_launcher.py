@@ -18,11 +18,13 @@ import torch
 from bf16prof import processes
 from bf16prof.errors import InputError
 from bf16prof.files import NotWritten
-from bf16prof.measure import launcher, worker
+from bf16prof.measure import launcher, shared_memory, worker
 from bf16prof.measure.blame import blame
 from bf16prof.measure.exits import RankExit, load_exits, save_exits
-from bf16prof.measure.launcher import Outcome, launch
+from bf16prof.measure.launcher import RanksOutcome, launch
+from bf16prof.measure.places import LOCAL
 from bf16prof.measure.results import RankResult, load_rank, save_rank
+from bf16prof.measure.surroundings import UNWANTED_VARIABLES, rank_environment
 from bf16prof.processes import PARENT_VARIABLE, end_tree
 from bf16prof.records import Device
 from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, rank_file
@@ -34,7 +36,7 @@ def result(rank: int, status: Status = Status.FINISHED, message: str = "", at: f
     return RankResult(rank, 1, status, Device.CPU, "cpu", parameters=1, message=message, stopped_at=at, noticed=noticed)
 
 
-def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[RankExit] = (), by_kernel: bool = False) -> Outcome:
+def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[RankExit] = (), by_kernel: bool = False) -> RanksOutcome:
     """How a case ended in whose folder these results and these ends of ranks lie."""
     for rank in ranks:
         if rank is not None:
@@ -45,7 +47,7 @@ def outcome(folder: Path, code: int, *ranks: RankResult | None, exits: Sequence[
 
 
 def test_a_case_whose_ranks_all_finished_is_finished(tmp_path: Path) -> None:
-    assert outcome(tmp_path, 0, result(0), result(1)) == Outcome(Status.FINISHED, "", "", (result(0), result(1)))
+    assert outcome(tmp_path, 0, result(0), result(1)) == RanksOutcome(Status.FINISHED, "", "", (result(0), result(1)))
 
 
 def test_a_missing_rank_file_fails_the_case(tmp_path: Path) -> None:
@@ -234,29 +236,29 @@ def test_ranks_are_seen_in_the_order_in_which_they_end_and_stay_for_torchrun_to_
 
 
 def test_ranks_do_not_inherit_another_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in launcher.UNWANTED_VARIABLES:
+    for name in UNWANTED_VARIABLES:
         monkeypatch.setenv(name, "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("KEPT", "kept")
-    variables = launcher._environment(2)
+    variables = rank_environment(2)
 
-    assert not set(launcher.UNWANTED_VARIABLES) & set(variables)
+    assert not set(UNWANTED_VARIABLES) & set(variables)
     assert variables["KEPT"] == "kept"
-    assert int(variables["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) // 2)
+    assert int(variables["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     assert variables[PARENT_VARIABLE] == str(os.getpid())
 
 
 def test_the_users_own_number_of_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
-    assert launcher._environment(64)["OMP_NUM_THREADS"] == "3"
+    assert rank_environment(64)["OMP_NUM_THREADS"] == "3"
 
 
 def test_only_shared_memory_that_appeared_meanwhile_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     old, new, foreign = (tmp_path / name for name in ("deepspeed_allreduce_buffer_1", "deepspeed_allreduce_buffer_2", "other"))
     old.touch()
-    with pytest.raises(KeyboardInterrupt), launcher._clean_shared_memory():
+    with pytest.raises(KeyboardInterrupt), shared_memory.clean_shared_memory():
         new.touch()
         foreign.touch()
         raise KeyboardInterrupt
@@ -291,12 +293,12 @@ def test_ending_what_has_ended_is_no_error() -> None:
 
 @pytest.mark.timeout(60)
 def test_the_deadline_ends_a_launch_and_names_the_rank_that_came_least_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"])
-    monkeypatch.setattr(launcher, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(launcher, "local_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"])
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     save_rank(tmp_path, result(0, Status.RUNNING))
     (tmp_path / "rank1.log").write_text("stuck here\n", encoding="utf-8")
     progress: list[RankResult] = []
-    found = launch(tmp_path, 2, 1.0, progress.append)
+    found = launch(tmp_path, LOCAL, 2, 1.0, progress.append)
 
     assert (found.status, found.message) == (Status.TIMEOUT, "not finished after 1 s: all ranks were ended")
     assert found.log_tail == "stuck here"

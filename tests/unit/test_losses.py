@@ -110,7 +110,7 @@ def test_the_figure_lays_seeds_over_each_other_under_their_running_mean() -> Non
     assert mean_curve(seed_groups(views)[0]) == [(i, i + 0.5) for i in range(1, 20)]
     assert drawn is not None
     assert drawn.series == (0, 1, 0)
-    assert "running mean over 2 seeds" in drawn.html
+    assert "running mean over 2 seeds" in drawn.spec
 
 
 def test_the_table_and_the_figure_of_gaps_name_the_reference() -> None:
@@ -128,7 +128,7 @@ def test_the_table_and_the_figure_of_gaps_name_the_reference() -> None:
     assert two is not None
     assert two.headers[-2:] == ("gap", "to"), "where there is more than one reference"
     assert drawn is not None
-    assert "loss gap to fp32" in drawn.html
+    assert "loss gap to fp32" in drawn.spec
     assert "+0.2500" in render(runs)
     assert "0.2500" in to_markdown(runs)
     assert gap(views[:1]) is None

@@ -23,7 +23,8 @@ from bf16prof.locks import held
 from bf16prof.measure import machine
 from bf16prof.measure.accelerator import TorchAnswer, TorchGpu, require_dtypes, require_memory
 from bf16prof.measure.cache import BUILD_LOCK, cache_folder
-from bf16prof.measure.checks import Check, State, checks, verdict
+from bf16prof.measure.checks import checks, verdict
+from bf16prof.measure.findings import Check, State
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device
 

@@ -284,7 +284,7 @@ def test_described_inputs_leave_open_what_a_model_returns() -> None:
 
     gap = closed_form_gap(expand(Selection(settings, [1], [2], ["bf16-full"], Device.CPU))[0])
 
-    assert gap == "what a model with [model.inputs] returns is not known"
+    assert (gap or "").startswith("only the code that builds this model knows its parameters")
 
 
 def test_a_profile_of_a_family_reads_as_before(tmp_path: Path) -> None:

@@ -328,9 +328,9 @@ def test_a_case_is_a_point_of_its_bytes_and_its_descent() -> None:
 
     assert states_per_parameter(record) == 6.0
     assert drawn is not None
-    assert '"x":[6.0]' in drawn.html
-    assert '"y":[0.85' in drawn.html
-    assert '"text":["bf16-pure"]' in drawn.html
+    assert '"x":[6.0]' in drawn.spec
+    assert '"y":[0.85' in drawn.spec
+    assert '"text":["bf16-pure"]' in drawn.spec
     assert [name for name, _, _ in drawn.legend] == ["bf16-pure"]
     assert price([]) is None
 
@@ -344,7 +344,7 @@ def test_points_of_a_recipe_at_several_stages_are_told_by_a_legend() -> None:
     assert drawn is not None
     names = [(name, symbol, bool(colour)) for name, symbol, colour in drawn.legend]
     assert names == [("bf16-full", "●", True), ("bf16-kahan", "●", True), ("zero1-w2", "●", False), ("zero3-w2", "■", False)]
-    assert '"text":["' not in drawn.html
+    assert '"text":["' not in drawn.spec
 
 
 def test_every_format_tells_the_price(capsys: pytest.CaptureFixture[str]) -> None:

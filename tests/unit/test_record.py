@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bf16prof.cases import Job
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.record import measured_record
 from bf16prof.measure.results import RankResult
 from bf16prof.profiles.gpus import find_gpu
@@ -46,7 +46,7 @@ def rank(number: int, *steps: StepRecord, **changes: Any) -> RankResult:
 
 
 def record(*ranks: RankResult | None, status: Status = Status.FINISHED, message: str = "") -> MemoryRecord:
-    found = measured_record(JOB, Outcome(status, message, "", ranks))
+    found = measured_record(JOB, RanksOutcome(status, message, "", ranks))
     assert found is not None
     return found
 
@@ -54,7 +54,7 @@ def record(*ranks: RankResult | None, status: Status = Status.FINISHED, message:
 def test_a_model_that_reads_no_tokens_has_no_tokens_per_second() -> None:
     image = FactorySettings.model_validate({"factory": "a:b", "inputs": {"x": {"dtype": "fp32", "shape": ["micro_batch", 3]}}})
     job = dataclasses.replace(JOB, profile=JOB.profile.model_copy(update={"model": image}))
-    found = measured_record(job, Outcome(Status.FINISHED, "", "", (rank(0, step(0)), rank(1, step(0)))))
+    found = measured_record(job, RanksOutcome(Status.FINISHED, "", "", (rank(0, step(0)), rank(1, step(0)))))
 
     assert found is not None
     assert (found.step_time_s, found.tokens_per_s) == (1.0, None)
@@ -82,7 +82,7 @@ def test_the_record_is_the_heaviest_ranks() -> None:
     )
 
     assert found.allocated_bytes == 105
-    assert found.rank_allocated_bytes == (95, 105, 105)
+    assert [rank.allocated_bytes for rank in found.ranks] == [95, 105, 105]
     assert (found.run_peak_allocated_bytes, found.reserved_bytes, found.gpu) == (400, 500, "H200")
     assert (found.peak_allocated_bytes, found.peak_phase) == (7, Phase.BACKWARD)
 
@@ -140,7 +140,8 @@ def test_a_case_that_failed_keeps_what_is_known_and_says_that_it_is_partial() ->
     )  # fmt: skip
 
     assert found.notes == ("partial: failed: rank 1: killed by SIGKILL",)
-    assert (found.allocated_bytes, found.components, found.items, found.rank_allocated_bytes) == (None, {}, (), ())
+    assert (found.allocated_bytes, found.components, found.items) == (None, {}, ())
+    assert [(rank.rank, rank.allocated_bytes) for rank in found.ranks] == [(0, None), (2, None)]
     assert found.run_peak_allocated_bytes == 250, "the highest peak of the ranks that wrote one"
     assert len(found.steps) == 1
     assert found.parameters == 123
@@ -149,7 +150,7 @@ def test_a_case_that_failed_keeps_what_is_known_and_says_that_it_is_partial() ->
 def test_ranks_that_never_built_an_engine_give_no_record() -> None:
     young = RankResult(0, 1, Status.RUNNING, Device.CPU, "cpu")
 
-    assert measured_record(JOB, Outcome(Status.FAILED, "rank 0: exit code 1", "", (young, None))) is None
+    assert measured_record(JOB, RanksOutcome(Status.FAILED, "rank 0: exit code 1", "", (young, None))) is None
 
 
 def test_a_rank_that_stopped_before_its_first_step_gives_init_only() -> None:
@@ -191,7 +192,7 @@ def test_utilisation_is_known_where_the_gpu_is() -> None:
     """40 TFLOP of the model and 10 recomputed in half a second on an H100 of 989.5 TFLOP/s."""
     work = StepWork(1000, "bf16", 10**13, 3 * 10**13, 10**13, (), 1, 1, floor_s={"compute": 0.05})
     card = dataclasses.replace(find_gpu("h100-80gb"), id="NVIDIA H100 80GB HBM3")
-    outcome = Outcome(Status.FINISHED, "", "", (rank(0, step(0, time_s=0.5)), rank(1, step(0, time_s=0.5))))
+    outcome = RanksOutcome(Status.FINISHED, "", "", (rank(0, step(0, time_s=0.5)), rank(1, step(0, time_s=0.5))))
 
     on_gpu, on_cpu = (measured_record(dataclasses.replace(JOB, gpu=gpu), outcome, work) for gpu in (card, None))
 

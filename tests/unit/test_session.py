@@ -12,7 +12,7 @@ from bf16prof.cases import Selection, expand
 from bf16prof.errors import RunFailed
 from bf16prof.estimate.predict import predictions
 from bf16prof.measure import session
-from bf16prof.measure.launcher import Outcome
+from bf16prof.measure.launcher import RanksOutcome
 from bf16prof.measure.results import RankResult
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device, PhaseMemory
@@ -28,7 +28,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> session.Plan:
     jobs = expand(Selection(profile, [1, 2, 3], [2], ["bf16-full"], Device.CPU))
     monkeypatch.setattr(session, "prepare", lambda *_: None)
     ranks = (RANK, dataclasses.replace(RANK, rank=1))
-    monkeypatch.setattr(session, "launch", lambda *_: Outcome(Status.FINISHED, "", "", ranks))
+    monkeypatch.setattr(session, "launch", lambda *_: RanksOutcome(Status.FINISHED, "", "", ranks))
     return session.Plan("cpu-demo", jobs, tuple(predictions(jobs)), tmp_path, 1, 1, 10.0)
 
 

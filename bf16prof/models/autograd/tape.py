@@ -22,9 +22,12 @@ from bf16prof.reductions import USUAL_PROCESSOR, Processor
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
 
 
+BY_THE_LOOP = " kept by the training loop"
+
+
 def local_variable(name: str) -> Label:
     """A tensor that the training loop holds in a local variable until it has a new one."""
-    return Component.ACTIVATIONS, f"{name} kept by the training loop"
+    return Component.ACTIVATIONS, name + BY_THE_LOOP
 
 
 LOGITS, LOSS = local_variable("logits"), local_variable("loss")

@@ -23,12 +23,17 @@ class NoInventory(InputError):
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One parameter: its name, its shape, the class of the module that holds it, and that of another one that shares it."""
+    """One parameter: its name, its shape, the class of the module that holds it, and that of another one that shares it.
+
+    `also`: its other names, where it has some that are not the usual one (`TIED_HEAD`). `trainable`: whether it has a gradient.
+    """
 
     name: str
     shape: tuple[int, ...]
     layer: str
     tied: str = ""
+    also: tuple[str, ...] = ()
+    trainable: bool = True
 
     @cached_property
     def numel(self) -> int:

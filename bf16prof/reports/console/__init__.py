@@ -5,20 +5,27 @@ Every function prints on the `Console` it is given; `make_console` makes one tha
 
 from bf16prof.reports.console.asked import asked, settings_table
 from bf16prof.reports.console.breakdown import breakdown
+from bf16prof.reports.console.changes import changes_view
 from bf16prof.reports.console.explanation import explanation_view
 from bf16prof.reports.console.grid import RefusalLike, estimate_grid
 from bf16prof.reports.console.layout import make_console
+from bf16prof.reports.console.outcome import outcome
+from bf16prof.reports.console.peak import holders
 from bf16prof.reports.console.plan import plan_sizes, plan_view
 from bf16prof.reports.console.reconciliation import reconciliation
-from bf16prof.reports.console.run import run_summary
+from bf16prof.reports.console.run import failures, run_summary
 
 __all__ = [
     "RefusalLike",
     "asked",
     "breakdown",
+    "changes_view",
     "estimate_grid",
     "explanation_view",
+    "failures",
+    "holders",
     "make_console",
+    "outcome",
     "plan_sizes",
     "plan_view",
     "reconciliation",

@@ -8,6 +8,7 @@ from rich.text import Text
 from bf16prof.records import Component, Item, MemoryRecord, Phase
 from bf16prof.reports.console.layout import Column, heading, note, safe, table
 from bf16prof.reports.console.peak import training_peak, verdict_line
+from bf16prof.reports.ranks import imbalance, ranks_table
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, share, whole
 from bf16prof.reports.verdict import beside_the_allocator, verdict
 from bf16prof.reports.views import MEMORY_TOTALS, bound, case_label, component_name, total_text
@@ -30,6 +31,7 @@ def breakdown(record: MemoryRecord, console: Console) -> None:
     training_peak(record, console)
     _totals(record, console)
     _work(record, console)
+    _ranks(record, console)
     found = verdict(record)
     if found:
         verdict_line(found, console)
@@ -42,6 +44,15 @@ def _work(record: MemoryRecord, console: Console) -> None:
     if rows:
         what, amount, of_it = HEADERS
         table(console, (Column(what, "left", key=True), Column(amount), Column(of_it, "left")), rows)
+
+
+def _ranks(record: MemoryRecord, console: Console) -> None:
+    found = ranks_table(record)
+    if found:
+        columns = [Column(header, "left" if header in ("host", "device") else "right", key=header == "rank") for header in found.headers]
+        table(console, columns, [[cell.text for cell in row] for row in found.rows])
+        for text in imbalance(record):
+            note(console, text)
 
 
 def _component(component: Component, size: int, items: list[Item], total: int | None) -> list[list[Text | str]]:

@@ -23,6 +23,22 @@ def training_peak(record: MemoryRecord, console: Console) -> None:
         table(console, _ITEMS, _item_rows(record))
 
 
+def holders(record: MemoryRecord, console: Console, most: int = 6) -> None:
+    """Print the largest tensors that are alive at the training peak, in a table that is narrow."""
+    shown, rest = largest(record.peak_items, most)
+    if not shown:
+        return
+    heading(console, "Who holds it")
+    total = sum(item.bytes for item in record.peak_items)
+    rows: list[list[Text | str]] = [
+        [inert(item.name, 44), component_name(item.component), gib(item.bytes), share(item.bytes, total)] for item in shown
+    ]
+    if rest:
+        size = sum(item.bytes for item in rest)
+        rows.append([f"({len(rest)} smaller ones)", "", gib(size), share(size, total)])
+    table(console, (Column("tensor", "left", key=True), Column("component", "left"), Column("size"), Column("share")), rows)
+
+
 def peak_components(record: MemoryRecord, console: Console) -> None:
     """Print the table by component only."""
     if record.peak_components:

@@ -7,13 +7,26 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from bf16prof.bounds import bound_notes
 from bf16prof.records import Source
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.peak import verdict_line
 from bf16prof.reports.palette import CONSOLE
-from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKNOWN, gib, seconds, signed_bytes, signed_percent
+from bf16prof.reports.units import (
+    AS_PRINTED,
+    AT_LEAST,
+    CONSISTENT,
+    EXACT,
+    MESSAGE_LIMIT,
+    UNKNOWN,
+    gib,
+    inert,
+    seconds,
+    signed_bytes,
+    signed_percent,
+)
 from bf16prof.reports.verdict import VERDICT, Said, case_verdict
 from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views, total_text, value_text
 from bf16prof.runs import Run
@@ -36,6 +49,8 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     heading(console, "Summary")
     _summary(views, console)
     _verdict(views, console)
+    for text in bound_notes(record for run in runs for record in run.records):
+        note(console, inert(text, MESSAGE_LIMIT))
     losses_in_numbers(views, console)
     price_in_learning(views, console)
     if any(view.main.at_least for view in views):

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bf16prof.records import Case, Device, MemoryRecord
-from bf16prof.reports.console.layout import Column, heading, mark, safe, table
+from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
+from bf16prof.reports.ranks import imbalance, several_hosts
 from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, number, seconds
 from bf16prof.reports.verdict import prediction_text
 from bf16prof.reports.views import CaseView, case_label, loss_text, run_views, total_text
@@ -28,11 +29,24 @@ def run_summary(run: Run, console: Console) -> None:
     for name, text in _facts(run):
         grid.add_row(name, Text(text))
     console.print(grid)
-    views = {(view.case, view.device): view for view in run_views([run])}
+    views = _views(run)
     _cases(run, views, console)
-    for status in manifest.cases:
+    for view in views.values():
+        for text in imbalance(view.main) if several_hosts(view.main) else []:
+            note(console, f"{view.label}: {text}")
+    failures(run, console)
+
+
+def failures(run: Run, console: Console) -> None:
+    """Print what went wrong in each case in which something did: the message, what was predicted, the end of the log."""
+    views = _views(run)
+    for status in run.manifest.cases:
         if status.message or status.log_tail:
-            _failure(status, views.get((status.case, manifest.device)), console)
+            _failure(status, views.get((status.case, run.manifest.device)), console)
+
+
+def _views(run: Run) -> dict[tuple[Case, Device], CaseView]:
+    return {(view.case, view.device): view for view in run_views([run])}
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -44,6 +58,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("started", f"{inert(manifest.created)}{ended}"),
         ("command", inert(" ".join(manifest.argv), 4000)),
         ("hardware", _pairs(manifest.hardware)),
+        ("nodes", ", ".join(f"{node.node} {inert(node.host)}" for node in manifest.nodes)),
         ("versions", _pairs(manifest.versions)),
     ]
     return [(name, text) for name, text in facts if text]

@@ -1,0 +1,108 @@
+"""`bf16prof simulate -- train.py --its args`: the user's own training script in the dry run's world."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from bf16prof.commands import options as o
+from bf16prof.commands.flags import COMMANDLINE, Asked, SimulateFlags
+from bf16prof.commands.output import (
+    check_judged_device,
+    finished_run,
+    hint,
+    print_json,
+    require_fit,
+    with_host_per_node,
+    write_files,
+)
+from bf16prof.errors import Bf16profError, InputError
+from bf16prof.profiles.gpus import find_gpu
+from bf16prof.records import Device, MemoryRecord
+from bf16prof.scripts.command import Script, read_script
+
+OF_THE_SCRIPT = ("steps", "rank", "timeout")
+"""Flags that mean nothing without a script."""
+
+SHARED = frozenset({
+    *OF_THE_SCRIPT, "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot", "json_", "output", "force",
+    "fail_unless_fits", "verbose", "quiet",
+})  # fmt: skip
+"""Flags that go with a script. All others say what the script says itself."""
+
+
+def refuse_script_flags(asked: Asked[SimulateFlags]) -> None:
+    """Raise `InputError` for a flag that goes with a script, where there is none."""
+    for name in OF_THE_SCRIPT:
+        if asked.source(name) == COMMANDLINE:
+            raise InputError(f"--{name}: goes with a script of your own", hint="bf16prof simulate -- train.py --its args")
+
+
+def simulate_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> None:
+    """Run it once for each number of ranks, and show what was recorded; a failure is raised when all has been shown."""
+    given = asked.flags
+    script, found, failures = simulated_script(asked, words)
+    records = with_host_per_node(found, given.gpus_per_node)
+    if records:
+        _show(script, records, given)
+    for failure in failures:
+        raise failure
+    require_fit(records, given.fail_unless_fits)
+    hint("next: -v lists every item, --gpus 8,16 other sizes, --rank 1 another rank", given.quiet or given.json_)
+
+
+def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> tuple[Script, list[MemoryRecord], list[Bf16profError]]:
+    """The script, its records, and why there are no others."""
+    from bf16prof.measure.accelerator import require_packages
+
+    given = asked.flags
+    _refuse_what_the_script_says(asked)
+    check_judged_device(given.fail_unless_fits, given.device)
+    require_packages("simulating")
+    script = read_script(words)
+    sizes = o.numbers("--gpus", given.gpus)
+    if given.snapshot is not None and len(sizes) > 1:
+        raise InputError(f"--snapshot {given.snapshot}: a snapshot is of one run, these are {len(sizes)}")
+    return script, *_run(script, sizes, given)
+
+
+def _refuse_what_the_script_says(asked: Asked[SimulateFlags]) -> None:
+    for name in asked.given():
+        if name not in SHARED and asked.source(name) == COMMANDLINE:
+            said = asked.flags.subject if name == "subject" else asked.origin(name)
+            raise InputError(f"{said}: a script after -- says itself what is trained and how", hint="give it to the script, if it takes it")
+
+
+def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], list[Bf16profError]]:
+    from bf16prof.commands.progress import ScriptProgress
+    from bf16prof.simulate.runner import Options
+    from bf16prof.simulate.script.runner import simulate_script as run
+    from bf16prof.simulate.script.task import ScriptTask
+
+    gpu = find_gpu(given.gpu).id if given.device is Device.GPU else None
+    for size in sizes:
+        if not given.rank < size <= 2**20:
+            raise InputError(f"--rank {given.rank}: of {size} ranks there are the numbers 0 to {size - 1}")
+    options = Options(given.expandable_segments, given.snapshot, given.force)
+    records, failures = [], []
+    with ScriptProgress(script.name, given.quiet) as progress:
+        for size in sizes:
+            task = ScriptTask(script, size, given.rank, gpu, given.steps, options.expandable_segments, options.snapshot is not None)
+            outcome = run(task, given.timeout, progress, options)
+            records += [outcome.record] if outcome.record is not None else []
+            failures += [outcome.failure] if outcome.failure is not None else []
+    return records, failures
+
+
+def _show(script: Script, records: Sequence[MemoryRecord], given: SimulateFlags) -> None:
+    from bf16prof.reports.console import breakdown, make_console, reconciliation
+
+    result = finished_run(f"simulate {script.name}", records, {"script": dataclasses.asdict(script)}, {})
+    write_files(given.output, [result], force=given.force)
+    if given.json_:
+        print_json(records)
+        return
+    console = make_console()
+    reconciliation([result], console)
+    for record in records if given.verbose or len(records) == 1 else ():
+        breakdown(record, console)

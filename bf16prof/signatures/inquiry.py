@@ -1,0 +1,125 @@
+"""What a signature is the answer to: everything that decides the bytes of a forward and backward pass, and a name for it.
+
+Two halves: the inquiry (model, batch, precision, device) and the code that answers it (versions of packages, our own source). A file in
+the cache is named after both, so that no stale answer is ever taken for a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import bf16prof
+from bf16prof.cases import Job
+from bf16prof.engine.batch import batch_spec
+from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
+from bf16prof.processes import threads_per_rank
+from bf16prof.profiles.models import FactorySettings
+from bf16prof.reductions import processor_of
+
+PACKAGES = ("torch", "transformers", "deepspeed")
+"""Whose code runs in a trace."""
+
+DIGITS = 20
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What is asked, by its digest; `is_lasting`: whether an answer may be kept for other processes.
+
+    What a function of the user's own builds depends on all that it reads, so it is asked anew in every process.
+    """
+
+    digest: str
+    is_lasting: bool
+    job: Job = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, job: Job) -> Inquiry:
+        """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ... alone may ask the same."""
+        job = _one_micro_step(job)
+        content = json.dumps(_content(job), sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
+        return cls(digest, not isinstance(job.profile.model, FactorySettings), job)
+
+    @property
+    def name(self) -> str:
+        """What its file is called on this machine."""
+        return f"{self.digest}-{environment()}"
+
+
+def _one_micro_step(job: Job) -> Job:
+    workload = job.profile.workload.model_copy(update={"gradient_accumulation_steps": 1})
+    return dataclasses.replace(job, profile=job.profile.model_copy(update={"workload": workload}))
+
+
+def _content(job: Job) -> dict[str, Any]:
+    config = deepspeed_config(job)
+    facts, workload = engine_facts(config), job.profile.workload
+    is_third = job.case.zero_stage == 3
+    return {
+        "model": job.profile.model.model_dump(mode="json"),
+        "batch": {name: [list(each.shape), each.dtype] for name, each in batch_spec(job).items()},
+        "checkpointing": workload.activation_checkpointing,
+        "keeps_outputs": workload.keeps_outputs,
+        "parameters": facts.parameter_dtype,
+        "autocast": facts.autocast_dtype,
+        "zero3": [zero_settings(config).memory_efficient_linear] if is_third else [],
+        "device": _device(job),
+    }
+
+
+def about(job: Job) -> str:
+    """A job's question in a few words: `olmo2, 2 x 256, bf16, ZeRO-3`."""
+    facts, workload = engine_facts(deepspeed_config(job)), job.profile.workload
+    words = [f"{job.profile.model.family:.60}", f"{workload.micro_batch_size} x {workload.sequence_length}", facts.parameter_dtype]
+    words += [f"autocast {facts.autocast_dtype}"] * (facts.autocast_dtype != "none")
+    words += ["checkpointing"] * workload.activation_checkpointing + ["ZeRO-3"] * (job.case.zero_stage == 3)
+    return ", ".join([*words, str(job.device)])
+
+
+def _device(job: Job) -> Any:
+    """A GPU by what its kernels depend on; a CPU by what it is, and by the threads of a rank, each of which has scratch of its own."""
+    if job.gpu is not None:
+        return [list(job.gpu.compute_capability), dataclasses.astuple(processor_of(job.gpu))]
+    return [_processor(), threads_per_rank(job.case.world_size)]
+
+
+@functools.cache
+def _processor() -> str:
+    """The machine's processor, whose instructions decide how its library of matrix products cuts them."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        chosen = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+        return hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:DIGITS]
+    return platform.processor()
+
+
+@functools.cache
+def environment() -> str:
+    """A digest of the code that answers: the versions of the packages, and our own source as it lies there."""
+    folder = Path(bf16prof.__file__).parent
+    own = sorted(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in folder.rglob("*.py"))
+    return hashlib.sha256("\n".join([*versions().values(), platform.python_version(), *own]).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """The installed versions, as far as there are any; nothing is imported."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def can_trace() -> bool:
+    """Whether what a trace needs is installed, whatever the model."""
+    return {"torch", "deepspeed"} <= versions().keys()

@@ -1,0 +1,141 @@
+"""Where signatures are kept: in this process, and as files in the user's cache directory.
+
+Files are written whole or not at all, and one name always means the same content, so that any number of processes may read and write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
+from bf16prof.signatures.inquiry import Inquiry, can_trace
+from bf16prof.signatures.signature import Signature
+
+FOLDER_VARIABLE = "BF16PROF_CACHE"
+SUFFIX = ".signature"
+
+Tracer = Callable[[Sequence[Inquiry]], None]
+"""Answers these inquiries: calls `keep` or `give_up` for each."""
+
+
+@dataclass
+class _Known:
+    """What this process knows, and who answers what it does not."""
+
+    signatures: dict[str, Signature]
+    problems: dict[str, str]
+    tracer: Tracer | None
+
+
+_known = _Known({}, {}, None)
+
+
+def folder() -> Path:
+    """`BF16PROF_CACHE`, else `bf16prof` in the user's cache directory; signatures have a folder of their own in it."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    root = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bf16prof"
+    return root / "signatures"
+
+
+def find(inquiry: Inquiry) -> Signature | None:
+    """The answer: remembered, from a file, or from the tracer, if there is one."""
+    if (found := _recalled(inquiry)) is None and _known.tracer is not None and inquiry.digest not in _known.problems:
+        _known.tracer([inquiry])
+        found = _recalled(inquiry)
+    return found
+
+
+def missing(inquiries: Sequence[Inquiry]) -> list[Inquiry]:
+    """Those, each once, that are neither answered nor given up."""
+    distinct = {inquiry.digest: inquiry for inquiry in inquiries}
+    return [each for each in distinct.values() if each.digest not in _known.problems and _recalled(each) is None]
+
+
+def problem(inquiry: Inquiry) -> str | None:
+    """Why there is no answer, if that was found out."""
+    return _known.problems.get(inquiry.digest)
+
+
+def keep(inquiry: Inquiry, content: bytes) -> None:
+    """Remember an answer, and keep it for other processes as far as its folder can be written; without that it still is an answer."""
+    _known.signatures[inquiry.digest] = Signature.unpacked(content)
+    if not inquiry.is_lasting:
+        return
+    with contextlib.suppress(OSError, NotWritten):
+        folder().mkdir(parents=True, exist_ok=True)
+        write_bytes(folder() / (inquiry.name + SUFFIX), content)
+
+
+def give_up(inquiry: Inquiry, reason: str) -> None:
+    """Remember why there is no answer."""
+    _known.problems[inquiry.digest] = reason
+
+
+def trace_with(tracer: Tracer | None) -> None:
+    """Who answers from now on; `None`: nobody."""
+    _known.tracer = tracer
+
+
+def forget() -> None:
+    """Nothing is remembered; files stay."""
+    _known.signatures.clear()
+    _known.problems.clear()
+
+
+def _recalled(inquiry: Inquiry) -> Signature | None:
+    if inquiry.digest not in _known.signatures and inquiry.is_lasting and (path := _file(inquiry)) is not None:
+        with contextlib.suppress(InputError):  # a file that is broken or of another format is as good as none
+            _known.signatures[inquiry.digest] = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+    return _known.signatures.get(inquiry.digest)
+
+
+def _file(inquiry: Inquiry) -> Path | None:
+    """The file of a inquiry. Where nothing could be traced anew, one that other code has answered does; it says which (`versions`)."""
+    path = folder() / (inquiry.name + SUFFIX)
+    if path.exists():
+        return path
+    others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+    return others[-1] if others else None
+
+
+@dataclass(frozen=True)
+class CachedSignature:
+    """A file of the cache: its bytes, what was traced in a few words, and the versions of the code that ran."""
+
+    name: str
+    about: str
+    bytes: int
+    parameters: int
+    events: int
+    versions: dict[str, str]
+
+
+def entries() -> list[CachedSignature]:
+    """Every file that can be read."""
+    found = []
+    for path in sorted(folder().glob(f"*{SUFFIX}")):
+        with contextlib.suppress(InputError):
+            content = read_up_to(LARGEST_DOCUMENT, path)
+            signature = Signature.unpacked(content)
+            elements = sum(each.numel for each in signature.parameters)
+            found.append(
+                CachedSignature(
+                    path.name.removesuffix(SUFFIX), signature.about, len(content), elements, len(signature.events), signature.versions
+                )
+            )
+    return found
+
+
+def clear() -> int:
+    """Remove all files of the cache: how many there were."""
+    count = 0
+    for path in [*folder().glob(f"*{SUFFIX}"), *folder().glob(f".*{SUFFIX}*.part")]:
+        with contextlib.suppress(FileNotFoundError):  # somebody else has
+            path.unlink()
+            count += path.suffix == SUFFIX
+    return count

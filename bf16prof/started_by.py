@@ -1,0 +1,40 @@
+"""Which launcher has started this process as one of several, by the variables that launchers set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Started:
+    """The launcher's name, which of how many processes this one is, and the variables that say so."""
+
+    by: str
+    rank: int
+    ranks: int
+    variables: tuple[str, str]
+
+
+_SIGNS = (
+    ("torchrun", ("RANK", "WORLD_SIZE"), "TORCHELASTIC_RUN_ID"),
+    ("a launcher of ranks", ("RANK", "WORLD_SIZE"), ""),
+    ("srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), "SLURM_STEP_ID"),
+    ("mpirun", ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ""),
+    ("mpiexec", ("PMI_RANK", "PMI_SIZE"), ""),
+)
+"""Name, variables with the rank and the number of ranks, and a variable that has to be there as well. A batch script of Slurm has a
+SLURM_PROCID, but no step."""
+
+
+def started_by(variables: Mapping[str, str] | None = None) -> Started | None:
+    """The launcher; `None` where nobody has started more than one process of this kind."""
+    variables = os.environ if variables is None else variables
+    for name, (rank, ranks), sign in _SIGNS:
+        if sign and sign not in variables:
+            continue
+        number, total = variables.get(rank, ""), variables.get(ranks, "")
+        if number.isdecimal() and total.isdecimal() and int(total) > 1:
+            return Started(name, int(number), int(total), (rank, ranks))
+    return None

@@ -1,0 +1,149 @@
+"""Signatures: recorded from real code, held against the tapes that are written by hand, and against dry runs of what has none.
+
+All traces of this file are made at once, and kept in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hugging_face import config
+from judged import judge
+
+from bf16prof.cases import Job, Selection, expand
+from bf16prof.engine.constraints import admit
+from bf16prof.estimate import anatomy
+from bf16prof.estimate.predict import predict
+from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import Override, load_profile
+from bf16prof.records import Device, MemoryRecord, Phase
+from bf16prof.signatures import store
+from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.simulate.runner import Options
+from bf16prof.tracing.session import Session
+
+pytestmark = pytest.mark.timeout(290)
+
+SCALAR = 512
+"""A block: the tapes leave out one of the scalars with which autograd begins."""
+
+LORA = """
+from torch import nn
+
+class Adapted(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(base.in_features, 8, bias=False), nn.Linear(8, base.out_features, bias=False)
+        base.requires_grad_(False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(500, 256).requires_grad_(False)
+        self.layers = nn.ModuleList(nn.Sequential(Adapted(nn.Linear(256, 512)), nn.GELU(), Adapted(nn.Linear(512, 256))) for _ in range(3))
+        self.attention = nn.MultiheadAttention(256, 4, batch_first=True)
+        self.head = nn.Linear(256, 500, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+def adapted():
+    return Net()
+"""
+"""Most parameters frozen, one tied, and a module that uses another's parameters without calling it."""
+
+SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 1000, "max_position_embeddings": 256}
+WRITTEN = {
+    "llama": config("llama", **SIZES, head_dim=64),
+    "gpt2": config("gpt2", n_embd=256, n_layer=3, vocab_size=1000, n_positions=256),
+    "mixtral": config("mixtral", **SIZES),
+}
+T5 = {"model_type": "t5", "d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 3, "num_heads": 4, "vocab_size": 2000}
+
+
+def job(stage: int, model: dict[str, Any], *, recipe: str = "bf16-full", device: Device = Device.GPU) -> Job:
+    sets = {"workload.sequence_length": 128, "workload.micro_batch_size": 2, "workload.data": "synthetic", **model}
+    if device is Device.GPU:
+        sets |= {"optimizer.torch_adam": False, "optimizer.fused": False}
+    profile = load_profile("cpu-demo", [Override(key, value, "test") for key, value in sets.items()]).profile
+    gpu = find_gpu("h100-80gb") if device is Device.GPU else None
+    return admit(expand(Selection(profile, [stage], [2], [recipe], device, gpu)))[0][0]
+
+
+HAND = {(name, stage): job(stage, {"model.hf_config": content}) for name, content in WRITTEN.items() for stage in (1, 3)}
+OTHERS = {
+    "an encoder and a decoder": job(3, {"model.hf_config": T5}),
+    "frozen parameters, stage 2": job(2, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
+    "frozen parameters, stage 3": job(3, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
+    "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Everything that is traced here, in a cache of its own."""
+    folder: Path = tmp_path_factory.mktemp("traced")
+    (folder / "adapted_model.py").write_text(LORA, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BF16PROF_CACHE", str(folder))
+        patch.setenv("PYTHONPATH", str(folder))
+        store.forget()
+        session = Session()
+        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values())])
+        session.close()
+        yield folder
+        store.forget()
+
+
+def traced(job: Job) -> MemoryRecord:
+    """The estimate from the signature, though there is a tape."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anatomy, "_asks", lambda job: True)
+        return predict(job)
+
+
+@pytest.mark.parametrize(("name", "stage"), HAND)
+def test_a_recorded_pass_is_the_one_that_was_written_by_hand(recorded: Path, name: str, stage: int) -> None:
+    by_hand, found = predict(HAND[name, stage]), traced(HAND[name, stage])
+
+    assert found.components == by_hand.components
+    assert found.items == by_hand.items
+    difference = {phase: (found.phases[phase].peak_bytes or 0) - (by_hand.phases[phase].peak_bytes or 0) for phase in Phase}
+    assert difference[Phase.FORWARD] == difference[Phase.STEP] == difference[Phase.INIT] == 0
+    assert difference[Phase.BACKWARD] in (0, SCALAR)
+    assert found.peak_phase is by_hand.peak_phase
+    assert found.work == by_hand.work
+
+
+def test_what_has_no_tape_agrees_with_its_dry_run(recorded: Path) -> None:
+    for name, judged in zip(OTHERS, judge(list(OTHERS.values()), Options(expandable_segments=True)), strict=True):
+        assert judged.steady_error_bytes == 0, name
+        assert abs(judged.worst) < 0.001, (name, judged.errors)
+        assert judged.names_the_phase, name
+
+
+def test_what_was_recorded_is_kept_for_other_processes_but_of_functions(recorded: Path) -> None:
+    store.forget()
+
+    assert store.find(Inquiry.of(HAND["llama", 1])) is not None
+    assert store.find(Inquiry.of(OTHERS["frozen parameters, stage 2"])) is None
+
+
+def test_recipes_ranks_and_accumulation_ask_the_same() -> None:
+    asked = Inquiry.of(HAND["llama", 1])
+    more = job(2, {"model.hf_config": WRITTEN["llama"], "workload.gradient_accumulation_steps": 4})
+
+    assert Inquiry.of(dataclasses.replace(more, case=dataclasses.replace(more.case, world_size=64))) == asked
+    assert Inquiry.of(HAND["llama", 3]) != asked
+    assert Inquiry.of(job(1, {"model.hf_config": WRITTEN["llama"], "workload.activation_checkpointing": True})) != asked

@@ -1,0 +1,150 @@
+"""Engines of a script are watched: phases are marked and steps are counted, whatever the script calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bf16prof.engine.phases import PhaseMarks
+from bf16prof.records import Phase
+from bf16prof.scripts.holders import held_by_frames
+from bf16prof.scripts.hooks import hooked
+from bf16prof.scripts.main import Finished
+from bf16prof.scripts.watch import Watch
+
+
+class Meter:
+    """A memory that nothing is in."""
+
+    def allocated_bytes(self) -> int:
+        return 0
+
+    def take_phase_peak(self) -> int:
+        return 0
+
+
+class Engine(nn.Module):
+    """What DeepSpeed's engine is to those that watch it."""
+
+    def __init__(self, accumulation: int = 1) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 1)
+        self._accumulation, self._calls = accumulation, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss: Tensor = self.module(x).sum()
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return (self._calls + 1) % self._accumulation == 0
+
+    def step(self) -> None:
+        self._calls += 1
+
+
+class Notes:
+    """An observer that writes down what it is told."""
+
+    def __init__(self, last: int = 100) -> None:
+        self.told: list[str] = []
+        self.kept: list[str] = []
+        self._last = last
+
+    def built(self, engine: Any, *, zero_init: bool) -> None:
+        self.told.append("built")
+
+    def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        self.told.append("called")
+
+    def stepped(self, engine: Any, frame: FrameType) -> None:
+        self.told.append("stepped")
+        self.kept = list(held_by_frames(frame))
+        if self.told.count("stepped") >= self._last:
+            raise Finished
+
+
+def _watched(notes: Notes, *engines: Engine) -> tuple[Watch, list[Phase | None]]:
+    marked: list[Phase | None] = []
+    watch = Watch(PhaseMarks(Meter(), on_mark=marked.append), notes)
+    for engine in engines:
+        watch.add(engine)
+    return watch, marked
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_phases_are_marked_whoever_calls_backward(plain: bool) -> None:
+    engine = Engine()
+    watch, marked = _watched(Notes(), engine)
+    with hooked(watch):
+        loss = engine(torch.ones(3, 2))
+        loss.backward() if plain else engine.backward(loss)
+        engine.step()
+    assert marked == [Phase.FORWARD, Phase.BACKWARD, Phase.STEP, None]
+    assert watch.steps == 1
+
+
+def test_only_an_update_ends_a_step() -> None:
+    engine, notes = Engine(accumulation=3), Notes()
+    watch, _ = _watched(notes, engine)
+    for _ in range(6):
+        engine.backward(engine(torch.ones(1, 2)))
+        engine.step()
+    assert watch.steps == 2
+    assert notes.told.count("called") == 6
+
+
+def test_engines_that_are_trained_in_turn_make_one_step() -> None:
+    first, second = Engine(), Engine()
+    watch, _ = _watched(Notes(), first, second)
+    steps = []
+    for _ in range(4):
+        for engine in (first, second):
+            engine.step()
+        steps.append(watch.steps)
+    assert steps[1:] == [2, 3, 4], "the first step does not know of the second engine yet"
+
+
+def test_an_engine_that_is_trained_no_more_is_not_waited_for() -> None:
+    first, second = Engine(), Engine()
+    watch, _ = _watched(Notes(), first, second)
+    first.step()
+    for _ in range(20):
+        second.step()
+    assert watch.steps > 2
+
+
+def test_an_observer_ends_the_script_and_learns_its_names() -> None:
+    engine, notes = Engine(), Notes(last=2)
+    _watched(notes, engine)
+
+    def train() -> None:
+        while True:
+            batch = {"x": torch.ones(3, 2)}
+            outputs = engine(batch["x"])
+            engine.step()
+            assert outputs.requires_grad
+
+    with pytest.raises(Finished):
+        train()
+    line = train.__code__.co_firstlineno
+    assert notes.kept[:2] == [f"batch (test_scripts_watch.py:{line + 2})", f"outputs (test_scripts_watch.py:{line + 3})"]
+
+
+def test_looking_at_variables_keeps_nothing_alive() -> None:
+    def train() -> int:
+        kept = torch.ones(3)
+        held_by_frames(sys._getframe())
+        before = sys.getrefcount(kept)
+        held_by_frames(sys._getframe())
+        return sys.getrefcount(kept) - before
+
+    assert train() == 0
