@@ -34,7 +34,11 @@ def main() -> NoReturn:
     signals.leave_at_once()
     if signals.caught:
         # Python remembers a KeyboardInterrupt that left an `exec` (dataclasses have one) and ends itself by SIGINT, whoever has caught it.
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                continue
         os._exit(code)
     sys.exit(code)
 
