@@ -65,6 +65,12 @@ plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 operators: $(VENV)/.dev ## The census of PyTorch's operators, real and in the dry run (twenty minutes; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/operators.py
 
+fuzz: $(VENV)/.dev ## Ten thousand mutants of valid files, to every reader (ten minutes; nightly)
+	PYTHONPATH=tests/unit $(BIN)/python benchmarks/fuzz.py
+
+soak: $(VENV)/.dev ## Two hundred small runs with a random fault each, and what they leave behind (twenty minutes; nightly)
+	PYTHONPATH=tests/integration $(BIN)/python benchmarks/soak.py
+
 versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
 	$(BIN)/python benchmarks/versions.py
 

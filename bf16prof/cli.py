@@ -32,6 +32,14 @@ def main() -> NoReturn:
         sys.stderr.write("bf16prof: interrupted\n")
         code = SIGNALLED + (signals.caught or signal.SIGINT)
     signals.leave_at_once()
+    if signals.caught:
+        # Python remembers a KeyboardInterrupt that left an `exec` (dataclasses have one) and ends itself by SIGINT, whoever has caught it.
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                continue
+        os._exit(code)
     sys.exit(code)
 
 

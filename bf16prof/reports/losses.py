@@ -56,9 +56,12 @@ def loss_statistics(record: MemoryRecord) -> LossStatistics | None:
 
 
 def of_finite(statistic: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
-    """A statistic of losses; `None` where one of them was not finite."""
+    """A statistic of losses; `None` where one of them was not finite, or their sum is not."""
     known = [value for value in values if value is not None]
-    return statistic(known) if len(known) == len(values) else None
+    try:
+        return statistic(known) if len(known) == len(values) else None
+    except OverflowError:
+        return None
 
 
 def window_of(steps: int) -> int:

@@ -26,7 +26,7 @@ from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.simulate.runner import Options
 from bf16prof.tracing.session import Session
 
-pytestmark = pytest.mark.timeout(290)
+pytestmark = [pytest.mark.timeout(290), pytest.mark.xdist_group("tracing")]
 
 SCALAR = 512
 """A block: the tapes leave out one of the scalars with which autograd begins."""
