@@ -296,6 +296,7 @@ TORCH_CODE = (
     "scripts/face/around.py",
     "scripts/face/mode.py",
     "scripts/face/module.py",
+    "scripts/face/worn.py",
     "simulate/",
     "tracing/hooks.py",
     "tracing/products.py",
