@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow lint format bench operators peaks plans study schemas pictures gpu-check versions clean
+.PHONY: help demo test unit slow lint format bench operators peaks models plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -55,6 +55,9 @@ bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 
 peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (ten minutes)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/peaks.py
+
+models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (an hour; nightly)
+	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/plan.py 0

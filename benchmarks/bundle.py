@@ -2,18 +2,21 @@
 script that uses them (`gpu-check.sh`). Usage: `make gpu-bundle`.
 
 The wheels are those of the installed versions, for Python 3.12 and for the running Python on x86-64 Linux; DeepSpeed's is built without
-compiled operators (`DS_BUILD_OPS=0`). What would make the folder larger than `LIMIT_BYTES` is left out from `OPTIONAL`, and
-said: with one Python (`bundle.py FOLDER 3.12`) there is room for all.
-pandas, which only tables in files need, is never in it.
+compiled operators (`DS_BUILD_OPS=0`). They are stored uncompressed in one xz archive: most of two wheels of numpy is the same library,
+which is packed once. pandas, which only tables in files need, is not in it.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +30,10 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 NEVER = {"pandas", "python-dateutil", "tzdata", "six"}
 """pandas and what only it needs."""
 BUILT = {"bf16prof", "deepspeed"}
-OPTIONAL = ("transformers",)
-"""The Hugging Face model of the check needs it."""
+NEEDED = (*BUILT, "transformers")
+"""transformers is for the Hugging Face model of the check."""
+DICTIONARY = 1 << 27
+"""Bytes that xz looks back over: more than numpy's wheels together, uncompressed."""
 
 
 def closure(names: Iterable[str]) -> dict[str, str]:
@@ -67,38 +72,45 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def pack(wheels: Path, target: Path) -> None:
+    """All wheels, stored, as one archive; those that are alike stand side by side."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": DICTIONARY}]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lzma.open(target, "wb", filters=filters) as packed_file,
+        tarfile.open(fileobj=packed_file, mode="w") as archive,
+    ):
+        for wheel in sorted(wheels.iterdir()):
+            stored = Path(folder) / wheel.name
+            with zipfile.ZipFile(wheel) as packed, zipfile.ZipFile(stored, "w", zipfile.ZIP_STORED) as plain:
+                for info in packed.infolist():
+                    plain.writestr(info, packed.read(info), zipfile.ZIP_STORED)
+            archive.add(stored, f"wheels/{wheel.name}")
+            stored.unlink()
+
+
 def main() -> None:
     """Write the folder, and say what is in it."""
     folder = Path(sys.argv[1])
     pythons = tuple(sys.argv[2:]) or PYTHONS
     shutil.rmtree(folder, ignore_errors=True)
-    wheels = folder / "wheels"
-    wheels.mkdir(parents=True)
+    folder.mkdir(parents=True)
     base = closure(["torch"])
-    needed = {name: version for name, version in closure(BUILT).items() if name not in base}
-    pip("wheel", str(ROOT), "--no-deps", "--wheel-dir", str(wheels))
-    pip("wheel", f"deepspeed=={needed['deepspeed']}", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), DS_BUILD_OPS="0")
-    for name in sorted(needed.keys() - BUILT):
-        download(name, needed[name], wheels, pythons)
+    needed = {name: version for name, version in closure(NEEDED).items() if name not in base}
+    with tempfile.TemporaryDirectory() as made:
+        wheels = Path(made)
+        pip("wheel", str(ROOT), "--no-deps", "--wheel-dir", str(wheels))
+        pip("wheel", f"deepspeed=={needed['deepspeed']}", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), DS_BUILD_OPS="0")
+        for name in sorted(needed.keys() - BUILT):
+            download(name, needed[name], wheels, pythons)
+        count = len(list(wheels.iterdir()))
+        pack(wheels, folder / "wheels.tar.xz")
     for name in ("gpu-check.sh", "README.txt"):
         shutil.copy(Path(__file__).parent / "bundle" / name, folder / name)
-    for name in OPTIONAL:
-        _add(name, base.keys() | needed.keys(), folder, pythons)
-    sys.stdout.write(f"{folder}: {size(folder) / 2**20:.1f} MiB, {len(list(wheels.iterdir()))} wheels for Python {', '.join(pythons)}\n")
-
-
-def _add(name: str, there: Iterable[str], folder: Path, pythons: Sequence[str]) -> None:
-    """An optional distribution with what it needs, unless the folder gets too large."""
-    extra = folder / "wheels.new"
-    for each, version in closure([name]).items():
-        if each not in there:
-            download(each, version, extra, pythons)
-    if size(folder) > LIMIT_BYTES:
-        sys.stdout.write(f"{name} is left out: {size(folder) / 2**20:.1f} MiB with it\n")
-    else:
-        for wheel in extra.iterdir():
-            shutil.move(wheel, folder / "wheels" / wheel.name)
-    shutil.rmtree(extra)
+    bytes_ = size(folder)
+    sys.stdout.write(f"{folder}: {bytes_ / 2**20:.1f} MiB, {count} wheels for Python {', '.join(pythons)}\n")
+    if bytes_ > LIMIT_BYTES:
+        sys.exit(f"more than {LIMIT_BYTES / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 DOCS = Path(__file__).parent
-COLUMNS = 144
-PROMPT = "$ bf16prof measure --profile cpu-demo --zero 2,3 --simulate\n"
-WINDOW = "1280,1500"
-LAST_CASE = "zero3-w2-bf16-full"
+COLUMNS = 80
+PROMPT = "$ bf16prof measure cpu-demo --simulate\n"
+WINDOW = "1280,1400"
 
 
 def demo(folder: Path) -> str:
@@ -30,10 +29,7 @@ def demo(folder: Path) -> str:
         "-m",
         "bf16prof",
         "measure",
-        "--profile",
         "cpu-demo",
-        "--zero",
-        "2,3",
         "--simulate",
         "-d",
         str(folder),
@@ -43,12 +39,10 @@ def demo(folder: Path) -> str:
 
 
 def terminal_picture(output: str, target: Path) -> None:
-    """Draw what the terminal shows at the end: the last case in detail and the summary."""
-    lines = output.splitlines()
-    start = max(index for index, line in enumerate(lines) if Text.from_ansi(line).plain.strip() == LAST_CASE)
+    """Draw what the terminal shows."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(PROMPT, "bold green"))
-    console.print(Text.from_ansi("\n".join(lines[start:])))
+    console.print(Text.from_ansi(output))
     console.save_svg(str(target), title="bf16prof")
 
 

@@ -85,13 +85,49 @@ def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
 
     Bytes are those between steps, all ranks together, and what is added within the step; by component in the order of `recipes show`.
     """
+    from bf16prof.reports.console.layout import make_console, note
+
     found = list(all_recipes().values())
     records = _records(run)
     if json_:
         return _json(recipes=[_recipe(recipe, records) for recipe in found])
-    rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), *([_learned(r, records)] if run else []), r.title] for r in found]
-    measured = ["measured learning"] if run else []
-    return print_table(["recipe", BYTES_HEADER, "by component", "learning", "runs on", *measured, "what it is"], rows)
+    if make_console().width < WIDE and not run:
+        _narrow_list(found)
+    else:
+        rows = [[r.id, *_sizes(r), r.learning, _runs_on(r), *([_learned(r, records)] if run else []), r.title] for r in found]
+        measured = ["measured learning"] if run else []
+        print_table(["recipe", BYTES_HEADER, "by component", "learning", "runs on", *measured, "what it is"], rows)
+    for text in (START_WITH, COSTS):
+        note(make_console(), text)
+    return None
+
+
+WIDE = 200
+"""Columns of a console that has room for the whole table of recipes."""
+
+START_WITH = "Start with bf16-fp32-master, DeepSpeed's default; where memory is short, try bf16-kahan or bf16-stochastic-rounding."
+COSTS = (
+    "What it costs in learning: fp32 master is the reference; bf16 only loses updates, some hundredths of loss in docs/study.md; "
+    "stochastic rounding and compensation lost nothing that could be seen there. bf16prof measure --quality 20 says it of your model."
+)
+NARROW = (
+    "Bytes of model states between steps, all ranks together; (+n): within the step only. What a recipe is: bf16prof recipes show NAME."
+)
+
+
+def _narrow_list(found: Sequence[Recipe]) -> None:
+    """The table for 80 columns; what each recipe is says `recipes show`."""
+    from bf16prof.reports.console.layout import make_console, note
+
+    print_table(["recipe", "bytes per\nparameter", "learning", "DeepSpeed\nruns it"], [_narrow_row(recipe) for recipe in found])
+    note(make_console(), NARROW)
+
+
+def _narrow_row(recipe: Recipe) -> list[str]:
+    steady, whole = recipe.steady_bytes_per_parameter, sum(recipe.bytes_per_parameter().values())
+    size = f"{steady} (+{whole - steady})" if whole > steady else str(steady)
+    runs = "no" if recipe.deepspeed is None else f"with {all_optimizers()[recipe.optimizer].package}" if recipe.optimizer else "yes"
+    return [recipe.id, size, recipe.learning.replace("stochastic ", "stochastic\n"), runs]
 
 
 @recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
@@ -197,8 +233,7 @@ def _json(**content: Any) -> None:
 
 def print_table(headers: list[str], rows: list[list[str]]) -> None:
     """Rows under their headers, on stdout."""
-    from bf16prof.reports.console import make_console
-    from bf16prof.reports.console.layout import Column, table
+    from bf16prof.reports.console.layout import Column, make_console, table
 
     console = make_console()
     table(console, [Column(header, "left", key=index == 0) for index, header in enumerate(headers)], rows)

@@ -20,6 +20,7 @@ from bf16prof.commands.output import (
 )
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes, select
+from bf16prof.commands.working import working
 from bf16prof.errors import Refused
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import Gpu, find_gpu
@@ -76,7 +77,11 @@ def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
     record_for(jobs, trace=given.trace, quiet=given.quiet)
     _require_closed_form(jobs)
     replays = Replays.ALL if given.verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE
-    records = [predict(job, given.gpus_per_node, Allocator(given.expandable_segments), replays) for job in jobs]
+    records = []
+    with working("estimating", len(jobs), given.quiet) as done:
+        for job in jobs:
+            records.append(predict(job, given.gpus_per_node, Allocator(given.expandable_segments), replays))
+            done(len(records))
     if given.calibrate is not None:
         records = _calibrated(records, given.calibrate)
     accounts = {

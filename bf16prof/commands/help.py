@@ -22,6 +22,9 @@ _WIDEST, _NARROWEST = 100, 40
 _FLAGS = 26
 """Columns of the flags; a longer one has a line of its own."""
 
+_TWO_COLUMNS = 72
+"""Narrower pages have what a flag means below it."""
+
 _VARIABLES = "Every flag with a value also stands in a variable: --zero in BF16PROF_ZERO (--help-all names them)."
 
 
@@ -86,14 +89,13 @@ def _takes(each: Any, context: Any) -> str:
 
 
 def _row(left: str, right: str, width: int) -> list[str]:
-    text = textwrap.wrap(right, max(20, width - _FLAGS - 4)) or [""]
-    first = f"  {left}".ljust(_FLAGS + 2)
-    if len(left) > _FLAGS - 2:
-        heads = textwrap.wrap(
-            left, width - 2, break_long_words=False, break_on_hyphens=False, initial_indent="  ", subsequent_indent="    "
-        )
-        return [*heads, *(" " * (_FLAGS + 2) + line for line in text)]
-    return [(first + text[0]).rstrip(), *(" " * (_FLAGS + 2) + line for line in text[1:])]
+    """One or more lines: the left column, and the right one beside it, or below where the left is too long or the page is narrow."""
+    indent = " " * (_FLAGS + 2 if width >= _TWO_COLUMNS else 6)
+    folds: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    text = textwrap.wrap(right, width, initial_indent=indent, subsequent_indent=indent, **folds)
+    if len(left) <= len(indent) - 4:
+        return [f"  {left}".ljust(len(indent)) + (text[0].strip() if text else ""), *text[1:]]
+    return [f"  {left}", *text]
 
 
 def _paragraphs(text: str, width: int, *, indent_examples: bool = False) -> list[str]:

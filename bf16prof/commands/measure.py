@@ -73,7 +73,7 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
     _check_resume(given)
     request = read_request(asked)
     _require_true_peaks(request)
-    jobs, refused = _possible(request, given.ranks, place)
+    jobs, refused = _possible(request, given.ranks, place, download=given.download)
     say_notes(request, given.quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)
@@ -169,7 +169,7 @@ def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[Memory
         return list(error.records.values()), error
 
 
-def _possible(request: Request, asked: str | None, place: Place) -> tuple[list[Job], list[Refusal]]:
+def _possible(request: Request, asked: str | None, place: Place, *, download: bool) -> tuple[list[Job], list[Refusal]]:
     """The jobs that can run there, with so many ranks on a node if they are asked for, and the refusals of the others."""
     from bf16prof.measure.accelerator import (
         require_dtypes,
@@ -181,7 +181,7 @@ def _possible(request: Request, asked: str | None, place: Place) -> tuple[list[J
     from bf16prof.measure.commands import on_first_node
     from bf16prof.measure.data import validate_spec
 
-    validate_spec(request.profile.workload.data, readable=True)
+    validate_spec(request.profile.workload.data, readable=True, download=download)
     require_model_library(request.profile.model)
     torch = require_torch(on_first_node(place))
     ranks = _ranks(asked, torch, place)

@@ -87,7 +87,8 @@ HfConfigOption = Annotated[
     ),
 ]
 DownloadOption = Annotated[
-    bool, typer.Option("--download", help="Fetch the config.json of an id that is not in the cache.", rich_help_panel=TRAIN)
+    bool,
+    typer.Option("--download", help="Fetch a config.json, or a dataset (hf:NAME), that the local cache lacks.", rich_help_panel=TRAIN),
 ]
 ModelOption = Annotated[
     str | None,

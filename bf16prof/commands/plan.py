@@ -15,6 +15,7 @@ from bf16prof.commands.flags import Asked, PlanFlags, takes
 from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
+from bf16prof.commands.working import working
 from bf16prof.documents import as_json, document, json_text
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
@@ -82,7 +83,8 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     record_for(asked_first, trace=given.trace, quiet=given.quiet)
     say_notes(request, given.quiet)
     most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
-    answers = [answer(judge, size, most) for size in sizes]
+    with working("judging combinations", None, given.quiet) as judge.watch:
+        answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
     line = _asked(judge, sizes[0])

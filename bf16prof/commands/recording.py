@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
 
 import typer
 
 from bf16prof.cases import Job
+
+DOING = "recording the model's own code"
 
 SAY_AFTER_S = 1.0
 """Seconds after which somebody who waits is told for what, where there is no terminal to draw on."""
@@ -30,11 +31,11 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
         store.trace_with(None)
         return
 
-    session = Session()
+    session, progress = Session(), RecordingProgress(quiet)
 
     def ask(inquiries: Sequence[Inquiry]) -> None:
         if asked := store.missing(inquiries):
-            with RecordingProgress(len(asked), quiet) as progress:
+            with progress.of(len(asked)):
                 session.answer(asked, progress.say)
 
     ask(inquiries_of(jobs))
@@ -42,36 +43,33 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
 
 
 class RecordingProgress:
-    """A bar where stderr is a terminal; elsewhere one line when it takes longer than a moment; nothing when quiet."""
+    """A bar where stderr is a terminal; elsewhere one line, once, when it takes longer than a moment; nothing when quiet."""
 
-    def __init__(self, count: int, quiet: bool) -> None:
+    def __init__(self, quiet: bool) -> None:
+        self._is_drawn = sys.stderr.isatty() and not quiet
+        self._is_silent = quiet or self._is_drawn
+        self._begun = 0.0
+        self._show: Callable[[int, str], None] = lambda done, words: None
+
+    @contextlib.contextmanager
+    def of(self, count: int) -> Iterator[None]:
+        """While so many passes are recorded."""
         import rich.progress as r
 
         from bf16prof.reports.console import make_console
 
-        self._is_silent = quiet or sys.stderr.isatty()
-        self._begun, self._count = time.monotonic(), count
-        columns = (
-            r.BarColumn(bar_width=20),
-            r.MofNCompleteColumn(),
-            r.TimeElapsedColumn(),
-            r.TextColumn("{task.description}", markup=False),
-        )
-        disable = quiet or not sys.stderr.isatty()
-        self._progress = r.Progress(*columns, console=make_console(stderr=True), disable=disable, transient=True)
-        self._task = self._progress.add_task("recording the model's own code", total=count)
+        self._begun = time.monotonic()
+        words = r.TextColumn("{task.description}", markup=False)
+        columns = (r.BarColumn(bar_width=20), r.MofNCompleteColumn(), r.TimeElapsedColumn(), words)
+        bar = r.Progress(*columns, console=make_console(stderr=True), disable=not self._is_drawn, transient=True)
+        task = bar.add_task(DOING, total=count)
+        self._show = lambda done, words: bar.update(task, completed=done, description=f"{DOING}: {words}")
+        with bar:
+            yield
 
     def say(self, done: int, _: int, words: str) -> None:
         """So many are recorded, and this is going on."""
-        self._progress.update(self._task, completed=done, description=f"recording the model's own code: {words}")
+        self._show(done, words)
         if not self._is_silent and time.monotonic() - self._begun > SAY_AFTER_S:
             self._is_silent = True
-            passes = "a pass" if self._count == 1 else f"{self._count} passes"
-            typer.echo(f"recording {passes} of the model's own code, once ...", err=True)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._progress.stop()
+            typer.echo(f"{DOING}, once ...", err=True)

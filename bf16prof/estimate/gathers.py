@@ -44,6 +44,9 @@ class Settings:
     """Whether gradients go to host memory (`offload_optimizer`)."""
     scatters: bool = True
     """Whether buckets are reduce-scattered rather than all-reduced (`reduce_scatter`)."""
+    copies: bool = False
+    """Whether collectives work on copies, as gloo's do (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp, AsyncAllgatherWork,
+    _reduce_scatter_base)."""
 
 
 @dataclass(eq=False)
@@ -239,6 +242,7 @@ class Gathers:
             flat.append(sum(round_up(self._numels[key], world) for key in mine) * width)
             is_parameter = len(keys) == 1 and width == self._settings.width
             self._meter.take(GATHERED_PARAMETERS if is_parameter else ALL_GATHER_BUCKETS, flat[-1])
+            self._meter.touch(ALL_GATHER_BUCKETS, flat[-1] * self._settings.copies)
             self._pass_on(mine, width)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
@@ -366,6 +370,7 @@ class Gathers:
         padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
         meter.take(REDUCE_SCATTER_BUFFER, unsent, padding, flat)
         meter.give(REDUCE_SCATTER_BUFFER, padding)
+        meter.touch(REDUCE_SCATTER_BUFFER, (flat or sum(numels) * width) * self._settings.copies)
         cast = sum(numels) * gradient if width != gradient else 0
         meter.share(REDUCE_SCATTER_BUFFER, cast)
         meter.give(REDUCE_SCATTER_BUFFER, unsent, flat if cast else 0)

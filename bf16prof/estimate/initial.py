@@ -203,7 +203,8 @@ def _zero3_hooks(engine: Engine, meter: Meter, size: int) -> None:
     """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy of what is on the host."""
     world, on_host = engine.world_size, offloads_parameters(engine.config)
     own = size * max(engine.own)
-    meter.touch(labels.GATHERED_PARAMETERS, own * world, own if on_host else 0)
+    copied = own * world if engine.device is Device.CPU and world > 1 else own if on_host else 0  # gloo gathers into a flat tensor first
+    meter.touch(labels.GATHERED_PARAMETERS, own * world, copied)
 
 
 _WRAPPERS: Mapping[Wrapper, Callable[[Engine, Meter, int], None]] = {

@@ -220,6 +220,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         on_host=offloads_parameters(engine.config),
         offloads=offloads,
         scatters=zero.reduce_scatter,
+        copies=job.device is Device.CPU and engine.world_size > 1,
     )
 
 

@@ -7,7 +7,8 @@ ranks read different rows, and one rank with micro-batch 4 sees the same rows as
     synthetic        a seeded Markov chain over a part of the vocabulary, which a model learns quickly
     pydoc            the Python language reference that every Python carries (`pydoc_data.topics`), byte by byte
     text:PATH        any file, byte by byte
-    pydoc-bpe, text-bpe:PATH    the same, in tokens of a BPE trained on that text
+    hf:NAME:CONFIG   the train split of a dataset of the Hugging Face Hub, from the local cache (`hub_data.py`), byte by byte
+    pydoc-bpe, text-bpe:PATH, hf-bpe:NAME:CONFIG    the same, in tokens of a BPE trained on that text
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Protocol
 
 from bf16prof.errors import InputError, install_hint
 from bf16prof.files import read_up_to
+from bf16prof.measure.hub_data import Dataset
 from bf16prof.profiles.names import unknown
 
 BYTES = 256
@@ -31,19 +33,22 @@ BYTES = 256
 LARGEST_TEXT = 4 * 2**30
 """Bytes of a text, which every rank holds whole."""
 
-KNOWN = ("synthetic", "pydoc", "pydoc-bpe", "text:PATH", "text-bpe:PATH")
+KNOWN = ("synthetic", "pydoc", "pydoc-bpe", "text:PATH", "text-bpe:PATH", "hf:NAME:CONFIG", "hf-bpe:NAME:CONFIG")
 
 
 @dataclass(frozen=True)
 class _Spec:
-    """A parsed data spec: the text (a file, or pydoc when `path` is None) and how it becomes tokens; `text=False` is synthetic."""
+    """A parsed data spec: the text (a file, a dataset, pydoc when both are None) and how it becomes tokens; `text=False` is synthetic."""
 
     text: bool
     bpe: bool = False
     path: Path | None = None
+    dataset: Dataset | None = None
 
     @property
     def name(self) -> str:
+        if self.dataset is not None:
+            return f"data {self.dataset}"
         return "pydoc" if self.path is None else f"data file {str(self.path)!r}"
 
 
@@ -88,11 +93,16 @@ def make_stream(
     return TokenStream(rows, micro_batch_size, rank, world_size)
 
 
-def validate_spec(spec: str, *, readable: bool = False) -> None:
-    """Raise `InputError` unless `spec` is well formed and, with `readable`, its file and tokenizer are at hand. Imports nothing heavy."""
+def validate_spec(spec: str, *, readable: bool = False, download: bool = False) -> None:
+    """Raise `InputError` unless `spec` is well formed and, with `readable`, its file, dataset and tokenizer are at hand.
+
+    Imports nothing heavy but for a dataset, which `download` may fetch.
+    """
     parsed = _parse(spec)
     if readable and parsed.path is not None:
         _check_file(parsed.path, parsed.name)
+    if readable and parsed.dataset is not None:
+        parsed.dataset.require(download=download)
     if readable and parsed.bpe and find_spec("tokenizers") is None:
         raise _no_tokenizers()
 
@@ -101,6 +111,8 @@ def _parse(spec: str) -> _Spec:
     kind, colon, path = spec.partition(":")
     if kind in ("text", "text-bpe") and path:
         return _Spec(text=True, bpe=kind == "text-bpe", path=Path(path).expanduser())
+    if kind in ("hf", "hf-bpe") and path:
+        return _Spec(text=True, bpe=kind == "hf-bpe", dataset=Dataset.named(path))
     if not colon and kind in ("synthetic", "pydoc", "pydoc-bpe"):
         return _Spec(text=kind != "synthetic", bpe=kind == "pydoc-bpe")
     raise unknown("data", spec, KNOWN, where="workload.data: ")
@@ -171,12 +183,18 @@ def _tokens(parsed: _Spec, spec: str, vocab_size: int, seed: int) -> Sequence[in
         raise InputError(
             f"data {spec!r} needs a vocabulary of at least {BYTES}, not {vocab_size}", hint="raise vocab_size or use synthetic"
         )
-    documents = _pydoc() if parsed.path is None else [_read(parsed.path, parsed.name)]
+    documents = _documents(parsed)
     order = random.Random(f"{seed}:documents").sample(range(len(documents)), len(documents))
     if not parsed.bpe:
         return b"".join(documents[index] for index in order)
     encoded = _encode_bpe(documents, vocab_size)
     return array("I", (token for index in order for token in encoded[index]))
+
+
+def _documents(parsed: _Spec) -> list[bytes]:
+    if parsed.dataset is not None:
+        return parsed.dataset.documents()
+    return _pydoc() if parsed.path is None else [_read(parsed.path, parsed.name)]
 
 
 def _pydoc() -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
@@ -45,6 +45,8 @@ class Judge:
         self.calibration = calibration
         self.left_out: dict[str, None] = {}
         """Why settings that DeepSpeed runs were not judged."""
+        self.watch: Callable[[int], None] = lambda _: None
+        """Told how many settings have been judged, after each."""
         self._jobs: dict[Setting, Job | None] = {}
         self._judged: dict[tuple[Setting, Replays], Judged | None] = {}
 
@@ -96,6 +98,7 @@ class Judge:
     def _known(self, setting: Setting, replays: Replays) -> Judged | None:
         if (setting, replays) not in self._judged:
             self._judged[setting, replays] = self._as_it_fits(setting, replays)
+            self.watch(len(self._judged))
         return self._judged[setting, replays]
 
     def changed(self, setting: Setting, profile: Profile) -> Judged | None:

@@ -12,7 +12,7 @@ from bf16prof.records import TRAINING, MemoryRecord, Phase, StepRecord
 from bf16prof.reports import palette
 from bf16prof.reports.chosen import nearest_the_limit
 from bf16prof.reports.limit_lines import LimitLines
-from bf16prof.reports.loss_figure import loss_curves
+from bf16prof.reports.loss_figure import loss_curves, loss_differences
 from bf16prof.reports.memory_figure import MOST_CASES, memory
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.price_figure import gap, price
@@ -32,6 +32,7 @@ def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
         "timeline": timeline,
         "times": times,
         "losses": loss_curves,
+        "differences": loss_differences,
         "price": price,
         "gap": gap,
         "ranks": rank_peaks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bf16prof.reports.losses import SeedGroup, of_finite, running_mean, seed_groups, window_of
+from bf16prof.reports.losses import LossGap, SeedGroup, loss_gaps, of_finite, running_mean, seed_groups, window_of
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
@@ -32,6 +32,44 @@ def loss_curves(views: Sequence[CaseView]) -> Figure | None:
     layout["xaxis"] |= step_ticks(step for curve in curves for step in curve["x"])
     words = "; ".join(f"{view.label}: {loss_text(view.main)}" for view in views if _drawn(view))
     return figure("figure-losses", curves + on_top, layout, "Loss by step", words)
+
+
+def loss_differences(views: Sequence[CaseView]) -> Figure | None:
+    """The running means less that of the reference that each case is compared with: curves that coincide are told apart by it.
+
+    `None` where nothing is to be compared, or the recipes have no step in common.
+    """
+    styles, groups = case_styles(views), seed_groups(views)
+    compared = loss_gaps(groups)
+    traces = [trace for found in compared if (trace := _difference(found, styles[found.group.indices[0]]))]
+    if not traces:
+        return None
+    names = ", ".join(plotly_text(name) for name in dict.fromkeys(found.reference.recipe for found in compared))
+    layout = base_layout(300, "step", f"loss less that of {names}")
+    layout["xaxis"] |= step_ticks(step for trace in traces for step in trace["x"])
+    layout["yaxis"] |= {"zeroline": True, "zerolinewidth": 2}
+    words = "; ".join(f"{trace['name']}: {trace['customdata'][-1]} at the end" for trace in traces)
+    return figure("figure-differences", traces, layout, "Loss, less that of the reference", words)
+
+
+def _difference(found: LossGap, style: tuple[str, str]) -> Trace | None:
+    """One curve: the difference at the steps that both have; `None` where there are none, or none whose losses are finite."""
+    own, other = _whole_curve(found.group), dict(_whole_curve(found.reference))
+    pairs = [(step, loss, other.get(step)) for step, loss in own]
+    curve = thinned([(step, loss - zero) for step, loss, zero in pairs if loss is not None and zero is not None], lambda point: point[1])
+    if not curve:
+        return None
+    trace = line(found.group.indices[0], style, [step for step, _ in curve], [value for _, value in curve]) | {"mode": "lines"}
+    return trace | {
+        "customdata": [f"{value:+.4f}" for _, value in curve],
+        "hovertemplate": "%{fullData.name}<br>step %{x}: %{customdata}<extra></extra>",
+        "name": plotly_text(f"{found.group.label}, less {found.reference.label}"),
+    }
+
+
+def _whole_curve(group: SeedGroup) -> list[tuple[int, float | None]]:
+    """The running mean over the seeds of a group; of a short run alone its curve."""
+    return mean_curve(group) or losses(group.views[0].main)
 
 
 def _drawn(view: CaseView) -> bool:

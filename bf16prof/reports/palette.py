@@ -82,7 +82,7 @@ def dash(index: int) -> str:
 def on(colour: str) -> str:
     """Black or white, whichever reads better on a colour (WCAG's relative luminance)."""
     red, green, blue = (_linear(int(colour[i : i + 2], 16) / 255) for i in (1, 3, 5))
-    return "#000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _MIDDLE else "#fff"
+    return "#000000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _MIDDLE else "#ffffff"
 
 
 _MIDDLE = 0.179

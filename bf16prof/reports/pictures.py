@@ -26,10 +26,13 @@ FIGURES = {
     "step": "one step, allocation by allocation",
     "map": "what is alive at the peak",
     "errors": "from the prediction to the measurement, component by component",
+    "ranks": "the peak of each rank",
+    "rank_times": "seconds in forward, by rank",
     "phases": "the peak of each phase",
     "timeline": "allocated memory over the steps",
     "times": "seconds per step",
     "losses": "loss by step",
+    "differences": "loss by step, less that of the reference",
     "price": "bytes against the learning that takes effect",
     "gap": "bytes against the loss gap",
 }

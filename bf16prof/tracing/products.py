@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from bf16prof.models.autograd.tape import RECOMPUTED
@@ -46,10 +49,20 @@ def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def part() -> str:
-    """Which part of a micro-step runs: autograd runs with gradients off, unless a layer is computed again."""
+    """Which part of a micro-step runs: in backward autograd has gradients off, unless a layer is computed again. A function of Python's own
+    has them off then too, and is inside of what checkpointing calls."""
     if torch._C._current_graph_task_id() == -1:
         return "forward"
-    return RECOMPUTED if torch.is_grad_enabled() else "backward"
+    return RECOMPUTED if torch.is_grad_enabled() or _is_called_by_checkpointing() else "backward"
+
+
+def _is_called_by_checkpointing() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "unpack_hook" and frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _grouped(first: Tensor, out: Tensor) -> int:

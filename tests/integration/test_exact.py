@@ -30,7 +30,7 @@ ACCUMULATING_GPT2 = (
     "--zero", "0", "--recipe", f"{BF16},fp32", "--gradient-accumulation-steps", "2",
     *sets("model.family=gpt2", "workload.keeps_outputs=false"),
 )  # fmt: skip
-CHECKPOINTED_LLAMA = ("--zero", "3", "--recipe", "autocast-fp32,bf16-full-autocast", "--activation-checkpointing", *sets(*LLAMA))
+CHECKPOINTED_LLAMA = ("--zero", "3", "--recipe", "autocast-fp32,bf16-full-autocast", "--activation-checkpointing", "--trace", *sets(*LLAMA))
 FP32_ACCUMULATION = (
     "--zero", "1,2", "--recipe", BF16,
     *sets(
@@ -48,7 +48,7 @@ ACCUMULATING_HOST = ("--zero", "2", "--recipe", BF16, "--gradient-accumulation-s
 HOST_PARAMETERS = ("--zero", "3", "--recipe", BF16, "--offload", "optimizer+parameters")
 WITHOUT_MASTER = ("--zero", "0", "--recipe", "bf16-pure,bf16-kahan,bf16-fp32-states", "--quality", "2")
 STOCHASTIC = ("--zero", "3", "--recipe", "bf16-stochastic-rounding", *sets("deepspeed.zero_optimization.sub_group_size=20011"))
-FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, *sets("optimizer.torch_adam=false"))
+FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, "--trace", *sets("optimizer.torch_adam=false"))
 
 CASES = [
     *((UNEVEN, stage, recipe, wrapper) for stage, wrapper in (
@@ -100,6 +100,19 @@ def test_every_byte_is_predicted_and_named(measured: Measure, run: Run, stage: i
     assert measurement["allocated_bytes"] == max(rank["allocated_bytes"] for rank in measurement["ranks"])
     assert measurement["peak_allocated_bytes"] > measurement["allocated_bytes"]
     assert measurement["run_peak_allocated_bytes"] >= max(phase["peak_bytes"] for phase in measurement["phases"].values())
+
+
+TRACED = [(run, stage, recipe) for run, stage, recipe, _ in CASES if "--trace" in run]
+
+
+@pytest.mark.parametrize(("run", "stage", "recipe"), TRACED, ids=[f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe in TRACED])
+def test_the_peak_of_every_phase_is_predicted_from_a_recorded_pass(measured: Measure, run: Run, stage: int, recipe: str) -> None:
+    done = measured(*run)
+    measurement, estimate = (done.finished.record(source, stage, recipe) for source in ("measure", "estimate"))
+
+    assert estimate["peak_phase"] == measurement["peak_phase"]
+    for phase, found in measurement["phases"].items():
+        assert estimate["phases"][phase]["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.001), phase
 
 
 @pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), CASES, ids=IDS)

@@ -40,6 +40,7 @@ ENCODER = (
         "deepspeed.zero_optimization.stage3_param_persistence_threshold=100",
     ),
 )  # fmt: skip
+RECURRENT = ("--zero", "2", "--recipe", BF16, "--model", "recurrent:make", *sets("model.vocab_size=101"))
 ZERO_INIT = ("--zero", "3", "--recipe", FULL, *sets("workload.zero_init=true"))
 MORE: dict[str, list[tuple[Run, int, str]]] = {
     "four-gpt2": [(FOUR_RANKS, 1, FULL), (FOUR_RANKS, 3, FULL)],
@@ -47,6 +48,7 @@ MORE: dict[str, list[tuple[Run, int, str]]] = {
     "hf-llama": [(HF_LLAMA, 2, BF16), (HF_LLAMA, 3, BF16)],
     "hf-gpt2": [(HF_GPT2, 0, "fp32"), (HF_GPT2, 3, "fp32")],
     "encoder": [(ENCODER, 3, BF16)],
+    "recurrent": [(RECURRENT, 2, BF16)],
     "zero-init": [(ZERO_INIT, 3, FULL)],
 }
 ALL = [case[:3] for case in CASES] + [case for cases in MORE.values() for case in cases]

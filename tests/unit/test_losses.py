@@ -17,7 +17,7 @@ from bf16prof.records import Case, MemoryRecord, Source, StepRecord
 from bf16prof.reports.console import reconciliation
 from bf16prof.reports.html import render
 from bf16prof.reports.intervals import t_interval, t_quantile
-from bf16prof.reports.loss_figure import loss_curves, mean_curve
+from bf16prof.reports.loss_figure import loss_curves, loss_differences, mean_curve
 from bf16prof.reports.loss_table import loss_notes, loss_table
 from bf16prof.reports.losses import LossStatistics, loss_gaps, loss_statistics, running_mean, seed_groups
 from bf16prof.reports.plots import step_ticks
@@ -111,6 +111,19 @@ def test_the_figure_lays_seeds_over_each_other_under_their_running_mean() -> Non
     assert drawn is not None
     assert drawn.series == (0, 1, 0)
     assert "running mean over 2 seeds" in drawn.spec
+
+
+def test_curves_that_coincide_are_told_apart_by_their_difference() -> None:
+    curves = {"fp32": 0.0, "bf16-pure": 0.001}
+    runs = [a_run([3.0 - step / 10 + extra for step in range(5)], 1, recipe) for recipe, extra in curves.items()]
+    drawn = loss_differences(run_views(runs))
+
+    assert drawn is not None
+    (trace,) = drawn.traces
+    assert trace["y"] == pytest.approx([0.001] * 5)
+    assert trace["meta"] == 1, "the legend of the case hides it"
+    assert "less zero3-w2-fp32" in trace["name"]
+    assert loss_differences(run_views(runs[:1])) is None
 
 
 def test_the_table_and_the_figure_of_gaps_name_the_reference() -> None:

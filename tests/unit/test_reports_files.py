@@ -17,8 +17,12 @@ from report_fixtures import run_folder  # noqa: F401
 
 from bf16prof.records import Phase
 from bf16prof.reports import pictures
+from bf16prof.reports.figures import all_figures
 from bf16prof.reports.trace import is_trace, trace
 from bf16prof.runs import Run
+
+OF_SEVERAL = ("gap", "differences", "ranks", "rank_times")
+"""Figures that take more than one case, or ranks."""
 
 
 def whole() -> Run:
@@ -28,7 +32,7 @@ def whole() -> Run:
     return fixtures.run([fixtures.estimate(case, 1200), fixtures.simulate(case), learned])
 
 
-@pytest.mark.parametrize("name", [name for name in pictures.FIGURES if name != "gap"])
+@pytest.mark.parametrize("name", [name for name in pictures.FIGURES if name not in OF_SEVERAL])
 def test_every_figure_has_a_name_and_stands_alone_on_paper(name: str) -> None:
     drawn = pictures.on_paper(pictures.figure([whole()], name))
 
@@ -37,6 +41,10 @@ def test_every_figure_has_a_name_and_stands_alone_on_paper(name: str) -> None:
     assert "<script>" not in json.dumps(drawn, allow_nan=False)
     named = {trace["name"] for trace in drawn["data"] if trace["showlegend"]}
     assert drawn["layout"]["showlegend"] is (1 < len(named) <= 16), "a legend where there is more than one thing"
+
+
+def test_every_figure_of_the_page_has_its_name_here() -> None:
+    assert {*all_figures([]), "step", "map", "errors"} == set(pictures.FIGURES)
 
 
 def test_what_these_runs_do_not_know_is_refused_with_what_they_do() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from bf16prof.records import Component, MemoryRecord, Source
 from bf16prof.reports.console import outcome
 from bf16prof.reports.console.bar import memory_bar
-from bf16prof.reports.palette import LETTERS
+from bf16prof.reports.palette import COMPONENTS, LETTERS
 from bf16prof.runs import Run
 
 GIB = 2**30
@@ -59,6 +59,13 @@ class TestBar:
 
     def test_every_component_has_a_letter_of_its_own(self) -> None:
         assert len(set(LETTERS.values())) == len(Component)
+
+    def test_letters_stand_on_the_colour_of_their_component(self) -> None:
+        console = Console(file=io.StringIO(), width=61, height=25, force_terminal=True, color_system="truecolor", highlight=False)
+        memory_bar({Component.PARAMETERS: GIB}, GIB, None, console)
+        assert isinstance(console.file, io.StringIO)
+        red, green, blue = (int(COMPONENTS[Component.PARAMETERS][i : i + 2], 16) for i in (1, 3, 5))
+        assert f"48;2;{red};{green};{blue}" in console.file.getvalue().splitlines()[0]
 
 
 class TestOutcome:

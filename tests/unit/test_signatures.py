@@ -1,0 +1,167 @@
+"""Signatures as data: packed and unpacked, kept in files and found again, listed and removed; what is said where none can be made."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Main, main, refused
+from jobs import profile
+
+from bf16prof.cases import Job, Selection, expand
+from bf16prof.errors import InputError
+from bf16prof.estimate.gap import closed_form_gap
+from bf16prof.estimate.predict import predict
+from bf16prof.models.autograd.tape import GRADIENT, Event
+from bf16prof.models.shapes import ParameterSpec
+from bf16prof.profiles.gpus import find_gpu
+from bf16prof.records import Component, Device, Label
+from bf16prof.signatures import inquiry, store
+from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.signatures.signature import OUTSIDE, Called, HeldTensor, Signature
+
+__all__ = ["main"]
+
+MADE: Label = (Component.ACTIVATIONS, "mm (forward)")
+WEIGHT = (OUTSIDE, "head.weight")
+SIGNATURE = Signature(
+    parameters=(ParameterSpec("head.weight", (8, 4), "Linear", also=("tied.weight",)), ParameterSpec("old", (3,), "Net", trainable=False)),
+    held=(HeldTensor("positions", 64, is_registered=True),),
+    modules=(Called("", ()), Called("head", ("head.weight",), is_leaf=True)),
+    outputs=(("logits", 128),),
+    loss_bytes=4,
+    events=(
+        Event("fetch", (OUTSIDE, "head"), 0), Event("compute", "forward", 512), Event("memory", MADE, 128), Event("pin", (WEIGHT, 3), 0),
+        Event("logits", None, 0), Event("loss", None, 0), Event("backward", None, 0), Event("unpin", (WEIGHT, 3), 0),
+        Event("memory", GRADIENT, 64), Event("gradient", WEIGHT, 64), Event("compute", "backward", 1024),
+    ),
+    building=(0, 0),
+    problem="",
+    versions={"torch": "9.9"},
+    about="a net",
+)  # fmt: skip
+BERT = {"model_type": "bert", "vocab_size": 31}
+
+
+def job(model: dict[str, Any] | None = None, device: Device = Device.GPU) -> Job:
+    changes: dict[str, Any] = {"model__hf_config": model} if model else {}
+    gpu = find_gpu("h100-80gb") if device is Device.GPU else None
+    return expand(Selection(profile("cpu-demo", **changes), [2], [2], ["bf16-full"], device, gpu))[0]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("BF16PROF_CACHE", str(tmp_path))
+    store.forget()
+    yield tmp_path / "signatures"
+    store.forget()
+
+
+def test_what_is_packed_comes_out_again() -> None:
+    again = Signature.unpacked(SIGNATURE.packed())
+
+    assert all(getattr(again, each.name) == getattr(SIGNATURE, each.name) for each in dataclasses.fields(Signature))
+    assert again.packed() == SIGNATURE.packed()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"{"),
+        gzip.compress(b"[]"),
+        gzip.compress(json.dumps({"format": 0}).encode()),
+        SIGNATURE.packed()[:-9],
+    ],
+    ids=["nothing", "no gzip", "no JSON", "no object", "another format", "cut off"],
+)
+def test_what_is_no_signature_is_refused_and_as_good_as_absent(content: bytes, cache: Path) -> None:
+    asked = Inquiry.of(job(BERT))
+    cache.mkdir(parents=True)
+    (cache / f"{asked.name}.signature").write_bytes(content)
+
+    with pytest.raises(InputError, match="not a signature"):
+        Signature.unpacked(content)
+    assert store.find(asked) is None
+
+
+def test_an_answer_is_found_again_by_what_was_asked_alone(cache: Path) -> None:
+    store.keep(Inquiry.of(job(BERT)), SIGNATURE.packed())
+    store.forget()
+
+    found = store.find(Inquiry.of(job(BERT)))
+    assert found is not None
+    assert found.events == SIGNATURE.events
+    assert store.find(Inquiry.of(job({**BERT, "vocab_size": 32}))) is None
+    assert [path.suffix for path in cache.iterdir()] == [".signature"], "nothing is left of how it was written"
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BF16PROF_CACHE", str(tmp_path / "file"))
+    asked = Inquiry.of(job(BERT))
+
+    store.keep(asked, SIGNATURE.packed())
+
+    assert store.find(asked) is not None
+
+
+def test_an_answer_of_other_code_counts_only_where_nothing_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Inquiry.of(job(BERT))
+    monkeypatch.setattr(inquiry, "environment", lambda: "another")
+    store.keep(asked, SIGNATURE.packed())
+    monkeypatch.setattr(inquiry, "environment", lambda: "this")
+    store.forget()
+
+    assert store.find(asked) is None
+    monkeypatch.setattr(store, "can_trace", lambda: False)
+    assert store.find(asked) is not None
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"), [({}, "pip install 'bf16prof[train,hf]'"), ({"torch": "2", "deepspeed": "0"}, "--no-trace")]
+)
+def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "versions", lambda: installed)
+
+    gap = closed_form_gap(job(BERT)) or ""
+
+    assert expected in gap
+    assert "\n" not in gap
+    on_cpu = predict(job(device=Device.CPU))
+    assert on_cpu.allocated_bytes
+    assert on_cpu.peak_allocated_bytes is None
+    assert expected.replace(",hf", "") in on_cpu.notes[0]
+
+
+def test_a_reason_is_kept_as_the_answer() -> None:
+    asked = Inquiry.of(job(BERT))
+    store.give_up(asked, "its code asks for values")
+
+    assert closed_form_gap(job(BERT)) == "its code asks for values"
+    assert store.missing([asked]) == []
+
+
+def test_the_cache_is_listed_and_cleared(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BF16PROF_CACHE", str(tmp_path))
+    store.keep(Inquiry.of(job(BERT)), SIGNATURE.packed())
+
+    code, out, _ = main("cache", "list", "--json")
+    assert code == 0
+    (listed,) = json.loads(out)["signatures"]
+    assert (listed["about"], listed["parameters"], listed["events"]) == ("a net", 35, len(SIGNATURE.events))
+    assert "a net" in main("cache", "list")[1]
+    assert main("cache", "clear") == (0, "", f"removed 1 from {tmp_path / 'signatures'}\n")
+    assert json.loads(main("cache", "list", "--json")[1])["signatures"] == []
+
+
+def test_an_unknown_model_is_refused_with_what_to_do(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+
+    assert "--no-trace" in refused(main("estimate", tmp_path / "config.json", "--no-trace"))
