@@ -96,7 +96,7 @@ def optimizer_words(engine: Any) -> str:
 
 def configuration(engine: Any) -> dict[str, Any]:
     """The configuration that the engine was given, in plain JSON."""
-    given: dict[str, Any] = json.loads(json.dumps(engine._config._param_dict, default=str))
+    given: dict[str, Any] = json.loads(json.dumps(engine._config._param_dict, default=str), parse_constant=str)
     return given
 
 

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bf16prof.engine.config import SHARED_MEMORY_BUILDER
+from bf16prof.scripts.face.around import cpu_autocast
 from bf16prof.simulate.hardware.accelerator import StubBuilder
 from bf16prof.simulate.memo import SERIAL
 from bf16prof.simulate.ranks import replacements
@@ -81,7 +82,7 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         # Streams of the simulated GPU are not PyTorch's.
         replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
-        replace(torch, "autocast", _cpu_autocast())
+        replace(torch, "autocast", cpu_autocast())
         # Nothing is compiled here; asking for it would import the whole compiler.
         replace(torch, "compile", _not_compiled)
         # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
@@ -232,15 +233,3 @@ class InOrder(MutableSet[Any]):
 def _not_compiled(model: Any = None, **_: Any) -> Any:
     """`torch.compile`, which leaves a function as it is."""
     return model if model is not None else lambda function: function
-
-
-def _cpu_autocast() -> Any:
-    """`torch.autocast` for the CPU, which every simulated device is to PyTorch, under whichever name it is asked for."""
-    real = torch.autocast
-
-    class Autocast(real):  # type: ignore[misc, valid-type]
-        def __init__(self, device_type_: str = "", *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("device_type", None)
-            super().__init__("cpu", *args, **kwargs)
-
-    return Autocast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -12,14 +13,34 @@ from types import FrameType
 from typing import Any
 
 from bf16prof.engine.phases import PhaseMarks
+from bf16prof.measure.batons import use_dying_batons
 from bf16prof.measure.probes.cpu import CpuProbe
 from bf16prof.processes import threads_per_rank
 from bf16prof.records import Phase, PhaseMemory, merge_phases
 from bf16prof.scripts.command import read_script
+from bf16prof.scripts.face.worn import cpu_as_gpu, gloo_for_nccl, replaced, worn
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.main import Finished
 from bf16prof.scripts.main import run as run_script
 from bf16prof.scripts.watch import Watch
+
+
+class Memory:
+    """The allocator's counts as `torch.cuda` would give them."""
+
+    def __init__(self, probe: CpuProbe) -> None:
+        self._probe = probe
+
+    def allocated(self) -> int:
+        return self._probe.allocated_bytes()
+
+    def peak(self) -> int:
+        return self._probe.run_peak_bytes()
+
+    reserved, peak_reserved = allocated, peak
+
+    def reset_peaks(self) -> None:
+        pass
 
 
 class Rank:
@@ -28,7 +49,7 @@ class Rank:
     def __init__(self, probe: CpuProbe, steps: int) -> None:
         self.allocated: list[int] = []
         self.phases: dict[Phase, PhaseMemory] = {}
-        self._probe, self._steps = probe, steps
+        self.probe, self._steps = probe, steps
         self.marks = PhaseMarks(probe, probe.settle)
 
     def built(self, engine: Any, *, zero_init: bool) -> None:
@@ -38,22 +59,24 @@ class Rank:
         pass
 
     def stepped(self, engine: Any, frame: FrameType) -> None:
-        self._probe.settle()
-        self.allocated.append(self._probe.allocated_bytes())
+        self.probe.settle()
+        self.allocated.append(self.probe.allocated_bytes())
         self.phases = merge_phases(self.phases, self.marks.take())
         if len(self.allocated) >= self._steps:
             raise Finished
 
 
 def run(path: Path, words: list[str], steps: int) -> None:
-    import deepspeed.comm.torch
     import torch
 
     torch.set_num_threads(threads_per_rank(int(os.environ["WORLD_SIZE"])))
-    deepspeed.comm.torch.build_shm_op = lambda: None  # DeepSpeed's collectives over shared memory, which the dry run leaves out as well
+    use_dying_batons()
+    backend = importlib.import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined] # collectives over shared memory, which the dry run leaves out as well
     rank = Rank(CpuProbe(), steps)
     watch = Watch(rank.marks, rank)
-    with hooked(watch):
+    gpu = cpu_as_gpu(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Memory(rank.probe))
+    with hooked(watch), replaced(gloo_for_nccl()), worn(gpu, torch.device("cpu")):
         watch.begin()
         ending = run_script(read_script(words))
     phases = {str(phase): [memory.peak_bytes, memory.end_bytes] for phase, memory in rank.phases.items()}

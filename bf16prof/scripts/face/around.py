@@ -28,6 +28,9 @@ def replacements(home: torch.device) -> Iterator[Row]:
     yield torch, "get_autocast_gpu_dtype", lambda: real_dtype("cpu")
     yield torch, "set_autocast_gpu_dtype", lambda dtype: real_set("cpu", dtype)
     yield torch.amp, "is_autocast_available", lambda _: True
+    autocast = cpu_autocast()
+    for owner in (torch, torch.amp, torch.cuda.amp):
+        yield owner, "autocast", autocast
 
 
 def _generator() -> type:
@@ -66,3 +69,15 @@ def tensors(cls: Any, home: torch.device, index: int) -> Iterator[Row]:
     yield cls, "device", property(device, set_device)
     yield cls, "is_cuda", property(lambda self: real.__get__(self) == home and not asked_from_inside())
     yield cls, "get_device", lambda self: index if real.__get__(self) == home else -1
+
+
+def cpu_autocast() -> Any:
+    """`torch.autocast` for the CPU, which every simulated device is to PyTorch, under whichever name it is asked for."""
+    real = torch.autocast
+
+    class Autocast(real):  # type: ignore[misc, valid-type]
+        def __init__(self, device_type_: str = "", *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("device_type", None)
+            super().__init__("cpu", *args, **kwargs)
+
+    return Autocast

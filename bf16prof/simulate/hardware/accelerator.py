@@ -4,7 +4,6 @@ memory that is left), a second CPU device as far as PyTorch goes (`tracker.GPU`)
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,53 +11,8 @@ import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 from bf16prof.engine.config import SHARED_MEMORY_BUILDER
+from bf16prof.scripts.face.streams import GpuEvent, GpuStream
 from bf16prof.simulate.tracker import GPU, HOST, Tracker
-
-
-class GpuStream:
-    """A CUDA stream, as far as DeepSpeed uses one. Number 0 is the default stream."""
-
-    _numbers = itertools.count(1)
-
-    def __init__(self, *_: Any, number: int | None = None, **__: Any) -> None:
-        self.number = next(self._numbers) if number is None else number
-
-    def wait_stream(self, _: GpuStream) -> None:
-        """Order work after another stream's."""
-
-    def wait_event(self, _: GpuEvent) -> None:
-        """Order work after an event."""
-
-    def synchronize(self) -> None:
-        """Wait for the stream."""
-
-    def record_event(self, event: GpuEvent | None = None) -> GpuEvent:
-        """An event at this point of the stream."""
-        return event or GpuEvent()
-
-
-class GpuEvent:
-    """A CUDA event; everything has happened already."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def record(self, _: GpuStream | None = None) -> None:
-        """Mark a point of a stream."""
-
-    def wait(self, _: GpuStream | None = None) -> None:
-        """Order work after this event."""
-
-    def query(self) -> bool:
-        """Whether it has happened."""
-        return True
-
-    def synchronize(self) -> None:
-        """Wait for it."""
-
-    def elapsed_time(self, _: GpuEvent) -> float:
-        """Milliseconds between two events."""
-        return 0.0
 
 
 class StubOperators:
