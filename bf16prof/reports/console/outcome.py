@@ -19,6 +19,7 @@ from bf16prof.reports.console.bar import memory_bar
 from bf16prof.reports.console.layout import heading, mark, note
 from bf16prof.reports.limit_lines import limit_of
 from bf16prof.reports.palette import CONSOLE
+from bf16prof.reports.ranks import imbalance
 from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKNOWN, gib, number, scale, seconds, signed_percent
 from bf16prof.reports.verdict import Style, case_verdict
 from bf16prof.reports.views import CaseView, Headline, Line, headline, losses, run_views
@@ -230,6 +231,8 @@ def _loss(view: CaseView) -> Text:
 
 
 def _notes(views: Sequence[CaseView], console: Console) -> None:
+    for text in imbalance(views[0].main) if len(views) == 1 else ():
+        note(console, text)
     ranks = {view.case.world_size for view in views}
     each = f"{ranks.pop()} ranks. " if len(ranks) == 1 and len(views) > 1 else ""
     if any(view.reference for view in views):
