@@ -118,12 +118,16 @@ def _require_closed_form(jobs: list[Job]) -> None:
 
 
 def _show(run: Run, refused: Sequence[Refusal], accounts: dict[Case, dict[str, int]], verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, estimate_grid, holders, make_console, outcome
+    from bf16prof.reports.console import breakdown, estimate_grid, grid_width, holders, make_console, outcome, refusals
 
     console, records = make_console(), run.records
     if len(records) == 1 and not refused and not verbose:
         outcome([run], console)
         holders(records[0], console)
+        return
+    if not verbose and console.width < grid_width(records):
+        outcome([run], console)
+        refusals(refused, console)
         return
     estimate_grid(records, refused, console, textbook=accounts if verbose or len(records) <= FEW_CASES else None)
     for record in records if verbose else ():

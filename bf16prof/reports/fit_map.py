@@ -11,7 +11,7 @@ from bf16prof.reports.anchors import anchors
 from bf16prof.reports.chosen import FEW
 from bf16prof.reports.limit_lines import limit_of
 from bf16prof.reports.units import inert
-from bf16prof.reports.verdict import Said, case_verdict
+from bf16prof.reports.verdict import Said, Style, case_verdict
 from bf16prof.reports.views import CaseView
 from bf16prof.verdict import judge
 
@@ -22,7 +22,7 @@ class MapCell:
 
     text: str
     symbol: str
-    style: str
+    style: Style
     strength: float
     words: str
     anchor: str

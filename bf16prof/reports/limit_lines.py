@@ -65,6 +65,17 @@ class LimitLines:
         return limit <= self.most * _REACH
 
 
+def level(limit: int, divisor: int) -> dict[str, list[dict[str, Any]]]:
+    """The shapes and annotations of one limit across a figure whose vertical axis is bytes."""
+    y = limit / divisor
+    looks = ({"width": 5, "color": GROUND}, {"width": 2, "color": palette.LIMIT})
+    text = {"text": f"limit {gib(limit)}", "showarrow": False, "bgcolor": GROUND, "x": 1, "xref": "paper", "xanchor": "right"}
+    return {
+        "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": look} for look in looks],
+        "annotations": [text | {"y": y, "yanchor": "bottom"}],
+    }
+
+
 def limit_of(view: CaseView) -> int | None:
     """What the allocator may hold in a case, as the record to show says it, else any other; `None` where there is no GPU."""
     known = (allocator_limit(record) for record in (view.main, *view.records.values()))

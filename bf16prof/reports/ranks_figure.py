@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bf16prof.records import Phase, RankSummary
+from bf16prof.reports.limit_lines import level, limit_of
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
@@ -30,9 +32,11 @@ class _Quantity:
 def rank_peaks(views: Sequence[CaseView]) -> Figure | None:
     """The training peak of every rank; `None` where no case has two ranks that know theirs."""
     divisor, unit = scale(max((rank.peak_allocated_bytes or 0 for view in views for rank in view.main.ranks), default=0))
-    return _figure(
-        _Quantity("figure-ranks", lambda rank: rank.peak_allocated_bytes, divisor, "Peak by rank", f"training peak ({unit})", gib), views
-    )
+    what = _Quantity("figure-ranks", lambda rank: rank.peak_allocated_bytes, divisor, "Peak by rank", f"training peak ({unit})", gib)
+    drawn, limits = _figure(what, views), {limit for view in views if view.main.ranks and (limit := limit_of(view))}
+    if drawn is None or len(limits) != 1:
+        return drawn
+    return dataclasses.replace(drawn, layout=drawn.layout | level(limits.pop(), divisor))
 
 
 def rank_times(views: Sequence[CaseView]) -> Figure | None:

@@ -16,6 +16,7 @@ from bf16prof.reports.palette import COMPONENTS, LETTERS
 from bf16prof.runs import Run
 
 GIB = 2**30
+WORLDS = (1, 2, 4, 8, 16, 32, 64, 128)
 RUNS = (fixtures.run, fixtures.simulated_run, fixtures.failed_run, fixtures.hostile_run, fixtures.extreme_run)
 
 

@@ -80,6 +80,18 @@ def test_the_page_has_a_table_and_figures_of_ranks(record: MemoryRecord) -> None
         assert "<b>host" not in figure.spec
 
 
+def test_the_peaks_of_ranks_stand_below_the_line_of_their_gpu(record: MemoryRecord) -> None:
+    limited = dataclasses.replace(record, limit_bytes=70 * 2**30)
+    drawn = rank_peaks(run_views([fixtures.run([limited])]))
+    without = rank_peaks(run_views([fixtures.run([record])]))
+
+    assert drawn is not None
+    assert without is not None
+    assert {shape["y0"] for shape in drawn.layout["shapes"]} == {70.0}
+    assert [text["text"] for text in drawn.layout["annotations"]] == ["limit 70.00 GiB"]
+    assert "shapes" not in without.layout
+
+
 def test_one_rank_has_no_figure(record: MemoryRecord) -> None:
     views = run_views([fixtures.run([dataclasses.replace(record, ranks=record.ranks[:1])])])
 

@@ -7,7 +7,7 @@ from bf16prof.reports.console.asked import asked, settings_table
 from bf16prof.reports.console.breakdown import breakdown
 from bf16prof.reports.console.changes import changes_view
 from bf16prof.reports.console.explanation import explanation_view
-from bf16prof.reports.console.grid import RefusalLike, estimate_grid
+from bf16prof.reports.console.grid import RefusalLike, estimate_grid, grid_width, refusals
 from bf16prof.reports.console.layout import make_console
 from bf16prof.reports.console.outcome import outcome
 from bf16prof.reports.console.peak import holders
@@ -23,12 +23,14 @@ __all__ = [
     "estimate_grid",
     "explanation_view",
     "failures",
+    "grid_width",
     "holders",
     "make_console",
     "outcome",
     "plan_sizes",
     "plan_view",
     "reconciliation",
+    "refusals",
     "run_summary",
     "settings_table",
 ]

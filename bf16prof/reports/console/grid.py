@@ -57,6 +57,16 @@ def estimate_grid(
         _footnotes(console, orphans, _numbered(orphans))
 
 
+def grid_width(records: Sequence[MemoryRecord]) -> int:
+    """About so many columns the grid of these records takes."""
+    return 14 + 38 * len({record.case.recipe for record in records})
+
+
+def refusals(refused: Sequence[RefusalLike], console: Console) -> None:
+    """Print why cases were refused, each reason once."""
+    _footnotes(console, refused, _numbered(refused))
+
+
 def _one_grid(
     records: Sequence[MemoryRecord],
     refused: Sequence[RefusalLike],

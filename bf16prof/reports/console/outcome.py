@@ -16,20 +16,26 @@ from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.chosen import headline_case, needs
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.bar import memory_bar
+from bf16prof.reports.console.fit_map import fit_map_view
 from bf16prof.reports.console.layout import heading, mark, note
+from bf16prof.reports.fit_map import fit_maps
 from bf16prof.reports.limit_lines import limit_of
 from bf16prof.reports.palette import CONSOLE
+from bf16prof.reports.ranks import imbalance
 from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKNOWN, gib, number, scale, seconds, signed_percent
 from bf16prof.reports.verdict import Style, case_verdict
 from bf16prof.reports.views import CaseView, Headline, Line, headline, losses, run_views
 from bf16prof.runs import Run, Status
+
+MOST_NAMES = 3
+"""Of more cases that do not fit, the table says which."""
 
 _Column = tuple[str, Callable[[CaseView], Text], int]
 """Its header, what it says of a case, and how early it goes where there is no room; 0: never."""
 
 
 def outcome(runs: Sequence[Run], console: Console) -> None:
-    """Print what was asked, the verdict on all cases, the peak of one as a bar, and one row per case."""
+    """Print what was asked, the verdict on all cases, the peak of one as a bar, and one row per case, of a grid a map."""
     views = run_views(runs)
     asked([record for run in runs for record in run.records], console)
     for style, text in verdicts(runs, views):
@@ -37,7 +43,9 @@ def outcome(runs: Sequence[Run], console: Console) -> None:
     shown = headline_case(views)
     if shown is not None:
         picture(shown, console)
-    if views:
+    if maps := fit_maps(views):
+        fit_map_view(maps, console)
+    elif views:
         console.print()
         console.print(_table(views, console.width))
         _notes(views, console)
@@ -67,7 +75,7 @@ def _fits(views: Sequence[CaseView]) -> list[tuple[Style, str]]:
     fitting = sum(one.fits for one in found)
     style: Style = "good" if fitting == len(found) else "bad" if any(one.style == "bad" for one in found) else "warn"
     without = [view.label for view in views if (one := case_verdict(view)) and not one.fits]
-    names = f": not {', '.join(without[:3])}{' and others' if len(without) > 3 else ''}" if without else ""
+    names = f": not {', '.join(without)}" if 0 < len(without) <= MOST_NAMES else ""
     return [(style, f"{fitting} of {len(found)} cases fit the GPU{names}.")]
 
 
@@ -230,6 +238,8 @@ def _loss(view: CaseView) -> Text:
 
 
 def _notes(views: Sequence[CaseView], console: Console) -> None:
+    for text in imbalance(views[0].main) if len(views) == 1 else ():
+        note(console, text)
     ranks = {view.case.world_size for view in views}
     each = f"{ranks.pop()} ranks. " if len(ranks) == 1 and len(views) > 1 else ""
     if any(view.reference for view in views):
