@@ -50,7 +50,11 @@ def test_a_script_is_measured_and_its_dry_run_is_exact(tmp_path: Path) -> None:
     assert all(step["loss"] > 0 for step in measured["steps"])
     assert [rank["rank"] for rank in measured["ranks"]] == [0, 1]
     names = {item["name"] for item in measured["items"]}
-    assert {f"{name} kept by the training loop" for name in ("batch (plain.py:31)", "outputs (plain.py:32)", "loss (plain.py:33)")} <= names
+    lines = PLAIN.read_text(encoding="utf-8").splitlines()
+    set_at = {
+        name: next(n for n, line in enumerate(lines, 1) if line.strip().startswith(f"{name} = ")) for name in ("batch", "outputs", "loss")
+    }
+    assert {f"{name} (plain.py:{number}) kept by the training loop" for name, number in set_at.items()} <= names
 
 
 def steady(folder: Path) -> tuple[Any, ...]:
