@@ -113,7 +113,8 @@ def _read(name: str) -> _Source:
     if name in preset_files():
         return _preset(name)
     if path.suffix == ".toml" or _exists(path):
-        return _Source(path.stem, str(path), read_text(LARGEST_SETTINGS, path, pipes=True), path.parent)
+        name = path.stem.encode(errors="backslashreplace").decode()  # a file's name need not be text; a profile's is
+        return _Source(name, str(path), read_text(LARGEST_SETTINGS, path, pipes=True), path.parent)
     ids = preset_ids()
     return _preset(
         named("profile", name, {preset: preset for preset in ids}, lambda preset: ids[preset], more="or the path of a .toml file")
