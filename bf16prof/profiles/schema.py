@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.plain import checked
-from bf16prof.profiles.secrets import without_secrets
+from bf16prof.profiles.secrets import dropped, without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
 
@@ -126,7 +126,7 @@ def _more(value: dict[str, Any]) -> dict[str, Any]:
     taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
     if taken:
         raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
-    return dict(without_secrets(checked(value)))
+    return dict(dropped(without_secrets(checked(value))))
 
 
 TAKEN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown")

@@ -53,6 +53,13 @@ def without_secrets(value: Any, key: str = "") -> Any:
     return value if not isinstance(value, str) or may_stay(key, value) else TAKEN_OUT
 
 
+def dropped(value: Any) -> Any:
+    """The same without what was taken out. DeepSpeed checks the texts of its JSON, and has a default for each."""
+    if isinstance(value, Mapping):
+        return {name: dropped(item) for name, item in value.items() if item != TAKEN_OUT}
+    return [dropped(item) for item in value if item != TAKEN_OUT] if isinstance(value, list) else value
+
+
 def may_stay(key: str, value: str) -> bool:
     """Whether a text under that key can decide memory, and lets nobody in."""
     if value == TAKEN_OUT or value.lower() in ANYWHERE or NUMBER.fullmatch(value):
