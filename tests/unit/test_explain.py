@@ -115,4 +115,4 @@ def test_a_wrong_flag_is_refused_before_anything_is_said(main: Main, tmp_path: P
 def test_whatever_describes_a_job_to_import_describes_it_here() -> None:
     of_import, of_explain = (set(inspect.signature(command).parameters) for command in (import_, explain))
 
-    assert of_import - of_explain == {"output_dir", "output", "force", "fail_over", "verbose"}
+    assert of_import - of_explain == {"output_dir", "output", "figure", "force", "fail_over", "verbose"}
