@@ -50,12 +50,16 @@ VALUES: dict[Any, Callable[..., Any]] = {
     },
     _ATEN.logical_not.default: operator.not_,
     _ATEN.bitwise_not.default: operator.not_,
+    **dict.fromkeys(
+        (_ATEN.mul.Tensor, _ATEN.bitwise_and.Tensor, _ATEN.logical_and.default),
+        lambda a, b, **_: a and b if isinstance(a, bool) and isinstance(b, bool) else None,
+    ),
     _ATEN.all.default: lambda _: True,
     _ATEN.sum.default: lambda summed, **_: summed.numel() if isinstance(summed, Tensor) and summed.dtype is torch.bool else None,
 }
 """What a single number or truth is, by the operator that makes it; `None` where nothing follows. A comparison follows from its numbers:
-DeepSpeed asserts that a norm is positive. All elements are what is hoped of them - every token counts, every number is finite - and are
-counted as many as there are, while `any` finds none that is not."""
+DeepSpeed asserts that a norm is positive; `isfinite` multiplies two. All elements are what is hoped of them - every token counts, every
+number is finite - and are counted as many as there are, while `any` finds none that is not."""
 
 VALUE = "_bf16prof_value"
 

@@ -16,7 +16,6 @@ from bf16prof.engine.phases import PhaseMarks
 from bf16prof.measure.batons import use_dying_batons
 from bf16prof.measure.probes.cpu import CpuProbe
 from bf16prof.processes import threads_per_rank
-from bf16prof.records import Phase, PhaseMemory, merge_phases
 from bf16prof.scripts.command import read_script
 from bf16prof.scripts.face.worn import cpu_as_gpu, gloo_for_nccl, replaced, worn
 from bf16prof.scripts.hooks import hooked
@@ -48,7 +47,7 @@ class Rank:
 
     def __init__(self, probe: CpuProbe, steps: int) -> None:
         self.allocated: list[int] = []
-        self.phases: dict[Phase, PhaseMemory] = {}
+        self.phases: list[dict[str, tuple[int | None, int | None]]] = []
         self.probe, self._steps = probe, steps
         self.marks = PhaseMarks(probe, probe.settle)
 
@@ -61,7 +60,7 @@ class Rank:
     def stepped(self, engine: Any, frame: FrameType) -> None:
         self.probe.settle()
         self.allocated.append(self.probe.allocated_bytes())
-        self.phases = merge_phases(self.phases, self.marks.take())
+        self.phases.append({str(phase): (memory.peak_bytes, memory.end_bytes) for phase, memory in self.marks.take().items()})
         if len(self.allocated) >= self._steps:
             raise Finished
 
@@ -79,7 +78,6 @@ def run(path: Path, words: list[str], steps: int) -> None:
     with hooked(watch), replaced(gloo_for_nccl()), worn(gpu, torch.device("cpu")):
         watch.begin()
         ending = run_script(read_script(words))
-    phases = {str(phase): [memory.peak_bytes, memory.end_bytes] for phase, memory in rank.phases.items()}
-    path.write_text(json.dumps({"message": ending.message, "allocated": rank.allocated, "phases": phases}))
+    path.write_text(json.dumps({"message": ending.message, "allocated": rank.allocated, "steps": rank.phases}))
     sys.stdout.flush()
     os._exit(0)

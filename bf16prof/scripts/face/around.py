@@ -9,7 +9,7 @@ import torch
 from torch.utils import _device
 
 from bf16prof.scripts.face.callers import asked_from_inside
-from bf16prof.scripts.face.mode import is_cuda
+from bf16prof.scripts.face.mode import is_cuda, is_index
 from bf16prof.scripts.face.module import Row
 
 
@@ -22,6 +22,7 @@ def replacements(home: torch.device) -> Iterator[Row]:
 
     yield _device.DeviceContext, "__init__", context
     yield torch, "Generator", _generator()
+    yield from _made_of_values(home)
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
         yield torch, name, _of_the_cpu(getattr(torch, name), name)
     real_dtype, real_set = torch.get_autocast_dtype, torch.set_autocast_dtype
@@ -31,6 +32,43 @@ def replacements(home: torch.device) -> Iterator[Row]:
     autocast = cpu_autocast()
     for owner in (torch, torch.amp, torch.cuda.amp):
         yield owner, "autocast", autocast
+
+
+def _made_of_values(home: torch.device) -> Iterator[Row]:
+    """What makes tensors of Python's values, of which a mode does not see everything."""
+    real_tensor = torch.tensor
+
+    def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Any:
+        return real_tensor(data, device=home if is_cuda(device) or is_index(device) else device, **kwargs)
+
+    def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
+        if isinstance(data, torch.Tensor):
+            return data.to(device=device or data.device, dtype=dtype or data.dtype)
+        if device is None:
+            return real_as_tensor(data, dtype=dtype)
+        return tensor(data, dtype=dtype, device=device)
+
+    real_as_tensor = torch.as_tensor
+    yield torch, "tensor", tensor
+    yield torch, "as_tensor", as_tensor
+    for name, dtype in LEGACY.items():
+        yield torch.cuda, name, _legacy(tensor, home, dtype)
+
+
+LEGACY = {
+    "BFloat16Tensor": torch.bfloat16, "BoolTensor": torch.bool, "ByteTensor": torch.uint8, "DoubleTensor": torch.float64,
+    "FloatTensor": torch.float32, "HalfTensor": torch.float16, "IntTensor": torch.int32, "LongTensor": torch.int64,
+}  # fmt: skip
+"""`torch.cuda.FloatTensor` and its kin."""
+
+
+def _legacy(tensor: Any, home: torch.device, dtype: torch.dtype) -> Any:
+    def make(*data: Any) -> Any:
+        if all(isinstance(each, int) for each in data):
+            return torch.empty(data, dtype=dtype, device=home)
+        return tensor(data[0], dtype=dtype, device=home)
+
+    return make
 
 
 def _generator() -> type:

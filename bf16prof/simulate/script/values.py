@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bf16prof.scripts.face.callers import asked_from_inside
 from bf16prof.scripts.face.module import Row
 from bf16prof.simulate.script.invented import Invented
 from bf16prof.simulate.tracker import scalar_answer
@@ -34,11 +33,7 @@ def replacements(invented: Invented) -> Iterator[Row]:
             return format(self.item(), spec)
         return str(self)
 
-    real_repr: Any = FakeTensor.__repr__
-
-    def show(self: FakeTensor, **kwargs: Any) -> str:
-        if asked_from_inside():
-            return str(real_repr(self, **kwargs))
+    def show(self: FakeTensor, **_: Any) -> str:
         dtype = "" if self.dtype is torch.float32 else f", dtype={self.dtype}"
         return f"tensor(no values, size={tuple(self.shape)}, device='{_device_of(self)}'{dtype})"
 
