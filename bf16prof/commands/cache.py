@@ -35,7 +35,7 @@ def _row(kept: CachedSignature) -> list[str]:
     return [kept.name, kept.about, f"{kept.parameters:,}", f"{kept.events:,}", f"{kept.bytes:,}", versions]
 
 
-@cache.command("clear", epilog=o.examples("bf16prof cache clear"))
+@cache.command("clear", epilog=o.examples("bf16prof cache clear", "bf16prof cache clear --quiet"))
 def clear_cache(quiet: o.QuietOption = False) -> None:
     """Remove all of it; it is recorded again when it is needed."""
     from bf16prof.signatures import store
