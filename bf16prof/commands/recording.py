@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 from bf16prof.cases import Job
+
+if TYPE_CHECKING:
+    from bf16prof.tracing.session import Session
 
 DOING = "recording the model's own code"
 
@@ -25,7 +30,6 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
     from bf16prof.estimate.anatomy import inquiries_of
     from bf16prof.signatures import store
     from bf16prof.signatures.inquiry import Inquiry, can_trace
-    from bf16prof.tracing.session import Session
 
     if not trace or not can_trace():
         store.trace_with(None)
@@ -40,6 +44,14 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
 
     ask(inquiries_of(jobs))
     store.trace_with(ask)
+
+
+@functools.cache
+def _session() -> Session:
+    """One for all calls of a process: each has a process of its own, which lives as long as this one."""
+    from bf16prof.tracing.session import Session
+
+    return Session()
 
 
 class RecordingProgress:

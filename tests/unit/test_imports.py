@@ -39,7 +39,7 @@ FLOORS: list[set[str]] = [
     {"scripts"},
     {"simulate", "measure", "planning", "tracing"},
     {"commands", "check", "outcome"},
-    {"app", "api"},
+    {"app", "api", "attach"},
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
