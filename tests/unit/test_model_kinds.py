@@ -20,10 +20,13 @@ from bf16prof.files import write_json
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.plain import DEEPEST, problem, read_json_object
+from bf16prof.profiles.secrets import TAKEN_OUT
 from bf16prof.records import Device
 from bf16prof.runs import read
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "vocab_size": 31, "rope_theta": 1e4, "max_position_embeddings": 7, "id2label": {"0": "x"}}
+KEPT = {**LLAMA, "id2label": {"0": TAKEN_OUT}}
+"""What a profile keeps of it: how many labels there are, and none of their texts."""
 
 
 def write(path: Path, content: object) -> Path:
@@ -65,7 +68,7 @@ def test_a_configuration_is_found_from_the_files_folder_and_its_content_becomes_
 
     resolved = load_profile(str(hf_profile))
 
-    assert hf_model(resolved).hf_config == LLAMA
+    assert hf_model(resolved).hf_config == KEPT
     assert resolved.profile.name == "mine"
     assert resolved.origins["model.hf_config.hidden_size"] == str(tmp_path / "models" / "llama.json")
     assert resolved.profile.model.vocab_size == 31
@@ -79,7 +82,7 @@ def test_an_override_replaces_another_kind_of_model_and_later_ones_change_the_ne
 
     resolved = load_profile("cpu-demo", [parse_set("model.hf_config=c.json"), parse_set("model.hf_config.hidden_size=16")])
 
-    assert hf_model(resolved).hf_config == {**LLAMA, "hidden_size": 16}
+    assert hf_model(resolved).hf_config == {**KEPT, "hidden_size": 16}
     assert resolved.origins["model.hf_config.hidden_size"] == "--set"
     assert resolved.origins["model.hf_config.vocab_size"] == "c.json"
     assert not [key for key in resolved.origins if key == "model.family"]
