@@ -63,7 +63,8 @@ def steady(folder: Path) -> tuple[Any, ...]:
     run = load(folder)
     assert run.manifest.status is Status.FINISHED
     (record,) = (record for record in run.records if record.source is Source.MEASURE)
-    return record.allocated_bytes, record.components, record.peak_allocated_bytes, [step.loss for step in record.steps]
+    # not the peak: gloo's threads let go of a finished collective's tensors a little later in one run than in another
+    return record.allocated_bytes, record.components, [step.loss for step in record.steps]
 
 
 def test_ranks_of_another_launcher_are_joined(tmp_path: Path) -> None:
