@@ -54,8 +54,7 @@ def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = Non
     that it is partial; `None` if no rank got as far as init.
     """
     tokens = None if job.profile.model.inputs else _tokens_per_step(job)
-    gpu = job.gpu if job.device is Device.GPU else None
-    return record_of_ranks(outcome, Subject(job.case, job.device, workload_of(job), gpu, tokens), work)
+    return record_of_ranks(outcome, Subject(job.case, job.device, workload_of(job), job.gpu, tokens), work)
 
 
 def record_of_ranks(outcome: RanksOutcome, subject: Subject, work: StepWork | None = None) -> MemoryRecord | None:
