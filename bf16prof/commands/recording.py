@@ -35,7 +35,7 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
         store.trace_with(None)
         return
 
-    session, progress = Session(), RecordingProgress(quiet)
+    session, progress = _session(), RecordingProgress(quiet)
 
     def ask(inquiries: Sequence[Inquiry]) -> None:
         if asked := store.missing(inquiries):
