@@ -147,8 +147,11 @@ def test_megatrons_distributed_optimizer_over_ranks() -> None:
 
 
 @pytest.mark.parametrize(("recipe", "words"), [("bf16-pure", "8"), ("bf16-kahan", "10"), ("bf16-fp32-master", "16 + 4 in the step")])
-def test_bytes_per_parameter_are_the_same_wherever_they_are_shown(recipe: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_per_parameter_are_the_same_wherever_they_are_shown(
+    recipe: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the list of recipes, in the README's table and on the study's page, under the same header."""
+    monkeypatch.setenv("COLUMNS", "200")
     list_recipes()
     listed = capsys.readouterr().out
     root = Path(__file__).parents[2]
