@@ -18,7 +18,7 @@ import psutil
 
 from bf16prof.measure.surroundings import UNWANTED_VARIABLES
 
-LIMIT_S = 200.0
+LIMIT_S = 500
 """Seconds that one command may take, on a machine that does other things as well."""
 
 TINY = (

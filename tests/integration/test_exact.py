@@ -13,7 +13,7 @@ from bf16prof.models.modules import build
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.schema import Profile
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 
 SET = "--set"
 OFFLOAD = ("--offload", "optimizer", SET, "optimizer.torch_adam=false")

@@ -33,7 +33,7 @@ from bf16prof.measure.shared_memory import SHARED_MEMORY, SHARED_MEMORY_NAMES
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import Run, Status, load
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 ENOUGH_TO_DIE_S = 5.0
 """Seconds after which nothing of bf16prof's own may be alive once it was ended."""

@@ -15,7 +15,7 @@ from harness import Finished, alive, bf16prof, descendants, end, finish, measure
 from bf16prof.records import Source
 from bf16prof.runs import Status, load
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 CASE = "zero3-w2-bf16-full"
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}

@@ -17,7 +17,7 @@ from harness import alive, descendants, end, finish, measure, measure_arguments,
 
 from bf16prof.locks import held
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 shared_cache = pytest.mark.xdist_group("cache")
 
 CASE = ("--zero", "1", "--recipe", "bf16-full")

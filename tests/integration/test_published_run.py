@@ -16,7 +16,7 @@ import pytest
 from harness import Finished, bf16prof, measure
 from published import rows
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 
 ALLOCATED, PEAK = rows("example README", "allocated"), rows("example README", "peak_allocated")
 RECIPES = ("bf16-fp32-master", "bf16-full-autocast")

@@ -14,7 +14,7 @@ from bf16prof.measure.results import load_rank
 from bf16prof.records import Source
 from bf16prof.runs import Status, load
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 CASE = "zero2-w2-bf16-fp32-master"
 

@@ -20,7 +20,7 @@ from bf16prof.measure.results import load_rank
 from bf16prof.records import Component, MemoryRecord, Phase, PhaseMemory, Source, merge_phases
 from bf16prof.simulate.runner import simulate
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 
 DATA = Path(__file__).parents[1] / "data"
 FOUR_RANKS = ("--zero", "1,3", "--recipe", FULL, "--num-gpus", "4", "--gradient-accumulation-steps", "3", *sets("model.family=gpt2"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import bf16prof
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = """
 import os, signal

@@ -8,7 +8,7 @@ import pytest
 from harness import bf16prof
 from soaking import CASE, COMMANDS, LOG, soak
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
