@@ -231,7 +231,7 @@ class Surroundings:
 @pytest.fixture(scope="module")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
     folder = tmp_path_factory.mktemp("surroundings") / "run"
-    foreign = {"LOCAL_SIZE": "2", "RANK": "7", "WORLD_SIZE": "9", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500"}
+    foreign = {"LOCAL_SIZE": "2", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500"}
     before = set(SHARED_MEMORY.glob(SHARED_MEMORY_NAMES))
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
