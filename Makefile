@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow lint format bench operators peaks models plans study schemas pictures gpu-check versions clean
+.PHONY: help demo test unit slow nightly lint format bench operators peaks models plans study schemas pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,8 +37,11 @@ unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
 
 # Tests that share a measurement or a dry run are a group, which one process runs (see "Tests" in CONTRIBUTING.md).
 slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a browser
-	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone" tests/integration tests/browser tests/dry_runs
-	$(BIN)/pytest -m alone tests/integration
+	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs
+	$(BIN)/pytest -m "alone and not nightly" tests/integration
+
+nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that compile once more for other versions and environments
+	$(BIN)/pytest -m nightly tests/integration
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .

@@ -96,6 +96,7 @@ def test_what_killed_processes_leave_does_not_hang_the_next_run(home: Path, vari
 
 
 @shared_cache
+@pytest.mark.nightly
 def test_another_environment_shares_nothing(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
     """It has another compiler; its extensions are compiled before the clock of a case runs, and said."""
     before = compiled(home)

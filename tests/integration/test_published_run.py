@@ -85,6 +85,7 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return measure(folder, *words, warmup=3, steps=1, env=deepspeed(OLDEST))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.xdist_group("oldest")
 def test_with_the_oldest_supported_deepspeed_the_dry_run_holds_what_its_real_ranks_hold(oldest: Finished, stage: int) -> None:

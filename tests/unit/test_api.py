@@ -52,8 +52,8 @@ def test_an_estimate_is_what_the_command_prints(main: Main) -> None:
 
 
 def test_a_plan_has_the_first_choice_of_the_command_and_all_others(main: Main) -> None:
-    _, out, _ = main("plan", "gpt2-xl", "--gpus", "2", "--gpu", "h100", "--no-verify", "--json")
-    plans = api.plan("gpt2-xl", gpus="2", gpu="h100", no_verify=True)
+    _, out, _ = main("plan", "gpt2-xl", "--gpus", "2", "--gpu", "h100", "--zero", "1,2,3", "--recipe", "bf16-full", "--no-verify", "--json")
+    plans = api.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", no_verify=True)
 
     assert json.loads(plans.to_json()) == json.loads(out)
     assert len(plans.to_dataframe()) == len(json.loads(out)["plans"]) > 10
