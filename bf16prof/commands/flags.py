@@ -97,17 +97,14 @@ class PageFlags(FileFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateFlags(PageFlags, SubjectFlags):
-    """Flags of `estimate`."""
+class GridFlags(PageFlags, SubjectFlags):
+    """Flags of commands that predict a grid of cases, on GPUs or on CPU ranks."""
 
-    trace: o.TraceOption = True
-    zero: o.ZeroOption = "0,1,2,3"
-    gpus: o.GpusOption = "1,2,4,8,16,32,64,128"
+    gpus: o.GpusOption = ""
     gpu: o.GpuOption = o.DEFAULT_GPU
     device: o.DeviceOption = Device.GPU
     gpus_per_node: o.PerNodeOption = GPUS_PER_NODE
     expandable_segments: o.ExpandableOption = False
-    calibrate: o.CalibrateOption = None
     fail_unless_fits: o.FailUnlessFitsOption = False
     verbose: o.VerboseOption = False
 
@@ -118,16 +115,22 @@ class EstimateFlags(PageFlags, SubjectFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateFlags(PageFlags, SubjectFlags):
+class EstimateFlags(GridFlags):
+    """Flags of `estimate`."""
+
+    trace: o.TraceOption = True
+    zero: o.ZeroOption = "0,1,2,3"
+    gpus: o.GpusOption = "1,2,4,8,16,32,64,128"
+    calibrate: o.CalibrateOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateFlags(GridFlags):
     """Flags of `simulate`."""
 
     zero: o.ZeroOption = "3"
     gpus: o.GpusOption = "4"
-    gpu: o.GpuOption = o.DEFAULT_GPU
     recipe: o.RecipeOption = "bf16-fp32-master,bf16-full-autocast"
-    device: o.DeviceOption = Device.GPU
-    gpus_per_node: o.PerNodeOption = GPUS_PER_NODE
-    expandable_segments: o.ExpandableOption = False
     snapshot: Annotated[
         Path | None,
         typer.Option("--snapshot", metavar="FILE", help="Write a memory snapshot for pytorch.org/memory_viz.", rich_help_panel=o.OUTPUT),
@@ -135,13 +138,6 @@ class SimulateFlags(PageFlags, SubjectFlags):
     steps: o.ScriptStepsOption = 3
     rank: o.ScriptRankOption = 0
     timeout: o.ScriptTimeoutOption = 900
-    fail_unless_fits: o.FailUnlessFitsOption = False
-    verbose: o.VerboseOption = False
-
-    @property
-    def assumed_gpu(self) -> str:
-        """The GPU that is judged by; empty for CPU ranks."""
-        return self.gpu if self.device is Device.GPU else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,6 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
     if asked.script is not None:
         simulate_script(asked, asked.script)
         return
-    refuse_script_flags(asked)
     check_judged_device(given.fail_unless_fits, given.device)
     request = read_request(asked)
     found = simulated(asked, request)
@@ -71,6 +70,7 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
     from bf16prof.simulate.runner import simulate as run
 
     given = asked.flags
+    refuse_script_flags(asked)
     require_packages("simulating")
     target = find_gpu(given.gpu) if given.device is Device.GPU else None
     require_model_library(request.profile.model)

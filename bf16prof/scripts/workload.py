@@ -29,27 +29,16 @@ class Calls:
         """Look at the arguments of a forward pass; the first tensor tells the rows, the first of integers in two dimensions the tokens."""
         import torch
 
+        from bf16prof.engine.nested import tensors_in
+
         if self.autocast is None and torch.is_autocast_enabled():
             self.autocast = str(torch.get_autocast_gpu_dtype()) if torch.cuda.is_available() else str(torch.get_autocast_dtype("cpu"))
-        tensors = [tensor for tensor in _tensors((*arguments, dict(keywords))) if tensor.dim()]
+        tensors = [tensor for tensor in tensors_in((*arguments, dict(keywords))) if tensor.dim()]
         if tensors:
             self.rows.add(int(tensors[0].shape[0]))
         tokens = [tensor for tensor in tensors if tensor.dim() == 2 and not tensor.is_floating_point() and tensor.dtype is not torch.bool]
         if tokens:
             self.sequence_lengths.add(int(tokens[0].shape[1]))
-
-
-def _tensors(value: Any) -> Iterator[Any]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors(inner)
 
 
 def workload_of_engine(engine: Any, calls: Calls, *, zero_init: bool, keeps_outputs: bool) -> Workload:

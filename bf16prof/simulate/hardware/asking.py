@@ -7,7 +7,7 @@ larger before it was reduced. Where no formula of ours says how much, the kernel
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -123,15 +123,3 @@ def _describe(value: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(value, tuple | list):
         return tuple(_describe(each, tensors) for each in value)
     return type(value), value if isinstance(value, Hashable) else repr(value)
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from tensors_of(each)
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from tensors_of(each)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader, dataloader
 
+from bf16prof.engine.nested import tensors_in
 from bf16prof.scripts.face.module import Row
 from bf16prof.simulate.script.tracker import ScriptTracker
 
@@ -53,16 +53,5 @@ class _Uncounted(dataloader._BaseDataLoaderIter):
     def __next__(self) -> Any:
         with _disable_current_modes():
             batch = next(self._inner)
-        self._tracker.leave_out(_tensors(batch))
+        self._tracker.leave_out(tensors_in(batch))
         return batch
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            yield from _tensors(value)

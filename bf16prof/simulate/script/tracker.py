@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bf16prof.engine.nested import tensors_in
 from bf16prof.scripts.face.callers import asked_by
 from bf16prof.simulate.script.invented import Invented
 from bf16prof.simulate.tracker import HOST, ITEM, Tracker
@@ -34,7 +35,7 @@ class ScriptTracker(Tracker):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, for real where all it needs is real."""
         kwargs = kwargs or {}
-        tensors = list(_tensors((*args, *kwargs.values())))
+        tensors = list(tensors_in((args, kwargs)))
         if self._is_real(func, tensors, args, kwargs):
             return self._compute(func, args, kwargs)
         if func is ITEM:
@@ -87,14 +88,6 @@ class ScriptTracker(Tracker):  # type: ignore[no-untyped-call]
         if func.namespace != "c10d":
             self._see_all(func, out if isinstance(out, tuple | list) else (out,))
         return out
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 def _has_values(tensor: Tensor) -> bool:
