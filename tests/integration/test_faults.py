@@ -219,6 +219,11 @@ def test_killed_while_ranks_start_it_takes_them_along(tmp_path: Path) -> None:
         end(process)
 
 
+# What is allocated between steps is exact. A peak on CPU ranks is not: the loss, its gradient and gloo's counters are a few bytes
+# each, and gloo's threads let go of them at a time of their own. A ten-thousandth of a percent of this job's 42 MB is 42 bytes.
+A_FEW_BYTES = "0.001%"
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """A run where another launcher's variables are set and its port is taken: its end, its folder, and the shared memory it left."""
@@ -237,7 +242,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundi
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("", 29500))
         taken.listen()
-        done = measure(folder, "--zero", "1", "--recipe", "bf16-full", "--fail-over", "0%", env=foreign)
+        done = measure(folder, "--zero", "1", "--recipe", "bf16-full", "--fail-over", A_FEW_BYTES, env=foreign)
     yield Surroundings(done, folder, set(SHARED_MEMORY.glob(SHARED_MEMORY_NAMES)) - before)
 
 
@@ -254,11 +259,11 @@ def test_no_shared_memory_is_left_behind(surroundings: Surroundings) -> None:
 
 @pytest.mark.alone
 def test_fail_over_looks_at_every_prediction(surroundings: Surroundings) -> None:
-    """Exact predictions pass a tolerance of nothing (the fixture gave it); a measurement that says otherwise does not."""
+    """Predictions that are right pass a narrow tolerance (the fixture gave it); a measurement that says otherwise does not."""
     records = surroundings.folder / "records.json"
     text = records.read_text(encoding="utf-8")
     try:
-        assert bf16prof("report", str(surroundings.folder), "--fail-over", "0%").code == 0
+        assert bf16prof("report", str(surroundings.folder), "--fail-over", A_FEW_BYTES).code == 0
         document = read_json(records)
         added = document["records"][-1]["allocated_bytes"] // 50
         document["records"][-1]["allocated_bytes"] += added
