@@ -15,7 +15,7 @@ from pathlib import Path
 
 from timing import say
 
-from bf16prof.estimate.calibration import calibrate
+from bf16prof.closed_form.calibration import calibrate
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import load
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from timing import ROUNDS, bf16prof, process, python, ratio, say, seconds
 
 from bf16prof.cases import Selection, expand
+from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import admit
-from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device

@@ -17,13 +17,13 @@ from drawn_models import drawn_job, model_types
 from judged import Judgement, judge
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.anatomy import anatomy_of, inquiries_of
+from bf16prof.closed_form.gap import peaks_gap
+from bf16prof.closed_form.steady import Engine
+from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, Options
 from bf16prof.errors import Bf16profError
-from bf16prof.estimate.anatomy import anatomy_of, inquiries_of
-from bf16prof.estimate.gap import peaks_gap
-from bf16prof.estimate.steady import Engine
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import versions
-from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, Options
 from bf16prof.tracing.session import Session
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"

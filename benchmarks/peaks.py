@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from judged import Judgement, judge
 
 from bf16prof.cases import Job
+from bf16prof.dry_run.runner import Options
 from bf16prof.records import Phase
-from bf16prof.simulate.runner import Options
 
 EACH = 10
 WORST = 5

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from drawn_plans import DrawnPlan, draw
 
+from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.records import MemoryRecord
-from bf16prof.simulate.runner import Options, simulate
 from bf16prof.verdict import MARGIN, MARGIN_EXPANDABLE
 
 PLANS = 24

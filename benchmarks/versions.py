@@ -82,7 +82,7 @@ def row(paths: list[Path]) -> dict[str, str]:
 
 def one() -> None:
     """Run the jobs here, and print for each its bytes between steps and at the peak, or why there are none."""
-    from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, simulate
+    from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, simulate
 
     wanted = jobs()
     reasons: Mapping[int, str] = {}

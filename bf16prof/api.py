@@ -1,8 +1,8 @@
 """The Python API: each function is a command of the terminal, with the same names, and returns records instead of printing them.
 
-    from bf16prof import api
+    import bf16prof
 
-    outcome = api.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3)
+    outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3)
     outcome.records[0].peak_allocated_bytes
     outcome.to_dataframe()
     outcome.save("page.html")

@@ -22,8 +22,8 @@ FOLDER_VARIABLE = "BF16PROF_OUTPUT_DIR"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank; the script's own exit code, and 2 where it cannot be run at all."""
-    from bf16prof.measure.results import GuestTask
-    from bf16prof.measure.script.running import run_attached
+    from bf16prof.measuring.results import GuestTask
+    from bf16prof.measuring.script.running import run_attached
 
     own, words = _split(list(sys.argv[1:] if arguments is None else arguments))
     try:

@@ -35,8 +35,8 @@ def main() -> None:
     from bf16prof.cases import Selection, expand
     from bf16prof.engine.phases import PhaseMarks, attach
     from bf16prof.engine.training import TrainingLoop, build_engine, takes_labels
-    from bf16prof.measure.batches import make_batches
-    from bf16prof.measure.probes import make_probe
+    from bf16prof.measuring.batches import make_batches
+    from bf16prof.measuring.probes import make_probe
     from bf16prof.profiles.load import load_profile
     from bf16prof.records import Device
 

@@ -21,7 +21,7 @@ from bf16prof.profiles.gpus import Gpu, gpu_named
 
 PROCESSES = 2
 IMPORTED = (
-    "bf16prof.check.kernels", "bf16prof.simulate.world", "bf16prof.simulate.hardware.accelerator",
+    "bf16prof.check.kernels", "bf16prof.dry_run.world", "bf16prof.dry_run.hardware.accelerator",
     "torch.testing._internal.distributed.fake_pg",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.ops.adam.fused_adam", "deepspeed.ops.adam.cpu_adam",
     "deepspeed.runtime.sequence_parallel.ulysses_sp",
@@ -110,8 +110,8 @@ def _in_a_world(rows: Sequence[Row]) -> list[int]:
 
     warnings.simplefilter("ignore")
     from bf16prof.check.kernels import Memory
-    from bf16prof.simulate.tracker import GPU
-    from bf16prof.simulate.world import world
+    from bf16prof.dry_run.tracker import GPU
+    from bf16prof.dry_run.world import world
 
     gpu = gpu_named(rows[0].gpu)
     assert isinstance(gpu, Gpu), f"{rows[0].gpu} is not in the table of GPUs"

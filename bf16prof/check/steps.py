@@ -65,10 +65,10 @@ def simulated(gpu: str, steps: Sequence[Step]) -> list[int]:
     import warnings
 
     from bf16prof.check.kernels import Memory, peak_bytes
+    from bf16prof.dry_run.shims import library_shims
+    from bf16prof.dry_run.tracker import GPU
+    from bf16prof.dry_run.world import world
     from bf16prof.profiles.gpus import find_gpu
-    from bf16prof.simulate.shims import library_shims
-    from bf16prof.simulate.tracker import GPU
-    from bf16prof.simulate.world import world
 
     warnings.simplefilter("ignore")
     peaks = []

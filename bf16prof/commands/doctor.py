@@ -11,7 +11,7 @@ from bf16prof.commands import options as o
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bf16prof.measure.findings import Check
+    from bf16prof.measuring.findings import Check
 
 _LINE = 400
 """Longest detail or hint that is shown; paths and compilers' version lines are as long as the machine makes them."""
@@ -23,7 +23,7 @@ def doctor(json_: o.JsonOption = False) -> None:
     It reports and never fails: the exit code is 0 whatever is missing.
     """
     from bf16prof.documents import document, json_text
-    from bf16prof.measure.checks import checks, verdict
+    from bf16prof.measuring.checks import checks, verdict
     from bf16prof.reports.console import make_console
 
     found = checks()

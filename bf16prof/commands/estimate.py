@@ -69,8 +69,8 @@ def _target(given: EstimateFlags) -> Gpu | None:
 
 def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
     """The estimates of all cases that are asked for."""
-    from bf16prof.estimate.predict import predict
-    from bf16prof.estimate.textbook import textbook
+    from bf16prof.closed_form.predict import predict
+    from bf16prof.closed_form.textbook import textbook
 
     given = asked.flags
     jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=_target(given))
@@ -101,7 +101,7 @@ def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
 
 def _calibrated(records: list[MemoryRecord], path: Path) -> list[MemoryRecord]:
     """The records with the step times that the measured cases of a run tell."""
-    from bf16prof.estimate.calibration import calibrate
+    from bf16prof.closed_form.calibration import calibrate
 
     run = load(path)
     fitted = calibrate(str(path), run.records)
@@ -110,7 +110,7 @@ def _calibrated(records: list[MemoryRecord], path: Path) -> list[MemoryRecord]:
 
 def _require_closed_form(jobs: list[Job]) -> None:
     """Raise `Refused` for the first job without a closed form: a dry run knows what no formula does."""
-    from bf16prof.estimate.gap import closed_form_gap
+    from bf16prof.closed_form.gap import closed_form_gap
 
     for job in jobs:
         if gap := closed_form_gap(job):

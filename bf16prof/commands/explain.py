@@ -82,8 +82,8 @@ def _subject(asked: Asked[ExplainFlags], sources: Sources) -> tuple[Subject | No
 
 
 def _predicted(subject: Subject) -> tuple[list[MemoryRecord], str]:
-    from bf16prof.estimate.gap import closed_form_gap
-    from bf16prof.estimate.predict import predictions
+    from bf16prof.closed_form.gap import closed_form_gap
+    from bf16prof.closed_form.predict import predictions
 
     why_not = subject.why_not if subject.job is None else closed_form_gap(subject.job)
     return ([], why_not or "") if subject.job is None or why_not else (predictions([subject.job]), "")

@@ -149,8 +149,8 @@ def _with_memory(total: int | None) -> Gpu | None:
 
 def predictions_of(subject: Subject, quiet: bool) -> list[MemoryRecord]:
     """The estimate of the same case; none, with the reason said, where there is no closed form or nobody described the training."""
-    from bf16prof.estimate.gap import closed_form_gap
-    from bf16prof.estimate.predict import predictions
+    from bf16prof.closed_form.gap import closed_form_gap
+    from bf16prof.closed_form.predict import predictions
 
     why_not = subject.why_not if subject.job is None else closed_form_gap(subject.job)
     if subject.job is None or why_not:

@@ -28,9 +28,9 @@ from bf16prof.started_by import started_by
 
 if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.measure.accelerator import TorchAnswer
-    from bf16prof.measure.places import Place
-    from bf16prof.measure.session import Plan
+    from bf16prof.measuring.accelerator import TorchAnswer
+    from bf16prof.measuring.places import Place
+    from bf16prof.measuring.session import Plan
 
 
 @takes(MeasureFlags)
@@ -88,10 +88,10 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
 
 def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -> tuple[Run, Bf16profError | None]:
     """The run of these jobs in a directory of its own, with its page; and what went wrong in dry runs."""
+    from bf16prof.closed_form.predict import predictions as closed_form
+    from bf16prof.closed_form.predict import with_work
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
-    from bf16prof.estimate.predict import predictions as closed_form
-    from bf16prof.estimate.predict import with_work
-    from bf16prof.measure.session import Plan, measure
+    from bf16prof.measuring.session import Plan, measure
 
     name, origins, failed = request.profile.name, request.resolved.origins, None
     with claimed(given.output_dir, name, force=given.force or given.resume, beside=given.output or ()) as claim:
@@ -126,7 +126,7 @@ def _require_one_process() -> None:
 
 def _follow(given: MeasureFlags) -> None:
     """Be a node of a run that the first node leads. Raises `RunFailed` unless the run finishes."""
-    from bf16prof.measure.follower import follow
+    from bf16prof.measuring.follower import follow
 
     assert given.output_dir is not None
     assert given.node_rank is not None
@@ -144,7 +144,7 @@ def _check_resume(given: MeasureFlags) -> None:
 
 def _resumed(plan: Plan, quiet: bool) -> Plan:
     """The plan without the cases that are finished in its folder."""
-    from bf16prof.measure.resume import finished
+    from bf16prof.measuring.resume import finished
 
     kept = finished(plan.folder, [plan.task(job) for job in plan.jobs])
     hint(f"resuming: {len(kept.cases)} of {len(plan.jobs)} cases are finished", quiet)
@@ -163,7 +163,7 @@ def _require_true_peaks(request: Request) -> None:
 
 def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[MemoryRecord], Bf16profError | None]:
     """The dry runs of these jobs that came to an end, and the error of the others, which is raised when all has been measured."""
-    from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, simulate
+    from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, simulate
 
     try:
         return simulate(jobs, progress), None
@@ -174,15 +174,15 @@ def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[Memory
 
 def _possible(request: Request, asked: str | None, place: Place, *, download: bool) -> tuple[list[Job], list[Refusal]]:
     """The jobs that can run there, with so many ranks on a node if they are asked for, and the refusals of the others."""
-    from bf16prof.measure.accelerator import (
+    from bf16prof.measuring.accelerator import (
         require_dtypes,
         require_memory,
         require_model_library,
         require_optimizer_libraries,
         require_torch,
     )
-    from bf16prof.measure.commands import on_first_node
-    from bf16prof.measure.data import validate_spec
+    from bf16prof.measuring.commands import on_first_node
+    from bf16prof.measuring.data import validate_spec
 
     validate_spec(request.profile.workload.data, readable=True, download=download)
     require_model_library(request.profile.model)

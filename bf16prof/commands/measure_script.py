@@ -21,8 +21,8 @@ from bf16prof.records import MemoryRecord
 from bf16prof.scripts.command import Script, read_script
 
 if TYPE_CHECKING:
-    from bf16prof.measure.accelerator import TorchAnswer
-    from bf16prof.measure.places import Place
+    from bf16prof.measuring.accelerator import TorchAnswer
+    from bf16prof.measuring.places import Place
 
 SHARED = frozenset({
     "ranks", "nnodes", "node_rank", "rdzv_endpoint", "hostfile", "include", "exclude", "launcher", "output_dir", "warmup", "steps",
@@ -33,10 +33,10 @@ SHARED = frozenset({
 
 def measured_script(asked: Asked[MeasureFlags], words: Sequence[str], place: Place) -> Outcome:
     """The measured run of a script. It runs to its own end, unless a number of steps or of seconds was asked for."""
-    from bf16prof.measure.accelerator import require_torch
-    from bf16prof.measure.commands import on_first_node
-    from bf16prof.measure.results import GuestTask
-    from bf16prof.measure.script.session import ScriptPlan, measure_script
+    from bf16prof.measuring.accelerator import require_torch
+    from bf16prof.measuring.commands import on_first_node
+    from bf16prof.measuring.results import GuestTask
+    from bf16prof.measuring.script.session import ScriptPlan, measure_script
 
     given = asked.flags
     refuse_what_the_script_says(asked, SHARED)
@@ -67,9 +67,9 @@ def _dry_run(
 ) -> tuple[tuple[MemoryRecord, ...], Bf16profError | None]:
     """The dry run of the script on such a GPU, or on CPU ranks; why there is none."""
     from bf16prof.commands.progress import ScriptProgress
-    from bf16prof.simulate.runner import Options
-    from bf16prof.simulate.script.runner import simulate_script
-    from bf16prof.simulate.script.task import ScriptTask
+    from bf16prof.dry_run.runner import Options
+    from bf16prof.dry_run.script.runner import simulate_script
+    from bf16prof.dry_run.script.task import ScriptTask
 
     gpu = gpu_named(torch.gpus[0].name) if torch.gpus else None
     if torch.gpus and gpu is None:

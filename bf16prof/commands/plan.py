@@ -68,7 +68,7 @@ def plan(asked: Asked[PlanFlags]) -> None:
 
 def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     """The answer for each number of GPUs, the first choices run dry."""
-    from bf16prof.estimate.anatomy import is_written
+    from bf16prof.closed_form.anatomy import is_written
     from bf16prof.planning.answer import answer
 
     given = asked.flags
@@ -102,8 +102,8 @@ def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence
 
 def _to_try(given: PlanFlags, sizes: int) -> int:
     """How many choices are to be run dry. Where nobody asked for it, none without torch and DeepSpeed."""
-    from bf16prof.measure.accelerator import require_packages
-    from bf16prof.measure.machine import package_version
+    from bf16prof.measuring.accelerator import require_packages
+    from bf16prof.measuring.machine import package_version
 
     if given.no_verify:
         if given.verify is not None:
@@ -122,9 +122,9 @@ def _to_try(given: PlanFlags, sizes: int) -> int:
 def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: PlanFlags) -> list[Answer]:
     """The answers with their first choices run dry; as they are, with the reason, where a dry run breaks."""
     from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.measure.accelerator import can_be_built
+    from bf16prof.dry_run.runner import Options, simulate
+    from bf16prof.measuring.accelerator import can_be_built
     from bf16prof.planning.verified import tight_ones, verified
-    from bf16prof.simulate.runner import Options, simulate
 
     def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
         possible = [job for job in jobs if can_be_built(job)]
@@ -157,7 +157,7 @@ def _judge(given: PlanFlags, request: Request) -> Judge:
     question = _question(given, request)
     if given.calibrate is None:
         return Judge(question)
-    from bf16prof.estimate.calibration import calibrate
+    from bf16prof.closed_form.calibration import calibrate
     from bf16prof.records import Device
     from bf16prof.runs import load
 
@@ -250,7 +250,7 @@ def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str
 
 def _model(profile: Profile) -> tuple[str, int]:
     """The profile's name, and how many parameters its model has."""
-    from bf16prof.estimate.anatomy import parameter_count
+    from bf16prof.closed_form.anatomy import parameter_count
 
     return profile.name, parameter_count(profile.model)
 

@@ -10,11 +10,11 @@ from typing import Any, Self
 import typer
 
 from bf16prof.cases import Job
-from bf16prof.measure.results import RankResult
-from bf16prof.measure.session import Watcher
+from bf16prof.dry_run.runner import Watcher as SimulationWatcher
+from bf16prof.dry_run.task import Progress
+from bf16prof.measuring.results import RankResult
+from bf16prof.measuring.session import Watcher
 from bf16prof.runs import CaseStatus, Status
-from bf16prof.simulate.runner import Watcher as SimulationWatcher
-from bf16prof.simulate.task import Progress
 
 
 class _Bar:

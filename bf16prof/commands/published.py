@@ -58,7 +58,7 @@ def list_published(json_: o.JsonOption = False) -> None:
 
 def rows_of(found: Published) -> Iterator[Row]:
     """The quantities that a publication gives."""
-    from bf16prof.estimate.predict import predictions
+    from bf16prof.closed_form.predict import predictions
 
     for run in found.runs:
         predicted = list(predictions([run.job]))  # none for a model whose parameters only code says

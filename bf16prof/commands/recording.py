@@ -27,7 +27,7 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
 
     What cannot be recorded has its reason, which the estimate gives.
     """
-    from bf16prof.estimate.anatomy import inquiries_of
+    from bf16prof.closed_form.anatomy import inquiries_of
     from bf16prof.signatures import store
     from bf16prof.signatures.inquiry import Inquiry, can_trace
 

@@ -91,7 +91,7 @@ def _published_name(path: Path) -> str | None:
 
 def _join_ranks(folder: Path) -> None:
     """Make a run of what the ranks of a script have written there, if that is new."""
-    from bf16prof.measure.script.join import join, joins
+    from bf16prof.measuring.script.join import join, joins
 
     if joins(folder):
         with owned(folder):
@@ -104,7 +104,7 @@ def _load(path: Path) -> Run:
     if name is None:
         _join_ranks(path.parent if path.name == MANIFEST else path)
         return load(path)
-    from bf16prof.estimate.predict import predictions
+    from bf16prof.closed_form.predict import predictions
     from bf16prof.imports.published import find_published
 
     found = find_published(name)

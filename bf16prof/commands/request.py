@@ -142,7 +142,7 @@ def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> t
     Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
     that no case admits is passed over in silence, and so is a number of GPUs that the batch sizes do not fit.
     """
-    from bf16prof.measure.data import validate_spec
+    from bf16prof.measuring.data import validate_spec
 
     validate_spec(request.profile.workload.data)
     recipes, stages, sizes = words(request.recipe), numbers("--zero", request.zero), numbers("--gpus", gpus)

@@ -63,11 +63,11 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
 
     Where some fail, the outcome has the others, and the error.
     """
+    from bf16prof.closed_form.predict import predictions, with_work
     from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.estimate.predict import predictions, with_work
-    from bf16prof.measure.accelerator import require_model_library, require_optimizer_libraries, require_packages
-    from bf16prof.simulate.runner import DryRunFailed, DryRunRefused, Options
-    from bf16prof.simulate.runner import simulate as run
+    from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, Options
+    from bf16prof.dry_run.runner import simulate as run
+    from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
 
     given = asked.flags
     refuse_script_flags(asked)

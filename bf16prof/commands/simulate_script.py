@@ -53,7 +53,7 @@ def simulate_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> None:
 
 def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> tuple[Script, list[MemoryRecord], list[Bf16profError]]:
     """The script, its records, and why there are no others."""
-    from bf16prof.measure.accelerator import require_packages
+    from bf16prof.measuring.accelerator import require_packages
 
     given = asked.flags
     refuse_what_the_script_says(asked)
@@ -76,9 +76,9 @@ def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] 
 
 def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], list[Bf16profError]]:
     from bf16prof.commands.progress import ScriptProgress
-    from bf16prof.simulate.runner import Options
-    from bf16prof.simulate.script.runner import simulate_script as run
-    from bf16prof.simulate.script.task import ScriptTask
+    from bf16prof.dry_run.runner import Options
+    from bf16prof.dry_run.script.runner import simulate_script as run
+    from bf16prof.dry_run.script.task import ScriptTask
 
     gpu = find_gpu(given.gpu).id if given.device is Device.GPU else None
     for size in sizes:

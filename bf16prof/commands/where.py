@@ -14,8 +14,8 @@ from bf16prof.commands import options as o
 from bf16prof.errors import InputError
 
 if TYPE_CHECKING:
-    from bf16prof.measure.accelerator import TorchAnswer
-    from bf16prof.measure.places import Place
+    from bf16prof.measuring.accelerator import TorchAnswer
+    from bf16prof.measuring.places import Place
 
 RanksOption = Annotated[
     str | None,
@@ -75,8 +75,8 @@ class PlaceFlags:
 
 def find_place(given: PlaceFlags) -> Place:
     """The place that the flags mean. Raises `InputError` for what does not go together."""
-    from bf16prof.measure.hosts import allocated_hosts
-    from bf16prof.measure.places import LOCAL, Place, Starter
+    from bf16prof.measuring.hosts import allocated_hosts
+    from bf16prof.measuring.places import LOCAL, Place, Starter
 
     launcher = given.launcher
     if launcher not in ("", *LAUNCHERS):
@@ -95,7 +95,7 @@ def find_place(given: PlaceFlags) -> Place:
 
 
 def _place_of_nodes(given: PlaceFlags, endpoint: str, port: int | None) -> Place:
-    from bf16prof.measure.places import Host, Place, Starter
+    from bf16prof.measuring.places import Host, Place, Starter
 
     nodes, rank = given.nnodes, given.node_rank
     if given.hostfile is not None or given.launcher:
@@ -111,8 +111,8 @@ def _place_of_nodes(given: PlaceFlags, endpoint: str, port: int | None) -> Place
 
 
 def _place_of_hostfile(path: Path, given: PlaceFlags, endpoint: str, port: int | None) -> Place:
-    from bf16prof.measure.hosts import hostfile_hosts
-    from bf16prof.measure.places import Place, Starter
+    from bf16prof.measuring.hosts import hostfile_hosts
+    from bf16prof.measuring.places import Place, Starter
 
     if given.launcher in ("local", "srun"):
         raise InputError(f"--launcher {given.launcher} takes no --hostfile")

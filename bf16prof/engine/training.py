@@ -185,7 +185,7 @@ def called_as_described(model: Model, batch: Batch, wanted: str) -> Iterator[Non
 
 
 UNEQUAL_DTYPES = "UnequalDtypes"
-"""What the dry run raises in the place of a kernel that refuses its arguments (`simulate/tracker.py`)."""
+"""What the dry run raises in the place of a kernel that refuses its arguments (`dry_run/tracker.py`)."""
 
 WITHOUT_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode")
 """What fake tensors raise where a model asks for values (torch/_subclasses/fake_tensor.py)."""

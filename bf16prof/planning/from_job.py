@@ -39,7 +39,7 @@ def judge_of(job: Job, gpu: Gpu) -> tuple[Judge, Judged | None]:
 
 def what_gives_back(job: Job, gpu: Gpu) -> list[Change]:
     """The single changes of a job that save memory, the most effective first; none where it has no closed form."""
-    from bf16prof.estimate.gap import closed_form_gap
+    from bf16prof.closed_form.gap import closed_form_gap
 
     if closed_form_gap(job):
         return []

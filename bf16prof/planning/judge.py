@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.calibration import Calibration
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.least import least_bytes
+from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import refusal_reason
-from bf16prof.estimate.calibration import Calibration
-from bf16prof.estimate.gap import closed_form_gap
-from bf16prof.estimate.least import least_bytes
-from bf16prof.estimate.predict import predict
 from bf16prof.planning.question import Question, Setting
 from bf16prof.plans import Plan
 from bf16prof.profiles.schema import Profile

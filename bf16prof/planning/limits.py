@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from bf16prof.estimate.anatomy import is_written
+from bf16prof.closed_form.anatomy import is_written
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Setting
 from bf16prof.plans import Limits, Plan

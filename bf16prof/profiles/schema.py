@@ -34,7 +34,7 @@ class WorkloadSettings(Settings):
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
     transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
     data: str = "synthetic"
-    """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measure/data.py`)."""
+    """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measuring/data.py`)."""
     zero_init: bool = False
     """Build the model inside `deepspeed.zero.Init` (at stage 3): each parameter is partitioned as soon as it exists. Without it every rank
     first builds the whole model, as a script does that knows nothing of it."""

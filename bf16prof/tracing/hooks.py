@@ -1,7 +1,7 @@
 """ZeRO-3's hooks on a model, DeepSpeed's own (`zero/parameter_offload.py`), around parameters that come and go without being partitioned.
 
 DeepSpeed says when a module is entered and left, forwards and backwards; here its parameters are then made and dropped, so that what
-autograd holds of them shows (a `pin`). Who gathers them when is the emulator's business (`estimate/gathers.py`).
+autograd holds of them shows (a `pin`). Who gathers them when is the emulator's business (`closed_form/gathers.py`).
 """
 
 from __future__ import annotations

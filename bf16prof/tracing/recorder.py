@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from bf16prof.dry_run.tracker import Tracker
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.records import Label
-from bf16prof.simulate.tracker import Tracker
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.cases import JobFile
+from bf16prof.dry_run.versions import check, installed
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, last_lines, read_text, read_up_to, write_json
 from bf16prof.processes import child_environment, started
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
-from bf16prof.simulate.versions import check, installed
 
 POLL_S = 0.05
 

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.cases import Job
+from bf16prof.dry_run.shims import library_shims
+from bf16prof.dry_run.tracker import GPU, HOST, Tracker
+from bf16prof.dry_run.versions import installed
+from bf16prof.dry_run.world import world
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
@@ -25,10 +29,6 @@ from bf16prof.models.shapes import ParameterSpec
 from bf16prof.records import Phase
 from bf16prof.signatures.inquiry import about
 from bf16prof.signatures.signature import OUTSIDE, HeldTensor, Signature
-from bf16prof.simulate.shims import library_shims
-from bf16prof.simulate.tracker import GPU, HOST, Tracker
-from bf16prof.simulate.versions import installed
-from bf16prof.simulate.world import world
 from bf16prof.tracing.hooks import Hooks
 from bf16prof.tracing.products import operations, part
 from bf16prof.tracing.recorder import Recorder

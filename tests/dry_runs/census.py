@@ -145,7 +145,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, probe: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        from bf16prof.simulate.hardware.devices import bare_cpu_kernels, cpu_kernels
+        from bf16prof.dry_run.hardware.devices import bare_cpu_kernels, cpu_kernels
 
         self._probe, self._bare, self._asking = probe, bare_cpu_kernels(), cpu_kernels(asks_all=True)
         self.found: dict[str, dict[str, Any]] = {}
@@ -203,8 +203,8 @@ def census(name: str, probe: Any, *, asks_all: bool = False) -> dict[str, Any]:
 
     `asks_all`: as the dry run would do if nothing were known of any operator.
     """
-    from bf16prof.simulate.hardware.devices import cpu_kernels
-    from bf16prof.simulate.world import world
+    from bf16prof.dry_run.hardware.devices import cpu_kernels
+    from bf16prof.dry_run.world import world
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -266,8 +266,8 @@ def _said_by(error: Exception) -> str:
 
 def run(chosen: Sequence[str], seconds: float = SECONDS, *, asks_all: bool = False) -> Iterator[dict[str, Any]]:
     """The readings of these operators, one process each; one that takes too long, or dies, says so."""
-    import bf16prof.simulate.world  # noqa: F401 - what the forks will not have to import again
-    from bf16prof.measure.probes.cpu import CpuProbe
+    import bf16prof.dry_run.world  # noqa: F401 - what the forks will not have to import again
+    from bf16prof.measuring.probes.cpu import CpuProbe
 
     names()
     probe = CpuProbe()

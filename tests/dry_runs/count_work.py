@@ -26,7 +26,7 @@ SCALARS = 64
 
 def main() -> None:
     """All jobs."""
-    import bf16prof.simulate.dryrun  # noqa: F401 - imported once for all forks
+    import bf16prof.dry_run.dryrun  # noqa: F401 - imported once for all forks
 
     for line in sys.stdin:
         if os.fork() == 0:
@@ -54,10 +54,10 @@ def _count(job: Any) -> dict[str, Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from bf16prof.dry_run.dryrun import Rank
+    from bf16prof.dry_run.world import world
     from bf16prof.engine.phases import PhaseMarks, attach
     from bf16prof.engine.training import TrainingLoop, build_engine
-    from bf16prof.simulate.dryrun import Rank
-    from bf16prof.simulate.world import world
 
     warnings.simplefilter("ignore")
     with world(job.case.world_size, job.gpu) as tracker:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.estimate.predict import predict
+from bf16prof.closed_form.predict import predict
+from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.records import TRAINING, MemoryRecord, Phase
-from bf16prof.simulate.runner import Options, simulate
 
 REMAINDERS = "remainders of blocks too small to be split off"
 

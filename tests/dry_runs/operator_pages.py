@@ -172,7 +172,7 @@ def cuda_section() -> str:
     """The table of families in `docs/cuda-operators.md`."""
     from bf16prof.profiles.shipped import shipped_table
 
-    table = shipped_table("cuda-operators.toml", "bf16prof.simulate.hardware")
+    table = shipped_table("cuda-operators.toml", "bf16prof.dry_run.hardware")
     lines = ["| operators | state | source | confirmed by | left out |", "|---|---|---|---|---|"]
     for name, family in table["families"].items():
         members = [f"every operator that PyTorch tags `{tag}`" for tag, of in table["tags"].items() if of == name]

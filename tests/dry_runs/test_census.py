@@ -55,7 +55,7 @@ def test_the_shipped_table_agrees_with_what_is_found_now(rows: list[dict[str, An
     """An operator that the table calls exact is exact, and one that it has asked says the truth when it is asked."""
     from bf16prof.profiles.shipped import shipped_table
 
-    table = shipped_table("cpu-operators.toml", "bf16prof.simulate.hardware")
+    table = shipped_table("cpu-operators.toml", "bf16prof.dry_run.hardware")
     found = findings(rows)
     assert set(found.of_state("exact")) <= {*table["exact"], *table["refused"], *table["asked"], *table["listed"]}
     assert not set(found.of_state("asked")) & {*table["exact"]}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import pytest
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.predict import predict
+from bf16prof.dry_run.runner import simulate
 from bf16prof.engine.constraints import admit
-from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.records import Device, Label, MemoryRecord, Offload
-from bf16prof.simulate.runner import simulate
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.xdist_group("closed_form")]
 

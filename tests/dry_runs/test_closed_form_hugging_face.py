@@ -12,13 +12,13 @@ import pytest
 from hugging_face import TINY, config
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.predict import predict
+from bf16prof.dry_run.runner import simulate
 from bf16prof.engine.constraints import admit
-from bf16prof.estimate.gap import closed_form_gap
-from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, MemoryRecord
-from bf16prof.simulate.runner import simulate
 
 pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("closed_form_hugging_face")]
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from judged import Judgement, judge
 
 from bf16prof.cases import Job
-from bf16prof.estimate.gap import closed_form_gap
-from bf16prof.estimate.predict import predict
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.predict import predict
+from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.records import TRAINING
 from bf16prof.records import Phase as JobPhase
-from bf16prof.simulate.runner import Options, simulate
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -14,9 +14,9 @@ from harness import read_json
 from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
 
 from bf16prof.cases import Job, JobFile
+from bf16prof.dry_run.task import Task
 from bf16prof.files import write_json
 from bf16prof.records import Device, Offload
-from bf16prof.simulate.task import Task
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -53,7 +53,7 @@ Trace = Callable[..., dict[str, Any]]
 def server() -> Iterator[multiprocessing.context.ForkServerContext]:
     """A process that has imported torch and DeepSpeed, once; every trace is a fresh fork of it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "bf16prof.simulate.dryrun"])
+    context.set_forkserver_preload(["torch._dynamo", "bf16prof.dry_run.dryrun"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
         multiprocessing.forkserver.ensure_running()

@@ -15,13 +15,13 @@ from judged import judge
 from test_estimate_against_simulate import holds
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.dry_run.runner import Options
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import Refused
 from bf16prof.models.tapes.huggingface import model_types
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, Offload, Phase
-from bf16prof.simulate.runner import Options
 
 pytestmark = pytest.mark.timeout(280)
 

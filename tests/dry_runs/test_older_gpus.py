@@ -10,11 +10,11 @@ from judged import Judgement, judge
 from test_estimate_against_simulate import PEAK
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.dry_run.runner import Options
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, Phase
-from bf16prof.simulate.runner import Options
 
 pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("older_gpus")]
 

@@ -8,13 +8,13 @@ import pytest
 from drawn_plans import draw, question
 
 from bf16prof.cases import Selection, expand
+from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.planning.answer import answer
 from bf16prof.planning.judge import Judge
 from bf16prof.planning.written import ds_config_text
 from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device
-from bf16prof.simulate.runner import Options, simulate
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from drawn_cases import draw
 
-from bf16prof.estimate.replay import replay
-from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.training import walked
-from bf16prof.simulate.runner import Options, simulate
+from bf16prof.closed_form.replay import replay
+from bf16prof.closed_form.steady import Engine
+from bf16prof.closed_form.training import walked
+from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.verdict import MARGIN
 
 pytestmark = pytest.mark.timeout(280)

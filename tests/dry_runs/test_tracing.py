@@ -15,15 +15,15 @@ from hugging_face import config
 from judged import judge
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form import anatomy
+from bf16prof.closed_form.predict import predict
+from bf16prof.dry_run.runner import Options
 from bf16prof.engine.constraints import admit
-from bf16prof.estimate import anatomy
-from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, MemoryRecord, Phase
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
-from bf16prof.simulate.runner import Options
 from bf16prof.tracing.session import Session
 
 pytestmark = [pytest.mark.timeout(290), pytest.mark.xdist_group("tracing")]

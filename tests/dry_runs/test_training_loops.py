@@ -8,15 +8,15 @@ import pytest
 from drawn_cases import drawn_from
 
 from bf16prof.cases import Job, Selection, expand
-from bf16prof.estimate.gap import peaks_gap
-from bf16prof.estimate.peaks import peaks
-from bf16prof.estimate.predict import predict
-from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.training import walked
+from bf16prof.closed_form.gap import peaks_gap
+from bf16prof.closed_form.peaks import peaks
+from bf16prof.closed_form.predict import predict
+from bf16prof.closed_form.steady import Engine
+from bf16prof.closed_form.training import walked
+from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import TRAINING, Device, Offload
-from bf16prof.simulate.runner import Options, simulate
 
 pytestmark = pytest.mark.timeout(280)
 

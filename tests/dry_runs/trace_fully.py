@@ -17,10 +17,10 @@ def trace(task: Path, what: str, out: Path) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     from bf16prof.documents import document
+    from bf16prof.dry_run import dryrun, memo, micro_steps, ranks, recording
+    from bf16prof.dry_run.task import Task
     from bf16prof.files import write_json
     from bf16prof.runs import read
-    from bf16prof.simulate import dryrun, memo, micro_steps, ranks, recording
-    from bf16prof.simulate.task import Task
 
     names = what.split(",")
     if "answers" in names:

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bf16prof.measure.surroundings import UNWANTED_VARIABLES
+from bf16prof.measuring.surroundings import UNWANTED_VARIABLES
 
 LIMIT_S = 500
 """Seconds that one command may take, on a machine that does other things as well."""

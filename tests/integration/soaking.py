@@ -24,7 +24,7 @@ from harness import TINY, alive, environment, inside, measure_arguments
 
 from bf16prof.errors import InputError
 from bf16prof.locks import is_held
-from bf16prof.measure.shared_memory import SHARED_MEMORY
+from bf16prof.measuring.shared_memory import SHARED_MEMORY
 from bf16prof.runs import LOCK, MANIFEST, Status, load
 
 DATA = Path(__file__).parents[1] / "data"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import LIMIT_S, bf16prof, environment, read_json
 
-from bf16prof.measure.cache import CACHE_VARIABLE, cache_folder
+from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
 from bf16prof.records import Source
 from bf16prof.runs import Status, load
 

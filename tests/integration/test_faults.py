@@ -29,7 +29,7 @@ from harness import (
     wait_for,
 )
 
-from bf16prof.measure.shared_memory import SHARED_MEMORY, SHARED_MEMORY_NAMES
+from bf16prof.measuring.shared_memory import SHARED_MEMORY, SHARED_MEMORY_NAMES
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import Run, Status, load
 
@@ -74,7 +74,7 @@ def test_a_killed_rank_is_named_with_its_signal_and_the_rest_is_kept(tmp_path: P
 
 def test_a_killed_torchrun_takes_its_ranks_along(tmp_path: Path) -> None:
     with training(tmp_path / "run") as job:
-        torchrun = next(process for process in job.family if "bf16prof.measure.agent" in process.cmdline())
+        torchrun = next(process for process in job.family if "bf16prof.measuring.agent" in process.cmdline())
         torchrun.kill()
         done = finish(job.process)
         wait_for("all ranks are gone", job.gone, ENOUGH_TO_DIE_S)
@@ -209,7 +209,7 @@ def test_killed_while_ranks_start_it_takes_them_along(tmp_path: Path) -> None:
 
     def a_rank_has_started() -> bool:
         family[:] = descendants(process)
-        return any("bf16prof.measure.worker" in child.cmdline() for child in alive(family))
+        return any("bf16prof.measuring.worker" in child.cmdline() for child in alive(family))
 
     try:
         wait_for("a rank has started", a_rank_has_started)

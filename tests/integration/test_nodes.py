@@ -119,7 +119,7 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def _free_port() -> int:
-    from bf16prof.measure.waiting import free_port
+    from bf16prof.measuring.waiting import free_port
 
     return free_port()
 

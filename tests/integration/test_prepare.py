@@ -176,7 +176,7 @@ def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, vi
         if victim.startswith("bf16prof"):
             process.send_signal(signal.Signals[victim.rpartition(" ")[2]])
         else:
-            words = "ninja" if victim.startswith("ninja") else "bf16prof.measure.prepare"
+            words = "ninja" if victim.startswith("ninja") else "bf16prof.measuring.prepare"
             next(child for child in family if any(word.endswith(words) for word in child.cmdline())).kill()
         process.wait(10)
         wait_for("all compilers are gone", lambda: not alive(family), 5)

@@ -8,7 +8,7 @@ import pytest
 
 from bf16prof.cases import Job
 from bf16prof.commands.progress import ProgressWatcher
-from bf16prof.measure.results import RankResult
+from bf16prof.measuring.results import RankResult
 from bf16prof.profiles.load import load_profile
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Case, Device, StepRecord

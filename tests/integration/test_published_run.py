@@ -107,7 +107,7 @@ def test_a_deepspeed_that_the_dry_run_does_not_fit_is_said(tmp_path: Path) -> No
         "def spy(name, *a, **k):\n"
         "    module = real(name, *a, **k)\n"
         "    adam = sys.modules.get('deepspeed.ops.adam.fused_adam')\n"
-        "    if adam is not None and 'bf16prof.simulate.world' in sys.modules:\n"
+        "    if adam is not None and 'bf16prof.dry_run.world' in sys.modules:\n"
         "        adam.__dict__.pop('FusedAdamBuilder', None)\n"
         "    return module\n"
         "builtins.__import__ = spy\n"

@@ -16,9 +16,9 @@ from test_exact import BF16, CASES, FULL, IDS, LLAMA, Run, sets
 
 from bf16prof import runs
 from bf16prof.cases import JobFile
-from bf16prof.measure.results import load_rank
+from bf16prof.dry_run.runner import simulate
+from bf16prof.measuring.results import load_rank
 from bf16prof.records import Component, MemoryRecord, Phase, PhaseMemory, Source, merge_phases
-from bf16prof.simulate.runner import simulate
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -36,7 +36,7 @@ def forked(run: Any, *arguments: Any) -> int:
 
 
 def dry(folder: Path) -> None:
-    from bf16prof.simulate.script.worker import Worker
+    from bf16prof.dry_run.script.worker import Worker
 
     redirected(folder / "log")
     Worker(folder).run()
@@ -65,9 +65,9 @@ def main() -> None:
     import deepspeed  # noqa: F401
     import transformers  # noqa: F401
 
-    import bf16prof.simulate.script.rank
-    import bf16prof.simulate.script.surroundings
-    import bf16prof.simulate.world  # noqa: F401
+    import bf16prof.dry_run.script.rank
+    import bf16prof.dry_run.script.surroundings
+    import bf16prof.dry_run.world  # noqa: F401
 
     for line in Path(sys.argv[1]).read_text().splitlines():
         job = json.loads(line)

@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 from bf16prof.engine.phases import PhaseMarks
-from bf16prof.measure.batons import use_dying_batons
-from bf16prof.measure.probes.cpu import CpuProbe
+from bf16prof.measuring.batons import use_dying_batons
+from bf16prof.measuring.probes.cpu import CpuProbe
 from bf16prof.processes import threads_per_rank
 from bf16prof.scripts.command import read_script
 from bf16prof.scripts.face.worn import cpu_as_gpu, gloo_for_nccl, replaced, worn

@@ -15,7 +15,7 @@ warnings.simplefilter("ignore")
 import torch
 import torch.nn.functional as F
 from torch.profiler import profile
-from bf16prof.simulate import accumulation
+from bf16prof.dry_run import accumulation
 
 CASES = {
     "two products of one tensor": lambda x, w: ((x * 2) * 3 * ((x * 2) * 5)).sum(),
@@ -41,8 +41,8 @@ def see(self, func, args):
     return found
 accumulation.InPlaceSums.see = see
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.simulate.tracker import GPU
-from bf16prof.simulate.world import world
+from bf16prof.dry_run.tracker import GPU
+from bf16prof.dry_run.world import world
 dry = {}
 with world(1, find_gpu("a100-80gb")):
     for name, run in CASES.items():

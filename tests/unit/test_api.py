@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import Main, main
 
-from bf16prof import api
+import bf16prof
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.records import Device
 
@@ -25,15 +25,15 @@ CASE = WORKLOAD | {
     "profile", "zero", "recipe", "offload", "hf_config", "download", "model", "ds_config", "training_args", "optim", "quiet",
 }  # fmt: skip
 ARGUMENTS = {
-    api.estimate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "calibrate", "trace"},
-    api.simulate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot"},
-    api.measure: CASE | {"subject", "ranks", "warmup", "steps", "quality", "timeout", "simulate", "output_dir"},
-    api.plan: CASE
+    bf16prof.estimate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "calibrate", "trace"},
+    bf16prof.simulate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot"},
+    bf16prof.measure: CASE | {"subject", "ranks", "warmup", "steps", "quality", "timeout", "simulate", "output_dir"},
+    bf16prof.plan: CASE
     | {
         "subject", "gpus", "gpu", "gpus_per_node", "margin", "expandable_segments", "micro_batch_limit", "verify", "no_verify",
         "calibrate",
     },
-    api.import_logs: CASE | {"files", "gpus", "gpu", "output_dir"},
+    bf16prof.import_logs: CASE | {"files", "gpus", "gpu", "output_dir"},
 }  # fmt: skip
 """Add to it freely; take nothing away: people have written these names down."""
 
@@ -45,7 +45,7 @@ def test_the_arguments_are_frozen(function: Any) -> None:
 
 def test_an_estimate_is_what_the_command_prints(main: Main) -> None:
     code, out, _ = main("estimate", "llama3.1-8b", "--zero", "2,3", "--gpus", "8", "--gpu", "h100", "--json")
-    outcome = api.estimate("llama3.1-8b", zero=[2, 3], gpus=8, gpu="h100")  # type: ignore[arg-type]
+    outcome = bf16prof.estimate("llama3.1-8b", zero=[2, 3], gpus=8, gpu="h100")  # type: ignore[arg-type]
 
     assert code == 0
     assert json.loads(outcome.to_json()) == json.loads(out)
@@ -53,14 +53,14 @@ def test_an_estimate_is_what_the_command_prints(main: Main) -> None:
 
 def test_a_plan_has_the_first_choice_of_the_command_and_all_others(main: Main) -> None:
     _, out, _ = main("plan", "gpt2-xl", "--gpus", "2", "--gpu", "h100", "--zero", "1,2,3", "--recipe", "bf16-full", "--no-verify", "--json")
-    plans = api.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", no_verify=True)
+    plans = bf16prof.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", no_verify=True)
 
     assert json.loads(plans.to_json()) == json.loads(out)
     assert len(plans.to_dataframe()) == len(json.loads(out)["plans"]) > 10
 
 
 def test_records_have_a_frame_a_file_and_a_picture_for_notebooks(tmp_path: Path) -> None:
-    outcome = api.estimate("gpt2-xl", zero="3", gpus="2", recipe="bf16-full", device=Device.GPU)
+    outcome = bf16prof.estimate("gpt2-xl", zero="3", gpus="2", recipe="bf16-full", device=Device.GPU)
     page = outcome.save(tmp_path / "page.md")
 
     assert list(outcome.to_dataframe()["allocated_bytes"]) == [record.allocated_bytes for record in outcome.records]
@@ -71,7 +71,7 @@ def test_records_have_a_frame_a_file_and_a_picture_for_notebooks(tmp_path: Path)
 
 
 def test_choices_are_taken_by_their_names() -> None:
-    assert api.estimate("gpt2-xl", zero="3", gpus="2", device="cpu", trace=False).records[0].device is Device.CPU  # type: ignore[arg-type]
+    assert bf16prof.estimate("gpt2-xl", zero="3", gpus="2", device="cpu", trace=False).records[0].device is Device.CPU  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_choices_are_taken_by_their_names() -> None:
 )
 def test_what_is_wrong_is_one_kind_of_error(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(Bf16profError, match=message):
-        api.estimate("gpt2-xl", **flags)
+        bf16prof.estimate("gpt2-xl", **flags)
 
 
 def test_variables_of_the_terminal_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BF16PROF_ZERO", "1")
 
-    assert {record.case.zero_stage for record in api.estimate("gpt2-xl", gpus="2").records} == {0, 1, 2, 3}
+    assert {record.case.zero_stage for record in bf16prof.estimate("gpt2-xl", gpus="2").records} == {0, 1, 2, 3}
 
 
 def test_light_calls_import_no_torch() -> None:
-    code = "from bf16prof import api; api.estimate('gpt2-xl', gpus=2); import sys; print('torch' in sys.modules)"
+    code = "import bf16prof; bf16prof.estimate('gpt2-xl', gpus=2); import sys; print('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -13,10 +13,10 @@ from command_line import Main, main, refused
 import bf16prof
 from bf16prof import attach
 from bf16prof.errors import InputError
-from bf16prof.measure.results import OfScript, RankResult, save_rank
-from bf16prof.measure.script import join
-from bf16prof.measure.script.losses import Losses
-from bf16prof.measure.script.probes import GuestProbe
+from bf16prof.measuring.results import OfScript, RankResult, save_rank
+from bf16prof.measuring.script import join
+from bf16prof.measuring.script.losses import Losses
+from bf16prof.measuring.script.probes import GuestProbe
 from bf16prof.records import Case, Device, PhaseMemory, StepRecord
 from bf16prof.runs import SCRIPT_FOLDER, Status, load
 from bf16prof.scripts.command import Script

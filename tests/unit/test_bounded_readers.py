@@ -17,8 +17,8 @@ from report_fixtures import run_folder
 from bf16prof import files
 from bf16prof.errors import InputError
 from bf16prof.files import last_lines, opened, read_up_to
-from bf16prof.measure.data import validate_spec
-from bf16prof.measure.results import load_rank
+from bf16prof.measuring.data import validate_spec
+from bf16prof.measuring.results import load_rank
 
 __all__ = ["main", "run_folder"]
 

@@ -13,10 +13,10 @@ import pytest
 from jobs import job, profile
 
 from bf16prof import cli, runs
+from bf16prof.closed_form.calibration import BETWEEN, calibrate, phase_rows
+from bf16prof.closed_form.predict import predict
 from bf16prof.commands.output import finished_run
 from bf16prof.errors import InputError
-from bf16prof.estimate.calibration import BETWEEN, calibrate, phase_rows
-from bf16prof.estimate.predict import predict
 from bf16prof.records import Device, MemoryRecord, Phase, Source, StepRecord
 
 TRUTH = {

@@ -11,13 +11,13 @@ import pytest
 import torch
 from fake_ranks import DEEPSPEED_WARNINGS
 
+from bf16prof.dry_run.tracker import UnequalDtypes
 from bf16prof.engine.training import UNEQUAL_DTYPES, called_as_described
 from bf16prof.errors import InputError
 from bf16prof.models import foreign
 from bf16prof.profiles.assumed import ASSUMED, image_inputs
 from bf16prof.profiles.load import Override, Resolved, load_profile
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
-from bf16prof.simulate.tracker import UnequalDtypes
 
 pytestmark = DEEPSPEED_WARNINGS
 

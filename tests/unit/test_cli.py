@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 import bf16prof
 from bf16prof.app import app
+from bf16prof.closed_form import predict
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
-from bf16prof.estimate import predict
 
 __all__ = ["main"]
 
@@ -247,7 +247,7 @@ def test_every_error_has_its_exit_code(error: type[Bf16profError], code: int, ma
 def program_whose_prediction_runs(statement: str) -> Result:
     """`bf16prof estimate` in a process of its own, some other code in the place of the prediction."""
     source = (
-        "import os, signal, sys, bf16prof.cli, bf16prof.estimate.predict as p\n"
+        "import os, signal, sys, bf16prof.cli, bf16prof.closed_form.predict as p\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with SIGINT ignored
         f"p.predict = lambda *_: {statement}\nsys.argv = ['bf16prof', 'estimate']\nbf16prof.cli.main()"
     )
@@ -301,7 +301,7 @@ def test_what_was_ignored_from_the_start_stays_ignored() -> None:
     """As under nohup."""
     source = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     inner = (
-        "import os, signal, sys, bf16prof.cli, bf16prof.estimate.predict as p\n"
+        "import os, signal, sys, bf16prof.cli, bf16prof.closed_form.predict as p\n"
         "p.predict = lambda *_: (os.kill(os.getpid(), signal.SIGHUP), 1 / 0)\nsys.argv = ['bf16prof', 'estimate']\nbf16prof.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", f"import sys; {source}", "-c", inner], capture_output=True, text=True, check=False)

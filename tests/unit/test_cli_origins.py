@@ -247,7 +247,7 @@ def test_a_precision_that_is_no_recipe_has_a_case_of_its_own(folder: Path, main:
 
 
 def test_measuring_a_hugging_face_model_without_transformers_is_one_line(folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bf16prof.measure import accelerator
+    from bf16prof.measuring import accelerator
 
     monkeypatch.setattr(accelerator, "package_version", lambda name: None if name == "transformers" else "1")
 
@@ -271,7 +271,7 @@ def test_a_recipe_shows_what_runs_measured_it_to_cost(main: Main, tmp_path: Path
 
 
 def test_a_recipe_without_the_library_that_runs_it_is_one_line(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bf16prof.measure import accelerator
+    from bf16prof.measuring import accelerator
 
     monkeypatch.setattr(accelerator, "package_version", lambda name: None if name == "torch-optimi" else "1")
 

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bf16prof.measure import cluster
-from bf16prof.measure.findings import State
+from bf16prof.measuring import cluster
+from bf16prof.measuring.findings import State
 
 NFS = SimpleNamespace(mountpoint="/shared", fstype="nfs4")
 

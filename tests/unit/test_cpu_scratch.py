@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bf16prof.simulate.hardware.cpu_scratch import CPU_SCRATCH
+from bf16prof.dry_run.hardware.cpu_scratch import CPU_SCRATCH
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -181,7 +181,7 @@ def test_large_products_are_not_run() -> None:
 
 def main() -> None:
     """Print the readings of all cases."""
-    from bf16prof.measure.probes.cpu import CpuProbe
+    from bf16prof.measuring.probes.cpu import CpuProbe
 
     torch.set_num_threads(int(sys.argv[1]))
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)

@@ -17,10 +17,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bf16prof.dry_run.hardware.cuda_operators import cuda_optimizers, cuda_scratch, register_cuda_operators
+from bf16prof.dry_run.hardware.cuda_operators.attention import Backend, Call, choose
+from bf16prof.dry_run.tracker import GPU, HOST
 from bf16prof.reductions import Processor
-from bf16prof.simulate.hardware.cuda_operators import cuda_optimizers, cuda_scratch, register_cuda_operators
-from bf16prof.simulate.hardware.cuda_operators.attention import Backend, Call, choose
-from bf16prof.simulate.tracker import GPU, HOST
 
 CUDA = torch.device("cuda", 0)
 AMPERE, ADA, HOPPER, BLACKWELL = (8, 0), (8, 9), (9, 0), (10, 0)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bf16prof.errors import InputError
-from bf16prof.measure.data import TokenStream, make_stream, validate_spec
+from bf16prof.measuring.data import TokenStream, make_stream, validate_spec
 
 SPECS = ["synthetic", "pydoc", "pydoc-bpe"]
 
@@ -129,7 +129,7 @@ def test_bpe_is_shorter_than_bytes_stays_in_the_vocabulary_and_is_the_same_in_ev
     text = tmp_path / "text"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200, encoding="utf-8")
     code = (
-        "import hashlib, sys; from bf16prof.measure.data import make_stream;"
+        "import hashlib, sys; from bf16prof.measuring.data import make_stream;"
         f"rows = [make_stream(s, vocab_size=600, sequence_length=64, micro_batch_size=8, rank=0, world_size=1, seed=0).next_batch()"
         f" for s in ('text-bpe:{text}', 'pydoc-bpe', 'synthetic', 'pydoc')];"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
@@ -197,7 +197,7 @@ def test_without_tokenizers_the_hint_says_what_to_install(monkeypatch: pytest.Mo
 
 def test_validating_reads_nothing_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from bf16prof.measure.data import validate_spec; validate_spec('pydoc-bpe', readable=True);"
+        "import sys; from bf16prof.measuring.data import validate_spec; validate_spec('pydoc-bpe', readable=True);"
         "assert not {'torch', 'tokenizers', 'pydoc_data.topics'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

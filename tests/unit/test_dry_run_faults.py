@@ -13,14 +13,14 @@ from command_line import Main, main
 from jobs import job, small_profile
 
 from bf16prof.documents import document
+from bf16prof.dry_run import runner
+from bf16prof.dry_run.runner import DryRunFailed, Files
+from bf16prof.dry_run.task import Fault
 from bf16prof.errors import InputError
 from bf16prof.files import write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment
 from bf16prof.runs import read
-from bf16prof.simulate import runner
-from bf16prof.simulate.runner import DryRunFailed, Files
-from bf16prof.simulate.task import Fault
 
 __all__ = ["main"]
 
@@ -28,8 +28,8 @@ JOB = job(small_profile())
 
 WORKER = """
 import os, signal, sys, types
-sys.modules["bf16prof.simulate.dryrun"] = sys.modules["torch._dynamo"] = types.ModuleType("nothing")
-from bf16prof.simulate import worker
+sys.modules["bf16prof.dry_run.dryrun"] = sys.modules["torch._dynamo"] = types.ModuleType("nothing")
+from bf16prof.dry_run import worker
 
 def run_task(files):
     if files.index == 1:

@@ -14,12 +14,12 @@ from fake_ranks import DEEPSPEED_WARNINGS, fake_ranks
 from jobs import profile
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.predict import predict
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
 from bf16prof.engine.constraints import alternatives, refusal_reason
 from bf16prof.errors import InputError
-from bf16prof.estimate.gap import closed_form_gap
-from bf16prof.estimate.predict import predict
-from bf16prof.measure.prepare import needed
+from bf16prof.measuring.prepare import needed
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.recipes import DS_CONFIG, all_recipes, find_recipe, runnable_recipes

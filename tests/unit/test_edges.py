@@ -13,12 +13,12 @@ import torch
 from jobs import job, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bf16prof.closed_form.gathers import Gathers, Settings
+from bf16prof.closed_form.gradients import Flush, Gradients, PartitionedGradients, Reduction, Share
+from bf16prof.closed_form.passes import Meter
+from bf16prof.closed_form.steady import Engine
+from bf16prof.closed_form.step import step, update
 from bf16prof.engine.labels import ALL_REDUCE_BUFFER, OPTIMIZER_TEMPORARIES, STEP_GRADIENTS
-from bf16prof.estimate.gathers import Gathers, Settings
-from bf16prof.estimate.gradients import Flush, Gradients, PartitionedGradients, Reduction, Share
-from bf16prof.estimate.passes import Meter
-from bf16prof.estimate.steady import Engine
-from bf16prof.estimate.step import step, update
 from bf16prof.models.autograd.operators import embedding
 from bf16prof.models.autograd.tape import GRADIENT, Precision, Tape
 from bf16prof.quality.update import measured_sums

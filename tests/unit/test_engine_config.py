@@ -11,6 +11,7 @@ import torch
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.steady import Engine, model_states
 from bf16prof.engine.config import (
     Wrapper,
     client_optimizer,
@@ -22,7 +23,6 @@ from bf16prof.engine.config import (
 )
 from bf16prof.engine.config import accumulation_dtype as accumulation_dtype_of
 from bf16prof.engine.constraints import refusal_reason
-from bf16prof.estimate.steady import Engine, model_states
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Device, Offload

@@ -11,10 +11,10 @@ from jobs import job, profile, small_profile
 from published import rows
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.predict import predict
 from bf16prof.documents import as_json
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.engine.workspace import cublas_workspace_bytes
-from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Component, Device, MemoryRecord, Offload, Phase, Source

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import admit
-from bf16prof.estimate.predict import predict
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.records import Device, MemoryRecord, Offload, Phase, peak_phase

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bf16prof.measure import fleet, launcher, waiting
-from bf16prof.measure.commands import Command
-from bf16prof.measure.launcher import RanksOutcome, launch
-from bf16prof.measure.places import Host, Layout, Place, Starter
-from bf16prof.measure.results import RankResult, save_rank
+from bf16prof.measuring import fleet, launcher, waiting
+from bf16prof.measuring.commands import Command
+from bf16prof.measuring.launcher import RanksOutcome, launch
+from bf16prof.measuring.places import Host, Layout, Place, Starter
+from bf16prof.measuring.results import RankResult, save_rank
 from bf16prof.records import Device
 from bf16prof.runs import STOP, Status
 
@@ -23,7 +23,7 @@ PLACE = Place(Starter.SSH, (Host("hosta", (0,)), Host("hostb", (0,))), "hosta")
 AGENT = """
 import os, sys, time
 from pathlib import Path
-from bf16prof.measure.nodes import Reporter
+from bf16prof.measuring.nodes import Reporter
 folder, node, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if what == "never":
     sys.exit(255)

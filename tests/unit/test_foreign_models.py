@@ -20,7 +20,7 @@ from bf16prof.engine import training
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.training import TrainingLoop, loss_of, named_tensors, takes_labels
 from bf16prof.errors import InputError
-from bf16prof.measure.batches import make_batches
+from bf16prof.measuring.batches import make_batches
 from bf16prof.models.modules import build
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.records import Device

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bf16prof.errors import InputError
-from bf16prof.measure import hub_data
-from bf16prof.measure.data import make_stream, validate_spec
-from bf16prof.measure.hub_data import Dataset
+from bf16prof.measuring import hub_data
+from bf16prof.measuring.data import make_stream, validate_spec
+from bf16prof.measuring.hub_data import Dataset
 
 ROWS = ("The quick brown fox", "", "jumps over", "the lazy dog.")
 

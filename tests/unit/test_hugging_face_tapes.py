@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.leaves import Leaves, in_layers
+from bf16prof.closed_form.predict import predict
+from bf16prof.closed_form.program import Program, key_of, program, record
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
-from bf16prof.estimate.leaves import Leaves, in_layers
-from bf16prof.estimate.predict import predict
-from bf16prof.estimate.program import Program, key_of, program, record
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import huggingface as shapes
 from bf16prof.models.shapes import inventory

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from logs import only, read
 
 from bf16prof.allocator import CachingAllocator
+from bf16prof.dry_run.ledger import Allocation, Ledger
+from bf16prof.dry_run.snapshot import snapshot as written_snapshot
 from bf16prof.errors import InputError
 from bf16prof.imports import plain_pickle
 from bf16prof.imports.finding import Reading
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.records import Component
-from bf16prof.simulate.ledger import Allocation, Ledger
-from bf16prof.simulate.snapshot import snapshot as written_snapshot
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner) | st.tuples(inner))

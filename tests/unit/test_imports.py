@@ -35,9 +35,9 @@ FLOORS: list[set[str]] = [
         "explanations",
     },
     {"models", "cases", "imports"},
-    {"engine", "estimate", "quality", "signatures"},
+    {"engine", "closed_form", "quality", "signatures"},
     {"scripts"},
-    {"simulate", "measure", "planning", "tracing"},
+    {"dry_run", "measuring", "planning", "tracing"},
     {"commands", "check", "outcome"},
     {"app", "api", "attach"},
     {"cli"},
@@ -46,31 +46,31 @@ FLOORS: list[set[str]] = [
 """Parts of the package from the ground up. A part imports from its own floor or from below."""
 
 STRANGERS = [
-    ("estimate", "measure"),
-    ("estimate", "simulate"),
-    ("reports", "measure"),
-    ("reports", "simulate"),
-    ("reports", "estimate"),
-    ("simulate", "measure"),
-    ("measure", "simulate"),
-    ("measure", "estimate"),
-    ("engine", "estimate"),
+    ("closed_form", "measuring"),
+    ("closed_form", "dry_run"),
+    ("reports", "measuring"),
+    ("reports", "dry_run"),
+    ("reports", "closed_form"),
+    ("dry_run", "measuring"),
+    ("measuring", "dry_run"),
+    ("measuring", "closed_form"),
+    ("engine", "closed_form"),
     ("engine", "quality"),
-    ("estimate", "quality"),
+    ("closed_form", "quality"),
     ("profiles", "reports"),
     ("profiles", "runs"),
     ("reconcile", "reports"),
     ("reconcile", "runs"),
     ("runs", "reports"),
     ("models", "cases"),
-    ("planning", "simulate"),
-    ("planning", "measure"),
+    ("planning", "dry_run"),
+    ("planning", "measuring"),
     ("planning", "reports"),
-    ("estimate", "tracing"),
+    ("closed_form", "tracing"),
     ("planning", "tracing"),
-    ("measure", "tracing"),
-    ("simulate", "tracing"),
-    ("signatures", "estimate"),
+    ("measuring", "tracing"),
+    ("dry_run", "tracing"),
+    ("signatures", "closed_form"),
     ("engine", "signatures"),
 ]
 """Parts that could see each other by their floors and must not."""
@@ -161,7 +161,9 @@ def test_a_report_is_drawn_without_torch(tmp_path: Path) -> None:
 
 
 def test_help_loads_neither_the_closed_form_nor_the_reports() -> None:
-    program = running("--help") + "\nassert not [m for m in sys.modules if m.startswith(('bf16prof.estimate.', 'bf16prof.reports.html'))]"
+    program = (
+        running("--help") + "\nassert not [m for m in sys.modules if m.startswith(('bf16prof.closed_form.', 'bf16prof.reports.html'))]"
+    )
 
     after(program)
 
@@ -185,7 +187,7 @@ def modules(part: str) -> list[str]:
 @pytest.mark.parametrize(
     "part",
     [
-        "estimate",
+        "closed_form",
         "planning",
         "plans",
         "reports",
@@ -277,9 +279,9 @@ def test_the_graph_has_the_edges_that_the_house_is_built_on() -> None:
     graph = {(part, target) for part, target, _ in edges()}
 
     assert {
-        ("commands", "estimate"),
-        ("commands", "measure"),
-        ("measure", "engine"),
+        ("commands", "closed_form"),
+        ("commands", "measuring"),
+        ("measuring", "engine"),
         ("engine", "profiles"),
         ("reports", "records"),
     } <= graph

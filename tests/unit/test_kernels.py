@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from bf16prof.dry_run.hardware.asking import Oracle
+from bf16prof.dry_run.hardware.cuda_operators import register_cuda_operators
+from bf16prof.dry_run.hardware.devices import bare_cpu_kernels, cpu_kernels, cuda_kernels
+from bf16prof.dry_run.hardware.kernels import Kernels
+from bf16prof.dry_run.hardware.registry import Entry, Registry, State, cpu_registry, cuda_registry
+from bf16prof.dry_run.ledger import Ledger
+from bf16prof.dry_run.tracker import GPU, HOST, Tracker, scalar_answer
 from bf16prof.kernels import norm_partial_sums
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.reductions import Processor
-from bf16prof.simulate.hardware.asking import Oracle
-from bf16prof.simulate.hardware.cuda_operators import register_cuda_operators
-from bf16prof.simulate.hardware.devices import bare_cpu_kernels, cpu_kernels, cuda_kernels
-from bf16prof.simulate.hardware.kernels import Kernels
-from bf16prof.simulate.hardware.registry import Entry, Registry, State, cpu_registry, cuda_registry
-from bf16prof.simulate.ledger import Ledger
-from bf16prof.simulate.tracker import GPU, HOST, Tracker, scalar_answer
 
 ATEN = torch.ops.aten
 H100 = find_gpu("h100-80gb")
@@ -165,8 +165,8 @@ def test_every_entry_for_cuda_has_a_source_and_a_lower_bound_has_a_reason() -> N
 
 
 def test_every_operator_of_the_cuda_model_is_in_the_registry() -> None:
-    from bf16prof.simulate.hardware.cuda_operators import cuda_scratch
-    from bf16prof.simulate.hardware.storages import STORAGES
+    from bf16prof.dry_run.hardware.cuda_operators import cuda_scratch
+    from bf16prof.dry_run.hardware.storages import STORAGES
 
     registry = cuda_registry()
     assert [str(operator) for operator in {*cuda_scratch(Processor(108, 2048)), *STORAGES} if registry.entry(operator) is None] == []

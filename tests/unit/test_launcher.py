@@ -18,13 +18,13 @@ import torch
 from bf16prof import processes
 from bf16prof.errors import InputError
 from bf16prof.files import NotWritten
-from bf16prof.measure import launcher, shared_memory, worker
-from bf16prof.measure.blame import blame
-from bf16prof.measure.exits import RankExit, load_exits, save_exits
-from bf16prof.measure.launcher import RanksOutcome, launch
-from bf16prof.measure.places import LOCAL
-from bf16prof.measure.results import RankResult, load_rank, save_rank
-from bf16prof.measure.surroundings import UNWANTED_VARIABLES, rank_environment
+from bf16prof.measuring import launcher, shared_memory, worker
+from bf16prof.measuring.blame import blame
+from bf16prof.measuring.exits import RankExit, load_exits, save_exits
+from bf16prof.measuring.launcher import RanksOutcome, launch
+from bf16prof.measuring.places import LOCAL
+from bf16prof.measuring.results import RankResult, load_rank, save_rank
+from bf16prof.measuring.surroundings import UNWANTED_VARIABLES, rank_environment
 from bf16prof.processes import PARENT_VARIABLE, end_tree
 from bf16prof.records import Device
 from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, rank_file
@@ -214,7 +214,7 @@ def test_reasons_are_words() -> None:
 
 WATCHED = """
 import os, subprocess, sys, time
-from bf16prof.measure.exits import ExitWatch
+from bf16prof.measuring.exits import ExitWatch
 
 seen = []
 ExitWatch(3, seen.append).start()

@@ -13,7 +13,7 @@ from fake_ranks import DEEPSPEED_WARNINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bf16prof.estimate.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
+from bf16prof.closed_form.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.profiles.schema import ZeroSettings
 
 pytestmark = DEEPSPEED_WARNINGS

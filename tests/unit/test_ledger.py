@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bf16prof.allocator import CachingAllocator
+from bf16prof.dry_run.history import POINTS, items_at, timeline, training_peak
+from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
+from bf16prof.dry_run.repeat import last_step, repeat
+from bf16prof.dry_run.snapshot import snapshot, write_snapshot
 from bf16prof.records import Component, Phase
-from bf16prof.simulate.history import POINTS, items_at, timeline, training_peak
-from bf16prof.simulate.ledger import Allocation, Ledger, by_component
-from bf16prof.simulate.repeat import last_step, repeat
-from bf16prof.simulate.snapshot import snapshot, write_snapshot
 
 MIB = 2**20
 WEIGHTS = (Component.PARAMETERS, "weights")

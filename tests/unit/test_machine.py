@@ -20,15 +20,15 @@ from bf16prof.commands.doctor import doctor
 from bf16prof.engine.versions import version_tuple
 from bf16prof.errors import InputError, Refused
 from bf16prof.locks import held
-from bf16prof.measure import machine
-from bf16prof.measure.accelerator import TorchAnswer, TorchGpu, require_dtypes, require_memory
-from bf16prof.measure.cache import BUILD_LOCK, cache_folder
-from bf16prof.measure.checks import checks, verdict
-from bf16prof.measure.findings import Check, State
+from bf16prof.measuring import machine
+from bf16prof.measuring.accelerator import TorchAnswer, TorchGpu, require_dtypes, require_memory
+from bf16prof.measuring.cache import BUILD_LOCK, cache_folder
+from bf16prof.measuring.checks import checks, verdict
+from bf16prof.measuring.findings import Check, State
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device
 
-CHECKS = "bf16prof.measure.checks"
+CHECKS = "bf16prof.measuring.checks"
 TRAIN = ("torch", "deepspeed")
 
 
@@ -72,8 +72,8 @@ def test_the_environment_of_this_process_is_the_default(monkeypatch: pytest.Monk
 
 def test_hardware_and_versions_are_strings_and_import_nothing_heavy() -> None:
     code = (
-        "import json, sys; from bf16prof.measure.machine import hardware, versions;"
-        "import bf16prof.commands.doctor, bf16prof.measure.checks; print(json.dumps(hardware() | versions()));"
+        "import json, sys; from bf16prof.measuring.machine import hardware, versions;"
+        "import bf16prof.commands.doctor, bf16prof.measuring.checks; print(json.dumps(hardware() | versions()));"
         "assert not {'torch', 'deepspeed', 'transformers', 'tokenizers', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -152,7 +152,7 @@ def test_a_gpu_without_bf16_tensor_cores_is_a_warning(tmp_path: Path, monkeypatc
 )
 def test_a_torch_that_does_not_work_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, problem: str) -> None:
     fake_torch(tmp_path, monkeypatch, body)
-    monkeypatch.setattr("bf16prof.measure.accelerator.TIMEOUT_S", 5.0 if "sleep" not in body else 0.5)
+    monkeypatch.setattr("bf16prof.measuring.accelerator.TIMEOUT_S", 5.0 if "sleep" not in body else 0.5)
 
     found = checks()
 

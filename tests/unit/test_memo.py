@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from bf16prof.simulate.memo import Memo
-from bf16prof.simulate.ranks import KNOWN, digest
+from bf16prof.dry_run.memo import Memo
+from bf16prof.dry_run.ranks import KNOWN, digest
 
 aten = torch.ops.aten
 

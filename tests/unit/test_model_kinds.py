@@ -13,9 +13,9 @@ from jobs import SMALL_MODEL, profile, write_profile
 from pydantic import TypeAdapter
 
 from bf16prof.cases import JobFile, Selection, check_profile, expand
+from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.engine.batch import TensorSpec, batch_spec
 from bf16prof.errors import InputError
-from bf16prof.estimate.gap import closed_form_gap
 from bf16prof.files import write_json
 from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings

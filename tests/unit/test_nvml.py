@@ -17,7 +17,7 @@ MIB = 2**20
 COMPILER = next((path for path in map(shutil.which, ("gcc", "cc", "clang")) if path), None)
 SAMPLE = """
 import dataclasses, json, time
-from bf16prof.measure.probes.nvml import NvmlSampler
+from bf16prof.measuring.probes.nvml import NvmlSampler
 with NvmlSampler({device!r}, interval_s=0.002) as sampler:
     deadline = time.monotonic() + 20
     while sampler.reason is None and sampler.samples < 5 and time.monotonic() < deadline:
@@ -25,7 +25,7 @@ with NvmlSampler({device!r}, interval_s=0.002) as sampler:
 summary = sampler.summary()
 print(json.dumps({{"summary": summary and dataclasses.asdict(summary), "reason": sampler.reason}}))
 """
-AVAILABLE = "import json; from bf16prof.measure.probes import nvml; print(json.dumps(nvml.available()))"
+AVAILABLE = "import json; from bf16prof.measuring.probes import nvml; print(json.dumps(nvml.available()))"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_an_unknown_device_is_a_reason_and_nvml_is_shut_down(library: Path, tmp_
 def test_an_exception_in_the_job_passes_and_nvml_is_shut_down(library: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = """
-from bf16prof.measure.probes.nvml import NvmlSampler
+from bf16prof.measuring.probes.nvml import NvmlSampler
 try:
     with NvmlSampler(0): raise KeyError("job")
 except KeyError as error: print('"' + error.args[0] + '"')
@@ -154,7 +154,7 @@ def test_no_library_is_normal(tmp_path: Path) -> None:
 def test_gpus_and_driver_are_listed(library: Path, tmp_path: Path) -> None:
     code = """
 import dataclasses, json
-from bf16prof.measure.probes import nvml
+from bf16prof.measuring.probes import nvml
 print(json.dumps([[dataclasses.asdict(gpu) for gpu in nvml.list_gpus()], nvml.driver_version()]))
 """
     gpus, driver = run(code, library)

@@ -11,8 +11,8 @@ import pytest
 
 from bf16prof.commands.where import PlaceFlags, endpoint_and_port, find_place, sizes
 from bf16prof.errors import InputError
-from bf16prof.measure.commands import PER_TASK, commands, on_first_node
-from bf16prof.measure.places import LOCAL, Host, Layout, Place, Starter
+from bf16prof.measuring.commands import PER_TASK, commands, on_first_node
+from bf16prof.measuring.places import LOCAL, Host, Layout, Place, Starter
 from bf16prof.processes import PARENT_VARIABLE
 
 TWO = (Host("hosta", (0, 1, 2, 3)), Host("hostb", (2, 3)))

@@ -13,12 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.calibration import Calibration
+from bf16prof.closed_form.least import least_bytes
+from bf16prof.closed_form.predict import predict
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError, Refused
-from bf16prof.estimate.calibration import Calibration
-from bf16prof.estimate.least import least_bytes
-from bf16prof.estimate.predict import predict
 from bf16prof.models.shapes import inventory
 from bf16prof.planning.advice import all_changes
 from bf16prof.planning.answer import Answer, answer

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(280)
 PROLOGUE = """
 import json, threading
 import torch
-from bf16prof.measure.probes.cpu import CpuProbe
+from bf16prof.measuring.probes.cpu import CpuProbe
 before = torch.ones(1000)
 probe = CpuProbe()
 seen = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bf16prof.measure.probes.cuda import CudaProbe
+from bf16prof.measuring.probes.cuda import CudaProbe
 
 
 class Counters:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from bf16prof.documents import document
 from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.files import write_json
-from bf16prof.measure.record import job_quality
-from bf16prof.measure.results import RankQuality, RankResult
+from bf16prof.measuring.record import job_quality
+from bf16prof.measuring.results import RankQuality, RankResult
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.schema import Profile
 from bf16prof.quality import watch

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bf16prof.cases import Job
-from bf16prof.measure.launcher import RanksOutcome
-from bf16prof.measure.record import measured_record
-from bf16prof.measure.results import RankResult
+from bf16prof.measuring.launcher import RanksOutcome
+from bf16prof.measuring.record import measured_record
+from bf16prof.measuring.results import RankResult
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings

@@ -9,14 +9,14 @@ import pytest
 
 from bf16prof.cases import Selection, expand
 from bf16prof.claims import claimed
+from bf16prof.closed_form.predict import predictions
 from bf16prof.errors import InputError
-from bf16prof.estimate.predict import predictions
-from bf16prof.measure import resume, session
-from bf16prof.measure.launcher import RanksOutcome
-from bf16prof.measure.machine import versions
-from bf16prof.measure.places import Place
-from bf16prof.measure.results import RankResult
-from bf16prof.measure.resume import NOTHING, finished
+from bf16prof.measuring import resume, session
+from bf16prof.measuring.launcher import RanksOutcome
+from bf16prof.measuring.machine import versions
+from bf16prof.measuring.places import Place
+from bf16prof.measuring.results import RankResult
+from bf16prof.measuring.resume import NOTHING, finished
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device, PhaseMemory, Source
 from bf16prof.runs import Run, Status, load

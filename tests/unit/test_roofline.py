@@ -8,8 +8,8 @@ import pytest
 from hugging_face import TINY
 from jobs import job, profile, small_profile, step_work
 
-from bf16prof.estimate.predict import predict, with_work
-from bf16prof.measure.utilisation import utilisation
+from bf16prof.closed_form.predict import predict, with_work
+from bf16prof.measuring.utilisation import utilisation
 from bf16prof.profiles.gpus import all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import DataTypeSettings

@@ -12,9 +12,9 @@ from jobs import profile
 from safetensors.torch import save_file
 
 from bf16prof.cases import Job, JobFile, Selection, expand
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.predict import predict
 from bf16prof.errors import InputError
-from bf16prof.estimate.gap import closed_form_gap
-from bf16prof.estimate.predict import predict
 from bf16prof.files import write_json
 from bf16prof.models.modules import build
 from bf16prof.models.shapes import inventory

@@ -9,7 +9,7 @@ import pytest
 from command_line import Main, main
 from logs import LOSSES
 
-from bf16prof.measure.machine import ALLOWED_ENVIRONMENT, environment
+from bf16prof.measuring.machine import ALLOWED_ENVIRONMENT, environment
 from bf16prof.profiles.secrets import TAKEN_OUT, command_without_secrets, without_secrets
 
 __all__ = ["main"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bf16prof.cases import Selection, expand
+from bf16prof.closed_form.predict import predictions
 from bf16prof.errors import RunFailed
-from bf16prof.estimate.predict import predictions
-from bf16prof.measure import session
-from bf16prof.measure.launcher import RanksOutcome
-from bf16prof.measure.results import RankResult
+from bf16prof.measuring import session
+from bf16prof.measuring.launcher import RanksOutcome
+from bf16prof.measuring.results import RankResult
 from bf16prof.profiles.load import load_profile
 from bf16prof.records import Device, PhaseMemory
 from bf16prof.runs import RESERVE, Status, load

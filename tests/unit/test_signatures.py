@@ -14,9 +14,9 @@ from command_line import Main, main, refused
 from jobs import profile
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.predict import predict
 from bf16prof.errors import InputError
-from bf16prof.estimate.gap import closed_form_gap
-from bf16prof.estimate.predict import predict
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu

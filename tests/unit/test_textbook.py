@@ -9,8 +9,8 @@ from jobs import job, profile
 from korthikanti import figure_bytes, layer_bytes, states_bytes
 from published import rows
 
-from bf16prof.estimate.predict import predict
-from bf16prof.estimate.textbook import readme_bytes, textbook, zero_paper_bytes
+from bf16prof.closed_form.predict import predict
+from bf16prof.closed_form.textbook import readme_bytes, textbook, zero_paper_bytes
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Phase
 

@@ -8,7 +8,7 @@ import pytest
 from jobs import job, profile, step_work
 
 from bf16prof.cases import Job
-from bf16prof.estimate.predict import predict
+from bf16prof.closed_form.predict import predict
 from bf16prof.records import Collective, Phase
 
 PAPERS: dict[str, Any] = {

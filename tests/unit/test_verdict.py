@@ -9,7 +9,7 @@ import jobs
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.estimate.predict import predict
+from bf16prof.closed_form.predict import predict
 from bf16prof.planning.judge import Judge
 from bf16prof.planning.question import Question, Setting
 from bf16prof.profiles.beside import beside_the_allocator

@@ -9,7 +9,7 @@ import jobs
 import pytest
 
 from bf16prof.cases import Job
-from bf16prof.estimate.predict import predict
+from bf16prof.closed_form.predict import predict
 from bf16prof.planning.answer import Answer, answer
 from bf16prof.planning.judge import Judge
 from bf16prof.planning.question import Question, powers_of_two

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bf16prof.dry_run import versions
+from bf16prof.dry_run.hardware.devices import cpu_kernels
+from bf16prof.dry_run.ledger import Ledger
+from bf16prof.dry_run.shims import _packed_sequences
+from bf16prof.dry_run.tracker import HOST, Tracker
 from bf16prof.engine.versions import Support, supported
 from bf16prof.errors import InputError
-from bf16prof.simulate import versions
-from bf16prof.simulate.hardware.devices import cpu_kernels
-from bf16prof.simulate.ledger import Ledger
-from bf16prof.simulate.shims import _packed_sequences
-from bf16prof.simulate.tracker import HOST, Tracker
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Scaled dot product attention: which kernel CUDA chooses, what it keeps and what its backward needs, without torch.
 
 The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads
-(`simulate/hardware/cuda_operators/attention.py` has all of them).
+(`dry_run/hardware/cuda_operators/attention.py` has all of them).
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _forward_scratch(kernel: str, heads: Heads, element: int) -> int:
 
 
 def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
-    """What the kernel of the backward pass allocates for itself (see `simulate/hardware/cuda_operators/scratch.py` for the sources).
+    """What the kernel of the backward pass allocates for itself (see `dry_run/hardware/cuda_operators/scratch.py` for the sources).
 
     Where answers lie head by head and their gradients position by position, one of the two is copied.
     """

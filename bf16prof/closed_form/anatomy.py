@@ -1,0 +1,132 @@
+"""What is known of a job's model: what this package has written down of it, or a signature that was recorded from its own code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bf16prof.cases import Job
+from bf16prof.closed_form.program import key_of, run_of
+from bf16prof.errors import InputError, install_hint
+from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
+from bf16prof.models.tapes import network
+from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
+from bf16prof.records import Device
+from bf16prof.signatures import store
+from bf16prof.signatures.inquiry import Inquiry, can_trace
+from bf16prof.signatures.signature import OUTSIDE, Signature
+
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """A model by its parameters, in its order; one object for equal models, so that what follows from it can be remembered.
+
+    `signature`: what was recorded; else the model is one that is written down (`models.tapes`).
+    """
+
+    parameters: Sequence[ParameterSpec]
+    signature: Signature | None = None
+
+    @functools.cached_property
+    def keys(self) -> list[Key]:
+        """What the events call each parameter."""
+        return [self.key(each.name) for each in self.parameters]
+
+    @functools.cached_property
+    def numels(self) -> dict[Key, int]:
+        """The elements of every parameter."""
+        return {key: each.numel for key, each in zip(self.keys, self.parameters, strict=True)}
+
+    @functools.cached_property
+    def trained(self) -> dict[Key, int]:
+        """The elements of every parameter that is trained."""
+        return {key: each.numel for key, each in zip(self.keys, self.parameters, strict=True) if each.trainable}
+
+    def key(self, name: str) -> Key:
+        """What the events call a parameter or a module."""
+        return (OUTSIDE, name) if self.signature is not None else key_of(name)
+
+
+def anatomy_of(job: Job) -> Anatomy:
+    """The subject of a job. A signature is asked for where the passes of its model are not written down: on CPU ranks, and of all others.
+
+    Raises `NoInventory` where nothing is known, saying why.
+    """
+    written, unknown = None, "only the code that builds this model knows its parameters"
+    try:
+        written = _written(job.profile.model) if not job.profile.model.inputs else None
+    except NoInventory as error:
+        unknown = error.message
+    if written is not None and not _asks(job):
+        return written
+    inquiry = Inquiry.of(job)
+    if (signature := store.find(inquiry)) is not None:
+        _COUNTS[job.profile.model] = sum(each.numel for each in signature.parameters)
+        return _recorded(signature)
+    if written is not None:
+        return written
+    raise NoInventory(store.problem(inquiry) or f"{unknown}; {why_not_recorded(job)}")
+
+
+_COUNTS: dict[Model, int] = {}
+
+
+def parameter_count(model: Model) -> int:
+    """Elements of a model's parameters, of which a job has been looked at. Raises `NoInventory`."""
+    return _COUNTS[model] if model in _COUNTS else sum(each.numel for each in inventory(model))
+
+
+def why_not_recorded(job: Job) -> str:
+    """Why nobody has run a model's own code, which would tell all of it."""
+    if can_trace():
+        return "its code was not run to find out (--no-trace)"
+    extra = "train,hf" if isinstance(job.profile.model, HuggingFaceSettings) else "train"
+    return f"what it takes to run its code and find out: {install_hint(extra)}"
+
+
+def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
+    """What has to be recorded for these jobs, each once."""
+    return list({inquiry.digest: inquiry for inquiry in (Inquiry.of(job) for job in jobs if _asks(job))}.values())
+
+
+def is_written(model: Model) -> bool:
+    """Whether this package knows a model's parameters by itself."""
+    try:
+        return not model.inputs and bool(_written(model))
+    except NoInventory:
+        return False
+
+
+def _asks(job: Job) -> bool:
+    """Whether the passes of the job's model are those of a signature."""
+    if job.device is Device.CPU or job.profile.model.inputs:
+        return True
+    model = job.profile.model
+    if isinstance(model, ModelSettings) or (isinstance(model, HuggingFaceSettings) and model.safetensors is not None):
+        return False
+    from bf16prof.engine.config import deepspeed_config, engine_facts
+
+    try:
+        inventory(model)
+        network(run_of(job, engine_facts(deepspeed_config(job))))
+    except InputError:
+        return True
+    return False
+
+
+@functools.lru_cache(maxsize=64)
+def _written(model: Model) -> Anatomy:
+    return Anatomy(inventory(model))
+
+
+@functools.lru_cache(maxsize=64)
+def _recorded(signature: Signature) -> Anatomy:
+    return Anatomy(signature.parameters, signature)
+
+
+def other_names(spec: ParameterSpec) -> Sequence[str]:
+    """The names that a shared parameter has besides its own."""
+    return spec.also or ((f"{TIED_HEAD}.weight",) if spec.tied else ())

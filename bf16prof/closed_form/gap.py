@@ -1,0 +1,106 @@
+"""Which jobs have a closed form: a model that only the code of others can build, or a part of DeepSpeed that is not modelled, has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bf16prof.cases import Job
+from bf16prof.closed_form.anatomy import anatomy_of, why_not_recorded
+from bf16prof.closed_form.program import run_of
+from bf16prof.closed_form.steady import Engine
+from bf16prof.engine.config import (
+    BasicOptimizer,
+    EngineFacts,
+    Wrapper,
+    deepspeed_config,
+    engine_facts,
+    offloads_optimizer,
+    optimizer_settings,
+)
+from bf16prof.errors import InputError
+from bf16prof.models.shapes import NoInventory
+from bf16prof.models.tapes import network
+from bf16prof.profiles.features import with_effect
+from bf16prof.profiles.recipes import DS_CONFIG
+from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
+from bf16prof.records import Device
+from bf16prof.signatures import store
+from bf16prof.signatures.inquiry import Inquiry
+
+ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"}
+
+
+def closed_form_gap(job: Job) -> str | None:
+    """Why this job has no closed form; `None` if it has one."""
+    try:
+        anatomy_of(job)
+    except NoInventory as error:
+        return error.message
+    if job.recipe.id == DS_CONFIG:
+        return "the DeepSpeed JSON describes a precision that is no recipe's"
+    config = deepspeed_config(job)
+    if engine_facts(config).optimizer is BasicOptimizer.OTHER:
+        return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
+    params = sorted(set(optimizer_settings(config)) - ADAM_PARAMS)
+    unknown = [f"optimizer.params.{name}" for name in params] + list(with_effect(job.profile.deepspeed.more))
+    return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
+
+
+def peaks_gap(job: Job, engine: Engine) -> str | None:
+    """Why the peaks of this job have no closed form, though its steady state has one; `None` if they have.
+
+    What was never held against the dry run is not predicted.
+    """
+    if gap := _tape_gap(job, engine):
+        return gap
+    if engine.device is Device.CPU and engine.anatomy.signature is None:
+        return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
+    facts = engine.facts
+    return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
+
+
+def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
+    """A way to keep or to reduce gradients that is not known."""
+    if facts.wrapper is not Wrapper.ZERO12:
+        return None
+    if facts.parameter_dtype != facts.gradient_dtype:
+        return "gradients that stages 1 and 2 accumulate in another dtype than the parameters' are not modelled"
+    if offloads_optimizer(engine.config) and not engine.zero.contiguous_gradients:
+        return "zero_optimization.contiguous_gradients=false with an offloaded optimizer is not modelled at stages 1 and 2"
+    if engine.zero.reduce_scatter and not engine.zero.use_multi_rank_bucket_allreduce and engine.world_size > 1:
+        return "zero_optimization.use_multi_rank_bucket_allreduce=false, which reduces the slices of one rank at a time, is not modelled"
+    return None
+
+
+def work_gap(job: Job, engine: Engine) -> str | None:
+    """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
+    switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
+    return _tape_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
+
+
+def _tape_gap(job: Job, engine: Engine) -> str | None:
+    """Why the operators of this model are not known."""
+    if (signature := engine.anatomy.signature) is not None:
+        return signature.problem or None
+    try:
+        network(run_of(job, engine.facts))
+    except InputError as error:
+        return store.problem(Inquiry.of(job)) or error.message
+    return None
+
+
+SWITCHES = {
+    "memory_efficient_linear": "memory_efficient_linear",
+    "stage3_use_all_reduce_for_fetch_params": "use_all_reduce_for_fetch_params",
+    "stage3_allgather_sequential": "allgather_sequential",
+    "stage3_module_granularity_threshold": "module_granularity_threshold",
+    "zero_hpz_partition_size": "zero_hpz_partition_size",
+}
+"""Keys that take stage 3 through code of its own, and their names here."""
+
+
+def _switched(zero: ZeroSettings, keys: Iterable[str] = SWITCHES) -> str | None:
+    """One of these keys that is not as usual."""
+    usual = ZeroSettings()
+    changed = (key for key in keys if getattr(zero, SWITCHES[key]) != getattr(usual, SWITCHES[key]))
+    return next((f"zero_optimization.{key} is not modelled" for key in changed), None)

@@ -1,0 +1,31 @@
+"""What a job needs at least: a lower bound of its whole-run peak that needs no walk through a step."""
+
+from __future__ import annotations
+
+from bf16prof.cases import Job
+from bf16prof.closed_form.device import gpu_additions
+from bf16prof.closed_form.gap import peaks_gap
+from bf16prof.closed_form.initial import initial
+from bf16prof.closed_form.kept import between_steps
+from bf16prof.closed_form.passes import Meter
+from bf16prof.closed_form.steady import Engine
+from bf16prof.closed_form.training import block_bytes
+from bf16prof.records import Phase
+
+
+def least_bytes(job: Job) -> int | None:
+    """The larger of what a job on a GPU holds between two steps and the peak of init, which `zero.Init` changes and which is left out then.
+
+    `None` where peaks have no closed form.
+    """
+    assert job.gpu is not None, "the job is for a GPU"
+    engine = Engine.of(job)
+    if peaks_gap(job, engine):
+        return None
+    held = [a for a in between_steps(job, engine) if not a.on_host]
+    steady = sum(a.bytes for a in [*held, *gpu_additions(held, job.gpu)])
+    if job.is_inside_zero_init:
+        return steady
+    meter = Meter(block_bytes(job))
+    initial(engine, meter)
+    return max(steady, meter.peaks[Phase.INIT].level)

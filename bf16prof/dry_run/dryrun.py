@@ -1,0 +1,167 @@
+"""One job through the real engine in a dry run: its record, with the peak and the end of every phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bf16prof.cases import Job
+from bf16prof.dry_run.ledger import Ledger
+from bf16prof.dry_run.micro_steps import MicroSteps
+from bf16prof.dry_run.recording import Ran, of_the_device, record_of, until_settled
+from bf16prof.dry_run.repeat import repeat_body
+from bf16prof.dry_run.shims import library_shims
+from bf16prof.dry_run.task import Progress, Task
+from bf16prof.dry_run.tracker import GPU, HOST, Tracker
+from bf16prof.dry_run.versions import check, installed
+from bf16prof.dry_run.world import world
+from bf16prof.engine.attribution import attribute, held
+from bf16prof.engine.batch import batch_spec
+from bf16prof.engine.client import import_client_optimizer
+from bf16prof.engine.config import deepspeed_config
+from bf16prof.engine.phases import PhaseMarks, attach
+from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
+from bf16prof.engine.workload import workload_of
+from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.records import MemoryRecord, Phase, PhaseMemory, merge_phases
+
+OnProgress = Callable[[Progress], None]
+
+
+def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[MemoryRecord, Ledger]:
+    """Run the task's job as one rank of its world (one dry run per process): its record, and the ledger that it was read from."""
+    warnings.simplefilter("ignore")  # PyTorch's and DeepSpeed's own, about private interfaces and CPUs
+    import deepspeed
+
+    job = task.job.job()
+    versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
+    notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
+    import_client_optimizer(deepspeed_config(job))
+    with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
+        if task.snapshot:
+            tracker.ledger.keep_trace()
+        rank = Rank(job, tracker, on_progress)
+        record = rank.run(task.steps)
+        return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
+
+
+class Rank:
+    """The rank that is run: its phase marks, which label what the engine holds at each of them, and its progress."""
+
+    def __init__(self, job: Job, tracker: Tracker, on_progress: OnProgress) -> None:
+        self._job, self._tracker, self._ledger = job, tracker, tracker.ledger
+        self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
+        self._on_progress = on_progress
+        self._engine: Any = None
+        self._loop: TrainingLoop | None = None
+        self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
+        self._is_repeating = False
+        self._layer = ""
+
+    def run(self, steps: int) -> MemoryRecord:
+        """Init, the steps, and the record."""
+        self._marks.mark(Phase.INIT)
+        gc.freeze()  # what has been imported is no garbage; looking at it takes longer than the dry run
+        self._engine = build_engine(self._job)
+        gc.collect()
+        self._marks.mark(None)
+        phases = self._marks.take()
+        attach(self._engine, self._marks)
+        self._watch(self._engine.module)
+        self._micro_steps = MicroSteps(self._engine, self._tracker)
+        self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
+        with library_shims():
+            for _ in range(steps):
+                self._ledger.begin_step()
+                self._micro_steps.begin_step()
+                self._loop.step()
+                phases = merge_phases(phases, self._marks.take())
+        return self._record(self._loop, self._repeated(phases))
+
+    def _leave_out(self, number: int, total: int) -> int:
+        """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""
+        following = total - number - 2
+        if following < 1 or (body := self._micro_steps.body(number)) is None:
+            return 0
+        self._is_repeating = True
+        for mark in repeat_body(self._ledger, body, following):
+            self._marks.mark(mark.phase)
+        self._is_repeating = False
+        self._micro_steps.move_on(following)
+        return following
+
+    def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
+        """The phases over as many further steps as it takes the caching allocator to settle."""
+        self._is_repeating = True
+        return until_settled(self._ledger, self._marks, phases)
+
+    def _on_mark(self, phase: Phase | None) -> None:
+        self._label()
+        self._ledger.mark(phase)
+        self._say()
+
+    def _label(self) -> None:
+        """Let the engine say what it holds."""
+        if self._engine is not None and not self._is_repeating:
+            self._tracker.claim(held(self._engine, self._loop.kept if self._loop else {}))
+
+    def _enter(self, layer: str) -> None:
+        self._layer = layer
+        self._say()
+
+    def _say(self) -> None:
+        phase = self._ledger.marks[-1].phase if self._ledger.marks else None
+        layer = self._layer if phase in (Phase.FORWARD, Phase.BACKWARD) else ""
+        self._on_progress(Progress(phase, self._ledger.step, layer, self._ledger.allocated_bytes()))
+
+    def _watch(self, model: nn.Module) -> None:
+        """Say which layer runs, and label gradients as soon as they are there."""
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            hook = parameter.register_post_accumulate_grad_hook(self._claim_gradient)  # type: ignore[no-untyped-call]
+            hooks: Any = parameter._post_accumulate_grad_hooks
+            hooks.move_to_end(hook.id, last=False)  # before DeepSpeed's, which take the gradient away
+        for layer, name in _layers(model):
+            layer.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
+
+    def _claim_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._tracker.claim([(GRADIENT, parameter.grad)])
+
+    def _batches(self) -> Callable[[], Batch]:
+        """Batches without values, of the job's shape, on its device."""
+        spec = batch_spec(self._job)
+        return lambda: {
+            name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device=self._home) for name, tensor in spec.items()
+        }
+
+    @property
+    def _home(self) -> torch.device:
+        return HOST if self._job.gpu is None else GPU
+
+    def _record(self, loop: TrainingLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
+        job, ledger = self._job, self._ledger
+        items, _ = attribute(self._engine, loop.kept, self._home)
+        ran = Ran(
+            case=job.case,
+            gpu=job.gpu,
+            workload=workload_of(job),
+            parameters=parameter_count(self._engine),
+            items=[*items, *of_the_device(ledger)],
+            allocated_bytes=ledger.allocated_bytes(),
+            phases=phases,
+            step=ledger.step,
+        )
+        return record_of(ran, self._tracker)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The layers of the longest list of modules in the model, each with its number."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    longest = max(lists, key=len, default=nn.ModuleList())
+    return ((layer, f"layer {index + 1} of {len(longest)}") for index, layer in enumerate(longest))

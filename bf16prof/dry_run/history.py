@@ -1,0 +1,64 @@
+"""What a ledger tells when the run is over: what was alive at the peak, and the timeline of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
+from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseStart, Timeline
+
+POINTS = 2000
+"""A timeline has at most so many points."""
+
+
+def training_peak(ledger: Ledger) -> int:
+    """The number of the event that reaches the highest allocation of all training phases (counted from 1)."""
+    first = next(mark.event for mark in ledger.marks if mark.phase is Phase.FORWARD)
+    best = held = highest = 0
+    for number, (allocation, sign) in enumerate(_events(ledger), 1):
+        held += sign * allocation.held
+        if number > first and held > highest:
+            best, highest = number, held
+    return best
+
+
+def items_at(ledger: Ledger, event: int) -> tuple[Item, ...]:
+    """What is alive after the first `event` events, by component and name, biggest first."""
+    sizes: dict[Label, int] = {}
+    for allocation in ledger.live(event):
+        sizes[allocation.label] = sizes.get(allocation.label, 0) + allocation.bytes
+        sizes[ROUNDED] = sizes.get(ROUNDED, 0) + allocation.held - allocation.bytes
+    ordered = sorted(sizes.items(), key=lambda pair: -pair[1])
+    return tuple(Item(component, name, size, "simulated") for (component, name), size in ordered if size)
+
+
+def timeline(ledger: Ledger, step: int) -> Timeline:
+    """Bytes by component over a step, thinned to `POINTS` points; of the events between two points the highest is kept."""
+    start, end = [*ledger.step_starts, len(ledger.events)][step : step + 2]
+    now = dict.fromkeys(Component, 0) | by_component(ledger.live(start))
+    states = [(0, dict(now)), *_states(ledger, start, end, now)]
+    whole = Timeline(
+        events=tuple(event for event, _ in states),
+        phases=tuple(PhaseStart(m.phase, m.event - start) for m in ledger.marks if m.step == step and m.phase is not None),
+        components={component: tuple(state[component] for _, state in states) for component in Component},
+    )
+    thin = whole.thinned(POINTS)
+    return replace(thin, components={component: sizes for component, sizes in thin.components.items() if any(sizes)})
+
+
+State = tuple[int, dict[Component, int]]
+
+
+def _states(ledger: Ledger, start: int, end: int, now: dict[Component, int]) -> Iterator[State]:
+    for number, (allocation, sign) in enumerate(_events(ledger), 1):
+        if start < number <= end:
+            now[allocation.label[0]] += sign * allocation.bytes
+            now[Component.ROUNDING] += sign * (allocation.held - allocation.bytes)
+            yield number - start, dict(now)
+
+
+def _events(ledger: Ledger) -> Iterator[tuple[Allocation, int]]:
+    """Each event's storage, and 1 where it begins, -1 where it ends."""
+    for event in ledger.events:
+        yield ledger.allocations[abs(event) - 1], 1 if event > 0 else -1

@@ -1,0 +1,116 @@
+"""What is different in the libraries that scripts train with, each with its reason."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from bf16prof.dry_run.script.invented import Invented
+from bf16prof.dry_run.script.saving import skipped
+from bf16prof.dry_run.shims import ASKING_FOR_VALUES
+from bf16prof.scripts.imports import Change
+
+PRETRAINED = "from_pretrained: the model is built from its config, no weights are read"
+FLASH = "FlashAttention: sdpa's flash kernel stands for it, which keeps the same tensors"
+OF_THE_MODEL = frozenset({
+    "dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "quantization_config", "low_cpu_mem_usage",
+    "output_loading_info", "use_safetensors", "ignore_mismatched_sizes", "state_dict", "offload_folder", "variant", "weights_only",
+    "from_tf", "from_flax", "key_mapping", "tp_plan", "use_kernels",
+})  # fmt: skip
+"""Arguments of `from_pretrained` that say nothing of the config."""
+FLASHES = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn")
+
+
+def changes(invented: Invented) -> dict[str, Change]:
+    """By module, what is changed in it."""
+    own = _Libraries(invented)
+    found: dict[str, Change] = {
+        "transformers.modeling_utils": own.transformers,
+        "safetensors.torch": own.safetensors,
+        "accelerate.utils.random": own.random_states,
+        "accelerate.data_loader": own.random_states,
+        "peft.utils.save_and_load": own.peft,
+    }
+    for module, name, replacement in ASKING_FOR_VALUES:
+        found[module] = _both(found.get(module), functools.partial(_replace, name=name, replacement=replacement))
+    return found
+
+
+def _replace(module: ModuleType, name: str, replacement: Callable[..., Any]) -> None:
+    if hasattr(module, name):
+        setattr(module, name, functools.partial(replacement, getattr(module, name)))
+
+
+def _both(first: Change | None, second: Change) -> Change:
+    def change(module: ModuleType) -> None:
+        if first is not None:
+            first(module)
+        second(module)
+
+    return change
+
+
+class _Libraries:
+    """The changes that say what they did."""
+
+    def __init__(self, invented: Invented) -> None:
+        self._invented = invented
+
+    def transformers(self, module: ModuleType) -> None:
+        """Models are built from their configs; their files are neither read nor written."""
+        invented = self._invented
+
+        def from_pretrained(cls: Any, name: Any = None, *_: Any, **kwargs: Any) -> Any:
+            invented.note(PRETRAINED)
+            model = _from_config(cls, name, kwargs, invented)
+            if kwargs.get("output_loading_info"):
+                return model, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+            return model
+
+        real_check = module.PreTrainedModel._check_and_adjust_attn_implementation
+
+        def check(self: Any, attn_implementation: str | None, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(attn_implementation, str) and attn_implementation.removeprefix("paged|").startswith(FLASHES):
+                invented.note(FLASH)
+                attn_implementation = "sdpa"
+            return real_check(self, attn_implementation, *args, **kwargs)
+
+        module.PreTrainedModel._check_and_adjust_attn_implementation = check
+        module.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+        module.PreTrainedModel.save_pretrained = skipped(invented, "save_pretrained was skipped")
+
+    def safetensors(self, module: ModuleType) -> None:
+        """No file is written."""
+        for name in ("save_file", "save_model", "save"):
+            setattr(module, name, skipped(self._invented, f"safetensors.torch.{name} was skipped", b"" if name == "save" else None))
+
+    def random_states(self, module: ModuleType) -> None:
+        """Ranks do not agree on the state of generators, which is raw memory of fake tensors."""
+        module.synchronize_rng_states = lambda *_, **__: None  # type: ignore[attr-defined]
+
+    def peft(self, module: ModuleType) -> None:
+        """Adapters are not saved."""
+        module.get_peft_model_state_dict = skipped(self._invented, "saving an adapter was skipped", {})  # type: ignore[attr-defined]
+
+
+def _from_config(cls: Any, name: Any, kwargs: Mapping[str, Any], invented: Invented) -> Any:
+    """The model of a config as `from_pretrained` gives it: in the dtype that was asked for, for evaluation."""
+    import torch
+
+    given = {key: value for key, value in kwargs.items() if key not in OF_THE_MODEL}
+    config = given.pop("config", None)
+    if config is None or isinstance(config, str):
+        config, _ = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **given)
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+    if dtype in (None, "auto"):
+        dtype = getattr(config, "dtype", None) or torch.float32
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    if kwargs.get("quantization_config") is not None:
+        invented.note("quantization_config was ignored: the weights are counted in their full dtype")
+    asked = {"attn_implementation": kwargs["attn_implementation"]} if kwargs.get("attn_implementation") else {}
+    model = cls._from_config(config, dtype=dtype, **asked)
+    model.eval()
+    return model.to("cuda") if kwargs.get("device_map") and torch.cuda.is_available() else model

@@ -1,0 +1,70 @@
+"""The batches of one rank as tensors: token streams for models that read tokens, random values for inputs that are described.
+
+Random values depend on the seed, the rank and the number of the batch: runs repeat, and ranks read different values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from bf16prof.cases import Job
+from bf16prof.engine.batch import TensorSpec, batch_spec
+from bf16prof.measuring.data import make_stream
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+NextBatch = Callable[[], "dict[str, Tensor]"]
+
+
+def make_batches(job: Job, rank: int, world_size: int, device_type: str, *, shifted: bool) -> NextBatch:
+    """A function that gives the next batch, on the device. `shifted` labels are the next tokens; others are the tokens themselves."""
+    if job.profile.model.inputs:
+        return _random_batches(batch_spec(job), job.profile.workload.seed, rank, device_type)
+    return _token_batches(job, rank, world_size, device_type, shifted)
+
+
+def _token_batches(job: Job, rank: int, world_size: int, device_type: str, shifted: bool) -> NextBatch:
+    import torch
+
+    workload = job.profile.workload
+    stream = make_stream(
+        workload.data,
+        vocab_size=job.profile.model.vocab_size,
+        sequence_length=workload.sequence_length,
+        micro_batch_size=workload.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=workload.seed,
+    )
+
+    def next_batch() -> dict[str, Tensor]:
+        inputs, labels = stream.next_batch()
+        return {"input_ids": torch.tensor(inputs).to(device_type), "labels": torch.tensor(labels if shifted else inputs).to(device_type)}
+
+    return next_batch
+
+
+def _random_batches(specs: Mapping[str, TensorSpec], seed: int, rank: int, device_type: str) -> NextBatch:
+    import torch
+
+    numbers = itertools.count()
+
+    def next_batch() -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(random.Random(f"{seed}:inputs:{rank}:{next(numbers)}").getrandbits(63))
+        return {name: _random_tensor(spec, generator).to(device_type) for name, spec in specs.items()}
+
+    return next_batch
+
+
+def _random_tensor(spec: TensorSpec, generator: Generator) -> Tensor:
+    """Integers below the bound, truth values, or normally distributed numbers."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(spec.shape, generator=generator).to(dtype)
+    return torch.randint(spec.high or 2, spec.shape, generator=generator).to(dtype)

@@ -1,0 +1,217 @@
+"""The observer of a script's engines on a real rank: it collects steps, and writes what it saw as the rank's result."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bf16prof.engine.attribution import attribute_all
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
+from bf16prof.engine.phases import PhaseClock, PhaseMarks
+from bf16prof.engine.training import parameter_count
+from bf16prof.files import NotWritten
+from bf16prof.measuring.probes import Probe
+from bf16prof.measuring.results import GuestTask, OfScript, save_rank
+from bf16prof.measuring.script.losses import Losses
+from bf16prof.measuring.worker import recorded_event, started_result
+from bf16prof.records import Component, Item, Phase, PhaseMemory, StepRecord, merge_phases
+from bf16prof.runs import Status
+from bf16prof.scripts.holders import held_by_frames
+from bf16prof.scripts.hooks import hooked
+from bf16prof.scripts.watch import Watch
+from bf16prof.scripts.workload import Calls, case_of_engine, workload_of_engine
+
+WRITE_EVERY_S = 1.0
+OURS = str(Path(__file__).parents[2])
+
+
+def guest_clock(probe: Probe) -> PhaseClock:
+    """A clock of phases by the device's own time; before the script uses CUDA there is none, and no event may be made."""
+    from bf16prof.measuring.script.probes import is_in_use
+
+    if probe.device_type != "cuda":
+        return PhaseClock()
+
+    def seconds(begin: Any, end: Any) -> float:
+        return float(begin.elapsed_time(end)) / 1000 if begin is not None else 0.0
+
+    return PhaseClock(lambda: recorded_event() if is_in_use() else None, seconds)
+
+
+class Deaf:
+    """Marks that nobody listens to any more."""
+
+    phase = None
+    settle = None
+
+    def mark(self, phase: Phase | None) -> None:
+        """Do nothing."""
+
+
+class GuestRank:
+    """This process as a rank of a script's job. `enough` is called when all steps that were asked for have been seen."""
+
+    def __init__(self, task: GuestTask, folder: Path, probe: Probe, enough: Callable[[], None] = lambda: None) -> None:
+        self._task, self._folder, self._probe, self._enough = task, folder, probe, enough
+        self._pid, self._written = os.getpid(), 0.0
+        rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self._clock: PhaseClock = guest_clock(probe)
+        self._clocks: list[PhaseClock] = []
+        self._marks = PhaseMarks(probe, probe.settle, self._stamp)
+        self.watch = Watch(self._marks, self)
+        self._calls: dict[int, Calls] = {}
+        self._zero_init = self._keeps_outputs = False
+        self._began = 0.0
+        self._is_over = False
+        self._said: list[str] = []
+        self._losses = Losses(probe)
+        self._steps: list[StepRecord] = []
+        of_script = OfScript(task.script, self._world_size)
+        self.result = dataclasses.replace(started_result(rank, probe), of_script=of_script)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A context in which every engine that is built is watched, and losses are heard."""
+        with hooked(self.watch), self._losses.heard(self.watch):
+            yield
+
+    def _stamp(self, phase: Phase | None) -> None:
+        self._clock.mark(phase)  # each step has a clock of its own
+
+    # What the watch tells.
+
+    def built(self, engine: Any, *, zero_init: bool) -> None:
+        """An engine is ready; init is over with the first one."""
+        if self._is_over:
+            return
+        self._losses.listen(engine)
+        gc.collect()
+        self._zero_init = self._zero_init or zero_init
+        self._marks.mark(Phase.INIT)
+        self._took_init(self._marks.take())
+        self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
+        self._began = time.perf_counter()
+
+    def adopted(self, engine: Any) -> None:
+        """An engine that was built before anybody watched."""
+        self.watch.add(engine)
+        self._losses.listen(engine)
+        self._marks.mark(None)
+        self._marks.take()
+        self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
+        self._began = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        """Something that there is to say in any case."""
+        self._said.append(text)
+
+    def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        """A forward pass begins."""
+        if not self._is_over:
+            self._calls.setdefault(id(engine), Calls()).see(arguments, keywords)
+
+    def stepped(self, engine: Any, frame: FrameType) -> None:
+        """A step is over."""
+        if self._is_over or os.getpid() != self._pid:
+            return
+        seconds = time.perf_counter() - self._began
+        number = len(self._steps)
+        is_warmup = number < self._task.warmup
+        is_last = number + 1 >= self._task.warmup + self._task.steps
+        if is_warmup or is_last:
+            self._probe.settle()
+        allocated = self._probe.allocated_bytes()
+        phases = self._marks.take()
+        self._took_init({Phase.INIT: phases.pop(Phase.INIT)} if Phase.INIT in phases else {})
+        self._losses.step_ends(wait=is_warmup)
+        step = StepRecord(number, None, seconds, allocated, phases, is_warmup)
+        self._steps.append(step)
+        self._clocks.append(self._clock)
+        self._clock = guest_clock(self._probe)
+        if is_warmup or is_last:
+            self._attribute(allocated, frame)
+        self._marks.settle = self._probe.settle if number + 1 < self._task.warmup else None
+        self.save(force=is_last, steps=self._losses.of(self._steps))
+        if is_last:
+            self.listen_no_more()
+            self._enough()
+        self._began = time.perf_counter()
+
+    # What becomes of it.
+
+    def listen_no_more(self) -> None:
+        """From now on the script runs as if nobody were here."""
+        self._is_over = True
+        self.watch.marks = Deaf()  # type: ignore[assignment]
+
+    def save(self, *, force: bool = True, **changes: Any) -> None:
+        """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        changes = {"run_peak_bytes": self._probe.run_peak_bytes(), "reserved_bytes": self._probe.reserved_bytes(), **changes}
+        self.result = dataclasses.replace(self.result, **changes)
+        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
+            return
+        with nullcontext() if force else suppress(NotWritten):
+            save_rank(self._folder, self.result)
+        self._written = time.monotonic()
+
+    def end(self, status: Status, message: str = "", **changes: Any) -> None:
+        """The last word: what is known at the end only, and how the script ended."""
+        if os.getpid() != self._pid:
+            return
+        self.listen_no_more()
+        with suppress(Exception):  # a device that has failed cannot be asked
+            self._know_times()
+            self.result = dataclasses.replace(self.result, **self._of_the_device())
+        self.save(status=status, message=message, **changes)
+
+    def _took_init(self, phases: Mapping[Phase, PhaseMemory]) -> None:
+        if Phase.INIT in phases:
+            known = {} if self.result.init.peak_bytes is None else {Phase.INIT: self.result.init}
+            self.result = dataclasses.replace(self.result, init=merge_phases(known, phases)[Phase.INIT])
+
+    def _attribute(self, allocated: int, frame: FrameType) -> None:
+        """What engines and loop hold now, by name; and the case, as the engine that trains most has it."""
+        kept = held_by_frames(frame, (OURS,))
+        items, host_items = attribute_all(self.watch.engines, kept, self._probe.device_type)
+        del kept
+        self._keeps_outputs = any(item.component is Component.ACTIVATIONS for item in items)
+        self.result = dataclasses.replace(
+            self.result, allocated_bytes=allocated, items=tuple(items), host_items=tuple(host_items), of_script=self._of_script()
+        )
+
+    def _of_script(self) -> OfScript:
+        engines = [each for each in self.watch.engines if id(each) in self._calls] or self.watch.engines
+        engine = max(engines, key=parameter_count)
+        calls = self._calls.get(id(engine), Calls())
+        workload = workload_of_engine(engine, calls, zero_init=self._zero_init, keeps_outputs=self._keeps_outputs)
+        case = case_of_engine(self._task.script, engine, self._world_size, calls)
+        return OfScript(self._task.script, self._world_size, case, workload, tuple(self._notes(calls)))
+
+    def _notes(self, calls: Calls) -> list[str]:
+        notes = list(self._said)
+        if len(self.watch.engines) > 1:
+            names = ", ".join(f"{number}: {type(each.module).__name__}" for number, each in enumerate(self.watch.engines, 1))
+            notes.append(f"{len(self.watch.engines)} engines ({names}); the case and the workload are those of the one that trains most")
+        if len(calls.sequence_lengths) > 1:
+            notes.append(f"sequences of {min(calls.sequence_lengths)} to {max(calls.sequence_lengths)} tokens were seen")
+        return notes
+
+    def _know_times(self) -> None:
+        """Times of phases by the device's own clock, which could not be asked while the script ran."""
+        self._probe.synchronize()
+        timed = [dataclasses.replace(step, phase_time_s=clock.take()) for step, clock in zip(self._steps, self._clocks, strict=False)]
+        self._losses.wait()
+        self.result = dataclasses.replace(self.result, steps=self._losses.of(timed))
+
+    def _of_the_device(self) -> dict[str, Any]:
+        """What cuBLAS holds inside the allocator, and how often that had to try again."""
+        freed = self._probe.free_workspaces()
+        workspaces = (Item(*CUBLAS_WORKSPACES, freed, "measured: what freeing them gave back"),) if freed and self.result.items else ()
+        return {"items": (*self.result.items, *workspaces), "allocator_retries": self._probe.retries()}

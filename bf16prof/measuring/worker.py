@@ -1,0 +1,273 @@
+"""One rank of a measurement: builds the model and the engine from the case, trains, and writes what its probe saw.
+
+Started by `measuring/launcher.py` as `python -m bf16prof.measuring.worker TASK FOLDER`; talks to nobody but through its result file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import os
+import re
+import socket
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
+from bf16prof.errors import Bf16profError, InputError
+from bf16prof.files import NotWritten
+from bf16prof.measuring.batches import make_batches
+from bf16prof.measuring.batons import use_dying_batons
+from bf16prof.measuring.results import RankQuality, RankResult, RankTask, save_rank
+from bf16prof.processes import die_with_parent
+from bf16prof.records import Device, Item, Phase, StepRecord
+from bf16prof.runs import Status, rank_log, read
+
+HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What PyTorch raises, as a RuntimeError, where the system has no memory left (c10/core/impl/alloc_cpu.cpp)."""
+
+GONE = re.compile("gloo/transport|Connection (closed|reset) by peer|Broken pipe|remote process exited|NCCL")
+"""How gloo, NCCL and sockets say that the other side is gone."""
+
+WRITE_EVERY_S = 1.0
+"""A partial result is written at most this often, and never inside a timed step."""
+
+
+class Rank:
+    """This process: its probe, its phase marks and its result so far."""
+
+    def __init__(self, task: RankTask, folder: Path) -> None:
+        import torch
+
+        from bf16prof.engine.client import import_client_optimizer
+        from bf16prof.engine.config import deepspeed_config
+        from bf16prof.engine.phases import PhaseMarks
+        from bf16prof.measuring.probes import make_probe
+
+        self.task, self.job, self.folder = task, task.job.job(), folder
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if self.job.device is Device.GPU:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        import_client_optimizer(deepspeed_config(self.job))
+        self.probe = make_probe(self.job.device)
+        self.clock = phase_clock(self.probe)
+        self.marks = PhaseMarks(self.probe, self.probe.settle, self.clock.mark)
+        self.result = started_result(self.rank, self.probe)
+        self._written = 0.0
+
+    def save(self, *, force: bool = True, **changes: Any) -> None:
+        """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        self.result = dataclasses.replace(self.result, **changes)
+        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
+            return
+        with nullcontext() if force else suppress(NotWritten):
+            save_rank(self.folder, self.result)
+        self._written = time.monotonic()
+
+    def run(self) -> None:
+        """The whole measurement of this rank, with NVML watching the GPU where there is one."""
+        with self._device_sampler() as sampler:
+            engine, loop = self._train()
+        if sampler is not None and (summary := sampler.summary()):
+            self.save(device_bytes=summary.peak_process_bytes, gpu_utilisation=summary.mean_utilisation, power_w=summary.mean_power_w)
+        self._finish(engine, loop)
+        if self.task.quality_steps:
+            self._watch_updates(engine, loop)
+        self.save(status=Status.FINISHED)
+
+    def _device_sampler(self) -> AbstractContextManager[Any]:
+        from bf16prof.measuring.probes.nvml import NvmlSampler, cuda_uuid
+
+        return NvmlSampler(cuda_uuid(int(os.environ["LOCAL_RANK"]))) if self.probe.device_type == "cuda" else nullcontext()
+
+    def _train(self) -> tuple[Any, Any]:
+        import deepspeed
+
+        from bf16prof.engine.phases import attach
+        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count, takes_labels
+
+        self.save()
+        deepspeed.init_distributed()
+        job = self.job
+        self.marks.mark(Phase.INIT)
+        engine = build_engine(job)
+        gc.collect()
+        self.marks.mark(None)
+        self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
+        attach(engine, self.marks)
+        batches = make_batches(job, self.rank, self.world_size, self.probe.device_type, shifted=not takes_labels(engine.module))
+        loop = TrainingLoop(engine, job, batches)
+        for index in range(self.task.warmup + self.task.steps):
+            self._step(loop, index)
+        return engine, loop
+
+    def _step(self, loop: Any, index: int) -> None:
+        self.marks.settle = self.probe.settle if index < self.task.warmup else None
+        with _Timer(self.probe) as timer:
+            loss = loop.step()
+        self.probe.settle()
+        record = StepRecord(
+            step=index,
+            loss=loss if math.isfinite(loss) else None,
+            time_s=timer.seconds,
+            device_time_s=timer.device_seconds,
+            allocated_bytes=self.probe.allocated_bytes(),
+            phases=self.marks.take(),
+            warmup=index < self.task.warmup,
+            phase_time_s=self.clock.take(),
+            loss_not_finite=not math.isfinite(loss),
+        )
+        self.result = self.result.with_step(record)
+        self.save(force=False, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
+
+    def _finish(self, engine: Any, loop: Any) -> None:
+        from bf16prof.engine.attribution import attribute
+
+        allocated = self.probe.allocated_bytes()
+        reserved = self.probe.reserved_bytes()
+        items, host_items = attribute(engine, loop.kept, self.probe.device_type)
+        if workspaces := self.probe.free_workspaces():
+            items.append(Item(*CUBLAS_WORKSPACES, workspaces, "measured: what freeing them gave back"))
+        self.save(
+            allocated_bytes=allocated,
+            items=tuple(items),
+            host_items=tuple(host_items),
+            run_peak_bytes=self.probe.run_peak_bytes(),
+            reserved_bytes=reserved,
+            allocator_retries=self.probe.retries(),
+        )
+
+    def _watch_updates(self, engine: Any, loop: Any) -> None:
+        """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""
+        from bf16prof.engine.config import deepspeed_config, engine_facts
+        from bf16prof.quality.watch import UpdateWatch
+
+        layout = engine_facts(deepspeed_config(self.job)).layout
+        if layout is None:
+            raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
+        watch = UpdateWatch(engine, layout)
+        for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):
+            loss = loop.step()
+            step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take())
+            self.save(force=False, quality=(*self.result.quality, step))
+
+
+def started_result(rank: int, probe: Any) -> RankResult:
+    """The result of a rank that has just begun, with where it runs. Launchers other than torchrun number no nodes."""
+    return RankResult(
+        rank,
+        os.getpid(),
+        Status.RUNNING,
+        probe.device,
+        probe.name,
+        host=socket.gethostname(),
+        node=int(os.environ.get("GROUP_RANK", "0")),
+        device_index=int(os.environ.get("LOCAL_RANK", "0")) if probe.device is Device.GPU else None,
+    )
+
+
+class _Timer:
+    """Seconds between entry and exit: by the monotonic clock, and on a GPU also by a pair of CUDA events."""
+
+    def __init__(self, probe: Any) -> None:
+        self._probe = probe
+        self._events: list[Any] = []
+        self.seconds = 0.0
+        self.device_seconds: float | None = None
+
+    def __enter__(self) -> _Timer:
+        self._probe.synchronize()
+        self._start = time.perf_counter()
+        self._event()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._event()
+        self._probe.synchronize()
+        self.seconds = time.perf_counter() - self._start
+        if len(self._events) == 2:
+            self.device_seconds = self._events[0].elapsed_time(self._events[1]) / 1000
+
+    def _event(self) -> None:
+        if self._probe.device_type == "cuda":
+            self._events.append(recorded_event())
+
+
+def recorded_event() -> Any:
+    """A timing event on the current CUDA stream, here."""
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def phase_clock(probe: Any) -> Any:
+    """A clock of phases: of the device where there is one, as the host runs ahead of it. Events are read after a step has synchronised."""
+    from bf16prof.engine.phases import PhaseClock
+
+    if probe.device_type == "cuda":
+        return PhaseClock(recorded_event, lambda begin, end: float(begin.elapsed_time(end)) / 1000)
+    return PhaseClock()
+
+
+def main() -> None:
+    """Run one rank; leave with 1 after writing why, if anything goes wrong."""
+    die_with_parent()
+    task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    _log_to(rank_log(folder, int(os.environ["RANK"])))
+    use_dying_batons()
+    rank = Rank(read(task_path, RankTask), folder)
+    try:
+        rank.run()
+    except BaseException as error:
+        stopped_at = time.monotonic()  # before anything is unwound: the others notice when connections are closed
+        said: dict[str, Any] = {"status": _status(error), "message": _message(error), "noticed": has_noticed(error)}
+        rank.save(**said, run_peak_bytes=rank.probe.run_peak_bytes(), stopped_at=stopped_at)
+        raise
+    # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _status(error: BaseException) -> Status:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or HOST_MEMORY in str(error):
+        return Status.OOM
+    if isinstance(error, InputError):
+        return Status.FAILED if isinstance(error, NotWritten) else Status.REFUSED
+    return Status.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Status.FAILED
+
+
+def has_noticed(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank, or the connection to it, is gone."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError | OSError) and bool(GONE.search(str(error))))
+
+
+def _message(error: BaseException) -> str:
+    """One line on what went wrong."""
+    if isinstance(error, Bf16profError):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    if isinstance(error, SystemExit):
+        return f"left by sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _log_to(path: Path) -> None:
+    """Send everything this process prints, from Python and from C++, to its log file."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+
+
+if __name__ == "__main__":
+    main()
