@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.cases import Refusal
 from bf16prof.documents import document, json_text
-from bf16prof.errors import Bf16profError
+from bf16prof.errors import Bf16profError, Refused
+from bf16prof.files import write_text
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from bf16prof.planning.answer import Answer
 
@@ -50,6 +52,17 @@ class Outcome:
         """The document that the command prints with `--json`."""
         return json_text(document(self.records, **self.more))
 
+    def figure(self, name: str = "memory") -> go.Figure:
+        """A figure of the page by its name, as `--figure`, to show in a notebook or to change. Raises `InputError` for an unknown
+        name, and where these records have no data for it, naming the figures that they have.
+        """
+        import plotly.graph_objects as go
+
+        from bf16prof.reports import pictures
+
+        pictures.require_name(name)
+        return go.Figure(pictures.on_paper(pictures.figure([self.run], name)))
+
     def save(self, path: str | Path, *, figure: str = "", force: bool = False) -> Path:
         """Write a file in the format of its suffix, as `-o`; `figure`: what a picture shows, as `--figure`.
 
@@ -75,7 +88,11 @@ class Plans:
 
     answers: tuple[Answer, ...]
     document: dict[str, Any]
+    profile: str
+    parameters: int
     notes: tuple[str, ...] = ()
+    theirs: Mapping[str, Any] | None = None
+    """The user's own DeepSpeed JSON, which `deepspeed_json` keeps but for what a plan decides."""
 
     @property
     def records(self) -> tuple[MemoryRecord, ...]:
@@ -93,6 +110,38 @@ class Plans:
     def to_json(self) -> str:
         """The document that `plan --json` prints."""
         return json_text(self.document)
+
+    def text(self, suffix: str) -> str:
+        """The content of a file of that suffix: `.html`, `.md`, `.csv` or `.json`."""
+        outlooks, asked = [answer.outlook for answer in self.answers], self.document["asked"]
+        if suffix == ".json":
+            return self.to_json() + "\n"
+        if suffix == ".html":
+            from bf16prof.reports.plan_html import render
+
+            first = [answer.first.record if answer.first else None for answer in self.answers]
+            return render(outlooks, first, self.document, profile=self.profile, parameters=self.parameters, asked=asked)
+        from bf16prof.reports import plan_tables
+
+        return plan_tables.to_csv(outlooks) if suffix == ".csv" else plan_tables.to_markdown(outlooks, self.profile, self.parameters, asked)
+
+    def deepspeed_json(self) -> str:
+        """The first choice as a DeepSpeed JSON, of the first number of GPUs. Raises `Refused` where nothing fits."""
+        from bf16prof.planning.written import ds_config_text
+
+        first = self.answers[0].first
+        if first is None:
+            raise Refused(f"nothing fits {self.answers[0].outlook.world_size} GPUs: there is no DeepSpeed JSON of it")
+        return ds_config_text(first, self.theirs)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write a file in the format of its suffix, as `-o`. Raises `InputError` where it exists and `force` does not allow that."""
+        from bf16prof.commands.output import check_outputs
+
+        target = Path(path)
+        check_outputs({"output": [target], "force": force})
+        write_text(target, self.text(target.suffix), replace=force)
+        return target
 
     def _repr_html_(self) -> str:
         shown: str = self.to_dataframe().head(10).to_html(index=False)
