@@ -100,12 +100,14 @@ class Plans:
         return tuple(record for answer in self.answers for record in answer.records)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per plan that fits, best first within each number of GPUs."""
+        """One row per plan that fits, best first within each number of GPUs (`rank`); columns as in the CSV."""
         import pandas as pd
 
         from bf16prof.documents import as_json
 
-        return pd.json_normalize([as_json(plan) for answer in self.answers for plan in answer.outlook.plans])
+        ranked = [(rank, plan) for answer in self.answers for rank, plan in enumerate(answer.outlook.plans, 1)]
+        rows = [{"rank": rank, **as_json(plan.case), **as_json(plan)} for rank, plan in ranked]
+        return pd.DataFrame([{name: value for name, value in row.items() if name != "case"} for row in rows])
 
     def to_json(self) -> str:
         """The document that `plan --json` prints."""

@@ -52,8 +52,23 @@ def test_an_estimate_is_what_the_command_prints(main: Main) -> None:
 
 
 def test_a_plan_has_the_first_choice_of_the_command_and_all_others(main: Main) -> None:
-    _, out, _ = main("plan", "gpt2-xl", "--gpus", "2", "--gpu", "h100", "--zero", "1,2,3", "--recipe", "bf16-full", "--no-verify", "--json")
-    plans = bf16prof.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", no_verify=True)
+    _, out, _ = main(
+        "plan",
+        "gpt2-xl",
+        "--gpus",
+        "2",
+        "--gpu",
+        "h100",
+        "--zero",
+        "1,2,3",
+        "--recipe",
+        "bf16-full",
+        "--micro-batch-limit",
+        "8",
+        "--no-verify",
+        "--json",
+    )
+    plans = bf16prof.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", micro_batch_limit=8, no_verify=True)
 
     assert json.loads(plans.to_json()) == json.loads(out)
     assert len(plans.to_dataframe()) == len(json.loads(out)["plans"]) > 10
@@ -81,7 +96,7 @@ def test_a_figure_is_plotlys(tmp_path: Path) -> None:
 
 
 def test_plans_are_saved_and_give_their_deepspeed_json(tmp_path: Path) -> None:
-    plans = bf16prof.plan("gpt2-xl", gpus=2, gpu="h100", zero=[1, 3], recipe="bf16-full", no_verify=True)
+    plans = bf16prof.plan("gpt2-xl", gpus=2, gpu="h100", zero=3, recipe="bf16-full", micro_batch_limit=4, no_verify=True)
 
     assert json.loads(plans.deepspeed_json())["zero_optimization"]["stage"] == plans.records[0].case.zero_stage
     assert "bf16-full" in plans.save(tmp_path / "plans.md").read_text(encoding="utf-8")
