@@ -119,10 +119,11 @@ class Plans:
         if suffix == ".json":
             return self.to_json() + "\n"
         if suffix == ".html":
-            from bf16prof.reports.plan_html import render
+            from bf16prof.planning.around import around
+            from bf16prof.reports.plan_html import PlanPart, render
 
-            first = [answer.first.record if answer.first else None for answer in self.answers]
-            return render(outlooks, first, self.document, profile=self.profile, parameters=self.parameters, asked=asked)
+            parts = [PlanPart(each.outlook, each.first.record if each.first else None, around(each)) for each in self.answers]
+            return render(parts, self.document, profile=self.profile, parameters=self.parameters, asked=asked)
         from bf16prof.reports import plan_tables
 
         return plan_tables.to_csv(outlooks) if suffix == ".csv" else plan_tables.to_markdown(outlooks, self.profile, self.parameters, asked)
