@@ -62,7 +62,7 @@ bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (ten minutes)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/peaks.py
 
-models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (an hour; nightly)
+models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (hours; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
