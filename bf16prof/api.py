@@ -1,11 +1,12 @@
 """The Python API: each function is a command of the terminal, with the same names, and returns records instead of printing them.
 
-    import bf16prof
-
-    outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3)
-    outcome.records[0].peak_allocated_bytes
-    outcome.to_dataframe()
-    outcome.save("page.html")
+    >>> import bf16prof
+    >>> outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3, recipe="bf16-fp32-master")
+    >>> record, = outcome.records
+    >>> f"{record.peak_allocated_bytes / 2**30:.2f} GiB in {record.peak_phase}: {record.verdict}"
+    '48.37 GiB in backward: fits'
+    >>> outcome.to_dataframe()["recipe"].tolist()
+    ['bf16-fp32-master']
 
 What is wrong raises a `Bf16profError` with a hint. Environment variables that stand for flags are not read. Nothing here imports torch
 but `simulate`, `measure` and what `plan` runs dry.

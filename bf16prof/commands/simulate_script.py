@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Sequence
 
 from bf16prof.commands import options as o
@@ -16,6 +15,7 @@ from bf16prof.commands.output import (
     with_host_per_node,
     write_files,
 )
+from bf16prof.documents import as_json
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device, MemoryRecord
@@ -57,7 +57,7 @@ def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> tuple
 
     given = asked.flags
     refuse_what_the_script_says(asked)
-    check_judged_device(given.fail_unless_fits, given.device)
+    check_judged_device(given.fail_unless_fits, Device(given.device))
     require_packages("simulating")
     script = read_script(words)
     sizes = o.numbers("--gpus", given.gpus)
@@ -98,7 +98,7 @@ def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[li
 def _show(script: Script, records: Sequence[MemoryRecord], given: SimulateFlags) -> None:
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
-    result = finished_run(f"simulate {script.name}", records, {"script": dataclasses.asdict(script)}, {})
+    result = finished_run(f"simulate {script.name}", records, {"script": as_json(script)}, {})
     write_files(given.output, [result], force=given.force)
     if given.json_:
         print_json(records)
