@@ -40,8 +40,9 @@ slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a b
 	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
-nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that compile once more for other versions and environments
+nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that compile once more for other versions and environments, and unit tests with other examples
 	$(BIN)/pytest -m nightly tests/integration
+	$(BIN)/pytest --numprocesses auto --hypothesis-profile=default tests/unit
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
