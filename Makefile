@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly lint format bench operators peaks models plans study schemas pictures gpu-check versions clean
+.PHONY: help demo test unit slow nightly lint format bench operators peaks models plans study schemas features pictures gpu-check versions clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -82,6 +82,9 @@ study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, an
 
 schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
 	$(BIN)/python -m bf16prof.commands.schemas bf16prof/schemas
+
+features: $(VENV)/.dev ## Write docs/features.md anew: what can be described, and what not
+	$(BIN)/python docs/make_features.py
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

@@ -75,6 +75,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if engine.device is Device.CPU and engine.anatomy.signature is None:
         return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
     facts = engine.facts
+    if facts.layout and facts.layout.temporaries in {"all", str(engine.device)}:
+        return f"the temporaries of {facts.layout.class_}'s update are not modelled"
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
 
 

@@ -149,7 +149,7 @@ class Rank:
         from bf16prof.quality.watch import UpdateWatch
 
         layout = engine_facts(deepspeed_config(self.job)).layout
-        if layout is None:
+        if layout is None or not layout.is_adam:
             raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
         watch = UpdateWatch(engine, layout)
         for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):

@@ -10,7 +10,11 @@ from bf16prof.profiles.schema import Profile
 WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer": {"lr", "betas", "eps"}}
 """Keys of a profile's tables that change what is learned and no byte."""
 
-ADDED: dict[str, dict[str, object]] = {"": {"peft": None}, "workload": {"use_reentrant": False, "checkpoint_every_n_layers": 1}}
+ADDED: dict[str, dict[str, object]] = {
+    "": {"peft": None},
+    "workload": {"use_reentrant": False, "checkpoint_every_n_layers": 1},
+    "optimizer": {"library": ""},
+}
 """Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""
 
 

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from bf16prof.profiles.adapters import AdapterSettings
 from bf16prof.profiles.models import Model
+from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.plain import checked
 from bf16prof.profiles.secrets import dropped, without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
@@ -46,6 +47,12 @@ class WorkloadSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
 
+def _library(value: str) -> str:
+    if value and value not in library_ids():
+        raise PydanticCustomError("library", "expected one of {known}", {"known": ", ".join(library_ids())})
+    return value
+
+
 class OptimizerSettings(Settings):
     """DeepSpeed's `optimizer` block. Without `torch_adam`, DeepSpeed picks FusedAdam, or DeepSpeedCPUAdam when offloading."""
 
@@ -60,6 +67,9 @@ class OptimizerSettings(Settings):
     """With `torch_adam`: PyTorch's fused kernel, which makes no temporaries."""
     foreach: bool | None = None
     """With `torch_adam`: PyTorch's multi-tensor version, which does."""
+    library: Annotated[str, AfterValidator(_library)] = ""
+    """The optimizer of a library, which DeepSpeed is handed in the place of its own: `adamw-8bit`, `adafactor`, `lion-8bit`, ...
+    (`optimizers.toml`)."""
     from_trainer: bool = False
     """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is offloaded, accelerate puts DeepSpeedCPUAdam in
     the place of PyTorch's (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""

@@ -91,7 +91,8 @@ OTHERS = {
         {
             "model.hf_config": WRITTEN["llama"],
             "workload.activation_checkpointing": True,
-            "peft": {"r": 8, "target_modules": ["q_proj", "v_proj"], "autocast_adapter_dtype": False},
+            "workload.zero_init": False,
+            "peft": {"r": 8, "target_modules": ["q_proj", "v_proj"]},
         },
     ),
     "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
