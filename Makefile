@@ -40,8 +40,8 @@ slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a b
 	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
-nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that compile once more for other versions and environments
-	$(BIN)/pytest -m nightly tests/integration
+nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant
+	$(BIN)/pytest -m nightly tests/integration tests/dry_runs
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
