@@ -97,10 +97,12 @@ def _recalled(inquiry: Inquiry) -> Signature | None:
 def _file(inquiry: Inquiry) -> Path | None:
     """The file of a inquiry. Where nothing could be traced anew, one that other code has answered does; it says which (`versions`)."""
     path = folder() / (inquiry.name + SUFFIX)
-    if path.exists():
-        return path
-    others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
-    return others[-1] if others else None
+    with contextlib.suppress(OSError):  # a cache of another user's, which this one may not look into, is as good as none
+        if path.exists():
+            return path
+        others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+        return others[-1] if others else None
+    return None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bf16prof.processes import child_environment, started
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
+from bf16prof.scratch import temporary_folder
 from bf16prof.verdict import gpu_limit, judged
 
 
@@ -35,12 +35,12 @@ class ScriptOutcome:
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
     """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
     name = task.script.name
-    with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
-        files, log = Files(Path(folder), 0), Path(folder) / "log"
+    with temporary_folder() as folder:
+        files, log = Files(folder, 0), folder / "log"
         write_json(files.task, task)
-        command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", folder]
+        command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", str(folder)]
         kills = MemoryKills()
-        with started(command, log, child_environment(), signal.SIGKILL) as process:
+        with started(command, log, child_environment(folder), signal.SIGKILL) as process:
             deadline = time.monotonic() + timeout
             while process.poll() is None and time.monotonic() < deadline:
                 if files.progress.exists():
