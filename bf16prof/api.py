@@ -1,11 +1,12 @@
 """The Python API: each function is a command of the terminal, with the same names, and returns records instead of printing them.
 
-    import bf16prof
-
-    outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3)
-    outcome.records[0].peak_allocated_bytes
-    outcome.to_dataframe()
-    outcome.save("page.html")
+    >>> import bf16prof
+    >>> outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3, recipe="bf16-fp32-master")
+    >>> record, = outcome.records
+    >>> f"{record.peak_allocated_bytes / 2**30:.2f} GiB in {record.peak_phase}: {record.verdict}"
+    '48.37 GiB in backward: fits'
+    >>> outcome.to_dataframe()["recipe"].tolist()
+    ['bf16-fp32-master']
 
 What is wrong raises a `Bf16profError` with a hint. Environment variables that stand for flags are not read. Nothing here imports torch
 but `simulate`, `measure` and what `plan` runs dry.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from bf16prof import runs
 from bf16prof.commands.flags import Asked, EstimateFlags, ImportFlags, MeasureFlags, PlanFlags, SimulateFlags, called
+from bf16prof.commands.options import ScriptArgument
 from bf16prof.commands.request import read_request
 from bf16prof.outcome import Outcome, Plans, of_run, without_error
 
@@ -34,16 +36,16 @@ def estimate(asked: Asked[EstimateFlags]) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateCall(SimulateFlags):
-    """The arguments of `simulate`; `script`: what a terminal has after `--`, as `["train.py", "--lr", "1e-4"]`."""
+    """The arguments of `simulate`."""
 
-    script: list[str] | None = None
+    script: ScriptArgument = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureCall(MeasureFlags):
-    """The arguments of `measure`, with a script likewise."""
+    """The arguments of `measure`."""
 
-    script: list[str] | None = None
+    script: ScriptArgument = None
 
 
 @called(SimulateCall)

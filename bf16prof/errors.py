@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree, and the exit code that each branch means.
+"""What can go wrong, as one tree, and the exit code that each branch means::
 
     Bf16profError            1   a fault of ours
     ├── InputError           2   what the user said cannot be used

@@ -56,7 +56,7 @@ def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> Outco
 
     given = asked.flags
     refuse_what_the_script_says(asked)
-    check_judged_device(given.fail_unless_fits, given.device)
+    check_judged_device(given.fail_unless_fits, Device(given.device))
     require_packages("simulating")
     script = read_script(words)
     sizes = o.numbers("--gpus", given.gpus)

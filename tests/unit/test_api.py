@@ -45,15 +45,30 @@ def test_the_arguments_are_frozen(function: Any) -> None:
 
 def test_an_estimate_is_what_the_command_prints(main: Main) -> None:
     code, out, _ = main("estimate", "llama3.1-8b", "--zero", "2,3", "--gpus", "8", "--gpu", "h100", "--json")
-    outcome = bf16prof.estimate("llama3.1-8b", zero=[2, 3], gpus=8, gpu="h100")  # type: ignore[arg-type]
+    outcome = bf16prof.estimate("llama3.1-8b", zero=[2, 3], gpus=8, gpu="h100")
 
     assert code == 0
     assert json.loads(outcome.to_json()) == json.loads(out)
 
 
 def test_a_plan_has_the_first_choice_of_the_command_and_all_others(main: Main) -> None:
-    _, out, _ = main("plan", "gpt2-xl", "--gpus", "2", "--gpu", "h100", "--zero", "1,2,3", "--recipe", "bf16-full", "--no-verify", "--json")
-    plans = bf16prof.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", no_verify=True)
+    _, out, _ = main(
+        "plan",
+        "gpt2-xl",
+        "--gpus",
+        "2",
+        "--gpu",
+        "h100",
+        "--zero",
+        "1,2,3",
+        "--recipe",
+        "bf16-full",
+        "--micro-batch-limit",
+        "8",
+        "--no-verify",
+        "--json",
+    )
+    plans = bf16prof.plan("gpt2-xl", gpus="2", gpu="h100", zero="1,2,3", recipe="bf16-full", micro_batch_limit=8, no_verify=True)
 
     assert json.loads(plans.to_json()) == json.loads(out)
     assert len(plans.to_dataframe()) == len(json.loads(out)["plans"]) > 10
@@ -70,8 +85,28 @@ def test_records_have_a_frame_a_file_and_a_picture_for_notebooks(tmp_path: Path)
         outcome.save(page)
 
 
+def test_a_figure_is_plotlys(tmp_path: Path) -> None:
+    outcome = bf16prof.estimate("gpt2-xl", zero=[1, 3], gpus=2, recipe="bf16-full", gpu="h100")
+
+    assert {trace.type for trace in outcome.figure("memory").data} >= {"bar"}
+    with pytest.raises(InputError, match="losses"):
+        outcome.figure("losses")
+    with pytest.raises(InputError, match="memroy"):
+        outcome.figure("memroy")
+
+
+def test_plans_are_saved_and_give_their_deepspeed_json(tmp_path: Path) -> None:
+    plans = bf16prof.plan("gpt2-xl", gpus=2, gpu="h100", zero=3, recipe="bf16-full", micro_batch_limit=4, no_verify=True)
+
+    assert json.loads(plans.deepspeed_json())["zero_optimization"]["stage"] == plans.records[0].case.zero_stage
+    assert "bf16-full" in plans.save(tmp_path / "plans.md").read_text(encoding="utf-8")
+    assert plans.save(tmp_path / "plans.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    with pytest.raises(InputError, match="the file exists"):
+        plans.save(tmp_path / "plans.md")
+
+
 def test_choices_are_taken_by_their_names() -> None:
-    assert bf16prof.estimate("gpt2-xl", zero="3", gpus="2", device="cpu", trace=False).records[0].device is Device.CPU  # type: ignore[arg-type]
+    assert bf16prof.estimate("gpt2-xl", zero="3", gpus="2", device="cpu", trace=False).records[0].device is Device.CPU
 
 
 @pytest.mark.parametrize(
