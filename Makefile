@@ -37,11 +37,11 @@ unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
 
 # Tests that share a measurement or a dry run are a group, which one process runs (see "Tests" in CONTRIBUTING.md).
 slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a browser
-	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs
+	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs tests/scripts
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
 nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant
-	$(BIN)/pytest -m nightly tests/integration tests/dry_runs
+	$(BIN)/pytest -m nightly tests/integration tests/dry_runs tests/scripts
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .

@@ -182,6 +182,9 @@ ZeroInitOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
 ]
+ScriptArgument = Annotated[
+    list[str] | None, typer.Option("--", help="A training script and its arguments, which stand after -- in a terminal.")
+]
 ScriptStepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps after which it is ended.", rich_help_panel=SCRIPT)]
 ScriptRankOption = Annotated[int, typer.Option("--rank", min=0, help="The rank that it runs as.", rich_help_panel=SCRIPT)]
 ScriptTimeoutOption = Annotated[
