@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.cases import Refusal
-from bf16prof.documents import document, json_text
+from bf16prof.documents import json_text, raw_document
 from bf16prof.errors import Bf16profError
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import Run
@@ -48,7 +48,7 @@ class Outcome:
 
     def to_json(self) -> str:
         """The document that the command prints with `--json`."""
-        return json_text(document(self.records, **self.more))
+        return json_text(raw_document(self.records, **self.more))
 
     def save(self, path: str | Path, *, figure: str = "", force: bool = False) -> Path:
         """Write a file in the format of its suffix, as `-o`; `figure`: what a picture shows, as `--figure`.
