@@ -116,8 +116,7 @@ class Replay(Meter):
         if (same := known.get(size)) is None:
             same = known[size] = deque()
         same.append(block)
-        if allocator.allocated_bytes > self.allocated:
-            self.allocated = allocator.allocated_bytes
+        self.allocated = max(self.allocated, allocator.allocated_bytes)
         if allocator.reserved_bytes > self.reserved:
             self.reserved, self.allocated_then = allocator.reserved_bytes, allocator.allocated_bytes
 
