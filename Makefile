@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly lint docs format bench peaks models plans operators fuzz soak versions study schemas pictures against-gpus gpu-bundle gpu-check clean
+.PHONY: help demo test unit slow nightly lint docs format bench peaks models signatures plans operators fuzz soak versions study schemas pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -64,6 +64,9 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 
 models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (hours; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py
+
+signatures: $(VENV)/.dev ## Record the presets' signatures that ship anew; fails when they change, saying which bytes did (ten minutes)
+	$(BIN)/python benchmarks/signatures.py
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/plan.py 0
