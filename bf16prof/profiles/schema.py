@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from bf16prof.profiles.adapters import AdapterSettings
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.plain import checked
 from bf16prof.profiles.secrets import dropped, without_secrets
@@ -28,7 +29,11 @@ class WorkloadSettings(Settings):
     """Sequences per rank and forward pass."""
     gradient_accumulation_steps: Count = 1
     activation_checkpointing: bool = False
-    """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`, non-reentrant)."""
+    """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`)."""
+    use_reentrant: bool = False
+    """With checkpointing: `torch.utils.checkpoint`'s older, reentrant version. Models of transformers have the choice."""
+    checkpoint_every_n_layers: Annotated[int, Field(gt=0, lt=2**14)] = 1
+    """With checkpointing: every so many layers one is recomputed, the others keep what they need. Models of transformers have it too."""
     keeps_outputs: bool = True
     """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
@@ -157,6 +162,8 @@ class Profile(Settings):
     names: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Other names of the model: ids on the Hugging Face Hub of checkpoints that have this architecture and these sizes."""
     model: Model
+    peft: AdapterSettings | None = None
+    """What is trained in the place of the model's own parameters."""
     workload: WorkloadSettings
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
