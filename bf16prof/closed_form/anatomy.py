@@ -13,6 +13,7 @@ from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, invent
 from bf16prof.models.tapes import network
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.sizes import clash
 from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry, can_trace
@@ -54,7 +55,7 @@ class Anatomy:
 def anatomy_of(job: Job) -> Anatomy:
     """The subject of a job. A signature is asked for where the passes of its model are not written down: on CPU ranks, and of all others.
 
-    Raises `NoInventory` where nothing is known, saying why.
+    Raises `NoInventory` where nothing is known, saying why; `InputError` where that is because of two sizes of a configuration.
     """
     written, unknown = None, "only the code that builds this model knows its parameters"
     try:
@@ -65,11 +66,19 @@ def anatomy_of(job: Job) -> Anatomy:
         return written
     inquiry = Inquiry.of(job)
     if (signature := store.find(inquiry)) is not None:
+        _require_no_clash(job.profile.model, signature.problem)
         _COUNTS[_counted(job.profile)] = sum(each.numel for each in signature.parameters)
         return _recorded(signature)
     if written is not None:
         return written
+    _require_no_clash(job.profile.model, store.problem(inquiry))
     raise NoInventory(store.problem(inquiry) or f"{unknown}; {why_not_recorded(job)}")
+
+
+def _require_no_clash(model: Model, problem: str | None) -> None:
+    """Raise `InputError` for two sizes that clash, where the model of such a configuration could not be built or run."""
+    if problem and isinstance(model, HuggingFaceSettings) and (found := clash(model.hf_config)):
+        raise InputError(f"{found}: {problem}")
 
 
 _COUNTS: dict[tuple[Model, str], int] = {}

@@ -13,7 +13,7 @@ from typing import Any
 
 from bf16prof.cases import Job, Refusal, Selection, expand
 from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, CaseFlags, WorkloadFlags
-from bf16prof.commands.options import numbers, words
+from bf16prof.commands.options import Numbers, Words, numbers, words
 from bf16prof.commands.output import hint
 from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
 from bf16prof.engine.constraints import admit
@@ -45,8 +45,8 @@ class Request:
     """
 
     resolved: Resolved
-    zero: str
-    recipe: str
+    zero: Numbers
+    recipe: Words
     offload: Offload | None
     batch: BatchSizes | None = None
     any_gpus: bool = False
@@ -137,7 +137,7 @@ def resolve_profile(asked: Asked[WorkloadFlags], name: str) -> Resolved:
     return load_profile(name, _overrides(asked))
 
 
-def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
+def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
     """The jobs that DeepSpeed runs, and the refusals of the others.
 
     Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and

@@ -7,6 +7,7 @@ Run as `python -m bf16prof.dry_run.worker FOLDER COUNT`; for task N it writes a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from bf16prof.documents import as_json, document
 from bf16prof.dry_run.runner import TOO_BIG, Files, killed
@@ -24,6 +26,7 @@ from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import die_with_parent
+from bf16prof.profiles.sizes import clash
 from bf16prof.runs import read
 
 SAY_EVERY_S = 0.1
@@ -43,7 +46,7 @@ def run_task(files: Files) -> None:
         write_json(files.record, document([record]))
     except Exception as error:  # noqa: BLE001 - whatever it is, the process that waits has to hear of it
         traceback.print_exc()
-        write_json(files.fault, _fault(error))
+        write_json(files.fault, _with_clash(_fault(error), files))
     sys.stderr.flush()
     os._exit(0)
 
@@ -72,6 +75,22 @@ def _fault(error: Exception) -> Fault:
     if comes_from_checking(error):
         return Fault(f"DeepSpeed refuses this configuration: {line}", "", is_input=True)
     return Fault(f"{type(error).__name__}: {line}", "please report this, with the job", is_input=False)
+
+
+def _with_clash(fault: Fault, files: Files) -> Fault:
+    """The fault with the two sizes of a configuration that may be behind it."""
+    model = _model(files)
+    found = clash(model.get("hf_config", {})) if fault.is_input else None
+    return fault if found is None else dataclasses.replace(fault, message=f"{found}: {fault.message}")
+
+
+def _model(files: Files) -> dict[str, Any]:
+    """The model of a task as its file has it; nothing where that cannot be read, which its fork says."""
+    try:
+        found: dict[str, Any] = read(files.task, Task).job.profile.get("model", {})
+        return found
+    except InputError:
+        return {}
 
 
 def _place(error: Exception) -> str:
@@ -105,13 +124,6 @@ def import_first(hugging_face: bool = False) -> None:
             importlib.import_module("transformers.modeling_utils")
 
 
-def _needs_transformers(files: Files) -> bool:
-    try:
-        return "hf_config" in read(files.task, Task).job.profile.get("model", {})
-    except InputError:  # its fork says what is wrong with it
-        return False
-
-
 def _task_process(files: Files) -> None:
     die_with_parent()
     run_task(files)
@@ -125,7 +137,7 @@ def main() -> None:
         run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
     waiting = [Files(folder, index) for index in range(count)]
-    import_first(any(map(_needs_transformers, waiting)))
+    import_first(any("hf_config" in _model(files) for files in waiting))
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
     running: dict[Files, multiprocessing.process.BaseProcess] = {}

@@ -26,7 +26,7 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     first = error.errors(include_url=False)[0]
     key, expected = _place(first["loc"])
     known = documented(key)
-    origin = _origin(known, origins, default_origin)
+    origin = origin_of(known, origins, default_origin)
     if first["type"] == "extra_forbidden":
         reason = REASONS.get(key)
         if reason:
@@ -38,7 +38,7 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
     return f"{origin}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_shown(first['input'])}"
 
 
-def _origin(key: str, origins: Mapping[str, str], otherwise: str) -> str:
+def origin_of(key: str, origins: Mapping[str, str], otherwise: str) -> str:
     """Where a key came from: that of a key inside it, else of the nearest table or list around it that somebody gave."""
     inside = (origin for name, origin in origins.items() if name == key or name.startswith(key + "."))
     around = sorted((name for name in origins if key.startswith(name + ".")), key=len)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from pydantic import ValidationError
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_text
 from bf16prof.profiles.assumed import assumed_words, fill_in
-from bf16prof.profiles.explain import documented, explain
+from bf16prof.profiles.explain import documented, explain, origin_of
 from bf16prof.profiles.models import KINDS, HuggingFaceSettings
 from bf16prof.profiles.names import named
 from bf16prof.profiles.plain import dotted, parse_json_object, read_json_object
 from bf16prof.profiles.safetensors import read_shapes
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import preset_files, preset_ids, shipped_text
+from bf16prof.profiles.sizes import wrong_size
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,15 @@ def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolv
         profile = Profile.model_validate(table)
     except ValidationError as error:
         raise InputError(explain(error, origins, source.origin)) from error
+    _require_sizes(profile, origins, source.origin)
     return Resolved(profile, _of_what_is_there(origins, profile))
+
+
+def _require_sizes(profile: Profile, origins: Mapping[str, str], otherwise: str) -> None:
+    """Raise `InputError` for a size of a Hugging Face configuration that no model can have."""
+    if isinstance(profile.model, HuggingFaceSettings) and (found := wrong_size(profile.model.hf_config)):
+        key, value = f"model.hf_config.{found[0]}", found[1]
+        raise InputError(f"{origin_of(key, origins, otherwise)}: {key}: expected a whole number above 0, got {value!r:.60}")
 
 
 def _of_what_is_there(origins: dict[str, str], profile: Profile) -> dict[str, str]:

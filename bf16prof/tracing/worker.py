@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from bf16prof.cases import JobFile
+from bf16prof.dry_run.worker import import_first
 from bf16prof.errors import Bf16profError
 from bf16prof.files import write_bytes, write_text
 from bf16prof.processes import die_with_parent
@@ -37,6 +38,13 @@ def run(files: TraceFiles) -> None:
     os._exit(0)
 
 
+def _needs_transformers(files: TraceFiles) -> bool:
+    try:
+        return "hf_config" in read(files.job, JobFile).profile.get("model", {})
+    except Bf16profError:  # its fork says what is wrong with it
+        return False
+
+
 def _forked(files: TraceFiles) -> None:
     die_with_parent()
     run(files)
@@ -55,6 +63,7 @@ def main() -> None:
     while True:
         while len(running) < (os.cpu_count() or 1) and (files := TraceFiles(folder, following)).job.exists():
             following += 1
+            import_first(_needs_transformers(files))
             running[files] = context.Process(target=_forked, args=(files,))
             running[files].start()
         multiprocessing.connection.wait([process.sentinel for process in running.values()], POLL_S)

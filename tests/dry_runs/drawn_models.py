@@ -22,6 +22,11 @@ INNER = (
 )  # fmt: skip
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 HEAD = ("head_dim", "d_kv", "d_head")
+LATENT = ("kv_lora_rank", "qk_rope_head_dim")
+"""Multi-head latent attention has as many key heads as heads, and the widths of its parts, which stay as they are."""
+CHOSEN = ("num_experts_per_tok", "moe_k")
+ROUTING_GROUPS = ("n_group", "topk_group")
+"""Experts are chosen from some of the groups that they are parted into."""
 VOCABULARY = 1000
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id", "mask_token_id")
 
@@ -51,9 +56,13 @@ def _smaller(content: Mapping[str, Any], drawn: Mapping[str, int]) -> dict[str, 
     """What is changed of a configuration, and of those inside it."""
     deep = next((content[key] for key in LAYERS if isinstance(content.get(key), int)), None)
     changed: dict[str, Any] = {}
+    is_latent = any(key in content for key in LATENT)
+    is_pyramid = any(isinstance(content.get(key), list) for key in HEADS)  # heads by stage, of which each has its own width
     sizes = {
-        LAYERS: drawn["layers"], WIDTHS: drawn["width"], HEADS: drawn["heads"], GROUPS: drawn["heads"] // 2, INNER: drawn["inner"],
-        EXPERTS: drawn["experts"], HEAD: drawn["width"] // drawn["heads"], ("vocab_size",): VOCABULARY,
+        LAYERS: drawn["layers"], () if is_pyramid else WIDTHS: drawn["width"], HEADS: drawn["heads"], INNER: drawn["inner"],
+        EXPERTS: drawn["experts"],
+        GROUPS: drawn["heads"] // (1 if is_latent else 2), () if is_latent else HEAD: drawn["width"] // drawn["heads"],
+        ("vocab_size",): VOCABULARY, CHOSEN: 2, ROUTING_GROUPS: 1,
     }  # fmt: skip
     for names, value in sizes.items():
         changed |= {name: value for name in names if isinstance(content.get(name), int)}
@@ -67,6 +76,20 @@ def _smaller(content: Mapping[str, Any], drawn: Mapping[str, int]) -> dict[str, 
     return changed
 
 
+def _images(model_type: str) -> dict[str, Any]:
+    """What a model that reads images alone is called with."""
+    from transformers import CONFIG_MAPPING
+
+    content = CONFIG_MAPPING[model_type]().to_dict()
+    size, channels = content.get("image_size"), content.get("num_channels")
+    if "vocab_size" in content or any(isinstance(value, dict) and "vocab_size" in value for value in content.values()):
+        return {}
+    if not isinstance(channels, int) or not isinstance(size, int | list):
+        return {}
+    extents = size if isinstance(size, list) else [size, size]
+    return {"model.inputs": {"pixel_values": {"dtype": "parameters", "shape": ["micro_batch", channels, *extents]}}}
+
+
 def drawn_job(model_type: str, rng: random.Random) -> Job:
     """A job of a drawn model. Raises what transformers or bf16prof refuses."""
     work: dict[str, Any] = {
@@ -75,7 +98,7 @@ def drawn_job(model_type: str, rng: random.Random) -> Job:
         "keeps_outputs": rng.random() < 0.5,
     }  # fmt: skip
     sets: dict[str, Any] = {"model.hf_config": configuration(model_type, rng), "optimizer.torch_adam": False, "optimizer.fused": False}
-    sets |= {f"workload.{key}": value for key, value in work.items()}
+    sets |= {f"workload.{key}": value for key, value in work.items()} | _images(model_type)
     profile = load_profile("cpu-demo", [Override(key, value, "drawn") for key, value in sets.items()]).profile
     stage, world = rng.choice((1, 2, 3, 3)), rng.choice((1, 2, 8))
     return admit(expand(Selection(profile, [stage], [world], [rng.choice(RECIPES)], Device.GPU, find_gpu("h100-80gb"))))[0][0]

@@ -48,10 +48,11 @@ class Judgement:
 
 def judge(jobs: Sequence[Job], options: Options | None = None) -> list[Judgement]:
     """Predict and dry-run the jobs."""
-    return [_judged(job, dry) for job, dry in zip(jobs, simulate(jobs, options=options), strict=True)]
+    return [judged_against(job, dry) for job, dry in zip(jobs, simulate(jobs, options=options), strict=True)]
 
 
-def _judged(job: Job, dry: MemoryRecord) -> Judgement:
+def judged_against(job: Job, dry: MemoryRecord) -> Judgement:
+    """Predict a job whose dry run is known."""
     closed = predict(job)
     steady = (dry.allocated_bytes or 0) - sum(item.bytes for item in dry.items if item.name == REMAINDERS)
     errors = {phase: (closed.phases[phase].peak_bytes or 0) / (dry.phases[phase].peak_bytes or 1) - 1 for phase in Phase}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bf16prof.errors import InputError
 from bf16prof.models.shapes import NoInventory, ParameterSpec, linear
 from bf16prof.models.shapes.huggingface import BufferSpec, Skeleton
 from bf16prof.models.shapes.huggingface.config import Config
@@ -25,7 +26,7 @@ class Heads:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise NoInventory(f"model.hf_config: {self.heads} heads share a hidden size of {self.hidden}: none is left of a head")
+            raise InputError(f"model.hf_config.hidden_size ({self.hidden}) is shared by {self.heads} heads: none is left of a head")
 
     @classmethod
     def of(cls, config: Config) -> Heads:
