@@ -31,7 +31,7 @@ OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
     "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas",
 }  # fmt: skip
-FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
+FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim", "--lora"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
