@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bf16prof.documents import SCHEMA_VERSION, document
+from bf16prof.documents import SCHEMA_VERSION, raw_document
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, read_text, write_json, write_text
 from bf16prof.locks import is_held
@@ -208,7 +208,7 @@ def save(run: Run) -> None:
 
 def save_records(run: Run) -> None:
     """Write the records of a run into its folder."""
-    write_json(run.path / RECORDS, document(run.records))
+    write_json(run.path / RECORDS, raw_document(run.records))
 
 
 def save_manifest(run: Run) -> None:

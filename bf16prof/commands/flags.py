@@ -37,6 +37,7 @@ class WorkloadFlags:
     gradient_accumulation_steps: o.AccumulationOption = None
     activation_checkpointing: o.CheckpointingOption = None
     zero_init: o.ZeroInitOption = None
+    lora: o.LoraOption = None
     set_: o.SetOption = None
 
 
@@ -319,6 +320,9 @@ OF_THE_TERMINAL = ("json_", "output", "figure", "force", "verbose", "fail_unless
 """What only a command does with its answer: in Python the outcome is there to be written and asked."""
 
 
+SCRIPT = "script"
+"""The parameter that stands for what a terminal has after `--`."""
+
 _DEFAULTS: dict[str, Any] = {"quiet": True}
 """What is otherwise in Python where a caller says nothing."""
 
@@ -343,8 +347,10 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
             hints = _hints(flags)  # type: ignore[arg-type]
             values = {name: _typed(value, hints[name]) for name, value in named.items()}
             values = _DEFAULTS | values
-            asked = Asked(function.__name__, flags(**values), {name: COMMANDLINE if name in named else DEFAULT for name in known})  # type: ignore[call-arg]
-            return function(asked)
+            sources = {name: COMMANDLINE if name in named else DEFAULT for name in known if name != SCRIPT}
+            script = values.get(SCRIPT)
+            words = None if script is None else [*map(str, script)]
+            return function(Asked(function.__name__, flags(**values), sources, words))  # type: ignore[call-arg]
 
         own = [each for each in _parameters(flags, _hints(flags)) if each.name not in OF_THE_TERMINAL]  # type: ignore[arg-type]
         plain = [each.replace(annotation=each.annotation.__origin__, default=_DEFAULTS.get(each.name, each.default)) for each in own]

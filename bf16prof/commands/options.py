@@ -170,6 +170,16 @@ CheckpointingOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="r=16,...|FILE",
+        envvar="BF16PROF_LORA",
+        help="Train an adapter and freeze the model: r=16,alpha=32,targets=q_proj+v_proj,dora, or PEFT's adapter_config.json.",
+        rich_help_panel=TRAIN,
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(
@@ -181,6 +191,9 @@ ZeroInitOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
+]
+ScriptArgument = Annotated[
+    list[str] | None, typer.Option("--", help="A training script and its arguments, which stand after -- in a terminal.")
 ]
 ScriptStepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps after which it is ended.", rich_help_panel=SCRIPT)]
 ScriptRankOption = Annotated[int, typer.Option("--rank", min=0, help="The rank that it runs as.", rich_help_panel=SCRIPT)]

@@ -49,12 +49,14 @@ class Rank:
         from bf16prof.engine.config import deepspeed_config
         from bf16prof.engine.phases import PhaseMarks
         from bf16prof.measuring.probes import make_probe
+        from bf16prof.models.adapted import import_peft
 
         self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         import_client_optimizer(deepspeed_config(self.job))
+        import_peft(self.job.profile.peft)
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
         self._whereabouts = whereabouts
@@ -155,7 +157,7 @@ class Rank:
         from bf16prof.quality.watch import UpdateWatch
 
         layout = engine_facts(deepspeed_config(self.job)).layout
-        if layout is None:
+        if layout is None or not layout.is_adam:
             raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
         watch = UpdateWatch(engine, layout)
         for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):

@@ -26,8 +26,8 @@ CASE = WORKLOAD | {
 }  # fmt: skip
 ARGUMENTS = {
     bf16prof.estimate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "calibrate", "trace"},
-    bf16prof.simulate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot"},
-    bf16prof.measure: CASE | {"subject", "ranks", "warmup", "steps", "quality", "timeout", "simulate", "output_dir"},
+    bf16prof.simulate: CASE | {"subject", "gpus", "gpu", "device", "gpus_per_node", "expandable_segments", "snapshot", "script"},
+    bf16prof.measure: CASE | {"script", "subject", "ranks", "warmup", "steps", "quality", "timeout", "simulate", "output_dir"},
     bf16prof.plan: CASE
     | {
         "subject", "gpus", "gpu", "gpus_per_node", "margin", "expandable_segments", "micro_batch_limit", "verify", "no_verify",
@@ -135,3 +135,31 @@ def test_light_calls_import_no_torch() -> None:
     code = "import bf16prof; bf16prof.estimate('gpt2-xl', gpus=2); import sys; print('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_script_is_what_stands_after_two_dashes(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words reach the runner from both sides; a failed script has its record on the error, as the terminal shows it."""
+    from bf16prof.dry_run import runner
+    from bf16prof.dry_run.script import runner as of_scripts
+
+    path = tmp_path / "train.py"
+    path.write_text("")
+    record = bf16prof.estimate("gpt2-xl", zero="3", gpus="4", recipe="bf16-full", trace=False).records[0]
+    asked: list[list[str]] = []
+
+    def run(task: Any, *_: Any) -> Any:
+        asked.append([*task.script.words, task.world_size])
+        failure = runner.DryRunFailed("it broke") if "--break" in task.script.words else None
+        return of_scripts.ScriptOutcome(record, failure)
+
+    monkeypatch.setattr(of_scripts, "simulate_script", run)
+    outcome = bf16prof.simulate(script=[path, "--lr", 1], gpus="4")  # type: ignore[list-item]
+    code, out, err = main("simulate", "--gpus", "4", "--json", "--", str(path), "--lr", "1")
+
+    assert (code, asked) == (0, [[str(path), "--lr", "1", 4]] * 2), err
+    assert json.loads(out)["records"] == json.loads(outcome.to_json())["records"]
+    with pytest.raises(runner.DryRunFailed, match="it broke") as failed:
+        bf16prof.simulate(script=[str(path), "--break"], gpus=4)
+    assert list(failed.value.records.values()) == [record]
+    with pytest.raises(InputError, match="zero: a script after -- says itself"):
+        bf16prof.simulate(script=[str(path)], zero="3")

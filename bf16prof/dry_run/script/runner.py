@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bf16prof.dry_run.runner import POLL_S, TOO_BIG, Files, Options, killed
+from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
-from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment, require_proc, started
@@ -29,7 +28,7 @@ class ScriptOutcome:
     """What came of a script: the record of its steps, or why there is none, or both where it failed after some steps."""
 
     record: MemoryRecord | None
-    failure: Bf16profError | None
+    failure: DryRunFailed | DryRunRefused | None
 
 
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
@@ -69,8 +68,8 @@ def _record(files: Files, task: ScriptTask) -> MemoryRecord:
     return judged(dataclasses.replace(record, limit_bytes=gpu_limit(find_gpu(task.gpu), task.world_size)))
 
 
-def _failure(fault: Fault, log: Path) -> Bf16profError:
+def _failure(fault: Fault, log: Path) -> DryRunFailed | DryRunRefused:
     """The fault as an error, whose hint is the end of what the script printed, where nothing better is known."""
     tail = " ".join(last_lines(log, 1))
     hint = fault.hint or (f"its output ended with: {tail[:300]}" if tail and tail not in fault.message else "")
-    return InputError(fault.message, hint=hint) if fault.is_input else RunFailed(fault.message, hint=hint)
+    return (DryRunRefused if fault.is_input else DryRunFailed)(fault.message, hint=hint)

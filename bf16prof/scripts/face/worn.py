@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from bf16prof.processes import whole_memory
 from bf16prof.scripts.face import around, module
-from bf16prof.scripts.face.mode import CudaFace
+from bf16prof.scripts.face.mode import CudaFace, in_backward
 from bf16prof.scripts.face.module import Memory, Row
 from bf16prof.scripts.face.streams import HostAccelerator
 
@@ -28,7 +28,8 @@ def replaced(rows: Iterable[Row]) -> Iterator[None]:
 @contextlib.contextmanager
 def worn(gpu: module.Gpu, home: torch.device) -> Iterator[None]:
     """Inside, CUDA devices are `home`, and `torch.cuda` answers as that GPU."""
-    with replaced([*module.replacements(gpu), *around.replacements(home)]), CudaFace(home):
+    face = CudaFace(home)
+    with replaced([*module.replacements(gpu), *around.replacements(home), *in_backward(face)]), face:
         yield
 
 
