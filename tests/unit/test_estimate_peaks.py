@@ -116,6 +116,20 @@ def test_what_is_left_at_the_end_of_backward(recipe: str, width: int) -> None:
     assert left[3] == 0
 
 
+def test_the_unfused_fp16_step_copies_every_gradient_to_fp32() -> None:
+    """fp16/unfused_optimizer.py, step: beside the gradients in fp16, in blocks of 512 bytes each. Fused Adam takes nothing more."""
+    fused = (*SMALL[:-1], "optimizer.torch_adam=true", "optimizer.fused=true")
+    chosen = job("fp16-fp32-master", 0, 1, *fused)
+    record = predict(chosen)
+    sizes = [spec.numel for spec in inventory(chosen.profile.model)]
+    step = record.phases[Phase.STEP]
+
+    assert (step.peak_bytes or 0) - (record.allocated_bytes or 0) == sum(
+        -(-width * size // 512) * 512 for size in sizes for width in (2, 4)
+    )
+    assert step.end_bytes == record.allocated_bytes
+
+
 def test_at_least_whole_segments_are_reserved() -> None:
     record = small(2)
 

@@ -18,6 +18,8 @@ from report_fixtures import run_folder
 
 from bf16prof import scratch
 from bf16prof.errors import InputError
+from bf16prof.measuring.cache import CACHE_VARIABLE
+from bf16prof.measuring.prepare import prepare_parts
 
 __all__ = ["main", "run_folder"]
 
@@ -148,3 +150,13 @@ def test_without_proc_nothing_is_dry_run(main: Main, monkeypatch: pytest.MonkeyP
     words = ("--profile", "cpu-demo", "--zero", "1", "--gpus", "2", "--recipe", "bf16-full")
 
     assert "simulating needs /proc" in refused(main("simulate", *words))
+
+
+def test_a_cache_of_extensions_that_is_read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    with pytest.raises(InputError, match=r"cannot write the extension cache .* read-only") as caught:
+        prepare_parts([], pytest.fail)
+    assert CACHE_VARIABLE in caught.value.hint
