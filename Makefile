@@ -40,8 +40,9 @@ slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a b
 	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs tests/scripts
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
-nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant
+nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant, other examples
 	$(BIN)/pytest -m nightly tests/integration tests/dry_runs tests/scripts
+	$(BIN)/pytest --numprocesses auto --hypothesis-profile=default tests/unit
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
