@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,10 +32,14 @@ from bf16prof.measuring.surroundings import rank_environment
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import signal_name, started
 from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, exits_file, rank_log
+from bf16prof.stacks import VARIABLE as STACKS
+from bf16prof.stacks import stack_of_rank, where
 
 T = TypeVar("T")
 POLL_S = 0.2
 LOG_LINES = 15
+MOST_ASKED = 8
+"""Ranks that are asked where they stand: the others stand at one of the same places."""
 
 
 @dataclass(frozen=True)
@@ -106,23 +111,36 @@ def launch(
         return _launch_on_nodes(folder, place, world_size, timeout_s, on_progress)
     kills = MemoryKills()
     early: _Seen | None = None
+    stands: list[str] = []
     progress = _Progress(folder, on_progress)
-    with clean_shared_memory(), _started(folder, world_size, is_shown) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="bf16prof-") as stacks,
+        clean_shared_memory(),
+        _started(folder, world_size, Path(stacks), is_shown=is_shown) as process,
+    ):
         if not _wait(lambda: process.poll() is not None, time.monotonic() + timeout_s, progress):
             early = _Seen.of(folder, world_size)  # before the others are ended, who then fail as well
+            stands = _stands(Path(stacks), early.ranks)
     seen = _Seen.of(folder, world_size)
     cause = blame((early or seen).exits, (early or seen).ranks, by_kernel=kills.happened())
     if cause is None and early is not None:
-        return _timeout(folder, timeout_s, seen)
+        return _timeout(folder, timeout_s, seen, stands)
     return _outcome(folder, process.returncode, seen, cause)
 
 
-def _started(folder: Path, world_size: int, is_shown: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, rank_environment(world_size))
+def _started(folder: Path, world_size: int, stacks: Path, *, is_shown: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    environment = {**rank_environment(world_size), STACKS: str(stacks)}
+    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, environment)
 
 
-def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:
-    message = f"not finished after {timeout_s:g} s: all ranks were ended"
+def _stands(stacks: Path, ranks: tuple[RankResult | None, ...]) -> list[str]:
+    """Where the first ranks stand, as far as they answer."""
+    asked = [(rank, where(rank.pid, stack_of_rank(stacks, rank.rank))) for rank in ranks[:MOST_ASKED] if rank is not None]
+    return [f"rank {rank.rank} stands at {place}" for rank, place in asked if place]
+
+
+def _timeout(folder: Path, timeout_s: float, seen: _Seen, stands: Sequence[str] = ()) -> RanksOutcome:
+    message = "; ".join([f"not finished after {timeout_s:g} s: all ranks were ended", *stands])
     return RanksOutcome(Status.TIMEOUT, message, _tail(_slowest_log(folder, seen.ranks)), seen.ranks)
 
 

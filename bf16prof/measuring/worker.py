@@ -26,6 +26,7 @@ from bf16prof.measuring.results import RankQuality, RankResult, RankTask, save_r
 from bf16prof.processes import die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, rank_log, read
+from bf16prof.stacks import answer_as_rank
 
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What PyTorch raises, as a RuntimeError, where the system has no memory left (c10/core/impl/alloc_cpu.cpp)."""
@@ -218,6 +219,7 @@ def phase_clock(probe: Any) -> Any:
 def main() -> None:
     """Run one rank; leave with 1 after writing why, if anything goes wrong."""
     die_with_parent()
+    answer_as_rank()
     task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     _log_to(rank_log(folder, int(os.environ["RANK"])))
     use_dying_batons()

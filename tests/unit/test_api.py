@@ -159,7 +159,7 @@ def test_a_script_is_what_stands_after_two_dashes(main: Main, tmp_path: Path, mo
     assert (code, asked) == (0, [[str(path), "--lr", "1", 4]] * 2), err
     assert json.loads(out)["records"] == json.loads(outcome.to_json())["records"]
     with pytest.raises(runner.DryRunFailed, match="it broke") as failed:
-        bf16prof.simulate(script=[str(path), "--break"], gpus=4)  # type: ignore[arg-type]
+        bf16prof.simulate(script=[str(path), "--break"], gpus=4)
     assert list(failed.value.records.values()) == [record]
     with pytest.raises(InputError, match="zero: a script after -- says itself"):
         bf16prof.simulate(script=[str(path)], zero="3")

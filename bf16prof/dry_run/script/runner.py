@@ -20,6 +20,7 @@ from bf16prof.processes import child_environment, started
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
+from bf16prof.stacks import stack_of_rank, where
 from bf16prof.verdict import gpu_limit, judged
 
 
@@ -46,6 +47,7 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
                     on_progress(read(files.progress, Progress))
                 time.sleep(POLL_S)
             code = process.poll()
+            stands = where(process.pid, stack_of_rank(Path(folder), 0)) if code is None else ""
         record = _record(files, task) if files.record.exists() else None
         if record is not None and options.snapshot is not None:
             write_bytes(options.snapshot, files.snapshot.read_bytes(), replace=options.replace)
@@ -55,6 +57,7 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
             return ScriptOutcome(record, None)
         if code is None:
             how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout)"
+            how += f": rank {task.rank} stands at {stands}" if stands else ""
         else:
             how = f"{name} was {killed(-code, kills.happened())}" if code < 0 else f"{name} left with exit code {code}"
         return ScriptOutcome(None, _failure(Fault(how, TOO_BIG if code is not None and code < 0 else "", is_input=False), log))

@@ -24,6 +24,7 @@ from bf16prof.processes import die_with_parent
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.runs import read
 from bf16prof.scripts.main import Ending, run
+from bf16prof.stacks import answer_into, stack_of_rank
 
 WITHOUT_VALUES = frozenset({
     "DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode", "UnsupportedOperatorException",
@@ -137,7 +138,7 @@ class Worker:
             )
         if isinstance(error, Exception) and comes_from_checking(error):
             return Fault(f"DeepSpeed refuses {name}: {ending.message}", "", is_input=True)
-        after = f", after {steps} steps" if steps else ""
+        after = f", after {steps} step{'s' if steps > 1 else ''}" if steps else ""
         for key, why in self._rank.unchecked().items():
             return Fault(f"{name}: {key}: {why}; it {ending.message}{after}", MEASURE, is_input=True)
         return Fault(f"{name} {ending.message}{after}", "", is_input=False)
@@ -146,7 +147,9 @@ class Worker:
 def main() -> NoReturn:
     """Run the task of the folder."""
     die_with_parent()
-    Worker(Path(sys.argv[1])).run()
+    folder = Path(sys.argv[1])
+    answer_into(stack_of_rank(folder, 0))
+    Worker(folder).run()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from bf16prof.runs import Status
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
-from bf16prof.scripts.workload import Calls, case_of_engine, workload_of_engine
+from bf16prof.scripts.workload import Calls, case_of_engine, optimizer_words, workload_of_engine
 
 WRITE_EVERY_S = 1.0
 OURS = str(Path(__file__).parents[2])
@@ -188,7 +188,7 @@ class GuestRank:
 
     def _of_script(self) -> OfScript:
         engines = [each for each in self.watch.engines if id(each) in self._calls] or self.watch.engines
-        engine = max(engines, key=parameter_count)
+        engine = max(engines, key=lambda each: (optimizer_words(each) != "none", parameter_count(each)))
         calls = self._calls.get(id(engine), Calls())
         workload = workload_of_engine(engine, calls, zero_init=self._zero_init, keeps_outputs=self._keeps_outputs)
         case = case_of_engine(self._task.script, engine, self._world_size, calls)
