@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly lint docs format bench peaks models plans operators fuzz soak versions study schemas pictures against-gpus gpu-bundle gpu-check slurm clean
+.PHONY: help demo test unit slow nightly lint docs format bench peaks models signatures plans operators fuzz soak versions slurm study schemas features pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -69,6 +69,9 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (hours; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py
 
+signatures: $(VENV)/.dev ## Record the presets' signatures that ship anew; fails when they change, saying which bytes did (ten minutes)
+	$(BIN)/python benchmarks/signatures.py
+
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/plan.py 0
 
@@ -89,6 +92,9 @@ study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, an
 
 schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
 	$(BIN)/python -m bf16prof.commands.schemas bf16prof/schemas
+
+features: $(VENV)/.dev ## Write docs/features.md anew: what can be described, and what not
+	$(BIN)/python docs/make_features.py
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

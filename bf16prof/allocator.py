@@ -236,9 +236,9 @@ class CachingAllocator:
         if self._pending:
             self.synchronize()
         rounded = round_up(size, ALLOCATOR_BLOCK_BYTES)
-        pool = self._pool(rounded <= SMALL_BYTES, stream)
+        pool = self._pools.get((rounded <= SMALL_BYTES, stream)) or self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
-        count = min(most, block.size // rounded)
+        count = 1 if most == 1 else min(most, block.size // rounded)
         block.state, block.requested = "active_allocated", size * count
         block.tail = block.size - rounded * count
         if block.tail >= pool.least_remainder:

@@ -16,7 +16,7 @@ SIGNALLED = 128
 
 
 def install_hint(extra: str) -> str:
-    """How to install what an optional part needs: `train`, `hf`, `recipes`, `pictures` or `data`."""
+    """How to install what an optional part needs: `train`, `hf`, `peft`, `recipes`, `pictures`, `data`, `tensorboard` or `wandb`."""
     return f"pip install 'bf16prof[{extra}]'"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.cases import Refusal
-from bf16prof.documents import document, json_text
+from bf16prof.documents import json_text, raw_document
 from bf16prof.errors import Bf16profError, Refused
 from bf16prof.files import write_text
 from bf16prof.records import MemoryRecord
@@ -50,7 +50,7 @@ class Outcome:
 
     def to_json(self) -> str:
         """The document that the command prints with `--json`."""
-        return json_text(document(self.records, **self.more))
+        return json_text(raw_document(self.records, **self.more))
 
     def figure(self, name: str = "memory") -> go.Figure:
         """A figure of the page by its name, as `--figure`, to show in a notebook or to change. Raises `InputError` for an unknown

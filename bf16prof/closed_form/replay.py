@@ -91,26 +91,31 @@ class Replay(Meter):
         self.reserved = self.allocated_then = self.allocated = 0
         self.shortage: tuple[Phase, OutOfMemory] | None = None
         self._streams, self._ranks = streams, ranks
+        self._streams_now: Mapping[Label, int] = {}
         self._blocks: dict[Label, dict[int, deque[Block]]] = {}
 
     def begin(self, phase: Phase) -> None:
         """A phase begins."""
         self.phase = phase
+        self._streams_now = self._streams if phase in {Phase.FORWARD, Phase.BACKWARD} else {}
 
     def see(self, level: int, events: int) -> None:
         """Levels are the allocator's here."""
 
     def add(self, label: Label, size: int) -> None:
         """Allocate a block."""
-        is_aside = self.phase is Phase.FORWARD or self.phase is Phase.BACKWARD
-        stream, allocator = self._streams.get(label, 0) if is_aside else 0, self.allocator
+        stream, allocator = self._streams_now.get(label, 0), self.allocator
         try:
             block = allocator.allocate(size, stream)
         except OutOfMemory as error:
             self.shortage = self.phase, error
             allocator.lift_limit()
             block = allocator.allocate(size, stream)
-        self._blocks.setdefault(label, {}).setdefault(size, deque()).append(block)
+        if (known := self._blocks.get(label)) is None:  # `setdefault` would make a queue for every block: this runs some ten thousand times
+            known = self._blocks[label] = {}
+        if (same := known.get(size)) is None:
+            same = known[size] = deque()
+        same.append(block)
         self.allocated = max(self.allocated, allocator.allocated_bytes)
         if allocator.reserved_bytes > self.reserved:
             self.reserved, self.allocated_then = allocator.reserved_bytes, allocator.allocated_bytes

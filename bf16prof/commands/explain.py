@@ -11,7 +11,7 @@ import typer
 from bf16prof.commands.flags import Asked, ExplainFlags, takes
 from bf16prof.commands.imported import Subject, record_of, subject_of
 from bf16prof.commands.output import hint, told_run
-from bf16prof.documents import document, json_text
+from bf16prof.documents import json_text, raw_document
 from bf16prof.explanations import Explanation, Prediction
 from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
@@ -46,7 +46,7 @@ def explain(asked: Asked[ExplainFlags]) -> None:
         found = dataclasses.replace(found, why_not_predicted=why_not)
     if given.json_:
         said = settings(subject.profile, subject.origins) if subject else {}
-        typer.echo(json_text(document(tuple(records), settings=said, explanation=found)))
+        typer.echo(json_text(raw_document(tuple(records), settings=said, explanation=found)))
     else:
         _show(found, sources, records, given.quiet)
 

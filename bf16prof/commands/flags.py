@@ -37,6 +37,7 @@ class WorkloadFlags:
     gradient_accumulation_steps: o.AccumulationOption = None
     activation_checkpointing: o.CheckpointingOption = None
     zero_init: o.ZeroInitOption = None
+    lora: o.LoraOption = None
     set_: o.SetOption = None
 
 

@@ -170,6 +170,16 @@ CheckpointingOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="r=16,...|FILE",
+        envvar="BF16PROF_LORA",
+        help="Train an adapter and freeze the model: r=16,alpha=32,targets=q_proj+v_proj,dora, or PEFT's adapter_config.json.",
+        rich_help_panel=TRAIN,
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from bf16prof.documents import document, json_text
+from bf16prof.documents import json_text, raw_document
 from bf16prof.errors import DoesNotFit, InputError
 from bf16prof.files import write_bytes, write_text
 from bf16prof.profiles.gpus import Gpu
@@ -87,7 +87,7 @@ def check_path(flag: str, path: Path, force: bool) -> None:
 
 def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json_text(document(tuple(records), **more)))
+    typer.echo(json_text(raw_document(tuple(records), **more)))
 
 
 def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: bool, figure: str = "", **more: Any) -> None:
@@ -110,7 +110,7 @@ def _text(path: Path, runs: Sequence[Run], more: dict[str, Any]) -> str:
     if is_trace(path.name):
         return trace(runs)
     if path.suffix == ".json":
-        return json_text(document(records, **more)) + "\n"
+        return json_text(raw_document(records, **more)) + "\n"
     if path.suffix == ".html":
         from bf16prof.reports.html import render
 

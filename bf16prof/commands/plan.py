@@ -79,7 +79,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         )
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
-    asked_first = [] if is_written(request.profile.model) else judge.first_asked(sizes)
+    asked_first = [] if is_written(request.profile) else judge.first_asked(sizes)
     record_for(asked_first, trace=given.trace, quiet=given.quiet)
     say_notes(request, given.quiet)
     most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
@@ -235,7 +235,7 @@ def _model(profile: Profile) -> tuple[str, int]:
     """The profile's name, and how many parameters its model has."""
     from bf16prof.closed_form.anatomy import parameter_count
 
-    return profile.name, parameter_count(profile.model)
+    return profile.name, parameter_count(profile)
 
 
 def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_tra
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.models.naming import model_name
+from bf16prof.profiles.adapters import read_lora
 from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.gpus import Gpu
@@ -161,7 +162,9 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
     """What flags lay over the profile's values, from below."""
     given = asked.given()
     typed = [key for key in WORKLOAD_FLAGS if given[key] is not None]
+    lora = asked.flags.lora
     return [
+        *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
     ]

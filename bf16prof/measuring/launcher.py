@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,17 +28,14 @@ from bf16prof.measuring.places import Place, Starter
 from bf16prof.measuring.results import RankResult, load_rank
 from bf16prof.measuring.shared_memory import clean_shared_memory
 from bf16prof.measuring.surroundings import rank_environment
+from bf16prof.measuring.whereabouts import DEADLINE, STACK_LINES, described, hanging
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import signal_name, started
-from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, exits_file, rank_log
-from bf16prof.stacks import VARIABLE as STACKS
-from bf16prof.stacks import stack_of_rank, where
+from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, exits_file, rank_log, where_file
 
 T = TypeVar("T")
 POLL_S = 0.2
 LOG_LINES = 15
-MOST_ASKED = 8
-"""Ranks that are asked where they stand: the others stand at one of the same places."""
 
 
 @dataclass(frozen=True)
@@ -107,41 +103,45 @@ def launch(
     `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
     `is_shown`: what ranks on this machine print goes where this process prints.
     """
-    if place.starter is not Starter.LOCAL:
+    try:
+        if place.starter is Starter.LOCAL:
+            return _launch_here(folder, world_size, timeout_s, on_progress, is_shown=is_shown)
         return _launch_on_nodes(folder, place, world_size, timeout_s, on_progress)
+    finally:
+        for rank in range(world_size):
+            with contextlib.suppress(OSError):
+                where_file(folder, rank).unlink(missing_ok=True)
+
+
+def _launch_here(
+    folder: Path, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None], *, is_shown: bool
+) -> RanksOutcome:
     kills = MemoryKills()
     early: _Seen | None = None
-    stands: list[str] = []
     progress = _Progress(folder, on_progress)
-    with (
-        tempfile.TemporaryDirectory(prefix="bf16prof-") as stacks,
-        clean_shared_memory(),
-        _started(folder, world_size, Path(stacks), is_shown=is_shown) as process,
-    ):
-        if not _wait(lambda: process.poll() is not None, time.monotonic() + timeout_s, progress):
+    deadline = time.monotonic() + timeout_s
+    with clean_shared_memory(), _started(folder, world_size, is_shown, deadline) as process:
+        if not _wait(lambda: process.poll() is not None, deadline, progress):
             early = _Seen.of(folder, world_size)  # before the others are ended, who then fail as well
-            stands = _stands(Path(stacks), early.ranks)
     seen = _Seen.of(folder, world_size)
     cause = blame((early or seen).exits, (early or seen).ranks, by_kernel=kills.happened())
     if cause is None and early is not None:
-        return _timeout(folder, timeout_s, seen, stands)
+        return _timeout(folder, timeout_s, seen)
     return _outcome(folder, process.returncode, seen, cause)
 
 
-def _started(folder: Path, world_size: int, stacks: Path, *, is_shown: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    environment = {**rank_environment(world_size), STACKS: str(stacks)}
-    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, environment)
+def _started(folder: Path, world_size: int, is_shown: bool, deadline: float) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    env = {**rank_environment(world_size), DEADLINE: str(deadline)}
+    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, env)
 
 
-def _stands(stacks: Path, ranks: tuple[RankResult | None, ...]) -> list[str]:
-    """Where the first ranks stand, as far as they answer."""
-    asked = [(rank, where(rank.pid, stack_of_rank(stacks, rank.rank))) for rank in ranks[:MOST_ASKED] if rank is not None]
-    return [f"rank {rank.rank} stands at {place}" for rank, place in asked if place]
-
-
-def _timeout(folder: Path, timeout_s: float, seen: _Seen, stands: Sequence[str] = ()) -> RanksOutcome:
-    message = "; ".join([f"not finished after {timeout_s:g} s: all ranks were ended", *stands])
-    return RanksOutcome(Status.TIMEOUT, message, _tail(_slowest_log(folder, seen.ranks)), seen.ranks)
+def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:
+    """Who hangs, by what ranks have written of their whereabouts, with its log and its stack."""
+    unfinished = [rank for rank, result in enumerate(seen.ranks) if result is None or result.status is not Status.FINISHED]
+    found = hanging(folder, unfinished)
+    message = f"not finished after {timeout_s:g} s: {described(found) or 'all ranks had finished, and did not leave'}"
+    lines = [line for each in found[:1] for line in (_tail(rank_log(folder, each.rank)), *each.stack[:STACK_LINES]) if line]
+    return RanksOutcome(Status.TIMEOUT, message, "\n".join(lines), seen.ranks)
 
 
 def _launch_on_nodes(
@@ -227,12 +227,6 @@ def _wait(is_over: Callable[[], bool], deadline: float, progress: _Progress) -> 
 def _exit(code: int) -> str:
     number = -code if code < 0 else code - SIGNALLED
     return f"signal {signal_name(number)}" if number > 0 else f"exit code {code}"
-
-
-def _slowest_log(folder: Path, ranks: tuple[RankResult | None, ...]) -> Path:
-    """The log of the rank that has come least far."""
-    steps = [len(r.steps) if r is not None else -1 for r in ranks]
-    return rank_log(folder, steps.index(min(steps)))
 
 
 def _tail(*paths: Path) -> str:

@@ -25,7 +25,7 @@ def around(answer: Answer) -> tuple[Plan, ...]:
     to record.
     """
     first = answer.first
-    if first is None or not is_written(first.job.profile.model):
+    if first is None or not is_written(first.job.profile):
         return ()
     limit = first.job.profile.model.longest_sequence
     longest, start = limit[1] if limit else LONGEST_SEQUENCE, first.setting

@@ -1,4 +1,4 @@
-"""Where signatures are kept: in this process, and as files in the user's cache directory.
+"""Where signatures are kept: in this process, as files in the user's cache directory, and as those that ship with the package.
 
 Files are written whole or not at all, and one name always means the same content, so that any number of processes may read and write.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
+from bf16prof.signatures import shipped
 from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import Signature
 
 FOLDER_VARIABLE = "BF16PROF_CACHE"
-SUFFIX = ".signature"
+SUFFIX = shipped.SUFFIX
 
 Tracer = Callable[[Sequence[Inquiry]], None]
 """Answers these inquiries: calls `keep` or `give_up` for each."""
@@ -43,7 +44,7 @@ def folder() -> Path:
 
 
 def find(inquiry: Inquiry) -> Signature | None:
-    """The answer: remembered, from a file, or from the tracer, if there is one."""
+    """The answer: remembered, from a file, shipped, or from the tracer, if there is one."""
     if (found := _recalled(inquiry)) is None and _known.tracer is not None and inquiry.digest not in _known.problems:
         _known.tracer([inquiry])
         found = _recalled(inquiry)
@@ -88,19 +89,27 @@ def forget() -> None:
 
 
 def _recalled(inquiry: Inquiry) -> Signature | None:
-    if inquiry.digest not in _known.signatures and inquiry.is_lasting and (path := _file(inquiry)) is not None:
-        with contextlib.suppress(InputError):  # a file that is broken or of another format is as good as none
-            _known.signatures[inquiry.digest] = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+    if inquiry.digest not in _known.signatures and inquiry.is_lasting:
+        found = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry) or _of_other_code(inquiry)
+        if found is not None:
+            _known.signatures[inquiry.digest] = found
     return _known.signatures.get(inquiry.digest)
 
 
-def _file(inquiry: Inquiry) -> Path | None:
-    """The file of a inquiry. Where nothing could be traced anew, one that other code has answered does; it says which (`versions`)."""
-    path = folder() / (inquiry.name + SUFFIX)
-    if path.exists():
-        return path
-    others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
-    return others[-1] if others else None
+def _of_other_code(inquiry: Inquiry) -> Signature | None:
+    """Where nothing could be traced anew, what other code has answered; it says which (`versions`)."""
+    others: list[Path] = []
+    with contextlib.suppress(OSError):  # a cache of another user's, which this one may not look into, is as good as none
+        others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+    return _read(others[-1]) if others else None
+
+
+def _read(path: Path) -> Signature | None:
+    """What a file has; one that is broken, of another format or of another user's is as good as none."""
+    with contextlib.suppress(InputError, OSError):
+        if path.exists():
+            return Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+    return None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, MemoryRecord, Phase
-from bf16prof.signatures import store
+from bf16prof.signatures import shipped, store
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.signatures.shipped import FOLDER
+from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
 
 pytestmark = [pytest.mark.timeout(290), pytest.mark.xdist_group("tracing")]
@@ -86,8 +88,21 @@ OTHERS = {
     "an encoder and a decoder": job(3, {"model.hf_config": T5}),
     "frozen parameters, stage 2": job(2, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
     "frozen parameters, stage 3": job(3, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
+    "LoRA, checkpointed, stage 3": job(
+        3,
+        {
+            "model.hf_config": WRITTEN["llama"],
+            "workload.activation_checkpointing": True,
+            "workload.zero_init": False,
+            "peft": {"r": 8, "target_modules": ["q_proj", "v_proj"]},
+        },
+    ),
     "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
 }
+
+
+SHIPPED = admit(expand(Selection(load_profile("olmo2-1b").profile, [2], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb"))))[0][0]
+"""A preset whose signature comes with the package."""
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +113,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BF16PROF_CACHE", str(folder))
         patch.setenv("PYTHONPATH", str(folder))
+        patch.setattr(shipped, "FOLDER", folder)
         store.forget()
         session = Session()
-        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values())])
+        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values(), SHIPPED)])
         session.close()
         yield folder
         store.forget()
@@ -138,6 +154,16 @@ def test_what_was_recorded_is_kept_for_other_processes_but_of_functions(recorded
 
     assert store.find(Inquiry.of(HAND["llama", 1])) is not None
     assert store.find(Inquiry.of(OTHERS["frozen parameters, stage 2"])) is None
+
+
+def test_what_ships_is_what_the_model_does(recorded: Path) -> None:
+    """With the releases that it was recorded with; `make signatures` says what has changed."""
+    ships = Signature.unpacked((FOLDER / shipped.file_of(Inquiry.of(SHIPPED)).name).read_bytes())
+    found = store.find(Inquiry.of(SHIPPED))
+
+    assert found is not None
+    if found.versions == ships.versions:
+        assert found.packed() == ships.packed()
 
 
 def test_recipes_ranks_and_accumulation_ask_the_same() -> None:

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bf16prof import files
 from bf16prof.documents import json_text
@@ -94,6 +97,20 @@ def test_lists_of_numbers_are_on_one_line_and_strings_are_left_alone() -> None:
 
     assert json.loads(text) == value
     assert '"sizes": [1, -2, 3.5e-07, 1000000000000]' in text
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3).map(lambda items: ["", *items]) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+"""No list of numbers alone, which is on one line here."""
+
+
+@settings(deadline=None, max_examples=100)
+@given(TREES)
+def test_the_text_is_that_of_the_standard_library(value: Any) -> None:
+    assert json_text(value) == json.dumps(value, indent=2)
 
 
 def test_nan_is_never_written(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Component, Device, Label
-from bf16prof.signatures import inquiry, store
+from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.signature import OUTSIDE, Called, HeldTensor, Signature
 
@@ -138,6 +138,37 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     assert on_cpu.allocated_bytes
     assert on_cpu.peak_allocated_bytes is None
     assert expected.replace(",hf", "") in on_cpu.notes[0]
+
+
+def of_a_preset(name: str = "olmo2-1b", stage: int = 2) -> Job:
+    return expand(Selection(profile(name), [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_preset_has_peaks_where_nothing_can_be_recorded(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    found = predict(of_a_preset(stage=stage))
+
+    assert found.allocated_bytes
+    assert all(memory.peak_bytes for memory in found.phases.values())
+    assert found.parameters == 1_484_916_736  # as the published checkpoint has them
+
+
+def test_what_ships_counts_only_with_the_releases_that_it_was_recorded_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Inquiry.of(of_a_preset())
+    releases = Signature.unpacked(shipped.file_of(asked).read_bytes()).versions
+
+    monkeypatch.setattr(shipped, "versions", lambda: {name: version.partition("+")[0] + "+cu130" for name, version in releases.items()})
+    assert shipped.find(asked) is not None
+    monkeypatch.setattr(shipped, "versions", lambda: {**releases, "transformers": "99.0"})
+    assert shipped.find(asked) is None
+
+
+def test_all_that_ships_can_be_read() -> None:
+    found = [Signature.unpacked(path.read_bytes()) for path in shipped.FOLDER.iterdir()]
+
+    assert found
+    assert all(each.events and not each.problem for each in found)
 
 
 def test_a_reason_is_kept_as_the_answer() -> None:

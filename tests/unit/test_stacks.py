@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bf16prof.stacks import where
+from bf16prof.dry_run.script.stacks import where
 
 HANGS = """\
 import sys
 from pathlib import Path
-from bf16prof.stacks import answer_into
+from bf16prof.dry_run.script.stacks import answer_into
 
 def train():
     print("ready", flush=True)

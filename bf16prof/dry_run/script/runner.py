@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
+from bf16prof.dry_run.script.stacks import STACK, where
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
 from bf16prof.files import last_lines, write_bytes, write_json
@@ -20,7 +20,7 @@ from bf16prof.processes import child_environment, started
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
-from bf16prof.stacks import stack_of_rank, where
+from bf16prof.scratch import temporary_folder
 from bf16prof.verdict import gpu_limit, judged
 
 
@@ -35,19 +35,19 @@ class ScriptOutcome:
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
     """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
     name = task.script.name
-    with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
-        files, log = Files(Path(folder), 0), Path(folder) / "log"
+    with temporary_folder() as folder:
+        files, log = Files(folder, 0), folder / "log"
         write_json(files.task, task)
-        command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", folder]
+        command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", str(folder)]
         kills = MemoryKills()
-        with started(command, log, child_environment(), signal.SIGKILL) as process:
+        with started(command, log, child_environment(folder), signal.SIGKILL) as process:
             deadline = time.monotonic() + timeout
             while process.poll() is None and time.monotonic() < deadline:
                 if files.progress.exists():
                     on_progress(read(files.progress, Progress))
                 time.sleep(POLL_S)
             code = process.poll()
-            stands = where(process.pid, stack_of_rank(Path(folder), 0)) if code is None else ""
+            stands = where(process.pid, folder / STACK) if code is None else ""
         record = _record(files, task) if files.record.exists() else None
         if record is not None and options.snapshot is not None:
             write_bytes(options.snapshot, files.snapshot.read_bytes(), replace=options.replace)

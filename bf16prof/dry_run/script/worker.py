@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from bf16prof.documents import document
 from bf16prof.dry_run.runner import Files
+from bf16prof.dry_run.script.stacks import STACK, answer_into
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault
 from bf16prof.dry_run.worker import Reporter, comes_from_checking
@@ -24,7 +25,6 @@ from bf16prof.processes import die_with_parent
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.runs import read
 from bf16prof.scripts.main import Ending, run
-from bf16prof.stacks import answer_into, stack_of_rank
 
 WITHOUT_VALUES = frozenset({
     "DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode", "UnsupportedOperatorException",
@@ -148,7 +148,7 @@ def main() -> NoReturn:
     """Run the task of the folder."""
     die_with_parent()
     folder = Path(sys.argv[1])
-    answer_into(stack_of_rank(folder, 0))
+    answer_into(folder / STACK)
     Worker(folder).run()
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from bf16prof.measuring.results import GuestTask
 from bf16prof.measuring.script.running import run_attached
+from bf16prof.measuring.whereabouts import DEADLINE
 from bf16prof.processes import die_with_parent
 from bf16prof.runs import SCRIPT, read
-from bf16prof.stacks import answer_as_rank
 
 
 def main() -> int:
     """Run the script that the folder names."""
     die_with_parent()
-    answer_as_rank()
     folder = Path(sys.argv[1])
     task: GuestTask = read(folder / SCRIPT, GuestTask)
     for name in [name for name in os.environ if name.startswith("BF16PROF_PARENT")]:
         del os.environ[name]
-    return run_attached(task, folder.parent)
+    deadline = os.environ.pop(DEADLINE, None)
+    return run_attached(task, folder.parent, deadline=float(deadline) if deadline else None)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from bf16prof.scripts.main import is_own
 
 ASKING = signal.SIGUSR2
 ANSWER_S = 2.0
-VARIABLE = "BF16PROF_STACKS"
-"""The folder in which ranks are to be ready to answer."""
+STACK = "stack"
+"""The file in the folder of a dry run."""
 
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\w+)', re.MULTILINE)
 _PHASES = ("forward", "backward", "step")
@@ -26,17 +26,6 @@ def answer_into(file: Path) -> None:
     """From now on this process writes its stack there when it is asked."""
     stream = file.open("w", encoding="utf-8")  # faulthandler keeps it
     faulthandler.register(ASKING, stream, all_threads=False)
-
-
-def answer_as_rank() -> None:
-    """The same of a rank, if it was started by somebody who may ask; what it starts itself is not to answer."""
-    if folder := os.environ.pop(VARIABLE, ""):
-        answer_into(stack_of_rank(Path(folder), int(os.environ.get("RANK", "0"))))
-
-
-def stack_of_rank(folder: Path, rank: int) -> Path:
-    """Where that rank answers."""
-    return folder / f"stack{rank}"
 
 
 def where(pid: int, file: Path) -> str:

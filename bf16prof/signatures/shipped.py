@@ -1,0 +1,39 @@
+"""Signatures that ship with the package: those of presets whose passes nothing else describes, for the questions that are asked first.
+
+A file is named by the digest of its inquiry. `make signatures` writes them anew, and fails when that changes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_DOCUMENT, read_up_to
+from bf16prof.signatures.inquiry import Inquiry, can_trace, versions
+from bf16prof.signatures.signature import Signature
+
+FOLDER = Path(__file__).parent / "presets"
+SUFFIX = ".signature"
+
+
+def file_of(inquiry: Inquiry) -> Path:
+    """Where the answer lies, if it ships."""
+    return FOLDER / f"{inquiry.digest}{SUFFIX}"
+
+
+def find(inquiry: Inquiry) -> Signature | None:
+    """The answer, where nothing could be recorded anew, or where the same releases are installed that it was recorded with."""
+    path = file_of(inquiry)
+    if not path.exists():
+        return None
+    with contextlib.suppress(InputError):  # one that is broken is as good as none
+        signature = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+        if not can_trace() or _releases(signature.versions) == _releases({name: versions().get(name, "") for name in signature.versions}):
+            return signature
+    return None
+
+
+def _releases(found: dict[str, str]) -> dict[str, str]:
+    """Without how a release was built (`2.13.0+cpu`): a trace asks no device."""
+    return {package: version.partition("+")[0] for package, version in found.items()}
