@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import cluster, missing
-from harness import bf16prof, finish, measure_arguments, start
+from harness import bf16prof, end, finish, measure_arguments, start
 
 from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
 
@@ -63,11 +63,15 @@ def test_an_interruption_cancels_the_job(slurm: dict[str, str], tmp_path: Path) 
     path.write_text("import time\nprint('waiting', flush=True)\ntime.sleep(600)\n")
     process = start("measure", "--launcher", "slurm", "--num-gpus", "1", "-d", str(tmp_path / "run"), "--", str(path), env=slurm)
     deadline = time.monotonic() + 300
-    while not ((tmp_path / "run.out").exists() and "waiting" in (tmp_path / "run.out").read_text() + (tmp_path / "run.err").read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    try:
+        while not ((tmp_path / "run.out").exists() and "waiting" in (tmp_path / "run.out").read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    except BaseException:
+        end(process)
+        raise
 
     assert finish(process, 120).code == 130
     assert not jobs(slurm)
