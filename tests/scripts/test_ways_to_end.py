@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness import bf16prof
 from many import dry, record, run_all
 
 from bf16prof.dry_run.runner import Files
@@ -93,3 +94,14 @@ def test_values_devices_and_evaluations_are_followed(ran: Path) -> None:
     assert not Files(ran / "mechanisms", 0).fault.exists()
     assert found.peak_phase is Phase.FORWARD  # of the evaluation, whose batch is 64 times as large
     assert (found.peak_allocated_bytes or 0) > 64 * (2 * 16) * 101 * 4
+
+
+@pytest.mark.nightly
+def test_a_script_that_hangs_is_said_where(tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text("import time\nprint('waiting', flush=True)\ntime.sleep(600)\n")
+    done = bf16prof("simulate", "--timeout", "60", "--", str(script))
+
+    assert done.code == 3
+    assert "hangs.py has not come to 3 steps after 60 seconds (--timeout): rank 0 stands at hangs.py:3" in done.stderr
+    assert "waiting" in done.stderr

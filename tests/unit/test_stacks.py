@@ -20,21 +20,22 @@ def train():
     sys.stdin.read()
 
 answer_into(Path(sys.argv[1]))
-train()
 """
 
 
-@pytest.mark.parametrize("text", [HANGS, HANGS.replace("sys.stdin.read()", "while True: pass")])
-def test_a_process_says_where_it_stands(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hangs", "line"), [("train()", 7), ("print('ready', flush=True)\nwhile True: pass", 11)], ids=["in a call", "in the module"]
+)
+def test_a_process_says_where_it_stands(hangs: str, line: int, tmp_path: Path) -> None:
     script, file = tmp_path / "hangs.py", tmp_path / "stack"
-    script.write_text(text)
+    script.write_text(HANGS + hangs)
     with subprocess.Popen([sys.executable, str(script), str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         stands = where(process.pid, file)
         process.kill()
 
-    assert stands == "hangs.py:7"
+    assert stands == f"hangs.py:{line}"
     assert not where(process.pid, tmp_path / "none")
 
 

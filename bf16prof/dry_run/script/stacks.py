@@ -17,7 +17,7 @@ ANSWER_S = 2.0
 STACK = "stack"
 """The file in the folder of a dry run."""
 
-_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\w+)', re.MULTILINE)
+_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', re.MULTILINE)
 _PHASES = ("forward", "backward", "step")
 _ENGINE = ("deepspeed/runtime/engine.py", "deepspeed/runtime/pipe/engine.py")
 
