@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly lint format bench operators peaks models signatures plans study schemas pictures gpu-check versions clean
+.PHONY: help demo test unit slow nightly lint docs format bench peaks models signatures plans operators fuzz soak versions study schemas features pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,23 +30,26 @@ OTHER_DEEPSPEEDS := $(VENV)/deepspeed-0.18.3 $(VENV)/deepspeed-0.18.4
 $(VENV)/deepspeed-%: | $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ deepspeed==$*
 
-test: lint unit slow ## Lint, strict types, all tests: what is quick first
+test: lint docs unit slow ## Lint, strict types, documents, all tests: what is quick first
 
 unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
 	$(BIN)/pytest --numprocesses auto tests/unit
 
 # Tests that share a measurement or a dry run are a group, which one process runs (see "Tests" in CONTRIBUTING.md).
 slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a browser
-	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs
+	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs tests/scripts
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
-nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that compile once more for other versions and environments
-	$(BIN)/pytest -m nightly tests/integration
+nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant
+	$(BIN)/pytest -m nightly tests/integration tests/dry_runs tests/scripts
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev ## Build the documents and the reference into docs/_build; any warning fails
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -85,6 +88,9 @@ study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, an
 
 schemas: $(VENV)/.dev ## Write the JSON Schemas that ship anew
 	$(BIN)/python -m bf16prof.commands.schemas bf16prof/schemas
+
+features: $(VENV)/.dev ## Write docs/features.md anew: what can be described, and what not
+	$(BIN)/python docs/make_features.py
 
 pictures: $(VENV)/.dev ## Make the README's pictures anew (needs Chromium)
 	$(BIN)/python docs/make_pictures.py

@@ -2,7 +2,9 @@
 
     python benchmarks/soak.py [RUNS] [SEED]
 
-Nobody else may use `/dev/shm` meanwhile; `unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm; python benchmarks/soak.py'` has one of its own.
+Each run has a seed of its own, one more than the run before, and is told when it is over: where this was stopped after 100 runs,
+`soak.py 100 100` makes the rest. Nobody else may use `/dev/shm` meanwhile;
+`unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm; python benchmarks/soak.py'` has one of its own.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def main() -> int:
         for index in range(count):
             found = soak(first + index, folder / f"run{index}", folder / "old", usual)
             ends[found.command, found.fault] += 1
+            print(f"{first + index}: {found.command}, {found.fault}: exit code {found.code}", file=sys.stderr, flush=True)  # noqa: T201
             for line in found.wrong:
                 print(f"{first + index}: {found.command}, {found.fault}: {line}", flush=True)  # noqa: T201
             wrong += bool(found.wrong)

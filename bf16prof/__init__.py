@@ -1,4 +1,4 @@
-"""bf16prof: predict, measure and reconcile the memory of DeepSpeed training.
+"""bf16prof: predict, measure and reconcile the memory of DeepSpeed training::
 
     import bf16prof
 

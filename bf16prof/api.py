@@ -1,11 +1,12 @@
 """The Python API: each function is a command of the terminal, with the same names, and returns records instead of printing them.
 
-    import bf16prof
-
-    outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3)
-    outcome.records[0].peak_allocated_bytes
-    outcome.to_dataframe()
-    outcome.save("page.html")
+    >>> import bf16prof
+    >>> outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3, recipe="bf16-fp32-master")
+    >>> record, = outcome.records
+    >>> f"{record.peak_allocated_bytes / 2**30:.2f} GiB in {record.peak_phase}: {record.verdict}"
+    '48.37 GiB in backward: fits'
+    >>> outcome.to_dataframe()["recipe"].tolist()
+    ['bf16-fp32-master']
 
 What is wrong raises a `Bf16profError` with a hint. Environment variables that stand for flags are not read. Nothing here imports torch
 but `simulate`, `measure` and what `plan` runs dry.
@@ -13,10 +14,12 @@ but `simulate`, `measure` and what `plan` runs dry.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof import runs
 from bf16prof.commands.flags import Asked, EstimateFlags, ImportFlags, MeasureFlags, PlanFlags, SimulateFlags, called
+from bf16prof.commands.options import ScriptArgument
 from bf16prof.commands.request import read_request
 from bf16prof.outcome import Outcome, Plans, of_run, without_error
 
@@ -31,17 +34,40 @@ def estimate(asked: Asked[EstimateFlags]) -> Outcome:
     return estimated(asked, read_request(asked))
 
 
-@called(SimulateFlags)
-def simulate(asked: Asked[SimulateFlags]) -> Outcome:
-    """Dry-run the real DeepSpeed engine on fake tensors. Where a case fails, raises with the others on the error (`error.records`)."""
-    from bf16prof.commands.simulate import simulated
+@dataclass(frozen=True, kw_only=True)
+class SimulateCall(SimulateFlags):
+    """The arguments of `simulate`."""
 
+    script: ScriptArgument = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureCall(MeasureFlags):
+    """The arguments of `measure`."""
+
+    script: ScriptArgument = None
+
+
+@called(SimulateCall)
+def simulate(asked: Asked[SimulateCall]) -> Outcome:
+    """Dry-run the real DeepSpeed engine on fake tensors. Where a case fails, raises with the others on the error (`error.records`).
+
+    `script=["train.py", "--its", "args"]` dry-runs a training script as it is.
+    """
+    from bf16prof.commands.simulate import simulated
+    from bf16prof.commands.simulate_script import simulated_script
+
+    if asked.script is not None:
+        return without_error(simulated_script(asked, asked.script))
     return without_error(simulated(asked, read_request(asked)))
 
 
-@called(MeasureFlags)
-def measure(asked: Asked[MeasureFlags]) -> Outcome:
-    """Train for a few steps on real DeepSpeed ranks of this machine; the run directory is `outcome.run.path`."""
+@called(MeasureCall)
+def measure(asked: Asked[MeasureCall]) -> Outcome:
+    """Train for a few steps on real DeepSpeed ranks of this machine; the run directory is `outcome.run.path`.
+
+    `script=["train.py", "--its", "args"]` measures a training script as it is.
+    """
     from bf16prof.commands.measure import measured
 
     return without_error(measured(asked))

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree, and the exit code that each branch means.
+"""What can go wrong, as one tree, and the exit code that each branch means::
 
     Bf16profError            1   a fault of ours
     ├── InputError           2   what the user said cannot be used
@@ -16,7 +16,7 @@ SIGNALLED = 128
 
 
 def install_hint(extra: str) -> str:
-    """How to install what an optional part needs: `train`, `hf`, `recipes`, `pictures` or `data`."""
+    """How to install what an optional part needs: `train`, `hf`, `peft`, `recipes`, `pictures`, `data`, `tensorboard` or `wandb`."""
     return f"pip install 'bf16prof[{extra}]'"
 
 

@@ -48,19 +48,6 @@ class NotWritten(InputError):
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder of our own that is gone afterwards. Raises `InputError` where no place for temporary files can be written."""
-    import tempfile
-
-    try:
-        place = tempfile.gettempdir()
-    except OSError as error:
-        raise InputError(f"cannot write temporary files: {error.strerror}", hint="set TMPDIR to a folder that can be written") from error
-    with tempfile.TemporaryDirectory(prefix="bf16prof-", dir=place) as name:
-        yield Path(name)
-
-
-@contextlib.contextmanager
 def opened(path: Path, *, pipes: bool = False) -> Iterator[BinaryIO]:
     """Open a regular file for reading, or with `pipes` also a pipe that somebody writes to.
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bf16prof.files import LARGEST_SETTINGS, read_up_to
+from bf16prof.control_groups import memory_files, text_of
 
-CGROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
 WHOLE_SYSTEM = Path("/proc/vmstat")
+COUNTS = ("memory.events", "memory.oom_control")
 COUNTER = "oom_kill"
 
 
@@ -19,7 +18,8 @@ class MemoryKills:
     """The count when this was made; of this container where it has one, else of the system."""
 
     def __init__(self) -> None:
-        self._files = [path for path in _files() if _count(path) is not None][:1]
+        places = (*memory_files(*COUNTS), WHOLE_SYSTEM)
+        self._file = next((path for path in places if _count(path) is not None), None)
         self._before = self._now()
 
     def happened(self) -> bool:
@@ -27,28 +27,12 @@ class MemoryKills:
         return self._now() > self._before
 
     def _now(self) -> int:
-        return sum(_count(path) or 0 for path in self._files)
-
-
-def _files() -> list[Path]:
-    """Where the count may be, the narrowest first: control groups of version 2 and 1 (Documentation/admin-guide), then the system."""
-    found = []
-    for line in _text(MEMBERSHIP).splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if not controllers:
-            found += [CGROUPS / path.strip("/") / "memory.events", CGROUPS / "memory.events"]
-        elif controllers == "memory":
-            found += [CGROUPS / "memory" / path.strip("/") / "memory.oom_control", CGROUPS / "memory" / "memory.oom_control"]
-    return [*found, WHOLE_SYSTEM]
+        return 0 if self._file is None else _count(self._file) or 0
 
 
 def _count(path: Path) -> int | None:
-    for line in _text(path).splitlines():
+    for line in text_of(path).splitlines():
         name, _, value = line.partition(" ")
         if name == COUNTER and value.strip().isdecimal():
             return int(value)
     return None
-
-
-def _text(path: Path) -> str:
-    return read_up_to(LARGEST_SETTINGS, path).decode(errors="replace") if path.is_file() else ""

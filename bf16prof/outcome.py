@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.cases import Refusal
 from bf16prof.documents import json_text, raw_document
-from bf16prof.errors import Bf16profError
+from bf16prof.errors import Bf16profError, Refused
+from bf16prof.files import write_text
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from bf16prof.planning.answer import Answer
 
@@ -50,6 +52,17 @@ class Outcome:
         """The document that the command prints with `--json`."""
         return json_text(raw_document(self.records, **self.more))
 
+    def figure(self, name: str = "memory") -> go.Figure:
+        """A figure of the page by its name, as `--figure`, to show in a notebook or to change. Raises `InputError` for an unknown
+        name, and where these records have no data for it, naming the figures that they have.
+        """
+        import plotly.graph_objects as go
+
+        from bf16prof.reports import pictures
+
+        pictures.require_name(name)
+        return go.Figure(pictures.on_paper(pictures.figure([self.run], name)))
+
     def save(self, path: str | Path, *, figure: str = "", force: bool = False) -> Path:
         """Write a file in the format of its suffix, as `-o`; `figure`: what a picture shows, as `--figure`.
 
@@ -75,7 +88,11 @@ class Plans:
 
     answers: tuple[Answer, ...]
     document: dict[str, Any]
+    profile: str
+    parameters: int
     notes: tuple[str, ...] = ()
+    theirs: Mapping[str, Any] | None = None
+    """The user's own DeepSpeed JSON, which `deepspeed_json` keeps but for what a plan decides."""
 
     @property
     def records(self) -> tuple[MemoryRecord, ...]:
@@ -83,16 +100,51 @@ class Plans:
         return tuple(record for answer in self.answers for record in answer.records)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per plan that fits, best first within each number of GPUs."""
+        """One row per plan that fits, best first within each number of GPUs (`rank`); columns as in the CSV."""
         import pandas as pd
 
         from bf16prof.documents import as_json
 
-        return pd.json_normalize([as_json(plan) for answer in self.answers for plan in answer.outlook.plans])
+        ranked = [(rank, plan) for answer in self.answers for rank, plan in enumerate(answer.outlook.plans, 1)]
+        rows = [{"rank": rank, **as_json(plan.case), **as_json(plan)} for rank, plan in ranked]
+        return pd.DataFrame([{name: value for name, value in row.items() if name != "case"} for row in rows])
 
     def to_json(self) -> str:
         """The document that `plan --json` prints."""
         return json_text(self.document)
+
+    def text(self, suffix: str) -> str:
+        """The content of a file of that suffix: `.html`, `.md`, `.csv` or `.json`."""
+        outlooks, asked = [answer.outlook for answer in self.answers], self.document["asked"]
+        if suffix == ".json":
+            return self.to_json() + "\n"
+        if suffix == ".html":
+            from bf16prof.planning.around import around
+            from bf16prof.reports.plan_html import PlanPart, render
+
+            parts = [PlanPart(each.outlook, each.first.record if each.first else None, around(each)) for each in self.answers]
+            return render(parts, self.document, profile=self.profile, parameters=self.parameters, asked=asked)
+        from bf16prof.reports import plan_tables
+
+        return plan_tables.to_csv(outlooks) if suffix == ".csv" else plan_tables.to_markdown(outlooks, self.profile, self.parameters, asked)
+
+    def deepspeed_json(self) -> str:
+        """The first choice as a DeepSpeed JSON, of the first number of GPUs. Raises `Refused` where nothing fits."""
+        from bf16prof.planning.written import ds_config_text
+
+        first = self.answers[0].first
+        if first is None:
+            raise Refused(f"nothing fits {self.answers[0].outlook.world_size} GPUs: there is no DeepSpeed JSON of it")
+        return ds_config_text(first, self.theirs)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write a file in the format of its suffix, as `-o`. Raises `InputError` where it exists and `force` does not allow that."""
+        from bf16prof.commands.output import check_outputs
+
+        target = Path(path)
+        check_outputs({"output": [target], "force": force})
+        write_text(target, self.text(target.suffix), replace=force)
+        return target
 
     def _repr_html_(self) -> str:
         shown: str = self.to_dataframe().head(10).to_html(index=False)

@@ -18,13 +18,17 @@ PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "BF16PROF_PARENT"
 """The process id of whoever started this process, which may be dead before this process gets to ask."""
 
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch's compiler keeps things (torch/_inductor/runtime/cache_dir_utils.py); importing it makes that folder."""
+
 GRACE_S = 3.0
 """How long ranks get between SIGTERM and SIGKILL."""
 
 
-def child_environment() -> dict[str, str]:
-    """This process's environment for a child that calls `die_with_parent`."""
-    return {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+def child_environment(scratch: Path | None = None) -> dict[str, str]:
+    """This process's environment for a child that calls `die_with_parent`. `scratch`: a folder for what torch would leave in `TMPDIR`."""
+    kept = {} if scratch is None else {TORCH_CACHE: str(scratch / "torch")}
+    return {**kept, **os.environ, PARENT_VARIABLE: str(os.getpid())}
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:

@@ -129,6 +129,7 @@ class Workload:
     * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3 only). `keeps_outputs`: the training loop holds the model's
       outputs until the next forward pass.
     * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in.
+    * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `assumed`: which of all this nobody said, in a word each.
     """
 
@@ -145,6 +146,7 @@ class Workload:
     keeps_outputs: bool
     deepspeed: dict[str, Any] = field(hash=False)
     assumed: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 Label = tuple[Component, str]

@@ -58,7 +58,7 @@ CASE_FILES = frozenset((SPEC, EXITS, LAUNCHER_LOG, LAYOUT, STOP, SCRIPT))
 PROFILE_TABLES = ("model", "workload", "optimizer", "deepspeed")
 """The tables of a profile (`profiles/schema.py`), as far as a manifest has them."""
 
-_RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log)")
+_RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,8})\.(json|log|where)")
 _NODE_FILE = re.compile(r"(node(0|[1-9]\d{0,8})\.(json|log)|exits[1-9]\d{0,8}\.json)")
 
 
@@ -70,6 +70,11 @@ def rank_file(folder: Path, rank: int) -> Path:
 def rank_log(folder: Path, rank: int) -> Path:
     """Where all that a rank prints goes."""
     return folder / f"rank{rank}.log"
+
+
+def where_file(folder: Path, rank: int) -> Path:
+    """Where a rank says what it is about, while it runs."""
+    return folder / f"rank{rank}.where"
 
 
 def node_file(folder: Path, node: int) -> Path:
@@ -138,7 +143,8 @@ class Manifest:
     """What a run was: who ran what, where, and how it ended. Times are ISO 8601 in UTC.
 
     `origins`: where each value of the profile comes from, by its dotted key; `default` where a key is missing. `nodes`: the hosts, where
-    there are several; `hardware` is that of the one where the run was started.
+    there are several; `hardware` is that of the one where the run was started. `joined`: a digest of the files of a script's ranks that
+    the records were made from.
     """
 
     __pydantic_config__ = STRICT
@@ -156,6 +162,7 @@ class Manifest:
     finished: str | None = None
     origins: dict[str, str] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
+    joined: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from bf16prof.errors import InputError, install_hint
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.models.tapes import network
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
+from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.sizes import clash
 from bf16prof.records import Device
 from bf16prof.signatures import store
@@ -58,7 +59,7 @@ def anatomy_of(job: Job) -> Anatomy:
     """
     written, unknown = None, "only the code that builds this model knows its parameters"
     try:
-        written = _written(job.profile.model) if not job.profile.model.inputs else None
+        written = _written(job.profile.model) if not job.profile.model.inputs and is_as_written(job.profile) else None
     except NoInventory as error:
         unknown = error.message
     if written is not None and not _asks(job):
@@ -66,7 +67,7 @@ def anatomy_of(job: Job) -> Anatomy:
     inquiry = Inquiry.of(job)
     if (signature := store.find(inquiry)) is not None:
         _require_no_clash(job.profile.model, signature.problem)
-        _COUNTS[job.profile.model] = sum(each.numel for each in signature.parameters)
+        _COUNTS[_counted(job.profile)] = sum(each.numel for each in signature.parameters)
         return _recorded(signature)
     if written is not None:
         return written
@@ -80,12 +81,17 @@ def _require_no_clash(model: Model, problem: str | None) -> None:
         raise InputError(f"{found}: {problem}")
 
 
-_COUNTS: dict[Model, int] = {}
+_COUNTS: dict[tuple[Model, str], int] = {}
 
 
-def parameter_count(model: Model) -> int:
-    """Elements of a model's parameters, of which a job has been looked at. Raises `NoInventory`."""
-    return _COUNTS[model] if model in _COUNTS else sum(each.numel for each in inventory(model))
+def parameter_count(profile: Profile) -> int:
+    """Elements of a profile's parameters, of which a job has been looked at. Raises `NoInventory`."""
+    known = _COUNTS.get(_counted(profile))
+    return known if known is not None else sum(each.numel for each in inventory(profile.model))
+
+
+def _counted(profile: Profile) -> tuple[Model, str]:
+    return profile.model, repr(profile.peft)
 
 
 def why_not_recorded(job: Job) -> str:
@@ -101,17 +107,24 @@ def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
     return list({inquiry.digest: inquiry for inquiry in (Inquiry.of(job) for job in jobs if _asks(job))}.values())
 
 
-def is_written(model: Model) -> bool:
-    """Whether this package knows a model's parameters by itself."""
+def is_as_written(profile: Profile) -> bool:
+    """Whether a profile trains its model as this package knows it: all of its parameters, checkpointed in the usual way or not at all."""
+    workload = profile.workload
+    is_usual = not workload.use_reentrant and workload.checkpoint_every_n_layers == 1
+    return profile.peft is None and (is_usual or not workload.activation_checkpointing)
+
+
+def is_written(profile: Profile) -> bool:
+    """Whether this package knows by itself what a profile trains."""
     try:
-        return not model.inputs and bool(_written(model))
+        return not profile.model.inputs and is_as_written(profile) and bool(_written(profile.model))
     except NoInventory:
         return False
 
 
 def _asks(job: Job) -> bool:
     """Whether the passes of the job's model are those of a signature."""
-    if job.device is Device.CPU or job.profile.model.inputs:
+    if job.device is Device.CPU or job.profile.model.inputs or not is_as_written(job.profile):
         return True
     model = job.profile.model
     if isinstance(model, ModelSettings) or (isinstance(model, HuggingFaceSettings) and model.safetensors is not None):

@@ -22,7 +22,7 @@ from bf16prof.models.shapes import NoInventory
 from bf16prof.models.tapes import network
 from bf16prof.profiles.features import with_effect
 from bf16prof.profiles.recipes import DS_CONFIG
-from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
+from bf16prof.profiles.schema import OptimizerSettings, WorkloadSettings, ZeroSettings
 from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
@@ -39,11 +39,30 @@ def closed_form_gap(job: Job) -> str | None:
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
+    if gap := _adapter_gap(job, engine_facts(config)) or _graph_gap(job.profile.workload):
+        return gap
     if engine_facts(config).optimizer is BasicOptimizer.OTHER:
         return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
     params = sorted(set(optimizer_settings(config)) - ADAM_PARAMS)
     unknown = [f"optimizer.params.{name}" for name in params] + list(with_effect(job.profile.deepspeed.more))
     return f"DeepSpeed's {unknown[0]:.120} is not modelled" if unknown else None
+
+
+def _adapter_gap(job: Job, facts: EngineFacts) -> str | None:
+    """An adapter in another dtype than the model: DeepSpeed casts nothing that was built inside `zero.Init` (runtime/engine.py,
+    _cast_module_mixed_precision), and PEFT makes adapters fp32."""
+    adapter = job.profile.peft
+    if adapter is None or not (adapter.autocast_adapter_dtype and job.is_inside_zero_init) or facts.parameter_dtype == "fp32":
+        return None
+    return f"inside deepspeed.zero.Init the {adapter.method} weights stay fp32 beside {facts.parameter_dtype} (peft.autocast_adapter_dtype)"
+
+
+def _graph_gap(workload: WorkloadSettings) -> str | None:
+    """A loop that keeps the loss keeps its graph, which a reentrant checkpoint leaves arguments in (torch/utils/checkpoint.py,
+    CheckpointFunction)."""
+    if workload.activation_checkpointing and workload.use_reentrant and workload.keeps_outputs:
+        return "what reentrant checkpointing leaves in the graph of a loss that the loop keeps is not modelled (workload.keeps_outputs)"
+    return None
 
 
 def peaks_gap(job: Job, engine: Engine) -> str | None:
@@ -56,6 +75,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if engine.device is Device.CPU and engine.anatomy.signature is None:
         return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
     facts = engine.facts
+    if facts.layout and facts.layout.temporaries in {"all", str(engine.device)}:
+        return f"the temporaries of {facts.layout.class_}'s update are not modelled"
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
 
 

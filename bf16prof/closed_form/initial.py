@@ -74,8 +74,9 @@ def _unfused(engine: Engine, meter: Meter, size: int) -> None:
     first = [*(size * n for n in engine.numels), *sizes]
     meter.take(labels.MASTER_PARAMETERS, *sizes)
     meter.take(labels.FIRST_GRADIENTS, *first)
-    for label in MOMENTS:
-        meter.take(label, *sizes)
+    assert engine.facts.layout is not None, "only optimizers whose layout is known have a closed form (gap.py)"
+    for state in engine.facts.layout.states:
+        meter.take(labels.optimizer_state(state.component, state.key), *state.sizes("fp32", engine.shapes))
     update(engine, meter, sizes)
     meter.give(labels.FIRST_GRADIENTS, *first)
 

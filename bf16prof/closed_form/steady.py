@@ -72,6 +72,11 @@ class Engine:
         return [p.numel for p in self.parameters if p.trainable]
 
     @functools.cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each parameter that is trained."""
+        return [p.shape for p in self.parameters if p.trainable]
+
+    @functools.cached_property
     def all_numels(self) -> list[int]:
         """Elements of each parameter, trained or not."""
         return [p.numel for p in self.parameters]
@@ -120,7 +125,7 @@ def _plain(engine: Engine) -> list[Allocation]:
     facts, numels = engine.facts, engine.numels
     size = dtype_bytes(facts.parameter_dtype)
     parameters = allocation(labels.PARAMETERS, [size * n for n in numels], "the model's own tensors")
-    return [parameters, *_optimizer_states(facts, numels)]
+    return [parameters, *_optimizer_states(facts, numels, shapes=engine.shapes)]
 
 
 def _fused(engine: Engine) -> list[Allocation]:
@@ -139,7 +144,7 @@ def _unfused(engine: Engine) -> list[Allocation]:
     return [
         allocation(labels.PARAMETERS, [size * n for n in numels], "the model's own tensors"),
         allocation(labels.MASTER_PARAMETERS, [FP32_BYTES * n for n in numels], "fp16/unfused_optimizer.py __init__"),
-        *_optimizer_states(facts, numels),
+        *_optimizer_states(facts, numels, shapes=engine.shapes),
     ]
 
 
@@ -285,15 +290,24 @@ def reduce_bucket_sizes(engine: Engine) -> list[int]:
 
 
 def _optimizer_states(
-    facts: EngineFacts, numels: Sequence[int], *, on_host: bool = False, layout: OptimizerLayout | None = None
+    facts: EngineFacts,
+    numels: Sequence[int],
+    *,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    on_host: bool = False,
+    layout: OptimizerLayout | None = None,
 ) -> list[Allocation]:
-    """The states of each updated tensor, and the optimizer's own small tensors; `layout` is the engine's unless another is given."""
+    """The states of each updated tensor, and the optimizer's own small tensors; `layout` is the engine's unless another is given.
+
+    `shapes`: of the updated tensors, where they are not flat.
+    """
+    shapes = [(n,) for n in numels] if shapes is None else shapes
     layout = layout or facts.layout
     assert layout is not None, "only optimizers whose layout is known have a closed form (gap.py)"
     states = [
         allocation(
             labels.optimizer_state(state.component, state.key),
-            [dtype_bytes(facts.state_dtype(state)) * n for n in numels],
+            state.sizes(facts.master_dtype, shapes),
             layout.source,
             on_host=on_host,
         )

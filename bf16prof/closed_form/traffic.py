@@ -26,9 +26,9 @@ def optimizer_traffic(engine: Engine) -> tuple[int, int]:
     own = partition_numel(engine)
     gradient = dtype_bytes(facts.gradient_dtype)
     master = dtype_bytes(facts.master_dtype)
-    states = sum(dtype_bytes(facts.state_dtype(state)) for state in facts.layout.states) if facts.layout else 0
+    states = sum(sum(state.sizes(facts.master_dtype, [(own,)])) for state in facts.layout.states) if facts.layout else 0
     copy = dtype_bytes(facts.parameter_dtype) if keeps_a_copy(facts) else 0
-    return own * (gradient + master + states), own * (master + states + copy)
+    return own * (gradient + master) + states, own * (master + copy) + states
 
 
 def partition_numel(engine: Engine) -> int:

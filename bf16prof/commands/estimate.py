@@ -42,7 +42,7 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     """
     given = asked.flags
     check_outputs(asked.given())
-    check_judged_device(given.fail_unless_fits, given.device)
+    check_judged_device(given.fail_unless_fits, Device(given.device))
     request = read_request(asked)
     found = estimated(asked, request)
     records, trained, origins = found.records, found.run.manifest.profile, found.run.manifest.origins
@@ -73,7 +73,7 @@ def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
     from bf16prof.closed_form.textbook import textbook
 
     given = asked.flags
-    jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=_target(given))
+    jobs, refused = select(request, gpus=given.gpus, device=Device(given.device), gpu=_target(given))
     record_for(jobs, trace=given.trace, quiet=given.quiet)
     _require_closed_form(jobs)
     replays = Replays.ALL if given.verbose or len(jobs) <= FEW_CASES else Replays.DECISIVE

@@ -37,6 +37,7 @@ class WorkloadFlags:
     gradient_accumulation_steps: o.AccumulationOption = None
     activation_checkpointing: o.CheckpointingOption = None
     zero_init: o.ZeroInitOption = None
+    lora: o.LoraOption = None
     set_: o.SetOption = None
 
 
@@ -315,8 +316,15 @@ def takes(flags: type[F]) -> Callable[[Callable[[Asked[F]], None]], Callable[...
     return decorate
 
 
-OF_THE_TERMINAL = ("json_", "output", "force", "verbose", "fail_unless_fits", "fail_over", "write")
+OF_THE_TERMINAL = ("json_", "output", "figure", "force", "verbose", "fail_unless_fits", "fail_over", "write")
 """What only a command does with its answer: in Python the outcome is there to be written and asked."""
+
+
+SCRIPT = "script"
+"""The parameter that stands for what a terminal has after `--`."""
+
+_DEFAULTS: dict[str, Any] = {"quiet": True}
+"""What is otherwise in Python where a caller says nothing."""
 
 
 def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callable[P, R]]:
@@ -338,13 +346,19 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
                 raise InputError(f"{function.__name__}: no argument {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
             hints = _hints(flags)  # type: ignore[arg-type]
             values = {name: _typed(value, hints[name]) for name, value in named.items()}
-            values.setdefault("quiet", True)
-            asked = Asked(function.__name__, flags(**values), {name: COMMANDLINE if name in named else DEFAULT for name in known})  # type: ignore[call-arg]
-            return function(asked)
+            values = _DEFAULTS | values
+            sources = {name: COMMANDLINE if name in named else DEFAULT for name in known if name != SCRIPT}
+            script = values.get(SCRIPT)
+            words = None if script is None else [*map(str, script)]
+            return function(Asked(function.__name__, flags(**values), sources, words))  # type: ignore[call-arg]
 
         own = [each for each in _parameters(flags, _hints(flags)) if each.name not in OF_THE_TERMINAL]  # type: ignore[arg-type]
-        run.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-        run.__doc__, run.__module__ = function.__doc__, function.__module__
+        plain = [each.replace(annotation=each.annotation.__origin__, default=_DEFAULTS.get(each.name, each.default)) for each in own]
+        returned = get_type_hints(function).get("return")
+        run.__signature__ = inspect.Signature(plain, return_annotation=returned)  # type: ignore[attr-defined]
+        meanings = [f":param {each.name}: {each.annotation.__metadata__[0].help}" for each in own]
+        run.__doc__ = "\n".join([inspect.getdoc(function) or "", "", *meanings])
+        run.__module__ = function.__module__
         run.__name__ = run.__qualname__ = function.__name__
         return run
 

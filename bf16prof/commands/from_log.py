@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.commands.flags import Asked, LogFlags
-from bf16prof.files import temporary_folder
+from bf16prof.scratch import temporary_folder
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,16 @@ EXIT_CODES = (
     "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
     "130/143/129 interrupted."
 )
+
+
+if TYPE_CHECKING:
+    # What a caller in Python may write for a list on the command line: gpus=8, zero=[2, 3], device="cpu".
+    Numbers = str | int | Sequence[int]
+    Words = str | Sequence[str]
+    DeviceName = Device | str
+else:
+    # What typer parses, and what `flags.called` makes of it.
+    Numbers, Words, DeviceName = str, str, Device
 
 
 def examples(*lines: str) -> str:
@@ -37,9 +48,9 @@ SubjectArgument = Annotated[
 ProfileOption = Annotated[
     str, typer.Option("--profile", "-p", envvar="BF16PROF_PROFILE", help="A preset's name or a TOML file.", rich_help_panel=SELECT)
 ]
-ZeroOption = Annotated[str, typer.Option("--zero", envvar="BF16PROF_ZERO", help="ZeRO stages, as 0,1,2,3.", rich_help_panel=SELECT)]
+ZeroOption = Annotated[Numbers, typer.Option("--zero", envvar="BF16PROF_ZERO", help="ZeRO stages, as 0,1,2,3.", rich_help_panel=SELECT)]
 RecipeOption = Annotated[
-    str,
+    Words,
     typer.Option(
         "--recipe", "-r", envvar="BF16PROF_RECIPE", help="Precision recipes, as a,b (bf16prof recipes list).", rich_help_panel=SELECT
     ),
@@ -49,10 +60,10 @@ DEFAULT_PROFILE = "deepspeed-bf16-example"
 
 DEFAULT_GPU = "h100-80gb"
 
-GpusOption = Annotated[str, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=SELECT)]
+GpusOption = Annotated[Numbers, typer.Option("--gpus", envvar="BF16PROF_GPUS", help="Numbers of GPUs (ranks).", rich_help_panel=SELECT)]
 GpuOption = Annotated[str, typer.Option("--gpu", envvar="BF16PROF_GPU", help="The GPU to fit.", rich_help_panel=SELECT)]
 DeviceOption = Annotated[
-    Device, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=SELECT)
+    DeviceName, typer.Option("--device", help="Predict a GPU, or CPU ranks on a machine like this.", rich_help_panel=SELECT)
 ]
 OffloadOption = Annotated[
     Offload | None,
@@ -159,6 +170,16 @@ CheckpointingOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="r=16,...|FILE",
+        envvar="BF16PROF_LORA",
+        help="Train an adapter and freeze the model: r=16,alpha=32,targets=q_proj+v_proj,dora, or PEFT's adapter_config.json.",
+        rich_help_panel=TRAIN,
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(
@@ -170,6 +191,9 @@ ZeroInitOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any value of the profile.", rich_help_panel=TRAIN)
+]
+ScriptArgument = Annotated[
+    list[str] | None, typer.Option("--", help="A training script and its arguments, which stand after -- in a terminal.")
 ]
 ScriptStepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps after which it is ended.", rich_help_panel=SCRIPT)]
 ScriptRankOption = Annotated[int, typer.Option("--rank", min=0, help="The rank that it runs as.", rich_help_panel=SCRIPT)]
@@ -232,7 +256,7 @@ TolerateOption = Annotated[
 ]
 
 
-def numbers(flag: str, text: str) -> list[int]:
+def numbers(flag: str, text: Numbers) -> list[int]:
     """`1,2,4` as numbers. Raises `InputError` naming the flag."""
     try:
         found = [int(part) for part in words(text)]
@@ -243,9 +267,9 @@ def numbers(flag: str, text: str) -> list[int]:
     return found
 
 
-def words(text: str) -> list[str]:
+def words(text: Words | Numbers) -> list[str]:
     """`a,b` as words; none where there are only commas and spaces."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in str(text).split(",") if part.strip()]
 
 
 def percentage(text: str, flag: str = "--fail-over", below: float = float("inf")) -> float:

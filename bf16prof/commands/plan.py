@@ -16,7 +16,7 @@ from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_set
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.commands.working import working
-from bf16prof.documents import as_json, document, json_text
+from bf16prof.documents import as_json, document
 from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
 from bf16prof.outcome import Plans
@@ -52,7 +52,7 @@ def plan(asked: Asked[PlanFlags]) -> None:
     request = read_request(asked)
     found = planned(asked, request)
     answers, line = found.answers, found.document["asked"]
-    _write(answers, request, line, given)
+    _write(found, given)
     if given.json_:
         typer.echo(found.to_json())
     else:
@@ -79,7 +79,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         )
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
-    asked_first = [] if is_written(request.profile.model) else judge.first_asked(sizes)
+    asked_first = [] if is_written(request.profile) else judge.first_asked(sizes)
     record_for(asked_first, trace=given.trace, quiet=given.quiet)
     say_notes(request, given.quiet)
     most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
@@ -88,7 +88,9 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
     line = _asked(judge, sizes[0])
-    return Plans(tuple(answers), _document(answers, request, line), request.notes)
+    name, parameters = _model(request.profile)
+    theirs = request.file.content if request.file else None
+    return Plans(tuple(answers), _document(answers, request, line), name, parameters, request.notes, theirs)
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:
@@ -222,37 +224,18 @@ def _asked(judge: Judge, world_size: int) -> str:
     return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
 
 
-def _write(answers: Sequence[Answer], request: Request, asked: str, given: PlanFlags) -> None:
-    from bf16prof.planning.written import ds_config_text
-
+def _write(found: Plans, given: PlanFlags) -> None:
     for path in given.output or ():
-        write_text(path, _render(path.suffix, answers, request, asked), replace=given.force)
-    if given.write is not None and (first := answers[0].first) is not None:
-        write_text(given.write, ds_config_text(first, request.file.content if request.file else None), replace=given.force)
-
-
-def _render(suffix: str, answers: Sequence[Answer], request: Request, asked: str) -> str:
-    if suffix == ".json":
-        return json_text(_document(answers, request, asked)) + "\n"
-    outlooks = [answer.outlook for answer in answers]
-    name, parameters = _model(request.profile)
-    if suffix == ".html":
-        from bf16prof.reports.plan_html import render
-
-        first = [answer.first.record if answer.first else None for answer in answers]
-        return render(outlooks, first, _document(answers, request, asked), profile=name, parameters=parameters, asked=asked)
-    from bf16prof.reports import plan_tables
-
-    if suffix == ".csv":
-        return plan_tables.to_csv(outlooks)
-    return plan_tables.to_markdown(outlooks, name, parameters, asked)
+        write_text(path, found.text(path.suffix), replace=given.force)
+    if given.write is not None and found.answers[0].first is not None:
+        write_text(given.write, found.deepspeed_json(), replace=given.force)
 
 
 def _model(profile: Profile) -> tuple[str, int]:
     """The profile's name, and how many parameters its model has."""
     from bf16prof.closed_form.anatomy import parameter_count
 
-    return profile.name, parameter_count(profile.model)
+    return profile.name, parameter_count(profile)
 
 
 def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import typer
 from bf16prof.claims import is_report, owned
 from bf16prof.commands import options as o
 from bf16prof.commands.output import check_outputs, check_path, hint, print_json, told_run, write_files
+from bf16prof.errors import InputError
 from bf16prof.reconcile import check_tolerance
+from bf16prof.reports import trackers
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, REPORT, Run, load
 
@@ -23,6 +25,12 @@ def report(
     figure: o.FigureOption = "",
     open_: Annotated[bool, typer.Option("--open", help="Show the HTML report in a browser.", rich_help_panel=o.OUTPUT)] = False,
     json_: o.JsonOption = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="FOLDER", help="Also write runs of TensorBoard.", rich_help_panel=o.OUTPUT)
+    ] = None,
+    wandb: Annotated[
+        str | None, typer.Option("--wandb", metavar="PROJECT", help="Also log to Weights & Biases.", rich_help_panel=o.OUTPUT)
+    ] = None,
     force: o.ForceOption = False,
     fail_over: o.TolerateOption = None,
     quiet: o.QuietOption = False,
@@ -36,6 +44,7 @@ def report(
     With --json no page is written that --output or --open does not ask for.
     """
     check_outputs(context.params)
+    _check_trackers(tensorboard, wandb)
     tolerance = None if fail_over is None else o.percentage(fail_over)
     loaded = [_load(path) for path in runs]
     files = output or ([_own_page(runs)] if open_ or not json_ else [])
@@ -53,10 +62,29 @@ def report(
         reconciliation(loaded, make_console())
     for path in files:
         hint(f"wrote {path}", quiet)
+    _track(loaded, tensorboard, wandb, quiet)
     if open_:
         typer.launch(str(next((f for f in files if f.suffix == ".html"), files[0]).resolve().as_uri()))
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)
+
+
+def _check_trackers(tensorboard: Path | None, wandb: str | None) -> None:
+    """Raise `InputError` where a tracker's library is missing, or its folder is something else."""
+    if tensorboard is not None:
+        trackers.require("tensorboard", "--tensorboard")
+        if tensorboard.exists() and not tensorboard.is_dir():
+            raise InputError(f"--tensorboard {tensorboard}: not a folder")
+    if wandb is not None:
+        trackers.require("wandb", "--wandb")
+
+
+def _track(loaded: list[Run], tensorboard: Path | None, wandb: str | None, quiet: bool) -> None:
+    if tensorboard is not None:
+        trackers.to_tensorboard(loaded, tensorboard)
+        hint(f"next: tensorboard --logdir {tensorboard}", quiet)
+    if wandb is not None:
+        trackers.to_wandb(loaded, wandb)
 
 
 def _own_page(runs: list[Path]) -> Path:

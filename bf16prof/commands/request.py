@@ -13,12 +13,13 @@ from typing import Any
 
 from bf16prof.cases import Job, Refusal, Selection, expand
 from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, CaseFlags, WorkloadFlags
-from bf16prof.commands.options import numbers, words
+from bf16prof.commands.options import Numbers, Words, numbers, words
 from bf16prof.commands.output import hint
 from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.models.naming import model_name
+from bf16prof.profiles.adapters import read_lora
 from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.gpus import Gpu
@@ -44,8 +45,8 @@ class Request:
     """
 
     resolved: Resolved
-    zero: str
-    recipe: str
+    zero: Numbers
+    recipe: Words
     offload: Offload | None
     batch: BatchSizes | None = None
     any_gpus: bool = False
@@ -136,7 +137,7 @@ def resolve_profile(asked: Asked[WorkloadFlags], name: str) -> Resolved:
     return load_profile(name, _overrides(asked))
 
 
-def select(request: Request, *, gpus: str, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
+def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
     """The jobs that DeepSpeed runs, and the refusals of the others.
 
     Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
@@ -161,7 +162,9 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
     """What flags lay over the profile's values, from below."""
     given = asked.given()
     typed = [key for key in WORKLOAD_FLAGS if given[key] is not None]
+    lora = asked.flags.lora
     return [
+        *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
     ]

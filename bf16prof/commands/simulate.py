@@ -41,7 +41,7 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
     if asked.script is not None:
         simulate_script(asked, asked.script)
         return
-    check_judged_device(given.fail_unless_fits, given.device)
+    check_judged_device(given.fail_unless_fits, Device(given.device))
     request = read_request(asked)
     found = simulated(asked, request)
     write_files(given.output, [found.run], force=given.force, figure=given.figure, **found.more)
@@ -74,7 +74,7 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
     require_packages("simulating")
     target = find_gpu(given.gpu) if given.device is Device.GPU else None
     require_model_library(request.profile.model)
-    jobs, refused = select(request, gpus=given.gpus, device=given.device, gpu=target)
+    jobs, refused = select(request, gpus=given.gpus, device=Device(given.device), gpu=target)
     require_optimizer_libraries(jobs)
     if given.snapshot is not None and len(jobs) != 1:
         raise InputError(
@@ -123,7 +123,7 @@ def _show_changes(request: Request, given: SimulateFlags) -> None:
     if given.device is not Device.GPU:
         return
     gpu = find_gpu(given.gpu)
-    jobs, _ = select(request, gpus=given.gpus, device=given.device, gpu=gpu)
+    jobs, _ = select(request, gpus=given.gpus, device=Device(given.device), gpu=gpu)
     if len(jobs) == 1:
         changes_view(what_gives_back(jobs[0], gpu), make_console())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Sequence
 
 from bf16prof.commands import options as o
@@ -16,7 +15,9 @@ from bf16prof.commands.output import (
     with_host_per_node,
     write_files,
 )
+from bf16prof.documents import as_json
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.outcome import Outcome, of_run, without_error
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.scripts.command import Script, read_script
@@ -41,29 +42,32 @@ def refuse_script_flags(asked: Asked[SimulateFlags]) -> None:
 def simulate_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> None:
     """Run it once for each number of ranks, and show what was recorded; a failure is raised when all has been shown."""
     given = asked.flags
-    script, found, failures = simulated_script(asked, words)
-    records = with_host_per_node(found, given.gpus_per_node)
-    if records:
-        _show(script, records, given)
-    for failure in failures:
-        raise failure
-    require_fit(records, given.fail_unless_fits)
+    found = simulated_script(asked, words)
+    if found.records:
+        _show(found, given)
+    without_error(found)
+    require_fit(found.records, given.fail_unless_fits)
     hint("next: -v lists every item, --gpus 8,16 other sizes, --rank 1 another rank", given.quiet or given.json_)
 
 
-def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> tuple[Script, list[MemoryRecord], list[Bf16profError]]:
-    """The script, its records, and why there are no others."""
+def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> Outcome:
+    """The records of a script; `error`: why there are no others. Raises where there are none at all."""
     from bf16prof.measuring.accelerator import require_packages
 
     given = asked.flags
     refuse_what_the_script_says(asked)
-    check_judged_device(given.fail_unless_fits, given.device)
+    check_judged_device(given.fail_unless_fits, Device(given.device))
     require_packages("simulating")
     script = read_script(words)
     sizes = o.numbers("--gpus", given.gpus)
     if given.snapshot is not None and len(sizes) > 1:
         raise InputError(f"--snapshot {given.snapshot}: a snapshot is of one run, these are {len(sizes)}")
-    return script, *_run(script, sizes, given)
+    found, failure = _run(script, sizes, given)
+    if failure is not None and not found:
+        raise failure
+    records = with_host_per_node(found, given.gpus_per_node)
+    run = finished_run(f"simulate {script.name}", records, {"script": as_json(script)}, {})
+    return of_run(run, {}, records, error=failure)
 
 
 def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] = SHARED) -> None:
@@ -74,7 +78,8 @@ def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] 
             raise InputError(f"{said}: a script after -- says itself what is trained and how", hint="give it to the script, if it takes it")
 
 
-def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], list[Bf16profError]]:
+def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], Bf16profError | None]:
+    """The records, and the first failure, which knows them."""
     from bf16prof.commands.progress import ScriptProgress
     from bf16prof.dry_run.runner import Options
     from bf16prof.dry_run.script.runner import simulate_script as run
@@ -85,25 +90,27 @@ def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[li
         if not given.rank < size <= 2**20:
             raise InputError(f"--rank {given.rank}: of {size} ranks there are the numbers 0 to {size - 1}")
     options = Options(given.expandable_segments, given.snapshot, given.force)
-    records, failures = [], []
+    records, failures = {}, []
     with ScriptProgress(script.name, given.quiet) as progress:
-        for size in sizes:
+        for number, size in enumerate(sizes):
             task = ScriptTask(script, size, given.rank, gpu, given.steps, options.expandable_segments, options.snapshot is not None)
             outcome = run(task, given.timeout, progress, options)
-            records += [outcome.record] if outcome.record is not None else []
+            if outcome.record is not None:
+                records[number] = outcome.record
             failures += [outcome.failure] if outcome.failure is not None else []
-    return records, failures
+    for failure in failures:
+        failure.records = records
+    return list(records.values()), next(iter(failures), None)
 
 
-def _show(script: Script, records: Sequence[MemoryRecord], given: SimulateFlags) -> None:
+def _show(found: Outcome, given: SimulateFlags) -> None:
     from bf16prof.reports.console import breakdown, make_console, reconciliation
 
-    result = finished_run(f"simulate {script.name}", records, {"script": dataclasses.asdict(script)}, {})
-    write_files(given.output, [result], force=given.force)
+    write_files(given.output, [found.run], force=given.force)
     if given.json_:
-        print_json(records)
+        print_json(found.records)
         return
     console = make_console()
-    reconciliation([result], console)
-    for record in records if given.verbose or len(records) == 1 else ():
+    reconciliation([found.run], console)
+    for record in found.records if given.verbose or len(found.records) == 1 else ():
         breakdown(record, console)

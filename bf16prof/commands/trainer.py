@@ -15,7 +15,10 @@ from bf16prof.profiles.load import Override, Resolved
 from bf16prof.profiles.trainer_optimizers import number_overrides, optimizer_overrides, trainers_choice
 from bf16prof.profiles.training_args import Told, TrainingArguments, read_training_args
 
-WORKLOAD = ("micro_batch_size", "gradient_accumulation_steps", "sequence_length", "activation_checkpointing", "zero_init")
+WORKLOAD = (
+    "micro_batch_size", "gradient_accumulation_steps", "sequence_length", "activation_checkpointing", "zero_init", "use_reentrant",
+    "checkpoint_every_n_layers",
+)  # fmt: skip
 """Keys of the profile's `[workload]` that training arguments say."""
 
 OFFLOADS = {"offload_optimizer_device": "offload_optimizer", "offload_param_device": "offload_param"}
@@ -25,6 +28,7 @@ PRECISIONS = {"bf16": "bf16-fp32-master", "fp16": "fp16-fp32-master"}
 MOST_NAMES = 40
 DECISIVE = (
     "adapter", "finetuning_type", "use_peft", "train_type", "lora_r", "lora_rank", "lora_target", "lora_target_modules",
+    "use_rslora", "use_dora", "peft_use_rslora", "peft_use_dora", "lora_target_linear", "lora_modules_to_save", "additional_target",
     "load_in_4bit", "load_in_8bit", "quantization_bit", "attn_implementation", "flash_attn", "flash_attention", "sdp_attention",
     "use_liger_kernel", "enable_liger_kernel", "tensor_parallel_size", "context_parallel_size", "sequence_parallel_size",
     "freeze_vision_tower", "unfrozen_parameters", "torch_compile", "fp8", "fsdp", "fsdp_config",
@@ -106,7 +110,7 @@ def numbers_beside(trainer: Trainer, file: DeepSpeedFile | None) -> list[Overrid
 def _workload(args: TrainingArguments | None, file: DeepSpeedFile | None) -> list[Override]:
     if args is None:
         return []
-    found: dict[str, Told | None] = {f"workload.{name}": args.get(name) for name in WORKLOAD}
+    found: dict[str, Told | None] = {f"workload.{name}": args.get(name) for name in WORKLOAD} | {"peft": args.adapter}
     if file is None:
         found["deepspeed.gradient_clipping"] = args.get("gradient_clipping")
         found |= {f"deepspeed.zero_optimization.{table}.device": args.get(name) for name, table in OFFLOADS.items()}

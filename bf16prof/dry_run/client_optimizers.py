@@ -20,8 +20,9 @@ def client_optimizers(*, on_gpu: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(sys.modules[module], name, _update))
         if not on_gpu and _BITSANDBYTES in sys.modules:
             # A fake tensor meets the operator's stand-in, which allocates nothing; its kernel for the CPU is written in Python.
-            kernel = sys.modules[_BITSANDBYTES]._optimizer_update_32bit_cpu
-            stack.enter_context(mock.patch.object(torch.ops.bitsandbytes, "optimizer_update_32bit", kernel))
+            for name in ("optimizer_update_32bit", "optimizer_update_8bit_blockwise"):
+                kernel = getattr(sys.modules[_BITSANDBYTES], f"_{name}_cpu")
+                stack.enter_context(mock.patch.object(torch.ops.bitsandbytes, name, kernel))
         yield
 
 

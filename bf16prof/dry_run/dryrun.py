@@ -28,6 +28,7 @@ from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
 from bf16prof.engine.workload import workload_of
+from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import MemoryRecord, Phase, PhaseMemory, merge_phases
 
@@ -43,6 +44,7 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
     notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_client_optimizer(deepspeed_config(job))
+    import_peft(job.profile.peft)
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()

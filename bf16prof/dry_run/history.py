@@ -13,12 +13,18 @@ POINTS = 2000
 
 
 def training_peak(ledger: Ledger) -> int:
-    """The number of the event that reaches the highest allocation of all training phases (counted from 1)."""
+    """The number of the event (counted from 1) that reaches the highest allocation from the first forward pass on, init left out.
+
+    A script may build another engine when it has begun to train.
+    """
     first = next(mark.event for mark in ledger.marks if mark.phase is Phase.FORWARD)
+    begins = {mark.event: mark.phase for mark in ledger.marks}
     best = held = highest = 0
+    phase = None
     for number, (allocation, sign) in enumerate(_events(ledger), 1):
+        phase = begins.get(number - 1, phase)
         held += sign * allocation.held
-        if number > first and held > highest:
+        if number > first and held > highest and phase is not Phase.INIT:
             best, highest = number, held
     return best
 

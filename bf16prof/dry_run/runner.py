@@ -19,11 +19,12 @@ from bf16prof.dry_run.task import Fault, Progress, Task
 from bf16prof.dry_run.versions import check as check_versions
 from bf16prof.dry_run.versions import installed
 from bf16prof.errors import InputError, RunFailed
-from bf16prof.files import last_lines, temporary_folder, write_bytes, write_json
+from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment, signal_name, started
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
+from bf16prof.scratch import temporary_folder
 from bf16prof.verdict import gpu_limit, judged
 
 POLL_S = 0.05
@@ -106,7 +107,7 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
         log = folder / "log"
         command = [sys.executable, "-m", "bf16prof.dry_run.worker", str(folder), str(len(jobs))]
         kills = MemoryKills()
-        with started(command, log, child_environment(), signal.SIGKILL) as process:
+        with started(command, log, child_environment(folder), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or Watcher())
         records = _records(tasks, jobs, _Ending(process.returncode, kills.happened(), log))
         if options.snapshot is not None:

@@ -127,6 +127,13 @@ def _packed_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *arg
     return None if answer is None else indices
 
 
+def _without_values(real: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """A table that is computed from its own values, on the host."""
+    with _disable_current_modes():
+        table = real(*args, **kwargs)
+    return torch.empty(table.shape, dtype=table.dtype)
+
+
 ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
     # Transformers takes a model on fake tensors for one that is traced and then builds attention masks that training does without.
     ("transformers.utils.import_utils", "is_fake_tensor", lambda real, tensor: False),
@@ -134,6 +141,8 @@ ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
     ("transformers.masking_utils", "find_packed_sequence_indices", _packed_sequences),
     # optimi corrects its decay rates by the number of the step, which has no value here.
     ("optimi.adam", "debias_beta", lambda real, beta, step: beta),
+    # bitsandbytes makes the table of its 8-bit numbers from lists of values.
+    ("bitsandbytes.functional", "create_dynamic_map", _without_values),
 )
 """Module, name, and what is called in its place: with what it was, and its arguments."""
 

@@ -131,7 +131,7 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     yield labels.PLACEHOLDER, getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
     for name, tensor in kept.items():
         yield local_variable(name), tensor
-    for holder in (engine, wrapper, basic):
+    for holder in filter(None, (engine, wrapper, basic)):  # an engine that only evaluates has no optimizer
         for name, value in vars(holder).items():
             yield labels.held_by(type(holder).__name__, name), value
 

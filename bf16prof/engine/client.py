@@ -9,9 +9,6 @@ from typing import Any
 from bf16prof.engine.config import client_optimizer, optimizer_settings
 from bf16prof.profiles.optimizers import OptimizerLayout
 
-SETTINGS = ("lr", "betas", "eps", "weight_decay")
-"""What an optimizer of any library is told of the profile's."""
-
 
 def import_client_optimizer(config: Mapping[str, Any]) -> None:
     """Import the library whose optimizer a configuration names, so that what it allocates for itself is not taken for the job's."""
@@ -31,7 +28,7 @@ def make_client_optimizer(config: Mapping[str, Any]) -> Callable[[Any], Any] | N
 def client_keywords(config: Mapping[str, Any], layout: OptimizerLayout) -> dict[str, Any]:
     """What the library's optimizer is told besides the parameters."""
     given = optimizer_settings(config)
-    return {**{key: given[key] for key in SETTINGS if key in given}, **layout.arguments}
+    return {**{key: given[key] for key in layout.settings if key in given}, **layout.arguments}
 
 
 def _make(layout: OptimizerLayout, parameters: list[Any], keywords: Mapping[str, Any]) -> Any:

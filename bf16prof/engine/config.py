@@ -12,7 +12,7 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.profiles.ds_config import known_keys
-from bf16prof.profiles.optimizers import OptimizerLayout, State, all_optimizers
+from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.recipes import DTYPE_BYTES
 from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
 from bf16prof.profiles.settings import short_dtype
@@ -67,10 +67,6 @@ class EngineFacts:
     fused_kernel: bool
     """Whether `torch.optim` runs its fused kernel, which keeps its step counters on the device."""
 
-    def state_dtype(self, state: State) -> str:
-        """The dtype of a state of the optimizer."""
-        return state.dtype_for(self.master_dtype)
-
     @property
     def output_dtype(self) -> str:
         """Dtype of the model's logits: those of a Linear layer."""
@@ -97,7 +93,9 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
     assert recipe.deepspeed is not None, "only runnable recipes become jobs"
     for block, keys in recipe.deepspeed.items():
         config[block] = {**keys, **config.get(block, {})} if isinstance(keys, Mapping) else keys
-    ours = {"parameters": recipe.cast, "optimizer": recipe.optimizer}
+    ours = {"parameters": recipe.cast, "optimizer": recipe.optimizer or profile.optimizer.library}
+    if profile.optimizer.library:  # the Trainer sets it as well (transformers, integrations/deepspeed.py, deepspeed_optim_sched)
+        config["zero_allow_untested_optimizer"] = True
     if any(ours.values()):
         config[OURS] = {key: value for key, value in ours.items() if value}
     return {**merged(config, more), **{block: more[block] for block in REPLACED if block in more}}

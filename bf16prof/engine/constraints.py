@@ -27,6 +27,7 @@ from bf16prof.engine.config import (
 )
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
+from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Offload
@@ -61,7 +62,7 @@ def refused_error(refusal: Refusal) -> Refused:
 def refusal_reason(job: Job) -> str | None:
     """Why DeepSpeed cannot run this job as described; `None` if it can."""
     config = deepspeed_config(job)
-    rules = (*(rule(config) for rule in RULES), _secondary_partitions(job, config), _calls_per_step(job, config))
+    rules = (*(rule(config) for rule in RULES), _one_optimizer(job), _secondary_partitions(job, config), _calls_per_step(job, config))
     return next((reason for reason in rules if reason), None)
 
 
@@ -120,8 +121,18 @@ def _no_master_copy_needs_stage_0(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _one_optimizer(job: Job) -> str | None:
+    recipe, library = job.recipe.optimizer, job.profile.optimizer.library
+    if library and recipe:
+        return f"the recipe brings an optimizer of its own, and optimizer.library ({library}) names another"
+    if library and "optimizer" in job.profile.deepspeed.more:
+        return f"the DeepSpeed JSON has an optimizer, and optimizer.library ({library}) names another"
+    return None
+
+
 def _client_optimizer_is_adamw(config: Mapping[str, Any]) -> str | None:
-    if (client := client_optimizer(config)) and optimizer_type(config) != "adamw":
+    client = client_optimizer(config)
+    if client and client.id not in library_ids() and optimizer_type(config) != "adamw":
         profile = f"{config['optimizer'].get('type')!r:.60}"
         return f"{client.class_} is an AdamW, and the profile's optimizer is {profile}: two things would change at once"
     return None
@@ -129,7 +140,9 @@ def _client_optimizer_is_adamw(config: Mapping[str, Any]) -> str | None:
 
 def _client_optimizer_stays_on_the_device(config: Mapping[str, Any]) -> str | None:
     if (client := client_optimizer(config)) and offloads_optimizer(config):
-        return f"{client.class_} does not work on offloaded bf16 master weights, which need DeepSpeedCPUAdam (runtime/base_optimizer.py)"
+        return (
+            f"{client.class_} does not work on an offloaded optimizer's states: DeepSpeed wants DeepSpeedCPUAdam there (runtime/engine.py)"
+        )
     return None
 
 

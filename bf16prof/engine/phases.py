@@ -41,6 +41,9 @@ class PhaseMarks:
         self._meter = meter
         self._open: Phase | None = None
         self._done: dict[Phase, PhaseMemory] = {}
+        self._trains = False
+        self.between = 0
+        """The highest of all times after the first forward pass when no phase was open."""
 
     @property
     def phase(self) -> Phase | None:
@@ -54,6 +57,9 @@ class PhaseMarks:
         peak, end = self._meter.take_phase_peak(), self._meter.allocated_bytes()
         if self._open is not None:
             self._done = merge_phases(self._done, {self._open: PhaseMemory(peak, end)})
+        elif self._trains:
+            self.between = max(self.between, peak)
+        self._trains |= phase is Phase.FORWARD
         self._open = phase
         self._on_mark(phase)
 

@@ -4,7 +4,8 @@
   next micro-step overwrites them: in backward, in the step, and when memory is read between steps.
 * The Trainer's of transformers (5.24.0, trainer.py): `_run_epoch` fetches the batches of all micro-steps of an optimizer step together
   (`get_batch_samples`) and holds them until it fetches the next; `compute_loss` lets go of the outputs when it returns, before backward;
-  the loss stays until the next one is there. Three scalars of the Trainer are left out: the sum of losses, the number of tokens, the norm.
+  the loss, without its graph, stays until the next one is there (`training_step`). Three scalars of the Trainer are left out: the sum
+  of losses, the number of tokens, the norm.
 
 Ours keeps the same tensors as attributes for the same reason, and `kept` names them.
 
@@ -28,8 +29,9 @@ from bf16prof.cases import Job
 from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
 from bf16prof.errors import Bf16profError, InputError
+from bf16prof.models.adapted import unwrapped
 from bf16prof.models.foreign import told_of_zero3
-from bf16prof.models.modules import build
+from bf16prof.models.modules import build_trained
 from bf16prof.profiles.models import EXAMPLE_INPUT, HuggingFaceSettings, Model, ModelSettings
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +48,7 @@ def build_engine(job: Job) -> Any:
     workload, config = job.profile.workload, deepspeed_config(job)
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
-        model = build(job.profile.model, activation_checkpointing=workload.activation_checkpointing)
+        model = build_trained(job.profile)
     engine = initialize(model, config)
     engine.train()
     return engine
@@ -77,7 +79,7 @@ def parameter_count(engine: Any) -> int:
 
 def takes_labels(model: nn.Module) -> bool:
     """Whether the model computes its loss itself, from labels that are its input ids: it shifts them, as transformers' models do."""
-    return "labels" in inspect.signature(model.forward).parameters
+    return "labels" in inspect.signature(unwrapped(model).forward).parameters
 
 
 class TrainingLoop:
@@ -112,6 +114,8 @@ class TrainingLoop:
             self._engine.backward(self.loss)
             self._engine.step()
             losses.append(self.loss.item())
+            if not self._keeps_outputs:
+                self.loss = self.loss.detach()
             number += 1 + self._leave_out(number, self._micro_steps)
         return sum(losses) / len(losses)
 
@@ -149,7 +153,8 @@ class TrainingLoop:
     def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
         names = batch if self._model.inputs or self._passes_labels else ("input_ids",)
         wanted = next(
-            (name for name in inspect.signature(self._engine.module.forward).parameters if name not in ("args", "kwargs")), "NAME"
+            (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
+            "NAME",
         )
         return called_as_described(self._model, {name: batch[name] for name in names}, wanted)
 

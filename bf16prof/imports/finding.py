@@ -65,9 +65,11 @@ class Reading:
 
 @functools.lru_cache(maxsize=4096)
 def rounded(text: str, unit: int, decimals: int) -> Reading:
-    """A number that was rounded to so many decimals, in bytes. At either end at most one byte is missing that may have been meant."""
-    half = Fraction(1, 2 * 10**decimals)
-    return Reading(round(Fraction(text) * unit), math.floor(half * unit - Fraction(1, 2)))
+    """A number that was rounded to so many decimals, in bytes. No byte that may have been meant is left out; at one end there is one more
+    where the number itself is no whole number of bytes."""
+    number, half = Fraction(text) * unit, Fraction(unit, 2 * 10**decimals)
+    middle = round(number)
+    return Reading(middle, max(math.floor(number + half) - middle, middle - math.ceil(number - half)))
 
 
 def highest(readings: Sequence[Reading]) -> Reading | None:

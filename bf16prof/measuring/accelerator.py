@@ -91,10 +91,13 @@ def require_model_library(model: Model) -> None:
 
 
 def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
-    """Raise `InputError` with a hint unless the libraries whose optimizers these jobs' recipes bring are installed."""
-    for recipe in {job.case.recipe: job.recipe for job in jobs if job.recipe.optimizer}.values():
-        layout = all_optimizers()[recipe.optimizer]
-        _require(layout.distribution, f"{recipe.id} ({layout.class_})", f"{install_hint('recipes')}, or only '{layout.requirement}'")
+    """Raise `InputError` with a hint unless the libraries whose optimizers these jobs are handed are installed."""
+    handed = {job.recipe.optimizer or job.profile.optimizer.library: job.recipe for job in jobs}
+    for id_, recipe in handed.items():
+        if id_:
+            layout = all_optimizers()[id_]
+            named = f"{recipe.id if recipe.optimizer else 'optimizer.library'} ({layout.class_})"
+            _require(layout.distribution, named, f"{install_hint('recipes')}, or only '{layout.requirement}'")
 
 
 def can_be_built(job: Job) -> bool:

@@ -16,6 +16,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from bf16prof.control_groups import memory_limit
 from bf16prof.engine.versions import OLDEST, version_tuple
 from bf16prof.errors import install_hint
 from bf16prof.locks import is_held
@@ -23,7 +24,7 @@ from bf16prof.measuring.accelerator import TorchAnswer, ask_torch, run
 from bf16prof.measuring.cache import BUILD_LOCK, CACHE_VARIABLE, cache_folder
 from bf16prof.measuring.cluster import host_name, network, shared_cache, starters
 from bf16prof.measuring.findings import Check, State
-from bf16prof.measuring.machine import package_version
+from bf16prof.measuring.machine import package_version, whole_memory
 from bf16prof.measuring.probes import nvml
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.recipes import all_recipes
@@ -53,6 +54,7 @@ def checks() -> list[Check]:
         _package("tokenizers", "only BPE data (text-bpe, pydoc-bpe) needs it"),
         _package("transformers", "only models given by a Hugging Face config need it", hint=install_hint("hf")),
         *_optimizer_libraries(),
+        _memory(),
         _space("shared memory", Path("/dev/shm"), SHM_BYTES, "in a container: docker run --shm-size=8g (or --ipc=host)"),
         _space("disk", Path.cwd(), DISK_BYTES, "free some space, or write runs elsewhere with --output-dir"),
         _extension_cache(),
@@ -158,6 +160,12 @@ def _nvcc(gpu: bool) -> Check:
     return Check(
         "nvcc", State.MISSING, "DeepSpeed cannot compile FusedAdam for the GPU", "install the CUDA toolkit of torch's CUDA version"
     )
+
+
+def _memory() -> Check:
+    limit = memory_limit()
+    allowed = f", of which this container may use {_gib(limit)}" if limit is not None else ""
+    return Check("memory", State.OK, f"{_gib(whole_memory())}{allowed}")
 
 
 def _space(name: str, folder: Path, wanted: int, hint: str) -> Check:

@@ -28,9 +28,10 @@ from bf16prof.measuring.places import Place, Starter
 from bf16prof.measuring.results import RankResult, load_rank
 from bf16prof.measuring.shared_memory import clean_shared_memory
 from bf16prof.measuring.surroundings import rank_environment
+from bf16prof.measuring.whereabouts import DEADLINE, STACK_LINES, described, hanging
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import signal_name, started
-from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, exits_file, rank_log
+from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, exits_file, rank_log, where_file
 
 T = TypeVar("T")
 POLL_S = 0.2
@@ -102,13 +103,25 @@ def launch(
     `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
     `is_shown`: what ranks on this machine print goes where this process prints.
     """
-    if place.starter is not Starter.LOCAL:
+    try:
+        if place.starter is Starter.LOCAL:
+            return _launch_here(folder, world_size, timeout_s, on_progress, is_shown=is_shown)
         return _launch_on_nodes(folder, place, world_size, timeout_s, on_progress)
+    finally:
+        for rank in range(world_size):
+            with contextlib.suppress(OSError):
+                where_file(folder, rank).unlink(missing_ok=True)
+
+
+def _launch_here(
+    folder: Path, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None], *, is_shown: bool
+) -> RanksOutcome:
     kills = MemoryKills()
     early: _Seen | None = None
     progress = _Progress(folder, on_progress)
-    with clean_shared_memory(), _started(folder, world_size, is_shown) as process:
-        if not _wait(lambda: process.poll() is not None, time.monotonic() + timeout_s, progress):
+    deadline = time.monotonic() + timeout_s
+    with clean_shared_memory(), _started(folder, world_size, is_shown, deadline) as process:
+        if not _wait(lambda: process.poll() is not None, deadline, progress):
             early = _Seen.of(folder, world_size)  # before the others are ended, who then fail as well
     seen = _Seen.of(folder, world_size)
     cause = blame((early or seen).exits, (early or seen).ranks, by_kernel=kills.happened())
@@ -117,13 +130,18 @@ def launch(
     return _outcome(folder, process.returncode, seen, cause)
 
 
-def _started(folder: Path, world_size: int, is_shown: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, rank_environment(world_size))
+def _started(folder: Path, world_size: int, is_shown: bool, deadline: float) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    env = {**rank_environment(world_size), DEADLINE: str(deadline)}
+    return started(local_command(folder, world_size), None if is_shown else folder / LAUNCHER_LOG, env)
 
 
 def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:
-    message = f"not finished after {timeout_s:g} s: all ranks were ended"
-    return RanksOutcome(Status.TIMEOUT, message, _tail(_slowest_log(folder, seen.ranks)), seen.ranks)
+    """Who hangs, by what ranks have written of their whereabouts, with its log and its stack."""
+    unfinished = [rank for rank, result in enumerate(seen.ranks) if result is None or result.status is not Status.FINISHED]
+    found = hanging(folder, unfinished)
+    message = f"not finished after {timeout_s:g} s: {described(found) or 'all ranks had finished, and did not leave'}"
+    lines = [line for each in found[:1] for line in (_tail(rank_log(folder, each.rank)), *each.stack[:STACK_LINES]) if line]
+    return RanksOutcome(Status.TIMEOUT, message, "\n".join(lines), seen.ranks)
 
 
 def _launch_on_nodes(
@@ -209,12 +227,6 @@ def _wait(is_over: Callable[[], bool], deadline: float, progress: _Progress) -> 
 def _exit(code: int) -> str:
     number = -code if code < 0 else code - SIGNALLED
     return f"signal {signal_name(number)}" if number > 0 else f"exit code {code}"
-
-
-def _slowest_log(folder: Path, ranks: tuple[RankResult | None, ...]) -> Path:
-    """The log of the rank that has come least far."""
-    steps = [len(r.steps) if r is not None else -1 for r in ranks]
-    return rank_log(folder, steps.index(min(steps)))
 
 
 def _tail(*paths: Path) -> str:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import bf16prof
+from bf16prof.control_groups import memory_limit
 from bf16prof.measuring.probes import nvml
 from bf16prof.processes import usable_cores
 from bf16prof.profiles.secrets import is_secret
@@ -55,12 +56,10 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, str]:
     """CPU model, cores (those this process may use), memory and its limit in bytes, system, kernel, GPUs."""
-    import psutil
-
     found = {
         "cpu": _cpu_model(),
         "cores": str(usable_cores()),
-        "memory_bytes": str(psutil.virtual_memory().total),
+        "memory_bytes": str(whole_memory()),
         "system": _system(),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "gpus": ", ".join(gpu.name for gpu in nvml.list_gpus()) or "none",
@@ -71,10 +70,13 @@ def hardware() -> dict[str, str]:
 
 def usable_memory() -> int:
     """The bytes of memory that processes here may have in all: the machine's, or less in a container."""
-    import psutil
-
-    total = psutil.virtual_memory().total
+    total = whole_memory()
     return min(total, memory_limit() or total)
+
+
+def whole_memory() -> int:
+    """The bytes of memory of this machine, which the C library knows without `/proc`."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def package_version(name: str) -> str | None:
@@ -83,12 +85,6 @@ def package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def memory_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
-    """The bytes that this container may use (control groups version 2); None if there is no limit."""
-    text = _read(file).strip()
-    return int(text) if text.isdecimal() else None
 
 
 def _cpu_model(file: Path = Path("/proc/cpuinfo")) -> str:

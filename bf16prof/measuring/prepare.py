@@ -112,7 +112,7 @@ def _compile(parts: Sequence[str], folder: Path) -> None:
     log = folder / "compile.log"
     command = [sys.executable, "-m", "bf16prof.measuring.prepare", str(folder), *parts]
     code = None
-    with contextlib.suppress(subprocess.TimeoutExpired), started(command, log, child_environment()) as process:
+    with contextlib.suppress(subprocess.TimeoutExpired), started(command, log, child_environment(folder)) as process:
         code = process.wait(TIMEOUT_S)
     if code != 0:
         reason = f"no end after {TIMEOUT_S:g} s" if code is None else (last_lines(log, 1) or [f"exit code {code}"])[0]

@@ -22,8 +22,10 @@ from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import NotWritten
 from bf16prof.measuring.batches import make_batches
 from bf16prof.measuring.batons import use_dying_batons
+from bf16prof.measuring.cache import CACHE_VARIABLE
 from bf16prof.measuring.results import RankQuality, RankResult, RankTask, save_rank
-from bf16prof.processes import die_with_parent
+from bf16prof.measuring.whereabouts import DEADLINE, Whereabouts
+from bf16prof.processes import TORCH_CACHE, die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, rank_log, read
 
@@ -40,24 +42,31 @@ WRITE_EVERY_S = 1.0
 class Rank:
     """This process: its probe, its phase marks and its result so far."""
 
-    def __init__(self, task: RankTask, folder: Path) -> None:
+    def __init__(self, task: RankTask, folder: Path, whereabouts: Whereabouts) -> None:
         import torch
 
         from bf16prof.engine.client import import_client_optimizer
         from bf16prof.engine.config import deepspeed_config
         from bf16prof.engine.phases import PhaseMarks
         from bf16prof.measuring.probes import make_probe
+        from bf16prof.models.adapted import import_peft
 
         self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         import_client_optimizer(deepspeed_config(self.job))
+        import_peft(self.job.profile.peft)
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
-        self.marks = PhaseMarks(self.probe, self.probe.settle, self.clock.mark)
+        self._whereabouts = whereabouts
+        self.marks = PhaseMarks(self.probe, self.probe.settle, self._begin)
         self.result = started_result(self.rank, self.probe)
         self._written = 0.0
+
+    def _begin(self, phase: Phase | None) -> None:
+        self.clock.mark(phase)
+        self._whereabouts.enter(phase, len(self.result.steps))
 
     def save(self, *, force: bool = True, **changes: Any) -> None:
         """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
@@ -91,6 +100,7 @@ class Rank:
         from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count, takes_labels
 
         self.save()
+        self._whereabouts.say("meeting the other ranks")
         deepspeed.init_distributed()
         job = self.job
         self.marks.mark(Phase.INIT)
@@ -147,7 +157,7 @@ class Rank:
         from bf16prof.quality.watch import UpdateWatch
 
         layout = engine_facts(deepspeed_config(self.job)).layout
-        if layout is None:
+        if layout is None or not layout.is_adam:
             raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
         watch = UpdateWatch(engine, layout)
         for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):
@@ -218,10 +228,13 @@ def phase_clock(probe: Any) -> Any:
 def main() -> None:
     """Run one rank; leave with 1 after writing why, if anything goes wrong."""
     die_with_parent()
-    task_path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    _log_to(rank_log(folder, int(os.environ["RANK"])))
+    task_path, folder, number = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
+    _log_to(rank_log(folder, number))
+    deadline = os.environ.get(DEADLINE)
+    whereabouts = Whereabouts(folder, number, float(deadline) if deadline else None)
+    os.environ.setdefault(TORCH_CACHE, str(Path(os.environ[CACHE_VARIABLE]) / "torch"))
     use_dying_batons()
-    rank = Rank(read(task_path, RankTask), folder)
+    rank = Rank(read(task_path, RankTask), folder, whereabouts)
     try:
         rank.run()
     except BaseException as error:

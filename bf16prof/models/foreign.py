@@ -11,6 +11,7 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,31 @@ if TYPE_CHECKING:
     from torch import nn
 
 INSTALL = install_hint("hf")
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """How layers are recomputed in backward: by `torch.utils.checkpoint`'s reentrant version or the other, every so many layers one."""
+
+    reentrant: bool = False
+    every: int = 1
+
+
 NOT_OF_THE_ARCHITECTURE = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 """Keys of a configuration that say which class it is for, where remote code lies, and how a checkpoint is stored."""
 
 
-def from_hf_config(settings: HuggingFaceSettings, activation_checkpointing: bool) -> nn.Module:
+def from_hf_config(settings: HuggingFaceSettings, checkpointing: Checkpointing | None) -> nn.Module:
     """The model of a Hugging Face configuration with random weights in fp32, ready to be trained."""
     import torch
 
     model_type = settings.hf_config["model_type"]
-    with _one_line(f"transformers cannot build this {model_type!r} model"):
+    with one_line(f"transformers cannot build this {model_type!r} model"):
         config = _config(settings.hf_config)
         cls = _model_class(settings.hf_config.get("architectures"), config)
         chosen = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
         model: nn.Module = cls._from_config(config, dtype=torch.float32, **chosen)
-        _checkpoint(model, activation_checkpointing)
+        _checkpoint(model, checkpointing)
     if not settings.inputs and "input_ids" not in inspect.signature(model.forward).parameters:
         parameters = [name for name in inspect.signature(model.forward).parameters if name not in ("args", "kwargs")]
         raise InputError(
@@ -46,17 +57,17 @@ def from_hf_config(settings: HuggingFaceSettings, activation_checkpointing: bool
     return model.train()
 
 
-def from_factory(settings: FactorySettings, activation_checkpointing: bool) -> nn.Module:
+def from_factory(settings: FactorySettings, checkpointing: Checkpointing | None) -> nn.Module:
     """What the user's function returns, ready to be trained."""
     from torch import nn
 
     function = _imported(settings.factory)
-    with _one_line(f"model.factory {settings.factory} failed"):
+    with one_line(f"model.factory {settings.factory} failed"):
         model = function()
     if not isinstance(model, nn.Module):
         raise InputError(f"model.factory {settings.factory} returned {type(model).__name__}, not a torch.nn.Module")
-    with _one_line(f"the model of model.factory {settings.factory}"):
-        _checkpoint(model, activation_checkpointing)
+    with one_line(f"the model of model.factory {settings.factory}"):
+        _checkpoint(model, checkpointing)
     return model.train()
 
 
@@ -151,7 +162,7 @@ def _imported(factory: str) -> Any:
     module_name, _, path = factory.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    with _one_line(f"model.factory {factory}: cannot import {module_name}"):
+    with one_line(f"model.factory {factory}: cannot import {module_name}"):
         found: Any = importlib.import_module(module_name)
     for name in path.split("."):
         found = getattr(found, name, None)
@@ -160,19 +171,21 @@ def _imported(factory: str) -> Any:
     return found
 
 
-def _checkpoint(model: Any, wanted: bool) -> None:
+def _checkpoint(model: Any, how: Checkpointing | None) -> None:
     """Let the model recompute its layers in backward, if that is wanted, by the switch that transformers' models have."""
-    if not wanted:
+    if how is None:
         return
     switches = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the second is the older name
     switch = next((getattr(model, name) for name in switches if hasattr(model, name)), None)
     if switch is None:
         raise InputError(f"workload.activation_checkpointing: {type(model).__name__} has no gradient_checkpointing_enable")
-    switch({"use_reentrant": False})
+    if how.every != 1 and "every_n_layers" not in inspect.signature(switch).parameters:
+        raise InputError(f"workload.checkpoint_every_n_layers: {type(model).__name__} has no such choice (transformers 5.24 has)")
+    switch({"use_reentrant": how.reentrant}, **({"every_n_layers": how.every} if how.every != 1 else {}))
 
 
 @contextlib.contextmanager
-def _one_line(doing: str) -> Iterator[None]:
+def one_line(doing: str) -> Iterator[None]:
     """Whatever the code of others raises, as an `InputError`; running out of memory is not its fault."""
     import torch
 

@@ -125,23 +125,26 @@ def _are_apart(trials: Sequence[Trial]) -> bool:
 
 
 def beyond(nearest: Judged) -> list[str]:
-    """How people train such a model where nothing here fits, and what this tool cannot express yet."""
+    """How people train such a model where nothing here fits: with an adapter, and by what this tool cannot express yet."""
     record = nearest.record
     sizes, total = record.peak_components, sum(record.peak_components.values())
     states = sum(sizes.get(component, 0) for component in STATES)
+    adapter = (
+        ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if states * 3 > total and not nearest.job.profile.peft else []
+    )
     said = []
     if sizes.get(Component.ACTIVATIONS, 0) * 3 > total:
         said.append("sequence parallelism (Ulysses) and a loss that never makes the whole logits (Liger, TiledFusedLogitsLoss)")
     if states * 3 > total:
-        said.append("LoRA, which trains few parameters, and tensor or pipeline parallelism")
-    return [f"Not expressed here yet, and how people go further: {'; '.join(said)}."] if said else []
+        said.append("tensor or pipeline parallelism")
+    return adapter + ([f"Not expressed here yet, and how people go further: {'; '.join(said)}."] if said else [])
 
 
 STATES = (
     Component.PARAMETERS, Component.GRADIENTS, Component.MASTER_PARAMETERS, Component.MASTER_GRADIENTS, Component.MOMENTUM,
     Component.VARIANCE, Component.COMPENSATION,
 )  # fmt: skip
-"""What LoRA has little of."""
+"""What adapters have little of."""
 
 
 def compare_stages(judge: Judge, like: Judged) -> StageComparison | None:

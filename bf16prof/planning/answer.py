@@ -18,10 +18,11 @@ from bf16prof.records import Case, MemoryRecord
 
 @dataclass(frozen=True)
 class Answer:
-    """The outlook, and what is behind its plans, in their order."""
+    """The outlook, what is behind its plans, in their order, and who judged them."""
 
     outlook: Outlook
     choices: tuple[Judged, ...]
+    judge: Judge
 
     @property
     def first(self) -> Judged | None:
@@ -66,6 +67,7 @@ def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
             stages=compare_stages(judge, like),
         ),
         choices,
+        judge,
     )
 
 

@@ -31,7 +31,7 @@ def limits(judge: Judge, world_size: int, first: Judged | None) -> Limits:
     free = Judge(dataclasses.replace(judge.question, profile=first.job.profile, train_batch_size=None))
     start = first.setting
     same = _fewest(start.world_size, lambda n: free.fits(start.but(world_size=n)))
-    if not is_written(first.job.profile.model):  # every micro-batch and every length would be a pass of the model's own code to record
+    if not is_written(first.job.profile):  # every micro-batch and every length would be a pass of the model's own code to record
         return dataclasses.replace(found, same_gpus=same)
     micro = largest_micro_batch(free, start)
     sequence, longest = _longest_sequence(free, start)

@@ -41,7 +41,7 @@ def verified(answer: Answer, candidates: Sequence[Judged], dry_run: DryRun, coun
         tried=tuple(choice.plan for choice in failed),
         nearest=answer.outlook.nearest if not choices else None,
     )
-    return Answer(_with_a_nearest(outlook, failed), choices)
+    return replace(answer, outlook=_with_a_nearest(outlook, failed), choices=choices)
 
 
 def _with_a_nearest(outlook: Outlook, failed: Sequence[Judged]) -> Outlook:

@@ -10,8 +10,20 @@ from bf16prof.profiles.schema import Profile
 WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer": {"lr", "betas", "eps"}}
 """Keys of a profile's tables that change what is learned and no byte."""
 
+ADDED: dict[str, dict[str, object]] = {
+    "": {"peft": None},
+    "workload": {"use_reentrant": False, "checkpoint_every_n_layers": 1},
+    "optimizer": {"library": ""},
+}
+"""Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""
+
 
 def workload_digest(profile: Profile) -> str:
     """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
     decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT})
+    for table, keys in ADDED.items():
+        place = decisive[table] if table else decisive
+        for key, usual in keys.items():
+            if place[key] == usual:
+                del place[key]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -167,7 +167,7 @@ FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def _read_files(table: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Put the contents of the files that the model names in their place; their keys, and which file they came from."""
+    """Put the contents of the files that the model and `peft` name in their place; their keys, and which file they came from."""
     model = table.get("model")
     origins: dict[str, str] = {}
     for key, content in FILES.items():
@@ -175,6 +175,10 @@ def _read_files(table: dict[str, Any], folder: Path) -> dict[str, str]:
             path = folder / model[key]
             model[key] = content(path)
             origins |= dict.fromkeys([f"model.{key}", *dotted(model[key], f"model.{key}.")], str(path))
+    if isinstance(table.get("peft"), str):
+        path = folder / table["peft"]
+        table["peft"] = read_json_object(path)
+        origins |= dict.fromkeys(["peft", *dotted(table["peft"], "peft.")], str(path))
     return origins
 
 

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from bf16prof.profiles.adapters import AdapterSettings
 from bf16prof.profiles.models import Model
+from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.plain import checked
 from bf16prof.profiles.secrets import dropped, without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
@@ -28,7 +30,11 @@ class WorkloadSettings(Settings):
     """Sequences per rank and forward pass."""
     gradient_accumulation_steps: Count = 1
     activation_checkpointing: bool = False
-    """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`, non-reentrant)."""
+    """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`)."""
+    use_reentrant: bool = False
+    """With checkpointing: `torch.utils.checkpoint`'s older, reentrant version. Models of transformers have the choice."""
+    checkpoint_every_n_layers: Annotated[int, Field(gt=0, lt=2**14)] = 1
+    """With checkpointing: every so many layers one is recomputed, the others keep what they need. Models of transformers have it too."""
     keeps_outputs: bool = True
     """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
@@ -39,6 +45,12 @@ class WorkloadSettings(Settings):
     """Build the model inside `deepspeed.zero.Init` (at stage 3): each parameter is partitioned as soon as it exists. Without it every rank
     first builds the whole model, as a script does that knows nothing of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+
+def _library(value: str) -> str:
+    if value and value not in library_ids():
+        raise PydanticCustomError("library", "expected one of {known}", {"known": ", ".join(library_ids())})
+    return value
 
 
 class OptimizerSettings(Settings):
@@ -55,6 +67,9 @@ class OptimizerSettings(Settings):
     """With `torch_adam`: PyTorch's fused kernel, which makes no temporaries."""
     foreach: bool | None = None
     """With `torch_adam`: PyTorch's multi-tensor version, which does."""
+    library: Annotated[str, AfterValidator(_library)] = ""
+    """The optimizer of a library, which DeepSpeed is handed in the place of its own: `adamw-8bit`, `adafactor`, `lion-8bit`, ...
+    (`optimizers.toml`)."""
     from_trainer: bool = False
     """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is offloaded, accelerate puts DeepSpeedCPUAdam in
     the place of PyTorch's (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""
@@ -157,6 +172,8 @@ class Profile(Settings):
     names: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Other names of the model: ids on the Hugging Face Hub of checkpoints that have this architecture and these sizes."""
     model: Model
+    peft: AdapterSettings | None = None
+    """What is trained in the place of the model's own parameters."""
     workload: WorkloadSettings
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()

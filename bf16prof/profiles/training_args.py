@@ -60,6 +60,14 @@ def _stage(value: object) -> int:
     return int(str(value))
 
 
+def _names(value: object) -> Any:
+    """`all` is LLaMA-Factory's word for every linear layer; names stand in a list, or in one text with commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError
+    return "all-linear" if names in (["all"], ["all-linear"]) else [name.strip() for name in names]
+
+
 Reader = Callable[[object], Any]
 EXPECTED: Mapping[Reader, str] = {
     _count: "a whole number above 0",
@@ -68,6 +76,7 @@ EXPECTED: Mapping[Reader, str] = {
     _switch_if_said: "true or false",
     _name: "a name",
     _stage: "0, 1, 2 or 3",
+    _names: "names of layers",
 }
 SWITCHES = (_switch, _switch_if_said)
 FREE = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
@@ -77,7 +86,9 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
     "micro_batch_size": (_count, ("per_device_train_batch_size", "micro_batch_size", "per_gpu_train_batch_size")),
     "gradient_accumulation_steps": (_count, ("gradient_accumulation_steps",)),
     "sequence_length": (_count, ("max_seq_length", "max_length", "cutoff_len", "sequence_len", "model_max_length")),
-    "activation_checkpointing": (_switch, ("gradient_checkpointing",)),
+    "activation_checkpointing": (_switch, ("activation_checkpointing", "gradient_checkpointing")),
+    "use_reentrant": (_switch, ("use_reentrant",)),
+    "checkpoint_every_n_layers": (_count, ("every_n_layers",)),
     "gradient_clipping": (_number, ("max_grad_norm", "gradient_clipping")),
     "bf16": (_switch, ("bf16", "bf16_full_eval")),
     "fp16": (_switch_if_said, ("fp16", "fp16_full_eval")),
@@ -92,6 +103,10 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
     "offload_optimizer_device": (_name, ("offload_optimizer_device",)),
     "offload_param_device": (_name, ("offload_param_device",)),
     "zero_init": (_switch, ("zero3_init_flag",)),
+    "lora_r": (_count, ("lora_r", "lora_rank")),
+    "lora_alpha": (_number, ("lora_alpha",)),
+    "lora_dropout": (_number, ("lora_dropout",)),
+    "lora_targets": (_names, ("lora_target_modules", "lora_target")),
 }
 """What is read, by our name of it: how, and the keys that say it."""
 
@@ -104,7 +119,14 @@ DEFAULTS: Mapping[str, Any] = {
 ACCELERATE = ("deepspeed_config", "distributed_type", "compute_environment")
 """Keys by which accelerate's file is known, which says nothing of the batch."""
 
-INNER = "deepspeed_config"
+METHODS: Mapping[str, object] = {"finetuning_type": "lora", "adapter": "lora", "train_type": "lora", "use_peft": True}
+"""Keys by which such files ask for LoRA, and how (LLaMA-Factory's, axolotl's, ms-swift's, TRL's)."""
+
+NEEDED_OF_AN_ADAPTER = ("lora_r", "lora_targets")
+"""What has a default of its own in every such program, so it has to be said."""
+
+INNER = ("deepspeed_config", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+"""Tables of such files, whose keys are read as well."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,13 @@ class TrainingArguments:
         return Told(DEFAULTS[name], f"{ASSUMED}the Trainer's default ({FIELDS[name][1][0]}={DEFAULTS[name]})")
 
     @property
+    def adapter(self) -> Told | None:
+        """The table `[peft]` that the file means."""
+        keys = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_targets"}
+        table = {key: self.told[name].value for key, name in keys.items() if name in self.told}
+        return Told(table, self.told["lora_r"].origin) if table else None
+
+    @property
     def precision(self) -> Mapping[str, Told]:
         """Whether the Trainer trains in `bf16` and in `fp16`, as far as it is known."""
         if mixed := self.told.get("mixed_precision"):
@@ -147,10 +176,10 @@ class TrainingArguments:
 def read_training_args(path: Path) -> TrainingArguments:
     """Read a JSON or YAML file. Raises `InputError` naming the file and the field that cannot be used."""
     content, origin = read_yaml_object(path), str(path)
-    inner = content.get(INNER)
-    tables = [("", content), (f"{INNER}.", inner if isinstance(inner, Mapping) else {})]
+    inner = {name: table for name in INNER if isinstance(table := content.get(name), Mapping)}
+    tables = [("", content), *((f"{name}.", table) for name, table in inner.items())]
     told: dict[str, Told] = {}
-    used: set[str] = {INNER} if isinstance(inner, Mapping) else set()
+    used = set(inner)
     for name, (read, keys) in FIELDS.items():
         found = {f"{prefix}{key}": table[key] for key in keys for prefix, table in tables if key in table}
         used |= set(found)
@@ -160,6 +189,12 @@ def read_training_args(path: Path) -> TrainingArguments:
         if values:  # of two switches that mean one, such as bf16 and bf16_full_eval, the one that is on
             told[name] = next((each for each in values if each.value is True), values[0])
     _check(told, origin)
+    method = next((key for key, word in METHODS.items() if content.get(key) == word), None)
+    if method and all(name in told for name in NEEDED_OF_AN_ADAPTER):
+        used.add(method)
+    else:
+        told = {name: each for name, each in told.items() if not name.startswith("lora_")}
+        used = {key for key in used if not key.startswith("lora_")}
     unused = [f"{prefix}{key}" for prefix, table in tables for key in table if f"{prefix}{key}" not in used]
     return TrainingArguments(origin, told, tuple(unused), not any(key in content for key in ACCELERATE))
 

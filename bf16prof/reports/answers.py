@@ -41,7 +41,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShortAnswer:
     """A question, its answer in a few words, what stands behind it, and bars or a list where these say it better."""
 
     id: str
@@ -58,34 +58,34 @@ MOST_PARTS = 6
 """So many components are listed; the bar shows all."""
 
 
-def answers(runs: Sequence[Run], views: Sequence[CaseView]) -> list[Answer]:
+def answers(runs: Sequence[Run], views: Sequence[CaseView]) -> list[ShortAnswer]:
     """The five answers, each with what it lacks where nothing is known."""
     shown = headline_case(views)
     ran_out = [case_label(one.case) for run in runs for one in run.manifest.cases if one.status is Status.OOM]
     return [_fits(views, ran_out), _bytes(shown), _errors(headline(views)), _speed(views), _learns(views)]
 
 
-def _fits(views: Sequence[CaseView], ran_out: Sequence[str]) -> Answer:
+def _fits(views: Sequence[CaseView], ran_out: Sequence[str]) -> ShortAnswer:
     found = [(view, said) for view in views if (said := case_verdict(view))]
     bars = tuple(_bar(view) for view in nearest_the_limit(views, FEW) if needs(view))
     question = "Does it fit?"
     if not found and ran_out:
         text = f"{palette.SYMBOLS['bad']} {len(ran_out)} of {counted(len(views), 'case')} ran out of memory"
-        return Answer("fits", question, text, (f"{', '.join(ran_out[:3])}{more(ran_out)}",), "bad", bars)
+        return ShortAnswer("fits", question, text, (f"{', '.join(ran_out[:3])}{more(ran_out)}",), "bad", bars)
     if not found:
         left = [f"shown: {len(bars)} of {len(views)}"] if len(bars) < len(views) else []
-        return Answer("fits", question, "no GPU to fit", ("no limit is known: these cases name no GPU", *left), bars=bars)
+        return ShortAnswer("fits", question, "no GPU to fit", ("no limit is known: these cases name no GPU", *left), bars=bars)
     without = [view.label for view, said in found if not said.fits]
     style = next((style for style in ("bad", "warn") if any(said.style == style for _, said in found)), "good")
     gpus = ", ".join(dict.fromkeys(inert(record.gpu) for view, _ in found for record in view.predictions if record.gpu))
     if len(found) == 1:
         said = found[0][1]
-        return Answer("fits", question, said.marked, (said.text.partition(": ")[2], gpus), style, bars)
+        return ShortAnswer("fits", question, said.marked, (said.text.partition(": ")[2], gpus), style, bars)
     counts = {words: sum(said.answer is verdict for _, said in found) for verdict, words in _COUNTED.items()}
     details = [", ".join(f"{count} {words}" for words, count in counts.items() if count) + (f" on {gpus}" if gpus else "")]
     details += [f"tight or too large: {', '.join(without[:3])}{more(without)}"] if 0 < len(without) <= FEW else []
     details += [f"shown: {len(bars)} of {len(views)}, those nearest to the limit"] if len(bars) < len(views) else []
-    return Answer("fits", question, f"{len(found) - len(without)} of {counted(len(found), 'case')}", tuple(details), style, bars)
+    return ShortAnswer("fits", question, f"{len(found) - len(without)} of {counted(len(found), 'case')}", tuple(details), style, bars)
 
 
 _COUNTED = {Verdict.FITS: "fit", Verdict.TIGHT: "tight", Verdict.DOES_NOT_FIT: "do not fit"}
@@ -128,16 +128,16 @@ def _segments(parts: Mapping[Component, int], ground: float) -> Iterator[Segment
             yield Segment(size / ground, palette.COMPONENTS[component], f"{component_name(component)} {gib(size)}")
 
 
-def _bytes(view: CaseView | None) -> Answer:
+def _bytes(view: CaseView | None) -> ShortAnswer:
     question = "Where are the bytes?"
     if view is None:
-        return Answer("bytes", question, "not known", ("these runs hold no records",))
+        return ShortAnswer("bytes", question, "not known", ("these runs hold no records",))
     record = _known(view)
     at_peak = bool(record.peak_components)
     parts = {c: size for c, size in (record.peak_components or record.components).items() if size}
     total = sum(parts.values())
     if not parts:
-        return Answer("bytes", question, gib(needs(view)), (f"{view.label}: nobody tells its components apart",))
+        return ShortAnswer("bytes", question, gib(needs(view)), (f"{view.label}: nobody tells its components apart",))
     phase = f", in {record.peak_phase}" if record.peak_phase else ""
     peak = view.main.peak_allocated_bytes
     untold = "the peak is not known" if peak is None else f"the {gib(peak)} of the peak are not told apart"
@@ -148,13 +148,13 @@ def _bytes(view: CaseView | None) -> Answer:
     rest = sum(size for _, size in largest[MOST_PARTS:])
     listed += (("", "others", f"{gib(rest)}, {share(rest, total)}"),) if rest else ()
     bar = Bar("", "", tuple(_segments(parts, total)))
-    return Answer("bytes", question, f"{gib(total)} {instant}", said, "", (bar,), listed)
+    return ShortAnswer("bytes", question, f"{gib(total)} {instant}", said, "", (bar,), listed)
 
 
-def _errors(head: Headline) -> Answer:
+def _errors(head: Headline) -> ShortAnswer:
     question = "How good was the prediction?"
     if not head.compared and head.worst_peak is None:
-        return Answer(
+        return ShortAnswer(
             "errors",
             question,
             "not measured" if not head.measured else "not predicted",
@@ -167,7 +167,7 @@ def _errors(head: Headline) -> Answer:
         details.insert(0, f"peaks: largest error {peak}, {source} of {view.label}, {line.label}")
         text = f"{peak} at the peak"
         style = max(style, error_style(line, source), key=("", "good", "warn", "bad").index)
-    return Answer("errors", question, text, tuple(details), style)
+    return ShortAnswer("errors", question, text, tuple(details), style)
 
 
 def _steady(head: Headline) -> tuple[str, list[str], str]:
@@ -187,7 +187,7 @@ def _steady(head: Headline) -> tuple[str, list[str], str]:
     return exact if head.exact else error, [f"{what}: {exact}, largest error {error}, {source} of {view.label}"], error_style(line, source)
 
 
-def _speed(views: Sequence[CaseView]) -> Answer:
+def _speed(views: Sequence[CaseView]) -> ShortAnswer:
     question = "How fast is it?"
     timed = [view for view in views if view.main.step_time_s is not None]
     fastest = min(timed, key=lambda view: view.main.step_time_s or 0.0, default=None)
@@ -199,21 +199,21 @@ def _speed(views: Sequence[CaseView]) -> Answer:
         ]
         details += [f"MFU {main.mfu:.1%}"] if main.mfu is not None else []
         details += [f"interquartile range {seconds(main.step_time_iqr_s)}"] if main.step_time_iqr_s is not None else []
-        return Answer("speed", question, f"{seconds(main.step_time_s)} a step", tuple(details))
+        return ShortAnswer("speed", question, f"{seconds(main.step_time_s)} a step", tuple(details))
     bounded = [(r.step_time_floor_s, view) for view in views for r in view.records.values() if r.step_time_floor_s is not None]
     if not bounded:
-        return Answer("speed", question, "not measured", ("bf16prof measure times the steps",))
+        return ShortAnswer("speed", question, "not measured", ("bf16prof measure times the steps",))
     floor, view = min(bounded, key=lambda pair: pair[0])
     details = [view.label if len(views) > 1 else "", "a bound, no prediction: no step on this GPU is faster"]
-    return Answer("speed", question, f"at least {seconds(floor)} a step", tuple(text for text in details if text))
+    return ShortAnswer("speed", question, f"at least {seconds(floor)} a step", tuple(text for text in details if text))
 
 
-def _learns(views: Sequence[CaseView]) -> Answer:
+def _learns(views: Sequence[CaseView]) -> ShortAnswer:
     question = "Does it learn?"
     curves = {view.label: curve for view in views if (curve := losses(view.main))}
     lost = [label for label, curve in curves.items() if any(loss is None for _, loss in curve)]
     if lost:
-        return Answer(
+        return ShortAnswer(
             "learns", question, f"loss {NOT_FINITE}", (f"in {len(lost)} of {len(curves)} cases: {', '.join(lost[:3])}{more(lost)}",), "bad"
         )
     watched = [(view, found) for view in views if (found := learning(view.main))]
@@ -227,8 +227,8 @@ def _learns(views: Sequence[CaseView]) -> Answer:
         first = next(view for view in views if losses(view.main))
         details.insert(0, first.label if len(curves) > 1 else f"{len(curves[first.label])} steps")
         details += [] if worst else ["measure --quality 20 says what the recipe costs"]
-        return Answer("learns", question, f"loss {loss_text(first.main, '→')}", tuple(details))
+        return ShortAnswer("learns", question, f"loss {loss_text(first.main, '→')}", tuple(details))
     known = next((view for view in views if view.main.loss is not None), None)
     if known is not None:
-        return Answer("learns", question, f"loss {number(known.main.loss)}", (known.label, *details))
-    return Answer("learns", question, "not measured", ("bf16prof measure --quality 20 watches the updates of the real optimizer",))
+        return ShortAnswer("learns", question, f"loss {number(known.main.loss)}", (known.label, *details))
+    return ShortAnswer("learns", question, "not measured", ("bf16prof measure --quality 20 watches the updates of the real optimizer",))

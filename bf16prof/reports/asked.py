@@ -35,6 +35,7 @@ def _line(records: Sequence[MemoryRecord]) -> str:
     workloads = [record.workload for record in records if record.workload is not None]
     parts = [
         _model(records),
+        _optional(workloads, "", lambda w: w.adapter),
         _tokens(workloads),
         "checkpointing " + _values(workloads, lambda w: "on" if w.activation_checkpointing else "off"),
         _optional(workloads, "attention ", lambda w: w.attention or ("sdpa (default)" if "attention" in w.assumed else None)),
@@ -95,6 +96,7 @@ def planned_line(workload: Workload, profile: str, parameters: int, chosen: Sequ
     """What a plan is about. `chosen`: what it chooses itself, in a word each, so that nothing of it counts as asked or assumed."""
     parts = [inert(workload.model) if profile.startswith(workload.model) else f"{inert(profile)} ({inert(workload.model)})"]
     parts[0] += f", {short_count(parameters, ' ')} parameters"
+    parts += [inert(workload.adapter)] if workload.adapter else []
     parts += [] if workload.sequence_length is None else [f"sequences of {workload.sequence_length:,} tokens"]
     fixed = {
         "micro-batch": f"micro-batch {workload.micro_batch_size}",

@@ -1,24 +1,27 @@
-"""The map of a grid: for each recipe GPUs across and ZeRO stages down, and in each cell whether it fits and by how much."""
+"""Maps of what fits: in each cell whether it does and by how much. Of a grid, for each recipe, GPUs across and ZeRO stages down; of a
+plan, micro-batches across and sequence lengths down."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bf16prof.records import Offload
+from bf16prof.plans import Plan
+from bf16prof.records import Offload, Verdict
 from bf16prof.reports import palette
 from bf16prof.reports.anchors import anchors
 from bf16prof.reports.chosen import FEW
 from bf16prof.reports.limit_lines import limit_of
-from bf16prof.reports.units import inert
-from bf16prof.reports.verdict import Said, Style, case_verdict
+from bf16prof.reports.units import gib, inert
+from bf16prof.reports.verdict import STYLES, Said, Style, case_verdict
 from bf16prof.reports.views import CaseView
 from bf16prof.verdict import judge
 
 
 @dataclass(frozen=True)
 class MapCell:
-    """A case of the map: what is left or lacks, the verdict, and how strong its colour is, 0 to 1."""
+    """A case of the map: what is left or lacks, the verdict, how strong its colour is, 0 to 1, and the id of what the page says of it
+    (empty: nothing)."""
 
     text: str
     symbol: str
@@ -30,11 +33,13 @@ class MapCell:
 
 @dataclass(frozen=True)
 class FitMap:
-    """One recipe: numbers of GPUs across, and a row of cells for each ZeRO stage."""
+    """A map: what the rows and the columns are called, and a row of cells for each name; `None` where nothing is known."""
 
     title: str
-    gpus: tuple[int, ...]
-    rows: tuple[tuple[int, tuple[MapCell | None, ...]], ...]
+    caption: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[MapCell | None, ...]], ...]
 
 
 def fit_maps(views: Sequence[CaseView]) -> list[FitMap]:
@@ -48,15 +53,32 @@ def fit_maps(views: Sequence[CaseView]) -> list[FitMap]:
         if place in cells:
             return []
         cells[place] = _cell(view, anchor, said)
-    gpus = tuple(sorted({view.case.world_size for view, *_ in judged}))
-    if len(judged) <= FEW or len(gpus) < 2:
+    if len(judged) <= FEW or len({view.case.world_size for view, *_ in judged}) < 2:
         return []
-    return [FitMap(title, gpus, _rows(cells, gpus)) for title, cells in groups.items()]
+    return [_map(title, "by ZeRO stage and number of GPUs", "ZeRO", cells) for title, cells in groups.items()]
 
 
-def _rows(cells: dict[tuple[int, int], MapCell], gpus: Sequence[int]) -> tuple[tuple[int, tuple[MapCell | None, ...]], ...]:
-    stages = sorted({stage for stage, _ in cells})
-    return tuple((stage, tuple(cells.get((stage, size)) for size in gpus)) for stage in stages)
+def plan_maps(around: Sequence[Plan], room_bytes: int) -> list[FitMap]:
+    """A plan at other micro-batches and sequence lengths: a map without and one with activation checkpointing, where both are known.
+
+    `room_bytes`: what the allocator may hold.
+    """
+    groups: dict[str, dict[tuple[int, int], MapCell]] = {}
+    for plan in around:
+        title = "activations recomputed (checkpointing)" if plan.activation_checkpointing else "no activation checkpointing"
+        said = Verdict.DOES_NOT_FIT if plan.verdict is None else plan.verdict
+        words = f"{plan.sequence_length:,} tokens, micro-batch {plan.micro_batch_size}: {said}, peak {gib(plan.peak_bytes)}"
+        cell = _judged_cell(plan.free_bytes, room_bytes, STYLES[said], words)
+        groups.setdefault(title, {})[plan.sequence_length, plan.micro_batch_size] = cell
+    return [_map(title, "by sequence length and micro-batch", "tokens", cells) for title, cells in groups.items()]
+
+
+def _map(title: str, by: str, corner: str, cells: dict[tuple[int, int], MapCell]) -> FitMap:
+    """The map of cells by (row, column)."""
+    rows, columns = sorted({row for row, _ in cells}), sorted({column for _, column in cells})
+    caption = f"{title}: GiB left of what the allocator may hold, {by}"
+    named = tuple((f"{row:,}", tuple(cells.get((row, column)) for column in columns)) for row in rows)
+    return FitMap(title, caption, corner, tuple(f"{column:,}" for column in columns), named)
 
 
 def _title(view: CaseView, views: Sequence[CaseView]) -> str:
@@ -72,6 +94,10 @@ def _title(view: CaseView, views: Sequence[CaseView]) -> str:
 def _cell(view: CaseView, anchor: str, said: Said) -> MapCell:
     found = next((one for record in view.records.values() if (one := judge(record))), None)
     free, limit = (found.free_bytes if found else None), limit_of(view)
+    return _judged_cell(free, limit, said.style, f"{view.label}: {said.text}", anchor)
+
+
+def _judged_cell(free: int | None, limit: int | None, style: Style, words: str, anchor: str = "") -> MapCell:
     strength = min(1.0, abs(free) / limit) if free is not None and limit else 0.5
     number = "" if free is None else f"{free / 2**30:+.{0 if abs(free) >= 100 * 2**30 else 1}f}"
-    return MapCell(number, palette.SYMBOLS[said.style], said.style, round(strength, 3), f"{view.label}: {said.text}", anchor)
+    return MapCell(number, palette.SYMBOLS[style], style, round(strength, 3), words, anchor)

@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.plans import Outlook
+from bf16prof.plans import Outlook, Plan
 from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette, plan_rows
 from bf16prof.reports.cells import Cell, Table, bytes_cell
+from bf16prof.reports.fit_map import plan_maps
 from bf16prof.reports.page import page
 from bf16prof.reports.summary import Tile
 from bf16prof.reports.units import gib, inert, number, seconds, whole
 from bf16prof.reports.views import case_label, component_name
 
+FEW = 10
+"""So many plans stand on the page; all of them are folded away below."""
 
-def render(
-    outlooks: Sequence[Outlook], first: Sequence[MemoryRecord | None], data: Mapping[str, Any], *, profile: str, parameters: int, asked: str
-) -> str:
-    """The page of these outlooks. `first`: the record of the first plan of each; `data`: the document that the page carries; `asked`: the
-    line that says what was asked (`asked.planned_line`).
+
+@dataclass(frozen=True)
+class PlanPart:
+    """What the page shows of a number of GPUs: the outlook, the record of its first plan, and that plan at other batches and lengths."""
+
+    outlook: Outlook
+    first: MemoryRecord | None = None
+    around: tuple[Plan, ...] = ()
+
+
+def render(parts: Sequence[PlanPart], data: Mapping[str, Any], *, profile: str, parameters: int, asked: str) -> str:
+    """The page of these numbers of GPUs. `data`: the document that the page carries; `asked`: the line that says what was asked
+    (`asked.planned_line`).
     """
     return page(
         "plan.html.j2",
         data,
         name=inert(profile),
         parameters=whole(parameters),
-        gpu=inert(outlooks[0].room.gpu),
+        gpu=inert(parts[0].outlook.room.gpu),
         asked=asked,
-        parts=[_part(outlook, record) for outlook, record in zip(outlooks, first, strict=True)],
+        parts=[_part(part) for part in parts],
     )
 
 
-def _part(outlook: Outlook, record: MemoryRecord | None) -> dict[str, Any]:
-    stages = outlook.stages
+def _part(part: PlanPart) -> dict[str, Any]:
+    outlook, record, stages, plans = part.outlook, part.first, part.outlook.stages, part.outlook.plans
     return {
         "id": f"gpus-{outlook.world_size}",
         "gpus": "1 GPU" if outlook.world_size == 1 else f"{outlook.world_size} GPUs",
         "tiles": _tiles(outlook),
         "lead": [plan_rows.room_text(outlook.room), *([] if outlook.plans else plan_rows.nearest_lines(outlook))],
-        "plans": plan_rows.plan_rows(outlook.plans) if outlook.plans else plan_rows.change_rows(outlook) if outlook.changes else None,
-        "notes": [*(plan_rows.order_text(outlook) if outlook.plans else []), *plan_rows.left_out_text(outlook)],
+        "plans": plan_rows.plan_rows(plans[:FEW]) if plans else plan_rows.change_rows(outlook) if outlook.changes else None,
+        "all_plans": plan_rows.plan_rows(plans) if len(plans) > FEW else None,
+        "notes": [*(plan_rows.order_text(outlook) if plans else []), *plan_rows.left_out_text(outlook)],
+        "maps": plan_maps(part.around, outlook.room.bytes),
         "peak": _peak(record) if record else None,
         "stages": plan_rows.difference_rows(stages) if stages and stages.more_bytes > 0 else None,
         "advice": plan_rows.stage_lines(stages) if stages else [],

@@ -64,7 +64,7 @@ def _row(rank: int, plan: Plan, first: Plan) -> tuple[Cell, ...]:
     return (
         Cell(str(rank), rank, "number"),
         Cell(str(plan.case.zero_stage), plan.case.zero_stage, "number"),
-        Cell(inert(plan.case.recipe), detail=inert(plan.learning) + ("\nin zero.Init" if plan.zero_init else "")),
+        Cell(inert(plan.case.recipe), style="label", detail=inert(plan.learning) + ("\nin zero.Init" if plan.zero_init else "")),
         _lined(str(plan.case.offload).replace("+", "\n+")),
         Cell(str(plan.micro_batch_size), plan.micro_batch_size, "number", detail="\n".join(micro)),
         verdict_cell(plan),

@@ -32,7 +32,10 @@ def held_by_frames(frame: FrameType | None, skipped: tuple[str, ...] = ()) -> di
 
 def _look_into(frame: FrameType, found: dict[str, list[Any]]) -> None:
     for name, value in list(frame.f_locals.items()):
-        tensors = list(_tensors(value, DEPTH, iter(range(MOST_OBJECTS)), set()))
+        try:
+            tensors = list(_tensors(value, DEPTH, iter(range(MOST_OBJECTS)), set()))
+        except Exception:  # noqa: BLE001 - whatever objects of a script may raise when they are looked at
+            continue
         if tensors:
             place = f"{Path(frame.f_code.co_filename).name}:{line_of(frame.f_code, name, frame.f_lineno)}"
             found.setdefault(f"{name} ({place})", []).extend(tensors)
@@ -78,8 +81,8 @@ def _tensors(value: Any, depth: int, left: Iterator[int], seen: set[int]) -> Ite
 
 
 def _parts(value: Any) -> Collection[Any]:
-    if isinstance(value, Mapping):
-        return tuple(value.values())
+    if isinstance(value, dict):
+        return tuple(dict.values(value))  # not by a method of its own, which may load what the script has never asked for
     if isinstance(value, list | tuple | set):
         return value
     attributes: Mapping[str, Any] = getattr(value, "__dict__", {})

@@ -70,6 +70,7 @@ class Watch:
         """Watch an engine from now on."""
         self.engines.append(engine)
         engine.register_forward_pre_hook(functools.partial(self._forward, engine), with_kwargs=True)
+        engine.module.register_forward_pre_hook(self._evaluation)
         if not is_pipeline(engine):  # it refuses these, and runs instructions of its own (`hooks.py`)
             engine.backward = self._inside_phase(engine.backward, Phase.BACKWARD)
             engine.step = self._stepping(engine, engine.step)
@@ -100,6 +101,11 @@ class Watch:
             return
         self.marks.mark(Phase.FORWARD)
         self._observer.called(engine, args, kwargs)
+
+    def _evaluation(self, *_: Any) -> None:
+        """A model is called between steps without its engine, as an evaluation may do."""
+        if self.marks.phase is None and not in_backward():
+            self.marks.mark(Phase.FORWARD)
 
     def _inside_phase(self, method: Callable[..., Any], phase: Phase) -> Callable[..., Any]:
         @functools.wraps(method)

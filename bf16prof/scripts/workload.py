@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.profiles.ds_config import recipe_of
+from bf16prof.profiles.features import Fate, features
 from bf16prof.profiles.settings import short_dtype
 from bf16prof.records import Case, Offload, Workload
 from bf16prof.scripts.command import Script
@@ -87,6 +88,20 @@ def configuration(engine: Any) -> dict[str, Any]:
     """The configuration that the engine was given, in plain JSON."""
     given: dict[str, Any] = json.loads(json.dumps(engine._config._param_dict, default=str), parse_constant=str)
     return given
+
+
+def unchecked(engine: Any) -> dict[str, str]:
+    """What is on in the engine's configuration and is refused where a model is described: by key, why."""
+    found, settings = {}, configuration(engine)
+    for key, feature in features().items():
+        value: Any = settings
+        for word in key.split("."):
+            value = value.get(word) if isinstance(value, Mapping) else None
+        if feature.fate is Fate.REFUSED and feature.is_on(value):
+            found[key] = feature.why
+    if getattr(engine, "num_stages", 1) > 1:
+        found["PipelineModule"] = "stages tell each other the shapes of what they send"
+    return found
 
 
 def _offload(zero: object) -> Offload:

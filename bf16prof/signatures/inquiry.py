@@ -25,7 +25,7 @@ from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.models import FactorySettings
 from bf16prof.reductions import processor_of
 
-PACKAGES = ("torch", "transformers", "deepspeed")
+PACKAGES = ("torch", "transformers", "deepspeed", "peft")
 """Whose code runs in a trace."""
 
 DIGITS = 20
@@ -68,7 +68,8 @@ def _content(job: Job) -> dict[str, Any]:
     return {
         "model": job.profile.model.model_dump(mode="json"),
         "batch": {name: [list(each.shape), each.dtype] for name, each in batch_spec(job).items()},
-        "checkpointing": workload.activation_checkpointing,
+        "checkpointing": [workload.use_reentrant, workload.checkpoint_every_n_layers] if workload.activation_checkpointing else [],
+        "peft": job.profile.peft.model_dump(mode="json") if job.profile.peft else {},
         "keeps_outputs": workload.keeps_outputs,
         "parameters": facts.parameter_dtype,
         "autocast": facts.autocast_dtype,
@@ -82,6 +83,7 @@ def about(job: Job) -> str:
     facts, workload = engine_facts(deepspeed_config(job)), job.profile.workload
     words = [f"{job.profile.model.family:.60}", f"{workload.micro_batch_size} x {workload.sequence_length}", facts.parameter_dtype]
     words += [f"autocast {facts.autocast_dtype}"] * (facts.autocast_dtype != "none")
+    words += [job.profile.peft.method] if job.profile.peft else []
     words += ["checkpointing"] * workload.activation_checkpointing + ["ZeRO-3"] * (job.case.zero_stage == 3)
     return ", ".join([*words, str(job.device)])
 

@@ -98,16 +98,17 @@ def _recalled(inquiry: Inquiry) -> Signature | None:
 
 def _of_other_code(inquiry: Inquiry) -> Signature | None:
     """Where nothing could be traced anew, what other code has answered; it says which (`versions`)."""
-    others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+    others: list[Path] = []
+    with contextlib.suppress(OSError):  # a cache of another user's, which this one may not look into, is as good as none
+        others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
     return _read(others[-1]) if others else None
 
 
 def _read(path: Path) -> Signature | None:
-    """What a file has; one that is broken or of another format is as good as none."""
-    if not path.exists():
-        return None
-    with contextlib.suppress(InputError):
-        return Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+    """What a file has; one that is broken, of another format or of another user's is as good as none."""
+    with contextlib.suppress(InputError, OSError):
+        if path.exists():
+            return Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
     return None
 
 

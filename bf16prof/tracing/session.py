@@ -7,7 +7,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from bf16prof.dry_run.versions import check, installed
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, last_lines, read_text, read_up_to, write_json
 from bf16prof.processes import child_environment, started
+from bf16prof.scratch import temporary_folder
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
 
@@ -97,9 +97,9 @@ class Session:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.close()
-            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bf16prof-")))
+            self._folder = self._stack.enter_context(temporary_folder())
             command = [sys.executable, "-m", "bf16prof.tracing.worker", str(self._folder)]
-            self._process = self._stack.enter_context(started(command, self._log, child_environment(), signal.SIGKILL))
+            self._process = self._stack.enter_context(started(command, self._log, child_environment(self._folder), signal.SIGKILL))
             atexit.register(self.close)
         return self._process
 

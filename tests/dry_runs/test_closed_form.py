@@ -43,6 +43,9 @@ JOBS = [
     *jobs(LLAMA, [1], 4, ["bf16-fp32-states"]),
     *jobs((*SMALL, f"{ZERO}.sub_group_size=20000"), [3], 2, ["bf16-stochastic-rounding"]),
     *jobs(SMALL, [3], 2, ["bf16-full"], Offload.OPTIMIZER_AND_PARAMETERS),
+    *jobs((*LLAMA, "optimizer.library=adamw-8bit"), [0, 3], 3, ["bf16-fp32-master"]),
+    *jobs((*SMALL, "optimizer.library=adafactor"), [0, 1], 2, ["bf16-fp32-master"]),
+    *jobs((*SMALL, "optimizer.library=sgd-momentum"), [3], 2, ["bf16-fp32-master"]),
 ]
 
 

@@ -69,7 +69,7 @@ def _jobs(family: str) -> list[Job]:
     return jobs
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "transformer-postln"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.nightly), "llama", "transformer-postln"])
 def test_collectives_and_operations_are_those_of_the_engine(family: str) -> None:
     jobs = _jobs(family)
     lines = "".join(json.dumps(as_json(JobFile.of(j))) + "\n" for j in jobs)

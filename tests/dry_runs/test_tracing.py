@@ -88,6 +88,15 @@ OTHERS = {
     "an encoder and a decoder": job(3, {"model.hf_config": T5}),
     "frozen parameters, stage 2": job(2, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
     "frozen parameters, stage 3": job(3, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
+    "LoRA, checkpointed, stage 3": job(
+        3,
+        {
+            "model.hf_config": WRITTEN["llama"],
+            "workload.activation_checkpointing": True,
+            "workload.zero_init": False,
+            "peft": {"r": 8, "target_modules": ["q_proj", "v_proj"]},
+        },
+    ),
     "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
 }
 

@@ -121,7 +121,7 @@ def soak(seed: int, folder: Path, old_run: Path, usual_s: Mapping[str, float], s
     with Path(fault.stdout).open("w") as stdout, (folder / "stderr").open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "bf16prof", *words], env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-            preexec_fn=fault.starts,  # noqa: PLW1509 - there are no threads here
+            preexec_fn=lambda: _start(fault),  # noqa: PLW1509 - there are no threads here
         )  # fmt: skip
         if fault.number is not None:
             while process.poll() is None and not _has_begun(process.pid):
@@ -137,6 +137,14 @@ def soak(seed: int, folder: Path, old_run: Path, usual_s: Mapping[str, float], s
     if not wrong:
         shutil.rmtree(folder)
     return Soaked(command, name, code, tuple(wrong))
+
+
+def _start(fault: Fault) -> None:
+    """In the new process. A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and what is ignored stays so."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if fault.starts is not None:
+        fault.starts()
 
 
 def _has_begun(pid: int) -> bool:

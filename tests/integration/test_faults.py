@@ -127,7 +127,10 @@ def test_a_hanging_rank_ends_in_a_timeout(tmp_path: Path) -> None:
         wait_for("all ranks are gone", job.gone, ENOUGH_TO_DIE_S)
 
     record = partial_record(done, job.folder, Status.TIMEOUT)
-    assert "not finished after 25 s" in done.stderr
+    assert re.search(
+        r"not finished after 25 s: rank 0 was (in forward of|in backward of|in the optimizer's part of|between steps, after) step \d",
+        done.stderr,
+    )
     assert record.steps
 
 

@@ -51,8 +51,14 @@ MORE: dict[str, list[tuple[Run, int, str]]] = {
     "recurrent": [(RECURRENT, 2, BF16)],
     "zero-init": [(ZERO_INIT, 3, FULL)],
 }
-ALL = [case[:3] for case in CASES] + [case for cases in MORE.values() for case in cases]
-ALL_IDS = IDS + [f"{name}-zero{stage}" for name, cases in MORE.items() for _, stage, _ in cases]
+AT_NIGHT = ("four-gpt2", "four-llama", "hf-gpt2", "encoder")
+"""More ranks than this machine has cores, and families that the other tests have too."""
+
+ALL = [pytest.param(*case[:3], id=name) for case, name in zip(CASES, IDS, strict=True)] + [
+    pytest.param(*case, id=f"{name}-zero{case[1]}", marks=[pytest.mark.nightly] if name in AT_NIGHT else [])
+    for name, cases in MORE.items()
+    for case in cases
+]
 
 ENDS = ("init", "backward", "step")
 LATE_IN_STEP = 640
@@ -86,7 +92,7 @@ def simulated(measured: Callable[..., Measured]) -> Callable[[tuple[str, ...]], 
     return get
 
 
-@pytest.mark.parametrize(("words", "stage", "recipe"), ALL, ids=ALL_IDS)
+@pytest.mark.parametrize(("words", "stage", "recipe"), ALL)
 def test_the_dry_run_holds_what_real_ranks_hold(
     simulated: Callable[[tuple[str, ...]], Pairs], words: tuple[str, ...], stage: int, recipe: str
 ) -> None:

@@ -1,11 +1,13 @@
 """Runs many scripts from one process that has imported everything: `python forks.py JOBS`, each line of JOBS a job in JSON.
 
-A dry job has a folder with a task (`simulate.script.worker`); a real one is a script on two gloo ranks, whose memory is counted by the
-allocator. Each runs in forked copies. What becomes of them lies in their folders.
+A job of the kind "import" imports a module for all that follow. A dry one has a folder with a task (`dry_run.script.worker`); a real one
+is a script on two gloo ranks, whose memory is counted by the allocator. Each runs in forked copies. What becomes of them lies in their
+folders.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -63,7 +65,6 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     import deepspeed  # noqa: F401
-    import transformers  # noqa: F401
 
     import bf16prof.dry_run.script.rank
     import bf16prof.dry_run.script.surroundings
@@ -71,6 +72,9 @@ def main() -> None:
 
     for line in Path(sys.argv[1]).read_text().splitlines():
         job = json.loads(line)
+        if job["kind"] == "import":
+            importlib.import_module(job["module"])
+            continue
         folder = Path(job["folder"])
         if job["kind"] == "dry":
             pids = [forked(dry, folder)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import os
@@ -267,6 +268,7 @@ def _called(words: list[str]) -> Answer:
         sys.argv = typed
         for number, handler in before.items():
             signal.signal(number, handler)
+        gc.enable()  # which the program does without; ten thousand of it in one process cannot
 
 
 class TooSlow(BaseException):

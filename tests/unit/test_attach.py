@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,17 @@ def test_ranks_become_a_run(tmp_path: Path) -> None:
     assert (record.case, record.allocated_bytes, [each.host for each in record.ranks]) == (CASE, 95, ["host0", "host1"])
     assert record.notes[0] == "4 steps of train.py"
     assert not join.joins(tmp_path), "nothing is new"
+
+
+def test_whether_ranks_are_new_is_no_matter_of_clocks(tmp_path: Path) -> None:
+    """A clock that was set back, or a copy of the folder, changes times and nothing else."""
+    join.join(written(tmp_path, rank(0), rank(1)))
+    os.utime(tmp_path / "run.json", (0, 0))
+    assert not join.joins(tmp_path)
+
+    save_rank(tmp_path / SCRIPT_FOLDER, rank(1, Status.FAILED, message="again"))
+    os.utime(tmp_path / SCRIPT_FOLDER / "rank1.json", (0, 0))
+    assert join.joins(tmp_path)
 
 
 @pytest.mark.parametrize(

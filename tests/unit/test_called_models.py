@@ -72,7 +72,7 @@ def test_a_plain_image_model_is_called_with_images_and_that_is_assumed(tmp_path:
     assert (inputs["pixel_values"].dtype, inputs["pixel_values"].shape) == ("parameters", ("micro_batch", 3, 32, 32))
     assert (inputs["labels"].dtype, inputs["labels"].shape, inputs["labels"].high) == ("int64", ("micro_batch",), 10)
     assert found.origins["model.inputs"].startswith(ASSUMED)
-    model = foreign.from_hf_config(model_of(found), activation_checkpointing=False)
+    model = foreign.from_hf_config(model_of(found), None)
     assert type(model).__name__ == "ViTForImageClassification"
     assert model(torch.zeros(1, 3, 32, 32), labels=torch.zeros(1, dtype=torch.int64)).loss.dim() == 0
 

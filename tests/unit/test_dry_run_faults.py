@@ -18,7 +18,6 @@ from bf16prof.dry_run.runner import DryRunFailed, Files
 from bf16prof.dry_run.task import Fault
 from bf16prof.errors import InputError
 from bf16prof.files import write_json
-from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment
 from bf16prof.runs import read
 
@@ -105,25 +104,3 @@ def test_simulate_shows_what_there_is_and_leaves_with_3(main: Main, tmp_path: Pa
     assert "fp32" in out
     assert (tmp_path / "x.json").exists()
     assert "bf16prof: the dry run of zero2 failed: killed by SIGKILL" in err
-
-
-def test_the_kernels_count_of_this_container_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    membership = tmp_path / "cgroup"
-    membership.write_text("4:memory:/other\n0::/mine\n")
-    events = tmp_path / "fs" / "mine" / "memory.events"
-    events.parent.mkdir(parents=True)
-    events.write_text("low 0\noom 3\noom_kill 3\n")
-    monkeypatch.setattr("bf16prof.memory_kills.MEMBERSHIP", membership)
-    monkeypatch.setattr("bf16prof.memory_kills.CGROUPS", tmp_path / "fs")
-    kills = MemoryKills()
-
-    assert not kills.happened()
-    events.write_text("low 0\noom 4\noom_kill 4\n")
-    assert kills.happened()
-
-
-def test_where_nobody_counts_nothing_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MEMBERSHIP", "CGROUPS", "WHOLE_SYSTEM"):
-        monkeypatch.setattr(f"bf16prof.memory_kills.{name}", tmp_path / "none")
-
-    assert not MemoryKills().happened()

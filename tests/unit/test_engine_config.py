@@ -87,7 +87,7 @@ def test_wrapper_optimizer_and_dtypes_are_those_of_the_engine(stage: int, recipe
     assert autocast == DTYPES.get(facts.autocast_dtype)
     if offload is Offload.OPTIMIZER and not torch_adam:
         assert facts.layout is not None
-        moments = {facts.state_dtype(state) for state in facts.layout.states}
+        moments = {state.dtype_for(facts.master_dtype) for state in facts.layout.states}
         assert moments == {"fp32" if engine.basic_optimizer.fp32_optimizer_states else facts.master_dtype}
 
 

@@ -219,3 +219,10 @@ def test_a_learning_rate_in_words_is_left_out_and_one_in_numbers_kept() -> None:
 
     assert found.kept["optimizer"]["params"] == {"weight_decay": 0.1, "torch_adam": True}
     assert [note.partition(":")[0] for note in found.notes] == ["optimizer.params.lr"]
+
+
+def test_the_page_of_what_can_be_described_is_what_the_tables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE.parents[1] / "docs"))
+    import make_features
+
+    assert make_features.PAGE.read_text(encoding="utf-8") == make_features.page(), "run `make features`"

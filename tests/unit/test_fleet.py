@@ -128,7 +128,7 @@ def test_a_rank_that_failed_is_the_cause_whatever_its_nodes_clock_says(launched:
 def test_a_case_that_takes_too_long_is_ended_on_all_nodes(launched: Launched) -> None:
     found = launched("works", "works", ranks=(rank(0, Status.RUNNING), rank(1, Status.RUNNING)), timeout_s=2.0)
 
-    assert (found.status, found.message) == (Status.TIMEOUT, "not finished after 2 s: all ranks were ended")
+    assert (found.status, found.message) == (Status.TIMEOUT, "not finished after 2 s: ranks 0 and 1 were not there yet")
     assert [node.code for node in found.nodes] == [143, 143]
 
 

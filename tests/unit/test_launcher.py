@@ -25,6 +25,7 @@ from bf16prof.measuring.launcher import RanksOutcome, launch
 from bf16prof.measuring.places import LOCAL
 from bf16prof.measuring.results import RankResult, load_rank, save_rank
 from bf16prof.measuring.surroundings import UNWANTED_VARIABLES, rank_environment
+from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.processes import PARENT_VARIABLE, end_tree
 from bf16prof.records import Device
 from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, rank_file
@@ -296,14 +297,16 @@ def test_the_deadline_ends_a_launch_and_names_the_rank_that_came_least_far(tmp_p
     monkeypatch.setattr(launcher, "local_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"])
     monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)
     save_rank(tmp_path, result(0, Status.RUNNING))
+    Whereabouts(tmp_path, 0, None)
     (tmp_path / "rank1.log").write_text("stuck here\n", encoding="utf-8")
     progress: list[RankResult] = []
     found = launch(tmp_path, LOCAL, 2, 1.0, progress.append)
 
-    assert (found.status, found.message) == (Status.TIMEOUT, "not finished after 1 s: all ranks were ended")
+    assert (found.status, found.message) == (Status.TIMEOUT, "not finished after 1 s: rank 1 was not there yet")
     assert found.log_tail == "stuck here"
     assert found.ranks == (result(0, Status.RUNNING), None)
     assert progress == [result(0, Status.RUNNING)], "told once, because nothing changed"
+    assert not list(tmp_path.glob("*.where"))
 
 
 ORPHAN = """

@@ -86,15 +86,6 @@ def test_hardware_and_versions_are_strings_and_import_nothing_heavy() -> None:
     assert int(described["cores"]) == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("text", "limit"), [("max\n", None), ("8589934592\n", 2**33), (None, None)])
-def test_the_memory_limit_of_a_container(tmp_path: Path, text: str | None, limit: int | None) -> None:
-    file = tmp_path / "memory.max"
-    if text is not None:
-        file.write_text(text, encoding="utf-8")
-
-    assert machine.memory_limit(file) == limit
-
-
 def test_versions_compare_by_their_leading_numbers() -> None:
     assert version_tuple("2.13.0+cpu") == (2, 13, 0)
     assert version_tuple("0.18.3") > version_tuple("0.18.2+abc.1")

@@ -441,7 +441,7 @@ def test_a_hostile_name_stays_a_name(found: Answer) -> None:
     assert found.first is not None
     name = "<script>alert(1)</script>\x1b[31m|"
 
-    page = plan_html.render([found.outlook], [found.first.record], {}, profile=name, parameters=1, asked="")
+    page = plan_html.render([plan_html.PlanPart(found.outlook, found.first.record)], {}, profile=name, parameters=1, asked="")
     table = plan_tables.to_markdown([found.outlook], name, 1, f"| {name}")
 
     for text in (page, table):

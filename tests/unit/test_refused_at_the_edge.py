@@ -15,7 +15,7 @@ from command_line import Main, main, refused
 from hugging_face import config
 from report_fixtures import run_folder
 
-from bf16prof import files
+from bf16prof import scratch
 from bf16prof.errors import InputError
 
 __all__ = ["main", "run_folder"]
@@ -121,7 +121,7 @@ def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
 def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(os, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(InputError, match="cannot write temporary files") as caught, files.temporary_folder():
+    with pytest.raises(InputError, match="cannot write temporary files") as caught, scratch.temporary_folder():
         pass
 
     assert "TMPDIR" in caught.value.hint

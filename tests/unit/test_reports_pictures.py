@@ -150,9 +150,9 @@ class TestMap:
         views = grid()
         maps = fit_maps(views)
         assert [one.title for one in maps] == list(fixtures.RECIPES)
-        assert maps[0].gpus == (1, 2, 4, 8, 16)
+        assert maps[0].columns == ("1", "2", "4", "8", "16")
         (stage, cells), *_ = maps[0].rows
-        assert stage == 1
+        assert stage == "1"
         assert [(cell.symbol, cell.text) for cell in cells if cell] == [
             ("✗", "-92.0"), ("✗", "-12.0"), ("✓", "+28.0"), ("✓", "+48.0"), ("✓", "+58.0"),
         ]  # fmt: skip

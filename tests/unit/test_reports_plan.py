@@ -14,6 +14,7 @@ from bf16prof.records import Case, Component, Offload, Phase, Verdict
 from bf16prof.reports import plan_html, plan_rows, plan_tables
 from bf16prof.reports.cells import Table
 from bf16prof.reports.console import plan_view
+from bf16prof.reports.fit_map import plan_maps
 
 GIB = 2**30
 PLAN = Plan(
@@ -38,8 +39,20 @@ def shown(found: Outlook) -> list[str]:
     record = fixtures.estimate(PLAN.case) if found.plans else None
     plan_view(found, console, profile="p", parameters=1, record=record)
     assert isinstance(console.file, io.StringIO)
-    page = plan_html.render([found], [record], {}, profile="p", parameters=1, asked="")
+    page = plan_html.render([plan_html.PlanPart(found, record)], {}, profile="p", parameters=1, asked="")
     return [console.file.getvalue(), plan_tables.to_markdown([found], "p", 1, ""), html.unescape(page)]
+
+
+def test_the_first_choice_at_other_sizes_is_a_map() -> None:
+    tight = dataclasses.replace(PLAN, micro_batch_size=2, verdict=Verdict.TIGHT, free_bytes=-GIB)
+    long = dataclasses.replace(PLAN, sequence_length=2 * PLAN.sequence_length, verdict=None, free_bytes=-90 * GIB)
+    recomputed = dataclasses.replace(PLAN, activation_checkpointing=not PLAN.activation_checkpointing)
+    first, second = plan_maps([PLAN, tight, long, recomputed], 79 * GIB)
+
+    assert first.columns == ("2", "4")
+    assert [name for name, _ in first.rows] == [f"{PLAN.sequence_length:,}", f"{2 * PLAN.sequence_length:,}"]
+    assert {cell.symbol for _, cells in first.rows for cell in cells if cell} == {"✓", "!", "✗"}
+    assert len(second.rows) == len(second.columns) == 1
 
 
 def texts(table: Table) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.engine.phases import PhaseMarks
-from bf16prof.records import Phase
+from bf16prof.records import Phase, PhaseMemory
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.main import Finished
@@ -148,3 +148,53 @@ def test_looking_at_variables_keeps_nothing_alive() -> None:
         return sys.getrefcount(kept) - before
 
     assert train() == 0
+
+
+class Filling(Meter):
+    """A memory whose peak is as told."""
+
+    peak = 0
+
+    def take_phase_peak(self) -> int:
+        return self.peak
+
+
+def test_an_evaluation_without_the_engine_is_a_forward_pass() -> None:
+    engine = Engine()
+    watch, marked = _watched(Notes(), engine)
+    engine.backward(engine(torch.ones(1, 2)))
+    engine.step()
+    engine.module(torch.ones(1, 2))
+    assert marked[-2:] == [None, Phase.FORWARD]
+    assert watch.steps == 1
+
+
+def test_what_a_script_holds_between_steps_is_kept_apart() -> None:
+    meter = Filling()
+    marks = PhaseMarks(meter)
+    for phase, peak in ((Phase.INIT, 0), (None, 90), (Phase.FORWARD, 80), (Phase.STEP, 50), (None, 60), (Phase.FORWARD, 70)):
+        meter.peak = peak
+        marks.mark(phase)
+    assert marks.between == 70  # of the time before the last forward pass; not of that before the first
+    assert marks.take() == {Phase.INIT: PhaseMemory(90, 0), Phase.FORWARD: PhaseMemory(50, 0), Phase.STEP: PhaseMemory(60, 0)}
+
+
+class Lazy(dict[str, Any]):
+    """A mapping that loads when it is asked, as transformers' of all models."""
+
+    def values(self) -> Any:
+        raise ImportError("everything at once")
+
+
+class Proxy:
+    """Stands for an object that is not there."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("outside of its context")
+
+
+def test_objects_are_looked_into_without_their_noticing() -> None:
+    lazy, proxy, batch = Lazy(a=1), Proxy(), {"tokens": torch.ones(2)}
+    held = held_by_frames(sys._getframe())
+    assert [name.split()[0] for name in held if "test_scripts_watch" in name] == ["batch"], (lazy, proxy, batch)

@@ -58,6 +58,17 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"sequence_length": 4096, "micro_batch_size": 1, "gradient_accumulation_steps": 4, "optim": "adamw_torch_fused", "bf16": True,
          "activation_checkpointing": True},
     ),
+    "LLaMA-Factory's with LoRA": (
+        "finetuning_type: lora\nlora_rank: 8\nlora_target: all\ncutoff_len: 2048\n",
+        {"sequence_length": 2048, "lora_r": 8, "lora_targets": "all-linear"},
+    ),
+    "axolotl's with LoRA": (
+        "adapter: lora\nlora_r: 32\nlora_alpha: 16\nlora_dropout: 0.05\nlora_target_modules: [q_proj, v_proj]\n"
+        "gradient_checkpointing: true\ngradient_checkpointing_kwargs:\n  use_reentrant: true\n",
+        {"activation_checkpointing": True, "use_reentrant": True, "lora_r": 32, "lora_alpha": 16.0, "lora_dropout": 0.05,
+         "lora_targets": ["q_proj", "v_proj"]},
+    ),
+    "with a rank that nothing uses": ("finetuning_type: full\nlora_rank: 8\nlora_target: all\n", {}),
     "accelerate's": (
         "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nmixed_precision: bf16\nnum_processes: 8\ndeepspeed_config:\n"
         "  gradient_accumulation_steps: 2\n  gradient_clipping: 1.0\n  offload_optimizer_device: cpu\n  offload_param_device: none\n"
@@ -87,6 +98,7 @@ def test_the_same_fields_are_read_of_every_form(form: str, tmp_path: Path) -> No
     ("optim: 5", "optim: expected a name, got 5"),
     ("zero_stage: 4", "zero_stage: expected 0, 1, 2 or 3, got 4"),
     ("max_grad_norm: []", "max_grad_norm: expected a number, got []"),
+    ("lora_target: 5", "lora_target: expected names of layers, got 5"),
     ("mixed_precision: int8", "mixed_precision: expected no, bf16 or fp16, got 'int8'"),
     ("bf16: true\nfp16: true", "bf16 and fp16 are both true"),
     ("- a", "expected a YAML object, got list"),
@@ -248,7 +260,7 @@ def test_the_trainers_default_is_assumed_and_said(main: Main, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("adafactor", "--optim: adafactor is not modelled: its factored second moments"),
+    ("adagrad", "--optim: adagrad is not modelled: "),
     ("paged_adamw_8bit", "--optim: paged_adamw_8bit is not modelled: "),
     ("adamw_fast", "--optim: unknown optimizer 'adamw_fast'"),
 ])  # fmt: skip

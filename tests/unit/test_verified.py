@@ -87,7 +87,8 @@ def test_what_cannot_be_run_here_keeps_its_place_untried(predicted: Answer) -> N
 
 
 def test_where_all_fail_the_nearest_is_what_lacked_least(predicted: Answer) -> None:
-    few = Answer(dataclasses.replace(predicted.outlook, plans=predicted.outlook.plans[:2]), predicted.choices[:2])
+    outlook = dataclasses.replace(predicted.outlook, plans=predicted.outlook.plans[:2])
+    few = dataclasses.replace(predicted, outlook=outlook, choices=predicted.choices[:2])
 
     found = verified(few, [], DryRuns(0, 1), 3)
 

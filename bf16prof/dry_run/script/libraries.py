@@ -32,6 +32,8 @@ def changes(invented: Invented) -> dict[str, Change]:
         "accelerate.utils.random": own.random_states,
         "accelerate.data_loader": own.random_states,
         "peft.utils.save_and_load": own.peft,
+        "triton.runtime.jit": own.triton,
+        "triton.runtime.autotuner": own.triton,
     }
     for module, name, replacement in ASKING_FOR_VALUES:
         found[module] = _both(found.get(module), functools.partial(_replace, name=name, replacement=replacement))
@@ -62,9 +64,9 @@ class _Libraries:
         """Models are built from their configs; their files are neither read nor written."""
         invented = self._invented
 
-        def from_pretrained(cls: Any, name: Any = None, *_: Any, **kwargs: Any) -> Any:
+        def from_pretrained(cls: Any, pretrained_model_name_or_path: Any = None, *_: Any, **kwargs: Any) -> Any:
             invented.note(PRETRAINED)
-            model = _from_config(cls, name, kwargs, invented)
+            model = _from_config(cls, pretrained_model_name_or_path, kwargs, invented)
             if kwargs.get("output_loading_info"):
                 return model, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
             return model
@@ -94,6 +96,13 @@ class _Libraries:
         """Adapters are not saved."""
         module.get_peft_model_state_dict = skipped(self._invented, "saving an adapter was skipped", {})  # type: ignore[attr-defined]
 
+    def triton(self, module: ModuleType) -> None:
+        """Triton's kernels allocate nothing: they write into tensors that are there already, and have no values here."""
+        run = skipped(self._invented, "a Triton kernel was not run: what it writes has no values")
+        for name in ("JITFunction", "Autotuner", "Heuristics"):
+            if hasattr(module, name):
+                getattr(module, name).run = run
+
 
 def _from_config(cls: Any, name: Any, kwargs: Mapping[str, Any], invented: Invented) -> Any:
     """The model of a config as `from_pretrained` gives it: in the dtype that was asked for, for evaluation."""
@@ -103,14 +112,26 @@ def _from_config(cls: Any, name: Any, kwargs: Mapping[str, Any], invented: Inven
     config = given.pop("config", None)
     if config is None or isinstance(config, str):
         config, _ = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **given)
-    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-    if dtype in (None, "auto"):
-        dtype = getattr(config, "dtype", None) or torch.float32
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    if name is not None:
+        config.name_or_path = str(name)  # by which a trainer finds the tokenizer
+    dtype = _dtype(kwargs.get("dtype", kwargs.get("torch_dtype")), config)
     if kwargs.get("quantization_config") is not None:
         invented.note("quantization_config was ignored: the weights are counted in their full dtype")
     asked = {"attn_implementation": kwargs["attn_implementation"]} if kwargs.get("attn_implementation") else {}
     model = cls._from_config(config, dtype=dtype, **asked)
     model.eval()
     return model.to("cuda") if kwargs.get("device_map") and torch.cuda.is_available() else model
+
+
+def _dtype(asked: Any, config: Any) -> Any:
+    """The dtype of the weights: as asked for, or as the config says; before transformers 5 that had to be asked for by "auto"."""
+    import torch
+    import transformers
+
+    if asked is None and int(transformers.__version__.split(".")[0]) >= 5:
+        asked = "auto"
+    if asked == "auto":
+        asked = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+    if isinstance(asked, str):
+        asked = getattr(torch, asked)
+    return torch.float32 if asked is None else asked

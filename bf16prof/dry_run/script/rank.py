@@ -23,7 +23,7 @@ from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.watch import Watch
-from bf16prof.scripts.workload import Calls, case_of_engine, workload_of_engine
+from bf16prof.scripts.workload import Calls, case_of_engine, unchecked, workload_of_engine
 
 BATCH_WORDS = "batches or shapes differ from step to step"
 
@@ -91,6 +91,7 @@ class ScriptRank:
         last, engine = self.steps[-1], self._main_engine()
         calls = self._calls.get(id(engine), Calls())
         self._phases = merge_phases(self._phases, self._marks.take())
+        between = self._highest_between_steps()
         keeps_outputs = any(item.component is Component.ACTIVATIONS for item in last.items)
         ran = Ran(
             case=case_of_engine(self._task.script, engine, self._task.world_size, calls),
@@ -103,7 +104,15 @@ class ScriptRank:
             step=self._last_whole_step(),
         )
         record = record_of(ran, self._tracker)
-        return replace(record, notes=(*record.notes, *self._notes(calls)))
+        return replace(record, notes=(*record.notes, *between, *self._notes(calls)))
+
+    def _highest_between_steps(self) -> list[str]:
+        """What a script does between steps belongs to the step before, where it holds more than any phase; said if so."""
+        between = self._marks.between
+        if between <= max(memory.peak_bytes or 0 for phase, memory in self._phases.items() if phase is not Phase.INIT):
+            return []
+        self._phases = merge_phases(self._phases, {Phase.STEP: replace(self._phases[Phase.STEP], peak_bytes=between)})
+        return [f"the script holds {between:,} bytes between two steps, more than in any phase: counted as the step's"]
 
     def _last_whole_step(self) -> int:
         """The step whose timeline is shown: the last one of the ledger, unless that has only been begun."""
@@ -117,7 +126,12 @@ class ScriptRank:
         if len(lengths) > 1:
             peaks = ", ".join(f"{step.phases[Phase.FORWARD].peak_bytes:,}" for step in self.steps if Phase.FORWARD in step.phases)
             notes.append(f"sequences of {lengths[0]} to {lengths[-1]} tokens were seen; forward peaks by step: {peaks}")
-        return [*notes, *spread(self.steps)]
+        on = [f"{key} is on, which has not been held against real ranks: {why}" for key, why in self.unchecked().items()]
+        return [*notes, *on, *spread(self.steps)]
+
+    def unchecked(self) -> dict[str, str]:
+        """Features of DeepSpeed's that are on and whose memory nobody has checked; by key, why."""
+        return {key: why for engine in self.watch.engines for key, why in unchecked(engine).items()}
 
     def _main_engine(self) -> Any:
         """The engine with the most parameters of those that were called."""

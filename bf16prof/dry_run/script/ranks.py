@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import device_mesh
+from torch.utils._python_dispatch import _disable_current_modes
 
 from bf16prof.dry_run.script.invented import Invented
 from bf16prof.scripts.face.callers import asked_from_inside
@@ -23,7 +24,8 @@ def replacements(invented: Invented, backend: str) -> Iterator[Row]:
         return real_group(*args, **{**kwargs, "backend": None})
 
     def mesh(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        return real_mesh("cpu", *args, **kwargs)
+        with _disable_current_modes():  # the ranks of a mesh are numbers in a tensor
+            return real_mesh("cpu", *args, **kwargs)
 
     def gathered(object_list: list[Any], obj: Any, group: Any = None) -> None:
         invented.note(OTHERS)

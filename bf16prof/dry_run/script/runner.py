@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bf16prof.dry_run.runner import POLL_S, TOO_BIG, Files, Options, killed
+from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
-from bf16prof.errors import Bf16profError, InputError, RunFailed
 from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment, started
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
+from bf16prof.scratch import temporary_folder
 from bf16prof.verdict import gpu_limit, judged
 
 
@@ -29,18 +28,18 @@ class ScriptOutcome:
     """What came of a script: the record of its steps, or why there is none, or both where it failed after some steps."""
 
     record: MemoryRecord | None
-    failure: Bf16profError | None
+    failure: DryRunFailed | DryRunRefused | None
 
 
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
     """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
     name = task.script.name
-    with tempfile.TemporaryDirectory(prefix="bf16prof-") as folder:
-        files, log = Files(Path(folder), 0), Path(folder) / "log"
+    with temporary_folder() as folder:
+        files, log = Files(folder, 0), folder / "log"
         write_json(files.task, task)
-        command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", folder]
+        command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", str(folder)]
         kills = MemoryKills()
-        with started(command, log, child_environment(), signal.SIGKILL) as process:
+        with started(command, log, child_environment(folder), signal.SIGKILL) as process:
             deadline = time.monotonic() + timeout
             while process.poll() is None and time.monotonic() < deadline:
                 if files.progress.exists():
@@ -68,8 +67,8 @@ def _record(files: Files, task: ScriptTask) -> MemoryRecord:
     return judged(dataclasses.replace(record, limit_bytes=gpu_limit(find_gpu(task.gpu), task.world_size)))
 
 
-def _failure(fault: Fault, log: Path) -> Bf16profError:
+def _failure(fault: Fault, log: Path) -> DryRunFailed | DryRunRefused:
     """The fault as an error, whose hint is the end of what the script printed, where nothing better is known."""
     tail = " ".join(last_lines(log, 1))
     hint = fault.hint or (f"its output ended with: {tail[:300]}" if tail and tail not in fault.message else "")
-    return InputError(fault.message, hint=hint) if fault.is_input else RunFailed(fault.message, hint=hint)
+    return (DryRunRefused if fault.is_input else DryRunFailed)(fault.message, hint=hint)

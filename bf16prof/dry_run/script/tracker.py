@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from bf16prof.dry_run.script.invented import Invented
 from bf16prof.dry_run.tracker import HOST, ITEM, Tracker
 from bf16prof.engine.nested import tensors_in
-from bf16prof.scripts.face.callers import asked_by
+from bf16prof.scripts.face.callers import asked_by_deepspeed
 
 REAL_MOST = 32 << 20
 """Bytes of a host tensor made from nothing (`zeros`, `randn`) that is given values; a larger one is nobody's batch."""
@@ -78,7 +78,7 @@ class ScriptTracker(Tracker):  # type: ignore[no-untyped-call]
             return False
         if tensors:
             return all(_has_values(tensor) for tensor in tensors)
-        return _bytes_of_factory(args, kwargs) <= REAL_MOST and not asked_by("deepspeed")
+        return _bytes_of_factory(args, kwargs) <= REAL_MOST and not asked_by_deepspeed()
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         with torch._C._DisableTorchDispatch():

@@ -137,7 +137,10 @@ class Worker:
             )
         if isinstance(error, Exception) and comes_from_checking(error):
             return Fault(f"DeepSpeed refuses {name}: {ending.message}", "", is_input=True)
-        return Fault(f"{name} {ending.message}{f', after {steps} steps' if steps else ''}", "", is_input=False)
+        after = f", after {steps} steps" if steps else ""
+        for key, why in self._rank.unchecked().items():
+            return Fault(f"{name}: {key}: {why}; it {ending.message}{after}", MEASURE, is_input=True)
+        return Fault(f"{name} {ending.message}{after}", "", is_input=False)
 
 
 def main() -> NoReturn:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from bf16prof.documents import as_json
 from bf16prof.errors import InputError
+from bf16prof.files import LARGEST_DOCUMENT, read_up_to
 from bf16prof.measuring.blame import blame
 from bf16prof.measuring.launcher import RanksOutcome
 from bf16prof.measuring.machine import environment, hardware, versions
@@ -15,16 +17,32 @@ from bf16prof.measuring.record import Subject, record_of_ranks
 from bf16prof.measuring.results import OfScript, RankResult, load_rank
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.records import Case, Device, MemoryRecord
-from bf16prof.runs import MANIFEST, SCRIPT_FOLDER, CaseStatus, Manifest, Node, Run, Status, command_line, now, save
+from bf16prof.runs import MANIFEST, SCRIPT_FOLDER, CaseStatus, Manifest, Node, Run, Status, command_line, now, read, save
 
 UNKNOWN_CASE = "not known: no engine took a step"
 
 
 def joins(run_folder: Path) -> bool:
-    """Whether ranks have written into this run directory since it was last joined, or it never was."""
-    manifest = run_folder / MANIFEST
-    files = list((run_folder / SCRIPT_FOLDER).glob("rank*.json"))
-    return bool(files) and (not manifest.exists() or max(file.stat().st_mtime for file in files) > manifest.stat().st_mtime)
+    """Whether ranks have written into this run directory since it was last joined, or it never was.
+
+    By what is in their files: clocks are set back, and copies have times of their own.
+    """
+    files = _rank_files(run_folder)
+    if not files or not (run_folder / MANIFEST).exists():
+        return bool(files)
+    manifest: Manifest = read(run_folder / MANIFEST, Manifest)
+    return manifest.joined != _digest(files)
+
+
+def _rank_files(run_folder: Path) -> list[Path]:
+    return sorted((run_folder / SCRIPT_FOLDER).glob("rank*.json"))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0".encode() + hashlib.sha256(read_up_to(LARGEST_DOCUMENT, file)).digest())
+    return digest.hexdigest()
 
 
 def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Sequence[MemoryRecord] = (), created: str = "") -> Run:
@@ -52,6 +70,7 @@ def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Seq
         versions=versions(),
         hardware=hardware(),
         environment=environment(),
+        joined=_digest(_rank_files(run_folder)),
         nodes=tuple(Node(report.node, report.host, report.hardware) for report in outcome.nodes),
     )
     run = Run(run_folder, manifest, (*predictions, *([record] if record else [])))

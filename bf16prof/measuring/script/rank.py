@@ -20,6 +20,7 @@ from bf16prof.files import NotWritten
 from bf16prof.measuring.probes import Probe
 from bf16prof.measuring.results import GuestTask, OfScript, save_rank
 from bf16prof.measuring.script.losses import Losses
+from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.measuring.worker import recorded_event, started_result
 from bf16prof.records import Component, Item, Phase, PhaseMemory, StepRecord, merge_phases
 from bf16prof.runs import Status
@@ -56,10 +57,15 @@ class Deaf:
 
 
 class GuestRank:
-    """This process as a rank of a script's job. `enough` is called when all steps that were asked for have been seen."""
+    """This process as a rank of a script's job. `enough` is called when all steps that were asked for have been seen.
 
-    def __init__(self, task: GuestTask, folder: Path, probe: Probe, enough: Callable[[], None] = lambda: None) -> None:
-        self._task, self._folder, self._probe, self._enough = task, folder, probe, enough
+    `whereabouts`: where the rank says what it is about, if anybody wants to know.
+    """
+
+    def __init__(
+        self, task: GuestTask, folder: Path, probe: Probe, enough: Callable[[], None] = lambda: None, whereabouts: Whereabouts | None = None
+    ) -> None:
+        self._task, self._folder, self._probe, self._enough, self._whereabouts = task, folder, probe, enough, whereabouts
         self._pid, self._written = os.getpid(), 0.0
         rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self._clock: PhaseClock = guest_clock(probe)
@@ -84,6 +90,8 @@ class GuestRank:
 
     def _stamp(self, phase: Phase | None) -> None:
         self._clock.mark(phase)  # each step has a clock of its own
+        if self._whereabouts is not None and os.getpid() == self._pid:
+            self._whereabouts.enter(phase, len(self._steps))
 
     # What the watch tells.
 
@@ -149,6 +157,8 @@ class GuestRank:
     def listen_no_more(self) -> None:
         """From now on the script runs as if nobody were here."""
         self._is_over = True
+        if self._whereabouts is not None and os.getpid() == self._pid:
+            self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
         self.watch.marks = Deaf()  # type: ignore[assignment]
 
     def save(self, *, force: bool = True, **changes: Any) -> None:

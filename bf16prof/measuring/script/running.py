@@ -12,16 +12,19 @@ from typing import Any, NoReturn
 
 from bf16prof.errors import InputError
 from bf16prof.measuring.results import GuestTask
+from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.runs import SCRIPT_FOLDER, Status, rank_file
 from bf16prof.scripts.main import Ending, run
 
 
-def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False) -> int:
+def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False, deadline: float | None = None) -> int:
     """Run the script to its end; the exit code that python would leave with. The rank's result is written into the run directory.
 
+    `deadline`: when the rank will be ended, by the monotonic clock, where we have started it.
     Raises `InputError` before the script begins where there is a result of this rank already, or where it cannot be written.
     """
     folder = claimed_rank(run_folder, replace=replace)
+    whereabouts = None if deadline is None else Whereabouts(folder, int(os.environ.get("RANK", "0")), deadline)
     import torch
 
     from bf16prof.measuring.script.probes import make_guest_probe
@@ -47,7 +50,7 @@ def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False) ->
             stream.flush()
         exit_now(code)
 
-    rank = GuestRank(task, folder, probe, enough)
+    rank = GuestRank(task, folder, probe, enough, whereabouts)
     with shown, rank.watching():
         os._exit = leave  # type: ignore[assignment]
         try:

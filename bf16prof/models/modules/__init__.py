@@ -9,24 +9,39 @@ import importlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from bf16prof.errors import InputError
 from bf16prof.models import foreign
+from bf16prof.models.adapted import adapted
+from bf16prof.models.foreign import Checkpointing
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
+from bf16prof.profiles.schema import Profile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def build(model: Model, *, activation_checkpointing: bool) -> nn.Module:
+def build_trained(profile: Profile) -> nn.Module:
+    """What a profile trains: its model, and the adapter on it. Raises `InputError` as `build` does."""
+    workload = profile.workload
+    how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
+    model = build(profile.model, activation_checkpointing=how)
+    return model if profile.peft is None else adapted(model, profile.peft)
+
+
+def build(model: Model, *, activation_checkpointing: bool | Checkpointing | None) -> nn.Module:
     """The model of a profile, freshly initialised in fp32 on the current default device.
 
     Raises `InputError` when it cannot be built: what it is made from is the user's own.
     """
+    how = Checkpointing() if activation_checkpointing is True else activation_checkpointing or None
     if isinstance(model, HuggingFaceSettings):
-        return foreign.from_hf_config(model, activation_checkpointing)
+        return foreign.from_hf_config(model, how)
     if isinstance(model, FactorySettings):
-        return foreign.from_factory(model, activation_checkpointing)
+        return foreign.from_factory(model, how)
+    if how not in (None, Checkpointing()):
+        raise InputError("workload.use_reentrant and checkpoint_every_n_layers: models of transformers have the choice")
     family = importlib.import_module(f"{__name__}.{model.family.replace('-', '_')}")
-    module: nn.Module = family.Model(model, activation_checkpointing)
+    module: nn.Module = family.Model(model, how is not None)
     return module
 
 

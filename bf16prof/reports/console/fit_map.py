@@ -26,11 +26,11 @@ def fit_map_view(maps: Sequence[FitMap], console: Console) -> None:
     for found in maps:
         heading(console, Text(found.title))
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0, header_style="bold")
-        grid.add_column("ZeRO", justify="right")
-        for size in found.gpus:
-            grid.add_column(f"{size}", justify="right", no_wrap=True)
-        for stage, cells in found.rows:
-            grid.add_row(str(stage), *(_cell(cell, console) for cell in cells))
+        grid.add_column(found.corner, justify="right")
+        for name in found.columns:
+            grid.add_column(name, justify="right", no_wrap=True)
+        for name, cells in found.rows:
+            grid.add_row(name, *(_cell(cell, console) for cell in cells))
         console.print(grid)
     symbols = [f"{mark(console, style)} {words}" for style, words in _MEANING]
     note(console, f"GPUs across; GiB left of what the allocator may hold, negative: what lacks. {', '.join(symbols)}. -v has all numbers.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,8 @@ def _made_of_values(home: torch.device) -> Iterator[Row]:
 
     real_as_tensor = torch.as_tensor
     yield torch, "tensor", tensor
+    if partitioning := sys.modules.get("deepspeed.runtime.zero.partition_parameters"):
+        yield partitioning, "_orig_torch_tensor", tensor  # which `zero.Init` leaves behind as torch's
     yield torch, "as_tensor", as_tensor
     for name, dtype in LEGACY.items():
         yield torch.cuda, name, _legacy(tensor, home, dtype)

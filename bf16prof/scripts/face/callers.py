@@ -12,6 +12,9 @@ from bf16prof.scripts.main import is_own
 INNER = frozenset({"torch", "deepspeed", "triton", "bitsandbytes", "torchao", "xformers", "functorch", "bf16prof"})
 """Packages that are told the truth."""
 
+OF_DATA = "/data_pipeline/"
+"""Where DeepSpeed looks into samples, which have values."""
+
 OURS = str(Path(__file__).parents[2])
 
 
@@ -30,12 +33,12 @@ def asked_from_inside(depth: int = 1) -> bool:
     return package_of(sys._getframe(depth + 1).f_code.co_filename) in INNER
 
 
-def asked_by(package: str) -> bool:
-    """Whether the innermost code besides PyTorch's and this package's belongs to that package."""
+def asked_by_deepspeed() -> bool:
+    """Whether the innermost code besides PyTorch's and this package's is DeepSpeed's, and not what it does to a script's data."""
     frame = sys._getframe(1)
     while frame is not None and package_of(frame.f_code.co_filename) in ("torch", "bf16prof"):
         frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None and package_of(frame.f_code.co_filename) == package
+    return frame is not None and package_of(frame.f_code.co_filename) == "deepspeed" and OF_DATA not in frame.f_code.co_filename
 
 
 def place(depth: int = 1) -> str | None:

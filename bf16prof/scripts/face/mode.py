@@ -6,10 +6,16 @@ the script's hands, so that what it compares and prints is what it would find on
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+import torch.utils.checkpoint
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from bf16prof.scripts.face.module import Row
 
 PINNING = ("pin_memory", "is_pinned")
 
@@ -72,6 +78,29 @@ class CudaFace(TorchFunctionMode):
         if isinstance(wanted, str) and wanted.startswith("torch.cuda."):
             return args[0].to(self._home).type(wanted.replace("torch.cuda.", "torch.", 1))
         return func(*args, **kwargs)
+
+    def again(self) -> contextlib.AbstractContextManager[Any]:
+        """This mode where no mode is in force."""
+        return contextlib.nullcontext() if _get_current_function_mode_stack() else self  # type: ignore[no-untyped-call]
+
+
+def in_backward(face: CudaFace) -> Iterator[Row]:
+    """What has to be told of the mode again: autograd calls Python without it, for a function's own backward and to recompute."""
+    real_apply, real_checkpoint = BackwardCFunction.apply, torch.utils.checkpoint.checkpoint
+
+    def apply(self: Any, *gradients: Any) -> Any:
+        with face.again():
+            return real_apply(self, *gradients)  # type: ignore[no-untyped-call]
+
+    def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            with face.again():
+                return function(*given, **named)
+
+        return real_checkpoint(call, *args, **kwargs)
+
+    yield BackwardCFunction, "apply", apply
+    yield torch.utils.checkpoint, "checkpoint", checkpoint
 
 
 def _backward(tensor: torch.Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from bf16prof.scripts.face import around, module
-from bf16prof.scripts.face.mode import CudaFace
+from bf16prof.scripts.face.mode import CudaFace, in_backward
 from bf16prof.scripts.face.module import Memory, Row
 from bf16prof.scripts.face.streams import HostAccelerator
 
@@ -27,7 +27,8 @@ def replaced(rows: Iterable[Row]) -> Iterator[None]:
 @contextlib.contextmanager
 def worn(gpu: module.Gpu, home: torch.device) -> Iterator[None]:
     """Inside, CUDA devices are `home`, and `torch.cuda` answers as that GPU."""
-    with replaced([*module.replacements(gpu), *around.replacements(home)]), CudaFace(home):
+    face = CudaFace(home)
+    with replaced([*module.replacements(gpu), *around.replacements(home), *in_backward(face)]), face:
         yield
 
 

@@ -3,6 +3,7 @@
 witness    count all live tensors that Python's garbage collector knows and write them to `witness<RANK>.json` beside the rank's result;
            (but for the tables that a library made when it was imported); this shares nothing with bf16prof's allocator and attribution
 raise      let rank 1 raise in its second step
+hang in init, hang in backward    let rank 1 do that and not come back
 os._exit, sys.exit, SIGTERM, garble, no memory    let rank 1 leave like that then, or with a file that nobody can read
 """
 
@@ -72,5 +73,25 @@ def fail_in_rank_1() -> None:
     TrainingLoop.step = failing  # type: ignore[method-assign, assignment]
 
 
+def hang() -> None:
+    signal.pause()
+
+
+def hang_in_init() -> None:
+    from bf16prof.engine import training
+
+    if os.environ["RANK"] == "1":
+        training.build_engine = lambda *_: hang()
+
+
+def hang_in_backward() -> None:
+    import torch
+
+    if os.environ["RANK"] == "1":
+        torch.Tensor.backward = lambda *_, **__: hang()  # type: ignore[method-assign]
+
+
+OTHERS = {"witness": witness, "hang in init": hang_in_init, "hang in backward": hang_in_backward}
+
 if "RANK" in os.environ:
-    {"witness": witness}.get(os.environ["INSIDE"], fail_in_rank_1)()
+    OTHERS.get(os.environ["INSIDE"], fail_in_rank_1)()
