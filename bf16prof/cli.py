@@ -86,7 +86,7 @@ def _run() -> int:
 
     import typer
 
-    from bf16prof.app import app
+    from bf16prof.app import make_app
     from bf16prof.errors import Bf16profError, InputError
     from bf16prof.scripts.command import split
 
@@ -94,7 +94,7 @@ def _run() -> int:
         _require_working_directory()
         own, words = split(sys.argv[1:])
         script = [] if words is None else ["--", *words]
-        code = app(args=[*map(_dashes, own), *script], standalone_mode=False)
+        code = make_app(own)(args=[*map(_dashes, own), *script], standalone_mode=False)
         sys.stdout.flush()
     except Bf16profError as error:
         return _fail(error.message, error.hint, error.exit_code)

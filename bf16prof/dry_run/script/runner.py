@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
+from bf16prof.dry_run.script.stacks import STACK, where
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
 from bf16prof.files import last_lines, write_bytes, write_json
@@ -47,6 +48,7 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
                     on_progress(read(files.progress, Progress))
                 time.sleep(POLL_S)
             code = process.poll()
+            stands = where(process.pid, folder / STACK) if code is None else ""
         record = _record(files, task) if files.record.exists() else None
         if record is not None and options.snapshot is not None:
             write_bytes(options.snapshot, files.snapshot.read_bytes(), replace=options.replace)
@@ -56,6 +58,7 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
             return ScriptOutcome(record, None)
         if code is None:
             how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout)"
+            how += f": rank {task.rank} stands at {stands}" if stands else ""
         else:
             how = f"{name} was {killed(-code, kills.happened())}" if code < 0 else f"{name} left with exit code {code}"
         return ScriptOutcome(None, _failure(Fault(how, TOO_BIG if code is not None and code < 0 else "", is_input=False), log))
