@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly slurm lint docs format bench peaks models signatures plans operators fuzz soak versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
+.PHONY: help demo test unit slow nightly slurm lint docs format bench peaks models signatures plans operators fuzz soak faults mutants versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -84,6 +84,18 @@ fuzz: $(VENV)/.dev ## Ten thousand mutants of valid files, to every reader (ten 
 
 soak: $(VENV)/.dev ## Two hundred small runs with a random fault each, and what they leave behind (twenty minutes; nightly)
 	PYTHONPATH=tests/integration $(BIN)/python benchmarks/soak.py
+
+faults: $(VENV)/.dev ## Every fault class on every command, five times; writes docs/faults.md (half an hour; nightly)
+	PYTHONPATH=tests/integration $(BIN)/python benchmarks/faults.py
+
+MUTMUT := $(VENV)/mutmut
+
+$(MUTMUT): | $(VENV)/.dev
+	$(INSTALL) --target $@ mutmut==3.8.1
+
+mutants: $(VENV)/.dev $(MUTMUT) ## Mutate the formulas and see which mutants the unit tests let live (hours; goes on where it was stopped; ONLY='bf16prof.closed_form.step.*')
+	PYTHONPATH=$(MUTMUT) $(BIN)/python -m mutmut run $(ONLY)
+	PYTHONPATH=$(MUTMUT) $(BIN)/python -m mutmut results
 
 versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
 	$(BIN)/python benchmarks/versions.py

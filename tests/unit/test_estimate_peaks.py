@@ -130,6 +130,16 @@ def test_the_unfused_fp16_step_copies_every_gradient_to_fp32() -> None:
     assert step.end_bytes == record.allocated_bytes
 
 
+def test_the_fused_fp16_step_has_a_flat_copy_beside_those_of_every_gradient() -> None:
+    """fp16/fused_optimizer.py, step: the gradients in fp16, each in fp32, and all of these once more in one piece."""
+    record = small(0, recipe="fp16-fp32-master", world=1)
+    sizes = [spec.numel for spec in inventory(job("fp16-fp32-master", 0, 1, *SMALL).profile.model)]
+    pieces = [*(width * size for size in sizes for width in (2, 4)), 4 * sum(sizes)]
+
+    above = (record.phases[Phase.STEP].peak_bytes or 0) - (record.allocated_bytes or 0)
+    assert above == sum(-(-piece // 512) * 512 for piece in pieces)
+
+
 def test_clipping_takes_a_norm_of_every_gradient() -> None:
     """torch/nn/utils clip_grad_norm_ by way of DeepSpeed's utils.py: a scalar each, in a block of 512 bytes, beside gradients in fp32."""
     fused = (*SMALL[:-1], "optimizer.torch_adam=true", "optimizer.fused=true", "deepspeed.gradient_clipping=1.0")
