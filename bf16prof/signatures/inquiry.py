@@ -25,7 +25,7 @@ from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.models import FactorySettings
 from bf16prof.reductions import processor_of
 
-PACKAGES = ("torch", "transformers", "deepspeed", "peft")
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "liger_kernel")
 """Whose code runs in a trace."""
 
 DIGITS = 20
@@ -71,6 +71,7 @@ def _content(job: Job) -> dict[str, Any]:
         "checkpointing": [workload.use_reentrant, workload.checkpoint_every_n_layers] if workload.activation_checkpointing else [],
         "peft": job.profile.peft.model_dump(mode="json") if job.profile.peft else {},
         "keeps_outputs": workload.keeps_outputs,
+        "liger": workload.liger,
         "parameters": facts.parameter_dtype,
         "autocast": facts.autocast_dtype,
         "zero3": [zero_settings(config).memory_efficient_linear] if is_third else [],

@@ -18,7 +18,7 @@ from command_line import Main, Result, main, program, refused
 from typer.testing import CliRunner
 
 import bf16prof
-from bf16prof.app import app
+from bf16prof.app import make_app
 from bf16prof.closed_form import predict
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
 
@@ -29,7 +29,7 @@ __all__ = ["main"]
 SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
-    "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas",
+    "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas", "--lora",
 }  # fmt: skip
 FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
@@ -77,6 +77,7 @@ def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from commands(sub, f"{name} {part}".strip())
 
 
+app = make_app()
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 

@@ -18,8 +18,8 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "locks", "processes", "rounding", "started_by", "summaries"},
-    {"records", "documents", "files", "memory_kills"},
+    {"errors", "locks", "processes", "rounding", "scratch", "started_by", "summaries"},
+    {"control_groups", "records", "documents", "files", "memory_kills"},
     {
         "bounds",
         "profiles",

@@ -16,7 +16,7 @@ from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
 from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
-from bf16prof.processes import child_environment, started
+from bf16prof.processes import child_environment, require_proc, started
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
@@ -35,6 +35,7 @@ class ScriptOutcome:
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
     """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
     name = task.script.name
+    require_proc("simulating")
     with temporary_folder() as folder:
         files, log = Files(folder, 0), folder / "log"
         write_json(files.task, task)
