@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +23,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.processes import threads_per_rank
-from bf16prof.profiles.models import FactorySettings
+from bf16prof.profiles.models import FactorySettings, Model
 from bf16prof.reductions import processor_of
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft")
@@ -33,9 +34,9 @@ DIGITS = 20
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What is asked, by its digest; `is_lasting`: whether an answer may be kept for other processes.
+    """What is asked, by its digest; `is_lasting`: whether nothing else decides the answer.
 
-    What a function of the user's own builds depends on all that it reads, so it is asked anew in every process.
+    What a function of the user's own builds depends on all that it reads as well (`sources.py`).
     """
 
     digest: str
@@ -75,7 +76,14 @@ def _content(job: Job) -> dict[str, Any]:
         "autocast": facts.autocast_dtype,
         "zero3": [zero_settings(config).memory_efficient_linear] if is_third else [],
         "device": _device(job),
+        **({"zero_init": True} if job.is_inside_zero_init else {}),
+        **_place(job.profile.model),
     }
+
+
+def _place(model: Model) -> dict[str, list[str]]:
+    """Where a function of the user's own is looked for."""
+    return {"place": [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]} if isinstance(model, FactorySettings) else {}
 
 
 def about(job: Job) -> str:
