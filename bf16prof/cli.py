@@ -103,11 +103,25 @@ def _run() -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except OSError as error:
+        if (
+            isinstance(error.filename, str | bytes) and error.errno in _not_ours()
+        ):  # looking at a path is enough, where a folder above it is closed
+            return _fail(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}", "", InputError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it would fail again on the way out
         return _fail(f"cannot write the output: {error.strerror}", "", InputError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _not_ours() -> tuple[int, ...]:
+    """What is wrong with a path that the user, another user or the machine has made so. To look whether it exists is enough for some."""
+    import errno
+
+    return (
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+        errno.ENOSPC, errno.EDQUOT, errno.EIO,
+    )  # fmt: skip
 
 
 def _require_working_directory() -> None:

@@ -130,6 +130,7 @@ class Workload:
       outputs until the next forward pass.
     * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in.
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
+    * `liger`: which of Liger-Kernel's replacements the model has.
     * `assumed`: which of all this nobody said, in a word each.
     """
 
@@ -147,6 +148,7 @@ class Workload:
     deepspeed: dict[str, Any] = field(hash=False)
     assumed: tuple[str, ...] = ()
     adapter: str | None = None
+    liger: str = "none"
 
 
 Label = tuple[Component, str]

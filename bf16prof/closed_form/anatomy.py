@@ -108,10 +108,11 @@ def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
 
 
 def is_as_written(profile: Profile) -> bool:
-    """Whether a profile trains its model as this package knows it: all of its parameters, checkpointed in the usual way or not at all."""
+    """Whether a profile trains its model as this package knows it: all of its parameters, by its own operators, and
+    checkpointed in the usual way or not at all."""
     workload = profile.workload
     is_usual = not workload.use_reentrant and workload.checkpoint_every_n_layers == 1
-    return profile.peft is None and (is_usual or not workload.activation_checkpointing)
+    return profile.peft is None and workload.liger == "none" and (is_usual or not workload.activation_checkpointing)
 
 
 def is_written(profile: Profile) -> bool:

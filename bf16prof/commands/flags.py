@@ -38,6 +38,7 @@ class WorkloadFlags:
     activation_checkpointing: o.CheckpointingOption = None
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
+    liger: o.LigerOption = None
     set_: o.SetOption = None
 
 

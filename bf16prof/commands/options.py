@@ -180,6 +180,16 @@ LoraOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+LigerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--liger",
+        metavar="loss|all",
+        envvar="BF16PROF_LIGER",
+        help="Liger-Kernel on the model: its head fused with the loss, or all kernels as the Trainer's use_liger_kernel.",
+        rich_help_panel=TRAIN,
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(

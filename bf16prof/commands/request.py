@@ -31,7 +31,7 @@ from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import preset_ids
 from bf16prof.records import Device, Offload
 
-WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init")
+WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger")
 """Flags that stand for keys of the profile's `[workload]`."""
 
 BATCH_FLAGS = WORKLOAD_FLAGS[1:3]

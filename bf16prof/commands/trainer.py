@@ -30,7 +30,7 @@ DECISIVE = (
     "adapter", "finetuning_type", "use_peft", "train_type", "lora_r", "lora_rank", "lora_target", "lora_target_modules",
     "use_rslora", "use_dora", "peft_use_rslora", "peft_use_dora", "lora_target_linear", "lora_modules_to_save", "additional_target",
     "load_in_4bit", "load_in_8bit", "quantization_bit", "attn_implementation", "flash_attn", "flash_attention", "sdp_attention",
-    "use_liger_kernel", "enable_liger_kernel", "tensor_parallel_size", "context_parallel_size", "sequence_parallel_size",
+    "liger_kernel_config", "tensor_parallel_size", "context_parallel_size", "sequence_parallel_size",
     "freeze_vision_tower", "unfrozen_parameters", "torch_compile", "fp8", "fsdp", "fsdp_config",
 )  # fmt: skip
 """Keys of such files that change what is held, and that are not read."""
@@ -111,6 +111,8 @@ def _workload(args: TrainingArguments | None, file: DeepSpeedFile | None) -> lis
     if args is None:
         return []
     found: dict[str, Told | None] = {f"workload.{name}": args.get(name) for name in WORKLOAD} | {"peft": args.adapter}
+    if (liger := args.get("use_liger")) and liger.value:
+        found["workload.liger"] = Told("all", liger.origin)
     if file is None:
         found["deepspeed.gradient_clipping"] = args.get("gradient_clipping")
         found |= {f"deepspeed.zero_optimization.{table}.device": args.get(name) for name, table in OFFLOADS.items()}

@@ -19,6 +19,7 @@ from bf16prof.dry_run.compiler import leave_out_the_compiler
 from bf16prof.dry_run.hardware.autocast import register_cuda_list
 from bf16prof.dry_run.hardware.cuda_operators import cuda_optimizers, register_cuda_operators
 from bf16prof.dry_run.hardware.devices import cpu_kernels, cuda_kernels
+from bf16prof.dry_run.hardware.triton_kernels import triton_kernels
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.shims import shims
 from bf16prof.dry_run.tracker import GPU, HOST, Tracker
@@ -65,6 +66,7 @@ def world(
             for library in (register_cuda_list(), register_cuda_operators(gpu.compute_capability)):
                 stack.callback(library._destroy)
             stack.enter_context(cuda_optimizers())
+            stack.enter_context(triton_kernels(gpu))
         dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
         stack.callback(dist.destroy_process_group)
         deepspeed.init_distributed()

@@ -30,7 +30,7 @@ from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Offload
+from bf16prof.records import Device, Offload
 from bf16prof.rounding import ceil_div
 
 Rule = Callable[[Mapping[str, Any]], str | None]
@@ -62,7 +62,13 @@ def refused_error(refusal: Refusal) -> Refused:
 def refusal_reason(job: Job) -> str | None:
     """Why DeepSpeed cannot run this job as described; `None` if it can."""
     config = deepspeed_config(job)
-    rules = (*(rule(config) for rule in RULES), _one_optimizer(job), _secondary_partitions(job, config), _calls_per_step(job, config))
+    rules = (
+        *(rule(config) for rule in RULES),
+        _one_optimizer(job),
+        _triton_needs_a_gpu(job),
+        _secondary_partitions(job, config),
+        _calls_per_step(job, config),
+    )
     return next((reason for reason in rules if reason), None)
 
 
@@ -118,6 +124,12 @@ def _no_master_copy_needs_stage_0(config: Mapping[str, Any]) -> str | None:
         return (
             "ZeRO keeps a master copy of the parameters whatever their dtype (runtime/zero/stage_1_and_2.py, stage3.py): stage 0 has none"
         )
+    return None
+
+
+def _triton_needs_a_gpu(job: Job) -> str | None:
+    if job.profile.workload.liger != "none" and job.device is Device.CPU:
+        return "Liger's kernels (workload.liger) are Triton's, which run on GPUs only"
     return None
 
 

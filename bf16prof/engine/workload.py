@@ -25,6 +25,7 @@ def workload_of(job: Job) -> Workload:
         zero_init=job.is_inside_zero_init,
         keeps_outputs=settings.keeps_outputs,
         deepspeed=_resolved(config),
+        liger=settings.liger,
         adapter=job.profile.peft.words if job.profile.peft else None,
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
     )

@@ -50,6 +50,7 @@ class Rank:
         from bf16prof.engine.phases import PhaseMarks
         from bf16prof.measuring.probes import make_probe
         from bf16prof.models.adapted import import_peft
+        from bf16prof.models.liger import import_liger
 
         self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -57,6 +58,7 @@ class Rank:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         import_client_optimizer(deepspeed_config(self.job))
         import_peft(self.job.profile.peft)
+        import_liger(self.job.profile.workload.liger)
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
         self._whereabouts = whereabouts

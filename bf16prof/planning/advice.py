@@ -11,6 +11,7 @@ from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import MOST_GPUS
 from bf16prof.planning.question import Setting
 from bf16prof.plans import Change, Difference, StageComparison
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.profiles.schema import Profile, ZeroSettings
 from bf16prof.records import Component, MemoryRecord, Offload
@@ -125,19 +126,16 @@ def _are_apart(trials: Sequence[Trial]) -> bool:
 
 
 def beyond(nearest: Judged) -> list[str]:
-    """How people train such a model where nothing here fits: with an adapter, and by what this tool cannot express yet."""
-    record = nearest.record
-    sizes, total = record.peak_components, sum(record.peak_components.values())
-    states = sum(sizes.get(component, 0) for component in STATES)
-    adapter = (
-        ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if states * 3 > total and not nearest.job.profile.peft else []
-    )
-    said = []
-    if sizes.get(Component.ACTIVATIONS, 0) * 3 > total:
-        said.append("sequence parallelism (Ulysses) and a loss that never makes the whole logits (Liger, TiledFusedLogitsLoss)")
-    if states * 3 > total:
-        said.append("tensor or pipeline parallelism")
-    return adapter + ([f"Not expressed here yet, and how people go further: {'; '.join(said)}."] if said else [])
+    """How people train such a model where nothing here fits: less of it, with less kept, and by what this tool cannot express yet."""
+    profile, sizes = nearest.job.profile, nearest.record.peak_components
+    total = sum(sizes.values())
+    is_states = sum(sizes.get(component, 0) for component in STATES) * 3 > total
+    is_activations = sizes.get(Component.ACTIVATIONS, 0) * 3 > total
+    has_logits = isinstance(profile.model, HuggingFaceSettings) and profile.workload.liger == "none"
+    said = ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if is_states and not profile.peft else []
+    said += ["A loss that never makes the whole logits: --liger loss."] if is_activations and has_logits else []
+    others = ["sequence parallelism (Ulysses)"] * is_activations + ["tensor or pipeline parallelism"] * is_states
+    return said + ([f"Not expressed here yet, and how people go further: {'; '.join(others)}."] if others else [])
 
 
 STATES = (

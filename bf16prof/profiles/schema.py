@@ -20,6 +20,9 @@ from bf16prof.profiles.plain import checked
 from bf16prof.profiles.secrets import dropped, without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
+Liger = Literal["none", "loss", "all"]
+"""Which of Liger-Kernel's replacements a model of transformers has: its head fused with the loss, or all that there are for it."""
+
 
 class WorkloadSettings(Settings):
     """What one rank computes in one step."""
@@ -35,6 +38,8 @@ class WorkloadSettings(Settings):
     """With checkpointing: `torch.utils.checkpoint`'s older, reentrant version. Models of transformers have the choice."""
     checkpoint_every_n_layers: Annotated[int, Field(gt=0, lt=2**14)] = 1
     """With checkpointing: every so many layers one is recomputed, the others keep what they need. Models of transformers have it too."""
+    liger: Liger = "none"
+    """Liger-Kernel on the model: `loss` never makes the whole logits; `all` is what the Trainer's `use_liger_kernel` does."""
     keeps_outputs: bool = True
     """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of

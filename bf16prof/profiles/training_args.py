@@ -103,6 +103,7 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
     "offload_optimizer_device": (_name, ("offload_optimizer_device",)),
     "offload_param_device": (_name, ("offload_param_device",)),
     "zero_init": (_switch, ("zero3_init_flag",)),
+    "use_liger": (_switch, ("use_liger_kernel", "enable_liger_kernel")),
     "lora_r": (_count, ("lora_r", "lora_rank")),
     "lora_alpha": (_number, ("lora_alpha",)),
     "lora_dropout": (_number, ("lora_dropout",)),

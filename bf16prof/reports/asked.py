@@ -39,6 +39,7 @@ def _line(records: Sequence[MemoryRecord]) -> str:
         _tokens(workloads),
         "checkpointing " + _values(workloads, lambda w: "on" if w.activation_checkpointing else "off"),
         _optional(workloads, "attention ", lambda w: w.attention or ("sdpa (default)" if "attention" in w.assumed else None)),
+        _optional(workloads, "Liger's kernels: ", lambda w: None if w.liger == "none" else w.liger),
         "" if all(w.keeps_outputs for w in workloads) else "outputs dropped before backward",
         _values(workloads, lambda w: w.optimizer),
         _zero(records, workloads),
@@ -97,6 +98,7 @@ def planned_line(workload: Workload, profile: str, parameters: int, chosen: Sequ
     parts = [inert(workload.model) if profile.startswith(workload.model) else f"{inert(profile)} ({inert(workload.model)})"]
     parts[0] += f", {short_count(parameters, ' ')} parameters"
     parts += [inert(workload.adapter)] if workload.adapter else []
+    parts += [f"Liger's kernels: {inert(workload.liger)}"] if workload.liger != "none" else []
     parts += [] if workload.sequence_length is None else [f"sequences of {workload.sequence_length:,} tokens"]
     fixed = {
         "micro-batch": f"micro-batch {workload.micro_batch_size}",

@@ -31,6 +31,7 @@ from bf16prof.errors import Bf16profError
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import LOSS, Event, local_variable
 from bf16prof.models.foreign import keeps_arange
+from bf16prof.models.liger import import_liger
 from bf16prof.models.modules import build_trained
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -49,6 +50,7 @@ def trace(job: Job, on_progress: Callable[[str], None] = lambda _: None) -> Sign
     """The signature of the job's model on the job's micro-batch. Raises `InputError` for a model that cannot be built."""
     warnings.simplefilter("ignore")
     import_peft(job.profile.peft)
+    import_liger(job.profile.workload.liger)
     with world(job.case.world_size, job.gpu, counts_blocks=False) as tracker:
         return _Trace(job, tracker, on_progress).run()
 

@@ -101,6 +101,8 @@ OTHERS = {
         },
     ),
     "buffers made inside zero.Init": job(3, {"model.hf_config": BATCH_NORM, "workload.zero_init": True, **IMAGES}),
+    "Liger's loss, stage 2": job(2, {"model.hf_config": WRITTEN["llama"], "workload.liger": "loss"}),
+    "Liger, stage 3": job(3, {"model.hf_config": WRITTEN["llama"], "workload.liger": "all"}),
     "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
 }
 
@@ -151,6 +153,17 @@ def test_what_has_no_tape_agrees_with_its_dry_run(recorded: Path) -> None:
         assert judged.steady_error_bytes == 0, name
         assert abs(judged.worst) < 0.001, (name, judged.errors)
         assert judged.names_the_phase, name
+
+
+def test_with_ligers_loss_nobody_has_the_whole_logits(recorded: Path) -> None:
+    plain = predict(job(2, {"model.hf_config": WRITTEN["llama"]}))
+    fused = predict(OTHERS["Liger's loss, stage 2"])
+
+    tokens, vocabulary = 2 * 128, 1000
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        saved = (plain.phases[phase].peak_bytes or 0) - (fused.phases[phase].peak_bytes or 0)
+        assert saved >= tokens * vocabulary * 2, phase
+    assert fused.allocated_bytes == (plain.allocated_bytes or 0) - tokens * vocabulary * 2, "the loop has no logits to keep"
 
 
 def test_what_was_recorded_is_kept_for_other_processes_as_long_as_a_function_stays_as_it_was(recorded: Path) -> None:

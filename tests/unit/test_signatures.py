@@ -17,12 +17,14 @@ from command_line import Main, main, refused
 from jobs import profile
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.anatomy import inquiries_of
 from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.closed_form.predict import predict
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import preset_names
 from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.inquiry import Inquiry
@@ -144,8 +146,12 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     assert expected.replace(",hf", "") in on_cpu.notes[0]
 
 
-def of_a_preset(name: str = "olmo2-1b", stage: int = 2) -> Job:
-    return expand(Selection(profile(name), [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
+def of_a_preset(name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False) -> Job:
+    return expand(
+        Selection(
+            profile(name, workload__activation_checkpointing=checkpointing), [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")
+        )
+    )[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -173,6 +179,13 @@ def test_all_that_ships_can_be_read() -> None:
 
     assert found
     assert all(each.events and not each.problem for each in found)
+
+
+def test_all_that_ships_is_asked_for_by_a_preset() -> None:
+    """A digest that has changed would leave files that nobody finds: `make signatures`."""
+    jobs = [of_a_preset(name, stage, checkpointing=flag) for name in preset_names() for stage in (2, 3) for flag in (False, True)]
+
+    assert {shipped.file_of(each).name for each in inquiries_of(jobs)} == {path.name for path in shipped.FOLDER.iterdir()}
 
 
 @pytest.fixture

@@ -59,8 +59,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
          "activation_checkpointing": True},
     ),
     "LLaMA-Factory's with LoRA": (
-        "finetuning_type: lora\nlora_rank: 8\nlora_target: all\ncutoff_len: 2048\n",
-        {"sequence_length": 2048, "lora_r": 8, "lora_targets": "all-linear"},
+        "finetuning_type: lora\nlora_rank: 8\nlora_target: all\ncutoff_len: 2048\nenable_liger_kernel: true\n",
+        {"use_liger": True, "sequence_length": 2048, "lora_r": 8, "lora_targets": "all-linear"},
     ),
     "axolotl's with LoRA": (
         "adapter: lora\nlora_r: 32\nlora_alpha: 16\nlora_dropout: 0.05\nlora_target_modules: [q_proj, v_proj]\n"
@@ -135,7 +135,7 @@ def test_every_optimizer_of_the_trainer_has_a_row() -> None:
     from transformers.training_args import OptimizerNames
 
     assert {str(name.value) for name in OptimizerNames} <= set(trainer_optimizers())
-    assert modelled() == ["adamw_torch", "adamw_torch_fused", "adamw_apex_fused"]
+    assert {"adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "adafactor", "adamw_bnb_8bit", "lion_8bit", "sgd"} <= set(modelled())
     assert all(("why" in row) != ("settings" in row) for row in trainer_optimizers().values())
 
 

@@ -13,6 +13,7 @@ from bf16prof.errors import InputError
 from bf16prof.models import foreign
 from bf16prof.models.adapted import adapted
 from bf16prof.models.foreign import Checkpointing
+from bf16prof.models.liger import with_liger
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
 
@@ -24,7 +25,7 @@ def build_trained(profile: Profile) -> nn.Module:
     """What a profile trains: its model, and the adapter on it. Raises `InputError` as `build` does."""
     workload = profile.workload
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
-    model = build(profile.model, activation_checkpointing=how)
+    model = with_liger(build(profile.model, activation_checkpointing=how), workload.liger)
     return model if profile.peft is None else adapted(model, profile.peft)
 
 
