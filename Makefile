@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly lint docs format bench peaks models signatures plans operators fuzz soak versions study schemas features pictures against-gpus gpu-bundle gpu-check clean
+.PHONY: help demo test unit slow nightly slurm lint docs format bench peaks models signatures plans operators fuzz soak versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -40,8 +40,13 @@ slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a b
 	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs tests/scripts
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
-nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant
+nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant, other examples
 	$(BIN)/pytest -m nightly tests/integration tests/dry_runs tests/scripts
+	$(BIN)/pytest --numprocesses auto --hypothesis-profile=default tests/unit
+
+slurm: $(VENV)/.dev ## Batch jobs on a small Slurm cluster of Debian's packages, on this machine (root; two minutes; nightly)
+	command -v slurmd >/dev/null || apt-get install --yes --quiet --no-install-recommends slurmctld slurmd slurm-client munge
+	$(BIN)/pytest -m nightly tests/slurm
 
 lint: $(VENV)/.dev ## Lint and strict types only
 	$(BIN)/ruff check .
@@ -82,6 +87,9 @@ soak: $(VENV)/.dev ## Two hundred small runs with a random fault each, and what 
 
 versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
 	$(BIN)/python benchmarks/versions.py
+
+pythons: $(VENV)/.dev ## The light commands under every other Python that is supported and found (two minutes; nightly)
+	$(BIN)/python benchmarks/pythons.py
 
 study: $(VENV)/.dev ## Train one small model under every recipe, three seeds, and write docs/study.md (ten minutes on two cores; needs Chromium)
 	PYTHONPATH=docs $(BIN)/python benchmarks/study.py

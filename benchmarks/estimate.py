@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +19,13 @@ from bf16prof.cases import Selection, expand
 from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.profiles.load import load_profile
+from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device
+from bf16prof.signatures import store
+from bf16prof.verdict import Replays
 
+FEW = 3
+"""Rounds of what takes seconds."""
 RECIPES = ("fp32", "autocast-fp32", "bf16-fp32-master", "fp16-fp32-master", "bf16-full", "bf16-full-autocast")
 
 
@@ -28,6 +35,32 @@ def grid() -> int:
     selection = Selection(profile, (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128), RECIPES, Device.GPU, find_gpu("h100-80gb"))
     jobs, _ = admit(expand(selection))
     return len([predict(job) for job in jobs])
+
+
+def sweep() -> int:
+    """What an autotuner asks in one process: micro-batch x length x stage x recipe of one model; how many cells there are."""
+    count = 0
+    for micro, length in itertools.product((1, 2, 4, 8), (1024, 2048, 4096)):
+        sets = {"workload.micro_batch_size": micro, "workload.sequence_length": length}
+        profile = load_profile("llama3-8b", [Override(key, value, "benchmark") for key, value in sets.items()]).profile
+        jobs, _ = admit(expand(Selection(profile, (0, 1, 2, 3), (8,), RECIPES, Device.GPU, find_gpu("h100-80gb"))))
+        count += len([predict(job, replays=Replays.NONE) for job in jobs])
+    return count
+
+
+def first_signature() -> None:
+    """The first estimate of a model that nothing is known of, its trace included, beside the imports that it takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps({"model_type": "olmo2", "num_hidden_layers": 16, "hidden_size": 2048}), encoding="utf-8")
+        one = ("estimate", str(config), "--zero", "2", "--gpus", "8", "--gpu", "h100", "--recipe", "bf16-full", "--seq", "2048")
+
+        def ours() -> None:
+            surroundings = {**os.environ, store.FOLDER_VARIABLE: tempfile.mkdtemp(dir=folder)}
+            command = [sys.executable, "-m", "bf16prof", *one]
+            subprocess.run(command, check=True, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        ratio("first signature of a model beside `import deepspeed, transformers`", ours, python("import deepspeed, transformers"), FEW)
 
 
 GPT2 = {
@@ -70,9 +103,18 @@ def main() -> None:
     cold = seconds(grid)
     cells, times = grid(), [seconds(grid) for _ in range(ROUNDS)]
     say(f"estimate, {cells} admitted cells, inside one process: cold, warm", f"{cold:7.3f} s  {statistics.median(times):7.3f} s")
+    swept, in_seconds = sweep(), seconds(sweep)
+    say(f"a sweep of {swept} cells inside one process, without replays: a cell", f"{1000 * in_seconds / swept:7.3f} ms")
+    floor = python("import typer, rich.table")
     ours = bf16prof("estimate", "--zero", "3", "--gpus", "4", "--recipe", "bf16-full")
-    ratio("`bf16prof estimate` beside `import typer, rich.table`", ours, python("import typer, rich.table"))
+    ratio("one cell beside `import typer, rich.table`", ours, floor)
+    ratio("`bf16prof --help` beside it", bf16prof("--help"), floor)
+    counts, recipes = "1,2,4,8,16,32,64,128", ",".join(RECIPES)
+    whole = bf16prof("estimate", "llama3-8b", "--gpus", counts, "--gpu", "h100", "--recipe", recipes, "--json")
+    ratio("192 cells with --json beside it", whole, floor, FEW)
+    ratio("`plan` of a 70B model beside it", bf16prof("plan", "llama3-70b", "--gpus", "64", "--gpu", "h100", "--no-verify"), floor, FEW)
     ratio("`bf16prof estimate` beside `import torch`", ours, python("import torch"))
+    first_signature()
     others()
 
 

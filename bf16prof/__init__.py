@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bf16prof.errors import Bf16profError as Bf16profError
     from bf16prof.measuring.script.watching import watch as watch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     **dict.fromkeys(("estimate", "import_logs", "load", "measure", "plan", "simulate"), "bf16prof.api"),

@@ -1,88 +1,119 @@
-"""The Typer application: registers the subcommands. Importing it takes a while; `cli.py` is there before."""
+"""The Typer application: its commands, each imported when it is needed. Importing them all takes as long as an estimate."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from bf16prof import __version__
-from bf16prof.commands.cache import cache
-from bf16prof.commands.catalog import profiles, recipes
-from bf16prof.commands.doctor import doctor
-from bf16prof.commands.estimate import estimate
-from bf16prof.commands.explain import explain
-from bf16prof.commands.importing import import_
 from bf16prof.commands.literal import LiteralTyper
-from bf16prof.commands.measure import measure
 from bf16prof.commands.options import EXIT_CODES, examples
-from bf16prof.commands.plan import plan
-from bf16prof.commands.published import published
-from bf16prof.commands.report import report
-from bf16prof.commands.schemas import schema
-from bf16prof.commands.simulate import simulate
-
-app = LiteralTyper(
-    name="bf16prof",
-    help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
-    epilog=EXIT_CODES,
-    invoke_without_command=True,
-    pretty_exceptions_show_locals=False,
-    pretty_exceptions_enable=False,
-)
 
 
-app.command(
-    epilog=examples(
-        "bf16prof estimate llama3.1-8b --gpus 8,16 --gpu h100",
-        "bf16prof estimate deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-full --json",
-    )
-)(estimate)
-app.command(
-    takes_script=True,
-    epilog=examples(
-        "bf16prof measure my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%",
-        "bf16prof measure --num-gpus 8 -- train.py --deepspeed --deepspeed_config ds.json",
+@dataclass(frozen=True)
+class Entry:
+    """A command, or a group of them: the module of `commands` that has it, its name there, and examples."""
+
+    module: str
+    attribute: str
+    examples: tuple[str, ...]
+    takes_script: bool = False
+    is_group: bool = False
+
+
+COMMANDS = {
+    "estimate": Entry(
+        "estimate",
+        "estimate",
+        (
+            "bf16prof estimate llama3.1-8b --gpus 8,16 --gpu h100",
+            "bf16prof estimate deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-full --json",
+        ),
     ),
-)(measure)
-app.command(
-    takes_script=True,
-    epilog=examples(
-        "bf16prof simulate deepspeed-bf16-example --zero 3 --gpus 4",
-        "bf16prof simulate --gpus 8 --gpu h100 -- train.py --deepspeed --deepspeed_config ds.json",
+    "measure": Entry(
+        "measure",
+        "measure",
+        (
+            "bf16prof measure my.toml --zero 3 --recipe bf16-full --num-gpus 8 --fail-over 1%",
+            "bf16prof measure --num-gpus 8 -- train.py --deepspeed --deepspeed_config ds.json",
+        ),
+        takes_script=True,
     ),
-)(simulate)
-app.command(
-    epilog=examples(
-        "bf16prof plan llama3.1-8b --gpu h100 --gpus 8",
-        "bf16prof plan gpt2-xl --gpu rtx-4090 --gpus 2 --margin 15% --write ds.json",
-    )
-)(plan)
-app.command(
-    "import",
-    epilog=examples(
-        "bf16prof import train.log loss.csv nvidia-smi.csv -p deepspeed-bf16-example --ds-config baseline.json --gpus 4",
-        "bf16prof import snapshot.pickle --hf-config config.json --zero 3 --gpus 8 --recipe bf16-full --fail-over 1%",
+    "simulate": Entry(
+        "simulate",
+        "simulate",
+        (
+            "bf16prof simulate deepspeed-bf16-example --zero 3 --gpus 4",
+            "bf16prof simulate --gpus 8 --gpu h100 -- train.py --deepspeed --deepspeed_config ds.json",
+        ),
+        takes_script=True,
     ),
-)(import_)
-app.command(
-    epilog=examples(
-        "bf16prof explain train.log",
-        "bf16prof explain train.log --hf-config config.json --ds-config ds.json --gpus 8",
-        "... 2>&1 | bf16prof explain -",
+    "plan": Entry(
+        "plan",
+        "plan",
+        (
+            "bf16prof plan llama3.1-8b --gpu h100 --gpus 8",
+            "bf16prof plan gpt2-xl --gpu rtx-4090 --gpus 2 --margin 15% --write ds.json",
+        ),
+    ),
+    "import": Entry(
+        "importing",
+        "import_",
+        (
+            "bf16prof import train.log loss.csv nvidia-smi.csv -p deepspeed-bf16-example --ds-config baseline.json --gpus 4",
+            "bf16prof import snapshot.pickle --hf-config config.json --zero 3 --gpus 8 --recipe bf16-full --fail-over 1%",
+        ),
+    ),
+    "explain": Entry(
+        "explain",
+        "explain",
+        (
+            "bf16prof explain train.log",
+            "bf16prof explain train.log --hf-config config.json --ds-config ds.json --gpus 8",
+            "... 2>&1 | bf16prof explain -",
+        ),
+    ),
+    "report": Entry(
+        "report",
+        "report",
+        ("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report published:deepspeed-bf16-example RUN -o both.html"),
+    ),
+    "doctor": Entry("doctor", "doctor", ("bf16prof doctor", "bf16prof doctor --json")),
+    "schema": Entry("schemas", "schema", ("bf16prof schema", "bf16prof schema estimate")),
+    "profiles": Entry("catalog", "profiles", ("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"), is_group=True),
+    "cache": Entry("cache", "cache", ("bf16prof cache list", "bf16prof cache clear"), is_group=True),
+    "published": Entry("published", "published", ("bf16prof published list", "bf16prof report published:issue-7434"), is_group=True),
+    "recipes": Entry("catalog", "recipes", ("bf16prof recipes list", "bf16prof recipes show bf16-full"), is_group=True),
+}
+"""In the order of the help page."""
+
+
+def make_app(words: Sequence[str] = ()) -> LiteralTyper:
+    """The application for these words of a command line: of their command alone, where they begin with one."""
+    app = LiteralTyper(
+        name="bf16prof",
+        help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
+        epilog=EXIT_CODES,
+        invoke_without_command=True,
+        pretty_exceptions_show_locals=False,
+        pretty_exceptions_enable=False,
     )
-)(explain)
-app.command(
-    epilog=examples(
-        "bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report published:deepspeed-bf16-example RUN -o both.html"
-    )
-)(report)
-app.command(epilog=examples("bf16prof doctor", "bf16prof doctor --json"))(doctor)
-app.command(epilog=examples("bf16prof schema", "bf16prof schema estimate"))(schema)
-app.add_typer(profiles, name="profiles", epilog=examples("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"))
-app.add_typer(cache, name="cache", epilog=examples("bf16prof cache list", "bf16prof cache clear"))
-app.add_typer(published, name="published", epilog=examples("bf16prof published list", "bf16prof report published:issue-7434"))
-app.add_typer(recipes, name="recipes", epilog=examples("bf16prof recipes list", "bf16prof recipes show bf16-full"))
+    app.callback()(common)
+    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
+        _add(app, name, COMMANDS[name])
+    return app
+
+
+def _add(app: LiteralTyper, name: str, entry: Entry) -> None:
+    found = getattr(importlib.import_module(f"bf16prof.commands.{entry.module}"), entry.attribute)
+    if entry.is_group:
+        app.add_typer(found, name=name, epilog=examples(*entry.examples))
+    else:
+        app.command(name, takes_script=entry.takes_script, epilog=examples(*entry.examples))(found)
 
 
 def _version(wanted: bool) -> None:
@@ -103,7 +134,6 @@ All commands: bf16prof -h
 """What the program says where nobody asked for anything."""
 
 
-@app.callback()
 def common(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,

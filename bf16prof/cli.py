@@ -86,7 +86,7 @@ def _run() -> int:
 
     import typer
 
-    from bf16prof.app import app
+    from bf16prof.app import make_app
     from bf16prof.errors import Bf16profError, InputError
     from bf16prof.scripts.command import split
 
@@ -94,7 +94,7 @@ def _run() -> int:
         _require_working_directory()
         own, words = split(sys.argv[1:])
         script = [] if words is None else ["--", *words]
-        code = app(args=[*map(_dashes, own), *script], standalone_mode=False)
+        code = make_app(own)(args=[*map(_dashes, own), *script], standalone_mode=False)
         sys.stdout.flush()
     except Bf16profError as error:
         return _fail(error.message, error.hint, error.exit_code)
@@ -103,11 +103,25 @@ def _run() -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except OSError as error:
+        if (
+            isinstance(error.filename, str | bytes) and error.errno in _not_ours()
+        ):  # looking at a path is enough, where a folder above it is closed
+            return _fail(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}", "", InputError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it would fail again on the way out
         return _fail(f"cannot write the output: {error.strerror}", "", InputError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _not_ours() -> tuple[int, ...]:
+    """What is wrong with a path that the user, another user or the machine has made so. To look whether it exists is enough for some."""
+    import errno
+
+    return (
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+        errno.ENOSPC, errno.EDQUOT, errno.EIO,
+    )  # fmt: skip
 
 
 def _require_working_directory() -> None:

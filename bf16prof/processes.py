@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from bf16prof.errors import InputError
+
 PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "BF16PROF_PARENT"
 """The process id of whoever started this process, which may be dead before this process gets to ask."""
@@ -53,6 +55,11 @@ def signal_name(number: int) -> str:
 def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def whole_memory() -> int:
+    """The bytes of memory of this machine, which the C library knows without `/proc`."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def threads_per_rank(world_size: int) -> int:
@@ -118,8 +125,21 @@ def kill_session(leader: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def can_list() -> bool:
+    """Whether the processes of this machine can be looked at. Without `/proc` only a group can be ended, unseen."""
+    return Path("/proc/self/stat").exists() or not sys.platform.startswith("linux")
+
+
+def require_proc(what: str) -> None:
+    """Raise `InputError` where there is no `/proc`, which DeepSpeed reads, and where we find the processes of a run."""
+    if not can_list():
+        raise InputError(f"{what} needs /proc", hint="mount it: mount -t proc proc /proc; estimate, plan, import and report do without")
+
+
 def _family(leader: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The descendants of a session's leader, and those in its session whose parents are gone."""
+    if not can_list():
+        return []
     if leader.returncode is not None and psutil.pid_exists(leader.pid):
         return []  # it was buried, and its number is another's by now
     descendants: list[psutil.Process] = []

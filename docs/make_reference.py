@@ -22,10 +22,10 @@ def commands() -> str:
     os.environ["COLUMNS"] = "80"
     from typer.main import get_command
 
-    from bf16prof.app import app
+    from bf16prof.app import make_app
 
     parts = ["# Commands", "", "What `bf16prof COMMAND --help-all` prints.", ""]
-    for path, page in _pages(get_command(app), "bf16prof", None):
+    for path, page in _pages(get_command(make_app()), "bf16prof", None):
         parts += [f"## {path}", "", "```text", page.rstrip(), "```", ""]
     return "\n".join(parts)
 

@@ -146,14 +146,17 @@ class Gathers:
 
     def fetch(self, module: Key, _: int = 0) -> None:
         """`fetch_sub_module`: gather and wait for the module's parameters, then gather ahead."""
-        keys = self._owned.get(module, ())
-        self._gather([key for key in keys if key not in self._available and key not in self._handles])
-        for key in keys:
-            self._active.setdefault(key, set()).add(module)
-            if (handle := self._handles.get(key)) is not None:
-                self._wait(key, handle)
+        keys = self._owned.get(module, ())  # none of most modules: this runs a million times in a search
+        if keys:
+            if missing := [key for key in keys if key not in self._available and key not in self._handles]:
+                self._gather(missing)
+            for key in keys:
+                self._active.setdefault(key, set()).add(module)
+                if (handle := self._handles.get(key)) is not None:
+                    self._wait(key, handle)
         if not self._is_recording:
-            self._skip(keys)
+            if keys:
+                self._skip(keys)
             if self._settings.prefetch_bucket > 0:
                 self._prefetch()
         self._step += 1
@@ -165,8 +168,10 @@ class Gathers:
 
     def release(self, module: Key, _: int = 0) -> None:
         """`release_sub_module`."""
+        if module not in self._owned:
+            return
         free = None if self._is_recording else self._free_to_go(module)
-        for key in self._owned.get(module, ()):
+        for key in self._owned[module]:
             self._active.get(key, set()).discard(module)
             if free is None or key in free:
                 self._release(key)
@@ -228,8 +233,6 @@ class Gathers:
 
     def _gather(self, keys: Sequence[Key]) -> None:
         """`all_gather_coalesced`, in the order of the model and by dtype."""
-        if not keys:
-            return
         keys = sorted(keys, key=self._ranking.__getitem__)
         self.launched.gathered.append((self._meter.phase, tuple(keys)))
         self._live += sum(self._numels[key] for key in keys)
@@ -305,6 +308,8 @@ class Gathers:
 
     def _prefetch(self) -> None:
         limit = min(self._settings.max_live - self._live, self._settings.prefetch_bucket)
+        if limit <= 0 or self._next == len(self._order):
+            return
         chosen: dict[Key, None] = {}
         numel = 0
         order, fetched = self._order, self._fetched
@@ -315,7 +320,8 @@ class Gathers:
             if key not in chosen and key not in self._available and key not in self._handles:
                 chosen[key] = None
                 numel += self._numels[key]
-        self._gather(list(chosen))
+        if chosen:
+            self._gather(list(chosen))
 
     def _free_to_go(self, module: Key) -> frozenset[Key]:
         """`__params_to_release`: not persistent, not skipped by a prefetch, not used again soon. DeepSpeed remembers its decisions."""

@@ -104,15 +104,16 @@ def persistent_places(numels: Sequence[int], zero: ZeroSettings) -> list[int]:
 
 def cut_order(modules: Sequence[str]) -> Iterator[int | None]:
     """When `deepspeed.zero.Init` meets parameters, given by the modules that hold them: `None` as each of them is made, its index as it is
-    cut, which is when its module and those inside it are whole (partition_parameters.py, _post_init_method)."""
+    cut, which is when its module and those inside it are whole (partition_parameters.py, _post_init_method). The model itself is "", and
+    everything is inside it."""
     unfinished: list[list[int]] = []
-    for index, module in enumerate((*modules, "")):
-        while unfinished and not f"{module}.".startswith(f"{modules[unfinished[-1][0]]}."):
+    for index, module in enumerate(modules):
+        while unfinished and (above := modules[unfinished[-1][0]]) and not f"{module}.".startswith(f"{above}."):
             yield from unfinished.pop()
-        if index == len(modules):
-            return
         if unfinished and modules[unfinished[-1][0]] == module:
             unfinished[-1].append(index)
         else:
             unfinished.append([index])
         yield None
+    while unfinished:
+        yield from unfinished.pop()

@@ -33,6 +33,9 @@ class Segment(NamedTuple):
     end: int
 
 
+_NUMBERS: dict[tuple[tuple[str, Any, int], ...], int] = {}
+
+
 @dataclass(frozen=True, eq=False)
 class Section:
     """A part of the tape: a layer's forward or backward pass, or what lies before, between and after the layers."""
@@ -52,6 +55,11 @@ class Section:
     def net(self) -> dict[Label, int]:
         """By label, the change over the whole section."""
         return self.sizes()
+
+    @functools.cached_property
+    def of_the_engine(self) -> int:
+        """A number for the events that an engine hears of; sections with the same events have the same."""
+        return _NUMBERS.setdefault(tuple((each.kind, each.subject, each.bytes) for each in self.segments if each.kind), len(_NUMBERS))
 
     @functools.cached_property
     def _shifted(self) -> dict[int, Sequence[Segment]]:
@@ -90,6 +98,11 @@ class Program:
                 if kind == "compute":
                     found[part] = found.get(part, 0) + count
         return found
+
+    @functools.cached_property
+    def of_the_engine(self) -> tuple[tuple[int, int], ...]:
+        """What an engine hears of: the same for programs whose activations alone differ."""
+        return tuple((section.of_the_engine, shift) for section, shift in self.sections)
 
     def modules(self) -> Iterator[tuple[int, str]]:
         """The modules in the order in which they are entered, forwards and backwards: ZeRO-3's trace."""

@@ -7,7 +7,7 @@ walks are remembered, and the rest is filled in.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
@@ -32,6 +32,7 @@ from bf16prof.closed_form.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.closed_form.program import Program, key_of, program, recorded, run_of
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.step import step, waiting_norms
+from bf16prof.closed_form.written import Action, Player, Writing, WrittenMicroStep
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
@@ -227,6 +228,8 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
 @functools.lru_cache(maxsize=REMEMBERED)
 def _walked(plan: Plan) -> Walked:
     whole = plan.program()
+    if (known := _coordinated(plan, whole, is_first=False)) is not None:
+        return _played(plan, whole, known)
     meter = Meter(plan.block)
     gradients, handlers = strategy(plan, meter, whole)
     last = plan.micro_steps - 1
@@ -243,6 +246,68 @@ def _walked(plan: Plan) -> Walked:
     return Walked(plan, meter, whole, gradients, launched)
 
 
+@dataclass(frozen=True, eq=False)
+class Coordinated:
+    """What ZeRO-3 does in the micro-steps of a plan (`written.py`), which of the events concern it, and what it does at the end."""
+
+    gathers: Gathers
+    kinds: frozenset[str]
+    steps: Sequence[WrittenMicroStep]
+    end: Action
+
+
+def _played(plan: Plan, whole: Program, known: Coordinated) -> Walked:
+    """The same walk, of what the coordinator does known."""
+    meter, last = Meter(plan.block), plan.micro_steps - 1
+    player, others = Player(whole, meter, known.kinds), _loop(meter, plan)
+    launched = []
+    for (number, _), written in zip(plan.walked_micro_steps(), known.steps, strict=True):
+        player.play(written, others)
+        close(whole, meter)
+        meter.begin(Phase.STEP)
+        launched.append((last - number if number == SETTLED - 1 < last else 1, written.launched))
+    player.end(known.end)
+    return Walked(plan, meter, whole, known.gathers, launched)
+
+
+_COORDINATED: dict[Hashable, Coordinated | None] = {}
+"""By everything that the coordinator depends on, which is not what activations weigh; `None` where that was asked for once only."""
+
+
+def _coordinated(plan: Plan, whole: Program, *, is_first: bool) -> Coordinated | None:
+    """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones; `None` below stage 3.
+
+    It is written down the second time that somebody asks: a walk of its own takes half as long.
+    """
+    if not isinstance(plan.how, Settings):
+        return None
+    net = network(plan.run) if plan.anatomy.signature is None else None
+    own = (plan.anatomy, plan.precision, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
+    key = (*own, net and (net.leaf, net.root), whole.of_the_engine)
+    if key not in _COORDINATED:
+        if len(_COORDINATED) >= REMEMBERED:
+            _COORDINATED.clear()
+        _COORDINATED[key] = None
+    elif _COORDINATED[key] is None:
+        _COORDINATED[key] = _coordinate(plan, whole, is_first=is_first)
+    return _COORDINATED[key]
+
+
+def _coordinate(plan: Plan, whole: Program, *, is_first: bool) -> Coordinated:
+    writing = Writing(plan.block)
+    gathers = _gradients(plan, writing.meter, whole)
+    assert isinstance(gathers, Gathers), "other stages keep parameters whole"
+    if is_first:
+        gathers.forget()
+    handlers = _handlers(gathers)
+    last = plan.micro_steps - 1
+    numbers = [(number, number == last) for number in range(min(plan.micro_steps, 2))] if is_first else plan.walked_micro_steps()
+    steps = [writing.micro_step(whole, gathers, handlers, is_boundary=is_last) for _, is_last in numbers]
+    if not is_first:
+        gathers.release_all()
+    return Coordinated(gathers, frozenset(handlers), steps, writing.meter.cut())
+
+
 def _widths(anatomy: Anatomy, sizes: tuple[int, int]) -> dict[Key, int]:
     """Bytes of an element of every parameter: of those that autocast casts, and of the others."""
     return {key: sizes[not p.cast_by_autocast] for key, p in zip(anatomy.keys, anatomy.parameters, strict=True)}
@@ -255,23 +320,28 @@ def _first_step(plan: Plan) -> Meter:
     DeepSpeed lets go of those again in the very first, while it records the order of modules, and gathers them with others in the next.
     The backward pass runs in a thread of its own, whose workspace comes with its first matrix product.
     """
-    whole = plan.program()
-    meter = Meter(plan.block)
+    whole, meter = plan.program(), Meter(plan.block)
+    for label, size in (*plan.outputs, (LOSS, plan.loss), (CUBLAS_WORKSPACES, plan.workspace)):
+        meter.give(label, size)
+    others: dict[str, Handler] = {"backward": lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)}
+    if (known := _coordinated(plan, whole, is_first=True)) is not None:
+        player = Player(whole, meter, known.kinds)
+        for written in known.steps:
+            player.play(written, others)
+            close(whole, meter)
+            meter.begin(Phase.STEP)
+            others = _loop(meter, plan)
+        return meter
     gathers = _gradients(plan, meter, whole)
     assert isinstance(gathers, Gathers), "other stages keep parameters whole"
     gathers.forget()
-    handlers = _handlers(gathers)
-    missing = (*plan.outputs, (LOSS, plan.loss), (CUBLAS_WORKSPACES, plan.workspace))
-    for label, size in missing:
-        meter.give(label, size)
-    handlers["backward"] = lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)
     for number in range(min(plan.micro_steps, 2)):
         gathers.start(is_boundary=number == plan.micro_steps - 1)
-        walk(whole, meter, handlers)
+        walk(whole, meter, _handlers(gathers) | others)
         gathers.finish()
         close(whole, meter)
         meter.begin(Phase.STEP)
-        handlers = _handlers(gathers) | _loop(meter, plan)
+        others = _loop(meter, plan)
     return meter
 
 

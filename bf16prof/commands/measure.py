@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
+
+import typer
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.claims import claimed
@@ -42,6 +45,10 @@ def measure(asked: Asked[MeasureFlags]) -> None:
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
     given = asked.flags
+    if w.is_for_a_batch_job(given):
+        if code := w.submit(given, sys.argv[1:], lambda text: hint(text, given.quiet)):
+            raise typer.Exit(code)
+        return
     if given.node_rank:
         w.find_place(given)
         _follow(given)
@@ -66,6 +73,8 @@ def measure(asked: Asked[MeasureFlags]) -> None:
 def measured(asked: Asked[MeasureFlags]) -> Outcome:
     """The measured run with its predictions, as it was written; `error`: why a dry run of the same is missing."""
     given = asked.flags
+    if w.is_for_a_batch_job(given):
+        raise InputError("launcher slurm: submits a command of the terminal", hint="bf16prof measure --launcher slurm")
     if given.node_rank is None:
         _require_one_process()
     place = w.find_place(given)

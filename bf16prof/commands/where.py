@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,14 +50,14 @@ LauncherOption = Annotated[
     str,
     typer.Option(
         "--launcher",
-        metavar="local|ssh|pdsh|srun",
-        help="What starts the nodes; ssh with a hostfile, srun in a Slurm allocation of several nodes, if not given.",
+        metavar="local|ssh|pdsh|srun|slurm",
+        help="What starts the nodes; ssh with a hostfile, srun in a Slurm allocation of several nodes, if not given. slurm submits a job.",
         show_default=False,
         rich_help_panel=o.WHERE,
     ),
 ]
 CPU_RANKS = 2
-LAUNCHERS = ("local", "ssh", "pdsh", "srun")
+LAUNCHERS = ("local", "ssh", "pdsh", "srun", "slurm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ def find_place(given: PlaceFlags) -> Place:
     if launcher not in ("", *LAUNCHERS):
         raise InputError(f"--launcher {launcher}: expected one of {', '.join(LAUNCHERS)}")
     endpoint, port = endpoint_and_port(given.rdzv_endpoint)
+    if launcher == "slurm":
+        return _place_in_allocation(endpoint, port)
     if given.node_rank is not None or given.nnodes > 1:
         return _place_of_nodes(given, endpoint, port)
     if given.hostfile is not None:
@@ -92,6 +96,35 @@ def find_place(given: PlaceFlags) -> Place:
         hosts = allocated_hosts()
         return Place(Starter.SRUN, hosts, endpoint or hosts[0].name, port)
     return LOCAL
+
+
+def is_for_a_batch_job(given: PlaceFlags) -> bool:
+    """Whether the measurement is to run in a job of Slurm's that has yet to be submitted: in that job it is this very command again."""
+    return given.launcher == "slurm" and "SLURM_JOB_ID" not in os.environ
+
+
+def submit(given: PlaceFlags, words: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run the command of these words (as they stand after `bf16prof`) in a batch job, and wait; its exit code."""
+    from bf16prof.claims import new_folder
+    from bf16prof.measuring.batch import Batch, run
+
+    if given.hostfile is not None or given.node_rank is not None:
+        raise InputError("--launcher slurm excludes --hostfile and --node-rank: Slurm chooses the nodes")
+    command, *rest = words
+    folder = given.output_dir
+    if folder is None:
+        folder = new_folder("slurm")
+        rest = ["--output-dir", str(folder.absolute()), *rest]
+    return run(Batch((sys.executable, "-m", "bf16prof", command, *rest), given.nnodes, folder.absolute()), say)
+
+
+def _place_in_allocation(endpoint: str, port: int | None) -> Place:
+    """The nodes of the allocation in which this process is; a single one is like any machine."""
+    from bf16prof.measuring.hosts import allocated_hosts
+    from bf16prof.measuring.places import LOCAL, Place, Starter
+
+    hosts = allocated_hosts()
+    return LOCAL if len(hosts) == 1 else Place(Starter.SRUN, hosts, endpoint or hosts[0].name, port)
 
 
 def _place_of_nodes(given: PlaceFlags, endpoint: str, port: int | None) -> Place:

@@ -21,7 +21,7 @@ from bf16prof.dry_run.versions import installed
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
-from bf16prof.processes import child_environment, signal_name, started
+from bf16prof.processes import child_environment, require_proc, signal_name, started
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
 from bf16prof.scratch import temporary_folder
@@ -99,6 +99,7 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
     """
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
+    require_proc("simulating")
     check_versions(installed(jobs))  # before anything of theirs is imported, which may be what does not work
     with temporary_folder() as folder:
         tasks = [Files(folder, index) for index in range(len(jobs))]

@@ -134,6 +134,10 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     for holder in filter(None, (engine, wrapper, basic)):  # an engine that only evaluates has no optimizer
         for name, value in vars(holder).items():
             yield labels.held_by(type(holder).__name__, name), value
+    for module in engine.module.modules():  # as DeepSpeed's gates keep the counts of their experts
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield labels.held_by(type(module).__name__, name), value
 
 
 def _values(wrapper: Any, attributes: Attributes) -> list[Any]:

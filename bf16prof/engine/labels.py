@@ -57,7 +57,7 @@ def optimizer_state(component: Component, key: str) -> Label:
 
 
 def held_by(owner: str, attribute: str) -> Label:
-    """What an object of DeepSpeed's holds under an attribute that has no other name here."""
+    """What an object of DeepSpeed's, or a module, holds under an attribute that has no other name here."""
     return C.WORKSPACE, f"{owner}.{attribute}"
 
 

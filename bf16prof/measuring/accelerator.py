@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job, Refusal
@@ -13,6 +13,7 @@ from bf16prof.engine.config import deepspeed_config, enabled_dtype
 from bf16prof.engine.constraints import refused_error
 from bf16prof.errors import InputError, install_hint
 from bf16prof.measuring.machine import package_version, usable_memory
+from bf16prof.processes import child_environment, require_proc
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.records import Device
@@ -22,6 +23,8 @@ RANK_BYTES = 200 * 2**20
 """Less than what a process holds that has imported torch and DeepSpeed (243 MiB of torch 2.13 and DeepSpeed 0.19.8 on a CPU)."""
 
 _QUESTION = """
+from bf16prof.processes import die_with_parent
+die_with_parent()
 import json, os, torch
 cuda = torch.cuda
 wanted = os.environ.get("DS_ACCELERATOR") != "cpu" and cuda.is_available()
@@ -63,12 +66,13 @@ class TorchAnswer:
 def ask_torch(on: Callable[[list[str]], list[str]] = lambda words: words) -> TorchAnswer | str:
     """What torch says of its GPUs, or one line on why it could not be asked. Takes as long as importing torch once.
 
-    `on` makes of a command one that runs it on another host.
+    `on` makes of a command one that runs it on another host. Here, the process ends with this one.
     """
     if package_version("torch") is None:
         return "torch is not installed"
     try:
-        done = run(on([sys.executable, "-c", _QUESTION]), TIMEOUT_S)
+        asked = on(words := [sys.executable, "-c", _QUESTION])
+        done = run(asked, TIMEOUT_S, child_environment() if asked == words else None)
     except subprocess.TimeoutExpired:
         return f"no answer in {TIMEOUT_S:.0f} s"
     if done.returncode:
@@ -135,14 +139,15 @@ def _require(package: str, purpose: str, hint: str) -> None:
 def require_torch(on: Callable[[list[str]], list[str]] = lambda words: words) -> TorchAnswer:
     """What torch says, here or `on` another host; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
     require_packages("measuring")
+    require_proc("measuring")
     answer = ask_torch(on)
     if isinstance(answer, str):
         raise InputError(f"torch does not work: {answer}", hint="bf16prof doctor says what this machine can do")
     return answer
 
 
-def run(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], timeout: float, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and keep what it prints."""
     return subprocess.run(
-        list(command), capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL
+        list(command), capture_output=True, text=True, errors="replace", timeout=timeout, check=False, stdin=subprocess.DEVNULL, env=env
     )

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bf16prof.control_groups import memory_limit
@@ -24,8 +24,10 @@ from bf16prof.measuring.accelerator import TorchAnswer, ask_torch, run
 from bf16prof.measuring.cache import BUILD_LOCK, CACHE_VARIABLE, cache_folder
 from bf16prof.measuring.cluster import host_name, network, shared_cache, starters
 from bf16prof.measuring.findings import Check, State
-from bf16prof.measuring.machine import package_version, whole_memory
+from bf16prof.measuring.machine import package_version
 from bf16prof.measuring.probes import nvml
+from bf16prof.measuring.shared_memory import SHARED_MEMORY
+from bf16prof.processes import can_list, whole_memory
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.recipes import all_recipes
 
@@ -42,6 +44,8 @@ def checks() -> list[Check]:
     """Everything that bf16prof depends on, most important first. Takes as long as importing torch once, in another process."""
     probe = ask_torch()
     gpu = _gpu(probe)
+    shm_hint = "in a container: docker run --shm-size=8g (or --ipc=host)"
+    disk_hint = "free some space, or write runs elsewhere with --output-dir"
     return [
         _python(),
         _torch(probe),
@@ -54,14 +58,34 @@ def checks() -> list[Check]:
         _package("tokenizers", "only BPE data (text-bpe, pydoc-bpe) needs it"),
         _package("transformers", "only models given by a Hugging Face config need it", hint=install_hint("hf")),
         *_optimizer_libraries(),
-        _memory(),
-        _space("shared memory", Path("/dev/shm"), SHM_BYTES, "in a container: docker run --shm-size=8g (or --ipc=host)"),
-        _space("disk", Path.cwd(), DISK_BYTES, "free some space, or write runs elsewhere with --output-dir"),
-        _extension_cache(),
-        host_name(),
-        network(),
-        starters(),
+        *(
+            _asked(name, check)
+            for name, check in (
+                ("/proc", _proc),
+                ("memory", _memory),
+                ("shared memory", lambda: _space("shared memory", SHARED_MEMORY, SHM_BYTES, shm_hint)),
+                ("disk", lambda: _space("disk", Path.cwd(), DISK_BYTES, disk_hint)),
+                ("extension cache", _extension_cache),
+                ("host name", host_name),
+                ("network", network),
+                ("launchers", starters),
+            )
+        ),
     ]
+
+
+def _asked(name: str, check: Callable[[], Check]) -> Check:
+    """What a check says, and that it cannot say anything where the system does not let it."""
+    try:
+        return check()
+    except OSError as error:
+        return Check(name, State.WARNING, f"cannot tell: {error.filename or 'the system'}: {error.strerror}")
+
+
+def _proc() -> Check:
+    if can_list():
+        return Check("/proc", State.OK, "mounted")
+    return Check("/proc", State.MISSING, "not mounted; measuring and simulating need it", "mount -t proc proc /proc")
 
 
 def verdict(found: Sequence[Check]) -> str:
@@ -180,7 +204,7 @@ def _space(name: str, folder: Path, wanted: int, hint: str) -> Check:
 def _extension_cache() -> Check:
     """Where compiled ops are kept, and whether somebody is compiling into it."""
     name, folder = "extension cache", cache_folder()
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.exists(parent))  # noqa: PTH110 - raises nothing
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check(name, State.WARNING, f"{folder} cannot be written", "set TORCH_EXTENSIONS_DIR to a folder that can")
     if is_held(folder / BUILD_LOCK):

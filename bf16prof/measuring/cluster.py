@@ -115,13 +115,19 @@ def file_system(folder: Path) -> str:
     """The type of the file system of an existing folder; empty where nobody says."""
     import psutil
 
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    try:
+        mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    except OSError:  # there is no /proc
+        return ""
     return next((mounts[parent] for parent in (folder.resolve(), *folder.resolve().parents) if parent in mounts), "")
 
 
 def _knows_locks(folder: Path) -> bool:
     """Whether `flock` works there, asked without making a file."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # it may be written and not be read: nobody can tell
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import bf16prof
 from bf16prof.control_groups import memory_limit
 from bf16prof.measuring.probes import nvml
-from bf16prof.processes import usable_cores
+from bf16prof.processes import usable_cores, whole_memory
 from bf16prof.profiles.secrets import is_secret
 
 PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "nvidia-ml-py", "numpy")
@@ -72,11 +72,6 @@ def usable_memory() -> int:
     """The bytes of memory that processes here may have in all: the machine's, or less in a container."""
     total = whole_memory()
     return min(total, memory_limit() or total)
-
-
-def whole_memory() -> int:
-    """The bytes of memory of this machine, which the C library knows without `/proc`."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def package_version(name: str) -> str | None:

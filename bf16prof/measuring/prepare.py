@@ -7,6 +7,7 @@ compiled, a part is only loaded.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -52,6 +53,8 @@ def prepare_parts(parts: Sequence[str], say: Callable[[str], None]) -> None:
         os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):  # torch writes beside an extension even where it only loads it
+            raise PermissionError(errno.EACCES, "it is read-only here")
         if all(is_compiled(folder, part) for part in parts):
             return
         with _build_lock(folder / BUILD_LOCK, say):

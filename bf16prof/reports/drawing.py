@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+
+from bf16prof.processes import die_with_parent, kill_session
 
 
 def main() -> None:
     """Read what to draw, and write it."""
+    signal.signal(signal.SIGTERM, lambda *_: kill_session(os.getpid()))  # the browser, too
+    die_with_parent(signal.SIGTERM)
     import kaleido
 
     asked = json.load(sys.stdin)

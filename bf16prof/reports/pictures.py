@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.errors import InputError, install_hint
+from bf16prof.processes import child_environment
 from bf16prof.profiles.names import unknown
 from bf16prof.reports.chosen import headline_case
 from bf16prof.reports.plots import Figure, finite
@@ -73,7 +74,7 @@ def _draw(asked: dict[str, Any]) -> bytes:
     """What the browser makes of it. Raises `CannotDraw` if it fails or hangs, and leaves no process."""
     command = [sys.executable, "-m", "bf16prof.reports.drawing"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, env=child_environment()) as process:
         try:
             drawn, said = process.communicate(json.dumps(asked).encode(), timeout=LONGEST_S)
         except subprocess.TimeoutExpired as error:

@@ -74,6 +74,9 @@ def _few_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 
 
+RANK_FAULTS = ("raise", "os._exit", "sys.exit", "SIGTERM", "garble", "no memory")
+"""What a rank does in its second step (`inside/sitecustomize.py`)."""
+
 FAULTS: dict[str, Fault] = {
     "nothing": Fault((0,)),
     **{n.name: Fault((0, 128 + n), n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)},
@@ -82,17 +85,18 @@ FAULTS: dict[str, Fault] = {
     "the disk is full": Fault((0, 2, 3), starts=_small_files),
     "few file handles": Fault((0, 2, 3), starts=_few_files, only=("estimate", "plan", "import", "explain", "report")),
     "no folder for temporary files": Fault((0,), env={"TMPDIR": "/nonexistent"}),
-    **{f"a rank: {how}": Fault((3,), env=inside(how), only=("measure",)) for how in ("raise", "os._exit", "sys.exit", "SIGTERM", "garble")},
+    **{f"a rank: {how}": Fault((3,), env=inside(how), only=("measure",)) for how in RANK_FAULTS},
 }
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """One run: the command, the fault, the exit code, and everything that is wrong with how it ended."""
+    """One run: the command, the fault, the exit code, what it said on stderr, and everything that is wrong with how it ended."""
 
     command: str
     fault: str
     code: int
+    said: str
     wrong: tuple[str, ...]
 
 
@@ -106,7 +110,12 @@ def draw(seed: int, slow: float) -> tuple[str, str, float]:
 
 def soak(seed: int, folder: Path, old_run: Path, usual_s: Mapping[str, float], slow: float = 0.2) -> Soaked:
     """One run in that folder, which is new."""
-    command, name, moment = draw(seed, slow)
+    return suffer(draw(seed, slow), folder, old_run, usual_s)
+
+
+def suffer(drawn: tuple[str, str, float], folder: Path, old_run: Path, usual_s: Mapping[str, float]) -> Soaked:
+    """One run of a command with a fault at a moment (see `draw`), in that folder, which is new."""
+    command, name, moment = drawn
     fault = FAULTS[name]
     folder.mkdir()
     shutil.copytree(old_run, folder / "old")
@@ -115,7 +124,7 @@ def soak(seed: int, folder: Path, old_run: Path, usual_s: Mapping[str, float], s
     words = [word.format(folder=folder) for word in COMMANDS[command]]
     if command == "measure":
         words = measure_arguments(folder / "run", *CASE[:4], sets=TINY, steps=10**6 if name.startswith("a rank") else 2)
-    mark = f"{os.getpid()}-{seed}"
+    mark = f"{os.getpid()}-{folder}"
     shared, handles = set(SHARED_MEMORY.iterdir()), psutil.Process().num_fds()
     env = environment(**{MARK: mark, "TMPDIR": str(temporary), **fault.env})
     with Path(fault.stdout).open("w") as stdout, (folder / "stderr").open("w") as stderr:
@@ -134,9 +143,10 @@ def soak(seed: int, folder: Path, old_run: Path, usual_s: Mapping[str, float], s
     wrong = [*_of_end(code, fault, folder), *left, *_of_runs(folder)]
     if psutil.Process().num_fds() != handles:
         wrong.append(f"{psutil.Process().num_fds() - handles} file handles are left")
+    said = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
     if not wrong:
         shutil.rmtree(folder)
-    return Soaked(command, name, code, tuple(wrong))
+    return Soaked(command, name, code, said, tuple(wrong))
 
 
 def _start(fault: Fault) -> None:

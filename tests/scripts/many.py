@@ -21,10 +21,10 @@ STEPS = 5
 H100 = "h100-80gb"
 
 
-def dry(folder: Path, words: Sequence[str], gpu: str | None) -> dict[str, object]:
+def dry(folder: Path, words: Sequence[str], gpu: str | None, steps: int = STEPS) -> dict[str, object]:
     """The job of a dry run in that folder, as rank 0 of two."""
     folder.mkdir(parents=True)
-    write_json(Files(folder, 0).task, ScriptTask(read_script(words), 2, 0, gpu, STEPS))
+    write_json(Files(folder, 0).task, ScriptTask(read_script(words), 2, 0, gpu, steps))
     return {"kind": "dry", "folder": str(folder)}
 
 

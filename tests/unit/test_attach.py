@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -227,3 +228,29 @@ def test_report_refuses_them_in_one_line(main: Main, tmp_path: Path) -> None:
 )
 def test_measure_refuses_what_does_not_go_with_a_script(main: Main, words: tuple[str, ...], said: str) -> None:
     assert said in refused(main("measure", *words))
+
+
+def test_the_driver_is_asked_as_for_our_own_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bf16prof.measuring.probes import nvml
+    from bf16prof.measuring.script import probes
+    from bf16prof.measuring.script.device import DeviceView
+
+    class Sampler(contextlib.nullcontext[Any]):
+        def __init__(self, device: str) -> None:
+            super().__init__(self)
+            assert device == "GPU-1"
+
+        def summary(self) -> nvml.NvmlSummary:
+            return nvml.NvmlSummary("H100", 80, 40, 60, 0.5, 300.0, 2)
+
+    monkeypatch.setattr(nvml, "NvmlSampler", Sampler)
+    monkeypatch.setattr(nvml, "cuda_uuid", lambda index: f"GPU-{index}")
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    in_use = iter((False, True))
+    monkeypatch.setattr(probes, "is_in_use", lambda: next(in_use))
+    view = DeviceView("cuda")
+    for _ in range(3):  # before the script uses CUDA, and with two engines
+        view.begin()
+
+    assert view.end() == {"device_bytes": 40, "gpu_utilisation": 0.5, "power_w": 300.0}
+    assert DeviceView("cpu").end() == {}

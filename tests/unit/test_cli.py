@@ -18,7 +18,7 @@ from command_line import Main, Result, main, program, refused
 from typer.testing import CliRunner
 
 import bf16prof
-from bf16prof.app import app
+from bf16prof.app import make_app
 from bf16prof.closed_form import predict
 from bf16prof.errors import Bf16profError, InputError, Refused, RunFailed, ToleranceExceeded
 
@@ -77,6 +77,7 @@ def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from commands(sub, f"{name} {part}".strip())
 
 
+app = make_app()
 COMMANDS = dict(commands(typer.main.get_command(app)))
 
 

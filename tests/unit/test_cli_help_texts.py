@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bf16prof.app import app
+from bf16prof.app import make_app
 from bf16prof.commands.literal import LiteralTyper
 
 
@@ -22,6 +22,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
         yield from commands(inner, (*path, name))
 
 
+app = make_app()
 ALL = dict(commands(get_command(app)))
 
 

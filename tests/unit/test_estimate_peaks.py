@@ -7,6 +7,7 @@ import pytest
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import admit
+from bf16prof.models.shapes import inventory
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.records import Device, MemoryRecord, Offload, Phase, peak_phase
@@ -97,6 +98,36 @@ def test_overlapping_communication_takes_a_second_bucket() -> None:
     single, double = (small(2, f"{ZERO}.reduce_bucket_size=1000000", f"{ZERO}.overlap_comm={flag}") for flag in ("false", "true"))
 
     assert (double.phases[Phase.BACKWARD].peak_bytes or 0) - (single.phases[Phase.BACKWARD].peak_bytes or 0) == pytest.approx(2e6, abs=512)
+
+
+@pytest.mark.parametrize(("recipe", "width"), [("bf16-fp32-master", 2), ("fp32", 4)])
+def test_what_is_left_at_the_end_of_backward(recipe: str, width: int) -> None:
+    """Stage 0 has every gradient, in blocks of 512 bytes of PyTorch's allocator. Stages 1 and 2 have no less than those of a rank's
+    partition. Stage 3 has them in a buffer that is there all the time."""
+    chosen = job(recipe, 0, 4, *SMALL)
+    sizes = [spec.numel for spec in inventory(chosen.profile.model)]
+    left = {}
+    for stage in range(4):
+        record = small(stage, recipe=recipe)
+        left[stage] = (record.phases[Phase.BACKWARD].end_bytes or 0) - (record.allocated_bytes or 0)
+
+    assert left[0] == sum(-(-width * size // 512) * 512 for size in sizes)
+    assert width * sum(sizes) // 4 <= left[1] == left[2] < left[0]
+    assert left[3] == 0
+
+
+def test_the_unfused_fp16_step_copies_every_gradient_to_fp32() -> None:
+    """fp16/unfused_optimizer.py, step: beside the gradients in fp16, in blocks of 512 bytes each. Fused Adam takes nothing more."""
+    fused = (*SMALL[:-1], "optimizer.torch_adam=true", "optimizer.fused=true")
+    chosen = job("fp16-fp32-master", 0, 1, *fused)
+    record = predict(chosen)
+    sizes = [spec.numel for spec in inventory(chosen.profile.model)]
+    step = record.phases[Phase.STEP]
+
+    assert (step.peak_bytes or 0) - (record.allocated_bytes or 0) == sum(
+        -(-width * size // 512) * 512 for size in sizes for width in (2, 4)
+    )
+    assert step.end_bytes == record.allocated_bytes
 
 
 def test_at_least_whole_segments_are_reserved() -> None:

@@ -236,6 +236,7 @@ def test_records_and_grids_say_which_numbers_rest_on_another_gpu(gpu: str, main:
 
 
 def test_the_start_imports_no_library_of_models() -> None:
-    code = "import sys; from bf16prof.app import app; assert not {'huggingface_hub', 'transformers', 'torch'} & set(sys.modules)"
+    start = "import sys; from bf16prof.app import make_app; make_app()"
+    code = f"{start}\nassert not {{'huggingface_hub', 'transformers', 'torch'}} & set(sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

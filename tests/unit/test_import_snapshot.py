@@ -265,7 +265,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(JUNK, JUNK)
 def test_any_plain_data_is_a_snapshot_or_a_value_error(segments: Any, traces: Any) -> None:
     reader = SnapshotReader()

@@ -218,12 +218,20 @@ import os, subprocess, sys, time
 from bf16prof.measuring.exits import ExitWatch
 
 seen = []
-ExitWatch(3, seen.append).start()
-head = "import os, time; "
-programs = [head + text for text in ("time.sleep(1.5)", "time.sleep(1); os._exit(7)", "time.sleep(2); os.kill(os.getpid(), 15)")]
-children = [subprocess.Popen([sys.executable, "-c", text], env={**os.environ, "RANK": str(n)}) for n, text in enumerate(programs)]
-while len(seen) < 3:
-    time.sleep(0.05)
+watch = ExitWatch(3, seen.append)
+watch.start()
+head = "import os, sys; sys.stdin.read(); "
+programs = [head + text for text in ("", "os._exit(7)", "os.kill(os.getpid(), 15)")]
+children = [
+    subprocess.Popen([sys.executable, "-c", text], env={**os.environ, "RANK": str(rank)}, stdin=subprocess.PIPE)
+    for rank, text in enumerate(programs)
+]
+while watch._missing:
+    time.sleep(0.01)
+for count, rank in enumerate((1, 0, 2), 1):
+    children[rank].stdin.close()
+    while len(seen) < count:
+        time.sleep(0.01)
 print([(each.rank, each.code) for each in seen], sorted(seen, key=lambda each: each.at) == seen)
 print([child.wait() for child in children])
 """

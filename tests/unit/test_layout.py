@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from fake_ranks import DEEPSPEED_WARNINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bf16prof.closed_form.layout import flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
+from bf16prof.closed_form.layout import cut_order, flat_numel, flat_spans, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.profiles.schema import ZeroSettings
 
 pytestmark = DEEPSPEED_WARNINGS
@@ -160,3 +161,46 @@ def test_published_partition_sizes_of_the_example() -> None:
         partitions = partition_numels(numels, 4)
         assert sum(partitions) == own
         assert sub_groups(partitions, 1_000_000_000) == groups
+
+
+class Watched(torch.nn.Module):
+    """A module that says when its parameters are made, and when it is whole, as `deepspeed.zero.Init` sees it: after its `__init__`."""
+
+    def __init__(self, name: str, content: Sequence[Any], seen: list[Any]) -> None:
+        super().__init__()
+        for place, each in enumerate(content):
+            if isinstance(each, str):
+                self.register_parameter(each, torch.nn.Parameter(torch.zeros(1)))
+                seen.append(None)
+            else:
+                inner = f"{name}.{place}" if name else str(place)
+                self.add_module(str(place), Watched(inner, each, seen))
+        seen += [f"{name}.{key}" if name else key for key, _ in self.named_parameters(recurse=False)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ("a", "b"),
+        (("a", "b"), ("c",)),
+        ("a", ("b", ("c", "d"), "e"), "f"),
+        (("a", ("b",), ("c",)), "d", ("e",)),
+        ((("a",), ("b",)), ("c", ("d", ("e", "f")))),
+    ],
+)
+def test_parameters_are_cut_when_their_module_is_whole(content: Sequence[Any]) -> None:
+    seen: list[Any] = []
+    made: list[str] = []
+
+    def names(prefix: str, inside: Sequence[Any]) -> None:
+        for place, each in enumerate(inside):
+            if isinstance(each, str):
+                made.append(f"{prefix}{each}")
+            else:
+                names(f"{prefix}{place}.", each)
+
+    names("", content)
+    Watched("", content, seen)
+
+    found = list(cut_order([name.rpartition(".")[0] for name in made]))
+    assert [None if index is None else made[index] for index in found] == seen

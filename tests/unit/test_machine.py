@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import stat
@@ -10,6 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
 from jobs import write_profile
@@ -127,6 +130,36 @@ def test_gpus_are_what_torch_says_in_a_process_of_its_own(tmp_path: Path, monkey
     assert verdict(found) == "Measuring works here, on GPU and on CPU."
 
 
+def test_a_torch_that_is_asked_ends_with_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_torch(tmp_path, monkeypatch, "import os, signal; os.write(2, f'{os.getpid()}\\n'.encode()); signal.pause()")
+    program = (
+        "import subprocess, sys\nfrom bf16prof.measuring import accelerator\nrun = subprocess.run\n"
+        "subprocess.run = lambda *a, **k: run(*a, **{**k, 'capture_output': False, 'stdout': sys.stderr, 'stderr': sys.stdout})\n"
+        "accelerator.ask_torch()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asker:
+        assert asker.stdout is not None
+        asked = psutil.Process(int(asker.stdout.readline()))
+        asker.kill()
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        asked.wait(30)
+    assert not asked.is_running() or asked.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_the_system_does_not_tell_is_a_warning_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody_says() -> Check:
+        raise PermissionError(errno.EACCES, "Permission denied", "/proc/net/dev")
+
+    monkeypatch.setattr(f"{CHECKS}.ask_torch", lambda: TorchAnswer(None, ()))
+    monkeypatch.setattr(f"{CHECKS}.network", nobody_says)
+    monkeypatch.setattr(f"{CHECKS}.can_list", lambda: False)
+    found = checks()
+
+    assert named(found, "network").detail == "cannot tell: /proc/net/dev: Permission denied"
+    assert named(found, "/proc").status is State.MISSING
+
+
 def test_a_gpu_without_bf16_tensor_cores_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(tmp_path, monkeypatch, with_gpus(("Tesla V100-SXM2-32GB", 2**35, 7)))
 
@@ -143,7 +176,7 @@ def test_a_gpu_without_bf16_tensor_cores_is_a_warning(tmp_path: Path, monkeypatc
 )
 def test_a_torch_that_does_not_work_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, problem: str) -> None:
     fake_torch(tmp_path, monkeypatch, body)
-    monkeypatch.setattr("bf16prof.measuring.accelerator.TIMEOUT_S", 5.0 if "sleep" not in body else 0.5)
+    monkeypatch.setattr("bf16prof.measuring.accelerator.TIMEOUT_S", 60.0 if "sleep" not in body else 0.5)
 
     found = checks()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from report_fixtures import run_folder
 
 from bf16prof import scratch
 from bf16prof.errors import InputError
+from bf16prof.measuring.cache import CACHE_VARIABLE
+from bf16prof.measuring.prepare import prepare_parts
 
 __all__ = ["main", "run_folder"]
 
@@ -125,3 +128,35 @@ def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     assert "TMPDIR" in caught.value.hint
+
+
+@pytest.mark.parametrize("words", [("report", "x" * 300), ("report", "a/" * 3000), ("estimate", "y" * 300, "--gpus", "2")])
+def test_a_path_that_the_system_does_not_take(words: tuple[str, ...], main: Main) -> None:
+    """Not even whether it exists can be asked; so it is where a folder above it is another user's."""
+    refused(main(*words))
+
+
+def test_what_may_not_be_looked_at(main: Main, monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("bf16prof.measuring.script.join.joins", closed)
+
+    assert f"cannot use {run_folder}: Permission denied" in refused(main("report", run_folder))
+
+
+def test_without_proc_nothing_is_dry_run(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bf16prof.processes.can_list", lambda: False)
+    words = ("--profile", "cpu-demo", "--zero", "1", "--gpus", "2", "--recipe", "bf16-full")
+
+    assert "simulating needs /proc" in refused(main("simulate", *words))
+
+
+def test_a_cache_of_extensions_that_is_read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    with pytest.raises(InputError, match=r"cannot write the extension cache .* read-only") as caught:
+        prepare_parts([], pytest.fail)
+    assert CACHE_VARIABLE in caught.value.hint

@@ -23,7 +23,7 @@ from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.watch import Watch
-from bf16prof.scripts.workload import Calls, case_of_engine, unchecked, workload_of_engine
+from bf16prof.scripts.workload import Calls, case_of_engine, optimizer_words, unchecked, workload_of_engine
 
 BATCH_WORDS = "batches or shapes differ from step to step"
 
@@ -134,9 +134,9 @@ class ScriptRank:
         return {key: why for engine in self.watch.engines for key, why in unchecked(engine).items()}
 
     def _main_engine(self) -> Any:
-        """The engine with the most parameters of those that were called."""
+        """The engine with the most parameters of those that were called, one that trains before one that only evaluates."""
         engines = [engine for engine in self.watch.engines if id(engine) in self._calls] or self.watch.engines
-        return max(engines, key=parameter_count)
+        return max(engines, key=lambda engine: (optimizer_words(engine) != "none", parameter_count(engine)))
 
     def _on_mark(self, phase: Phase | None) -> None:
         self._label()

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
+from bf16prof.dry_run.script.stacks import STACK, where
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
 from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
-from bf16prof.processes import child_environment, started
+from bf16prof.processes import child_environment, require_proc, started
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
@@ -34,6 +35,7 @@ class ScriptOutcome:
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
     """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
     name = task.script.name
+    require_proc("simulating")
     with temporary_folder() as folder:
         files, log = Files(folder, 0), folder / "log"
         write_json(files.task, task)
@@ -46,6 +48,7 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
                     on_progress(read(files.progress, Progress))
                 time.sleep(POLL_S)
             code = process.poll()
+            stands = where(process.pid, folder / STACK) if code is None else ""
         record = _record(files, task) if files.record.exists() else None
         if record is not None and options.snapshot is not None:
             write_bytes(options.snapshot, files.snapshot.read_bytes(), replace=options.replace)
@@ -55,6 +58,7 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
             return ScriptOutcome(record, None)
         if code is None:
             how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout)"
+            how += f": rank {task.rank} stands at {stands}" if stands else ""
         else:
             how = f"{name} was {killed(-code, kills.happened())}" if code < 0 else f"{name} left with exit code {code}"
         return ScriptOutcome(None, _failure(Fault(how, TOO_BIG if code is not None and code < 0 else "", is_input=False), log))

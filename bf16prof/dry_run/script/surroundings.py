@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from bf16prof.dry_run.script import arguments, libraries, loaders, parameters, ranks, saving, values
+from bf16prof.dry_run.script import arguments, known, libraries, loaders, parameters, ranks, saving, values
 from bf16prof.dry_run.script.memory import LedgerMemory
 from bf16prof.dry_run.script.tracker import ScriptTracker
 from bf16prof.dry_run.tracker import GPU, HOST
@@ -37,7 +37,7 @@ def surroundings(tracker: ScriptTracker, gpu: Gpu | None, world_size: int, rank:
         loaders.replacements(tracker),
         parameters.replacements(tracker, mode),
         arguments.replacements(local),
-        [(nn.Module, "compile", lambda self, *_, **__: None)],
+        [(nn.Module, "compile", lambda self, *_, **__: None), (torch, "tensor", known.made_of_values(torch.tensor))],
     ]
     if gpu is not None:
         rows += [around.tensors(FakeTensor, GPU, local), module.of_deepspeed(get_accelerator(), local)]

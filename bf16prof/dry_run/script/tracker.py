@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bf16prof.dry_run.script import known
 from bf16prof.dry_run.script.invented import Invented
 from bf16prof.dry_run.tracker import HOST, ITEM, Tracker
 from bf16prof.engine.nested import tensors_in
@@ -39,13 +40,18 @@ class ScriptTracker(Tracker):  # type: ignore[no-untyped-call]
         if self._is_real(func, tensors, args, kwargs):
             return self._compute(func, args, kwargs)
         if func is ITEM:
+            if (real := known.value(args[0])) is not None:
+                with torch._C._DisableTorchDispatch():
+                    return real.item()
             self.invented.note("the value of a tensor without one was read: 0.5, 0 or False")
         elif func in ANSWERS and any(isinstance(tensor, FakeTensor) for tensor in tensors):
             with self:  # what an answer is made of is allocated as well
                 answer = ANSWERS[func](self, *args, **kwargs)
             if answer is not None:
                 return answer
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        known.follow(func, args, kwargs, out)
+        return out
 
     def hand_over(self, old: Tensor, new: Tensor) -> None:
         """The storage of the second tensor takes the place of that of the first."""
@@ -114,6 +120,10 @@ def _same_shape(tracker: ScriptTracker, first: Tensor, second: Tensor) -> bool:
 def _all_indices(tracker: ScriptTracker, tensor: Tensor) -> Tensor:
     if _has_values(tensor):
         return tensor.nonzero()
+    if (real := known.true_elements(tensor)) is not None:
+        indices = torch.empty(real.shape, dtype=torch.int64, device=tensor.device)
+        known.remember(indices, real)
+        return indices
     tracker.invented.note("the true elements of a mask without values: all of them", 2)
     return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device=tensor.device)
 

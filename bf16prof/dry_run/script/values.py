@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from bf16prof.dry_run.script import known
 from bf16prof.dry_run.script.invented import Invented
 from bf16prof.dry_run.tracker import scalar_answer
 from bf16prof.scripts.face.module import Row
@@ -21,6 +22,8 @@ def replacements(invented: Invented) -> Iterator[Row]:
     """All that is replaced in fake tensors."""
 
     def array(self: FakeTensor) -> Any:
+        if (real := known.value(self)) is not None:
+            return real.float().numpy() if real.dtype is torch.bfloat16 else real.numpy()
         invented.note("the values of a tensor without any were read: 0.5, 0 or False each", 2)
         name = NUMPY.get(self.dtype, str(self.dtype).removeprefix("torch."))
         return np.full(tuple(self.shape), scalar_answer(self), dtype=name)
@@ -34,6 +37,8 @@ def replacements(invented: Invented) -> Iterator[Row]:
         return str(self)
 
     def show(self: FakeTensor, **_: Any) -> str:
+        if (real := known.value(self)) is not None:
+            return f"{repr(real)[:-1]}, device='{_device_of(self)}')"
         dtype = "" if self.dtype is torch.float32 else f", dtype={self.dtype}"
         return f"tensor(no values, size={tuple(self.shape)}, device='{_device_of(self)}'{dtype})"
 

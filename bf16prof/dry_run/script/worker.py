@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from bf16prof.documents import document
 from bf16prof.dry_run.runner import Files
+from bf16prof.dry_run.script.stacks import STACK, answer_into
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault
 from bf16prof.dry_run.worker import Reporter, comes_from_checking
@@ -137,7 +138,7 @@ class Worker:
             )
         if isinstance(error, Exception) and comes_from_checking(error):
             return Fault(f"DeepSpeed refuses {name}: {ending.message}", "", is_input=True)
-        after = f", after {steps} steps" if steps else ""
+        after = f", after {steps} step{'s' if steps > 1 else ''}" if steps else ""
         for key, why in self._rank.unchecked().items():
             return Fault(f"{name}: {key}: {why}; it {ending.message}{after}", MEASURE, is_input=True)
         return Fault(f"{name} {ending.message}{after}", "", is_input=False)
@@ -146,7 +147,9 @@ class Worker:
 def main() -> NoReturn:
     """Run the task of the folder."""
     die_with_parent()
-    Worker(Path(sys.argv[1])).run()
+    folder = Path(sys.argv[1])
+    answer_into(folder / STACK)
+    Worker(folder).run()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from bf16prof.engine.training import parameter_count
 from bf16prof.files import NotWritten
 from bf16prof.measuring.probes import Probe
 from bf16prof.measuring.results import GuestTask, OfScript, save_rank
+from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.measuring.worker import recorded_event, started_result
@@ -27,7 +28,7 @@ from bf16prof.runs import Status
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
-from bf16prof.scripts.workload import Calls, case_of_engine, workload_of_engine
+from bf16prof.scripts.workload import Calls, case_of_engine, optimizer_words, workload_of_engine
 
 WRITE_EVERY_S = 1.0
 OURS = str(Path(__file__).parents[2])
@@ -78,6 +79,7 @@ class GuestRank:
         self._is_over = False
         self._said: list[str] = []
         self._losses = Losses(probe)
+        self._device = DeviceView(probe.device_type)
         self._steps: list[StepRecord] = []
         of_script = OfScript(task.script, self._world_size)
         self.result = dataclasses.replace(started_result(rank, probe), of_script=of_script)
@@ -100,6 +102,7 @@ class GuestRank:
         if self._is_over:
             return
         self._losses.listen(engine)
+        self._device.begin()
         gc.collect()
         self._zero_init = self._zero_init or zero_init
         self._marks.mark(Phase.INIT)
@@ -111,6 +114,7 @@ class GuestRank:
         """An engine that was built before anybody watched."""
         self.watch.add(engine)
         self._losses.listen(engine)
+        self._device.begin()
         self._marks.mark(None)
         self._marks.take()
         self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
@@ -157,6 +161,7 @@ class GuestRank:
     def listen_no_more(self) -> None:
         """From now on the script runs as if nobody were here."""
         self._is_over = True
+        self.result = dataclasses.replace(self.result, **self._device.end())
         if self._whereabouts is not None and os.getpid() == self._pid:
             self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
         self.watch.marks = Deaf()  # type: ignore[assignment]
@@ -198,7 +203,7 @@ class GuestRank:
 
     def _of_script(self) -> OfScript:
         engines = [each for each in self.watch.engines if id(each) in self._calls] or self.watch.engines
-        engine = max(engines, key=parameter_count)
+        engine = max(engines, key=lambda each: (optimizer_words(each) != "none", parameter_count(each)))
         calls = self._calls.get(id(engine), Calls())
         workload = workload_of_engine(engine, calls, zero_init=self._zero_init, keeps_outputs=self._keeps_outputs)
         case = case_of_engine(self._task.script, engine, self._world_size, calls)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils import checkpoint
 
 from bf16prof.scripts.face.module import Row
 
@@ -86,13 +86,13 @@ class CudaFace(TorchFunctionMode):
 
 def in_backward(face: CudaFace) -> Iterator[Row]:
     """What has to be told of the mode again: autograd calls Python without it, for a function's own backward and to recompute."""
-    real_apply, real_checkpoint = BackwardCFunction.apply, torch.utils.checkpoint.checkpoint
+    real_apply, real_checkpoint = BackwardCFunction.apply, checkpoint._checkpoint_without_reentrant_generator
 
     def apply(self: Any, *gradients: Any) -> Any:
         with face.again():
             return real_apply(self, *gradients)  # type: ignore[no-untyped-call]
 
-    def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def without_reentry(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
             with face.again():
                 return function(*given, **named)
@@ -100,7 +100,7 @@ def in_backward(face: CudaFace) -> Iterator[Row]:
         return real_checkpoint(call, *args, **kwargs)
 
     yield BackwardCFunction, "apply", apply
-    yield torch.utils.checkpoint, "checkpoint", checkpoint
+    yield checkpoint, "_checkpoint_without_reentrant_generator", without_reentry
 
 
 def _backward(tensor: torch.Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None) -> None:

@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from bf16prof.processes import whole_memory
 from bf16prof.scripts.face import around, module
 from bf16prof.scripts.face.mode import CudaFace, in_backward
 from bf16prof.scripts.face.module import Memory, Row
@@ -34,10 +35,7 @@ def worn(gpu: module.Gpu, home: torch.device) -> Iterator[None]:
 
 def cpu_as_gpu(index: int, count: int, memory: Memory) -> module.Gpu:
     """A CPU rank that stands for a GPU; the compute capability is one that has bf16."""
-    import psutil
-
-    total = psutil.virtual_memory().total
-    return module.Gpu(index, count, "CPU", total, (9, 0), 1, memory, HostAccelerator())
+    return module.Gpu(index, count, "CPU", whole_memory(), (9, 0), 1, memory, HostAccelerator())
 
 
 def gloo_for_nccl() -> Iterator[Row]:

@@ -1,0 +1,96 @@
+"""What it costs a script to be measured: its own step times with our probes and without, in turn, and whether it behaves the same.
+
+The script times its steps itself, keeps a file and leaves with a code of its own. `measure` and `attach` watch its first steps closely,
+time the next ten, and then look no more; each has a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from timing import say
+
+SCRIPT = """
+import json, sys, time
+import deepspeed, torch
+from torch import nn
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(256), nn.Linear(256, 256), nn.GELU()) for _ in range(8)))
+engine, _, _, _ = deepspeed.initialize(
+    model=model, model_parameters=model.parameters(),
+    config={
+        "train_micro_batch_size_per_gpu": 64, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+    },
+)
+times, losses = [], []
+for _ in range(60):
+    begin = time.perf_counter()
+    batch = torch.randn(64, 256, dtype=torch.bfloat16)
+    loss = engine(batch).float().pow(2).mean()
+    engine.backward(loss)
+    engine.step()
+    losses.append(loss.item())
+    times.append(time.perf_counter() - begin)
+open("times.json", "w").write(json.dumps(times))
+print("last loss", losses[-1], sum(losses))
+sys.exit(5)
+"""
+
+WARMUP, TIMED = 3, 10
+"""As `attach` has them where nothing is said."""
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run: what it printed, its exit code, its files and the seconds of its steps."""
+
+    printed: str
+    code: int
+    files: list[str]
+    times: list[float]
+
+
+def run(folder: Path, *words: str) -> Ran:
+    """Run the script with python's arguments, on one gloo rank, in that folder."""
+    folder.mkdir(parents=True)
+    script = folder.parent / "script.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run([sys.executable, *words, str(script)], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    printed = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("[20"))  # DeepSpeed's log has the time in it
+    if not (folder / "times.json").exists():
+        sys.exit(done.stderr)
+    return Ran(printed, done.returncode, sorted(path.name for path in folder.iterdir()), json.loads((folder / "times.json").read_text()))
+
+
+def main() -> None:
+    """Print both ratios, and what is different."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = []
+        for number in range(ROUNDS):
+            watched = run(Path(folder) / f"watched{number}", "-m", "bf16prof.attach", "-d", str(Path(folder) / f"run{number}"))
+            alone = run(Path(folder) / f"alone{number}")
+            pairs.append((watched, alone))
+    for name, steps in (("timed steps", slice(WARMUP, WARMUP + TIMED)), ("steps after them", slice(WARMUP + TIMED, None))):
+        both = [tuple(statistics.median(each.times[steps]) for each in pair) for pair in pairs]
+        own, bare = (statistics.median(column) for column in zip(*both, strict=True))
+        quotient = statistics.median(watched / alone for watched, alone in both)
+        say(f"a script that is measured, beside itself alone: {name}", f"{1e3 * own:7.2f} ms {1e3 * bare:7.2f} ms  ratio {quotient:6.3f}")
+    same = all((w.printed, w.code, w.files) == (a.printed, a.code, a.files) for w, a in pairs)
+    say("its output, exit code and files", "the same" if same else f"DIFFERENT: {pairs}")
+
+
+if __name__ == "__main__":
+    main()

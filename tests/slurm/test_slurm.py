@@ -1,0 +1,84 @@
+"""`measure --launcher slurm` on a small cluster of Slurm's own daemons: submitted, waited for, collected, and cancelled."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import cluster, missing
+from harness import bf16prof, end, finish, measure_arguments, start
+
+from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(missing()), reason="needs Debian's slurmctld, slurmd, slurm-client and munge (make slurm)"),
+]
+
+BOTH = ("--launcher", "slurm", "--nnodes", "2", "--num-gpus", "1", "--rdzv-endpoint", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with cluster(tmp_path_factory.mktemp("slurm")) as variables:
+        yield {**variables, "GLOO_SOCKET_IFNAME": "lo", CACHE_VARIABLE: str(cache_folder())}
+
+
+def jobs(slurm: dict[str, str]) -> list[str]:
+    """The states of jobs that are not over."""
+    return subprocess.run(["squeue", "-h", "-o", "%T"], env=slurm, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_a_job_on_two_nodes_is_collected(slurm: dict[str, str], tmp_path: Path) -> None:
+    arguments = measure_arguments(tmp_path / "run", "--zero", "2", "--recipe", "bf16-full", "--json", *BOTH)
+    done = bf16prof(*arguments, env=slurm)
+
+    assert done.code == 0, done.stderr
+    measured = done.record("measure", 2, "bf16-full")
+    predicted = done.record("estimate", 2, "bf16-full")
+    assert measured["allocated_bytes"] == predicted["allocated_bytes"]
+    assert [rank["node"] for rank in measured["ranks"]] == [0, 1]
+    assert "#SBATCH --nodes=2" in (tmp_path / "run.sbatch").read_text()
+    assert "job " in done.stderr
+    assert not jobs(slurm)
+
+
+def test_a_script_has_its_exit_code(slurm: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "rude.py"
+    path.write_text("print('here I am', flush=True)\nraise SystemExit(7)\n")
+    done = bf16prof("measure", "--launcher", "slurm", "--num-gpus", "1", "-d", str(tmp_path / "run"), "--", str(path), env=slurm)
+
+    assert done.code == 3
+    assert "here I am" in done.stdout + done.stderr
+    assert "left with exit code 7" in done.stderr
+
+
+def test_an_interruption_cancels_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "waits.py"
+    path.write_text("import time\nprint('waiting', flush=True)\ntime.sleep(600)\n")
+    process = start("measure", "--launcher", "slurm", "--num-gpus", "1", "-d", str(tmp_path / "run"), "--", str(path), env=slurm)
+    deadline = time.monotonic() + 300
+    try:
+        while not ((tmp_path / "run.out").exists() and "waiting" in (tmp_path / "run.out").read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    except BaseException:
+        end(process)
+        raise
+
+    assert finish(process, 120).code == 130
+    assert not jobs(slurm)
+
+
+def test_what_does_not_go_together_is_said_before_a_job_is_made(slurm: dict[str, str], tmp_path: Path) -> None:
+    done = bf16prof("measure", "--launcher", "slurm", "--node-rank", "0", "-d", str(tmp_path / "run"), env=slurm)
+
+    assert done.code == 2
+    assert "--launcher slurm excludes --hostfile and --node-rank" in done.stderr
