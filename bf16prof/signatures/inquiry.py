@@ -75,11 +75,11 @@ def _content(job: Job) -> dict[str, Any]:
         "checkpointing": [workload.use_reentrant, workload.checkpoint_every_n_layers] if workload.activation_checkpointing else [],
         "peft": job.profile.peft.model_dump(mode="json") if job.profile.peft else {},
         "keeps_outputs": workload.keeps_outputs,
-        "liger": workload.liger,
         "parameters": facts.parameter_dtype,
         "autocast": facts.autocast_dtype,
         "zero3": [zero_settings(config).memory_efficient_linear] if is_third else [],
         "device": _device(job),
+        "liger": workload.liger,
         "zero_init": job.is_inside_zero_init,
         "place": _place(job.profile.model),
     }
@@ -96,6 +96,7 @@ def about(job: Job) -> str:
     words = [f"{job.profile.model.family:.60}", f"{workload.micro_batch_size} x {workload.sequence_length}", facts.parameter_dtype]
     words += [f"autocast {facts.autocast_dtype}"] * (facts.autocast_dtype != "none")
     words += [job.profile.peft.method] if job.profile.peft else []
+    words += ["Liger's kernels"] * (workload.liger != "none")
     words += ["checkpointing"] * workload.activation_checkpointing + ["ZeRO-3"] * (job.case.zero_stage == 3)
     return ", ".join([*words, str(job.device)])
 

@@ -160,10 +160,8 @@ def test_with_ligers_loss_nobody_has_the_whole_logits(recorded: Path) -> None:
     fused = predict(OTHERS["Liger's loss, stage 2"])
 
     tokens, vocabulary = 2 * 128, 1000
-    for phase in (Phase.FORWARD, Phase.BACKWARD):
-        saved = (plain.phases[phase].peak_bytes or 0) - (fused.phases[phase].peak_bytes or 0)
-        assert saved >= tokens * vocabulary * 2, phase
-    assert fused.allocated_bytes == (plain.allocated_bytes or 0) - tokens * vocabulary * 2, "the loop has no logits to keep"
+    assert (plain.phases[Phase.FORWARD].peak_bytes or 0) - (fused.phases[Phase.FORWARD].peak_bytes or 0) >= tokens * vocabulary * 2
+    assert fused.allocated_bytes == plain.allocated_bytes, "a loop as the Trainer's keeps no logits"
 
 
 def test_what_was_recorded_is_kept_for_other_processes_as_long_as_a_function_stays_as_it_was(recorded: Path) -> None:
