@@ -240,7 +240,7 @@ def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> 
         kind = InputError if all(case.status is Status.REFUSED for case in failed) else RunFailed
         raise kind(
             f"{len(failed)} of {len(run.manifest.cases)} cases did not finish; {first.case.label}: {first.status}: {first.message}",
-            hint=f"logs and partial results are in {run.path / first.case.label}",
+            hint=f"logs and partial results are in {folder if (folder := run.path / first.case.label).is_dir() else run.path}",
         )
     if tolerance is not None:
         check_tolerance(comparisons, tolerance)

@@ -130,6 +130,17 @@ def test_the_unfused_fp16_step_copies_every_gradient_to_fp32() -> None:
     assert step.end_bytes == record.allocated_bytes
 
 
+def test_clipping_takes_a_norm_of_every_gradient() -> None:
+    """torch/nn/utils clip_grad_norm_ by way of DeepSpeed's utils.py: a scalar each, in a block of 512 bytes, beside gradients in fp32."""
+    fused = (*SMALL[:-1], "optimizer.torch_adam=true", "optimizer.fused=true", "deepspeed.gradient_clipping=1.0")
+    chosen = job("fp32", 0, 1, *fused)
+    record = predict(chosen)
+    sizes = [spec.numel for spec in inventory(chosen.profile.model)]
+    gradients = sum(-(-4 * size // 512) * 512 for size in sizes)
+
+    assert (record.phases[Phase.STEP].peak_bytes or 0) - (record.allocated_bytes or 0) == gradients + 512 * len(sizes)
+
+
 def test_at_least_whole_segments_are_reserved() -> None:
     record = small(2)
 

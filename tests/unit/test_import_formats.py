@@ -53,6 +53,19 @@ def test_the_highest_of_two_rounded_readings_is_the_rounded_highest(one: int, ot
     assert highest([]) is None
 
 
+@pytest.mark.parametrize(
+    ("low", "left"),
+    [(80, (90, 110)), (90, (90, 110)), (95, (94, 110)), (96, (96, 110)), (110, (110, 110)), (111, (90, 110)), (200, (90, 110))],
+)
+@pytest.mark.parametrize("is_floor", [False, True])
+def test_a_reading_is_no_lower_than_what_it_includes(low: int, left: tuple[int, int], *, is_floor: bool) -> None:
+    """From 90 to 110. What contradicts it changes nothing; 95 to 110 has no middle, so that there is one below."""
+    found = Reading(100, 10, is_floor).no_lower_than(Reading(low + 3, 3))
+
+    assert (found.low, found.top) == left
+    assert found.is_floor is is_floor
+
+
 # The example.
 
 
