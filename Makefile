@@ -63,6 +63,7 @@ format: $(VENV)/.dev ## Format the code
 bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/simulate.py
+	$(BIN)/python benchmarks/script_cost.py
 
 peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (ten minutes)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/peaks.py

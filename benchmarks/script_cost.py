@@ -1,6 +1,7 @@
 """What it costs a script to be measured: its own step times with our probes and without, in turn, and whether it behaves the same.
 
-The script times its steps itself, keeps a file and leaves with a code of its own. `measure` and `attach` watch its first steps closely,
+The script times its steps itself, keeps a file and leaves with a code of its own. Its times are those of the processor: one rank on one
+thread waits for nobody, and what else runs on the machine does not count. `measure` and `attach` watch its first steps closely,
 time the next ten, and then look no more; each has a line.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from pathlib import Path
 
 from timing import say
 
+from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
+
 SCRIPT = """
 import json, sys, time
 import deepspeed, torch
@@ -24,23 +28,23 @@ from torch import nn
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(256), nn.Linear(256, 256), nn.GELU()) for _ in range(8)))
+model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 512), nn.GELU()) for _ in range(8)))
 engine, _, _, _ = deepspeed.initialize(
     model=model, model_parameters=model.parameters(),
     config={
-        "train_micro_batch_size_per_gpu": 64, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": 256, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
     },
 )
 times, losses = [], []
 for _ in range(60):
-    begin = time.perf_counter()
-    batch = torch.randn(64, 256, dtype=torch.bfloat16)
+    begin = time.process_time()
+    batch = torch.randn(256, 512, dtype=torch.bfloat16)
     loss = engine(batch).float().pow(2).mean()
     engine.backward(loss)
     engine.step()
     losses.append(loss.item())
-    times.append(time.perf_counter() - begin)
+    times.append(time.process_time() - begin)
 open("times.json", "w").write(json.dumps(times))
 print("last loss", losses[-1], sum(losses))
 sys.exit(5)
@@ -53,7 +57,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Ran:
-    """One run: what it printed, its exit code, its files and the seconds of its steps."""
+    """One run: what it printed, its exit code, its files and the processor seconds of its steps."""
 
     printed: str
     code: int
@@ -66,13 +70,19 @@ def run(folder: Path, *words: str) -> Ran:
     folder.mkdir(parents=True)
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", CACHE_VARIABLE: str(cache_folder())}
     done = subprocess.run([sys.executable, *words, str(script)], cwd=folder, env=env, capture_output=True, text=True, check=False)
     printed = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("[20"))  # DeepSpeed's log has the time in it
     if not (folder / "times.json").exists():
         sys.exit(done.stderr)
     return Ran(printed, done.returncode, sorted(path.name for path in folder.iterdir()), json.loads((folder / "times.json").read_text()))
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -289,7 +289,7 @@ def _what_is_trained(asked: Asked[PlanFlags]) -> list[str]:
     has_model = any(values[name] is not None for name in ("subject", "hf_config", "model"))
     if not has_model or given.profile != o.DEFAULT_PROFILE:
         said += ["--profile", str(given.profile)]
-    for name in ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length"):
+    for name in ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "liger"):
         if values[name] is not None:
             said += ["--" + name.replace("_", "-"), str(values[name])]
     return said + [part for text in given.set_ or () for part in ("--set", text)]

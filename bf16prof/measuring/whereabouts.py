@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import math
 import os
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,9 +49,10 @@ class Whereabouts:
         with contextlib.suppress(OSError):
             self._descriptor = os.open(where_file(folder, rank), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self.say("starting")
-        if self._descriptor >= 0 and deadline is not None:
+        left = math.inf if deadline is None else deadline - EARLIER_S - time.monotonic()
+        if self._descriptor >= 0 and left < threading.TIMEOUT_MAX:  # a script may take as long as it likes
             os.lseek(self._descriptor, WIDTH, os.SEEK_SET)
-            faulthandler.dump_traceback_later(max(0.1, deadline - EARLIER_S - time.monotonic()), file=self._descriptor)
+            faulthandler.dump_traceback_later(max(0.1, left), file=self._descriptor)
 
     def say(self, what: str) -> None:
         """The rank is there now: a phrase that stands after "rank 3 was"."""

@@ -11,6 +11,7 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,15 @@ def told_of_zero3(config: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         integration.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+def keeps_arange() -> AbstractContextManager[Any]:
+    """What transformers enters around `zero.Init`, so that rotary frequencies stay in fp32; releases before 5 have no such thing."""
+    from transformers.integrations import deepspeed as integration
+
+    found = getattr(integration, "prevent_arange_dtype_change", contextlib.nullcontext)
+    context: AbstractContextManager[Any] = found()
+    return context
 
 
 class _Zero3:

@@ -46,6 +46,9 @@ def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None)
     plan, config = choice.plan, deepspeed_config(choice.job)
     said = [f"sequences of {plan.sequence_length} tokens"]
     said.append(f"activation checkpointing {'on' if plan.activation_checkpointing else 'off'} in the model")
+    profile = choice.job.profile
+    said += [f"{profile.peft.words}, which PEFT puts on the model"] if profile.peft else []
+    said += [f"Liger's kernels ({profile.workload.liger})"] if profile.workload.liger != "none" else []
     if dtype := cast_dtype(config):
         said.append(f"the model cast to {dtype} before deepspeed.initialize")
     if layout := client_optimizer(config):

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +23,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.processes import threads_per_rank
-from bf16prof.profiles.models import FactorySettings
+from bf16prof.profiles.models import FactorySettings, Model
 from bf16prof.reductions import processor_of
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "liger_kernel")
@@ -30,12 +31,15 @@ PACKAGES = ("torch", "transformers", "deepspeed", "peft", "liger_kernel")
 
 DIGITS = 20
 
+OFF: tuple[object, ...] = (None, False, "", "none", [], {})
+"""What is left out of a digest: an answer from before something could be asked at all is that of asking for none of it."""
+
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What is asked, by its digest; `is_lasting`: whether an answer may be kept for other processes.
+    """What is asked, by its digest; `is_lasting`: whether nothing else decides the answer.
 
-    What a function of the user's own builds depends on all that it reads, so it is asked anew in every process.
+    What a function of the user's own builds depends on all that it reads as well (`sources.py`).
     """
 
     digest: str
@@ -46,7 +50,7 @@ class Inquiry:
     def of(cls, job: Job) -> Inquiry:
         """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ... alone may ask the same."""
         job = _one_micro_step(job)
-        content = json.dumps(_content(job), sort_keys=True)
+        content = json.dumps({key: value for key, value in _content(job).items() if value not in OFF}, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
         return cls(digest, not isinstance(job.profile.model, FactorySettings), job)
 
@@ -66,17 +70,24 @@ def _content(job: Job) -> dict[str, Any]:
     facts, workload = engine_facts(config), job.profile.workload
     is_third = job.case.zero_stage == 3
     return {
-        "model": job.profile.model.model_dump(mode="json"),
+        "model": job.profile.model.model_dump(mode="json", exclude_defaults=True),
         "batch": {name: [list(each.shape), each.dtype] for name, each in batch_spec(job).items()},
         "checkpointing": [workload.use_reentrant, workload.checkpoint_every_n_layers] if workload.activation_checkpointing else [],
         "peft": job.profile.peft.model_dump(mode="json") if job.profile.peft else {},
         "keeps_outputs": workload.keeps_outputs,
-        "liger": workload.liger,
         "parameters": facts.parameter_dtype,
         "autocast": facts.autocast_dtype,
         "zero3": [zero_settings(config).memory_efficient_linear] if is_third else [],
         "device": _device(job),
+        "liger": workload.liger,
+        "zero_init": job.is_inside_zero_init,
+        "place": _place(job.profile.model),
     }
+
+
+def _place(model: Model) -> list[str]:
+    """Where a function of the user's own is looked for."""
+    return [str(Path.cwd()), os.environ.get("PYTHONPATH", "")] if isinstance(model, FactorySettings) else []
 
 
 def about(job: Job) -> str:
@@ -85,6 +96,7 @@ def about(job: Job) -> str:
     words = [f"{job.profile.model.family:.60}", f"{workload.micro_batch_size} x {workload.sequence_length}", facts.parameter_dtype]
     words += [f"autocast {facts.autocast_dtype}"] * (facts.autocast_dtype != "none")
     words += [job.profile.peft.method] if job.profile.peft else []
+    words += ["Liger's kernels"] * (workload.liger != "none")
     words += ["checkpointing"] * workload.activation_checkpointing + ["ZeRO-3"] * (job.case.zero_stage == 3)
     return ", ".join([*words, str(job.device)])
 

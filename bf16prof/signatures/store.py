@@ -16,9 +16,11 @@ from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
 from bf16prof.signatures import shipped
 from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import Signature
+from bf16prof.signatures.sources import Sources
 
 FOLDER_VARIABLE = "BF16PROF_CACHE"
 SUFFIX = shipped.SUFFIX
+SOURCES = ".sources"
 
 Tracer = Callable[[Sequence[Inquiry]], None]
 """Answers these inquiries: calls `keep` or `give_up` for each."""
@@ -62,13 +64,18 @@ def problem(inquiry: Inquiry) -> str | None:
     return _known.problems.get(inquiry.digest)
 
 
-def keep(inquiry: Inquiry, content: bytes) -> None:
-    """Remember an answer, and keep it for other processes as far as its folder can be written; without that it still is an answer."""
+def keep(inquiry: Inquiry, content: bytes, sources: bytes | None = None) -> None:
+    """Remember an answer, and keep it for other processes as far as its folder can be written; without that it still is an answer.
+
+    `sources`: what it depends on besides the inquiry (`Sources`), without which one that is not lasting is not kept.
+    """
     _known.signatures[inquiry.digest] = Signature.unpacked(content)
-    if not inquiry.is_lasting:
+    if not inquiry.is_lasting and sources is None:
         return
     with contextlib.suppress(OSError, NotWritten):
         folder().mkdir(parents=True, exist_ok=True)
+        if sources is not None:
+            write_bytes(folder() / (inquiry.name + SOURCES), sources, replace=True)
         write_bytes(folder() / (inquiry.name + SUFFIX), content)
 
 
@@ -89,11 +96,25 @@ def forget() -> None:
 
 
 def _recalled(inquiry: Inquiry) -> Signature | None:
-    if inquiry.digest not in _known.signatures and inquiry.is_lasting:
-        found = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry) or _of_other_code(inquiry)
+    if inquiry.digest not in _known.signatures:
+        found = _of_a_function(inquiry)
+        if inquiry.is_lasting:
+            found = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry) or _of_other_code(inquiry)
         if found is not None:
             _known.signatures[inquiry.digest] = found
     return _known.signatures.get(inquiry.digest)
+
+
+def _of_a_function(inquiry: Inquiry) -> Signature | None:
+    """What was recorded of a function of the user's own, if all that it had read is as it was."""
+    kept, known = folder() / (inquiry.name + SUFFIX), folder() / (inquiry.name + SOURCES)
+    if inquiry.is_lasting or not (kept.exists() and known.exists()):
+        return None
+    with contextlib.suppress(InputError):  # what is broken, or gone meanwhile, is as good as nothing
+        content = read_up_to(LARGEST_DOCUMENT, kept)
+        sources = Sources.unpacked(read_up_to(LARGEST_DOCUMENT, known))
+        return Signature.unpacked(content) if sources is not None and sources.hold(content) else None
+    return None
 
 
 def _of_other_code(inquiry: Inquiry) -> Signature | None:
@@ -143,7 +164,8 @@ def entries() -> list[CachedSignature]:
 def clear() -> int:
     """Remove all files of the cache: how many there were."""
     count = 0
-    for path in [*folder().glob(f"*{SUFFIX}"), *folder().glob(f".*{SUFFIX}*.part")]:
+    beside = [*folder().glob(f"*{SOURCES}"), *folder().glob(f".*{SUFFIX}*.part")]
+    for path in [*folder().glob(f"*{SUFFIX}"), *beside]:
         with contextlib.suppress(FileNotFoundError):  # somebody else has
             path.unlink()
             count += path.suffix == SUFFIX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from bf16prof.processes import child_environment, started
 from bf16prof.scratch import temporary_folder
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.signatures.sources import Sources
 
 POLL_S = 0.05
 
@@ -43,6 +45,11 @@ class TraceFiles:
     def signature(self) -> Path:
         """What was recorded."""
         return self.folder / f"signature{self.index}"
+
+    @property
+    def reads(self) -> Path:
+        """Which files and variables were read for it, of a function of the user's own."""
+        return self.folder / f"reads{self.index}"
 
     @property
     def fault(self) -> Path:
@@ -109,11 +116,18 @@ class Session:
 
     def _take(self, files: TraceFiles, inquiry: Inquiry) -> None:
         if files.signature.exists():
-            store.keep(inquiry, read_up_to(LARGEST_DOCUMENT, files.signature))
+            content = read_up_to(LARGEST_DOCUMENT, files.signature)
+            store.keep(inquiry, content, _sources(files.reads, content) if files.reads.exists() else None)
         elif files.fault.exists():
             store.give_up(inquiry, read_text(LARGEST_DOCUMENT, files.fault).strip())
         else:
             store.give_up(inquiry, (last_lines(self._log, 1) or ["the process that traced it has ended without a word"])[0])
+
+
+def _sources(reads: Path, answer: bytes) -> bytes:
+    """As they are here: what the process that traced has in its environment besides is ours."""
+    files, variables = json.loads(read_up_to(LARGEST_DOCUMENT, reads))
+    return Sources.of(files, variables, answer).packed()
 
 
 def _watch(process: subprocess.Popen[bytes], tasks: Sequence[TraceFiles], on_progress: OnProgress) -> None:

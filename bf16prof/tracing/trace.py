@@ -5,13 +5,17 @@ The first pass makes what a model makes once (caches, masks), the second is reco
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils import checkpoint
 
 from bf16prof.cases import Job
@@ -26,9 +30,11 @@ from bf16prof.engine.training import TORCH_DTYPES, Batch, TrainingLoop, named_te
 from bf16prof.errors import Bf16profError
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import LOSS, Event, local_variable
+from bf16prof.models.foreign import keeps_arange
 from bf16prof.models.liger import import_liger
 from bf16prof.models.modules import build_trained
 from bf16prof.models.shapes import ParameterSpec
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Phase
 from bf16prof.signatures.inquiry import about
 from bf16prof.signatures.signature import OUTSIDE, HeldTensor, Signature
@@ -70,6 +76,8 @@ class _Trace:
             events = self._passes(engine)
         except Bf16profError as error:
             problem = error.message
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            problem = f"what the model's code does depends on values, which only a real run has ({error.func})"
         return Signature(
             parameters=parameters,
             held=tuple(self._held(model)),
@@ -88,8 +96,9 @@ class _Trace:
         self._say("building the model")
         torch.manual_seed(self._job.profile.workload.seed)
         self._ledger.take_phase_peak()
-        model = build_trained(self._job.profile)
         dtype = TORCH_DTYPES.get(self._facts.parameter_dtype, torch.float32)
+        with _as_in_zero_init(self._job, dtype):
+            model = build_trained(self._job.profile)
         for parameter in model.parameters():
             if parameter.dtype in CASTABLE:
                 parameter.data = parameter.data.to(dtype)
@@ -226,6 +235,31 @@ class Bare:
             if parameter.requires_grad:
                 size = known.get(id(parameter)) or self._recorder.give_away(torch.zeros_like(parameter))
                 self._recorder.mark("gradient", self._order[id(parameter)], size)
+
+
+CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "randn")
+"""What `zero.Init` has wrapped (zero/partition_parameters.py, _add_tensor_creation_wrappers)."""
+
+
+@contextmanager
+def _as_in_zero_init(job: Job, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, floating-point tensors are made in that dtype where the job has `zero.Init`: buffers of ones are the parameters' then.
+
+    What DeepSpeed's own wrapper does, which transformers changes for its rotary positions.
+    """
+    if not job.is_inside_zero_init:
+        yield
+        return
+    from deepspeed.runtime.zero import partition_parameters as partitioning
+
+    with contextlib.ExitStack() as stack:
+        if isinstance(job.profile.model, HuggingFaceSettings):
+            stack.enter_context(keeps_arange())
+        for name in CONSTRUCTORS:
+            plain = getattr(partitioning, f"_orig_torch_{name}")
+            wrapped = partitioning.zero_wrapper_for_fp_tensor_constructor(plain, target_fp_dtype=dtype, target_device=None)
+            stack.enter_context(mock.patch.object(torch, name, wrapped))
+        yield
 
 
 def _mark_leaves(model: nn.Module) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from bf16prof.cases import JobFile
 from bf16prof.dry_run.worker import import_first
 from bf16prof.errors import Bf16profError
-from bf16prof.files import write_bytes, write_text
+from bf16prof.files import write_bytes, write_json, write_text
 from bf16prof.processes import die_with_parent
+from bf16prof.profiles.models import FactorySettings
 from bf16prof.runs import read
+from bf16prof.tracing.reads import Reads
 from bf16prof.tracing.session import POLL_S, TraceFiles
 
 
@@ -28,8 +30,12 @@ def run(files: TraceFiles) -> None:
 
     try:
         file: JobFile = read(files.job, JobFile)
-        signature = trace(file.job(), lambda words: write_text(files.progress, words))
-        write_bytes(files.signature, signature.packed())
+        job = file.job()
+        reads = Reads() if isinstance(job.profile.model, FactorySettings) else None
+        content = trace(job, lambda words: write_text(files.progress, words)).packed()
+        if reads is not None:
+            write_json(files.reads, [list(reads.files(besides=str(files.folder))), reads.variables()])
+        write_bytes(files.signature, content)
     except Exception as error:  # noqa: BLE001 - whatever it is, the process that waits has to hear of it
         traceback.print_exc()
         words = " ".join((error.message if isinstance(error, Bf16profError) else str(error)).split())[:300]

@@ -49,7 +49,6 @@ HOST_PARAMETERS = ("--zero", "3", "--recipe", BF16, "--offload", "optimizer+para
 WITHOUT_MASTER = ("--zero", "0", "--recipe", "bf16-pure,bf16-kahan,bf16-fp32-states", "--quality", "2")
 STOCHASTIC = ("--zero", "3", "--recipe", "bf16-stochastic-rounding", *sets("deepspeed.zero_optimization.sub_group_size=20011"))
 EIGHT_BIT = ("--zero", "2", "--recipe", BF16, *sets("optimizer.library=adamw-8bit"))
-ADAFACTOR = ("--zero", "0", "--recipe", BF16, *sets("optimizer.library=adafactor"))
 FUSED_ADAM = ("--zero", "0,2", "--recipe", BF16, "--trace", *sets("optimizer.torch_adam=false"))
 
 CASES = [
@@ -73,13 +72,12 @@ CASES = [
     (WITHOUT_MASTER, 0, "bf16-fp32-states", "AdamW32bit"),
     (STOCHASTIC, 3, "bf16-stochastic-rounding", "DeepSpeedZeroOptimizer_Stage3"),
     (EIGHT_BIT, 2, BF16, "DeepSpeedZeroOptimizer"),
-    (ADAFACTOR, 0, BF16, "FP16_UnfusedOptimizer"),
 ]  # fmt: skip
 NAMES = {
     UNEVEN: "uneven", ACCUMULATING_GPT2: "gpt2-accumulating", CHECKPOINTED_LLAMA: "llama-checkpointed",
     FP32_ACCUMULATION: "fp32-accumulation", THREE_RANKS: "three-ranks", LOW_PRECISION_HOST: "bf16-master-offloaded",
     ACCUMULATING_HOST: "offloaded-accumulating", HOST_PARAMETERS: "parameters-offloaded", FUSED_ADAM: "fused-adam",
-    WITHOUT_MASTER: "without-master", STOCHASTIC: "stochastic", EIGHT_BIT: "eight-bit", ADAFACTOR: "adafactor",
+    WITHOUT_MASTER: "without-master", STOCHASTIC: "stochastic", EIGHT_BIT: "eight-bit",
 }  # fmt: skip
 IDS = [f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe, _ in CASES]
 

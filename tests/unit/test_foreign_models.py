@@ -21,7 +21,7 @@ from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.training import TrainingLoop, loss_of, named_tensors, takes_labels
 from bf16prof.errors import InputError
 from bf16prof.measuring.batches import make_batches
-from bf16prof.models.modules import build
+from bf16prof.models.modules import build, build_trained
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.records import Device
 
@@ -403,11 +403,11 @@ def test_zero_init_cuts_parameters_while_the_model_is_built(kind: str, wanted: b
     seen: list[nn.Module] = []
 
     def watched(*arguments: Any, **keywords: Any) -> nn.Module:
-        seen.append(build(*arguments, **keywords))
+        seen.append(build_trained(*arguments, **keywords))
         assert all(hasattr(p, "ds_tensor") for p in seen[0].parameters()) == (wanted and stage == 3)
         return seen[0]
 
-    monkeypatch.setattr(training, "build", watched)
+    monkeypatch.setattr(training, "build_trained", watched)
 
     # WHEN its engine is built
     with fake_ranks(2):

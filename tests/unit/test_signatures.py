@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,19 @@ from command_line import Main, main, refused
 from jobs import profile
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.anatomy import inquiries_of
 from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.closed_form.predict import predict
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import preset_names
 from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.signature import OUTSIDE, Called, HeldTensor, Signature
+from bf16prof.signatures.sources import Sources
 
 __all__ = ["main"]
 
@@ -140,8 +146,12 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     assert expected.replace(",hf", "") in on_cpu.notes[0]
 
 
-def of_a_preset(name: str = "olmo2-1b", stage: int = 2) -> Job:
-    return expand(Selection(profile(name), [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
+def of_a_preset(name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False) -> Job:
+    return expand(
+        Selection(
+            profile(name, workload__activation_checkpointing=checkpointing), [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")
+        )
+    )[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -169,6 +179,74 @@ def test_all_that_ships_can_be_read() -> None:
 
     assert found
     assert all(each.events and not each.problem for each in found)
+
+
+def test_all_that_ships_is_asked_for_by_a_preset() -> None:
+    """A digest that has changed would leave files that nobody finds: `make signatures`."""
+    jobs = [of_a_preset(name, stage, checkpointing=flag) for name in preset_names() for stage in (2, 3) for flag in (False, True)]
+
+    assert {shipped.file_of(each).name for each in inquiries_of(jobs)} == {path.name for path in shipped.FOLDER.iterdir()}
+
+
+@pytest.fixture
+def of_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inquiry:
+    """Recorded of a function that read a file, one that was not there, and a variable."""
+    monkeypatch.setenv("MY_LAYERS", "3")
+    (tmp_path / "model.py").write_text("three layers")
+    asked = Inquiry.of(jobs_of_a_function())
+    read = [str(tmp_path / "model.py"), str(tmp_path / "missing")]
+    store.keep(asked, SIGNATURE.packed(), Sources.of(read, ["MY_LAYERS", "NOT_SET"], SIGNATURE.packed()).packed())
+    store.forget()
+    return asked
+
+
+def jobs_of_a_function() -> Job:
+    return expand(Selection(profile("cpu-demo", model__factory="model:build"), [2], [2], ["bf16-full"], Device.CPU, None))[0]
+
+
+def test_a_function_is_not_recorded_again_while_all_that_it_read_is_as_it_was(of_a_function: Inquiry) -> None:
+    assert store.find(of_a_function) is not None
+
+
+@pytest.mark.parametrize(
+    "change", ["the file", "a file that was missing", "a variable", "one that was not set", "the folder", "the answer"]
+)
+def test_a_function_is_recorded_again_after(
+    change: str, of_a_function: Inquiry, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if change == "the file":
+        (tmp_path / "model.py").write_text("four layers, and more")
+    elif change == "a file that was missing":
+        (tmp_path / "missing").write_text("")
+    elif change == "a variable":
+        monkeypatch.setenv("MY_LAYERS", "4")
+    elif change == "one that was not set":
+        monkeypatch.setenv("NOT_SET", "")
+    elif change == "the folder":
+        monkeypatch.chdir(tmp_path)
+        of_a_function = Inquiry.of(jobs_of_a_function())
+    else:
+        (cache / f"{of_a_function.name}.signature").write_bytes(dataclasses.replace(SIGNATURE, about="another").packed())
+
+    assert store.find(of_a_function) is None
+
+
+def test_what_a_process_reads_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import os\nopen(os.environ['DATA']).read()\nopen(os.environ['DATA'] + '.out', 'w').close()\n")
+    (tmp_path / "data").write_text("8")
+    code = """if True:
+        import sys
+        from bf16prof.tracing.reads import Reads
+        reads = Reads()
+        import mine
+        print("\\n".join([*reads.files(besides="/nowhere"), *reads.variables()]))
+    """
+    surroundings = {**os.environ, "DATA": str(tmp_path / "data"), "PYTHONPATH": str(tmp_path)}
+    seen = [subprocess.check_output([sys.executable, "-c", code], env=surroundings, text=True).split() for _ in range(2)]
+
+    for each in seen:  # the second time Python reads what it compiled
+        assert {str(tmp_path / "mine.py"), str(tmp_path / "data"), "DATA"} <= set(each)
+        assert str(tmp_path / "data.out") not in each
 
 
 def test_a_reason_is_kept_as_the_answer() -> None:

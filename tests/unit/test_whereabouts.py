@@ -91,3 +91,10 @@ def test_where_nothing_can_be_written_the_rank_goes_on(tmp_path: Path) -> None:
     whereabouts.enter(Phase.INIT, 0)
 
     assert read_where(tmp_path / "missing", 0).what == "not there yet"
+
+
+@pytest.mark.parametrize("deadline", [float("inf"), 1e18, None])
+def test_a_rank_that_nobody_will_end_writes_no_stack(tmp_path: Path, deadline: float | None) -> None:
+    Whereabouts(tmp_path, 0, deadline)
+
+    assert read_where(tmp_path, 0) == Where(0, 0, "starting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -118,7 +119,8 @@ def _from_config(cls: Any, name: Any, kwargs: Mapping[str, Any], invented: Inven
     if kwargs.get("quantization_config") is not None:
         invented.note("quantization_config was ignored: the weights are counted in their full dtype")
     asked = {"attn_implementation": kwargs["attn_implementation"]} if kwargs.get("attn_implementation") else {}
-    model = cls._from_config(config, dtype=dtype, **asked)
+    with _without_initialization():
+        model = cls._from_config(config, dtype=dtype, **asked)
     model.eval()
     return model.to("cuda") if kwargs.get("device_map") and torch.cuda.is_available() else model
 
@@ -135,3 +137,11 @@ def _dtype(asked: Any, config: Any) -> Any:
     if isinstance(asked, str):
         asked = getattr(torch, asked)
     return torch.float32 if asked is None else asked
+
+
+def _without_initialization() -> contextlib.AbstractContextManager[Any]:
+    """As weights that are read afterwards are not initialized, which transformers 4 could not do with partitioned ones."""
+    from transformers import modeling_utils
+
+    without: Callable[[], contextlib.AbstractContextManager[Any]] = getattr(modeling_utils, "no_init_weights", contextlib.nullcontext)
+    return without()

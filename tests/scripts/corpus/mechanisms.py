@@ -1,5 +1,7 @@
 """What scripts do with values, devices and models besides training, each with what has to come of it."""
 
+from pathlib import Path
+
 import deepspeed
 import torch
 import torch.distributed as dist
@@ -47,6 +49,15 @@ def agree(device):
     assert f"{numbers.sum():.0f}" != ""
 
 
+def prepare(path):
+    torch.save({"rows": torch.arange(4), "name": "prepared"}, path)
+    found = torch.load(path)
+    assert found["rows"].tolist() == [0, 1, 2, 3]
+    assert found["name"] == "prepared"
+    assert not Path(path).exists()
+
+
+prepare("prepared.pt")
 model = Model()
 engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config(2))
 for _ in range(10):
