@@ -23,6 +23,7 @@ from bf16prof.profiles.plain import DEEPEST, problem, read_json_object
 from bf16prof.profiles.secrets import TAKEN_OUT
 from bf16prof.records import Device
 from bf16prof.runs import read
+from bf16prof.signatures import store
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "vocab_size": 31, "rope_theta": 1e4, "max_position_embeddings": 7, "id2label": {"0": "x"}}
 KEPT = {**LLAMA, "id2label": {"0": TAKEN_OUT}}
@@ -274,6 +275,14 @@ def test_learned_positions_limit_the_sequence(config: dict[str, Any], limit: int
             check_profile(settings)
 
 
+@pytest.fixture
+def unrecorded() -> None:
+    """Nobody records passes, whatever other tests of this process have asked for."""
+    store.trace_with(None)
+    store.forget()
+
+
+@pytest.mark.usefixtures("unrecorded")
 @pytest.mark.parametrize("model", [HuggingFaceSettings(hf_config={**LLAMA, "model_type": "bert"}), FactorySettings(factory="a:b")])
 def test_models_that_only_their_code_knows_have_no_closed_form(model: Any) -> None:
     settings = profile("cpu-demo").model_copy(update={"model": model, "name": "x"})
@@ -281,6 +290,7 @@ def test_models_that_only_their_code_knows_have_no_closed_form(model: Any) -> No
     assert "parameters" in (closed_form_gap(expand(Selection(settings, [1], [2], ["bf16-full"], Device.CPU))[0]) or "")
 
 
+@pytest.mark.usefixtures("unrecorded")
 def test_described_inputs_leave_open_what_a_model_returns() -> None:
     inputs = {"input_ids": {"dtype": "int64", "shape": ["micro_batch", "sequence"]}}
     settings = profile("cpu-demo", model__hf_config={"model_type": "gpt2", "vocab_size": 5}, model__inputs=inputs)

@@ -32,15 +32,18 @@ def where(pid: int, file: Path) -> str:
     """Ask: `train.py:12 in backward`, the innermost line of the user's own code and the engine's phase; empty where nobody answers."""
     if not file.exists():
         return ""
+    answered = file.stat().st_size  # what it wrote when it was asked before
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, ASKING)
     deadline = time.monotonic() + ANSWER_S
-    while not (frames := _FRAME.findall(file.read_text(encoding="utf-8", errors="replace"))) and time.monotonic() < deadline:
+    while not (found := place(file.read_bytes()[answered:].decode(errors="replace"))) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return _said(frames)
+    return found
 
 
-def _said(frames: list[tuple[str, str, str]]) -> str:
+def place(stack: str) -> str:
+    """What `where` says of a stack as faulthandler writes it, the innermost frame first; empty without one."""
+    frames: list[tuple[str, str, str]] = _FRAME.findall(stack)
     if not frames:
         return ""
     path, line, _ = next((frame for frame in frames if is_own(frame[0])), frames[0])
