@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from conftest import WARMUP, Measured
@@ -79,10 +80,20 @@ NAMES = {
     ACCUMULATING_HOST: "offloaded-accumulating", HOST_PARAMETERS: "parameters-offloaded", FUSED_ADAM: "fused-adam",
     WITHOUT_MASTER: "without-master", STOCHASTIC: "stochastic", EIGHT_BIT: "eight-bit",
 }  # fmt: skip
-IDS = [f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe, _ in CASES]
-
 Measure = Callable[..., Measured]
 Run = tuple[str, ...]
+
+AT_NIGHT = (THREE_RANKS, LOW_PRECISION_HOST, STOCHASTIC, EIGHT_BIT)
+"""What the dry run and the closed form are compared in too, by day."""
+
+
+def by_day_or_night(run: Run, *rest: object) -> Any:
+    """A parameter of a test that looks at that run."""
+    id_ = "-".join([NAMES[run], *(f"zero{each}" if isinstance(each, int) else str(each) for each in rest[:2])])
+    return pytest.param(run, *rest, id=id_, marks=[pytest.mark.nightly] if run in AT_NIGHT else [])
+
+
+PARAMETERS = [by_day_or_night(*case) for case in CASES]
 
 
 def profile(run: Run) -> Profile:
@@ -91,7 +102,7 @@ def profile(run: Run) -> Profile:
     return load_profile("cpu-demo", [parse_set(value) for value in values]).profile
 
 
-@pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), CASES, ids=IDS)
+@pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), PARAMETERS)
 def test_every_byte_is_predicted_and_named(measured: Measure, run: Run, stage: int, recipe: str, wrapper: str) -> None:
     done = measured(*run)
     measurement, estimate = (done.finished.record(source, stage, recipe) for source in ("measure", "estimate"))
@@ -104,10 +115,10 @@ def test_every_byte_is_predicted_and_named(measured: Measure, run: Run, stage: i
     assert measurement["run_peak_allocated_bytes"] >= max(phase["peak_bytes"] for phase in measurement["phases"].values())
 
 
-TRACED = [(run, stage, recipe) for run, stage, recipe, _ in CASES if "--trace" in run]
+TRACED = [by_day_or_night(*case[:3]) for case in CASES if "--trace" in case[0]]
 
 
-@pytest.mark.parametrize(("run", "stage", "recipe"), TRACED, ids=[f"{NAMES[run]}-zero{stage}-{recipe}" for run, stage, recipe in TRACED])
+@pytest.mark.parametrize(("run", "stage", "recipe"), TRACED)
 def test_the_peak_of_every_training_phase_is_predicted_from_a_recorded_pass(measured: Measure, run: Run, stage: int, recipe: str) -> None:
     done = measured(*run)
     measurement, estimate = (done.finished.record(source, stage, recipe) for source in ("measure", "estimate"))
@@ -119,7 +130,7 @@ def test_the_peak_of_every_training_phase_is_predicted_from_a_recorded_pass(meas
             assert estimate["phases"][phase]["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.001), phase
 
 
-@pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), CASES, ids=IDS)
+@pytest.mark.parametrize(("run", "stage", "recipe", "wrapper"), PARAMETERS)
 def test_the_allocator_counts_the_live_tensors_of_each_rank(measured: Measure, run: Run, stage: int, recipe: str, wrapper: str) -> None:
     done = measured(*run)
     measurement = done.finished.record("measure", stage, recipe)
@@ -131,7 +142,7 @@ def test_the_allocator_counts_the_live_tensors_of_each_rank(measured: Measure, r
     assert {witness["wrapper"] for witness in witnesses} == {wrapper}
 
 
-@pytest.mark.parametrize("run", NAMES, ids=NAMES.values())
+@pytest.mark.parametrize("run", [by_day_or_night(run) for run in NAMES])
 def test_parameters_are_those_of_the_torch_module(measured: Measure, run: Run) -> None:
     module = build(profile(run).model, activation_checkpointing=False)
     expected = sum(parameter.numel() for parameter in module.parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Measured
 from harness import INSIDE
-from test_exact import BF16, CASES, FULL, IDS, LLAMA, Run, sets
+from test_exact import BF16, CASES, FULL, LLAMA, Run, by_day_or_night, sets
 
 from bf16prof import runs
 from bf16prof.cases import JobFile
@@ -54,7 +54,7 @@ MORE: dict[str, list[tuple[Run, int, str]]] = {
 AT_NIGHT = ("four-gpt2", "four-llama", "hf-gpt2", "encoder")
 """More ranks than this machine has cores, and families that the other tests have too."""
 
-ALL = [pytest.param(*case[:3], id=name) for case, name in zip(CASES, IDS, strict=True)] + [
+ALL = [by_day_or_night(*case[:3]) for case in CASES] + [
     pytest.param(*case, id=f"{name}-zero{case[1]}", marks=[pytest.mark.nightly] if name in AT_NIGHT else [])
     for name, cases in MORE.items()
     for case in cases
