@@ -14,10 +14,8 @@ from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.engine.labels import MODEL_BUFFERS
 from bf16prof.models.autograd.tape import local_variable
 from bf16prof.models.shapes import NoInventory
-from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Component, Device
-from bf16prof.rounding import round_up
+from bf16prof.records import Component
 
 SOURCE = "local variables of the training loop"
 
@@ -62,9 +60,8 @@ def _loss_bytes(job: Job, facts: EngineFacts) -> int:
 def model_buffers(job: Job, engine: Engine) -> list[Allocation]:
     """What the model holds beside its parameters: as recorded, or as the skeleton of transformers' models says; our families have nothing.
 
-    What no module has registered is what attribution leaves unexplained, on a GPU in whole blocks.
+    What no module has registered is named by the attribute that has it (`engine.attribution`).
     """
-    block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
     if (signature := engine.anatomy.signature) is not None:
         held = [each.bytes for each in signature.held if each.is_registered]
         other = [each.bytes for each in signature.held if not each.is_registered]
@@ -73,7 +70,7 @@ def model_buffers(job: Job, engine: Engine) -> list[Allocation]:
     source = "the model's own tensors, which DeepSpeed does not cast"
     return [
         allocation(MODEL_BUFFERS, held, source),
-        allocation((Component.OTHER, "tensors that modules keep as plain attributes"), [round_up(each, block) for each in other], source),
+        allocation((Component.WORKSPACE, "tensors that modules keep as plain attributes"), other, source),
     ]
 
 
