@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -44,3 +46,20 @@ def test_no_package_is_without_a_pin() -> None:
     assert {"torch", "transformers", "mypy", "ruff", "selenium", "hypothesis"} < needed, "the list is followed"
     installed = {name for name in needed if any(True for _ in metadata.distributions(name=name))}
     assert installed - {"pip"} - set(pinned()) == set()
+
+
+def test_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
+    """Or every process would measure what only one has to: a release of pytest has broken it before, and no test failed."""
+    (tmp_path / "test_group.py").write_text(
+        "import os, pathlib, pytest\n"
+        "@pytest.mark.xdist_group('together')\n"
+        "@pytest.mark.parametrize('number', range(8))\n"
+        "def test_one(number):\n"
+        "    pathlib.Path(f'{os.getpid()}.ran').touch()\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--numprocesses", "2", "--dist", "loadgroup"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout
+    assert len(list(tmp_path.glob("*.ran"))) == 1
