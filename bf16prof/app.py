@@ -15,7 +15,7 @@ from bf16prof.commands.options import EXIT_CODES, examples
 
 
 @dataclass(frozen=True)
-class Entry:
+class CommandAt:
     """A command, or a group of them: the module of `commands` that has it, its name there, and examples."""
 
     module: str
@@ -26,7 +26,7 @@ class Entry:
 
 
 COMMANDS = {
-    "estimate": Entry(
+    "estimate": CommandAt(
         "estimate",
         "estimate",
         (
@@ -34,7 +34,7 @@ COMMANDS = {
             "bf16prof estimate deepspeed-bf16-example --zero 3 --gpus 4 --recipe bf16-full --json",
         ),
     ),
-    "measure": Entry(
+    "measure": CommandAt(
         "measure",
         "measure",
         (
@@ -43,7 +43,7 @@ COMMANDS = {
         ),
         takes_script=True,
     ),
-    "simulate": Entry(
+    "simulate": CommandAt(
         "simulate",
         "simulate",
         (
@@ -52,7 +52,7 @@ COMMANDS = {
         ),
         takes_script=True,
     ),
-    "plan": Entry(
+    "plan": CommandAt(
         "plan",
         "plan",
         (
@@ -60,7 +60,7 @@ COMMANDS = {
             "bf16prof plan gpt2-xl --gpu rtx-4090 --gpus 2 --margin 15% --write ds.json",
         ),
     ),
-    "import": Entry(
+    "import": CommandAt(
         "importing",
         "import_",
         (
@@ -68,7 +68,7 @@ COMMANDS = {
             "bf16prof import snapshot.pickle --hf-config config.json --zero 3 --gpus 8 --recipe bf16-full --fail-over 1%",
         ),
     ),
-    "explain": Entry(
+    "explain": CommandAt(
         "explain",
         "explain",
         (
@@ -77,17 +77,17 @@ COMMANDS = {
             "... 2>&1 | bf16prof explain -",
         ),
     ),
-    "report": Entry(
+    "report": CommandAt(
         "report",
         "report",
         ("bf16prof report runs/20260101-120000-cpu-demo --open", "bf16prof report published:deepspeed-bf16-example RUN -o both.html"),
     ),
-    "doctor": Entry("doctor", "doctor", ("bf16prof doctor", "bf16prof doctor --json")),
-    "schema": Entry("schemas", "schema", ("bf16prof schema", "bf16prof schema estimate")),
-    "profiles": Entry("catalog", "profiles", ("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"), is_group=True),
-    "cache": Entry("cache", "cache", ("bf16prof cache list", "bf16prof cache clear"), is_group=True),
-    "published": Entry("published", "published", ("bf16prof published list", "bf16prof report published:issue-7434"), is_group=True),
-    "recipes": Entry("catalog", "recipes", ("bf16prof recipes list", "bf16prof recipes show bf16-full"), is_group=True),
+    "doctor": CommandAt("doctor", "doctor", ("bf16prof doctor", "bf16prof doctor --json")),
+    "schema": CommandAt("schemas", "schema", ("bf16prof schema", "bf16prof schema estimate")),
+    "profiles": CommandAt("catalog", "profiles", ("bf16prof profiles list", "bf16prof profiles show cpu-demo --resolved"), is_group=True),
+    "cache": CommandAt("cache", "cache", ("bf16prof cache list", "bf16prof cache clear"), is_group=True),
+    "published": CommandAt("published", "published", ("bf16prof published list", "bf16prof report published:issue-7434"), is_group=True),
+    "recipes": CommandAt("catalog", "recipes", ("bf16prof recipes list", "bf16prof recipes show bf16-full"), is_group=True),
 }
 """In the order of the help page."""
 
@@ -108,7 +108,7 @@ def make_app(words: Sequence[str] = ()) -> LiteralTyper:
     return app
 
 
-def _add(app: LiteralTyper, name: str, entry: Entry) -> None:
+def _add(app: LiteralTyper, name: str, entry: CommandAt) -> None:
     found = getattr(importlib.import_module(f"bf16prof.commands.{entry.module}"), entry.attribute)
     if entry.is_group:
         app.add_typer(found, name=name, epilog=examples(*entry.examples))

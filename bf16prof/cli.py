@@ -6,6 +6,7 @@ by SIGTERM, 129 by SIGHUP. Nothing is imported here that takes time, so that a s
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -82,8 +83,6 @@ def _run() -> int:
     import gc
 
     gc.disable()  # nearly all that is made here lives to the end: looking for garbage takes a fifth of the time and finds none
-    import errno
-
     import typer
 
     from bf16prof.app import make_app
@@ -103,9 +102,7 @@ def _run() -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except OSError as error:
-        if (
-            isinstance(error.filename, str | bytes) and error.errno in _not_ours()
-        ):  # looking at a path is enough, where a folder above it is closed
+        if isinstance(error.filename, str | bytes) and error.errno in _OF_A_PATH:
             return _fail(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}", "", InputError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
             raise
@@ -114,14 +111,11 @@ def _run() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _not_ours() -> tuple[int, ...]:
-    """What is wrong with a path that the user, another user or the machine has made so. To look whether it exists is enough for some."""
-    import errno
-
-    return (
-        errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENFILE,
-        errno.ENOSPC, errno.EDQUOT, errno.EIO,
-    )  # fmt: skip
+_OF_A_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+    errno.ENOSPC, errno.EDQUOT, errno.EIO,
+)  # fmt: skip
+"""What is wrong with a path that the user, another user or the machine has made so. To look whether it exists is enough for some."""
 
 
 def _require_working_directory() -> None:

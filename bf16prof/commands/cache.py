@@ -8,7 +8,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.literal import LiteralTyper
-from bf16prof.documents import document, json_text
+from bf16prof.documents import json_text, raw_document
 from bf16prof.signatures.store import CachedSignature
 
 cache = LiteralTyper(no_args_is_help=True, help="Recorded passes of models (signatures): what is kept, and where.")
@@ -22,7 +22,7 @@ def list_cache(json_: o.JsonOption = False) -> None:
 
     found = store.entries()
     if json_:
-        typer.echo(json_text(document([], folder=str(store.folder()), signatures=found)))
+        typer.echo(json_text(raw_document([], folder=str(store.folder()), signatures=found)))
         return
     rows = [_row(each) for each in found]
     if rows:

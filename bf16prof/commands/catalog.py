@@ -16,7 +16,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked, WorkloadFlags, takes
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.request import resolve_profile
-from bf16prof.documents import as_json, document, json_text
+from bf16prof.documents import as_json, json_text, raw_document
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
@@ -228,7 +228,7 @@ def _recipe(recipe: Recipe, records: Sequence[MemoryRecord]) -> dict[str, Any]:
 
 
 def _json(**content: Any) -> None:
-    typer.echo(json_text(document([], **content)))
+    typer.echo(json_text(raw_document([], **content)))
 
 
 def print_table(headers: list[str], rows: list[list[str]]) -> None:

@@ -22,13 +22,13 @@ def doctor(json_: o.JsonOption = False) -> None:
 
     It reports and never fails: the exit code is 0 whatever is missing.
     """
-    from bf16prof.documents import document, json_text
+    from bf16prof.documents import json_text, raw_document
     from bf16prof.measuring.checks import checks, verdict
     from bf16prof.reports.console import make_console
 
     found = checks()
     if json_:
-        typer.echo(json_text(document([], checks=found)))
+        typer.echo(json_text(raw_document([], checks=found)))
         return
     console = make_console()
     _table(found, console)

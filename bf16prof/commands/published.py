@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.catalog import print_table
 from bf16prof.commands.literal import LiteralTyper
-from bf16prof.documents import as_json, document, json_text
+from bf16prof.documents import json_text, raw_document
 from bf16prof.imports.published import PREFIX, Published, all_published
 from bf16prof.reconcile import reconcile
 from bf16prof.records import Source
@@ -45,7 +44,7 @@ def list_published(json_: o.JsonOption = False) -> None:
     rows = [row for each in found for row in rows_of(each)]
     if json_:
         about = [{key: getattr(each, key) for key in ("name", "title", "citation", "url", "open", "assumed", "notes")} for each in found]
-        typer.echo(json_text(document([], published=about, rows=as_json([dataclasses.asdict(row) for row in rows]))))
+        typer.echo(json_text(raw_document([], published=about, rows=rows)))
         return
     cells = [[row.name, row.case, row.quantity.removesuffix("_bytes"), _said(row), gib(row.predicted_bytes), _error(row)] for row in rows]
     print_table(["published run", "case", "quantity", "published", "estimate", "error"], cells)

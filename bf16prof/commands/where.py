@@ -106,7 +106,7 @@ def is_for_a_batch_job(given: PlaceFlags) -> bool:
 def submit(given: PlaceFlags, words: Sequence[str], say: Callable[[str], None]) -> int:
     """Run the command of these words (as they stand after `bf16prof`) in a batch job, and wait; its exit code."""
     from bf16prof.claims import new_folder
-    from bf16prof.measuring.batch import Batch, run
+    from bf16prof.measuring.batch import BatchJob, run
 
     if given.hostfile is not None or given.node_rank is not None:
         raise InputError("--launcher slurm excludes --hostfile and --node-rank: Slurm chooses the nodes")
@@ -115,7 +115,7 @@ def submit(given: PlaceFlags, words: Sequence[str], say: Callable[[str], None]) 
     if folder is None:
         folder = new_folder("slurm")
         rest = ["--output-dir", str(folder.absolute()), *rest]
-    return run(Batch((sys.executable, "-m", "bf16prof", command, *rest), given.nnodes, folder.absolute()), say)
+    return run(BatchJob((sys.executable, "-m", "bf16prof", command, *rest), given.nnodes, folder.absolute()), say)
 
 
 def _place_in_allocation(endpoint: str, port: int | None) -> Place:

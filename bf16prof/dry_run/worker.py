@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bf16prof.documents import as_json, document
+from bf16prof.documents import as_json, raw_document
 from bf16prof.dry_run.runner import TOO_BIG, Files, killed
 from bf16prof.dry_run.task import Fault, Progress, Task
 from bf16prof.errors import Bf16profError, InputError
@@ -43,7 +43,7 @@ def run_task(files: Files) -> None:
             from bf16prof.dry_run.snapshot import write_snapshot
 
             write_snapshot(files.snapshot, ledger)
-        write_json(files.record, document([record]))
+        write_json(files.record, raw_document([record]))
     except Exception as error:  # noqa: BLE001 - whatever it is, the process that waits has to hear of it
         traceback.print_exc()
         write_json(files.fault, _with_clash(_fault(error), files))

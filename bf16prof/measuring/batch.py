@@ -27,7 +27,7 @@ CANCEL_S = 60.0
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchJob:
     """One job: what it runs, on how many whole nodes, and the run directory, beside which its script and its output lie."""
 
     words: Sequence[str]
@@ -56,7 +56,7 @@ class Batch:
         write_text(self.script, "\n".join([*lines, f"exec {shlex.join(self.words)}", ""]))
 
 
-def run(batch: Batch, say: Callable[[str], None]) -> int:
+def run(batch: BatchJob, say: Callable[[str], None]) -> int:
     """Submit it, show what it prints as it comes, and wait; its exit code. However the wait ends, the job does not outlive it."""
     if shutil.which("sbatch") is None:
         raise InputError("--launcher slurm: there is no sbatch here", hint="run it where jobs are submitted")
@@ -78,7 +78,7 @@ def run(batch: Batch, say: Callable[[str], None]) -> int:
 
 
 @contextlib.contextmanager
-def _submitted(batch: Batch) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def _submitted(batch: BatchJob) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The number of the job, and sbatch, which ends with it and has its exit code."""
     words = ["sbatch", "--wait", "--parsable", str(batch.script)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.files import write_json
+from bf16prof.files import NotWritten, write_json
 from bf16prof.quality.sums import Sums
 from bf16prof.records import STRICT, Case, Device, Item, Phase, PhaseMemory, Size, StepRecord, Workload, merge_phases
 from bf16prof.runs import Status, rank_file, read
@@ -126,6 +128,25 @@ class RankResult:
 def save_rank(folder: Path, result: RankResult) -> None:
     """Write a rank's result, atomically."""
     write_json(rank_file(folder, result.rank), result)
+
+
+WRITE_EVERY_S = 1.0
+"""A partial result is written at most this often, and never inside a timed step."""
+
+
+class RankWriter:
+    """Writes a rank's result again and again, some writes left out where they would come too often."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._written = folder, 0.0
+
+    def write(self, result: RankResult, *, force: bool) -> None:
+        """Write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
+            return
+        with contextlib.nullcontext() if force else contextlib.suppress(NotWritten):
+            save_rank(self._folder, result)
+        self._written = time.monotonic()
 
 
 def load_rank(folder: Path, rank: int) -> RankResult | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_up_to
+from bf16prof.processes import STACK_FRAME
 from bf16prof.records import Phase
 from bf16prof.runs import where_file
 
@@ -34,8 +35,13 @@ WIDTH = 80
 STACK_LINES = 12
 _WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/")
 _THREAD = "most recent call first"
-_FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
 _MOST_NAMED = 4
+
+
+def deadline() -> float | None:
+    """When this rank will be ended; `None` where nobody said. The variable is gone then: what a script starts is not meant."""
+    said = os.environ.pop(DEADLINE, None)
+    return float(said) if said else None
 
 
 class Whereabouts:
@@ -83,7 +89,7 @@ class Where:
     @property
     def place(self) -> str:
         """The line of code, if it is known."""
-        found = _FRAME.fullmatch(self.stack[0]) if self.stack else None
+        found = STACK_FRAME.fullmatch(self.stack[0]) if self.stack else None
         return f" ({Path(found['file']).name}, line {found['line']} in {found['name']})" if found else ""
 
 
@@ -97,7 +103,7 @@ def read_where(folder: Path, rank: int) -> Where:
     if not count.isdecimal():
         return Where(rank, -1, "not there yet")
     threads = text[WIDTH:].split("\n\n")
-    frames = [line for line in threads[-1].splitlines() if _FRAME.fullmatch(line)] if _THREAD in threads[-1] else []
+    frames = [line for line in threads[-1].splitlines() if STACK_FRAME.fullmatch(line)] if _THREAD in threads[-1] else []
     return Where(rank, int(count), what, tuple(frames), _WAITING.search(text[WIDTH:]) is not None)
 
 

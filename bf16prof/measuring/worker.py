@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from bf16prof.files import NotWritten
 from bf16prof.measuring.batches import make_batches
 from bf16prof.measuring.batons import use_dying_batons
 from bf16prof.measuring.cache import CACHE_VARIABLE
-from bf16prof.measuring.results import RankQuality, RankResult, RankTask, save_rank
-from bf16prof.measuring.whereabouts import DEADLINE, Whereabouts
+from bf16prof.measuring.results import RankQuality, RankResult, RankTask, RankWriter
+from bf16prof.measuring.whereabouts import Whereabouts, deadline
 from bf16prof.processes import TORCH_CACHE, die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, rank_log, read
@@ -34,9 +34,6 @@ HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 GONE = re.compile("gloo/transport|Connection (closed|reset) by peer|Broken pipe|remote process exited|NCCL")
 """How gloo, NCCL and sockets say that the other side is gone."""
-
-WRITE_EVERY_S = 1.0
-"""A partial result is written at most this often, and never inside a timed step."""
 
 
 class Rank:
@@ -64,7 +61,7 @@ class Rank:
         self._whereabouts = whereabouts
         self.marks = PhaseMarks(self.probe, self.probe.settle, self._begin)
         self.result = started_result(self.rank, self.probe)
-        self._written = 0.0
+        self._writer = RankWriter(folder)
 
     def _begin(self, phase: Phase | None) -> None:
         self.clock.mark(phase)
@@ -73,18 +70,14 @@ class Rank:
     def save(self, *, force: bool = True, **changes: Any) -> None:
         """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
         self.result = dataclasses.replace(self.result, **changes)
-        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
-            return
-        with nullcontext() if force else suppress(NotWritten):
-            save_rank(self.folder, self.result)
-        self._written = time.monotonic()
+        self._writer.write(self.result, force=force)
 
     def run(self) -> None:
         """The whole measurement of this rank, with NVML watching the GPU where there is one."""
         with self._device_sampler() as sampler:
             engine, loop = self._train()
         if sampler is not None and (summary := sampler.summary()):
-            self.save(device_bytes=summary.peak_process_bytes, gpu_utilisation=summary.mean_utilisation, power_w=summary.mean_power_w)
+            self.save(**summary.of_a_result())
         self._finish(engine, loop)
         if self.task.quality_steps:
             self._watch_updates(engine, loop)
@@ -232,8 +225,7 @@ def main() -> None:
     die_with_parent()
     task_path, folder, number = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
     _log_to(rank_log(folder, number))
-    deadline = os.environ.get(DEADLINE)
-    whereabouts = Whereabouts(folder, number, float(deadline) if deadline else None)
+    whereabouts = Whereabouts(folder, number, deadline())
     os.environ.setdefault(TORCH_CACHE, str(Path(os.environ[CACHE_VARIABLE]) / "torch"))
     use_dying_batons()
     rank = Rank(read(task_path, RankTask), folder, whereabouts)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bf16prof.errors import InputError, install_hint
-from bf16prof.models.foreign import one_line
+from bf16prof.models.foreign import library, one_line
 from bf16prof.profiles.adapters import AdapterSettings
 
 if TYPE_CHECKING:
@@ -37,8 +36,4 @@ def unwrapped(model: Any) -> Any:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise InputError(f"an adapter needs peft, which cannot be imported: {error}", hint=install_hint("peft")) from error
-    return peft
+    return library("peft", "an adapter needs peft", "peft")

@@ -160,11 +160,15 @@ def _model_class(architectures: object, config: Any) -> Any:
 
 
 def _transformers() -> Any:
+    return library("transformers", "a Hugging Face configuration needs transformers", "hf")
+
+
+def library(module: str, who: str, extra: str) -> Any:
+    """A library's module, imported. Raises `InputError` saying who needs it and how to install it where that fails."""
     try:
-        import transformers
+        return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"a Hugging Face configuration needs transformers, which cannot be imported: {error}", hint=INSTALL) from error
-    return transformers
+        raise InputError(f"{who}, which cannot be imported: {error}", hint=install_hint(extra)) from error
 
 
 def _imported(factory: str) -> Any:

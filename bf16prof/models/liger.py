@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from bf16prof.errors import InputError, install_hint
-from bf16prof.models.foreign import one_line
+from bf16prof.errors import InputError
+from bf16prof.models.foreign import library, one_line
 from bf16prof.profiles.schema import Liger
 
 if TYPE_CHECKING:
@@ -42,8 +42,4 @@ def with_liger(model: nn.Module, wanted: Liger) -> nn.Module:
 
 
 def _liger() -> Any:
-    try:
-        from liger_kernel.transformers import monkey_patch
-    except ImportError as error:
-        raise InputError(f"workload.liger needs liger-kernel, which cannot be imported: {error}", hint=install_hint("liger")) from error
-    return monkey_patch
+    return library("liger_kernel.transformers.monkey_patch", "workload.liger needs liger-kernel", "liger")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from bf16prof.closed_form.anatomy import is_written
 from bf16prof.planning.answer import Answer
-from bf16prof.planning.judge import Judge
-from bf16prof.planning.limits import LONGEST_SEQUENCE
+from bf16prof.planning.limits import LONGEST_SEQUENCE, free_judge
 from bf16prof.planning.question import powers_of_two
 from bf16prof.plans import Plan
 
@@ -31,7 +28,7 @@ def around(answer: Answer) -> tuple[Plan, ...]:
     longest, start = limit[1] if limit else LONGEST_SEQUENCE, first.setting
     halves = [start.sequence_length >> power for power in range(_SHORTER, 0, -1)]
     lengths = [n for n in (*halves, *(start.sequence_length << power for power in range(_LONGER + 1))) if 0 < n <= longest]
-    free = Judge(dataclasses.replace(answer.judge.question, profile=first.job.profile, train_batch_size=None))
+    free = free_judge(answer.judge, first)
     settings = [
         start.but(sequence_length=length, micro_batch_size=size, checkpointing=checkpointing)
         for checkpointing in (False, True)

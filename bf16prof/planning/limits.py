@@ -28,14 +28,18 @@ def limits(judge: Judge, world_size: int, first: Judged | None) -> Limits:
     found = Limits(tuple(fewest_gpus(judge, world_size)))
     if first is None:
         return found
-    free = Judge(dataclasses.replace(judge.question, profile=first.job.profile, train_batch_size=None))
-    start = first.setting
+    free, start = free_judge(judge, first), first.setting
     same = _fewest(start.world_size, lambda n: free.fits(start.but(world_size=n)))
     if not is_written(first.job.profile):  # every micro-batch and every length would be a pass of the model's own code to record
         return dataclasses.replace(found, same_gpus=same)
     micro = largest_micro_batch(free, start)
     sequence, longest = _longest_sequence(free, start)
     return dataclasses.replace(found, same_gpus=same, micro_batch_size=micro, sequence_length=sequence, longest=longest)
+
+
+def free_judge(judge: Judge, first: Judged) -> Judge:
+    """One that judges a choice at any batch size."""
+    return Judge(dataclasses.replace(judge.question, profile=first.job.profile, train_batch_size=None))
 
 
 def largest_micro_batch(judge: Judge, start: Setting) -> int:

@@ -47,7 +47,6 @@ def curves(step: StepRecord) -> dict[str, float]:
 
 def to_tensorboard(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write one run of TensorBoard per record below the folder; the folders that were written."""
-    require("tensorboard", "--tensorboard")
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -69,7 +68,6 @@ def to_tensorboard(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def to_wandb(runs: Sequence[Run], project: str) -> list[str]:
     """Log one run of Weights & Biases per record; their names. Where it goes, and whether at all, `WANDB_MODE` and the login decide."""
-    require("wandb", "--wandb")
     import wandb
 
     written = []

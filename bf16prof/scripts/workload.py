@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,17 @@ def optimizer_words(engine: Any) -> str:
         return "none"
     package = type(optimizer).__module__.partition(".")[0]
     return f"{type(optimizer).__name__} ({'DeepSpeed' if package == 'deepspeed' else package})"
+
+
+def main_engine(engines: Sequence[Any], called: Container[int]) -> Any:
+    """The engine with the most parameters of those whose ids are among those that were called (of all, where none was), one that trains
+    before one that only evaluates."""
+    from bf16prof.engine.training import parameter_count
+
+    return max(
+        [engine for engine in engines if id(engine) in called] or engines,
+        key=lambda engine: (optimizer_words(engine) != "none", parameter_count(engine)),
+    )
 
 
 def configuration(engine: Any) -> dict[str, Any]:

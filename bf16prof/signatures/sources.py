@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Sources:
+class ReadSources:
     """Files and variables with how they were, and the digest of the answer that they belong to."""
 
     files: dict[str, str]
@@ -23,7 +23,7 @@ class Sources:
     answer: str
 
     @classmethod
-    def of(cls, files: Iterable[str], variables: Iterable[str], answer: bytes) -> Sources:
+    def of(cls, files: Iterable[str], variables: Iterable[str], answer: bytes) -> ReadSources:
         """As they are now."""
         return cls({path: _state(path) for path in files}, {name: _value(name) for name in variables}, _digest(answer))
 
@@ -32,7 +32,7 @@ class Sources:
         return json.dumps([self.files, self.variables, self.answer]).encode()
 
     @classmethod
-    def unpacked(cls, content: bytes) -> Sources | None:
+    def unpacked(cls, content: bytes) -> ReadSources | None:
         """From such a file; `None` from anything else."""
         try:
             files, variables, answer = json.loads(content)

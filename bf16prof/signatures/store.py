@@ -16,7 +16,7 @@ from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
 from bf16prof.signatures import shipped
 from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import Signature
-from bf16prof.signatures.sources import Sources
+from bf16prof.signatures.sources import ReadSources
 
 FOLDER_VARIABLE = "BF16PROF_CACHE"
 SUFFIX = shipped.SUFFIX
@@ -67,7 +67,7 @@ def problem(inquiry: Inquiry) -> str | None:
 def keep(inquiry: Inquiry, content: bytes, sources: bytes | None = None) -> None:
     """Remember an answer, and keep it for other processes as far as its folder can be written; without that it still is an answer.
 
-    `sources`: what it depends on besides the inquiry (`Sources`), without which one that is not lasting is not kept.
+    `sources`: what it depends on besides the inquiry (`ReadSources`), without which one that is not lasting is not kept.
     """
     _known.signatures[inquiry.digest] = Signature.unpacked(content)
     if not inquiry.is_lasting and sources is None:
@@ -97,9 +97,10 @@ def forget() -> None:
 
 def _recalled(inquiry: Inquiry) -> Signature | None:
     if inquiry.digest not in _known.signatures:
-        found = _of_a_function(inquiry)
         if inquiry.is_lasting:
             found = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry) or _of_other_code(inquiry)
+        else:
+            found = _of_a_function(inquiry)
         if found is not None:
             _known.signatures[inquiry.digest] = found
     return _known.signatures.get(inquiry.digest)
@@ -108,11 +109,9 @@ def _recalled(inquiry: Inquiry) -> Signature | None:
 def _of_a_function(inquiry: Inquiry) -> Signature | None:
     """What was recorded of a function of the user's own, if all that it had read is as it was."""
     kept, known = folder() / (inquiry.name + SUFFIX), folder() / (inquiry.name + SOURCES)
-    if inquiry.is_lasting or not (kept.exists() and known.exists()):
-        return None
-    with contextlib.suppress(InputError):  # what is broken, or gone meanwhile, is as good as nothing
+    with contextlib.suppress(InputError):  # what nobody has kept, what is broken, or gone meanwhile, is as good as nothing
         content = read_up_to(LARGEST_DOCUMENT, kept)
-        sources = Sources.unpacked(read_up_to(LARGEST_DOCUMENT, known))
+        sources = ReadSources.unpacked(read_up_to(LARGEST_DOCUMENT, known))
         return Signature.unpacked(content) if sources is not None and sources.hold(content) else None
     return None
 

@@ -21,7 +21,7 @@ from bf16prof.processes import child_environment, started
 from bf16prof.scratch import temporary_folder
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
-from bf16prof.signatures.sources import Sources
+from bf16prof.signatures.sources import ReadSources
 
 POLL_S = 0.05
 
@@ -127,7 +127,7 @@ class Session:
 def _sources(reads: Path, answer: bytes) -> bytes:
     """As they are here: what the process that traced has in its environment besides is ours."""
     files, variables = json.loads(read_up_to(LARGEST_DOCUMENT, reads))
-    return Sources.of(files, variables, answer).packed()
+    return ReadSources.of(files, variables, answer).packed()
 
 
 def _watch(process: subprocess.Popen[bytes], tasks: Sequence[TraceFiles], on_progress: OnProgress) -> None:

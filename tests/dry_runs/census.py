@@ -26,6 +26,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
+from bf16prof.engine.nested import tensors_in
+
 MODULE = "module "
 """Before the name of one of `torch.nn`."""
 SAMPLES = 3
@@ -57,7 +59,7 @@ class Sample:
         self.run, self.arguments = run, arguments
 
     def leaves(self, arguments: Any) -> list[Tensor]:
-        return [each for each in tensors(arguments) if each.requires_grad]
+        return [each for each in tensors_in(arguments) if each.requires_grad]
 
 
 def samples(name: str, dtype: torch.dtype) -> Iterator[Sample]:
@@ -98,17 +100,6 @@ def _module_samples(name: str, dtype: torch.dtype) -> Iterator[Sample]:
         )
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from tensors(each)
-
-
 def exchange(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
     """The same arguments with other tensors."""
     if isinstance(value, Tensor):
@@ -128,7 +119,7 @@ def reading(sample: Sample, arguments: Any, read: Callable[[], int], peak: Calla
     start = read()
     out = sample.run(arguments)
     found = [read() - start, peak() - start]
-    outs = [each for each in tensors(out) if each.requires_grad and each.dtype.is_floating_point]
+    outs = [each for each in tensors_in(out) if each.requires_grad and each.dtype.is_floating_point]
     if outs and leaves:
         seeds = [torch.ones_like(each) for each in outs]
         peak()
@@ -153,7 +144,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         said = [self._said(kernels, func, args, kwargs) for kernels in (self._bare, self._asking)]
-        known = {each.untyped_storage()._cdata for each in tensors((args, kwargs))}
+        known = {each.untyped_storage()._cdata for each in tensors_in((args, kwargs))}
         self._probe.take_phase_peak()
         start = self._probe.allocated_bytes()
         out = func(*args, **kwargs)
@@ -194,7 +185,7 @@ def _distance(said: Sequence[int] | None, really: Sequence[int]) -> int:
 
 def held(out: Any, known: set[int]) -> int:
     """Bytes of the storages of outputs that are not those of inputs."""
-    storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors(out)}
+    storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors_in(out)}
     return sum(size for key, size in storages.items() if key not in known)
 
 

@@ -29,7 +29,7 @@ from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.signature import OUTSIDE, Called, HeldTensor, Signature
-from bf16prof.signatures.sources import Sources
+from bf16prof.signatures.sources import ReadSources
 
 __all__ = ["main"]
 
@@ -195,7 +195,7 @@ def of_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inquiry:
     (tmp_path / "model.py").write_text("three layers")
     asked = Inquiry.of(jobs_of_a_function())
     read = [str(tmp_path / "model.py"), str(tmp_path / "missing")]
-    store.keep(asked, SIGNATURE.packed(), Sources.of(read, ["MY_LAYERS", "NOT_SET"], SIGNATURE.packed()).packed())
+    store.keep(asked, SIGNATURE.packed(), ReadSources.of(read, ["MY_LAYERS", "NOT_SET"], SIGNATURE.packed()).packed())
     store.forget()
     return asked
 

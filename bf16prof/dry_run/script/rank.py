@@ -23,7 +23,7 @@ from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.watch import Watch
-from bf16prof.scripts.workload import Calls, case_of_engine, optimizer_words, unchecked, workload_of_engine
+from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, unchecked, workload_of_engine
 
 BATCH_WORDS = "batches or shapes differ from step to step"
 
@@ -88,7 +88,7 @@ class ScriptRank:
 
     def record(self) -> MemoryRecord:
         """The record of the steps so far; there must be one."""
-        last, engine = self.steps[-1], self._main_engine()
+        last, engine = self.steps[-1], main_engine(self.watch.engines, self._calls)
         calls = self._calls.get(id(engine), Calls())
         self._phases = merge_phases(self._phases, self._marks.take())
         between = self._highest_between_steps()
@@ -132,11 +132,6 @@ class ScriptRank:
     def unchecked(self) -> dict[str, str]:
         """Features of DeepSpeed's that are on and whose memory nobody has checked; by key, why."""
         return {key: why for engine in self.watch.engines for key, why in unchecked(engine).items()}
-
-    def _main_engine(self) -> Any:
-        """The engine with the most parameters of those that were called, one that trains before one that only evaluates."""
-        engines = [engine for engine in self.watch.engines if id(engine) in self._calls] or self.watch.engines
-        return max(engines, key=lambda engine: (optimizer_words(engine) != "none", parameter_count(engine)))
 
     def _on_mark(self, phase: Phase | None) -> None:
         self._label()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
+from bf16prof.processes import STACK_FRAME
 from bf16prof.scripts.main import is_own
 
 ASKING = signal.SIGUSR2
@@ -17,7 +17,6 @@ ANSWER_S = 2.0
 STACK = "stack"
 """The file in the folder of a dry run."""
 
-_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', re.MULTILINE)
 _PHASES = ("forward", "backward", "step")
 _ENGINE = ("deepspeed/runtime/engine.py", "deepspeed/runtime/pipe/engine.py")
 
@@ -43,7 +42,7 @@ def where(pid: int, file: Path) -> str:
 
 def place(stack: str) -> str:
     """What `where` says of a stack as faulthandler writes it, the innermost frame first; empty without one."""
-    frames: list[tuple[str, str, str]] = _FRAME.findall(stack)
+    frames = [found.group("file", "line", "name") for line in stack.splitlines() if (found := STACK_FRAME.fullmatch(line))]
     if not frames:
         return ""
     path, line, _ = next((frame for frame in frames if is_own(frame[0])), frames[0])

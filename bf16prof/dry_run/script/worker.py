@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bf16prof.documents import document
+from bf16prof.documents import raw_document
 from bf16prof.dry_run.runner import Files
 from bf16prof.dry_run.script.stacks import STACK, answer_into
 from bf16prof.dry_run.script.task import ScriptTask
@@ -119,7 +119,7 @@ class Worker:
             from bf16prof.dry_run.snapshot import write_snapshot
 
             write_snapshot(self._files.snapshot, self._tracker.ledger)
-        write_json(self._files.record, document([dataclasses.replace(record, notes=notes)]))
+        write_json(self._files.record, raw_document([dataclasses.replace(record, notes=notes)]))
 
     def _fault(self, ending: Ending) -> Fault | None:
         """Why the script did not get as far as it was meant to, if that is a fault."""

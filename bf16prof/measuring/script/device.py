@@ -28,6 +28,4 @@ class DeviceView:
         """Stop; what a rank's result says of the device."""
         self._running.close()
         summary = None if self._sampler is None else self._sampler.summary()
-        if summary is None:
-            return {}
-        return {"device_bytes": summary.peak_process_bytes, "gpu_utilisation": summary.mean_utilisation, "power_w": summary.mean_power_w}
+        return {} if summary is None else dict(summary.of_a_result())

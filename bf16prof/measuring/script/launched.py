@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bf16prof.measuring.results import GuestTask
 from bf16prof.measuring.script.running import run_attached
-from bf16prof.measuring.whereabouts import DEADLINE
+from bf16prof.measuring.whereabouts import deadline
 from bf16prof.processes import die_with_parent
 from bf16prof.runs import SCRIPT, read
 
@@ -20,8 +20,7 @@ def main() -> int:
     task: GuestTask = read(folder / SCRIPT, GuestTask)
     for name in [name for name in os.environ if name.startswith("BF16PROF_PARENT")]:
         del os.environ[name]
-    deadline = os.environ.pop(DEADLINE, None)
-    return run_attached(task, folder.parent, deadline=float(deadline) if deadline else None)
+    return run_attached(task, folder.parent, deadline=deadline())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,9 +16,8 @@ from bf16prof.engine.attribution import attribute_all
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.phases import PhaseClock, PhaseMarks
 from bf16prof.engine.training import parameter_count
-from bf16prof.files import NotWritten
 from bf16prof.measuring.probes import Probe
-from bf16prof.measuring.results import GuestTask, OfScript, save_rank
+from bf16prof.measuring.results import GuestTask, OfScript, RankWriter
 from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.whereabouts import Whereabouts
@@ -28,9 +27,8 @@ from bf16prof.runs import Status
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
-from bf16prof.scripts.workload import Calls, case_of_engine, optimizer_words, workload_of_engine
+from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, workload_of_engine
 
-WRITE_EVERY_S = 1.0
 OURS = str(Path(__file__).parents[2])
 
 
@@ -67,7 +65,7 @@ class GuestRank:
         self, task: GuestTask, folder: Path, probe: Probe, enough: Callable[[], None] = lambda: None, whereabouts: Whereabouts | None = None
     ) -> None:
         self._task, self._folder, self._probe, self._enough, self._whereabouts = task, folder, probe, enough, whereabouts
-        self._pid, self._written = os.getpid(), 0.0
+        self._pid, self._writer = os.getpid(), RankWriter(folder)
         rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self._clock: PhaseClock = guest_clock(probe)
         self._clocks: list[PhaseClock] = []
@@ -170,11 +168,7 @@ class GuestRank:
         """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
         changes = {"run_peak_bytes": self._probe.run_peak_bytes(), "reserved_bytes": self._probe.reserved_bytes(), **changes}
         self.result = dataclasses.replace(self.result, **changes)
-        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
-            return
-        with nullcontext() if force else suppress(NotWritten):
-            save_rank(self._folder, self.result)
-        self._written = time.monotonic()
+        self._writer.write(self.result, force=force)
 
     def end(self, status: Status, message: str = "", **changes: Any) -> None:
         """The last word: what is known at the end only, and how the script ended."""
@@ -202,8 +196,7 @@ class GuestRank:
         )
 
     def _of_script(self) -> OfScript:
-        engines = [each for each in self.watch.engines if id(each) in self._calls] or self.watch.engines
-        engine = max(engines, key=lambda each: (optimizer_words(each) != "none", parameter_count(each)))
+        engine = main_engine(self.watch.engines, self._calls)
         calls = self._calls.get(id(engine), Calls())
         workload = workload_of_engine(engine, calls, zero_init=self._zero_init, keeps_outputs=self._keeps_outputs)
         case = case_of_engine(self._task.script, engine, self._world_size, calls)
