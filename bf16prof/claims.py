@@ -56,7 +56,7 @@ def claimed(asked: Path | None, name: str, *, force: bool = False, beside: Seque
     """A run directory for this process alone while the context lasts: the one asked for, or a new one under `runs`, named after the time.
 
     An existing run in it is refused, or with `force` may be cleared. `beside`: files that this command writes there as well. A folder that
-    was made here and stays empty is removed again. Raises `InputError` before anything is written.
+    was made here and stays empty is removed again, unless another process holds it by then. Raises `InputError` before anything is written.
     """
     try:
         path, made = (new_folder(name), True) if asked is None else (asked, _make(asked))

@@ -318,7 +318,8 @@ def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
         process.communicate("")
 
     assert sorted(line == "claimed\n" for line in said) == [False] * 7 + [True]
-    assert not (tmp_path / "run").exists()
+    # Whoever made the folder removes it again. When another process got its lock in between, nobody does: an empty folder may remain.
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "run"])
 
 
 def test_one_process_after_the_other_gets_it(tmp_path: Path) -> None:
