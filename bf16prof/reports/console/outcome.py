@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from bf16prof.reports.chosen import headline_case, needs
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.bar import memory_bar
 from bf16prof.reports.console.fit_map import fit_map_view
+from bf16prof.reports.console.fitted import Fitted, fitted
 from bf16prof.reports.console.layout import heading, mark, note
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.quantities import quantities
@@ -151,21 +151,8 @@ def _table(views: Sequence[CaseView], width: int) -> Table:
     """One row per case. Where there is no room for all columns, the predicted bytes go first: their errors stay."""
     columns = _Columns(views)
     every = columns.measured() if any(view.reference for view in views) else columns.predicted()
-    rows = [[make(view) for _, make, _ in every] for view in views]
-    kept = [i for i in range(len(every)) if i == 0 or any(row[i].plain not in ("", UNKNOWN) for row in rows)]
-    while _width(every, rows, kept) > width and any(every[i][2] for i in kept):
-        kept.remove(max(kept, key=lambda i: every[i][2]))
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0, header_style="bold")
-    for i in kept:
-        grid.add_column(every[i][0], justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0, vertical="bottom")
-    for row in rows:
-        grid.add_row(*(row[i] for i in kept))
-    return grid
-
-
-def _width(every: Sequence[_Column], rows: Sequence[Sequence[Text]], kept: Sequence[int]) -> int:
-    widths = (max(*(len(line) for line in every[i][0].split("\n")), *(row[i].cell_len for row in rows)) for i in kept)
-    return sum(widths) + len(kept) - 1
+    fitting = [Fitted(header, drop, "left" if header == "case" else "right") for header, _, drop in every]
+    return fitted(fitting, [[make(view) for _, make, _ in every] for view in views], width)
 
 
 class _Columns:
