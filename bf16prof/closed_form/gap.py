@@ -70,6 +70,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
 
     What was never held against the dry run is not predicted.
     """
+    if job.case.parallelism.words:
+        return f"{SHARED}: bf16prof simulate runs it"
     if gap := _tape_gap(job, engine):
         return gap
     if engine.device is Device.CPU and engine.anatomy.signature is None:
@@ -78,6 +80,9 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if facts.layout and facts.layout.temporaries in {"all", str(engine.device)}:
         return f"the temporaries of {facts.layout.class_}'s update are not modelled"
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
+
+
+SHARED = "what ranks that share sequences (--sp) hold in a step has no exact rule"
 
 
 def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
@@ -95,6 +100,8 @@ def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
 
 def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
+    if job.case.parallelism.words:
+        return "the work of ranks that share sequences (--sp) is not counted"
     switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
     return _tape_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
 

@@ -39,6 +39,7 @@ class WorkloadFlags:
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
     liger: o.LigerOption = None
+    sp: o.SequenceParallelOption = None
     set_: o.SetOption = None
 
 

@@ -190,6 +190,17 @@ LigerOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+SequenceParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sp",
+        min=1,
+        metavar="N",
+        envvar="BF16PROF_SP",
+        help="Ranks that share each sequence (DeepSpeed's Ulysses, ALST); the others are data parallel.",
+        rich_help_panel=TRAIN,
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(

@@ -123,7 +123,6 @@ ON: dict[str, tuple[dict[str, Any], str]] = {
     "quantized weights": ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "n.zero_quantized_weights: "),
     "quantized gradients": ({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, "zero_quantized_gradients: "),
     "AutoTP": ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size: AutoTP"),
-    "sequence parallelism": ({"sequence_parallel_size": 2}, "sequence_parallel_size: "),
     "curriculum": ({"curriculum_learning": {"enabled": True}}, "curriculum_learning.enabled: "),
     "token dropping": (
         {"data_efficiency": {"enabled": True, "data_routing": {"enabled": True, "random_ltd": {"enabled": True}}}}, "random_ltd.enabled: ",
