@@ -122,6 +122,7 @@ def expand(selection: Selection) -> list[Job]:
                 offload_of(at[stage]),
                 digests[stage, size],
                 sequence_parallel=profile.parallel.sequence,
+                tensor_parallel=profile.parallel.tensor,
             ),
             on[stage, size],
             recipe,
@@ -152,7 +153,7 @@ def _require_whole_groups(parallel: ParallelSettings, world_size: int) -> None:
     """Raise `InputError` where a group would lack ranks (DeepSpeed: runtime/sequence_parallel/parallel_state_sp.py)."""
     if not fills_groups(parallel, world_size):
         raise InputError(
-            f"--gpus {world_size}: {world_size} ranks cannot be cut into groups of {parallel.shared} that share a batch (--sp)",
+            f"--gpus {world_size}: {world_size} ranks cannot be cut into groups of {parallel.shared} that share a batch (--sp, --tp)",
             hint=f"use a multiple of {parallel.shared}",
         )
 
@@ -204,10 +205,10 @@ def _without_offloaded_parameters(profile: Profile) -> Profile:
 
 
 def _with_batch(profile: Profile, batch: BatchSizes | None, world_size: int) -> Profile:
-    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks; those of a group share a batch
-    (runtime/config.py, DeepSpeedConfig.__init__)."""
+    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks; those that share sequences count as one, those
+    that share layers do not (runtime/config.py, DeepSpeedConfig.__init__)."""
     if batch is None:
         return profile
-    micro, accumulation = batch.on(world_size // profile.parallel.shared)
+    micro, accumulation = batch.on(world_size // profile.parallel.sequence)
     workload = profile.workload.model_copy(update={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation})
     return profile.model_copy(update={"workload": workload})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-FLAGS: Mapping[str, str] = MappingProxyType({"sequence": "--sp"})
+FLAGS: Mapping[str, str] = MappingProxyType({"sequence": "--sp", "tensor": "--tp"})
 """The dimensions beside data that ranks can share, and the flag of each."""
 
 MOST_RANKS = 2**20
@@ -18,15 +18,17 @@ class Parallelism:
 
     * `data`: groups of ranks with sequences of their own.
     * `sequence`: ranks that share each sequence, cut along its tokens (DeepSpeed's Ulysses).
+    * `tensor`: ranks that share each layer's weights (DeepSpeed's AutoTP).
     """
 
     data: int
     sequence: int = 1
+    tensor: int = 1
 
     @property
     def ranks(self) -> int:
         """All ranks of the job."""
-        return self.data * self.sequence
+        return self.data * self.sequence * self.tensor
 
     @property
     def tail(self) -> str:

@@ -100,7 +100,8 @@ class Case:
 
     `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
     (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
-    `sequence_parallel`: ranks that share each sequence; what is left of `world_size` is data parallel (`parallelism`).
+    `sequence_parallel`: ranks that share each sequence; `tensor_parallel`: those that share each layer. What is left of `world_size` is
+    data parallel (`parallelism`).
     """
 
     __pydantic_config__ = STRICT
@@ -112,11 +113,13 @@ class Case:
     offload: Offload = Offload.NONE
     workload: str = ""
     sequence_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+    tensor_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
 
     @property
     def parallelism(self) -> Parallelism:
         """How the ranks share the work."""
-        return Parallelism(self.world_size // self.sequence_parallel, self.sequence_parallel)
+        sequence, tensor = self.sequence_parallel, self.tensor_parallel
+        return Parallelism(self.world_size // (sequence * tensor), sequence, tensor)
 
     @property
     def label(self) -> str:

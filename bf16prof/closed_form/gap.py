@@ -36,6 +36,8 @@ def closed_form_gap(job: Job) -> str | None:
         anatomy_of(job)
     except NoInventory as error:
         return error.message
+    if job.case.tensor_parallel > 1:
+        return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
@@ -70,7 +72,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
 
     What was never held against the dry run is not predicted.
     """
-    if job.case.parallelism.words:
+    if job.case.sequence_parallel > 1:
         return f"{SHARED}: bf16prof simulate runs it"
     if gap := _tape_gap(job, engine):
         return gap
@@ -100,7 +102,7 @@ def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
 
 def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
-    if job.case.parallelism.words:
+    if job.case.sequence_parallel > 1:
         return "the work of ranks that share sequences (--sp) is not counted"
     switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
     return _tape_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)

@@ -40,6 +40,7 @@ class WorkloadFlags:
     lora: o.LoraOption = None
     liger: o.LigerOption = None
     sp: o.SequenceParallelOption = None
+    tp: o.TensorParallelOption = None
     set_: o.SetOption = None
 
 

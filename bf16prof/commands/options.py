@@ -201,6 +201,12 @@ SequenceParallelOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+TensorParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tp", min=1, metavar="N", envvar="BF16PROF_TP", help="Ranks that share each layer (DeepSpeed's AutoTP).", rich_help_panel=TRAIN
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(

@@ -197,7 +197,7 @@ def _require_data_parallel(parallel: ParallelSettings) -> None:
     """Raise `InputError` where ranks share more than that: there is no closed form of the peaks that a plan is judged by."""
     if parallel.shared > 1:
         raise InputError(
-            "plan judges by peaks in closed form, and those of ranks that share sequences (--sp) have no exact rule",
+            "plan judges by peaks in closed form, and those of ranks that share a batch (--sp, --tp) have no exact rule",
             hint="use simulate, which runs a case of your choice: bf16prof simulate MODEL --sp N",
         )
 

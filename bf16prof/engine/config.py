@@ -92,6 +92,8 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
     }
     if profile.parallel.sequence > 1:  # `zero.Init` has no groups to ask yet (runtime/config.py, DeepSpeedConfig.__init__)
         config["sequence_parallel_size"] = profile.parallel.sequence
+    if profile.parallel.tensor > 1:
+        config["tensor_parallel"] = {"autotp_size": profile.parallel.tensor}
     assert recipe.deepspeed is not None, "only runnable recipes become jobs"
     for block, keys in recipe.deepspeed.items():
         config[block] = {**keys, **config.get(block, {})} if isinstance(keys, Mapping) else keys

@@ -1,4 +1,4 @@
-"""What DeepSpeed asks of a job whose ranks share sequences, checked before anything starts."""
+"""What DeepSpeed asks of a job whose ranks share sequences or layers, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def shared_sequences(job: Job) -> str | None:
     if model.attention == NO_MASKS:
         return "DeepSpeed's Ulysses does not run eager attention (register_with_transformers)"
     return _heads(model.text, ranks)
+
+
+def shared_layers(job: Job) -> str | None:
+    """Why the ranks of this job cannot share layers as they are asked to; `None` if they can, or do not have to."""
+    if job.case.tensor_parallel == 1:
+        return None
+    if job.case.sequence_parallel > 1:
+        return "--sp and --tp together: DeepSpeed's Ulysses brings groups of ranks in which AutoTP has none (utils/groups.py)"
+    if not isinstance(job.profile.model, HuggingFaceSettings):
+        return "ranks share layers (--tp) of models of transformers: DeepSpeed's AutoTP knows how to cut those"
+    return None
 
 
 def _heads(config: Mapping[str, Any], ranks: int) -> str | None:

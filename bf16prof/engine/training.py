@@ -74,15 +74,25 @@ def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    count = _count(model)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=trained, config=handed_to_deepspeed(config), optimizer=make_client_optimizer(config), **more
     )
+    setattr(engine, WHOLE, count)
     return engine
 
 
+WHOLE = "bf16prof_parameters"
+"""Where an engine says how many parameters its model had before ranks shared its layers."""
+
+
 def parameter_count(engine: Any) -> int:
-    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them; of a script's engine that shares layers, a rank's."""
+    return int(getattr(engine, WHOLE, 0)) or _count(engine.module)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 def takes_labels(model: nn.Module) -> bool:

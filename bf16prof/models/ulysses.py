@@ -35,20 +35,22 @@ def share_attention(model: nn.Module, ranks: int, micro_batch_size: int) -> Any:
 
 
 def shared_loss(loss: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss of a sequence over the ranks that share it, each by its tokens, as transformers computes it.
+    """The mean loss of a sequence over the ranks that share it, each by its tokens: the value and the gradient that transformers computes
+    (integrations/deepspeed.py, deepspeed_sp_compute_loss).
 
-    integrations/deepspeed.py, deepspeed_sp_compute_loss.
+    It gathers the losses; here they are summed. The gradient of PyTorch's gather knows the ranks of a group by their numbers in the job on
+    gloo, and fails in all groups but the first (torch/distributed/nn/functional.py, _AlltoAll).
     """
     import torch
     from deepspeed.utils import groups
     from torch.distributed.nn import functional
 
-    all_gather: Any = functional.all_gather
+    all_reduce: Any = functional.all_reduce
     group = groups._get_sequence_parallel_group()
-    losses = torch.stack(list(all_gather(loss, group=group)))
-    counts = torch.stack(list(all_gather((labels != IGNORED).view(-1).sum(), group=group)))
-    safe = torch.where(counts > 0, losses, torch.zeros_like(losses))
-    return (safe * counts).sum() / counts.sum().clamp(min=1)
+    count = (labels != IGNORED).sum()
+    own = torch.where(count > 0, loss, torch.zeros_like(loss)) * count
+    total: Tensor = all_reduce(own, group=group) / all_reduce(count, group=group).clamp(min=1)
+    return total
 
 
 IGNORED = -100

@@ -365,13 +365,12 @@ def _decisive(blocks: Mapping[str, Any]) -> dict[str, object]:
     return {key: value for key, value in found.items() if key in decisive and (autocasts or key != "torch_autocast.dtype")}
 
 
-PARALLEL = {"sequence_parallel_size": "sequence"}
-"""Keys that say how ranks share a batch, and what profiles call them."""
-
-
 def _parallel(rest: dict[str, Any], origin: str) -> list[Override]:
     """How ranks share a batch, which leaves `rest`."""
-    found = {name: rest.pop(key, None) for key, name in PARALLEL.items()}
+    found = {"sequence": rest.pop("sequence_parallel_size", None)}
+    if table := rest.pop("tensor_parallel", None):
+        found["tensor"] = table.get("autotp_size")
+        rest |= {"tensor_parallel": kept} if (kept := {key: value for key, value in table.items() if key != "autotp_size"}) else {}
     return [Override(f"parallel.{name}", size, origin) for name, size in found.items() if size is not None]
 
 

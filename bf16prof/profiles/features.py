@@ -179,8 +179,7 @@ def _judge(feature: Feature, key: str, value: object, whole: Mapping[str, Any], 
 
 def _is_kept(feature: Feature, value: object, key: str, found: Sorted) -> bool:
     """Whether a key stays in what is handed to DeepSpeed."""
-    says_when_off = feature.fate is Fate.RUN or (feature.fate is Fate.READ and len(feature.off) > 1)
-    if value is None or feature.fate in (Fate.REFUSED, Fate.LEFT_OUT) or (says_when_off and not feature.is_on(value)):
+    if value is None or feature.fate in (Fate.REFUSED, Fate.LEFT_OUT) or (feature.fate is Fate.RUN and not feature.is_on(value)):
         return False
     if not feature.may_hold_anything or not _holds_text(value, feature.free):
         return True

@@ -64,11 +64,13 @@ class ParallelSettings(Settings):
 
     sequence: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
     """Ranks that share each sequence, every one a part of its tokens: DeepSpeed's Ulysses, for models of transformers."""
+    tensor: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
+    """Ranks that share each layer, every one a part of its weights: DeepSpeed's AutoTP, which cuts a model of transformers by its plan."""
 
     @property
     def shared(self) -> int:
         """Ranks that work on one batch together."""
-        return self.sequence
+        return self.sequence * self.tensor
 
 
 class OptimizerSettings(Settings):
@@ -157,6 +159,8 @@ class Bf16Settings(Settings):
 def _more(value: dict[str, Any]) -> dict[str, Any]:
     zero = value.get("zero_optimization")
     taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
+    tensor = value.get("tensor_parallel")
+    taken += ["tensor_parallel.autotp_size"] * (isinstance(tensor, dict) and "autotp_size" in tensor)
     if taken:
         raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
     return dict(dropped(without_secrets(checked(value))))

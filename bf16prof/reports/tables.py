@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WHOLE = (
-    "zero_stage", "world_size", "sequence_parallel", "parameters", "steps_loss_not_finite", "sequence_length", "micro_batch_size",
-    "gradient_accumulation_steps",
+    "zero_stage", "world_size", "sequence_parallel", "tensor_parallel", "parameters", "steps_loss_not_finite", "sequence_length",
+    "micro_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 _FLOATS = (
     "step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "host_overhead_s", "tokens_per_s", "mfu", "hfu", "loss",
@@ -131,6 +131,7 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         "zero_stage": case.zero_stage,
         "world_size": case.world_size,
         "sequence_parallel": case.sequence_parallel,
+        "tensor_parallel": case.tensor_parallel,
         "recipe": case.recipe,
         "offload": str(case.offload),
         "workload": case.workload,

@@ -19,9 +19,10 @@ from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import local_variable
 from bf16prof.parallelism import Parallelism
+from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.schema import DeepSpeedSettings, Profile
 from bf16prof.records import Case
 from bf16prof.signatures.inquiry import Inquiry
 
@@ -30,8 +31,9 @@ __all__ = ["main"]
 TOKENS, LOGITS = 16, local_variable("logits")[1]
 
 
-def shared(sequence: int = 2, model: dict[str, Any] | None = None, **workload: Any) -> Profile:
-    said = {"model.hf_config": model or config("llama"), "workload.sequence_length": TOKENS, "parallel.sequence": sequence}
+def shared(sequence: int = 2, tensor: int = 1, **workload: Any) -> Profile:
+    said = {"model.hf_config": config("llama"), "workload.sequence_length": TOKENS}
+    said |= {"parallel.sequence": sequence, "parallel.tensor": tensor}
     said |= {f"workload.{key}": value for key, value in workload.items()}
     return load_profile(None, [Override(key, value, "test") for key, value in said.items()]).profile
 
@@ -43,6 +45,8 @@ def test_a_case_says_how_its_ranks_share_the_work() -> None:
     assert case.label == "zero3-w4-sp2-bf16-fp32-master"
     assert case.parallelism.words == "2 data x 2 sequence"
     assert job(profile()).case.parallelism.words == ""
+    layers = job(shared(1, 4), world=8).case
+    assert (layers.label, layers.parallelism.words) == ("zero3-w8-tp4-bf16-fp32-master", "2 data x 4 tensor")
 
 
 def test_a_record_from_before_is_of_data_parallel_ranks() -> None:
@@ -56,7 +60,31 @@ def test_a_record_from_before_is_of_data_parallel_ranks() -> None:
 
 def test_cases_from_before_keep_their_digest() -> None:
     assert workload_digest(load_profile("cpu-demo").profile) == "409b5bd0fa41"
-    assert workload_digest(shared(1)) != workload_digest(shared(2))
+    assert len({workload_digest(shared(*sizes)) for sizes in ((1, 1), (2, 1), (1, 2))}) == 3
+
+
+def test_a_json_that_has_autotp_keeps_what_else_it_says_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_batch_size": 8, "tensor_parallel": {"autotp_size": 2, "tp_overlap_comm": True}}), encoding="utf-8")
+
+    said = {override.key: override.value for override in read_ds_config(file).overrides}
+
+    assert said["parallel.tensor"] == 2
+    assert said["deepspeed"]["more"] == {"tensor_parallel": {"tp_overlap_comm": True}}
+    settings = shared(1, 2).model_copy(update={"deepspeed": DeepSpeedSettings(more=said["deepspeed"]["more"])})
+    assert deepspeed_config(job(settings))["tensor_parallel"] == {"autotp_size": 2, "tp_overlap_comm": True}
+    with pytest.raises(InputError, match="autotp_size is said elsewhere"):
+        load_profile("cpu-demo", [Override("deepspeed.more", {"tensor_parallel": {"autotp_size": 2}}, "test")])
+
+
+def test_layers_that_ranks_share_are_left_to_the_dry_run(main: Main, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config("llama")), encoding="utf-8")
+    said = (file, "--seq", str(TOKENS), "--zero", "2", "--recipe", "fp32", "--gpus", "4", "--tp", "2")
+
+    assert "AutoTP" in str(closed_form_gap(job(shared(1, 2))))
+    assert "simulate" in refused(main("estimate", *said))
+    assert "--sp and --tp together" in refused(main("simulate", *said, "--sp", "2"))
 
 
 @pytest.mark.parametrize("how", ["flag", "file", "json"])
