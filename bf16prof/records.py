@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from bf16prof.errors import InputError
+from bf16prof.parallelism import MOST_RANKS, Parallelism
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A difference of bytes: what is free, saved or more. Nothing that is allocated is a `Bytes`."""
@@ -100,22 +101,32 @@ class Case:
 
     `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
     (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
+    `sequence_parallel`: ranks that share each sequence; `tensor_parallel`: those that share each layer. What is left of `world_size` is
+    data parallel (`parallelism`).
     """
 
     __pydantic_config__ = STRICT
 
     profile: str
     zero_stage: Annotated[int, Interval(ge=0, le=3)]
-    world_size: Annotated[int, Interval(ge=1, le=2**20)]
+    world_size: Annotated[int, Interval(ge=1, le=MOST_RANKS)]
     recipe: str
     offload: Offload = Offload.NONE
     workload: str = ""
+    sequence_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+    tensor_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """How the ranks share the work."""
+        sequence, tensor = self.sequence_parallel, self.tensor_parallel
+        return Parallelism(self.world_size // (sequence * tensor), sequence, tensor)
 
     @property
     def label(self) -> str:
-        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`."""
+        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`, `zero3-w4-sp2-bf16-full`."""
         tail = "" if self.offload is Offload.NONE else f"-offload-{self.offload}"
-        return f"zero{self.zero_stage}-w{self.world_size}-{self.recipe}{tail}"
+        return f"zero{self.zero_stage}-w{self.world_size}{self.parallelism.tail}-{self.recipe}{tail}"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bf16prof.files import write_text
 from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
-from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.schema import ParallelSettings, Profile
 from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
 
@@ -173,6 +173,7 @@ def _judge(given: PlanFlags, request: Request) -> Judge:
 def _question(given: PlanFlags, request: Request) -> Question:
     from bf16prof.planning.question import Question, powers_of_two
 
+    _require_data_parallel(request.profile.parallel)
     micro, checkpointing, offload = given.micro_batch_size, given.activation_checkpointing, given.offload
     recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given.recipe)) or tuple(runnable_recipes())
     return Question(
@@ -190,6 +191,15 @@ def _question(given: PlanFlags, request: Request) -> Question:
         gpus_per_node=given.gpus_per_node,
         train_batch_size=request.batch.train if request.batch else None,
     )
+
+
+def _require_data_parallel(parallel: ParallelSettings) -> None:
+    """Raise `InputError` where ranks share more than that: there is no closed form of the peaks that a plan is judged by."""
+    if parallel.shared > 1:
+        raise InputError(
+            "plan judges by peaks in closed form, and those of ranks that share a batch (--sp, --tp) have no exact rule",
+            hint="use simulate, which runs a case of your choice: bf16prof simulate MODEL --sp N",
+        )
 
 
 def _with_accumulation(request: Request) -> Profile:
