@@ -190,6 +190,26 @@ def test_hints_go_to_stderr_and_quiet_silences_them(main: Main) -> None:
     assert out == loud_out
 
 
+@pytest.mark.parametrize(
+    ("more", "following"),
+    [
+        ((), "next: bf16prof plan --profile gpt2-xl --gpus 8 --gpu h100   (what fits, ranked)"),
+        (
+            ("--zero", "3", "--recipe", "bf16-full"),
+            "next: bf16prof simulate --profile gpt2-xl --zero 3 --recipe bf16-full --gpus 8 --gpu h100",
+        ),
+        (
+            ("--zero", "0", "--recipe", "fp32", "--batch-size", "99"),
+            "next: bf16prof plan --profile gpt2-xl --gpus 8 --gpu h100   (what fits, ranked)",
+        ),
+    ],
+)
+def test_the_next_command_is_about_the_same_model(more: tuple[str, ...], following: str, main: Main) -> None:
+    _, _, err = main("estimate", "-p", "gpt2-xl", "--gpus", "8", "--gpu", "h100", *more)
+
+    assert err.splitlines()[-1] == following
+
+
 # Hostile names.
 
 
