@@ -22,6 +22,7 @@ from bf16prof.engine.training import parameter_count
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
+from bf16prof.scripts.described import Described, described
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, unchecked, workload_of_engine
@@ -108,6 +109,11 @@ class ScriptRank:
         )
         record = record_of(ran, self._tracker)
         return replace(record, notes=(*record.notes, *between, *self._notes(calls)))
+
+    def described(self) -> Described:
+        """The model of the engine that the record is about, in the words of `estimate`."""
+        engine = main_engine(self.watch.engines, self._calls)
+        return described(engine, self._calls.get(id(engine), Calls()))
 
     def _highest_between_steps(self) -> list[str]:
         """What a script does between steps belongs to the step before, where it holds more than any phase; said if so."""
