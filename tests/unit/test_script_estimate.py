@@ -55,8 +55,8 @@ def test_the_estimate_is_that_of_the_same_job_typed_by_hand(tmp_path: Path) -> N
     found, why_not = script_estimate(of_a_script(), Described(LLAMA, "adamw_torch"), "h100")
 
     (typed,) = bf16prof.estimate(
-        str(tmp_path / "config.json"), ds_config=tmp_path / "ds.json", gpus=4, gpu="h100", sequence_length=64, activation_checkpointing=True,
-        optim="adamw_torch", set_=["workload.keeps_outputs=true"],
+        str(tmp_path / "config.json"), ds_config=tmp_path / "ds.json", gpus=4, gpu="h100", sequence_length=64,
+        activation_checkpointing=True, optim="adamw_torch", set_=["workload.keeps_outputs=true"],
     ).records  # fmt: skip
     assert found is not None, why_not
     assert found.case == of_a_script().case, "so that both stand side by side"
