@@ -10,9 +10,10 @@ from pasted import BACKWARD, FORWARD, INIT, LOADING, NOTEBOOK, OLD_NOTEBOOK, OUT
 
 from bf16prof.imports.arithmetic import advice, room
 from bf16prof.imports.finding import GIB, MIB
+from bf16prof.imports.frames import Place
 from bf16prof.imports.out_of_memory import _WRAPPED_LINES, OutOfMemoryReader, parse
 from bf16prof.imports.text import Line
-from bf16prof.records import Phase
+from bf16prof.records import OutOfMemory, Phase
 
 TAIL = "If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
 OLD = "Tried to allocate 512.00 MiB (GPU 0; 10.00 GiB total capacity; 6.00 GiB already allocated; 256.00 MiB free; "
@@ -163,6 +164,32 @@ def test_a_message_proves_lower_bounds_and_the_numbers_are_in_the_record(tmp_pat
     assert (found.out_of_memory.requested_bytes, found.out_of_memory.limit_bytes) == (2 * GIB, 22.75 * GIB)
     assert (found.out_of_memory.total_bytes, found.out_of_memory.free_bytes) == (23.5 * GIB, 1.5 * GIB)
     assert found.out_of_memory.phase is Phase.BACKWARD
+
+
+def test_the_numbers_of_a_message_are_all_kept() -> None:
+    message = parse(OUT_OF_MEMORY, rank=5, place=Place(Phase.STEP))
+    assert message is not None
+    assert message.shortage() == OutOfMemory(
+        phase=Phase.STEP, step=None, tensor="", requested_bytes=2 * GIB, allocated_bytes=19 * GIB, reserved_bytes=round(21.25 * GIB),
+        limit_bytes=round(22.75 * GIB), holders={}, free_bytes=round(1.5 * GIB), total_bytes=round(23.5 * GIB), rank=5,
+    )  # fmt: skip
+
+
+def test_what_the_allocator_may_have_is_the_limit() -> None:
+    allowed = parse(OUT_OF_MEMORY.replace("Of the allocated memory", "22.00 GiB allowed; Of the allocated memory"))
+    assert allowed is not None
+    shortage = allowed.shortage()
+    assert shortage is not None
+    assert shortage.limit_bytes == 22 * GIB
+
+
+@pytest.mark.parametrize(
+    "missing", ["Tried to allocate 2.00 GiB. ", "19.00 GiB is allocated by PyTorch, and ", "2.25 GiB is reserved by PyTorch"]
+)
+def test_a_message_without_its_numbers_is_no_shortage(missing: str) -> None:
+    message = parse(OUT_OF_MEMORY.replace(missing, ""))
+    assert message is not None
+    assert message.shortage() is None
 
 
 def test_peaks_before_the_end_are_lower_bounds_as_well(tmp_path: Path) -> None:

@@ -201,3 +201,21 @@ def test_rounding_of_one_quantity_is_not_that_of_another() -> None:
 
     assert comparisons["reserved_bytes"].rounding == 0
     assert comparisons["reserved_bytes"].error_beyond_rounding(Source.ESTIMATE) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("predicted", "consistent"), [(99, False), (100, True), (103, True), (400, True)])
+def test_a_prediction_agrees_with_a_lower_bound_that_it_reaches_as_far_as_that_was_printed(predicted: int, consistent: bool) -> None:
+    comparison = Comparison(
+        CASE,
+        Device.GPU,
+        "peak_allocated_bytes",
+        {Source.IMPORT: 105, Source.ESTIMATE: predicted},
+        {Source.ESTIMATE: None},
+        5,
+        at_least=True,
+    )
+
+    assert comparison.is_consistent(Source.ESTIMATE) is consistent
+    assert not comparison.is_consistent(Source.SIMULATE), "it said nothing"
+    assert not dataclasses.replace(comparison, at_least=False).is_consistent(Source.ESTIMATE), "no lower bound"
+    assert not dataclasses.replace(comparison, values={Source.ESTIMATE: predicted}).is_consistent(Source.ESTIMATE), "no measurement"
