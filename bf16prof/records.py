@@ -21,6 +21,7 @@ Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A difference of bytes: what is free, saved or more. Nothing that is allocated is a `Bytes`."""
 
 Size = Annotated[int, Interval(ge=0, lt=2**63)]
+SignedSize = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is made, pydantic where it is read)."""
 
 Amount = Annotated[float, Interval(ge=0)]
@@ -272,19 +273,29 @@ class PhaseStart:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Bytes by component over one optimizer step, after each of the `events` (numbers of allocations and frees since the step began)."""
+    """Bytes by component over one optimizer step, after each of the `events` (numbers of allocations and frees since the step began).
+
+    `changes`: of each event the bytes that it allocated (or freed, below zero), and the index in `names` of what that was; empty where
+    nobody knows.
+    """
 
     __pydantic_config__ = STRICT
 
     events: tuple[Size, ...]
     phases: tuple[PhaseStart, ...]
     components: dict[Component, tuple[Size, ...]]
+    names: tuple[str, ...] = ()
+    changes: tuple[tuple[SignedSize, Size], ...] = ()
 
     def __post_init__(self) -> None:
         for component, sizes in self.components.items():
             require_size(component, min(sizes, default=0))
             if len(sizes) != len(self.events):
                 raise ValueError(f"{component} has {len(sizes)} values, the timeline has {len(self.events)} events")
+        if self.changes and len(self.changes) != len(self.events):
+            raise ValueError(f"{len(self.changes)} changes, the timeline has {len(self.events)} events")
+        if any(name >= len(self.names) for _, name in self.changes):
+            raise ValueError(f"a change names more than the {len(self.names)} names of the timeline")
 
     @property
     def totals(self) -> list[int]:
@@ -299,7 +310,15 @@ class Timeline:
         bounds = [i * len(totals) // points for i in range(points + 1)]
         kept = [max(range(*pair), key=totals.__getitem__) for pair in itertools.pairwise(bounds)]
         components = {component: tuple(sizes[k] for k in kept) for component, sizes in self.components.items()}
-        return Timeline(tuple(self.events[k] for k in kept), self.phases, components)
+        changes = [self.changes[k] for k in kept] if self.changes else []
+        used = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in changes))}
+        return Timeline(
+            tuple(self.events[k] for k in kept),
+            self.phases,
+            components,
+            tuple(self.names[name] for name in used),
+            tuple((size, used[name]) for size, name in changes),
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.bounds import bound_note
 from bf16prof.dry_run.accumulation import InPlaceSums
+from bf16prof.dry_run.hardware.asking import UnequalDtypes
 from bf16prof.dry_run.labels import Labels
 from bf16prof.dry_run.ledger import Allocation, Ledger
 from bf16prof.dry_run.memo import Memo
@@ -253,10 +254,6 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _same(out: Any, given: Any) -> bool:
     return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
-
-
-class UnequalDtypes(RuntimeError):
-    """A matrix product of tensors of different dtypes: fake tensors let it pass, no kernel does."""
 
 
 def _require_one_dtype(args: Any) -> None:

@@ -16,6 +16,7 @@ and labels as `labels` if its forward has such a parameter. What it returns is, 
 from __future__ import annotations
 
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -179,7 +180,7 @@ class TrainingLoop:
             (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
             "NAME",
         )
-        return called_as_described(self._model, {name: batch[name] for name in names}, wanted)
+        return called_as_described(self._model, {name: batch[name] for name in names}, wanted, mixed_on_cpu(self._engine.module))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
@@ -188,10 +189,10 @@ class TrainingLoop:
 
 
 @contextmanager
-def called_as_described(model: Model, batch: Batch, wanted: str) -> Iterator[None]:
+def called_as_described(model: Model, batch: Batch, wanted: str, mixed: str = "") -> Iterator[None]:
     """Let what a foreign model raises say what it was called with: nobody here knows what it expects. Our own errors pass.
 
-    `wanted`: the name of its forward's first parameter.
+    `wanted`: the name of its forward's first parameter. `mixed`: what to say where dtypes are refused (`mixed_on_cpu`).
     """
     try:
         yield
@@ -208,12 +209,36 @@ def called_as_described(model: Model, batch: Batch, wanted: str) -> Iterator[Non
             ) from error
         raise InputError(
             f"the model failed when it was called with {given}: {type(error).__name__}: {said}",
-            hint=f"if it wants something else, describe it in a profile: {EXAMPLE_INPUT.replace('pixel_values', wanted)}",
+            hint=mixed if mixed and OF_DTYPES.search(said) else _describe_it(wanted),
         ) from error
 
 
+def _describe_it(wanted: str) -> str:
+    return f"if it wants something else, describe it in a profile: {EXAMPLE_INPUT.replace('pixel_values', wanted)}"
+
+
+OF_DTYPES = re.compile("scalar type|dtype")
+"""How PyTorch's kernels say that they do not take the dtypes of a call."""
+
+
+def mixed_on_cpu(module: nn.Module) -> str:
+    """What to do about buffers in another dtype than the parameters, which no kernel of a CPU takes; nothing elsewhere.
+
+    DeepSpeed leaves buffers as they are (runtime/engine.py, `_cast_module_mixed_precision`): the running statistics of batch norms.
+    """
+    parameters = {each.dtype for each in module.parameters() if each.is_floating_point()}
+    buffers = {each.dtype for each in module.buffers() if each.is_floating_point()} - parameters
+    if not buffers or any(each.device.type != "cpu" for each in module.parameters()):
+        return ""
+    names = [" and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in some)) for some in (buffers, parameters)]
+    return (
+        f"DeepSpeed leaves the model's buffers in {names[0]} beside parameters in {names[1]}; a GPU takes both, a CPU does not: "
+        "--recipe autocast-fp32 or fp32 runs here"
+    )
+
+
 UNEQUAL_DTYPES = "UnequalDtypes"
-"""What the dry run raises in the place of a kernel that refuses its arguments (`dry_run/tracker.py`)."""
+"""What the dry run raises in the place of a kernel that refuses its arguments (`dry_run/hardware/asking.py`)."""
 
 WITHOUT_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode")
 """What fake tensors raise where a model asks for values (torch/_subclasses/fake_tensor.py)."""

@@ -57,7 +57,7 @@ FLAGS = {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
         "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
     },
-    "report": OUTPUT | {"--open", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
+    "report": OUTPUT | {"--open", "--verbose", "-v", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
     "doctor": {"--json"},
     "cache list": {"--json"},
     "cache clear": {"--quiet", "-q"},
