@@ -143,6 +143,7 @@ class Workload:
     * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in.
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
+    * `tiled_mlp`: MLPs are computed in tiles of the sequence.
     * `assumed`: which of all this nobody said, in a word each.
     """
 
@@ -161,6 +162,7 @@ class Workload:
     assumed: tuple[str, ...] = ()
     adapter: str | None = None
     liger: str = "none"
+    tiled_mlp: bool = False
 
 
 Label = tuple[Component, str]

@@ -19,6 +19,7 @@ CASES = [
     pytest.param("mixtral", 1, "--num-gpus 4 --sp 2 --activation-checkpointing", id="mixtral-zero1-on-four", marks=pytest.mark.nightly),
     pytest.param("mistral", 0, "--num-gpus 2 --sp 2", id="mistral-zero0", marks=pytest.mark.nightly),
     pytest.param("llama", 3, "--num-gpus 4 --sp 4", id="fewer-heads-than-ranks", marks=pytest.mark.nightly),
+    pytest.param("llama", 3, "--num-gpus 2 --sp 2 --seq 64 --set workload.tiled_mlp=true", id="tiles", marks=pytest.mark.nightly),
     pytest.param("llama", 2, "--num-gpus 2 --tp 2", id="layers-zero2", marks=pytest.mark.nightly),
     pytest.param("qwen2", 1, "--num-gpus 4 --tp 2 --gas 2", id="layers-zero1-on-four", marks=pytest.mark.nightly),
 ]

@@ -177,5 +177,26 @@ def test_a_rank_holds_its_own_tokens_and_reduces_in_a_dtype_of_its_own() -> None
     assert predict(two).peak_allocated_bytes is None
 
 
+def test_tiles_of_an_mlp_give_what_the_whole_gives() -> None:
+    import torch
+
+    from bf16prof.models.modules import build_trained
+    from bf16prof.models.tiled import with_tiled_mlp
+
+    plain, tiled = (build_trained(shared(1, tiled_mlp=is_tiled)) for is_tiled in (False, True))
+    tiled.load_state_dict(plain.state_dict())
+    tokens = torch.arange(60).expand(2, -1)
+    found = [model(tokens, labels=tokens).loss for model in (plain, tiled)]
+    for loss in found:
+        loss.backward()
+    norms = [sum(float(p.grad.norm()) for p in model.parameters() if p.grad is not None) for model in (plain, tiled)]
+
+    assert found[1].item() == pytest.approx(found[0].item(), rel=1e-5)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert "TiledMLP" in str(closed_form_gap(job(shared(1, tiled_mlp=True))))
+    with pytest.raises(InputError, match="no dense MLP"):
+        with_tiled_mlp(torch.nn.Linear(2, 2))
+
+
 def test_what_is_recorded_is_a_rank_on_its_own_tokens() -> None:
     assert Inquiry.of(job(shared(2), world=4)).digest == Inquiry.of(job(shared(1, sequence_length=TOKENS // 2), world=4)).digest
