@@ -73,7 +73,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     What was never held against the dry run is not predicted.
     """
     if job.case.sequence_parallel > 1:
-        return f"{SHARED}: bf16prof simulate runs it"
+        return SHARED
     if gap := _tape_gap(job, engine):
         return gap
     if engine.device is Device.CPU and engine.anatomy.signature is None:

@@ -61,16 +61,18 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     require_fit(records, given.fail_unless_fits)
     if given.json_:
         return
+    if records[0].peak_allocated_bytes is None and records[0].notes:
+        hint(f"note: {records[0].notes[0]}", given.quiet)
     hint(_next(asked, records), given.quiet)
 
 
 def _next(asked: Asked[EstimateFlags], records: Sequence[MemoryRecord]) -> str:
-    """The command to type next: the dry run of the one case that fits, else what fits."""
+    """The command to type next: the dry run of the one case that fits or of what has no peaks in closed form, else what fits."""
     given, first = asked.flags, records[0].case
     if Device(given.device) is Device.CPU:
         return next_command("measure", asked, "--num-gpus", str(first.world_size), "--simulate")
     gpu = ["--gpu", given.gpu]
-    if len(records) == 1 and records[0].verdict is Verdict.FITS:
+    if first.parallelism.words or (len(records) == 1 and records[0].verdict is Verdict.FITS):
         offload = ["--offload", first.offload] if first.offload is not Offload.NONE else []
         return next_command("simulate", asked, "--zero", str(first.zero_stage), "--recipe", first.recipe, *offload, *_gpus(asked), *gpu)
     return next_command("plan", asked, *_gpus(asked), *gpu) + "   (what fits, ranked)"
