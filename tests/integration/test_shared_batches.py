@@ -31,7 +31,8 @@ def test_ranks_that_share_a_batch_hold_what_the_dry_run_says(
     family: str, stage: int, more: str, measured: Callable[..., Measured], tmp_path: Path
 ) -> None:
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(config(family)), encoding="utf-8")
+    model = config(family, **({"head_dim": 12} if family == "mixtral" else {}))  # DeepSpeed's Ulysses stops where it is left open
+    file.write_text(json.dumps(model), encoding="utf-8")
     said = ("--hf-config", str(file), "--zero", str(stage), "--recipe", "bf16-fp32-master", *more.split())
 
     done = measured(*said, "--simulate")
@@ -39,7 +40,7 @@ def test_ranks_that_share_a_batch_hold_what_the_dry_run_says(
 
     assert measurement["case"]["sequence_parallel"] * measurement["case"]["tensor_parallel"] > 1
     if measurement["case"]["sequence_parallel"] > 1:
-        _require_ulysses(dry, config(family))
+        _require_ulysses(dry, model)
     assert measurement["components"] == dry["components"]
     assert measurement["components"].get("other", 0) == 0
     assert measurement["allocated_bytes"] == dry["allocated_bytes"]
