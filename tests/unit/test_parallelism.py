@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import local_variable
 from bf16prof.parallelism import Parallelism
+from bf16prof.planning.advice import beyond
 from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import DeepSpeedSettings, Profile
-from bf16prof.records import Case
+from bf16prof.records import Case, Component
 from bf16prof.signatures.inquiry import Inquiry
 
 __all__ = ["main"]
@@ -142,6 +144,13 @@ def test_a_plan_leaves_shared_sequences_to_the_dry_run(main: Main, tmp_path: Pat
     file.write_text(json.dumps(config("llama")), encoding="utf-8")
 
     assert "use simulate" in refused(main("plan", file, "--sp", "2", "--seq", str(TOKENS)))
+
+
+@pytest.mark.parametrize(("most", "flag"), [(Component.ACTIVATIONS, "--sp"), (Component.MOMENTUM, "--tp")])
+def test_where_nothing_fits_the_ranks_of_a_model_of_transformers_may_share_more(most: Component, flag: str) -> None:
+    nearest: Any = SimpleNamespace(job=job(shared(1)), record=SimpleNamespace(peak_components={most: 1}))
+
+    assert [line for line in beyond(nearest) if f"simulate {flag} N" in line]
 
 
 def test_the_key_of_the_json_is_not_for_more() -> None:
