@@ -163,6 +163,8 @@ ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
 
 def _tensor_groups(tensor_model_parallel_size: int = 1, data_parallel_size: int | None = None) -> Any:
     groups: Any = _module(GROUPS)
+    if not hasattr(groups, "_init_tp_groups_with_new_group"):
+        raise does_not_fit(f"there is no _init_tp_groups_with_new_group in {GROUPS}")
     if groups._TENSOR_MODEL_PARALLEL_GROUP is None:
         groups._init_tp_groups_with_new_group(tensor_model_parallel_size, data_parallel_size)
 
