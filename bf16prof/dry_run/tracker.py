@@ -139,7 +139,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         in_backward = torch._C._current_graph_task_id() != -1
         self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
         if scratch:
-            self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+            self.ledger.touch(scratch, scratch_label(func))
         if self.watch is not None:
             self.watch(func, args, kwargs, out)
         return out
@@ -249,6 +249,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.host_bytes -= size
 
         return gone
+
+
+def scratch_label(operator: Any) -> Label:
+    """What the scratch of an operator's kernel is called."""
+    return Component.WORKSPACE, f"scratch of {operator._schema.name.partition('::')[2]}"
 
 
 def _same(out: Any, given: Any) -> bool:
