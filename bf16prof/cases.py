@@ -12,13 +12,14 @@ from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
+from bf16prof.parallelism import MOST_RANKS
 from bf16prof.profiles.ds_config import BatchSizes
 from bf16prof.profiles.features import refusals
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
-from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.schema import ParallelSettings, Profile
 from bf16prof.records import STRICT, Case, Device, Offload
 
 STAGES = (0, 1, 2, 3)
@@ -101,6 +102,8 @@ def expand(selection: Selection) -> list[Job]:
     """
     check_profile(selection.profile)
     check_sizes(selection.stages, selection.world_sizes)
+    for size in selection.world_sizes:
+        _require_whole_groups(selection.profile.parallel, size)
     named = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)]
     chosen = named or [recipe for recipe in runnable_recipes().values() if recipe.is_json]
     profile = _with_offload(selection.profile, selection.offload)
@@ -111,7 +114,16 @@ def expand(selection: Selection) -> list[Job]:
     digests = {key: workload_digest(chosen_profile) for key, chosen_profile in on.items()}
     return [
         Job(
-            Case(profile.name, stage, size, recipe.id, offload_of(at[stage]), digests[stage, size]),
+            Case(
+                profile.name,
+                stage,
+                size,
+                recipe.id,
+                offload_of(at[stage]),
+                digests[stage, size],
+                sequence_parallel=profile.parallel.sequence,
+                tensor_parallel=profile.parallel.tensor,
+            ),
             on[stage, size],
             recipe,
             selection.device,
@@ -128,8 +140,22 @@ def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:
         if stage not in STAGES:
             raise InputError(f"--zero {stage}: the ZeRO stage is 0, 1, 2 or 3")
     for size in world_sizes:
-        if not 1 <= size <= 2**20:
-            raise InputError(f"--gpus {size}: expected a number of ranks from 1 to {2**20}")
+        if not 1 <= size <= MOST_RANKS:
+            raise InputError(f"--gpus {size}: expected a number of ranks from 1 to {MOST_RANKS}")
+
+
+def fills_groups(parallel: ParallelSettings, world_size: int) -> bool:
+    """Whether so many ranks can share the work like this, no group of them incomplete."""
+    return world_size % parallel.shared == 0
+
+
+def _require_whole_groups(parallel: ParallelSettings, world_size: int) -> None:
+    """Raise `InputError` where a group would lack ranks (DeepSpeed: runtime/sequence_parallel/parallel_state_sp.py)."""
+    if not fills_groups(parallel, world_size):
+        raise InputError(
+            f"--gpus {world_size}: {world_size} ranks cannot be cut into groups of {parallel.shared} that share a batch (--sp, --tp)",
+            hint=f"use a multiple of {parallel.shared}",
+        )
 
 
 def check_profile(profile: Profile) -> None:
@@ -179,9 +205,10 @@ def _without_offloaded_parameters(profile: Profile) -> Profile:
 
 
 def _with_batch(profile: Profile, batch: BatchSizes | None, world_size: int) -> Profile:
-    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks."""
+    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks; those that share sequences count as one, those
+    that share layers do not (runtime/config.py, DeepSpeedConfig.__init__)."""
     if batch is None:
         return profile
-    micro, accumulation = batch.on(world_size)
+    micro, accumulation = batch.on(world_size // profile.parallel.sequence)
     workload = profile.workload.model_copy(update={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation})
     return profile.model_copy(update={"workload": workload})

@@ -15,11 +15,13 @@ from typing import Annotated, Any
 from annotated_types import Interval
 
 from bf16prof.errors import InputError
+from bf16prof.parallelism import MOST_RANKS, Parallelism
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A difference of bytes: what is free, saved or more. Nothing that is allocated is a `Bytes`."""
 
 Size = Annotated[int, Interval(ge=0, lt=2**63)]
+SignedSize = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is made, pydantic where it is read)."""
 
 Amount = Annotated[float, Interval(ge=0)]
@@ -99,22 +101,32 @@ class Case:
 
     `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
     (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
+    `sequence_parallel`: ranks that share each sequence; `tensor_parallel`: those that share each layer. What is left of `world_size` is
+    data parallel (`parallelism`).
     """
 
     __pydantic_config__ = STRICT
 
     profile: str
     zero_stage: Annotated[int, Interval(ge=0, le=3)]
-    world_size: Annotated[int, Interval(ge=1, le=2**20)]
+    world_size: Annotated[int, Interval(ge=1, le=MOST_RANKS)]
     recipe: str
     offload: Offload = Offload.NONE
     workload: str = ""
+    sequence_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+    tensor_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """How the ranks share the work."""
+        sequence, tensor = self.sequence_parallel, self.tensor_parallel
+        return Parallelism(self.world_size // (sequence * tensor), sequence, tensor)
 
     @property
     def label(self) -> str:
-        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`."""
+        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`, `zero3-w4-sp2-bf16-full`."""
         tail = "" if self.offload is Offload.NONE else f"-offload-{self.offload}"
-        return f"zero{self.zero_stage}-w{self.world_size}-{self.recipe}{tail}"
+        return f"zero{self.zero_stage}-w{self.world_size}{self.parallelism.tail}-{self.recipe}{tail}"
 
 
 @dataclass(frozen=True)
@@ -261,19 +273,29 @@ class PhaseStart:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Bytes by component over one optimizer step, after each of the `events` (numbers of allocations and frees since the step began)."""
+    """Bytes by component over one optimizer step, after each of the `events` (numbers of allocations and frees since the step began).
+
+    `changes`: of each event the bytes that it allocated (or freed, below zero), and the index in `names` of what that was; empty where
+    nobody knows.
+    """
 
     __pydantic_config__ = STRICT
 
     events: tuple[Size, ...]
     phases: tuple[PhaseStart, ...]
     components: dict[Component, tuple[Size, ...]]
+    names: tuple[str, ...] = ()
+    changes: tuple[tuple[SignedSize, Size], ...] = ()
 
     def __post_init__(self) -> None:
         for component, sizes in self.components.items():
             require_size(component, min(sizes, default=0))
             if len(sizes) != len(self.events):
                 raise ValueError(f"{component} has {len(sizes)} values, the timeline has {len(self.events)} events")
+        if self.changes and len(self.changes) != len(self.events):
+            raise ValueError(f"{len(self.changes)} changes, the timeline has {len(self.events)} events")
+        if any(name >= len(self.names) for _, name in self.changes):
+            raise ValueError(f"a change names more than the {len(self.names)} names of the timeline")
 
     @property
     def totals(self) -> list[int]:
@@ -288,7 +310,15 @@ class Timeline:
         bounds = [i * len(totals) // points for i in range(points + 1)]
         kept = [max(range(*pair), key=totals.__getitem__) for pair in itertools.pairwise(bounds)]
         components = {component: tuple(sizes[k] for k in kept) for component, sizes in self.components.items()}
-        return Timeline(tuple(self.events[k] for k in kept), self.phases, components)
+        changes = [self.changes[k] for k in kept] if self.changes else []
+        used = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in changes))}
+        return Timeline(
+            tuple(self.events[k] for k in kept),
+            self.phases,
+            components,
+            tuple(self.names[name] for name in used),
+            tuple((size, used[name]) for size, name in changes),
+        )
 
 
 @dataclass(frozen=True)

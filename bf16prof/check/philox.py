@@ -65,8 +65,11 @@ def _philox(seed: int, thread: Any, counter: int) -> list[Any]:
 
 
 def _box_muller(x: Any, y: Any) -> tuple[Any, Any]:
+    """Two normal numbers. Logarithm, sine and cosine are rounded from fp64: numpy's in fp32 differ from CPU to CPU in the last bit, which
+    decides where two scores are as near as that.
+    """
     unit = 2.0**-32
     u = x.astype(np.float32) * np.float32(unit) + np.float32(unit / 2)
-    v = y.astype(np.float32) * np.float32(unit * 2 * math.pi) + np.float32(unit * math.pi)
-    radius = np.sqrt(np.float32(-2) * np.log(u))
-    return radius * np.sin(v), radius * np.cos(v)
+    v = (y.astype(np.float32) * np.float32(unit * 2 * math.pi) + np.float32(unit * math.pi)).astype(np.float64)
+    radius = np.sqrt(np.float32(-2) * np.log(u.astype(np.float64)).astype(np.float32))
+    return radius * np.sin(v).astype(np.float32), radius * np.cos(v).astype(np.float32)

@@ -36,6 +36,8 @@ def closed_form_gap(job: Job) -> str | None:
         anatomy_of(job)
     except NoInventory as error:
         return error.message
+    if job.case.tensor_parallel > 1:
+        return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
@@ -70,6 +72,8 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
 
     What was never held against the dry run is not predicted.
     """
+    if job.case.sequence_parallel > 1:
+        return f"{SHARED}: bf16prof simulate runs it"
     if gap := _tape_gap(job, engine):
         return gap
     if engine.device is Device.CPU and engine.anatomy.signature is None:
@@ -78,6 +82,9 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     if facts.layout and facts.layout.temporaries in {"all", str(engine.device)}:
         return f"the temporaries of {facts.layout.class_}'s update are not modelled"
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
+
+
+SHARED = "what ranks that share sequences (--sp) hold in a step has no exact rule"
 
 
 def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
@@ -95,6 +102,8 @@ def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
 
 def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
+    if job.case.sequence_parallel > 1:
+        return "the work of ranks that share sequences (--sp) is not counted"
     switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
     return _tape_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
 

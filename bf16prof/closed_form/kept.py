@@ -11,7 +11,7 @@ from bf16prof.closed_form.allocation import Allocation, allocation
 from bf16prof.closed_form.steady import Engine, model_states
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import EngineFacts, dtype_bytes
-from bf16prof.engine.labels import MODEL_BUFFERS
+from bf16prof.engine.labels import MODEL_BUFFERS, OWN_LOSS
 from bf16prof.models.autograd.tape import local_variable
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -35,6 +35,8 @@ def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Allocation], Alloca
     workload, signature = job.profile.workload, engine.anatomy.signature
     outputs = {} if not workload.keeps_outputs else _outputs(job, engine.facts) if signature is None else dict(signature.outputs)
     loss = _loss_bytes(job, engine.facts) if signature is None else signature.loss_bytes
+    if workload.keeps_outputs and job.case.sequence_parallel > 1:  # beside the mean over the ranks of a sequence
+        outputs |= {OWN_LOSS: loss}
     count = 1 if workload.keeps_outputs else workload.gradient_accumulation_steps
     batch = {name.replace("_", " "): math.prod(each.shape) * ELEMENT_BYTES[each.dtype] for name, each in batch_spec(job).items()}
     return (
@@ -47,7 +49,8 @@ def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Allocation], Alloca
 def _outputs(job: Job, facts: EngineFacts) -> dict[str, int]:
     """Logits [micro_batch, sequence, vocabulary] in the dtype of a Linear layer; transformers' models return them as their head does."""
     workload = job.profile.workload
-    return {"logits": dtype_bytes(facts.output_dtype) * workload.micro_batch_size * workload.sequence_length * job.profile.model.vocab_size}
+    tokens = workload.micro_batch_size * workload.sequence_length // job.case.sequence_parallel
+    return {"logits": dtype_bytes(facts.output_dtype) * tokens * job.profile.model.vocab_size}
 
 
 def _loss_bytes(job: Job, facts: EngineFacts) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bf16prof.cases import Job, Refusal
+from bf16prof.commands.again import next_command
 from bf16prof.commands.flags import Asked, EstimateFlags, takes
 from bf16prof.commands.output import (
     check_judged_device,
@@ -24,7 +25,7 @@ from bf16prof.commands.working import working
 from bf16prof.errors import Refused
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import Gpu, find_gpu
-from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.records import Case, Device, MemoryRecord, Offload, Verdict
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, load
 from bf16prof.verdict import Allocator, Replays
@@ -60,7 +61,23 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     require_fit(records, given.fail_unless_fits)
     if given.json_:
         return
-    hint(f"next: bf16prof measure --profile cpu-demo   (real DeepSpeed ranks; this table's profile is {request.profile.name})", given.quiet)
+    hint(_next(asked, records), given.quiet)
+
+
+def _next(asked: Asked[EstimateFlags], records: Sequence[MemoryRecord]) -> str:
+    """The command to type next: the dry run of the one case that fits, else what fits."""
+    given, first = asked.flags, records[0].case
+    if Device(given.device) is Device.CPU:
+        return next_command("measure", asked, "--num-gpus", str(first.world_size), "--simulate")
+    gpu = ["--gpu", given.gpu]
+    if len(records) == 1 and records[0].verdict is Verdict.FITS:
+        offload = ["--offload", first.offload] if first.offload is not Offload.NONE else []
+        return next_command("simulate", asked, "--zero", str(first.zero_stage), "--recipe", first.recipe, *offload, *_gpus(asked), *gpu)
+    return next_command("plan", asked, *_gpus(asked), *gpu) + "   (what fits, ranked)"
+
+
+def _gpus(asked: Asked[EstimateFlags]) -> list[str]:
+    return ["--gpus", str(asked.flags.gpus)] if asked.is_named("gpus") else []
 
 
 def _target(given: EstimateFlags) -> Gpu | None:

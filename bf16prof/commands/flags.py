@@ -39,6 +39,8 @@ class WorkloadFlags:
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
     liger: o.LigerOption = None
+    sp: o.SequenceParallelOption = None
+    tp: o.TensorParallelOption = None
     set_: o.SetOption = None
 
 

@@ -65,11 +65,8 @@ def imported(asked: Asked[ImportFlags]) -> Outcome:
 
 
 def _show(run: Run, verbose: bool, quiet: bool) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation
+    from bf16prof.reports.console import answer, make_console
 
-    console = make_console()
-    reconciliation([run], console)
-    for record in run.records if verbose else ():
-        breakdown(record, console)
+    answer([run], make_console(), verbose=verbose)
     for note in run.records[0].notes if not verbose else ():
         hint(note, quiet)

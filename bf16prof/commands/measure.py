@@ -219,17 +219,12 @@ def _gpu(torch: TorchAnswer) -> Gpu | None:
 
 
 def _show(run: Run, verbose: bool) -> None:
-    from bf16prof.reports.console import breakdown, failures, make_console, outcome, reconciliation, run_summary
+    from bf16prof.reports.console import answer, make_console, run_summary
 
     console = make_console()
-    if not verbose:
-        outcome([run], console)
-        failures(run, console)
-        return
-    run_summary(run, console)
-    reconciliation([run], console)
-    for record in run.records:
-        breakdown(record, console)
+    if verbose:
+        run_summary(run, console)
+    answer([run], console, verbose=verbose)
 
 
 def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:

@@ -190,6 +190,23 @@ LigerOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+SequenceParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sp",
+        min=1,
+        metavar="N",
+        envvar="BF16PROF_SP",
+        help="Ranks that share each sequence (DeepSpeed's Ulysses, ALST); the others are data parallel.",
+        rich_help_panel=TRAIN,
+    ),
+]
+TensorParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tp", min=1, metavar="N", envvar="BF16PROF_TP", help="Ranks that share each layer (DeepSpeed's AutoTP).", rich_help_panel=TRAIN
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.again import next_command
 from bf16prof.commands.flags import Asked, PlanFlags, takes
 from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
 from bf16prof.commands.recording import record_for
@@ -22,7 +22,7 @@ from bf16prof.files import write_text
 from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
-from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.schema import ParallelSettings, Profile
 from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
 
@@ -173,6 +173,7 @@ def _judge(given: PlanFlags, request: Request) -> Judge:
 def _question(given: PlanFlags, request: Request) -> Question:
     from bf16prof.planning.question import Question, powers_of_two
 
+    _require_data_parallel(request.profile.parallel)
     micro, checkpointing, offload = given.micro_batch_size, given.activation_checkpointing, given.offload
     recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given.recipe)) or tuple(runnable_recipes())
     return Question(
@@ -190,6 +191,15 @@ def _question(given: PlanFlags, request: Request) -> Question:
         gpus_per_node=given.gpus_per_node,
         train_batch_size=request.batch.train if request.batch else None,
     )
+
+
+def _require_data_parallel(parallel: ParallelSettings) -> None:
+    """Raise `InputError` where ranks share more than that: there is no closed form of the peaks that a plan is judged by."""
+    if parallel.shared > 1:
+        raise InputError(
+            "plan judges by peaks in closed form, and those of ranks that share a batch (--sp, --tp) have no exact rule",
+            hint="use simulate, which runs a case of your choice: bf16prof simulate MODEL --sp N",
+        )
 
 
 def _with_accumulation(request: Request) -> Profile:
@@ -263,7 +273,9 @@ def _show(answers: Sequence[Answer], profile: Profile, asked: str, verbose: bool
         plan_sizes([answer.outlook for answer in answers], console, profile=name, parameters=parameters)
     for answer in answers if verbose or len(answers) == 1 else ():
         record = answer.first.record if answer.first else None
-        plan_view(answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record)
+        plan_view(
+            answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record, verbose=verbose
+        )
 
 
 def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:
@@ -278,18 +290,4 @@ def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request,
             + "; ".join(outside_the_config(found.first, request.file.content if request.file else None)),
             quiet,
         )
-    command = ["bf16prof", "simulate", *_what_is_trained(asked), *flags(found.first, found.outlook.room)]
-    hint(f"next: {shlex.join(command)}", quiet)
-
-
-def _what_is_trained(asked: Asked[PlanFlags]) -> list[str]:
-    """The flags that a plan does not decide, as they were given."""
-    given, values = asked.flags, asked.given()
-    said = [] if given.subject is None else [str(given.subject)]
-    has_model = any(values[name] is not None for name in ("subject", "hf_config", "model"))
-    if not has_model or given.profile != o.DEFAULT_PROFILE:
-        said += ["--profile", str(given.profile)]
-    for name in ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "liger"):
-        if values[name] is not None:
-            said += ["--" + name.replace("_", "-"), str(values[name])]
-    return said + [part for text in given.set_ or () for part in ("--set", text)]
+    hint(next_command("simulate", asked, *flags(found.first, found.outlook.room)), quiet)

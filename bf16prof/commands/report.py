@@ -33,6 +33,7 @@ def report(
     ] = None,
     force: o.ForceOption = False,
     fail_over: o.TolerateOption = None,
+    verbose: o.VerboseOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
     """Reconcile runs again and write one report over all of them.
@@ -57,9 +58,9 @@ def report(
     if json_:
         print_json(records, comparisons=comparisons)
     else:
-        from bf16prof.reports.console import make_console, reconciliation
+        from bf16prof.reports.console import answer, make_console
 
-        reconciliation(loaded, make_console())
+        answer(loaded, make_console(), verbose=verbose)
     for path in files:
         hint(f"wrote {path}", quiet)
     _track(loaded, tensorboard, wandb, quiet)

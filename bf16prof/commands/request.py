@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.cases import Job, Refusal, Selection, expand
+from bf16prof.cases import Job, Refusal, Selection, expand, fills_groups
 from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, CaseFlags, WorkloadFlags
 from bf16prof.commands.options import Numbers, Words, numbers, words
 from bf16prof.commands.output import hint
@@ -34,6 +34,9 @@ from bf16prof.records import Device, Offload
 WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger")
 """Flags that stand for keys of the profile's `[workload]`."""
 
+PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor"}
+"""Flags that stand for keys of the profile's `[parallel]`."""
+
 BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
 
 
@@ -41,7 +44,7 @@ BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
 class Request:
     """What the user asked for: a profile with the origin of each value, and the cases over it as far as flags or a DeepSpeed JSON say them.
 
-    `any_gpus`: numbers of GPUs are not the user's own, so those that the JSON's batch sizes do not fit are left out.
+    `any_gpus`: numbers of GPUs are not the user's own, so those are left out that the JSON's batch sizes or shared sequences do not fit.
     """
 
     resolved: Resolved
@@ -78,7 +81,7 @@ def read_request(asked: Asked[CaseFlags]) -> Request:
     if file is None:
         stage = trainer.args.get("zero_stage") if trainer.args else None
         zero = str(stage.value) if stage and not named["zero"] else given.zero
-        return Request(resolved, zero, recipe, given.offload, notes=notes)
+        return Request(resolved, zero, recipe, given.offload, any_gpus=not named["gpus"], notes=notes)
     zero, recipe = given.zero if named["zero"] else str(file.stage), given.recipe if named["recipe"] else file.recipe
     batch = _batch(file, resolved.profile, {override.key for override in ours})
     return Request(resolved, zero, recipe, given.offload, batch, any_gpus=not named["gpus"], file=file, notes=notes)
@@ -147,8 +150,8 @@ def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) 
 
     validate_spec(request.profile.workload.data)
     recipes, stages, sizes = words(request.recipe), numbers("--zero", request.zero), numbers("--gpus", gpus)
-    if request.any_gpus and request.batch is not None:
-        sizes = [size for size in sizes if request.batch.fit(size)] or sizes
+    if request.any_gpus:
+        sizes = [size for size in sizes if _fits(request, size)] or sizes
     assumed = request.resolved.assumed
     jobs = expand(Selection(request.profile, stages, sizes, recipes, device, gpu, request.offload, request.batch, assumed))
     admitted, refused = admit(jobs)
@@ -156,6 +159,12 @@ def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) 
         possible = {job.case.recipe for job in admitted}
         refused = [r for r in refused if r.case.recipe in possible]
     return admitted, refused
+
+
+def _fits(request: Request, ranks: int) -> bool:
+    """Whether so many ranks can share the work as it is asked for."""
+    parallel = request.profile.parallel
+    return fills_groups(parallel, ranks) and (request.batch is None or request.batch.fit(ranks // parallel.sequence))
 
 
 def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
@@ -167,6 +176,7 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
         *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
+        *(Override(f"parallel.{key}", given[flag], asked.origin(flag)) for flag, key in PARALLEL_FLAGS.items() if given[flag] is not None),
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.cases import Job
+from bf16prof.dry_run.layers import Layers
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.micro_steps import MicroSteps
 from bf16prof.dry_run.recording import Ran, of_the_device, record_of, until_settled
@@ -80,7 +81,9 @@ class Rank:
         self._watch(self._engine.module)
         self._micro_steps = MicroSteps(self._engine, self._tracker)
         self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
-        with library_shims():
+        layers = Layers(self._ledger)
+        layers.name(self._engine.module)
+        with library_shims(), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
                 self._micro_steps.begin_step()

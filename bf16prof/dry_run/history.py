@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
 from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
 from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseStart, Timeline
+
+BEFORE = "held before the step"
+"""What the first point of a timeline is."""
 
 POINTS = 2000
 """A timeline has at most so many points."""
@@ -44,13 +48,23 @@ def timeline(ledger: Ledger, step: int) -> Timeline:
     start, end = [*ledger.step_starts, len(ledger.events)][step : step + 2]
     now = dict.fromkeys(Component, 0) | by_component(ledger.live(start))
     states = [(0, dict(now)), *_states(ledger, start, end, now)]
+    happened = [(sign * allocation.bytes, what_it_is(allocation)) for allocation, sign in itertools.islice(_events(ledger), start, end)]
+    names = {name: number for number, name in enumerate(dict.fromkeys([BEFORE, *(name for _, name in happened)]))}
     whole = Timeline(
         events=tuple(event for event, _ in states),
+        names=tuple(names),
+        changes=tuple((size, names[name]) for size, name in [(0, BEFORE), *happened]),
         phases=tuple(PhaseStart(m.phase, m.event - start) for m in ledger.marks if m.step == step and m.phase is not None),
         components={component: tuple(state[component] for _, state in states) for component in Component},
     )
     thin = whole.thinned(POINTS)
     return replace(thin, components={component: sizes for component, sizes in thin.components.items() if any(sizes)})
+
+
+def what_it_is(allocation: Allocation) -> str:
+    """A storage in words: its component, the name under which it is listed, and the module that allocated it."""
+    component, name = allocation.label
+    return f"{component}: {name}" + (f", {allocation.layer}" if allocation.layer else "")
 
 
 State = tuple[int, dict[Component, int]]

@@ -24,7 +24,8 @@ TICK = 256
 class Allocation:
     """One storage on the device: the bytes of the storage, the bytes that the allocator holds for it, and what it is for.
 
-    Or `count` storages of the same size that are allocated one after the other and end together: `bytes` are those of all.
+    Or `count` storages of the same size that are allocated one after the other and end together: `bytes` are those of all. `layer`: the
+    module that allocated it, where one was running.
     """
 
     index: int
@@ -35,6 +36,7 @@ class Allocation:
     count: int = 1
     blocks: tuple[Block, ...] = ()
     is_live: bool = True
+    layer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Ledger:
         self.step_starts: list[int] = []
         """Number of events before each optimizer step."""
         self.stream = 0
+        self.layer = ""
+        """The module that runs (`layers.Layers`)."""
         self.stream_uses: list[tuple[int, int, int]] = []
         """Number of events before, index of the allocation and stream of every `use_on_stream`."""
         self.loops: list[Loop] = []
@@ -107,7 +111,7 @@ class Ledger:
     def begin(self, size: int, label: Label, count: int = 1) -> Allocation:
         """A storage of `size` bytes is allocated on the current stream, or so many, one after the other, that will end together."""
         self._settle()
-        allocation = Allocation(len(self.allocations), size * count, size * count, label, self.stream, count)
+        allocation = Allocation(len(self.allocations), size * count, size * count, label, self.stream, count, layer=self.layer)
         self.allocations.append(allocation)
         if self.allocator is not None:
             allocation.blocks = tuple(self._blocks(self.allocator, allocation))

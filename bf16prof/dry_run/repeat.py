@@ -137,11 +137,11 @@ def _play(
             ledger.use_on_stream(now(index), stream)
         if event > 0:
             original = ledger.allocations[event - 1]
-            ledger.stream = original.stream
+            ledger.stream, ledger.layer = original.stream, original.layer
             begun(event - 1, ledger.begin(original.bytes // original.count, original.label, original.count))
         else:
             ledger.end(now(-event - 1))
-    ledger.stream = 0
+    ledger.stream, ledger.layer = 0, ""
     yield from marks[yielded:]
 
 

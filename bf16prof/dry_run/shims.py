@@ -43,6 +43,10 @@ PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
 
 COORDINATOR = "deepspeed.runtime.zero.partitioned_param_coordinator"
 
+GROUPS, ENGINE = "deepspeed.utils.groups", "deepspeed.runtime.engine"
+SHARES_LAYERS = "_configure_tensor_parallel_states"
+"""Where DeepSpeed's engine makes AutoTP's groups and its check."""
+
 COMPARING_MODULES = tuple(
     f"deepspeed.runtime.zero.{name}"
     for name in ("utils", "partition_parameters", "partitioned_param_coordinator", "parameter_offload", "stage3")
@@ -97,6 +101,11 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
                 replace(loaded, builder, StubBuilder)
         for owner, name, value in replacements(tracker, rank):
             replace(owner, name, value, create=True)
+        # AutoTP asks for a mesh, which reads its ranks as values; groups made one by one, its own way out, are the same.
+        replace(_module(GROUPS), "_init_tp_mesh_device", _tensor_groups, create=True)
+        # It compares the batches of ranks that share layers, in the first forward pass: a dry run's have no values.
+        if real := getattr(_module(ENGINE).DeepSpeedEngine, SHARES_LAYERS, None):
+            replace(_module(ENGINE).DeepSpeedEngine, SHARES_LAYERS, functools.partialmethod(_without_comparing, real))
         for module in COMPARING_MODULES:
             for name in RANK_COMPARISONS:
                 if hasattr(_module(module), name):
@@ -145,6 +154,17 @@ ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
     ("bitsandbytes.functional", "create_dynamic_map", _without_values),
 )
 """Module, name, and what is called in its place: with what it was, and its arguments."""
+
+
+def _tensor_groups(tensor_model_parallel_size: int = 1, data_parallel_size: int | None = None) -> Any:
+    groups: Any = _module(GROUPS)
+    if groups._TENSOR_MODEL_PARALLEL_GROUP is None:
+        groups._init_tp_groups_with_new_group(tensor_model_parallel_size, data_parallel_size)
+
+
+def _without_comparing(self: Any, real: Callable[..., Any], model: Any) -> None:
+    real(self, model)
+    self.first_dataloader_check.remove()
 
 
 def _module(name: str) -> types.ModuleType:

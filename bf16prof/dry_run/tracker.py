@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.bounds import bound_note
 from bf16prof.dry_run.accumulation import InPlaceSums
+from bf16prof.dry_run.hardware.asking import UnequalDtypes
 from bf16prof.dry_run.labels import Labels
 from bf16prof.dry_run.ledger import Allocation, Ledger
 from bf16prof.dry_run.memo import Memo
@@ -258,10 +259,6 @@ def scratch_label(operator: Any) -> Label:
 
 def _same(out: Any, given: Any) -> bool:
     return out is given or (isinstance(out, list) and len(out) == len(given) and all(a is b for a, b in zip(out, given, strict=True)))
-
-
-class UnequalDtypes(RuntimeError):
-    """A matrix product of tensors of different dtypes: fake tensors let it pass, no kernel does."""
 
 
 def _require_one_dtype(args: Any) -> None:

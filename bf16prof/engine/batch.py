@@ -25,11 +25,17 @@ class TensorSpec:
 
 
 def batch_spec(job: Job) -> dict[str, TensorSpec]:
-    """The tensors of a micro-batch by name: the inputs that the model's table describes, else `input_ids` and `labels`."""
+    """The tensors of a micro-batch by name: the inputs that the model's table describes, else `input_ids` and `labels`.
+
+    Ranks that share a sequence have a part of its tokens each, where these are in it, and labels that were shifted before it was cut
+    (DeepSpeed: runtime/sequence_parallel/ulysses_sp.py, UlyssesSPDataLoaderAdapter).
+    """
     model, workload = job.profile.model, job.profile.workload
     if model.inputs:
         return {name: _described(described, job) for name, described in model.inputs.items()}
-    tokens = TensorSpec((workload.micro_batch_size, workload.sequence_length), "int64", model.vocab_size)
+    tokens = TensorSpec((workload.micro_batch_size, workload.sequence_length // job.case.sequence_parallel), "int64", model.vocab_size)
+    if job.case.sequence_parallel > 1:
+        return {"input_ids": tokens, "position_ids": tokens, "shift_labels": tokens}
     return {"input_ids": tokens, "labels": tokens}
 
 

@@ -90,6 +90,10 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
         **settings,
         "zero_optimization": zero,
     }
+    if profile.parallel.sequence > 1:  # `zero.Init` has no groups to ask yet (runtime/config.py, DeepSpeedConfig.__init__)
+        config["sequence_parallel_size"] = profile.parallel.sequence
+    if profile.parallel.tensor > 1:
+        config["tensor_parallel"] = {"autotp_size": profile.parallel.tensor}
     assert recipe.deepspeed is not None, "only runnable recipes become jobs"
     for block, keys in recipe.deepspeed.items():
         config[block] = {**keys, **config.get(block, {})} if isinstance(keys, Mapping) else keys
@@ -188,7 +192,7 @@ def engine_facts(config: Mapping[str, Any]) -> EngineFacts:
         gradient_dtype=parameter if wrapper is Wrapper.PLAIN else accumulated,
         master_dtype=master,
         layout=_layout(config, optimizer),
-        communication_dtype=config.get("communication_data_type") or enabled,
+        communication_dtype=_communication_dtype(config, enabled),
         autocast_dtype=str(short_dtype(autocast.get("dtype"))) if autocast.get("enabled") else "none",
         fused_kernel=bool(optimizer_settings(config).get("fused")),
     )
@@ -204,6 +208,14 @@ def enabled_dtype(config: Mapping[str, Any]) -> str:
     if config.get("fp16", {}).get("enabled"):
         return "fp16"
     return "bf16" if config.get("bf16", {}).get("enabled") else "fp32"
+
+
+def _communication_dtype(config: Mapping[str, Any], enabled: str) -> str:
+    """The dtype that gradients are reduced in; ranks that share a sequence have a key of their own for it (`runtime/engine.py`,
+    _configure_distributed_model)."""
+    if config.get("sequence_parallel_size", 1) > 1:
+        return str(short_dtype(str(config.get("seq_parallel_communication_data_type") or "fp32").lower()))
+    return config.get("communication_data_type") or enabled
 
 
 def accumulation_dtype(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,9 @@ from bf16prof.records import Component, Label
 
 C = Component
 
+OWN_LOSS = "loss of the own tokens"
+"""What the loop calls the model's loss where it goes on with another: the mean over the ranks of a sequence."""
+
 THE_MODEL: Label = (C.PARAMETERS, "the whole model")
 """As it is built, before DeepSpeed has it."""
 PARAMETERS: Label = (C.PARAMETERS, "parameters")

@@ -16,6 +16,7 @@ and labels as `labels` if its forward has such a parameter. What it returns is, 
 from __future__ import annotations
 
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,10 +29,12 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
+from bf16prof.engine.labels import OWN_LOSS
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.adapted import unwrapped
 from bf16prof.models.foreign import told_of_zero3
 from bf16prof.models.modules import build_trained
+from bf16prof.models.ulysses import share_attention, shared_loss
 from bf16prof.profiles.models import EXAMPLE_INPUT, HuggingFaceSettings, Model, ModelSettings
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,9 +52,15 @@ def build_engine(job: Job) -> Any:
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
         model = build_trained(job.profile)
-    engine = initialize(model, config)
+    engine = initialize(model, config, **_groups(model, job))
     engine.train()
     return engine
+
+
+def _groups(model: nn.Module, job: Job) -> dict[str, Any]:
+    """What DeepSpeed is told of ranks that share a batch."""
+    ranks, workload = job.case.sequence_parallel, job.profile.workload
+    return {"mpu": share_attention(model, ranks, workload.micro_batch_size)} if ranks > 1 else {}
 
 
 def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
@@ -66,15 +75,25 @@ def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    count = _count(model)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=trained, config=handed_to_deepspeed(config), optimizer=make_client_optimizer(config), **more
     )
+    setattr(engine, WHOLE, count)
     return engine
 
 
+WHOLE = "bf16prof_parameters"
+"""Where an engine says how many parameters its model had before ranks shared its layers."""
+
+
 def parameter_count(engine: Any) -> int:
-    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them; of a script's engine that shares layers, a rank's."""
+    return int(getattr(engine, WHOLE, 0)) or _count(engine.module)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 def takes_labels(model: nn.Module) -> bool:
@@ -92,7 +111,7 @@ class TrainingLoop:
         self._engine = engine
         self._model = job.profile.model
         self._next_batch, self._leave_out = next_batch, leave_out
-        self._passes_labels = takes_labels(engine.module)
+        self._passes_labels, self._shares_sequences = takes_labels(engine.module), job.case.sequence_parallel > 1
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
         self._keeps_outputs = job.profile.workload.keeps_outputs
         self._autocast_dtype = TORCH_DTYPES.get(engine_facts(deepspeed_config(job)).autocast_dtype)
@@ -125,6 +144,8 @@ class TrainingLoop:
         if self.loss is None:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
+        if "loss" in outputs:
+            outputs[OWN_LOSS] = outputs.pop("loss")
         batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
         found: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
         return {name.replace("_", " "): tensors for name, tensors in found.items()}
@@ -142,21 +163,24 @@ class TrainingLoop:
         outputs = self._forward(batch)
         if self._keeps_outputs:
             self.outputs = outputs
-        return loss_of(outputs, batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
+        loss = loss_of(outputs, batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
+        return shared_loss(loss, batch["shift_labels"]) if self._shares_sequences else loss
 
     def _forward(self, batch: Batch) -> Any:
+        if self._shares_sequences:  # the model's loss takes the shifted labels, and wants to be given any (shared_loss)
+            return self._engine(**batch, labels=batch["shift_labels"])
         if self._model.inputs:
             return self._engine(**batch)
         labels = {"labels": batch["labels"]} if self._passes_labels else {}
         return self._engine(batch["input_ids"], **labels)
 
     def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
-        names = batch if self._model.inputs or self._passes_labels else ("input_ids",)
+        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences else ("input_ids",)
         wanted = next(
             (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
             "NAME",
         )
-        return called_as_described(self._model, {name: batch[name] for name in names}, wanted)
+        return called_as_described(self._model, {name: batch[name] for name in names}, wanted, mixed_on_cpu(self._engine.module))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
@@ -165,10 +189,10 @@ class TrainingLoop:
 
 
 @contextmanager
-def called_as_described(model: Model, batch: Batch, wanted: str) -> Iterator[None]:
+def called_as_described(model: Model, batch: Batch, wanted: str, mixed: str = "") -> Iterator[None]:
     """Let what a foreign model raises say what it was called with: nobody here knows what it expects. Our own errors pass.
 
-    `wanted`: the name of its forward's first parameter.
+    `wanted`: the name of its forward's first parameter. `mixed`: what to say where dtypes are refused (`mixed_on_cpu`).
     """
     try:
         yield
@@ -185,12 +209,36 @@ def called_as_described(model: Model, batch: Batch, wanted: str) -> Iterator[Non
             ) from error
         raise InputError(
             f"the model failed when it was called with {given}: {type(error).__name__}: {said}",
-            hint=f"if it wants something else, describe it in a profile: {EXAMPLE_INPUT.replace('pixel_values', wanted)}",
+            hint=mixed if mixed and OF_DTYPES.search(said) else _describe_it(wanted),
         ) from error
 
 
+def _describe_it(wanted: str) -> str:
+    return f"if it wants something else, describe it in a profile: {EXAMPLE_INPUT.replace('pixel_values', wanted)}"
+
+
+OF_DTYPES = re.compile("scalar type|dtype")
+"""How PyTorch's kernels say that they do not take the dtypes of a call."""
+
+
+def mixed_on_cpu(module: nn.Module) -> str:
+    """What to do about buffers in another dtype than the parameters, which no kernel of a CPU takes; nothing elsewhere.
+
+    DeepSpeed leaves buffers as they are (runtime/engine.py, `_cast_module_mixed_precision`): the running statistics of batch norms.
+    """
+    parameters = {each.dtype for each in module.parameters() if each.is_floating_point()}
+    buffers = {each.dtype for each in module.buffers() if each.is_floating_point()} - parameters
+    if not buffers or any(each.device.type != "cpu" for each in module.parameters()):
+        return ""
+    names = [" and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in some)) for some in (buffers, parameters)]
+    return (
+        f"DeepSpeed leaves the model's buffers in {names[0]} beside parameters in {names[1]}; a GPU takes both, a CPU does not: "
+        "--recipe autocast-fp32 or fp32 runs here"
+    )
+
+
 UNEQUAL_DTYPES = "UnequalDtypes"
-"""What the dry run raises in the place of a kernel that refuses its arguments (`dry_run/tracker.py`)."""
+"""What the dry run raises in the place of a kernel that refuses its arguments (`dry_run/hardware/asking.py`)."""
 
 WITHOUT_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode")
 """What fake tensors raise where a model asks for values (torch/_subclasses/fake_tensor.py)."""

@@ -23,8 +23,22 @@ NextBatch = Callable[[], "dict[str, Tensor]"]
 def make_batches(job: Job, rank: int, world_size: int, device_type: str, *, shifted: bool) -> NextBatch:
     """A function that gives the next batch, on the device. `shifted` labels are the next tokens; others are the tokens themselves."""
     if job.profile.model.inputs:
-        return _random_batches(batch_spec(job), job.profile.workload.seed, rank, device_type)
-    return _token_batches(job, rank, world_size, device_type, shifted)
+        return _random_batches(batch_spec(job), job.profile.workload.seed, rank // job.case.tensor_parallel, device_type)
+    if (ranks := job.case.sequence_parallel) > 1:
+        whole = _token_batches(job, rank // ranks, world_size // ranks, "cpu", shifted=True)
+        return lambda: _part(whole(), rank % ranks, ranks, device_type)
+    together = job.case.tensor_parallel  # which DeepSpeed checks for the same batch (runtime/engine.py, _configure_tensor_parallel_states)
+    return _token_batches(job, rank // together, world_size // together, device_type, shifted)
+
+
+def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -> dict[str, Tensor]:
+    """The part of a batch that one of the ranks that share its sequences has, with the positions of its tokens."""
+    import torch
+
+    tokens = whole["input_ids"]
+    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    cut = {"input_ids": tokens, "position_ids": positions, "shift_labels": whole["labels"]}
+    return {name: tensor.chunk(ranks, dim=1)[number].contiguous().to(device_type) for name, tensor in cut.items()}
 
 
 def _token_batches(job: Job, rank: int, world_size: int, device_type: str, shifted: bool) -> NextBatch:

@@ -129,7 +129,7 @@ def read_ds_config(path: Path, *, precision: bool = True, answers: Answers | Non
     notes += _ignore_offloaded_parameters(rest["zero_optimization"], stage, origin)
     recipe = _take_precision(rest, origin, precision)
     has_optimizer = bool(rest.get("optimizer"))
-    overrides = [*_optimizer(rest, origin), *_batch(batch, found)]
+    overrides = [*_parallel(rest, origin), *_optimizer(rest, origin), *_batch(batch, found)]
     known, more = known_keys(DeepSpeedSettings, _with_short_dtypes(rest))
     table = Override("deepspeed", {**known, "more": more}, origin)
     resolved = [Override(f"deepspeed.{key}", _at(known, key), _origin(origin, found.rules[key])) for key in found.rules if _at(known, key)]
@@ -363,6 +363,15 @@ def _decisive(blocks: Mapping[str, Any]) -> dict[str, object]:
     decisive = {f"{block}.{key}" for block, keys in DECISIVE.items() for key in keys}
     autocasts = found.get("torch_autocast.enabled")
     return {key: value for key, value in found.items() if key in decisive and (autocasts or key != "torch_autocast.dtype")}
+
+
+def _parallel(rest: dict[str, Any], origin: str) -> list[Override]:
+    """How ranks share a batch, which leaves `rest`."""
+    found = {"sequence": rest.pop("sequence_parallel_size", None)}
+    if table := rest.pop("tensor_parallel", None):
+        found["tensor"] = table.get("autotp_size")
+        rest |= {"tensor_parallel": kept} if (kept := {key: value for key, value in table.items() if key != "autotp_size"}) else {}
+    return [Override(f"parallel.{name}", size, origin) for name, size in found.items() if size is not None]
 
 
 def _optimizer(rest: dict[str, Any], origin: str) -> list[Override]:

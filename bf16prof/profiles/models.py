@@ -138,7 +138,7 @@ class HuggingFaceSettings(Settings):
     @property
     def vocab_size(self) -> int:
         """Token ids are drawn below this. Raises `InputError` where the configuration does not say it."""
-        found = self._text().get("vocab_size")
+        found = self.text.get("vocab_size")
         if not isinstance(found, int) or found < 1:
             raise NoVocabulary(
                 f"model.hf_config has no vocab_size: what this {self.family[:60]!r} model is called with is not known",
@@ -149,7 +149,7 @@ class HuggingFaceSettings(Settings):
     @property
     def longest_sequence(self) -> tuple[str, int] | None:
         """The key that limits the sequence, and the limit, where positions are learned: there is no sign of another kind of them."""
-        config = self._text()
+        config = self.text
         if self.inputs or any(sign in key for key in config for sign in _POSITIONS_NOT_LEARNED):
             return None
         for key in ("n_positions", "max_position_embeddings"):
@@ -157,7 +157,8 @@ class HuggingFaceSettings(Settings):
                 return f"model.hf_config.{key}", limit
         return None
 
-    def _text(self) -> dict[str, Any]:
+    @property
+    def text(self) -> dict[str, Any]:
         """The part that describes the language model of a model of several parts; else all of it."""
         part = self.hf_config.get("text_config")
         return part if isinstance(part, dict) else self.hf_config

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from bf16prof.parallelism import MOST_RANKS
 from bf16prof.profiles.adapters import AdapterSettings
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import library_ids
@@ -56,6 +57,20 @@ def _library(value: str) -> str:
     if value and value not in library_ids():
         raise PydanticCustomError("library", "expected one of {known}", {"known": ", ".join(library_ids())})
     return value
+
+
+class ParallelSettings(Settings):
+    """How the ranks share one batch. Those that share no other dimension have sequences of their own (data parallel)."""
+
+    sequence: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
+    """Ranks that share each sequence, every one a part of its tokens: DeepSpeed's Ulysses, for models of transformers."""
+    tensor: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
+    """Ranks that share each layer, every one a part of its weights: DeepSpeed's AutoTP, which cuts a model of transformers by its plan."""
+
+    @property
+    def shared(self) -> int:
+        """Ranks that work on one batch together."""
+        return self.sequence * self.tensor
 
 
 class OptimizerSettings(Settings):
@@ -144,13 +159,17 @@ class Bf16Settings(Settings):
 def _more(value: dict[str, Any]) -> dict[str, Any]:
     zero = value.get("zero_optimization")
     taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
+    tensor = value.get("tensor_parallel")
+    taken += ["tensor_parallel.autotp_size"] * (isinstance(tensor, dict) and "autotp_size" in tensor)
     if taken:
         raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
     return dict(dropped(without_secrets(checked(value))))
 
 
-TAKEN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown")
-"""Keys of DeepSpeed's JSON that are not for `more`: they belong to the workload, or would spoil what is measured."""
+TAKEN = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown", "sequence_parallel_size",
+)  # fmt: skip
+"""Keys of DeepSpeed's JSON that are not for `more`: they belong to other tables, or would spoil what is measured."""
 
 
 class DeepSpeedSettings(Settings):
@@ -180,5 +199,6 @@ class Profile(Settings):
     peft: AdapterSettings | None = None
     """What is trained in the place of the model's own parameters."""
     workload: WorkloadSettings
+    parallel: ParallelSettings = ParallelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()

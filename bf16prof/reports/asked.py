@@ -37,6 +37,7 @@ def _line(records: Sequence[MemoryRecord]) -> str:
         _model(records),
         _optional(workloads, "", lambda w: w.adapter),
         _tokens(workloads),
+        _parallelism(records),
         "checkpointing " + _values(workloads, lambda w: "on" if w.activation_checkpointing else "off"),
         _optional(workloads, "attention ", lambda w: w.attention or ("sdpa (default)" if "attention" in w.assumed else None)),
         _optional(workloads, "Liger's kernels: ", lambda w: None if w.liger == "none" else w.liger),
@@ -64,6 +65,12 @@ def _tokens(workloads: Sequence[Workload]) -> str:
         return f"{micro} x {steps} (micro-batch, accumulation)"
     tokens = _values(workloads, lambda w: "?" if w.sequence_length is None else f"{w.sequence_length:,}")
     return f"{tokens} tokens x {micro} x {steps} (sequence, micro-batch, accumulation)"
+
+
+def _parallelism(records: Sequence[MemoryRecord]) -> str:
+    """Over what the ranks share the work, where they do; of several numbers of ranks, each."""
+    known = [words for record in records if (words := record.case.parallelism.words)]
+    return f"ranks: {_distinct(known)}" if known else ""
 
 
 def _zero(records: Sequence[MemoryRecord], workloads: Sequence[Workload]) -> str:

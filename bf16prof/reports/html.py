@@ -28,7 +28,7 @@ from bf16prof.reports.ranks import imbalance, ranks_table
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.step_panels import panels, with_thin_timelines
 from bf16prof.reports.summary import MOST_ROWS, case_keys, filters, summary
-from bf16prof.reports.thinning import thinning_note, with_few_steps
+from bf16prof.reports.thinning import as_kept, thinning_note
 from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, seconds, whole
 from bf16prof.reports.verdict import beside_the_allocator, case_verdict, prediction_text
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
@@ -50,7 +50,7 @@ def render(runs: Sequence[Run]) -> str:
     inside, left_out = panels(views)
     return page(
         "report.html.j2",
-        document([with_few_steps(record) for run in runs for record in run.records], runs=[run.manifest for run in runs]),
+        document([as_kept(record) for run in runs for record in run.records], runs=[run.manifest for run in runs]),
         names=run_names(runs),
         runs=[_run(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
         asked=asked_lines([record for run in runs for record in run.records]),

@@ -50,6 +50,36 @@ def plan_words(plan: Plan) -> str:
     return ", ".join(parts)
 
 
+def first_choice(outlook: Outlook) -> str:
+    """The first choice and what it leaves free, as one sentence."""
+    first, room = outlook.plans[0], outlook.room
+    offload = "" if first.case.offload is Offload.NONE else f", offloading {first.case.offload}"
+    held = first.peak_bytes if first.reserved_bytes is None else first.reserved_bytes
+    how = "allocated" if first.reserved_bytes is None else "reserved"
+    tried = "; a dry run of the real engine says so" if first.is_tried else "; predicted"
+    return (
+        f"On {outlook.world_size} x {inert(room.gpu)}: ZeRO-{first.case.zero_stage}, {inert(first.case.recipe)}, micro-batch "
+        f"{first.micro_batch_size}, checkpointing {'on' if first.activation_checkpointing else 'off'}{offload}: {first.verdict}, "
+        f"{gib(held)} {how} of the {gib(room.bytes)} that a plan may use{tried}."
+    )
+
+
+def brief_notes(outlook: Outlook) -> list[str]:
+    """What a reader of the short table has to know."""
+    plans = outlook.plans
+    calibrated = any(plan.tokens_per_s is not None for plan in plans)
+    said = ["Order: less offloading, tokens/s" + (" (calibrated)" if calibrated else " at most (an upper bound)")]
+    said[0] += ", least risk in learning, lowest stage. Peak: of the whole run."
+    if any(plan.zero_init for plan in plans):
+        said.append("With ZeRO-3 the model has to be built inside deepspeed.zero.Init.")
+    if any(plan.case.offload is not Offload.NONE for plan in plans):
+        said.append("Offloading comes last: the optimizer then runs on the CPU, whose time no bound here knows.")
+    said += [line for line in tried_lines(outlook) if line.startswith("Failed")]
+    if not outlook.complete:
+        said.append(f"More than these {len(plans)} fit. -v: all of them, what each learns and reserves, and how the margin is made.")
+    return said + [line for line in left_out_text(outlook) if line.startswith("Not judged")]
+
+
 def plan_rows(plans: Sequence[Plan]) -> Table:
     """One row per plan, each with what it loses and gains against the first."""
     rows = tuple(_row(n, plan, plans[0]) for n, plan in enumerate(plans, 1))

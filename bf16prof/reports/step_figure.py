@@ -8,8 +8,8 @@ from typing import Any
 
 from bf16prof.records import Component, MemoryRecord, Phase, PhaseStart, Timeline
 from bf16prof.reports import palette
-from bf16prof.reports.plots import GROUND, Figure, Trace, base_layout, figure
-from bf16prof.reports.units import gib, scale
+from bf16prof.reports.plots import GROUND, Figure, Trace, base_layout, figure, plotly_text
+from bf16prof.reports.units import gib, inert, scale, signed_bytes
 from bf16prof.reports.views import component_name
 from bf16prof.verdict import allocator_limit
 
@@ -89,10 +89,19 @@ class _Drawing:
     def traces(self) -> list[Trace]:
         """One area per component, the outline of all of them with the total, and a ring at the peak."""
         areas = [self._area(c) for c in STACK if any(self.timeline.components.get(c, ()))]
-        outline = self._line("allocated", self.totals) | {"line": {"width": 1, "color": palette.INK, "shape": "hv"}}
+        outline = self._line("allocated", self.totals) | {"line": {"width": 1, "color": palette.INK, "shape": "hv"}} | self._changes()
         marker = {"color": "rgba(0,0,0,0)", "size": 9, "line": {"width": 2, "color": palette.INK}}
         ring = {"type": "scatter", "mode": "markers", "x": [self.at], "y": [self.y(self.highest)], "marker": marker}
         return [*areas, outline, ring | {"hoverinfo": "skip", "cliponaxis": False}]
+
+    def _changes(self) -> Trace:
+        """What each event allocated or freed, for whoever points at it."""
+        timeline = self.timeline
+        if not timeline.changes:
+            return {}
+        names = [plotly_text(inert(name, 120)) for name in timeline.names]
+        words = [f"<br>{signed_bytes(size)} {names[name]}" if size else f"<br>{names[name]}" for size, name in timeline.changes]
+        return {"text": words[: len(self.totals)], "hovertemplate": f"%{{y:,.2f}} {self.unit}%{{text}}"}
 
     def bands(self) -> Iterator[dict[str, Any]]:
         """Grey behind every phase but backward, and a dotted line where each begins."""

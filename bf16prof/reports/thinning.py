@@ -33,7 +33,13 @@ def thinned(points: Sequence[T], value: Callable[[T], float | None], most: int =
     return [points[n] for n in sorted(kept)]
 
 
-def with_few_steps(record: MemoryRecord) -> MemoryRecord:
+def as_kept(record: MemoryRecord) -> MemoryRecord:
+    """The record as a page keeps it beside its figures, which say what each event of the timeline was."""
+    record = _with_few_steps(record)
+    return replace(record, timeline=replace(record.timeline, names=(), changes=())) if record.timeline else record
+
+
+def _with_few_steps(record: MemoryRecord) -> MemoryRecord:
     """The record as a page keeps it: of a long run every so manyth step, and a note that says so."""
     if len(record.steps) <= MOST_POINTS:
         return record

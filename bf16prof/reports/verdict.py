@@ -93,7 +93,8 @@ def _text(record: MemoryRecord, found: Judgement) -> str:
     if record.device_bytes is not None and found.verdict is Verdict.FITS:
         parts.append(f"{part_of(record.device_bytes, device_total(record))} on the device")
     if record.allocator_retries and record.out_of_memory is None:
-        parts.append(f"{record.allocator_retries:,} allocations find room only after the cache is freed")
+        one = record.allocator_retries == 1
+        parts.append(f"{record.allocator_retries:,} allocation{'s find' if not one else ' finds'} room only after the cache is freed")
     if record.inside_zero_init_bytes is not None:
         inside = gib(record.inside_zero_init_bytes)
         parts.append(f"only init does not fit: init {gib(found.peak_bytes)}; inside deepspeed.zero.Init {inside} (--zero-init)")

@@ -49,7 +49,7 @@ def workload_of_engine(engine: Any, calls: Calls, *, zero_init: bool, keeps_outp
     attention = getattr(model, "_attn_implementation", None)
     return Workload(
         model=str(getattr(model, "model_type", None) or type(engine.module).__name__),
-        sequence_length=max(calls.sequence_lengths, default=None),
+        sequence_length=max((length * _sequence_ranks(engine) for length in calls.sequence_lengths), default=None),
         micro_batch_size=int(engine.train_micro_batch_size_per_gpu()),
         gradient_accumulation_steps=int(engine.gradient_accumulation_steps()),
         activation_checkpointing=checkpointing,
@@ -72,7 +72,14 @@ def case_of_engine(script: Script, engine: Any, world_size: int, calls: Calls) -
         recipe=recipe_of({**settings, **autocast}),
         offload=_offload(settings.get("zero_optimization")),
         workload=_digest(script, engine, settings),
+        sequence_parallel=_sequence_ranks(engine),
+        tensor_parallel=max(1, int(engine.autotp_size())) if hasattr(engine, "autotp_size") else 1,
     )
+
+
+def _sequence_ranks(engine: Any) -> int:
+    """Ranks that share each sequence, of which each is called with a part."""
+    return int(getattr(engine, "sequence_parallel_size", 1))
 
 
 def optimizer_words(engine: Any) -> str:

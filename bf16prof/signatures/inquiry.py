@@ -24,6 +24,7 @@ from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.models import FactorySettings, Model
+from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "liger_kernel")
@@ -49,7 +50,7 @@ class Inquiry:
     @classmethod
     def of(cls, job: Job) -> Inquiry:
         """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ... alone may ask the same."""
-        job = _one_micro_step(job)
+        job = _own_tokens(_one_micro_step(job))
         return cls(_digest(_content(job)), not isinstance(job.profile.model, FactorySettings), job)
 
     @property
@@ -82,6 +83,16 @@ def _digest(content: dict[str, Any]) -> str:
 def _one_micro_step(job: Job) -> Job:
     workload = job.profile.workload.model_copy(update={"gradient_accumulation_steps": 1})
     return dataclasses.replace(job, profile=job.profile.model_copy(update={"workload": workload}))
+
+
+def _own_tokens(job: Job) -> Job:
+    """The job on the tokens of one rank alone: what ranks that share sequences return, and what their modules hold, is that of these."""
+    ranks, workload = job.case.sequence_parallel, job.profile.workload
+    if ranks == 1:
+        return job
+    own = workload.model_copy(update={"sequence_length": workload.sequence_length // ranks})
+    alone = job.profile.model_copy(update={"workload": own, "parallel": ParallelSettings()})
+    return dataclasses.replace(job, profile=alone, case=dataclasses.replace(job.case, sequence_parallel=1))
 
 
 def _content(job: Job) -> dict[str, Any]:

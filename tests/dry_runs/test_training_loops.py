@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from drawn_cases import drawn_from
@@ -40,13 +41,18 @@ def test_items_of_every_phase_add_up_and_none_is_below_zero(seed: int) -> None:
             assert sum(item.bytes for item in found.items(phase)) == found.phases[phase].peak_bytes, job.case.label
 
 
-def test_dry_runs_that_accumulate_name_all_that_is_alive() -> None:
+def test_dry_runs_that_accumulate_name_all_that_is_alive_and_which_layer_allocated_it() -> None:
     drawn = drawn_from(random.Random(4))
     accumulating = [job for job in (next(drawn) for _ in range(12)) if job.profile.workload.gradient_accumulation_steps > 1][:3]
 
     for record in simulate(accumulating):
         assert not [note for note in record.notes if "components are not known" in note]
         assert sum(record.peak_components.values()) == record.peak_allocated_bytes
+        assert record.timeline is not None
+        happened = [(size, record.timeline.names[name]) for size, name in record.timeline.changes]
+        in_layers = {name for size, name in happened if size > 0 and re.search(r"forward\), \S+\.\d+\.", name)}
+        assert len(in_layers) > 5, "the forward pass allocates in modules of layers"
+        assert not [name for _, name in happened if "optimizer state" in name and ", " in name], "the step runs no module"
 
 
 def public_job(keeps_outputs: bool) -> Job:

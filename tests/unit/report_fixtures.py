@@ -138,7 +138,9 @@ def timeline(which: Case, points: int = 800) -> Timeline:
     sizes[Component.MASTER_GRADIENTS] = [0] * step + [2**20] * (points - step)
     sizes[Component.WORKSPACE] = [2**28 if i == backward + 1 else 2**20 for i in range(points)]
     starts = (PhaseStart(Phase.FORWARD, 4), PhaseStart(Phase.BACKWARD, 2 * backward), PhaseStart(Phase.STEP, 2 * step))
-    return Timeline(tuple(range(0, 2 * points, 2)), starts, {c: tuple(values) for c, values in sizes.items()})
+    changes = tuple((2**23 if i < backward else -(2**22), i % 2) for i in range(points))
+    names = ("activations: mm (forward), <b>layers.0</b>", "activations: mul (forward), layers.1")
+    return Timeline(tuple(range(0, 2 * points, 2)), starts, {c: tuple(values) for c, values in sizes.items()}, names, changes)
 
 
 def simulate(which: Case, points: int = 800) -> MemoryRecord:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from fake_ranks import DEEPSPEED_WARNINGS
 
-from bf16prof.dry_run.tracker import UnequalDtypes
-from bf16prof.engine.training import UNEQUAL_DTYPES, called_as_described
+from bf16prof.dry_run.hardware.asking import UnequalDtypes
+from bf16prof.engine.training import UNEQUAL_DTYPES, called_as_described, mixed_on_cpu
 from bf16prof.errors import InputError
 from bf16prof.models import foreign
 from bf16prof.profiles.assumed import ASSUMED, image_inputs
@@ -114,6 +114,15 @@ def test_tensors_of_different_dtypes_are_the_calls_fault() -> None:
     assert UnequalDtypes.__name__ == UNEQUAL_DTYPES
     with pytest.raises(InputError, match="a matrix product of bfloat16 and int64"), called_as_described(MINE, IDS, "x"):
         raise UnequalDtypes("a matrix product of bfloat16 and int64")
+
+
+def test_buffers_that_a_cpu_does_not_take_are_named() -> None:
+    layer = torch.nn.BatchNorm1d(6)
+    assert mixed_on_cpu(layer) == ""
+    layer.weight.data, layer.bias.data = layer.weight.data.bfloat16(), layer.bias.data.bfloat16()
+    with pytest.raises(InputError) as caught, called_as_described(MINE, IDS, "x", mixed_on_cpu(layer)):
+        layer(torch.zeros(4, 6, dtype=torch.bfloat16))
+    assert "buffers in float32 beside parameters in bfloat16" in caught.value.hint
 
 
 def test_a_model_that_looks_at_values_is_told_to_be_measured() -> None:

@@ -30,6 +30,7 @@ SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
     "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas", "--lora", "--liger",
+    "--sp", "--tp",
 }  # fmt: skip
 FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
@@ -56,7 +57,7 @@ FLAGS = {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
         "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
     },
-    "report": OUTPUT | {"--open", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
+    "report": OUTPUT | {"--open", "--verbose", "-v", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
     "doctor": {"--json"},
     "cache list": {"--json"},
     "cache clear": {"--quiet", "-q"},

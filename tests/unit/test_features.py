@@ -122,8 +122,6 @@ ON: dict[str, tuple[dict[str, Any], str]] = {
     "hybrid engine": ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled: "),
     "quantized weights": ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "n.zero_quantized_weights: "),
     "quantized gradients": ({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, "zero_quantized_gradients: "),
-    "AutoTP": ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size: AutoTP"),
-    "sequence parallelism": ({"sequence_parallel_size": 2}, "sequence_parallel_size: "),
     "curriculum": ({"curriculum_learning": {"enabled": True}}, "curriculum_learning.enabled: "),
     "token dropping": (
         {"data_efficiency": {"enabled": True, "data_routing": {"enabled": True, "random_ltd": {"enabled": True}}}}, "random_ltd.enabled: ",
@@ -178,9 +176,9 @@ def test_all_that_is_refused_is_named_at_once(tmp_path: Path) -> None:
 def test_a_profile_of_ones_own_is_looked_at_as_well() -> None:
     from bf16prof.cases import check_profile
 
-    settings = profile("cpu-demo", deepspeed__more={"tensor_parallel": {"autotp_size": 2}})
+    settings = profile("cpu-demo", deepspeed__more={"hybrid_engine": {"enabled": True}})
 
-    with pytest.raises(InputError, match=r"deepspeed\.more: refused: tensor_parallel\.autotp_size: AutoTP"):
+    with pytest.raises(InputError, match=r"deepspeed\.more: refused: hybrid_engine\.enabled: the hybrid engine"):
         check_profile(settings)
 
 

@@ -18,7 +18,7 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "locks", "processes", "rounding", "scratch", "started_by", "summaries"},
+    {"errors", "locks", "parallelism", "processes", "rounding", "scratch", "started_by", "summaries"},
     {"control_groups", "records", "documents", "files", "memory_kills"},
     {
         "bounds",

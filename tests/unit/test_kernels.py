@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from bf16prof.dry_run.hardware.asking import Oracle
+from bf16prof.dry_run.hardware.asking import Oracle, UnequalDtypes
 from bf16prof.dry_run.hardware.cuda_operators import register_cuda_operators
 from bf16prof.dry_run.hardware.devices import bare_cpu_kernels, cpu_kernels, cuda_kernels
 from bf16prof.dry_run.hardware.kernels import Kernels
@@ -138,6 +138,42 @@ def test_the_oracle_runs_a_kernel_once_and_no_large_ones() -> None:
     assert first.outputs[0].shape == (1, 4, 6, 6)
     assert oracle.reply(ATEN.convolution.default, (small, weight, None, *options), {}) is first
     assert oracle.reply(ATEN.convolution.default, (large, weight, None, *options), {}) is None
+
+
+def norm(parameters: torch.dtype, statistics: torch.dtype) -> nn.BatchNorm1d:
+    """A batch norm whose buffers DeepSpeed has left as they are."""
+    made = nn.BatchNorm1d(6, dtype=parameters)
+    for name, buffer in made.named_buffers():
+        setattr(made, name, buffer.to(statistics))
+    return made
+
+
+@pytest.mark.parametrize("parameters", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("statistics", [torch.bfloat16, torch.float32])
+def test_dtypes_are_refused_where_the_real_kernel_refuses_them(parameters: torch.dtype, statistics: torch.dtype, cpu: Tracker) -> None:
+    def given() -> Tensor:
+        return torch.zeros(4, 6, dtype=torch.bfloat16)
+
+    with torch.utils._python_dispatch._disable_current_modes():
+        try:
+            norm(parameters, statistics)(given())
+            real = ""
+        except RuntimeError as error:
+            real = str(error)
+    try:
+        norm(parameters, statistics)(given())
+        dry = ""
+    except UnequalDtypes as error:
+        dry = str(error)
+
+    assert dry == (real and f"native_batch_norm on a CPU: {real}")
+
+
+def test_what_a_kernel_keeps_has_the_dtype_that_the_real_one_has(cpu: Tracker) -> None:
+    kept = ATEN.native_batch_norm.default(torch.zeros(4, 6, dtype=torch.bfloat16), *[torch.zeros(6)] * 4, True, 0.1, 1e-5)
+    with torch.utils._python_dispatch._disable_current_modes():
+        real = ATEN.native_batch_norm.default(torch.zeros(4, 6, dtype=torch.bfloat16), *[torch.zeros(6)] * 4, True, 0.1, 1e-5)
+    assert [each.dtype for each in kept] == [each.dtype for each in real]
 
 
 def test_entries_are_found_by_overload_by_name_and_in_place() -> None:

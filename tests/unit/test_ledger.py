@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -116,6 +117,28 @@ def test_a_timeline_says_what_each_event_leaves_and_where_phases_begin() -> None
     assert line.components[Component.ACTIVATIONS] == (0, 5, 5 + MIB, 5 + MIB, 5 + MIB, MIB)
     assert line.components[Component.WORKSPACE] == (0, 0, 0, 100, 0, 0)
     assert [(start.phase, start.event) for start in line.phases] == [(Phase.FORWARD, 0), (Phase.BACKWARD, 2), (Phase.STEP, 5)]
+    assert [size for size, _ in line.changes] == [0, *(after - before for before, after in itertools.pairwise(line.totals))]
+
+
+def test_a_timeline_names_what_each_event_allocates_and_in_which_layer() -> None:
+    ledger = Ledger()
+    ledger.begin_step()
+    ledger.mark(Phase.FORWARD)
+    ledger.layer = "model.layers.3.mlp"
+    kept = ledger.begin(7, ACTIVATIONS)
+    ledger.layer = ""
+    ledger.touch(9, ACTIVATIONS)
+    ledger.end(kept)
+    ledger.mark(None)
+
+    line = timeline(ledger, 0)
+
+    named = [(size, line.names[name]) for size, name in line.changes]
+    component, name = ACTIVATIONS
+    outside = f"{component}: {name}"
+    assert named[1:] == [(7, f"{outside}, model.layers.3.mlp"), (9, outside), (-9, outside), (-7, f"{outside}, model.layers.3.mlp")]
+    thin = line.thinned(2)
+    assert [(size, thin.names[name]) for size, name in thin.changes] == [named[1], named[2]], "the highest of neighbours"
 
 
 def test_a_long_timeline_is_thinned_and_keeps_its_peak() -> None:

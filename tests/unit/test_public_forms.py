@@ -118,7 +118,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "zero_optimization.zenflow",
     ),
     "NVMe": ({"zero_optimization": {**STAGE_3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}, **TRAINER}, "NVMe"),
-    "AutoTP of the Trainer": ({**TRAINER, **DTYPES, "zero_optimization": STAGE_2, "tensor_parallel": {"autotp_size": 4}}, "autotp_size"),
     "ZeRO++": (
         {**TRAINER, "zero_optimization": {**STAGE_3, "zero_quantized_weights": True, "zero_hpz_partition_size": 8}},
         "zero_quantized_weights",

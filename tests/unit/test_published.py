@@ -56,6 +56,10 @@ def test_the_published_run_has_no_folder_to_write_into(main: Main, tmp_path: Pat
     code, out, _ = main("report", PUBLISHED)
 
     assert code == 0
+    (row,) = (line for line in out.splitlines() if line.startswith("zero3-bf16-full-autocast") and "16.17" in line)
+    assert row.split()[1:] == ["16.17", "16.17", "as", "printed", "18.93", "18.83", "-0.51", "642.7", "3.12"], "a peak of the whole run"
+    assert "peak: of the whole run" in out
+    code, out, _ = main("report", PUBLISHED, "-v")
     assert "as printed (+3.64 MiB)" in out
     (summary,) = (line for line in out.splitlines() if line.startswith("zero3-w4-bf16-full-autocast  16.17 GiB"))
     assert "18.93 GiB" in summary, "a peak of the whole run, where there is no other"

@@ -37,7 +37,7 @@ def shown(found: Outlook) -> list[str]:
     """The outlook on a console, in Markdown and as a page without its data."""
     console = Console(file=io.StringIO(), width=10_000)
     record = fixtures.estimate(PLAN.case) if found.plans else None
-    plan_view(found, console, profile="p", parameters=1, record=record)
+    plan_view(found, console, profile="p", parameters=1, record=record, verbose=True)
     assert isinstance(console.file, io.StringIO)
     page = plan_html.render([plan_html.PlanPart(found, record)], {}, profile="p", parameters=1, asked="")
     return [console.file.getvalue(), plan_tables.to_markdown([found], "p", 1, ""), html.unescape(page)]
@@ -70,6 +70,23 @@ def test_plans_are_the_same_rows_everywhere() -> None:
     assert {"recompute", "up to 7", "in zero.Init", "plus the CPU's time", "+4.00 GiB free", "+3.00 GiB on the host"} <= set(texts(rows))
     for page in shown(outlook(PLAN, slower)):
         assert [text for text in texts(rows) if text not in page] == []
+
+
+def test_one_screen_has_a_row_for_each_plan_in_one_table() -> None:
+    slower = dataclasses.replace(
+        PLAN, case=dataclasses.replace(PLAN.case, zero_stage=3, offload=Offload.OPTIMIZER_AND_PARAMETERS), free_bytes=9 * GIB
+    )
+    console = Console(file=io.StringIO(), width=80)
+
+    plan_view(outlook(PLAN, slower), console, profile="p", parameters=1, record=fixtures.estimate(PLAN.case))
+
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    first, second = (line.split() for line in lines if line.startswith((" 1 ", " 2 ")))
+    assert first[1:3] == [str(PLAN.case.zero_stage), PLAN.case.recipe]
+    assert second[1:4] == ["3", PLAN.case.recipe, "both"]
+    assert second[-3:] != first[-3:]
+    assert any(line.startswith("✓ On 8 x h100-80gb: ZeRO-") for line in lines), "the verdict comes first"
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:

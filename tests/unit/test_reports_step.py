@@ -56,6 +56,13 @@ class TestFigure:
         for total, *parts in zip(outline["y"], *(area["y"] for area in areas), strict=True):
             assert sum(parts) == pytest.approx(total, abs=0.001 * len(parts))
 
+    def test_whoever_points_at_an_event_sees_what_it_allocated_and_where(self) -> None:
+        record = fixtures.simulate(fixtures.case())
+        *_, outline, _ = drawn(record)[0]
+        assert outline["text"][1] == "<br>+8.00 MiB activations: mul (forward), layers.1"
+        assert "&lt;b&gt;layers.0" in outline["text"][0], "names are text"
+        assert len(outline["text"]) == len(outline["y"])
+
     def test_the_peak_is_marked_where_it_is(self) -> None:
         record = fixtures.simulate(fixtures.case())
         traces, layout = drawn(record)

@@ -13,7 +13,7 @@ from bf16prof import runs
 from bf16prof.records import MemoryRecord, StepRecord
 from bf16prof.reports.html import render
 from bf16prof.reports.losses import running_mean
-from bf16prof.reports.thinning import MOST_POINTS, thinned, with_few_steps
+from bf16prof.reports.thinning import MOST_POINTS, as_kept, thinned
 
 LOSSES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), max_size=60)
 
@@ -70,5 +70,5 @@ def test_the_page_of_a_long_run_is_bounded_and_says_so() -> None:
 
     assert len(page) < len(render([short])) + 2_000_000
     assert "Of runs with more than 2,000 steps (up to 60,000 here)" in page
-    assert len(with_few_steps(record).steps) <= MOST_POINTS
-    assert "records.json has all" in with_few_steps(record).notes[-1]
+    assert len(as_kept(record).steps) <= MOST_POINTS
+    assert "records.json has all" in as_kept(record).notes[-1]

@@ -25,10 +25,11 @@ Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Held:
-    """An output in a storage of its own: its shape, and the bytes of the storage."""
+    """An output in a storage of its own: its shape, the bytes of the storage, and its dtype where that is not the fake tensor's to say."""
 
     shape: tuple[int, ...]
     bytes: int
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Reply:
     outputs: tuple[Held | None, ...]
 
 
+class UnequalDtypes(RuntimeError):
+    """A call whose tensors have dtypes that no kernel takes: fake tensors let it pass."""
+
+
 class Oracle:
     """Runs each question once. Answers are remembered by operator, threads and layouts."""
 
@@ -46,7 +51,10 @@ class Oracle:
         self._known: dict[Hashable, Reply | None] = {}
 
     def reply(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reply | None:
-        """What the kernel allocated; `None` where it was not run, because the call is too large or refused these tensors."""
+        """What the kernel allocated; `None` where it was not run, because the call is too large or refused these values.
+
+        Raises `UnequalDtypes` where the kernel refuses the dtypes: a real rank would end there.
+        """
         tensors: list[Tensor] = []
         described = _describe((tuple(args), tuple(kwargs.items())), tensors)
         key = (operator, torch.get_num_threads(), torch.is_grad_enabled(), described, tuple(map(layout, tensors)))
@@ -76,36 +84,52 @@ def peak_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
     return max(0, int(max(accumulate(e.nbytes() for e in events if e.name() == "[memory]"), default=0))), result
 
 
+REFUSALS = (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError)
+
+
 def _run(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reply | None:
     with _disable_current_modes():  # gradients stay on or off as they are: oneDNN's recurrent layers keep a workspace only when they are on
         made: dict[int, Tensor] = {}
         given, named = _real(args, made), _real(dict(kwargs), made)
         try:
             peak, result = peak_bytes(lambda: operator(*given, **named))
-        except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError):
+        except REFUSALS as error:
+            if _runs_in_fp32(operator, args, kwargs):
+                raise UnequalDtypes(f"{operator._schema.name.partition('::')[2]} on a CPU: {error}") from error
             return None  # the values are zeros; some operators want others
         taken = {each.untyped_storage()._cdata for each in made.values()}
         outputs = tuple(_held(output, taken) for output in outputs_of(result))
         return Reply(max(0, peak - sum(output.bytes for output in outputs if output)), outputs)
 
 
+def _runs_in_fp32(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the same call is taken once all of its floating tensors are fp32, so that their dtypes are what was refused."""
+    made: dict[int, Tensor] = {}
+    try:
+        operator(*_real(args, made, torch.float32), **_real(dict(kwargs), made, torch.float32))
+    except REFUSALS:
+        return False
+    return any(each.is_floating_point() for each in made.values())
+
+
 def _held(output: Any, taken: set[int]) -> Held | None:
     if not isinstance(output, Tensor) or output.untyped_storage()._cdata in taken:
         return None
     taken.add(output.untyped_storage()._cdata)
-    return Held(tuple(output.shape), output.untyped_storage().nbytes())
+    return Held(tuple(output.shape), output.untyped_storage().nbytes(), output.dtype)
 
 
-def _real(value: Any, made: dict[int, Tensor]) -> Any:
-    """The same arguments with tensors of zeros. One that occurs twice is one tensor."""
+def _real(value: Any, made: dict[int, Tensor], floating: torch.dtype | None = None) -> Any:
+    """The same arguments with tensors of zeros, floating ones in another dtype if one is given. One that occurs twice is one tensor."""
     if isinstance(value, Tensor):
         if id(value) not in made:
-            made[id(value)] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).zero_()
+            dtype = floating if floating and value.is_floating_point() else value.dtype
+            made[id(value)] = torch.empty_strided(value.shape, value.stride(), dtype=dtype).zero_()
         return made[id(value)]
     if isinstance(value, Mapping):
-        return {key: _real(each, made) for key, each in value.items()}
+        return {key: _real(each, made, floating) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_real(each, made) for each in value)
+        return type(value)(_real(each, made, floating) for each in value)
     return torch.device("cpu") if isinstance(value, torch.device) else value
 
 

@@ -93,9 +93,11 @@ def _computes(operator: Any, out: Any) -> bool:
 
 
 def _become(output: Any, real: Held) -> None:
-    """Give a fake tensor the shape and the storage that the real one has."""
+    """Give a fake tensor the dtype, the shape and the storage that the real one has."""
     if not isinstance(output, Tensor):
         return
+    if real.dtype not in (None, output.dtype):
+        output.data = output.new_empty(real.shape, dtype=real.dtype)
     if tuple(output.shape) != real.shape:
         output.resize_(real.shape)
     if output.untyped_storage().nbytes() != real.bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bf16prof.dry_run.layers import Layers
 from bf16prof.dry_run.recording import Ran, of_the_device, record_of, until_settled
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.script.tracker import ScriptTracker
@@ -54,9 +55,11 @@ class ScriptRank:
         self._is_repeating = False
         self._phases: dict[Phase, PhaseMemory] = {}
         self.steps: list[Step] = []
+        self.layers = Layers(self._ledger)
 
     def built(self, engine: Any, *, zero_init: bool) -> None:
         """An engine is ready: init is over with the first."""
+        self.layers.name(engine.module)
         gc.collect()
         if len(self.watch.engines) == 1:
             self._zero_init = zero_init

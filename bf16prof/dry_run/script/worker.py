@@ -69,7 +69,7 @@ class Worker:
             if task.snapshot:
                 tracker.ledger.keep_trace()
             self._rank = ScriptRank(task, self._gpu, tracker, Reporter(self._files.progress), self._enough)
-            with surroundings(tracker, self._gpu, task.world_size, task.rank), hooked(self._rank.watch):
+            with surroundings(tracker, self._gpu, task.world_size, task.rank), hooked(self._rank.watch), self._rank.layers.followed():
                 os._exit = self._leave  # type: ignore[assignment]
                 gc.collect()
                 self._rank.watch.begin()

@@ -3,6 +3,7 @@
 Every function prints on the `Console` it is given; `make_console` makes one that keeps to NO_COLOR, FORCE_COLOR and COLUMNS.
 """
 
+from bf16prof.reports.console.answer import answer
 from bf16prof.reports.console.asked import asked, settings_table
 from bf16prof.reports.console.breakdown import breakdown
 from bf16prof.reports.console.changes import changes_view
@@ -17,6 +18,7 @@ from bf16prof.reports.console.run import failures, run_summary
 
 __all__ = [
     "RefusalLike",
+    "answer",
     "asked",
     "breakdown",
     "changes_view",

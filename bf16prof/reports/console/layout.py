@@ -1,7 +1,7 @@
 """The console itself, and the one way in which all tables are laid out on it.
 
-A table that is wider than the console is split into several, one under the other, each with the key columns repeated: nothing is cut
-off, neither in a narrow terminal nor in a pipe.
+A table that is wider than the console folds its last column, if that has words and room for some of them; else it is split into several,
+one under the other, each with the key columns repeated. Nothing is cut off, neither in a narrow terminal nor in a pipe.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ PIPE_WIDTH = 10_000
 """Columns of a console that is not a terminal: wide enough for every table to be complete."""
 
 _NARROWEST = 20
+_FEWEST_LETTERS = 20
+"""A column of words is not folded to fewer."""
 _GAP = 2
 
 
@@ -85,14 +87,27 @@ def table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[T
     keys = [i for i, column in enumerate(columns) if column.key]
     words = [_longest_word(columns[i].header, [row[i] for row in cells]) + _GAP for i in keys]
     room, parts = _split(console.width, widths, keys, sum(words))
+    folded = len(parts) > 1 and _is_foldable(console.width, columns, widths)
+    if folded:
+        parts = [[i for i in range(len(columns)) if i not in keys]]
+
+    def is_whole(i: int) -> bool:
+        return i < len(columns) - 1 if folded else i not in keys and widths[i] <= room
+
     for part in parts:
         chosen = [*keys, *part]
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for i in chosen:
-            grid.add_column(Text(columns[i].header), justify=columns[i].justify, overflow="fold", no_wrap=i in part and widths[i] <= room)
+            grid.add_column(Text(columns[i].header), justify=columns[i].justify, overflow="fold", no_wrap=is_whole(i))
         for row in cells:
             grid.add_row(*(row[i] for i in chosen))
         console.print(grid)
+
+
+def _is_foldable(width: int, columns: Sequence[Column], widths: Sequence[int]) -> bool:
+    """Whether the other columns leave the last one, if it has words, room for some."""
+    left = width - sum(widths[:-1]) - _GAP * len(widths)
+    return columns[-1].justify == "left" and not columns[-1].key and left >= _FEWEST_LETTERS
 
 
 def _natural(header: str, cells: Sequence[Text]) -> int:

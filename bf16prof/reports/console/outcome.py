@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,14 +16,17 @@ from bf16prof.reports.chosen import headline_case, needs
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.bar import memory_bar
 from bf16prof.reports.console.fit_map import fit_map_view
+from bf16prof.reports.console.fitted import Fitted, fitted
 from bf16prof.reports.console.layout import heading, mark, note
+from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
+from bf16prof.reports.console.quantities import quantities
 from bf16prof.reports.fit_map import fit_maps
 from bf16prof.reports.limit_lines import limit_of
 from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.ranks import imbalance
 from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKNOWN, gib, number, scale, seconds, signed_percent
 from bf16prof.reports.verdict import Style, case_verdict
-from bf16prof.reports.views import CaseView, Headline, Line, headline, losses, run_views
+from bf16prof.reports.views import CaseView, Headline, Line, headline, losses, provenance, run_views
 from bf16prof.runs import Run, Status
 
 MOST_NAMES = 3
@@ -35,20 +37,33 @@ _Column = tuple[str, Callable[[CaseView], Text], int]
 
 
 def outcome(runs: Sequence[Run], console: Console) -> None:
-    """Print what was asked, the verdict on all cases, the peak of one as a bar, and one row per case, of a grid a map."""
+    """Print what was asked, the verdict on all cases, the peak of one as a bar, and one row per case, of a grid a map.
+
+    Of one case from a log the table has a row for each quantity that was logged: logs seldom hold both of those that the columns name.
+    """
     views = run_views(runs)
     asked([record for run in runs for record in run.records], console)
     for style, text in verdicts(runs, views):
         console.print(Text(f"{mark(console, style)} {text}", CONSOLE[style]))
-    shown = headline_case(views)
+    shown = headline_case(views) or (views[0] if len(views) == 1 else None)
     if shown is not None:
         picture(shown, console)
     if maps := fit_maps(views):
         fit_map_view(maps, console)
+    elif len(views) == 1 and _is_logged(views[0]):
+        console.print()
+        quantities(views[0], console, logged_only=True)
+        note(console, "Errors are (prediction - imported) / imported; 1 GiB = 2^30 bytes. -v shows every component and phase.")
     elif views:
         console.print()
         console.print(_table(views, console.width))
         _notes(views, console)
+    losses_in_numbers(views, console)
+    price_in_learning(views, console)
+
+
+def _is_logged(view: CaseView) -> bool:
+    return view.reference is not None and view.reference.source is Source.IMPORT
 
 
 def verdicts(runs: Sequence[Run], views: Sequence[CaseView]) -> list[tuple[Style, str]]:
@@ -111,13 +126,19 @@ def picture(view: CaseView, console: Console) -> None:
     """Print the peak of a case as a bar of its components against the limit; what is held between steps where no more is known."""
     record = next((r for r in (view.main, *view.predictions) if r.peak_components), view.main)
     parts = record.peak_components or (record.components if record.peak_allocated_bytes is None else {})
-    total = sum(parts.values()) or needs(view)
-    if not total:
+    total, limit = sum(parts.values()) or needs(view), limit_of(view)
+    if not total or not (parts or limit):
         return
-    phase = f", in {record.peak_phase}" if record.peak_phase else ""
-    instant = f"at the training peak{phase}" if record.peak_allocated_bytes is not None else "between steps"
-    heading(console, Text(f"{view.label} {instant}: {gib(total)}"))
-    memory_bar(parts, total, limit_of(view), console)
+    said = "" if record is view.main or view.reference is None else f", {provenance(record)}"
+    heading(console, Text(f"{view.label} {_instant(record, told_apart=bool(parts))}{said}: {gib(total)}"))
+    memory_bar(parts, total, limit, console)
+
+
+def _instant(record: MemoryRecord, *, told_apart: bool) -> str:
+    """The moment that the bar shows: of a record whose components are known between steps only, that one."""
+    if record.peak_allocated_bytes is not None:
+        return "at the training peak" + (f", in {record.peak_phase}" if record.peak_phase else "")
+    return "between steps" if told_apart or record.run_peak_allocated_bytes is None else "at the peak of the whole run"
 
 
 def _best(view: CaseView) -> MemoryRecord | None:
@@ -130,21 +151,8 @@ def _table(views: Sequence[CaseView], width: int) -> Table:
     """One row per case. Where there is no room for all columns, the predicted bytes go first: their errors stay."""
     columns = _Columns(views)
     every = columns.measured() if any(view.reference for view in views) else columns.predicted()
-    rows = [[make(view) for _, make, _ in every] for view in views]
-    kept = [i for i in range(len(every)) if i == 0 or any(row[i].plain not in ("", UNKNOWN) for row in rows)]
-    while _width(every, rows, kept) > width and any(every[i][2] for i in kept):
-        kept.remove(max(kept, key=lambda i: every[i][2]))
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0, header_style="bold")
-    for i in kept:
-        grid.add_column(every[i][0], justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0, vertical="bottom")
-    for row in rows:
-        grid.add_row(*(row[i] for i in kept))
-    return grid
-
-
-def _width(every: Sequence[_Column], rows: Sequence[Sequence[Text]], kept: Sequence[int]) -> int:
-    widths = (max(*(len(line) for line in every[i][0].split("\n")), *(row[i].cell_len for row in rows)) for i in kept)
-    return sum(widths) + len(kept) - 1
+    fitting = [Fitted(header, drop, "left" if header == "case" else "right") for header, _, drop in every]
+    return fitted(fitting, [[make(view) for _, make, _ in every] for view in views], width)
 
 
 class _Columns:
@@ -159,15 +167,15 @@ class _Columns:
 
     def measured(self) -> list[_Column]:
         """Of cases that ran."""
-        steady, peak = "allocated_bytes", "peak_allocated_bytes"
+        steady = "allocated_bytes"
         return [
             ("case", self._case, 0),
             (f"steady\nmeas.\n{self._unit}", lambda view: self._of(view.reference, steady), 0),
             (f"steady\npred.\n{self._unit}", lambda view: self._of(_best(view), steady), 3),
             ("error\n%", lambda view: _error(view, steady), 0),
-            (f"peak\nmeas.\n{self._unit}", lambda view: self._of(view.reference, peak), 0),
-            (f"peak\npred.\n{self._unit}", lambda view: self._of(_best(view), peak), 4),
-            ("error\n%", lambda view: _error(view, peak), 0),
+            (f"peak\nmeas.\n{self._unit}", lambda view: self._of(view.reference, _peak(view)), 0),
+            (f"peak\npred.\n{self._unit}", lambda view: self._of(_best(view), _peak(view)), 4),
+            ("error\n%", lambda view: _error(view, _peak(view)), 0),
             (f"step\n{self._time}", self._step, 1),
             ("loss", _loss, 2),
         ]
@@ -202,6 +210,11 @@ class _Columns:
     def _step(self, view: CaseView) -> Text:
         known = view.main.step_time_s
         return Text(UNKNOWN if known is None else f"{known * self._second:,.1f}")
+
+
+def _peak(view: CaseView) -> str:
+    """The peak to compare: of training, or of the whole run where a log tells no other."""
+    return "run_peak_allocated_bytes" if view.whole_run_only else "peak_allocated_bytes"
 
 
 def _error(view: CaseView, quantity: str) -> Text:
@@ -245,6 +258,7 @@ def _notes(views: Sequence[CaseView], console: Console) -> None:
     if any(view.reference for view in views):
         shown = {record.source for view in views if (record := _best(view))}
         by = " and ".join(sorted("the dry run" if source is Source.SIMULATE else "the closed form" for source in shown))
-        note(console, f"{each}Steady: between steps; peak: of training; predicted by {by or 'nothing'}. -v shows every phase.")
+        peak = "of the whole run" if all(view.whole_run_only for view in views) else "of training"
+        note(console, f"{each}Steady: between steps; peak: {peak}; predicted by {by or 'nothing'}. -v shows every phase.")
     else:
         note(console, f"{each}Peak: of training; steady: between steps. 1 GiB = 2^30 bytes. -v shows every component.")

@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from bf16prof.plans import Outlook
-from bf16prof.records import MemoryRecord, Phase
+from bf16prof.plans import Outlook, Plan
+from bf16prof.records import MemoryRecord, Offload, Phase
 from bf16prof.reports import plan_rows
 from bf16prof.reports.cells import Cell, Table
+from bf16prof.reports.console.bar import memory_bar
+from bf16prof.reports.console.fitted import Fitted, fitted
 from bf16prof.reports.console.layout import Column, heading, mark, note, table
 from bf16prof.reports.console.peak import peak_components
 from bf16prof.reports.palette import CONSOLE
+from bf16prof.reports.units import gib, inert
+from bf16prof.reports.verdict import STYLES
+from bf16prof.verdict import allocator_limit
 
 _KEYS = ("#", "GPUs", "ZeRO", "recipe", "change", "alive at the training peak")
 _FOLDED = {"micro-batch": "micro-\nbatch", "tokens/s at most": "tokens/s\nat most"}
 
 
-def plan_view(outlook: Outlook, console: Console, *, profile: str, parameters: int, record: MemoryRecord | None) -> None:
-    """Print an outlook. `record`: that of the first plan."""
+def plan_view(
+    outlook: Outlook, console: Console, *, profile: str, parameters: int, record: MemoryRecord | None, verbose: bool = False
+) -> None:
+    """Print an outlook: on one screen, or all that is known of each plan. `record`: that of the first plan."""
+    if record is not None and not verbose:
+        _one_screen(outlook, console, record)
+        return
     heading(console, plan_rows.title(outlook, profile, parameters))
     console.print(Text(plan_rows.room_text(outlook.room)))
     if record is not None:
@@ -39,6 +50,50 @@ def plan_sizes(outlooks: Sequence[Outlook], console: Console, *, profile: str, p
     console.print(Text(plan_rows.room_text(outlooks[-1].room)))
     _print(console, plan_rows.size_rows(outlooks))
     note(console, "Tokens/s at most: an upper bound, from the floor of the step's time. -v shows the plans of each number.")
+
+
+def _one_screen(outlook: Outlook, console: Console, record: MemoryRecord) -> None:
+    """The verdict on the first choice, its peak as a bar, one row per plan, and how far the first choice goes."""
+    first = outlook.plans[0]
+    style = STYLES[first.verdict] if first.verdict else "good"
+    console.print(Text(f"{mark(console, style)} {plan_rows.first_choice(outlook)}", CONSOLE[style]))
+    heading(console, Text(f"The first choice at the training peak, in {record.peak_phase}: {gib(record.peak_allocated_bytes)}"))
+    memory_bar(record.peak_components, record.peak_allocated_bytes or 0, allocator_limit(record), console)
+    console.print()
+    console.print(_brief(outlook.plans, console))
+    for text in plan_rows.brief_notes(outlook):
+        note(console, text)
+    heading(console, "The first choice goes as far as")
+    for line in plan_rows.limit_lines(first, outlook.limits):
+        console.print(Text(f"  {line}"))
+    if outlook.stages is not None:
+        _stages(outlook, console)
+
+
+_GIB = 2**30
+
+
+def _brief(plans: Sequence[Plan], console: Console) -> RichTable:
+    """One row per plan, in one piece at 80 columns."""
+    columns = (
+        Fitted(" #"), Fitted("ZeRO"), Fitted("recipe", justify="left"), Fitted("offload", justify="left"), Fitted("micro-\nbatch"),
+        Fitted("check-\npointing", justify="left"), Fitted("peak\nGiB"), Fitted("reserved\nGiB", 2), Fitted("free\nGiB"),
+        Fitted("tokens/s\nat most", 3), Fitted("tokens/s\ncalibrated", 3), Fitted("tried", 1),
+    )  # fmt: skip
+    return fitted(columns, [_brief_row(n, plan) for n, plan in enumerate(plans, 1)], console.width)
+
+
+def _brief_row(rank: int, plan: Plan) -> list[Text]:
+    offload = "" if plan.case.offload is Offload.NONE else str(plan.case.offload).replace("optimizer+parameters", "both")
+    known = plan.tokens_per_s_at_most, plan.tokens_per_s
+    sizes = plan.peak_bytes, plan.reserved_bytes, plan.free_bytes
+    peak, reserved, free = ("" if size is None else f"{size / _GIB:,.2f}" for size in sizes)
+    words = [str(rank), str(plan.case.zero_stage), inert(plan.case.recipe), offload, str(plan.micro_batch_size)]
+    words += ["on" if plan.activation_checkpointing else "off", peak, reserved, free]
+    words += ["" if rate is None else f"{rate:,.0f}" for rate in known]
+    row = [*map(Text, words), Text("yes" if plan.is_tried else "")]
+    row[2].stylize("bold" if rank == 1 else "")
+    return row
 
 
 def _choices(outlook: Outlook, console: Console, record: MemoryRecord) -> None:

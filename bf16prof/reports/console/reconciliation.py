@@ -13,22 +13,20 @@ from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.peak import verdict_line
+from bf16prof.reports.console.quantities import quantities, verdict_text
 from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import (
-    AS_PRINTED,
     AT_LEAST,
     CONSISTENT,
-    EXACT,
     MESSAGE_LIMIT,
     UNKNOWN,
     gib,
     inert,
     seconds,
-    signed_bytes,
     signed_percent,
 )
 from bf16prof.reports.verdict import VERDICT, Said, case_verdict
-from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views, total_text, value_text
+from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views, total_text
 from bf16prof.runs import Run
 
 
@@ -42,7 +40,7 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     for view in views:
         if view.comparisons:
             heading(console, safe(view.label, limit=240))
-            _details(view, console)
+            quantities(view, console)
         found = case_verdict(view)
         if found:
             verdict_line(found, console)
@@ -56,23 +54,6 @@ def reconciliation(runs: Sequence[Run], console: Console) -> None:
     if any(view.main.at_least for view in views):
         note(console, f"{AT_LEAST}is a lower bound: a log proves so much. A prediction that is not below it is {CONSISTENT}.")
     note(console, f"Errors are (prediction - measured) / measured; 1 GiB = 2^30 bytes; {UNKNOWN} is not known by this source.")
-
-
-def verdict_text(line: Line, source: Source) -> Text:
-    """The difference of one prediction: "exact", or signed bytes and the signed relative error."""
-    if source in line.consistent:
-        return Text(CONSISTENT, "green")
-    if source not in line.differences:
-        return Text("")
-    difference, error = line.differences[source], line.errors.get(source)
-    if line.kind == "time":
-        return Text(signed_percent(error))
-    if difference == 0:
-        return Text(f"{EXACT} (0 B)", "green")
-    if line.as_printed(source):
-        return Text(f"{AS_PRINTED} ({signed_bytes(difference)})", "green")
-    relative = "" if error is None else f" ({signed_percent(error)})"
-    return Text(signed_bytes(difference) + relative, "yellow" if error is None or abs(error) > 0.01 else "")
 
 
 def _summary(views: Sequence[CaseView], console: Console) -> None:
@@ -143,27 +124,3 @@ def _verdict(views: Sequence[CaseView], console: Console) -> None:
         view, line, source = head.worst_peak
         text.append(f". Peaks: largest error {signed_percent(line.errors[source])} ({source} of {view.label}, {line.label})")
     console.print(text.append("."))
-
-
-def _details(view: CaseView, console: Console) -> None:
-    lines = view.lines()
-    compared = {source for line in lines for source in (*line.differences, *line.consistent)}
-    columns = [Column("quantity", "left", key=True)]
-    for source in view.records:
-        columns.append(Column(str(source)))
-        if source in compared:
-            columns.append(Column(f"{source} - {_reference(view)}"))
-    rows: list[list[Text | str]] = []
-    for line in lines:
-        style = "bold" if line.quantity == "allocated_bytes" else ""
-        row: list[Text | str] = [Text(line.label, style)]
-        for source in view.records:
-            row.append(Text(value_text(line, source), style))
-            if source in compared:
-                row.append(verdict_text(line, source))
-        rows.append(row)
-    table(console, columns, rows)
-
-
-def _reference(view: CaseView) -> str:
-    return str(view.reference.source) if view.reference else "measure"

@@ -1,0 +1,30 @@
+"""The next command to type: the same model and data, for another command."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from bf16prof.commands import options as o
+from bf16prof.commands.flags import Asked
+
+TRAINED_FLAGS = ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "liger")
+"""Flags that say what is trained, and that no plan decides."""
+
+
+def what_is_trained(asked: Asked[Any]) -> list[str]:
+    """The flags that say what is trained, as they were given."""
+    given, values = asked.flags, asked.given()
+    said = [] if given.subject is None else [str(given.subject)]
+    has_model = any(values[name] is not None for name in ("subject", "hf_config", "model"))
+    if not has_model or given.profile != o.DEFAULT_PROFILE:
+        said += ["--profile", str(given.profile)]
+    for name in TRAINED_FLAGS:
+        if values[name] is not None:
+            said += ["--" + name.replace("_", "-"), str(values[name])]
+    return said + [part for text in given.set_ or () for part in ("--set", text)]
+
+
+def next_command(command: str, asked: Asked[Any], *flags: str) -> str:
+    """`next: bf16prof COMMAND ...` with what is trained and these flags."""
+    return f"next: {shlex.join(['bf16prof', command, *what_is_trained(asked), *flags])}"

@@ -1,0 +1,50 @@
+"""What DeepSpeed asks of a job whose ranks share sequences or layers, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bf16prof.cases import Job
+from bf16prof.profiles.models import HuggingFaceSettings
+
+NO_MASKS = "eager"
+"""The attention that needs a mask of all tokens by all tokens, which Ulysses throws away."""
+
+
+def shared_sequences(job: Job) -> str | None:
+    """Why the ranks of this job cannot share sequences as they are asked to; `None` if they can, or do not have to.
+
+    References are to runtime/sequence_parallel/ulysses_sp.py. What a configuration leaves to transformers is left to it here as well.
+    """
+    ranks, model, tokens = job.case.sequence_parallel, job.profile.model, job.profile.workload.sequence_length
+    if ranks == 1:
+        return None
+    if not isinstance(model, HuggingFaceSettings) or model.inputs:
+        return "ranks share sequences (--sp) of models of transformers that read token ids: DeepSpeed's Ulysses replaces their attention"
+    if tokens % ranks:
+        return f"a sequence of {tokens} tokens cannot be cut into {ranks} equal parts (--sp; UlyssesSPDataLoaderAdapter.refill)"
+    if model.attention == NO_MASKS:
+        return "DeepSpeed's Ulysses does not run eager attention (register_with_transformers)"
+    return _heads(model.text, ranks)
+
+
+def shared_layers(job: Job) -> str | None:
+    """Why the ranks of this job cannot share layers as they are asked to; `None` if they can, or do not have to."""
+    if job.case.tensor_parallel == 1:
+        return None
+    if job.case.sequence_parallel > 1:
+        return "--sp and --tp together: DeepSpeed's Ulysses brings groups of ranks in which AutoTP has none (utils/groups.py)"
+    if not isinstance(job.profile.model, HuggingFaceSettings):
+        return "ranks share layers (--tp) of models of transformers: DeepSpeed's AutoTP knows how to cut those"
+    return None
+
+
+def _heads(config: Mapping[str, Any], ranks: int) -> str | None:
+    """Each rank has some of the heads; fewer heads of keys and values than ranks are repeated."""
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and heads % ranks:
+        return f"{heads} attention heads cannot be shared by {ranks} ranks (--sp; UlyssesSPAttentionHF)"
+    if isinstance(shared, int) and shared > 0 and shared % ranks and ranks % shared:
+        return f"{shared} heads of keys and values and {ranks} ranks (--sp): one must divide the other (UlyssesSPAttentionHF)"
+    return None

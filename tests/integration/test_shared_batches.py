@@ -1,0 +1,48 @@
+"""Real DeepSpeed ranks that share sequences or layers, and the dry run of the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Measured
+from hugging_face import config
+
+pytestmark = pytest.mark.timeout(600)
+
+CASES = [
+    pytest.param("llama", 3, "--num-gpus 2 --sp 2 --set workload.keeps_outputs=true", id="llama-zero3"),
+    pytest.param("qwen2", 2, "--num-gpus 4 --sp 2 --gas 2", id="qwen2-zero2-on-four", marks=pytest.mark.nightly),
+    pytest.param("mixtral", 1, "--num-gpus 4 --sp 2 --activation-checkpointing", id="mixtral-zero1-on-four", marks=pytest.mark.nightly),
+    pytest.param("mistral", 0, "--num-gpus 2 --sp 2", id="mistral-zero0", marks=pytest.mark.nightly),
+    pytest.param("llama", 3, "--num-gpus 4 --sp 4", id="fewer-heads-than-ranks", marks=pytest.mark.nightly),
+    pytest.param("llama", 2, "--num-gpus 2 --tp 2", id="layers-zero2"),
+    pytest.param("qwen2", 1, "--num-gpus 4 --tp 2 --gas 2", id="layers-zero1-on-four", marks=pytest.mark.nightly),
+]
+"""Model type, stage, and what else is said. All have two heads of keys and values."""
+
+
+@pytest.mark.parametrize(("family", "stage", "more"), CASES)
+def test_ranks_that_share_a_batch_hold_what_the_dry_run_says(
+    family: str, stage: int, more: str, measured: Callable[..., Measured], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config(family)), encoding="utf-8")
+    said = ("--hf-config", str(file), "--zero", str(stage), "--recipe", "bf16-fp32-master", *more.split())
+
+    done = measured(*said, "--simulate")
+    measurement, dry = (done.finished.record(source, stage, "bf16-fp32-master") for source in ("measure", "simulate"))
+
+    assert measurement["case"]["sequence_parallel"] * measurement["case"]["tensor_parallel"] > 1
+    assert measurement["components"] == dry["components"]
+    assert measurement["components"].get("other", 0) == 0
+    assert measurement["allocated_bytes"] == dry["allocated_bytes"]
+    for phase, memory in measurement["phases"].items():
+        assert dry["phases"][phase]["end_bytes"] == memory["end_bytes"], phase
+        found = dry["phases"][phase]["peak_bytes"]
+        if measurement["case"]["world_size"] == 2:
+            assert found == pytest.approx(memory["peak_bytes"], rel=0.001), phase
+        else:  # gloo's threads hold what they have sent, longer the more of them there are
+            assert found <= memory["peak_bytes"], phase
