@@ -75,8 +75,8 @@ def _inverse(rows: Sequence[Sequence[Fraction]]) -> tuple[list[int], list[list[F
         row = reduced[place]
         pivot = next(index for index, value in enumerate(row) if value)
         reduced[place] = row = [value / row[pivot] for value in row]
-        for other in range(place):
-            factor = reduced[other][pivot]
-            reduced[other] = [value - factor * known for value, known in zip(reduced[other], row, strict=True)]
+        for above in range(place):
+            factor = reduced[above][pivot]
+            reduced[above] = [value - factor * known for value, known in zip(reduced[above], row, strict=True)]
     order = sorted(range(count), key=lambda place: next(index for index, value in enumerate(reduced[place]) if value))
     return chosen, [reduced[place][count:] for place in order]

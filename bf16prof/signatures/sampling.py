@@ -20,7 +20,7 @@ from bf16prof.signatures.general import General, Piece, Range, Step
 from bf16prof.signatures.happenings import Happening, happenings
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.polynomials import Fit, Point, Polynomial
-from bf16prof.signatures.signature import Signature
+from bf16prof.signatures.signature import PINS_OF, Signature
 
 Ask = Callable[[Sequence[Inquiry]], dict[str, Signature]]
 """Records what is asked for: answers by the digest of the inquiry, without those that failed."""
@@ -112,7 +112,7 @@ def _fitted(covered: Range, known: dict[Point, Signature], at: Point, deep: Sign
         loss = table.number([each.loss_bytes for each in signatures])
     except NoPolynomialError:
         return None
-    pins = tuple(each.pin for each in happenings(deep) if each.pin)
+    pins = tuple(each.pin for each in happenings(deep) if each.kind in PINS_OF)
     return Piece(covered, table.polynomials, table.calls, steps, tuple(runs), pins, tuple(outputs), loss)
 
 
