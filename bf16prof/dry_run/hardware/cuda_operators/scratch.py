@@ -36,7 +36,8 @@ def _cudnn_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out
 
 
 def _heads(query: Tensor, key: Tensor, value: Tensor) -> Attention:
-    return Attention(*query.shape, *key.shape[1:3], value.shape[-1], query.itemsize)
+    batch, heads, queries, dim = query.shape
+    return Attention(batch, heads, queries, dim, key.shape[1], key.shape[2], value.shape[-1], query.itemsize)
 
 
 def _efficient_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> KernelCall:
