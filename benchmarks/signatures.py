@@ -101,7 +101,7 @@ def _write(words: str, inquiry: Inquiry, session: Session) -> bool:
     path = shipped.file_of(inquiry)
     before = path.read_bytes() if path.exists() else None
     general = store.general_of(inquiry, is_shipped=False)
-    found = general and general.at(inquiry.point, processor_of(inquiry.job.gpu))
+    found = general.at(inquiry.point, processor_of(inquiry.job.gpu)) if general is not None else None
     if found is not None:
         path.unlink(missing_ok=True)
         was = None if before is None else Signature.unpacked(before)

@@ -104,7 +104,7 @@ class Asked:
 
 def agrees(found: General | None, at: Point, gpu: str = "h100-80gb", extra: EXTRA = lambda batch, length: 0) -> bool:
     asked = job(*at, gpu)
-    answer, real = found and found.at(at, processor_of(asked.gpu)), recorded(asked, extra)
+    answer, real = found.at(at, processor_of(asked.gpu)) if found else None, recorded(asked, extra)
     return answer is not None and (answer.events, answer.outputs, answer.modules) == (real.events, real.outputs, real.modules)
 
 
