@@ -121,6 +121,16 @@ class General:
                 return found
         return None
 
+    def reach(self, point: Point, axis: int) -> int:
+        """Up to which batch (0) or length (1) all is known from a point on, the other staying as it is."""
+        found = point[axis]
+        ranges = [(each.range.batches, each.range.lengths) for each in self.pieces if each.range.multiple == 1]
+        for ends in sorted(ranges, key=lambda each: each[axis]):
+            (first, last), (least, most) = ends[axis], ends[1 - axis]
+            if least <= point[1 - axis] <= most and first <= found + 1 and last > found:
+                found = last
+        return found
+
     def packed(self) -> bytes:
         """As a compressed file; the same for the same content."""
         content = {"format": FORMAT, "whole": plain(self.whole), "pieces": [_plain_piece(piece) for piece in self.pieces]}

@@ -273,6 +273,15 @@ class Passes(Asked):
             store.keep(each, signature.packed())
 
 
+def test_how_far_all_is_known_is_told() -> None:
+    everywhere, here = generalized(Inquiry.of(job()), Asked()), generalized(Inquiry.of(job()), Asked(), [512])
+
+    assert everywhere is not None
+    assert here is not None
+    assert (everywhere.reach((1, 512), 0), everywhere.reach((3, 512), 1)) == (64, 4096)
+    assert (here.reach((1, 512), 0), here.reach((2, 512), 1), here.reach((2, 513), 0)) == (64, 512, 2)
+
+
 def test_a_search_records_a_handful_of_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Passes()
     monkeypatch.setenv("BF16PROF_CACHE", str(tmp_path))
