@@ -80,12 +80,20 @@ def _write_general(words: str, inquiry: Inquiry, session: Session) -> bool:
     if before is None:
         sys.stdout.write(f"{words}: new, {len(content):,} bytes\n")
     elif before != content:
-        old, at = General.unpacked(before), found.pieces[0].range
-        points = [(at.batches[0], at.lengths[0]), (at.batches[1], at.lengths[1])]
-        pairs = [(general.at(point, processor_of(inquiry.job.gpu)) for general in (old, found)) for point in points]
-        lines = [line for was, now in pairs if was and now for line in _changes(was, now)]
-        sys.stdout.write(f"{words}: changed\n" + "".join(f"  {line}\n" for line in lines))
+        sys.stdout.write(f"{words}: changed\n" + "".join(f"  {line}\n" for line in _general_changes(before, found, inquiry)))
     return before is not None and before != content
+
+
+def _general_changes(before: bytes, now: General, inquiry: Inquiry) -> Iterator[str]:
+    """Which bytes are others, at the ends of every range."""
+    old = General.unpacked(before)
+    for piece in now.pieces:
+        for point in zip(piece.range.batches, piece.range.lengths, strict=True):
+            was, found = (general.at(point, processor_of(inquiry.job.gpu)) for general in (old, now))
+            if was is None or found is None:
+                yield f"{point[0]} x {point[1]}: was not known"
+            else:
+                yield from (f"{point[0]} x {point[1]}: {line}" for line in _changes(was, found))
 
 
 def _range(found: Range) -> str:

@@ -6,6 +6,7 @@ The model here is a small program that writes signatures, so that what it does a
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Component, Device, Label
 from bf16prof.reductions import Processor, processor_of
-from bf16prof.signatures import store
+from bf16prof.signatures import shipped, store
 from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.polynomials import Fit, Point
@@ -32,6 +33,7 @@ from bf16prof.signatures.signature import OUTSIDE, Called, Signature, SilentCall
 MADE: Label = (Component.ACTIVATIONS, "mm (forward)")
 SCRATCH: Label = (Component.WORKSPACE, "scratch of embedding_dense_backward")
 WIDTH, VOCABULARY, LAYERS = 64, 1000, 20
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 H100 = find_gpu("h100-80gb")
 EXTRA = Callable[[int, int], int]
 
@@ -265,7 +267,7 @@ def _grown(signature: Signature) -> Signature:
 class Passes(Asked):
     """A session that counts what it records."""
 
-    def record(self, inquiries: Sequence[Inquiry], on_progress: object) -> dict[str, Signature]:
+    def record(self, inquiries: Sequence[Inquiry], on_progress: object = None) -> dict[str, Signature]:
         return self(inquiries)
 
     def answer(self, inquiries: Sequence[Inquiry], on_progress: object) -> None:
@@ -300,3 +302,30 @@ def test_a_search_records_a_handful_of_passes(tmp_path: Path, monkeypatch: pytes
     finally:
         store.trace_with(None)
         store.forget()
+
+
+def test_what_ships_anew_is_told_apart_from_what_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("BF16PROF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    script = importlib.import_module("signatures")
+
+    def written(extra: EXTRA) -> bool:
+        store.forget()
+        store.clear()
+        changed: bool = script._write_general("a net", Inquiry.of(job()), Passes(extra))
+        return changed
+
+    def more(batch: int, length: int) -> int:
+        return 512 * batch
+
+    assert not written(lambda batch, length: 0)
+    assert "a net: new" in capsys.readouterr().out
+    assert not written(lambda batch, length: 0)
+    assert "changed" not in capsys.readouterr().out
+    assert written(more)
+    was, now = Event("memory", MADE, 2 * 256**2), Event("memory", MADE, 2 * 256**2 + 1024)
+    assert f"a net: changed\n  2 x 256: event 2: {was} is {now} now" in capsys.readouterr().out
+    store.forget()
