@@ -114,6 +114,11 @@ class General:
     whole: Signature
     pieces: tuple[Piece, ...]
 
+    @property
+    def events(self) -> int:
+        """Events of a pass, but for scratch that is not asked for everywhere."""
+        return max((sum(run.stop - run.start for run in piece.runs) for piece in self.pieces), default=0)
+
     def at(self, point: Point, processor: Processor) -> Signature | None:
         """The signature at a point, if it lies in a piece's range."""
         for piece in self.pieces:

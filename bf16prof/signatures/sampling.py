@@ -30,6 +30,9 @@ SHORTEST, LONGEST, STRIDE = 256, 32768, 64
 FEWEST, MOST = 2, 64
 """Batches that are covered beside that of one sequence, which is laid out in another way."""
 
+ANY = "other batches and lengths"
+"""What stands in the place of a batch and a length where it is said of what a signature is."""
+
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WINDOWS = ("sliding_window", "attention_chunk_size")
 PERIODS = (
@@ -182,7 +185,8 @@ def _alike(one: Happening, other: Happening) -> bool:
 
 def _bare(signature: Signature) -> Signature:
     """Without what depends on batch and length."""
-    return dataclasses.replace(signature, events=(), calls={}, silent=(), about=signature.about.partition(",")[0])
+    family, _, *more = signature.about.split(", ")
+    return dataclasses.replace(signature, events=(), calls={}, silent=(), about=", ".join([family, ANY, *more]))
 
 
 def _same_model(one: Signature, other: Signature) -> bool:

@@ -195,13 +195,18 @@ def entries() -> list[CachedSignature]:
         with contextlib.suppress(InputError):
             content = read_up_to(LARGEST_DOCUMENT, path)
             signature = Signature.unpacked(content)
-            elements = sum(each.numel for each in signature.parameters)
-            found.append(
-                CachedSignature(
-                    path.name.removesuffix(SUFFIX), signature.about, len(content), elements, len(signature.events), signature.versions
-                )
-            )
+            found.append(_entry(path, signature, len(content), len(signature.events)))
+    for path in sorted(folder().glob(f"*{shipped.GENERAL}")):
+        with contextlib.suppress(InputError):
+            content = read_up_to(LARGEST_DOCUMENT, path)
+            general = General.unpacked(content)
+            found.append(_entry(path, general.whole, len(content), general.events))
     return found
+
+
+def _entry(path: Path, signature: Signature, size: int, events: int) -> CachedSignature:
+    elements = sum(each.numel for each in signature.parameters)
+    return CachedSignature(path.stem, signature.about, size, elements, events, signature.versions)
 
 
 def clear() -> int:

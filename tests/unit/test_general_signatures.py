@@ -86,7 +86,7 @@ def recorded(asked: Job, extra: EXTRA = lambda batch, length: 0) -> Signature:
         building=(0, 0),
         problem="",
         versions={"torch": "9.9"},
-        about="a net",
+        about=f"a net, {batch} x {length}, bf16",
         calls={last: call, last + 1: call} if scratch else {},
         silent=() if scratch else (SilentCall(last, SCRATCH, call),),
     )
@@ -238,6 +238,9 @@ def test_what_is_found_out_later_is_added(tmp_path: Path, monkeypatch: pytest.Mo
     store.forget()
 
     assert all(store.find(Inquiry.of(job(9, length))) for length in (512, 640))
+    (listed,) = store.entries()
+    assert (listed.about, listed.parameters) == ("a net, other batches and lengths, bf16", LAYERS * WIDTH**2)
+    assert abs(listed.events - len(recorded(job()).events)) <= 2
     store.forget()
 
 
