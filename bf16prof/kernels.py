@@ -56,7 +56,7 @@ def _allocations(_: Processor, *sizes: int) -> int:
     return blocks(*sizes)
 
 
-class Attention(NamedTuple):
+class AttentionCall(NamedTuple):
     """What a kernel of attention is called with: extents, and bytes of an element."""
 
     batch: int
@@ -96,12 +96,12 @@ class Attention(NamedTuple):
         return self.batch * self.heads * round_up(elements, 4) * FLOAT_BYTES
 
 
-EXTENTS = len(Attention._fields)
+EXTENTS = len(AttentionCall._fields)
 
 
 def _flash_backward(_: Processor, *numbers: int) -> int:
     """`mha_bwd`: dQ in fp32, a sum per row, dK and dV for every head of the query; `_flash_attention_backward`: contiguous copies."""
-    call, copies = Attention(*numbers[:EXTENTS]), numbers[EXTENTS:]
+    call, copies = AttentionCall(*numbers[:EXTENTS]), numbers[EXTENTS:]
     rows, columns = call.batch * call.heads * round_up(call.queries, FLASH_ROWS), round_up(call.dim, 32 if call.dim <= 128 else 64)
     return blocks(rows * columns * FLOAT_BYTES, rows * FLOAT_BYTES, *copies) + call.full_heads
 
@@ -112,13 +112,13 @@ def _cudnn_backward(_: Processor, *numbers: int) -> int:
     Source: include/cudnn_frontend/node/scaled_dot_product_flash_attention.h of cudnn-frontend, cudnn/MHA.cpp. What cuDNN's closed engine
     adds is not public.
     """
-    call, copies = Attention(*numbers[:EXTENTS]), numbers[EXTENTS:]
+    call, copies = AttentionCall(*numbers[:EXTENTS]), numbers[EXTENTS:]
     return blocks(call.rows * call.dim * FLOAT_BYTES, call.rows * FLOAT_BYTES, *copies) + call.full_heads
 
 
 def _efficient_forward(_: Processor, *numbers: int) -> int:
     """`kNeedsOutputAccumulatorBuffer` (transformers/cuda/mem_eff_attention/kernel_forward.h): wide heads of half precision."""
-    call = Attention(*numbers)
+    call = AttentionCall(*numbers)
     return blocks(call.rows * call.value_dim * FLOAT_BYTES) if max(call.dim, call.value_dim) > 128 and call.is_half else 0
 
 
@@ -127,7 +127,7 @@ def _efficient_backward(_: Processor, *numbers: int) -> int:
 
     In fp32 the kernel does not compute delta; then the product that is summed for it may be larger than the workspace.
     """
-    call, copies = Attention(*numbers[:EXTENTS]), numbers[EXTENTS:]
+    call, copies = AttentionCall(*numbers[:EXTENTS]), numbers[EXTENTS:]
     delta = call.rows * FLOAT_BYTES
     held = blocks(delta, call.workspace)
     return blocks(*copies) + (held if call.is_half else max(held, blocks(call.rows * call.value_dim * FLOAT_BYTES, delta)))

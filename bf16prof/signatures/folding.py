@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from bf16prof.signatures.general import Run
+from bf16prof.signatures.general import Stretch
 from bf16prof.signatures.happenings import Happening, further, number_of
 
 
-def fold(deep: Sequence[Happening], shallow: Sequence[Happening], more: int) -> list[Run] | None:
+def fold(deep: Sequence[Happening], shallow: Sequence[Happening], more: int) -> list[Stretch] | None:
     """The deep model's events as runs of the shallow one's; `more`: layers that it has more. `None` where that is not what it does."""
     known: dict[Hashable, int] = {}
     first, second = ([known.setdefault(each.regardless_of_layer(), len(known)) for each in events] for events in (deep, shallow))
     places = _places(first, second, more)
-    runs: list[Run] = []
+    runs: list[Stretch] = []
     for place, event in zip(places or (), deep, strict=False):
         layers = _further_on(event, shallow[place])
         if layers is None and runs:
             layers = runs[-1].layers
         if runs and runs[-1].stop == place and runs[-1].layers == (layers or 0):
-            runs[-1] = Run(runs[-1].start, place + 1, runs[-1].layers)
+            runs[-1] = Stretch(runs[-1].start, place + 1, runs[-1].layers)
         else:
-            runs.append(Run(place, place + 1, layers or 0))
+            runs.append(Stretch(place, place + 1, layers or 0))
     is_same = places is not None and all(
         event.name == further(shallow[place].name, run.layers)
         for event, (place, run) in zip(deep, ((p, run) for run in runs for p in range(run.start, run.stop)), strict=True)

@@ -25,7 +25,7 @@ FORMAT = 1
 """Counted up when the form of the file changes."""
 
 
-class Step(NamedTuple):
+class UnsizedEvent(NamedTuple):
     """An event without its size: `size` is the number of the polynomial that has it; or `call` that of the call whose scratch begins
     (`size` 1) or ends (-1)."""
 
@@ -36,7 +36,7 @@ class Step(NamedTuple):
     call: int | None
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """The steps from `start` on up to `stop`, so many layers further on."""
 
     start: int
@@ -65,8 +65,8 @@ class Piece:
     polynomials: tuple[Polynomial, ...]
     calls: tuple[tuple[str, tuple[int, ...]], ...]
     """Kernels, and the polynomials that have the numbers of the call."""
-    steps: tuple[Step, ...]
-    runs: tuple[Run, ...]
+    steps: tuple[UnsizedEvent, ...]
+    runs: tuple[Stretch, ...]
     pins: tuple[int, ...]
     outputs: tuple[tuple[str, int], ...]
     loss: int
@@ -183,10 +183,10 @@ def _piece(found: dict[str, Any]) -> Piece:
         tuple(Polynomial(tuple(terms), divisor) for divisor, *terms in found["polynomials"]),
         tuple((kernel, tuple(numbers)) for kernel, *numbers in found["calls"]),
         tuple(
-            Step(found["kinds"][kind], found["names"][name], labels[label], size, call)
+            UnsizedEvent(found["kinds"][kind], found["names"][name], labels[label], size, call)
             for kind, name, label, size, call in zip(*found["steps"], strict=True)
         ),
-        tuple(Run(*each) for each in found["runs"]),
+        tuple(Stretch(*each) for each in found["runs"]),
         tuple(found["pins"]),
         tuple((name, number) for name, number in found["outputs"]),
         found["loss"],

@@ -16,7 +16,7 @@ from bf16prof.cases import Job
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.reductions import Processor, processor_of
 from bf16prof.signatures.folding import fold
-from bf16prof.signatures.general import General, Piece, Range, Step
+from bf16prof.signatures.general import General, Piece, Range, UnsizedEvent
 from bf16prof.signatures.happenings import Happening, happenings
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.polynomials import Fit, Point, Polynomial
@@ -65,7 +65,9 @@ def generalized(inquiry: Inquiry, ask: Ask, lengths: Sequence[int] = ()) -> Gene
     answers = ask(list(asked.values()))
     deep = {point: answers[each.digest] for point, each in asked.items() if each.digest in answers and answers[each.digest].events}
     samples = [sample for sample in samples if sample.deep in deep]
-    for model, more in _shallow(job.profile.model) if samples else ():
+    *few_layers, all_layers = _shallow(job.profile.model)
+    candidates = [*few_layers, all_layers] if lengths or not few_layers else few_layers  # all layers at some twenty points take too long
+    for model, more in candidates if samples else ():
         points = list(dict.fromkeys(point for sample in samples for point in (*sample.points, *sample.unaligned)))
         few = {point: Inquiry.of(_at(job, point, model)) for point in points}
         answers = ask(list(few.values()))
@@ -161,11 +163,11 @@ class _Table:
         return self._calls.setdefault(key, len(self._calls))
 
 
-def _step(table: _Table, every: Sequence[Happening]) -> Step:
+def _step(table: _Table, every: Sequence[Happening]) -> UnsizedEvent:
     kind, name, label, size, call, _ = every[0]
     if call is None:
-        return Step(kind, name, label, table.number([each.size for each in every]), None)
-    return Step(kind, name, label, size, table.call(call.kernel, [each.call.numbers for each in every if each.call]))
+        return UnsizedEvent(kind, name, label, table.number([each.size for each in every]), None)
+    return UnsizedEvent(kind, name, label, size, table.call(call.kernel, [each.call.numbers for each in every if each.call]))
 
 
 def _same_structure(signatures: Sequence[Signature], passes: Sequence[Sequence[Happening]]) -> bool:
@@ -250,7 +252,6 @@ def _shallow(model: Model) -> Iterator[tuple[Model, int]]:
             few = {**text, key: left, **{name: value[:left] for name, value in lists.items()}}
             changed = {**content, "text_config": few} if text is not content else few
             yield type(model).model_validate({**model.model_dump(), "hf_config": changed}), (layers - left) // period
-            continue
     yield model, 0
 
 

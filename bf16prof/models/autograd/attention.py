@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.kernels import Attention, KernelCall, blocks, scratch_bytes
+from bf16prof.kernels import AttentionCall, KernelCall, blocks, scratch_bytes
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
@@ -148,7 +148,7 @@ def _statistics(kernel: str, heads: Heads) -> int:
 def _scratch(tape: Tape, kernel: str, heads: Heads, element: int, *copies: int) -> int:
     """What a kernel of attention allocates for itself (`bf16prof.kernels`)."""
     width, length = heads.width, heads.sequence
-    shape = Attention(heads.batch, heads.queries, length, width, heads.keys, length, width, element)
+    shape = AttentionCall(heads.batch, heads.queries, length, width, heads.keys, length, width, element)
     return scratch_bytes(KernelCall(kernel, (*shape, *copies)), tape.processor)
 
 

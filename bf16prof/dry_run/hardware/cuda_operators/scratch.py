@@ -16,7 +16,7 @@ from torch import Tensor
 from bf16prof.dry_run.hardware.cuda_operators.attention import HALF
 from bf16prof.dry_run.hardware.cuda_operators.recurrent import contiguous_input
 from bf16prof.dry_run.tracker import GPU
-from bf16prof.kernels import Attention, KernelCall, scratch_bytes
+from bf16prof.kernels import AttentionCall, KernelCall, scratch_bytes
 from bf16prof.reductions import Processor
 
 _ATEN = torch.ops.aten
@@ -35,9 +35,9 @@ def _cudnn_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out
     return KernelCall("cuDNN attention, backward", (*_heads(query, key, value), 0 if grad.stride() == out.stride() else grad.nbytes))
 
 
-def _heads(query: Tensor, key: Tensor, value: Tensor) -> Attention:
+def _heads(query: Tensor, key: Tensor, value: Tensor) -> AttentionCall:
     batch, heads, queries, dim = query.shape
-    return Attention(batch, heads, queries, dim, key.shape[1], key.shape[2], value.shape[-1], query.itemsize)
+    return AttentionCall(batch, heads, queries, dim, key.shape[1], key.shape[2], value.shape[-1], query.itemsize)
 
 
 def _efficient_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> KernelCall:
