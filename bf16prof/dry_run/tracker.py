@@ -143,7 +143,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         in_backward = torch._C._current_graph_task_id() != -1
         self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
         if scratch:
-            self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+            self.ledger.touch(scratch, scratch_label(func))
         if self.watch is not None:
             self.watch(func, args, kwargs, out)
         return out
@@ -270,6 +270,11 @@ def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[T
     into = [(place, each.name) for place, each in enumerate(func._schema.arguments) if each.alias_info and each.alias_info.is_write]
     given = [args[place] if place < len(args) else kwargs.get(name) for place, name in into]
     return [each for each in given if isinstance(each, Tensor)]
+
+
+def scratch_label(operator: Any) -> Label:
+    """What the scratch of an operator's kernel is called."""
+    return Component.WORKSPACE, f"scratch of {operator._schema.name.partition('::')[2]}"
 
 
 def _same(out: Any, given: Any) -> bool:
