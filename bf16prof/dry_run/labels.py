@@ -41,6 +41,7 @@ PLACES: tuple[tuple[str, str, Label], ...] = (
     ("zero/stage3.py", "has_overflow", labels.OVERFLOW_CHECK),
     ("zero/stage_1_and_2.py", "allreduce_bucket", labels.ALL_REDUCE_BUFFER),
     ("zero/stage_1_and_2.py", "average_tensor", labels.ALL_REDUCE_BUFFER),
+    ("zero/stage_1_and_2.py", "setup_buckets", labels.REDUCE_BUCKET),
     ("zero/stage_1_and_2.py", "reduce_independent_p_g_buckets_and_remove_grads", labels.REDUCE_BUCKET),
     ("zero/stage_1_and_2.py", "copy_grads_in_partition", labels.GRADIENT_PARTITION),
     ("zero/stage_1_and_2.py", "get_flat_partition", labels.STEP_GRADIENTS),

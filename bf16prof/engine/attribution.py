@@ -124,8 +124,8 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     for label, attributes in BESIDE:
         yield label, _values(wrapper, attributes)
     yield labels.MASTER_GRADIENTS, [t.grad for t in _tensors(masters)]
-    yield GRADIENT, [[p.grad, getattr(p, "grad_accum", None)] for p in parameters]
     yield labels.REDUCE_BUCKET, [vars(b) for b in getattr(wrapper, "ipg_buckets", {}).values() if hasattr(b, "__dict__")]
+    yield GRADIENT, [[p.grad, getattr(p, "grad_accum", None)] for p in parameters]  # in a bucket they are its
     for optimizer in (basic, getattr(wrapper, "optimizer", None), getattr(wrapper, "backup_optimizer", None)):
         yield from _states(optimizer)
     yield labels.PLACEHOLDER, getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
