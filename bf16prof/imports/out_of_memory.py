@@ -221,11 +221,12 @@ class OutOfMemoryReader:
         text = " ".join([*began, line.text.strip()])
         before, now = parse(" ".join(began)), parse(text)
         grown = now is not None and before is not None and len(now.sizes) > len(before.sizes)
-        if now is not None and any(name in now.sizes for name in _LAST):
+        is_another = _BEGINS.search(line.text) or line.text.lstrip().startswith(("File ", "Traceback"))
+        if now is not None and any(name in now.sizes for name in _LAST) and not is_another:
             self._keep(text, line, frames)
             del self._open[line.speaker]
             return 1
-        if len(began) >= _WRAPPED_LINES or _BEGINS.search(line.text) or line.text.lstrip().startswith(("File ", "Traceback")):
+        if is_another or len(began) >= _WRAPPED_LINES:
             self._keep(" ".join(began), line, frames)
             del self._open[line.speaker]
             return self.line(line)

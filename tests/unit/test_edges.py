@@ -6,10 +6,13 @@ Each number follows from DeepSpeed's or PyTorch's own code, or is what that code
 from __future__ import annotations
 
 import weakref
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from jobs import job, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,6 +128,24 @@ def test_pieces_of_a_large_gradient_are_reduced_when_they_are_more_than_a_bucket
     """zero/stage_1_and_2.py, allreduce_and_scatter: `numel > numel_per_bucket`. Three pieces of 50 elements, a bucket of 50."""
     assert list(Share({A: (0, 150)}, 50).chunks([A], 50)) == [(100, 2), (50, 1)]
     assert list(Share({A: (0, 150)}, 50).chunks([A], 49)) == [(50, 1), (50, 1), (50, 1)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 3), st.integers(1, 20))
+def test_partitions_and_chunks_hold_the_elements_that_lie_in_them(numels: list[int], partition: int, rank: int, bucket: int) -> None:
+    """Element by element: the rank that owns it, and a slice for every run of elements of one rank."""
+    spans = {(0, str(index)): span for index, span in enumerate(pairwise(accumulate(numels, initial=0)))}
+    owners = {key: [element // partition for element in range(*span)] for key, span in spans.items()}
+    share = Share(spans, partition, rank)
+
+    assert share.own == {key: ranks.count(rank) for key, ranks in owners.items() if rank in ranks}
+    assert all(set(share.ranks(key)) == set(ranks) for key, ranks in owners.items())
+    chunks, numel, slices = [], 0, 0
+    for _, run in groupby(owner for ranks in owners.values() for owner in ranks):
+        if numel > bucket:
+            chunks.append((numel, slices))
+            numel = slices = 0
+        numel, slices = numel + len(list(run)), slices + 1
+    assert list(share.chunks(list(spans), bucket)) == [*chunks, (numel, slices)]
 
 
 @pytest.mark.parametrize(

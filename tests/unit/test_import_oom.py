@@ -10,8 +10,10 @@ from pasted import BACKWARD, FORWARD, INIT, LOADING, NOTEBOOK, OLD_NOTEBOOK, OUT
 
 from bf16prof.imports.arithmetic import advice, room
 from bf16prof.imports.finding import GIB, MIB
-from bf16prof.imports.out_of_memory import parse
-from bf16prof.records import Phase
+from bf16prof.imports.frames import Place
+from bf16prof.imports.out_of_memory import _WRAPPED_LINES, OutOfMemoryReader, parse
+from bf16prof.imports.text import Line
+from bf16prof.records import OutOfMemory, Phase
 
 TAIL = "If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
 OLD = "Tried to allocate 512.00 MiB (GPU 0; 10.00 GiB total capacity; 6.00 GiB already allocated; 256.00 MiB free; "
@@ -164,6 +166,32 @@ def test_a_message_proves_lower_bounds_and_the_numbers_are_in_the_record(tmp_pat
     assert found.out_of_memory.phase is Phase.BACKWARD
 
 
+def test_the_numbers_of_a_message_are_all_kept() -> None:
+    message = parse(OUT_OF_MEMORY, rank=5, place=Place(Phase.STEP))
+    assert message is not None
+    assert message.shortage() == OutOfMemory(
+        phase=Phase.STEP, step=None, tensor="", requested_bytes=2 * GIB, allocated_bytes=19 * GIB, reserved_bytes=round(21.25 * GIB),
+        limit_bytes=round(22.75 * GIB), holders={}, free_bytes=round(1.5 * GIB), total_bytes=round(23.5 * GIB), rank=5,
+    )  # fmt: skip
+
+
+def test_what_the_allocator_may_have_is_the_limit() -> None:
+    allowed = parse(OUT_OF_MEMORY.replace("Of the allocated memory", "22.00 GiB allowed; Of the allocated memory"))
+    assert allowed is not None
+    shortage = allowed.shortage()
+    assert shortage is not None
+    assert shortage.limit_bytes == 22 * GIB
+
+
+@pytest.mark.parametrize(
+    "missing", ["Tried to allocate 2.00 GiB. ", "19.00 GiB is allocated by PyTorch, and ", "2.25 GiB is reserved by PyTorch"]
+)
+def test_a_message_without_its_numbers_is_no_shortage(missing: str) -> None:
+    message = parse(OUT_OF_MEMORY.replace(missing, ""))
+    assert message is not None
+    assert message.shortage() is None
+
+
 def test_peaks_before_the_end_are_lower_bounds_as_well(tmp_path: Path) -> None:
     """The throughput timer saw 18.3 GB until step 20; then the run asked for 21."""
     found = record(written(tmp_path, THROUGHPUT + OUT_OF_MEMORY))
@@ -179,6 +207,50 @@ def test_a_message_that_was_broken_into_lines_is_read(tmp_path: Path) -> None:
     broken = "\n".join(" ".join(words[n : n + 8]) for n in range(0, len(words), 8))
 
     assert record(written(tmp_path, broken)).run_peak_allocated_bytes == 21 * GIB
+
+
+BEGUN = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a"
+"""What is left of a message when its first line is broken off."""
+
+
+@pytest.mark.parametrize("ending", ['  File "train.py", line 7, in <module>', "Traceback (most recent call last):", OUT_OF_MEMORY])
+def test_a_message_that_lacks_its_end_is_over_where_something_else_begins(ending: str) -> None:
+    reader, alone = OutOfMemoryReader(), OutOfMemoryReader()
+    texts = (BEGUN, "total capacity of 23.50 GiB of which", "1.50 GiB is free.", "?", ending)
+
+    taken = [reader.line(Line(text, "rank 3")) for text in texts]
+
+    assert taken == [1, 1, 1, 0, alone.line(Line(ending, "rank 3"))]
+    first, *others = reader.messages
+    assert (first.bytes("tried"), first.bytes("total")) == (2 * GIB, 23.5 * GIB)
+    assert (first.gpu, first.rank) == (1, 3)
+    assert [each.sizes for each in others] == [each.sizes for each in alone.messages]
+
+
+def test_a_message_ends_after_so_many_lines() -> None:
+    reader = OutOfMemoryReader()
+    taken = [reader.line(Line(text)) for text in (BEGUN, *["?"] * (_WRAPPED_LINES - 1))]
+    assert (sum(taken), reader.messages) == (1, [])
+
+    assert reader.line(Line("of which 1.50 GiB is free. 2.25 GiB is reserved by PyTorch but unallocated.")) == 1, (
+        "the last that may belong to it"
+    )
+    (message,) = reader.messages
+    assert message.bytes("unallocated") == 2.25 * GIB
+
+    reader = OutOfMemoryReader()
+    assert sum(reader.line(Line(text)) for text in (BEGUN, *["?"] * _WRAPPED_LINES)) == 1
+    (message,) = reader.messages
+    assert message.bytes("tried") == 2 * GIB
+    assert reader.line(Line("2.25 GiB is reserved by PyTorch but unallocated.")) == 0
+
+
+def test_each_rank_breaks_its_own_message() -> None:
+    reader = OutOfMemoryReader()
+    end = "total capacity of 23.50 GiB of which 1.50 GiB is free. 2.25 GiB is reserved by PyTorch but unallocated."
+    taken = [reader.line(Line(text, speaker)) for text in (BEGUN, end) for speaker in ("rank 0", "rank 1")]
+    assert taken == [1, 1, 1, 1]
+    assert [(each.rank, each.bytes("unallocated")) for each in reader.messages] == [(0, 2.25 * GIB), (1, 2.25 * GIB)]
 
 
 def test_what_a_launcher_repeats_is_said_once(tmp_path: Path) -> None:

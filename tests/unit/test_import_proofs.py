@@ -185,3 +185,43 @@ def test_a_configuration_that_cannot_be_read_is_left_out_and_that_is_said(main: 
 
     assert code == 0, err
     assert "the DeepSpeed JSON in the log is not used: the log's DeepSpeed JSON: zero_optimization.stage" in err
+
+
+@pytest.mark.parametrize(
+    ("lines", "notes"),
+    [
+        (["Engine before forward", "Engine after forward", "after step"], []),
+        (["Engine before forward"], ["no line after a step: memory allocated between steps is not known, and peaks are lower bounds"]),
+        (["my own"], ["the last of them is in init: nothing is said of training, and the peak of init is a lower bound"]),
+    ],
+)
+def test_how_far_the_lines_reach_is_said(tmp_path: Path, lines: list[str], notes: list[str]) -> None:
+    found = only(tmp_path, "".join(usage(each, 2.0, 3.0) for each in lines))
+
+    said = "DeepSpeed's see_memory_usage: "
+    assert list(found.notes) == [said + "of rank 0, up to the last of these lines", *(said + note for note in notes)]
+    assert found.format == "DeepSpeed's see_memory_usage"
+    assert found.open_phase is (Phase.FORWARD if lines[-1] == "Engine before forward" else None)
+
+
+def timer(*rates: str, allocated: str = "5.18", peak: str = "21.4") -> str:
+    return "".join(
+        f"epoch=0/micro_step=40/global_step={step}, RunningAvgSamplesPerSec=38.4, CurrSamplesPerSec={rate}, "
+        f"MemAllocated={allocated}GB, MaxMemAllocated={peak}GB\n"
+        for step, rate in enumerate(rates, start=20)
+    )
+
+
+def test_rates_that_are_no_numbers_or_none_are_left_out(tmp_path: Path) -> None:
+    found = only(tmp_path, timer("0.5", "1.2.3", "1e999", "0.0", "38.7"))
+
+    assert found.rates is not None
+    assert found.rates.samples_per_s == {20: 0.5, 24: 38.7}
+    assert found.notes == ("DeepSpeed's throughput timer: rank 0, up to step 24: the peak is that of the process until then",)
+    assert found.format == "DeepSpeed's throughput timer"
+
+
+def test_a_timer_without_a_gpu_says_no_memory(tmp_path: Path) -> None:
+    found = only(tmp_path, timer("2.5", allocated="0.0", peak="0.0"))
+
+    assert (found.readings, found.notes) == ({}, ("DeepSpeed's throughput timer: no GPU memory is said",))

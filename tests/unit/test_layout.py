@@ -72,6 +72,11 @@ def test_a_partition_touches_what_deepspeed_assigns_to_it(numels: list[int], wor
     assert touched_numel(flat_spans(numels, world, zero, 2), own) == max(sum(t.numel() for t in mine) for mine in inside)
 
 
+def test_a_parameter_that_ends_where_a_partition_ends_does_not_touch_the_next() -> None:
+    assert touched_numel([(0, 7), (7, 8), (8, 16)], 8) == 8
+    assert touched_numel([(0, 7), (7, 9), (9, 16)], 8) == 9
+
+
 @given(NUMELS, st.integers(0, 60_000))
 @settings(deadline=None, max_examples=50)
 def test_sub_groups_are_cut_where_deepspeed_cuts_them(partitions: list[int], size: int) -> None:

@@ -201,3 +201,80 @@ def test_rounding_of_one_quantity_is_not_that_of_another() -> None:
 
     assert comparisons["reserved_bytes"].rounding == 0
     assert comparisons["reserved_bytes"].error_beyond_rounding(Source.ESTIMATE) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("predicted", "consistent"), [(99, False), (100, True), (103, True), (400, True)])
+def test_a_prediction_agrees_with_a_lower_bound_that_it_reaches_as_far_as_that_was_printed(predicted: int, consistent: bool) -> None:
+    comparison = Comparison(
+        CASE,
+        Device.GPU,
+        "peak_allocated_bytes",
+        {Source.IMPORT: 105, Source.ESTIMATE: predicted},
+        {Source.ESTIMATE: None},
+        5,
+        at_least=True,
+    )
+
+    assert comparison.is_consistent(Source.ESTIMATE) is consistent
+    assert not comparison.is_consistent(Source.SIMULATE), "it said nothing"
+    assert not dataclasses.replace(comparison, at_least=False).is_consistent(Source.ESTIMATE), "no lower bound"
+    assert not dataclasses.replace(comparison, values={Source.ESTIMATE: predicted}).is_consistent(Source.ESTIMATE), "no measurement"
+
+
+# Lower bounds.
+
+
+@pytest.mark.parametrize(("predicted", "error"), [(99, 99 / 105 - 1), (100, None), (105, None), (400, None)])
+def test_a_lower_bound_leaves_an_error_only_below_it(predicted: int, error: float | None) -> None:
+    quantities = {"peak_allocated_bytes": predicted, "allocated_bytes": predicted}
+    log = record(Source.IMPORT, peak_allocated_bytes=105, allocated_bytes=105, at_least=("peak_allocated_bytes",),
+                 rounding={"peak_allocated_bytes": 5})  # fmt: skip
+    comparisons = found([log, record(Source.ESTIMATE, **quantities)])
+
+    assert comparisons["peak_allocated_bytes"].errors == {Source.ESTIMATE: error if error is None else pytest.approx(error)}
+    assert comparisons["peak_allocated_bytes"].at_least
+    assert comparisons["allocated_bytes"].errors == {Source.ESTIMATE: pytest.approx(predicted / 105 - 1)}
+    assert not comparisons["allocated_bytes"].at_least
+
+
+def test_a_bound_of_what_no_log_says_is_none() -> None:
+    log = record(Source.IMPORT, allocated_bytes=1, at_least=("peak_allocated_bytes",))
+
+    assert not found([log, record(Source.ESTIMATE, peak_allocated_bytes=9)])["peak_allocated_bytes"].at_least
+
+
+def phase_case(predicted: int, *at_least: str) -> list[MemoryRecord]:
+    log = record(Source.IMPORT, phases={Phase.BACKWARD: PhaseMemory(100, 100)}, at_least=at_least)
+    return [log, record(Source.ESTIMATE, phases={Phase.BACKWARD: PhaseMemory(predicted, predicted)})]
+
+
+def test_a_phase_counts_for_the_tolerance_where_a_log_proves_no_more() -> None:
+    peak = "phases.backward.peak_bytes"
+    check_tolerance(reconcile(phase_case(400, peak)), 0.0)
+    with pytest.raises(ToleranceExceeded, match=f"estimate of {peak} .* -10.00% below what the log proves, more than the 5.00%"):
+        check_tolerance(reconcile(phase_case(90, peak)), 0.05)
+    for ends in (phase_case(100), phase_case(90, "phases.backward.end_bytes")):
+        with pytest.raises(InputError, match=r"^--fail-over: there is no measurement of a predicted memory to compare with$"):
+            check_tolerance(reconcile(ends), 0.05)
+
+
+def test_of_two_that_miss_alike_one_is_named() -> None:
+    missed, measured = (dict.fromkeys(("allocated_bytes", "peak_allocated_bytes"), size) for size in (110, 100))
+
+    with pytest.raises(ToleranceExceeded, match=r"10\.00% off") as caught:
+        check_tolerance(reconcile([record(Source.ESTIMATE, **missed), record(Source.MEASURE, **measured)]), 0.05)
+    assert caught.value.hint.startswith("2 of")
+
+
+def test_a_component_that_a_source_does_not_name_is_nothing() -> None:
+    some = {Component.PARAMETERS: 70, Component.ACTIVATIONS: 30}
+    comparisons = found(
+        [
+            record(Source.ESTIMATE, allocated_bytes=100, components={Component.PARAMETERS: 100}),
+            record(Source.MEASURE, allocated_bytes=100, components=some),
+        ]
+    )
+
+    assert comparisons["components.activations"].values == {Source.ESTIMATE: 0, Source.MEASURE: 30}
+    assert comparisons["components.activations"].errors == {Source.ESTIMATE: -1.0}
+    assert comparisons["allocated_bytes"].errors == {Source.ESTIMATE: 0.0}
