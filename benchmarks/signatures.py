@@ -112,11 +112,10 @@ def _write(words: str, inquiry: Inquiry, session: Session) -> bool:
     found = general.at(inquiry.point, processor_of(inquiry.job.gpu)) if general is not None else None
     if found is not None:
         path.unlink(missing_ok=True)
-        was = None if before is None else Signature.unpacked(before)
-        if was is None or was.events == found.events:
-            return False
-        sys.stdout.write(f"{words}: changed\n" + "".join(f"  {line}\n" for line in _changes(was, found)))
-        return True
+        lines = list(_changes(Signature.unpacked(before), found)) if before is not None else []
+        if lines:
+            sys.stdout.write(f"{words}: changed\n" + "".join(f"  {line}\n" for line in lines))
+        return bool(lines)
     path.unlink(missing_ok=True)  # so that it is not taken for the answer
     session.answer([inquiry])
     found = store.find(inquiry)

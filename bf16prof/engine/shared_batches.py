@@ -37,6 +37,10 @@ def shared_layers(job: Job) -> str | None:
         return "--sp and --tp together: DeepSpeed's Ulysses brings groups of ranks in which AutoTP has none (utils/groups.py)"
     if not isinstance(job.profile.model, HuggingFaceSettings):
         return "ranks share layers (--tp) of models of transformers: DeepSpeed's AutoTP knows how to cut those"
+    if job.profile.peft is not None:
+        return "--tp with an adapter: AutoTP makes new parameters of layers that the optimizer already has (module_inject/auto_tp.py)"
+    if job.profile.workload.liger != "none":
+        return "--tp with Liger's fused loss: it reads the whole head, of which AutoTP leaves a rank a part"
     return None
 
 

@@ -52,9 +52,21 @@ def build_engine(job: Job) -> Any:
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
         model = build_trained(job.profile)
-    engine = initialize(model, config, **_groups(model, job))
+    with _no_is_one_line(job):
+        engine = initialize(model, config, **_groups(model, job))
     engine.train()
     return engine
+
+
+@contextmanager
+def _no_is_one_line(job: Job) -> Iterator[None]:
+    """Let AutoTP say in one line what it cannot cut: it looks at the model's own plan, which nobody here does."""
+    try:
+        yield
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        if job.case.tensor_parallel == 1 or isinstance(error, Bf16profError):
+            raise
+        raise InputError(f"parallel.tensor: DeepSpeed's AutoTP refuses this model: {' '.join(str(error).split())[:400]}") from error
 
 
 def _groups(model: nn.Module, job: Job) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def test_layers_that_ranks_share_are_left_to_the_dry_run(main: Main, tmp_path: P
     assert "AutoTP" in str(closed_form_gap(job(shared(1, 2))))
     assert "simulate" in refused(main("estimate", *said))
     assert "--sp and --tp together" in refused(main("simulate", *said, "--sp", "2"))
+    assert "--tp with an adapter" in refused(main("simulate", *said, "--lora", "r=4,targets=q_proj"))
+    assert "--tp with Liger" in refused(main("simulate", *said, "--liger", "loss"))
 
 
 @pytest.mark.parametrize("how", ["flag", "file", "json"])
