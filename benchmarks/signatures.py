@@ -1,8 +1,8 @@
 """Record the signatures that ship with the package anew, and say what has changed (`make signatures`).
 
-Presets whose passes this package has not written down: in bf16, with and without checkpointing, at stages below 3 and at 3, at what is
-assumed of batch and length. Those that are new are written; where one of before has changed, its new content is written too, every change
-is printed, and the exit code is 1.
+Presets whose passes this package has not written down: in bf16, with and without checkpointing, at stages below 3 and at 3, for any batch
+and length, and where those do not cover what is assumed of both, for that. Those that are new are written; where one of before has changed,
+its new content is written too, every change is printed, and the exit code is 1. Names of presets as arguments: those alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from bf16prof.engine.constraints import refusal_reason
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile, preset_names
 from bf16prof.records import Device
+from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped, store
+from bf16prof.signatures.general import General, Range
 from bf16prof.signatures.inquiry import Inquiry, about
+from bf16prof.signatures.sampling import generalized
 from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
 
@@ -37,20 +40,19 @@ def main() -> int:
     """Record, compare, write; whether anything has changed."""
     os.environ[store.FOLDER_VARIABLE] = str(BUILD)  # where it goes on if it was stopped
     shipped.FOLDER.mkdir(exist_ok=True)
-    before = {path.name: path.read_bytes() for path in shipped.FOLDER.glob(f"*{shipped.SUFFIX}")}
-    for path in shipped.FOLDER.glob(f"*{shipped.SUFFIX}"):
-        path.unlink()  # so that none is taken for an answer
-    asked = {preset: list(inquiries_of(list(_jobs(preset)))) for preset in preset_names()}
-    session, has_changed = Session(), False
-    for preset, inquiries in asked.items():
-        session.answer(inquiries)
-        for inquiry in inquiries:
-            name = shipped.file_of(inquiry).name
-            has_changed |= _write(f"{preset} ({about(inquiry.job)})", inquiry, before.pop(name, None))
+    named = sys.argv[1:] or preset_names()
+    session, has_changed, asked = Session(), False, set()
+    for preset in named:
+        for inquiry in inquiries_of(list(_jobs(preset))):
+            words = f"{preset} ({about(inquiry.job)})"
+            has_changed |= _write_general(words, inquiry, session) | _write(words, inquiry, session)
+            asked |= {shipped.general_file_of(inquiry), shipped.file_of(inquiry)}
     session.close()
-    for name in before:
-        sys.stdout.write(f"nothing asks for {name} any more: removed\n")
-    return int(has_changed or bool(before))
+    idle = [path for path in shipped.FOLDER.iterdir() if path not in asked] if named == preset_names() else []
+    for path in idle:
+        path.unlink()
+        sys.stdout.write(f"nothing asks for {path.name} any more: removed\n")
+    return int(has_changed or bool(idle))
 
 
 def _jobs(preset: str) -> Iterator[Job]:
@@ -61,14 +63,68 @@ def _jobs(preset: str) -> Iterator[Job]:
             yield from (job for job in jobs if refusal_reason(job) is None)
 
 
-def _write(words: str, inquiry: Inquiry, before: bytes | None) -> bool:
-    """Write a signature; whether it was there and was another one."""
+def _write_general(words: str, inquiry: Inquiry, session: Session) -> bool:
+    """Write what holds of any batch and length; whether it was there and was another."""
+    path, found = shipped.general_file_of(inquiry), store.general_of(inquiry, is_shipped=False)
+    if found is None and (found := generalized(inquiry, session.record)) is not None:
+        store.keep_general(inquiry, found)
+    before = path.read_bytes() if path.exists() else None
+    if found is None:
+        path.unlink(missing_ok=True)
+        sys.stdout.write(f"{words}: nothing holds of any batch and length\n")
+        return before is not None
+    content = found.packed()
+    path.write_bytes(content)
+    for piece in found.pieces:
+        sys.stdout.write(f"{words}: {_range(piece.range)}\n")
+    if before is None:
+        sys.stdout.write(f"{words}: new, {len(content):,} bytes\n")
+    elif before != content:
+        sys.stdout.write(f"{words}: changed\n" + "".join(f"  {line}\n" for line in _general_changes(before, found, inquiry)))
+    return before is not None and before != content
+
+
+def _general_changes(before: bytes, now: General, inquiry: Inquiry) -> Iterator[str]:
+    """Which bytes are others, at the ends of every range."""
+    old = General.unpacked(before)
+    for piece in now.pieces:
+        for point in zip(piece.range.batches, piece.range.lengths, strict=True):
+            was, found = (general.at(point, processor_of(inquiry.job.gpu)) for general in (old, now))
+            if was is None or found is None:
+                yield f"{point[0]} x {point[1]}: was not known"
+            else:
+                yield from (f"{point[0]} x {point[1]}: {line}" for line in _changes(was, found))
+
+
+def _range(found: Range) -> str:
+    (fewest, most), (shortest, longest) = found.batches, found.lengths
+    return f"{fewest} to {most} x {shortest} to {longest}" + f" in steps of {found.multiple}" * (found.multiple > 1)
+
+
+def _write(words: str, inquiry: Inquiry, session: Session) -> bool:
+    """Write the answer at one point, unless the general one has it; whether it was there and was another one.
+
+    An exact answer of before is held against the general one.
+    """
+    path = shipped.file_of(inquiry)
+    before = path.read_bytes() if path.exists() else None
+    general = store.general_of(inquiry, is_shipped=False)
+    found = general.at(inquiry.point, processor_of(inquiry.job.gpu)) if general is not None else None
+    if found is not None:
+        path.unlink(missing_ok=True)
+        was = None if before is None else Signature.unpacked(before)
+        if was is None or was.events == found.events:
+            return False
+        sys.stdout.write(f"{words}: changed\n" + "".join(f"  {line}\n" for line in _changes(was, found)))
+        return True
+    path.unlink(missing_ok=True)  # so that it is not taken for the answer
+    session.answer([inquiry])
     found = store.find(inquiry)
     if found is None or found.problem:
         sys.stdout.write(f"{words}: none, {store.problem(inquiry) or (found and found.problem)}\n")
         return before is not None
     content = found.packed()
-    shipped.file_of(inquiry).write_bytes(content)
+    path.write_bytes(content)
     if before is None:
         sys.stdout.write(f"{words}: new, {len(content):,} bytes\n")
     elif before != content:

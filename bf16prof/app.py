@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bf16prof import __version__
+from bf16prof.commands.help import EXIT_CODES, examples
 from bf16prof.commands.literal import LiteralTyper
-from bf16prof.commands.options import EXIT_CODES, examples
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,14 @@ COMMANDS = {
 
 def make_app(words: Sequence[str] = ()) -> LiteralTyper:
     """The application for these words of a command line: of their command alone, where they begin with one."""
+    app = make_bare()
+    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
+        _add(app, name, COMMANDS[name])
+    return app
+
+
+def make_bare() -> LiteralTyper:
+    """The application without commands."""
     app = LiteralTyper(
         name="bf16prof",
         help="Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes.",
@@ -103,9 +113,43 @@ def make_app(words: Sequence[str] = ()) -> LiteralTyper:
         pretty_exceptions_enable=False,
     )
     app.callback()(common)
-    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
-        _add(app, name, COMMANDS[name])
     return app
+
+
+def front_page(words: Sequence[str]) -> LiteralTyper:
+    """The application for words that name no command, where one line says what each does: none is imported, none can be run."""
+    if any(word in COMMANDS for word in words):
+        return make_app(words)
+    app = make_bare()
+    for name, entry in COMMANDS.items():
+        _add_line(app, name, entry)
+    return app
+
+
+def _add_line(app: LiteralTyper, name: str, entry: CommandAt) -> None:
+    source = (Path(__file__).parent / "commands" / f"{entry.module}.py").read_text(encoding="utf-8")
+    text = _help_in(source, entry.attribute)
+    if text is None:
+        _add(app, name, entry)
+    elif entry.is_group:
+        app.add_typer(LiteralTyper(help=text), name=name)
+    else:
+        app.command(name, help=text)(lambda: None)
+
+
+def _help_in(source: str, attribute: str) -> str | None:
+    """The help of a command, as its module has it: a function's docstring, or what a group is made with; `None` if it has neither."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return ast.get_docstring(node)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _is_name(node.targets[0], attribute):
+            words = (each.value for each in node.value.keywords if each.arg == "help")
+            return next((each.value for each in words if isinstance(each, ast.Constant) and isinstance(each.value, str)), None)
+    return None
+
+
+def _is_name(target: ast.expr, name: str) -> bool:
+    return isinstance(target, ast.Name) and target.id == name
 
 
 def _add(app: LiteralTyper, name: str, entry: CommandAt) -> None:

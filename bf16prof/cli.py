@@ -85,15 +85,15 @@ def _run() -> int:
     gc.disable()  # nearly all that is made here lives to the end: looking for garbage takes a fifth of the time and finds none
     import typer
 
-    from bf16prof.app import make_app
+    from bf16prof.app import front_page
     from bf16prof.errors import Bf16profError, InputError
-    from bf16prof.scripts.command import split
+    from bf16prof.scripts.dashes import split
 
     try:
         _require_working_directory()
         own, words = split(sys.argv[1:])
         script = [] if words is None else ["--", *words]
-        code = make_app(own)(args=[*map(_dashes, own), *script], standalone_mode=False)
+        code = front_page(own)(args=[*map(_dashes, own), *script], standalone_mode=False)
         sys.stdout.flush()
     except Bf16profError as error:
         return _fail(error.message, error.hint, error.exit_code)

@@ -36,6 +36,11 @@ class Parallelism:
         return "".join(f"-{FLAGS[name].removeprefix('--')}{size}" for name, size in self._others())
 
     @property
+    def is_data_only(self) -> bool:
+        """Whether every rank has sequences of its own and whole layers."""
+        return not self._others()
+
+    @property
     def words(self) -> str:
         """For a person: `2 data x 4 sequence`; empty where all ranks are data parallel."""
         others = self._others()

@@ -143,6 +143,7 @@ class Workload:
     * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in.
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
+    * `tiled_mlp`: MLPs are computed in tiles of the sequence.
     * `assumed`: which of all this nobody said, in a word each.
     """
 
@@ -161,6 +162,7 @@ class Workload:
     assumed: tuple[str, ...] = ()
     adapter: str | None = None
     liger: str = "none"
+    tiled_mlp: bool = False
 
 
 Label = tuple[Component, str]
@@ -356,6 +358,7 @@ class Collective(StrEnum):
     REDUCE = "reduce"
     REDUCE_SCATTER = "reduce-scatter"
     ALL_GATHER = "all-gather"
+    ALL_TO_ALL = "all-to-all"
 
 
 @dataclass(frozen=True)
@@ -477,6 +480,7 @@ class MemoryRecord:
     * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank; `host_bytes_per_node` by all ranks of a node.
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
+    * `exchanges`: what ranks that share a batch send each other in a step, beside what `work` counts of ZeRO.
     * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`: the part of it that launching costs, as
       the calibration measured it.
     * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the dtype of the matrix products.
@@ -527,6 +531,7 @@ class MemoryRecord:
     mfu: Amount | None = None
     hfu: Amount | None = None
     work: StepWork | None = None
+    exchanges: tuple[Transfer, ...] = ()
     loss: float | None = None
     allocator_retries: Size | None = None
     gpu_utilisation: Amount | None = None

@@ -29,6 +29,7 @@ BEYOND = """## Training beyond one model and its parameters
 | Liger's kernels, the head fused with the loss | `--liger loss`, `--liger all` ([Liger](liger.md)) | every command, on GPUs |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
 | sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | all but `plan` |
+| MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
 | layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | `simulate`, `measure` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
 | QLoRA, IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""

@@ -102,9 +102,17 @@ def why_not_recorded(job: Job) -> str:
     return f"what it takes to run its code and find out: {install_hint(extra)}"
 
 
+def without_rule(job: Job) -> str | None:
+    """Why nothing of a job is predicted, whatever is known of its model; `None` of most."""
+    if job.case.tensor_parallel > 1:
+        return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
+    return "DeepSpeed's TiledMLP (workload.tiled_mlp) is left to the dry run" if job.profile.workload.tiled_mlp else None
+
+
 def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
     """What has to be recorded for these jobs, each once."""
-    return list({inquiry.digest: inquiry for inquiry in (Inquiry.of(job) for job in jobs if _asks(job))}.values())
+    asking = [job for job in jobs if without_rule(job) is None and _asks(job)]
+    return list({inquiry.digest: inquiry for inquiry in map(Inquiry.of, asking)}.values())
 
 
 def is_as_written(profile: Profile) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.anatomy import anatomy_of, why_not_recorded
+from bf16prof.closed_form.anatomy import anatomy_of, why_not_recorded, without_rule
 from bf16prof.closed_form.program import run_of
 from bf16prof.closed_form.steady import Engine
 from bf16prof.engine.config import (
@@ -32,12 +32,12 @@ ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"
 
 def closed_form_gap(job: Job) -> str | None:
     """Why this job has no closed form; `None` if it has one."""
+    if gap := without_rule(job):
+        return gap
     try:
         anatomy_of(job)
     except NoInventory as error:
         return error.message
-    if job.case.tensor_parallel > 1:
-        return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
@@ -73,7 +73,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     What was never held against the dry run is not predicted.
     """
     if job.case.sequence_parallel > 1:
-        return f"{SHARED}: bf16prof simulate runs it"
+        return SHARED
     if gap := _tape_gap(job, engine):
         return gap
     if engine.device is Device.CPU and engine.anatomy.signature is None:

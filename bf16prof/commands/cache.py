@@ -7,6 +7,7 @@ import sys
 import typer
 
 from bf16prof.commands import options as o
+from bf16prof.commands.help import examples
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import json_text, raw_document
 from bf16prof.signatures.store import CachedSignature
@@ -14,7 +15,7 @@ from bf16prof.signatures.store import CachedSignature
 cache = LiteralTyper(no_args_is_help=True, help="Recorded passes of models (signatures): what is kept, and where.")
 
 
-@cache.command("list", epilog=o.examples("bf16prof cache list", "bf16prof cache list --json"))
+@cache.command("list", epilog=examples("bf16prof cache list", "bf16prof cache list --json"))
 def list_cache(json_: o.JsonOption = False) -> None:
     """What is kept, with the versions of the code that was run."""
     from bf16prof.commands.catalog import print_table
@@ -35,7 +36,7 @@ def _row(kept: CachedSignature) -> list[str]:
     return [kept.name, kept.about, f"{kept.parameters:,}", f"{kept.events:,}", f"{kept.bytes:,}", versions]
 
 
-@cache.command("clear", epilog=o.examples("bf16prof cache clear", "bf16prof cache clear --quiet"))
+@cache.command("clear", epilog=examples("bf16prof cache clear", "bf16prof cache clear --quiet"))
 def clear_cache(quiet: o.QuietOption = False) -> None:
     """Remove all of it; it is recorded again when it is needed."""
     from bf16prof.signatures import store

@@ -14,6 +14,7 @@ import typer
 from bf16prof.cases import STAGES, Selection, expand
 from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked, WorkloadFlags, takes
+from bf16prof.commands.help import examples
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.request import resolve_profile
 from bf16prof.documents import as_json, json_text, raw_document
@@ -40,7 +41,7 @@ RunOption = Annotated[
 ]
 
 
-@profiles.command("list", epilog=o.examples("bf16prof profiles list", "bf16prof profiles list --json"))
+@profiles.command("list", epilog=examples("bf16prof profiles list", "bf16prof profiles list --json"))
 def list_profiles(json_: o.JsonOption = False) -> None:
     """The presets, with their number of parameters."""
     found = [load_profile(name).profile for name in preset_names()]
@@ -61,7 +62,7 @@ class ShowFlags(WorkloadFlags):
 
 @profiles.command(
     "show",
-    epilog=o.examples(
+    epilog=examples(
         "bf16prof profiles show cpu-demo --resolved", "bf16prof profiles show my.toml --set deepspeed.zero_optimization.overlap_comm=false"
     ),
 )
@@ -79,7 +80,7 @@ def show_profile(asked: Asked[ShowFlags]) -> None:
     print_table(["key", "value", "from"], [*rows, ["(parameters)", UNKNOWN if parameters is None else f"{parameters:,}", "computed"]])
 
 
-@recipes.command("list", epilog=o.examples("bf16prof recipes list", "bf16prof recipes list --json"))
+@recipes.command("list", epilog=examples("bf16prof recipes list", "bf16prof recipes list --json"))
 def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
     """All recipes: bytes per parameter of their model states, and what runs them.
 
@@ -130,7 +131,7 @@ def _narrow_row(recipe: Recipe) -> list[str]:
     return [recipe.id, size, recipe.learning.replace("stochastic ", "stochastic\n"), runs]
 
 
-@recipes.command("show", epilog=o.examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
+@recipes.command("show", epilog=examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
 def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run: RunOption = None, json_: o.JsonOption = False) -> None:
     """One recipe: the dtype and the bytes of every component, how and where it runs or why it does not, and its source."""
     recipe, records = find_recipe(name), _records(run)

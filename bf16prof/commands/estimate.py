@@ -61,18 +61,22 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     require_fit(records, given.fail_unless_fits)
     if given.json_:
         return
+    if records[0].peak_allocated_bytes is None and records[0].notes:
+        hint(f"note: {records[0].notes[0]}", given.quiet)
     hint(_next(asked, records), given.quiet)
 
 
 def _next(asked: Asked[EstimateFlags], records: Sequence[MemoryRecord]) -> str:
-    """The command to type next: the dry run of the one case that fits, else what fits."""
+    """The command to type next: the dry run of the one case that fits, or of ranks that share a batch, else what fits."""
     given, first = asked.flags, records[0].case
     if Device(given.device) is Device.CPU:
         return next_command("measure", asked, "--num-gpus", str(first.world_size), "--simulate")
-    gpu = ["--gpu", given.gpu]
-    if len(records) == 1 and records[0].verdict is Verdict.FITS:
+    gpu = ["--gpu", str(given.gpu)]
+    if len(records) == 1 and (records[0].verdict is Verdict.FITS or not first.parallelism.is_data_only):
         offload = ["--offload", first.offload] if first.offload is not Offload.NONE else []
         return next_command("simulate", asked, "--zero", str(first.zero_stage), "--recipe", first.recipe, *offload, *_gpus(asked), *gpu)
+    if not first.parallelism.is_data_only:
+        return next_command("simulate", asked, "--zero", str(first.zero_stage), *_gpus(asked), *gpu) + "   (peaks, from the real engine)"
     return next_command("plan", asked, *_gpus(asked), *gpu) + "   (what fits, ranked)"
 
 

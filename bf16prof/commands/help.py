@@ -11,6 +11,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 NAMES = ["-h", "--help", "--help-all"]
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
+    "130/143/129 interrupted."
+)
 
 EVERYDAY = frozenset({
     "subject", "gpus", "gpu", "zero", "recipe", "ds_config", "sequence_length", "micro_batch_size", "ranks", "simulate", "quality",
@@ -26,6 +30,11 @@ _TWO_COLUMNS = 72
 """Narrower pages have what a flag means below it."""
 
 _VARIABLES = "Every flag with a value also stands in a variable: --zero in BF16PROF_ZERO (--help-all names them)."
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: examples to type, and the exit codes."""
+    return "\n\n".join(["Examples:", *lines, EXIT_CODES])
 
 
 def level_of(arguments: Iterable[str]) -> str:

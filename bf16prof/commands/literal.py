@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bf16prof.commands.help import NAMES, help_page, level_of
-from bf16prof.scripts.command import split
+from bf16prof.scripts.dashes import split
 
 _LEVEL = "bf16prof.help"
 SCRIPT = "bf16prof.script"

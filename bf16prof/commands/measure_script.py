@@ -65,8 +65,9 @@ def measured_script(asked: Asked[MeasureFlags], words: Sequence[str], place: Pla
 def _dry_run(
     script: Script, world_size: int, torch: TorchAnswer, given: MeasureFlags
 ) -> tuple[tuple[MemoryRecord, ...], Bf16profError | None]:
-    """The dry run of the script on such a GPU, or on CPU ranks; why there is none."""
+    """The dry run of the script on such a GPU, or on CPU ranks, and the estimate of its model, if it has one; why there is none."""
     from bf16prof.commands.progress import ScriptProgress
+    from bf16prof.commands.script_estimate import script_estimate
     from bf16prof.dry_run.runner import Options
     from bf16prof.dry_run.script.runner import simulate_script
     from bf16prof.dry_run.script.task import ScriptTask
@@ -77,7 +78,10 @@ def _dry_run(
     task = ScriptTask(script, world_size, 0, gpu.id if gpu else None, min(given.warmup + given.steps, 3))
     with ScriptProgress(script.name, given.quiet) as progress:
         outcome = simulate_script(task, given.timeout, progress, Options())
-    records = tuple(record for record in (outcome.record,) if record is not None)
+    records: tuple[MemoryRecord, ...] = ()
+    if (record := outcome.record) is not None:
+        estimate, _ = script_estimate(record, outcome.described, gpu.id if gpu else "")
+        records = (record, estimate) if estimate else (record,)
     if gpu is not None:
         records = tuple(dataclasses.replace(record, gpu=torch.gpus[0].name) for record in records)
     return records, outcome.failure

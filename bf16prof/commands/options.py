@@ -16,12 +16,6 @@ from bf16prof.reports.pictures import FIGURES
 PANELS = SELECT, TRAIN, WHERE, SCRIPT, OUTPUT = (
     "What to look at", "What is trained", "Where it runs", "Your own script (after --)", "Output",
 )  # fmt: skip
-EXIT_CODES = (
-    "Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 outside --fail-over or not --fail-unless-fits, "
-    "130/143/129 interrupted."
-)
-
-
 if TYPE_CHECKING:
     # What a caller in Python may write for a list on the command line: gpus=8, zero=[2, 3], device="cpu".
     Numbers = str | int | Sequence[int]
@@ -30,11 +24,6 @@ if TYPE_CHECKING:
 else:
     # What typer parses, and what `flags.called` makes of it.
     Numbers, Words, DeviceName = str, str, Device
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help: examples to type, and the exit codes."""
-    return "\n\n".join(["Examples:", *lines, EXIT_CODES])
 
 
 SubjectArgument = Annotated[

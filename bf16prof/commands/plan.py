@@ -80,7 +80,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
     asked_first = [] if is_written(request.profile) else judge.first_asked(sizes)
-    record_for(asked_first, trace=given.trace, quiet=given.quiet)
+    record_for(asked_first, trace=given.trace, quiet=given.quiet, searches=True)
     say_notes(request, given.quiet)
     most = None if given.verbose or given.json_ or given.output else SHOWN if len(sizes) == 1 else 1
     with working("judging combinations", None, given.quiet) as judge.watch:

@@ -9,6 +9,7 @@ import typer
 
 from bf16prof.commands import options as o
 from bf16prof.commands.catalog import print_table
+from bf16prof.commands.help import examples
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import json_text, raw_document
 from bf16prof.imports.published import PREFIX, Published, all_published
@@ -37,7 +38,7 @@ class Row:
     is_as_printed: bool
 
 
-@published.command("list", epilog=o.examples("bf16prof published list", "bf16prof published list --json"))
+@published.command("list", epilog=examples("bf16prof published list", "bf16prof published list --json"))
 def list_published(json_: o.JsonOption = False) -> None:
     """Every published run: what was measured, what the closed form predicts, the signed error, and what its source leaves open."""
     found = list(all_published())

@@ -14,6 +14,8 @@ import typer
 from bf16prof.cases import Job
 
 if TYPE_CHECKING:
+    from bf16prof.signatures.inquiry import Inquiry
+    from bf16prof.signatures.signature import Signature
     from bf16prof.tracing.session import Session
 
 DOING = "recording the model's own code"
@@ -22,28 +24,72 @@ SAY_AFTER_S = 1.0
 """Seconds after which somebody who waits is told for what, where there is no terminal to draw on."""
 
 
-def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool) -> None:
+def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool = False) -> None:
     """Record the passes of these jobs' models as far as they are not known (`estimate.anatomy`), unless the user does not want it.
 
-    What cannot be recorded has its reason, which the estimate gives.
+    `searches`: whether more of the same models will be asked for, on other batches and lengths. What cannot be recorded has its reason,
+    which the estimate gives.
     """
     from bf16prof.closed_form.anatomy import inquiries_of
     from bf16prof.signatures import store
-    from bf16prof.signatures.inquiry import Inquiry, can_trace
+    from bf16prof.signatures.inquiry import can_trace
 
     if not trace or not can_trace():
         store.trace_with(None)
         return
 
     session, progress = _session(), RecordingProgress(quiet)
+    search = Search(session, progress)
 
     def ask(inquiries: Sequence[Inquiry]) -> None:
-        if asked := store.missing(inquiries):
+        if asked := [each for each in store.missing(inquiries) if not (searches and search.covers(each))]:
             with progress.of(len(asked)):
                 session.answer(asked, progress.say)
 
-    ask(inquiries_of(jobs))
+    with search.begins():
+        ask(inquiries_of(jobs))
     store.trace_with(ask)
+
+
+class Search:
+    """Records a few passes of a model for all of those that a search goes on to ask for: at one length those of any batch, and when it asks
+    for another length those of any."""
+
+    def __init__(self, session: Session, progress: RecordingProgress) -> None:
+        self._session, self._progress = session, progress
+        self._lengths: dict[str, set[int]] = {}
+        self._tried: set[tuple[str, tuple[int, ...]]] = set()
+        self._has_begun = True
+
+    @contextlib.contextmanager
+    def begins(self) -> Iterator[None]:
+        """Inside, what is asked for is asked for whatever comes of it, and recorded as it is."""
+        self._has_begun = False
+        try:
+            yield
+        finally:
+            self._has_begun = True
+
+    def covers(self, inquiry: Inquiry) -> bool:
+        """Whether the inquiry is answered now by what holds of more than its own point."""
+        from bf16prof.signatures import store
+        from bf16prof.signatures.sampling import generalized
+
+        (batch, length), name = inquiry.point, inquiry.general
+        lengths = self._lengths.setdefault(name, set())
+        lengths.add(length)
+        wanted = (length,) if len(lengths) == 1 else ()
+        if not (self._has_begun and name) or (name, wanted) in self._tried or (wanted and batch == 1):
+            return False
+        self._tried.add((name, wanted))
+
+        def record(inquiries: Sequence[Inquiry]) -> dict[str, Signature]:
+            with self._progress.of(len(inquiries)):
+                return self._session.record(inquiries, self._progress.say)
+
+        if (found := generalized(inquiry, record, wanted)) is not None:
+            store.keep_general(inquiry, found)
+        return store.missing([inquiry]) == []
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Sequence
 
 from bf16prof.commands import options as o
@@ -19,7 +20,8 @@ from bf16prof.documents import as_json
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run, without_error
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Device, MemoryRecord
+from bf16prof.records import Device, MemoryRecord, Source
+from bf16prof.reports.units import gib, signed_percent
 from bf16prof.scripts.command import Script, read_script
 
 OF_THE_SCRIPT = ("steps", "rank", "timeout")
@@ -62,11 +64,11 @@ def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> Outco
     sizes = o.numbers("--gpus", given.gpus)
     if given.snapshot is not None and len(sizes) > 1:
         raise InputError(f"--snapshot {given.snapshot}: a snapshot is of one run, these are {len(sizes)}")
-    found, failure = _run(script, sizes, given)
+    found, estimates, failure = _run(script, sizes, given)
     if failure is not None and not found:
         raise failure
     records = with_host_per_node(found, given.gpus_per_node)
-    run = finished_run(f"simulate {script.name}", records, {"script": as_json(script)}, {})
+    run = finished_run(f"simulate {script.name}", [*records, *estimates], {"script": as_json(script)}, {})
     return of_run(run, {}, records, error=failure)
 
 
@@ -78,9 +80,10 @@ def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] 
             raise InputError(f"{said}: a script after -- says itself what is trained and how", hint="give it to the script, if it takes it")
 
 
-def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], Bf16profError | None]:
-    """The records, and the first failure, which knows them."""
+def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], list[MemoryRecord], Bf16profError | None]:
+    """The records, their estimates where there are such, and the first failure, which knows the records."""
     from bf16prof.commands.progress import ScriptProgress
+    from bf16prof.commands.script_estimate import script_estimate
     from bf16prof.dry_run.runner import Options
     from bf16prof.dry_run.script.runner import simulate_script as run
     from bf16prof.dry_run.script.task import ScriptTask
@@ -90,27 +93,48 @@ def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[li
         if not given.rank < size <= 2**20:
             raise InputError(f"--rank {given.rank}: of {size} ranks there are the numbers 0 to {size - 1}")
     options = Options(given.expandable_segments, given.snapshot, given.force)
-    records, failures = {}, []
+    records, estimates, failures = {}, [], []
     with ScriptProgress(script.name, given.quiet) as progress:
         for number, size in enumerate(sizes):
             task = ScriptTask(script, size, given.rank, gpu, given.steps, options.expandable_segments, options.snapshot is not None)
             outcome = run(task, given.timeout, progress, options)
-            if outcome.record is not None:
-                records[number] = outcome.record
+            if (record := outcome.record) is not None:
+                estimate, why_not = script_estimate(record, outcome.described, given.gpu)
+                estimates += [estimate] if estimate else []
+                records[number] = dataclasses.replace(record, notes=(*record.notes, why_not)) if why_not else record
             failures += [outcome.failure] if outcome.failure is not None else []
     for failure in failures:
         failure.records = records
-    return list(records.values()), next(iter(failures), None)
+    return list(records.values()), estimates, next(iter(failures), None)
 
 
 def _show(found: Outcome, given: SimulateFlags) -> None:
-    from bf16prof.reports.console import breakdown, make_console, reconciliation
+    from rich.text import Text
+
+    from bf16prof.reports.console import answer, holders, make_console, notes
 
     write_files(given.output, [found.run], force=given.force)
     if given.json_:
         print_json(found.records)
         return
     console = make_console()
-    reconciliation([found.run], console)
-    for record in found.records if given.verbose or len(found.records) == 1 else ():
-        breakdown(record, console)
+    answer([found.run], console, verbose=given.verbose)
+    for record in found.records if not given.verbose and len(found.records) == 1 else ():
+        holders(record, console)
+        for text in _beside(record, found.run.records):
+            console.print(Text(text))
+        notes(record, console)
+
+
+def _beside(record: MemoryRecord, records: Sequence[MemoryRecord]) -> list[str]:
+    """What the closed form says of the same case."""
+    estimate = next((each for each in records if each.case == record.case and each.source is Source.ESTIMATE), None)
+    if estimate is None:
+        return []
+    pairs = {
+        "between steps": (estimate.allocated_bytes, record.allocated_bytes),
+        "at the training peak": (estimate.peak_allocated_bytes, record.peak_allocated_bytes),
+    }
+    known = [(when, said, ran) for when, (said, ran) in pairs.items() if said is not None and ran]
+    parts = [f"{gib(said)} {when} ({signed_percent(said / ran - 1)})" for when, said, ran in known]
+    return [f"The closed form of the model's configuration: {', '.join(parts)}"] if parts else []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.cases import Job
+from bf16prof.dry_run.exchanges import Exchanges
 from bf16prof.dry_run.layers import Layers
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.micro_steps import MicroSteps
@@ -67,6 +68,7 @@ class Rank:
         self._loop: TrainingLoop | None = None
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
+        self._left_out = 0
         self._layer = ""
 
     def run(self, steps: int) -> MemoryRecord:
@@ -81,15 +83,23 @@ class Rank:
         self._watch(self._engine.module)
         self._micro_steps = MicroSteps(self._engine, self._tracker)
         self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
+        exchanges = Exchanges.of(self._job, self._ledger)
+        self._tracker.watch = exchanges.see if exchanges else None
         layers = Layers(self._ledger)
         layers.name(self._engine.module)
         with library_shims(), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
                 self._micro_steps.begin_step()
+                self._left_out = 0
+                if exchanges:
+                    exchanges.begin_step()
                 self._loop.step()
                 phases = merge_phases(phases, self._marks.take())
-        return self._record(self._loop, self._repeated(phases))
+        record = self._record(self._loop, self._repeated(phases))
+        micro_steps = self._job.profile.workload.gradient_accumulation_steps
+        found = exchanges.transfers(micro_steps - self._left_out, micro_steps) if exchanges else ()
+        return dataclasses.replace(record, exchanges=found)
 
     def _leave_out(self, number: int, total: int) -> int:
         """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""
@@ -100,6 +110,7 @@ class Rank:
         for mark in repeat_body(self._ledger, body, following):
             self._marks.mark(mark.phase)
         self._is_repeating = False
+        self._left_out = following
         self._micro_steps.move_on(following)
         return following
 

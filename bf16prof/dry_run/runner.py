@@ -59,6 +59,11 @@ class Files:
         return self._file("fault").with_suffix(".json")
 
     @property
+    def described(self) -> Path:
+        """What a script trains (`Described`)."""
+        return self._file("described").with_suffix(".json")
+
+    @property
     def progress(self) -> Path:
         """How far it has come (`Progress`)."""
         return self._file("progress").with_suffix(".json")

@@ -47,6 +47,8 @@ GROUPS, ENGINE = "deepspeed.utils.groups", "deepspeed.runtime.engine"
 SHARES_LAYERS = "_configure_tensor_parallel_states"
 """Where DeepSpeed's engine makes AutoTP's groups and its check."""
 
+LOSSES, SHARDS_OF_A_HEAD = "deepspeed.sequence.cross_entropy", "_validate_vocab_shard_bounds"
+
 COMPARING_MODULES = tuple(
     f"deepspeed.runtime.zero.{name}"
     for name in ("utils", "partition_parameters", "partitioned_param_coordinator", "parameter_offload", "stage3")
@@ -106,6 +108,9 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         # It compares the batches of ranks that share layers, in the first forward pass: a dry run's have no values.
         if real := getattr(_module(ENGINE).DeepSpeedEngine, SHARES_LAYERS, None):
             replace(_module(ENGINE).DeepSpeedEngine, SHARES_LAYERS, functools.partialmethod(_without_comparing, real))
+        # A head whose rows ranks share asks each of them for its part, which a fake process group does not tell.
+        if hasattr(losses := _module(LOSSES), SHARDS_OF_A_HEAD):
+            replace(losses, SHARDS_OF_A_HEAD, _shards_of_a_head)
         for module in COMPARING_MODULES:
             for name in RANK_COMPARISONS:
                 if hasattr(_module(module), name):
@@ -158,6 +163,8 @@ ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
 
 def _tensor_groups(tensor_model_parallel_size: int = 1, data_parallel_size: int | None = None) -> Any:
     groups: Any = _module(GROUPS)
+    if not hasattr(groups, "_init_tp_groups_with_new_group"):
+        raise does_not_fit(f"there is no _init_tp_groups_with_new_group in {GROUPS}")
     if groups._TENSOR_MODEL_PARALLEL_GROUP is None:
         groups._init_tp_groups_with_new_group(tensor_model_parallel_size, data_parallel_size)
 
@@ -165,6 +172,15 @@ def _tensor_groups(tensor_model_parallel_size: int = 1, data_parallel_size: int 
 def _without_comparing(self: Any, real: Callable[..., Any], model: Any) -> None:
     real(self, model)
     self.first_dataloader_check.remove()
+
+
+def _shards_of_a_head(own: int, start: int, end: int, group: Any, device: Any) -> int:
+    """Rows of all ranks, as if they had as many each; for what that decides, any number above the labels does."""
+    ranks: int = torch.distributed.get_world_size(group)
+    mine = torch.tensor([start, end, own], dtype=torch.long, device=device)
+    every = torch.empty(ranks * mine.numel(), dtype=torch.long, device=device)
+    torch.distributed.all_gather_into_tensor(every, mine, group=group)
+    return max(own * ranks, end)
 
 
 def _module(name: str) -> types.ModuleType:

@@ -10,6 +10,7 @@ devices: fake tensors refuse to mix them, and copies between them allocate, as b
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.bounds import bound_note
 from bf16prof.dry_run.accumulation import InPlaceSums
-from bf16prof.dry_run.hardware.asking import UnequalDtypes
+from bf16prof.dry_run.hardware.asking import UnequalDtypes, outputs_of
 from bf16prof.dry_run.labels import Labels
 from bf16prof.dry_run.ledger import Allocation, Ledger
 from bf16prof.dry_run.memo import Memo
@@ -134,13 +135,15 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             scratch = self._kernels.finish(func, args, kwargs, out)
             if question is not None:
                 self._memo.learn(question, out, scratch)
+            if func._schema.is_mutable and any(not isinstance(each, FakeTensor) for each in written(func, args, kwargs)):
+                self.leave_out(outputs_of(out))  # a fake copy of the real tensor, which is counted
             self._see_all(func, out if isinstance(out, tuple | list) else (out,))
         if func in VALUES and out.dim() == 0:
             out.__dict__[VALUE] = VALUES[func](*map(_value, args), **kwargs)
         in_backward = torch._C._current_graph_task_id() != -1
         self._zeros = out.untyped_storage()._cdata if in_backward and func in ZEROS else 0
         if scratch:
-            self.ledger.touch(scratch, (Component.WORKSPACE, f"scratch of {func._schema.name.partition('::')[2]}"))
+            self.ledger.touch(scratch, scratch_label(func))
         if self.watch is not None:
             self.watch(func, args, kwargs, out)
         return out
@@ -155,6 +158,16 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def use_kernels(self, kernels: Kernels) -> None:
         """Ask these kernels from now on."""
         self._kernels = kernels
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count the storages of these tensors, which are in nobody's allocator."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            gone = functools.partial(self._forget, storage._cdata)
+            self._live.setdefault(storage._cdata, (weakref.ref(storage, gone), None))
+
+    def _forget(self, key: int, _: Any) -> None:
+        self._live.pop(key, None)
 
     def lower_bounds(self) -> list[str]:
         """A line for every operator that met the tracker and whose memory is not fully known."""
@@ -250,6 +263,18 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.host_bytes -= size
 
         return gone
+
+
+def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors of a call that the operator writes into."""
+    into = [(place, each.name) for place, each in enumerate(func._schema.arguments) if each.alias_info and each.alias_info.is_write]
+    given = [args[place] if place < len(args) else kwargs.get(name) for place, name in into]
+    return [each for each in given if isinstance(each, Tensor)]
+
+
+def scratch_label(operator: Any) -> Label:
+    """What the scratch of an operator's kernel is called."""
+    return Component.WORKSPACE, f"scratch of {operator._schema.name.partition('::')[2]}"
 
 
 def _same(out: Any, given: Any) -> bool:

@@ -26,6 +26,7 @@ def workload_of(job: Job) -> Workload:
         keeps_outputs=settings.keeps_outputs,
         deepspeed=_resolved(config),
         liger=settings.liger,
+        tiled_mlp=settings.tiled_mlp,
         adapter=job.profile.peft.words if job.profile.peft else None,
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
     )

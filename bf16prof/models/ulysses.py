@@ -25,6 +25,7 @@ def share_attention(model: nn.Module, ranks: int, micro_batch_size: int) -> Any:
         config = getattr(unwrapped(model), "config", None)
         if config is None:
             raise InputError(f"{NAME}: DeepSpeed's Ulysses works on models of transformers, {type(model).__name__} is none")
+        _require_heads(config.get_text_config())
         return UlyssesSPAttentionHF.register_with_transformers(
             model_name_or_path=model,
             core_attn_implementation=config._attn_implementation,
@@ -32,6 +33,17 @@ def share_attention(model: nn.Module, ranks: int, micro_batch_size: int) -> Any:
             micro_batch_size=micro_batch_size,
             seq_length_is_variable=True,
         )
+
+
+def _require_heads(config: Any) -> None:
+    """Raise `InputError` for a configuration that does not say what DeepSpeed reads of it (ulysses_sp.py, register_with_transformers)."""
+    for key in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim"):
+        default = None if key != "head_dim" else 0  # which may be absent, but not null
+        if getattr(config, key, default) is None:
+            raise InputError(
+                f"{NAME}: DeepSpeed's Ulysses reads {key}, which the configuration of {config.model_type!r} does not have",
+                hint=f"--set model.hf_config.{key}=N, if the model knows it",
+            )
 
 
 def shared_loss(loss: Tensor, labels: Tensor) -> Tensor:

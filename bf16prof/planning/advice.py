@@ -134,8 +134,10 @@ def beyond(nearest: Judged) -> list[str]:
     has_logits = isinstance(profile.model, HuggingFaceSettings) and profile.workload.liger == "none"
     said = ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if is_states and not profile.peft else []
     said += ["A loss that never makes the whole logits: --liger loss."] if is_activations and has_logits else []
-    others = ["sequence parallelism (Ulysses)"] * is_activations + ["tensor or pipeline parallelism"] * is_states
-    return said + ([f"Not expressed here yet, and how people go further: {'; '.join(others)}."] if others else [])
+    is_hugging_face = isinstance(profile.model, HuggingFaceSettings)
+    said += ["Ranks that share each sequence: simulate --sp N (a plan does not search them)."] if is_activations and is_hugging_face else []
+    said += ["Ranks that share each layer: simulate --tp N (a plan does not search them)."] if is_states and is_hugging_face else []
+    return said + (["Not expressed here yet, and how people go further: pipeline parallelism."] if is_states else [])
 
 
 STATES = (

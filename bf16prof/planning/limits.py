@@ -14,6 +14,8 @@ from bf16prof.plans import Limits, Plan
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Offload
+from bf16prof.signatures import store
+from bf16prof.signatures.inquiry import Inquiry
 
 MOST_GPUS = 1024
 LARGEST_MICRO_BATCH = 2**14
@@ -30,11 +32,28 @@ def limits(judge: Judge, world_size: int, first: Judged | None) -> Limits:
         return found
     free, start = free_judge(judge, first), first.setting
     same = _fewest(start.world_size, lambda n: free.fits(start.but(world_size=n)))
-    if not is_written(first.job.profile):  # every micro-batch and every length would be a pass of the model's own code to record
-        return dataclasses.replace(found, same_gpus=same)
+    if not is_written(first.job.profile):
+        micro_batch, length = _as_far_as_known(free, first)
+        return dataclasses.replace(found, same_gpus=same, micro_batch_size=micro_batch, sequence_length=length)
     micro = largest_micro_batch(free, start)
     sequence, longest = _longest_sequence(free, start)
     return dataclasses.replace(found, same_gpus=same, micro_batch_size=micro, sequence_length=sequence, longest=longest)
+
+
+def _as_far_as_known(free: Judge, first: Judged) -> tuple[int | None, int | None]:
+    """The largest micro-batch and the longest sequence of a recorded model, where less does not fit than what is known of it at all:
+    beyond, every step of the search would be a pass of the model's own code to record."""
+    general, start = store.general_of(Inquiry.of(first.job)), first.setting
+    if general is None:
+        return None, None
+    batches, lengths = (general.reach((start.micro_batch_size, start.sequence_length), axis) for axis in (0, 1))
+    micro, length = start.micro_batch_size, start.sequence_length // SEQUENCE_STEP
+    if batches > micro:
+        micro = _largest(micro, batches, lambda n: free.fits(start.but(micro_batch_size=n)))
+    if lengths // SEQUENCE_STEP > length:
+        length = _largest(length, lengths // SEQUENCE_STEP, lambda n: free.fits(start.but(sequence_length=n * SEQUENCE_STEP)))
+    longest = max(start.sequence_length, length * SEQUENCE_STEP)
+    return micro if micro < batches else None, longest if length < lengths // SEQUENCE_STEP else None
 
 
 def free_judge(judge: Judge, first: Judged) -> Judge:

@@ -41,6 +41,8 @@ class WorkloadSettings(Settings):
     """With checkpointing: every so many layers one is recomputed, the others keep what they need. Models of transformers have it too."""
     liger: Liger = "none"
     """Liger-Kernel on the model: `loss` never makes the whole logits; `all` is what the Trainer's `use_liger_kernel` does."""
+    tiled_mlp: bool = False
+    """MLPs of a model of transformers computed in tiles of the sequence, and again in backward: DeepSpeed's TiledMLP, as ALST uses it."""
     keeps_outputs: bool = True
     """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of

@@ -41,6 +41,7 @@ def _line(records: Sequence[MemoryRecord]) -> str:
         "checkpointing " + _values(workloads, lambda w: "on" if w.activation_checkpointing else "off"),
         _optional(workloads, "attention ", lambda w: w.attention or ("sdpa (default)" if "attention" in w.assumed else None)),
         _optional(workloads, "Liger's kernels: ", lambda w: None if w.liger == "none" else w.liger),
+        "MLPs in tiles" if any(w.tiled_mlp for w in workloads) else "",
         "" if all(w.keeps_outputs for w in workloads) else "outputs dropped before backward",
         _values(workloads, lambda w: w.optimizer),
         _zero(records, workloads),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bf16prof.records import MemoryRecord, StepWork
+from collections.abc import Sequence
+
+from bf16prof.records import MemoryRecord, StepWork, Transfer
 from bf16prof.reports.units import gib, inert, scaled, seconds, share
 
 Row = tuple[str, str, str]
@@ -13,8 +15,10 @@ HEADERS = ("work of one rank in one step", "amount", "of it")
 
 def work_rows(record: MemoryRecord) -> list[Row]:
     """One row per kind of work; none where it is not known."""
-    work = record.work
-    return [] if work is None else [*_compute(work), *_transfers(work), *_optimizer(work), *_times(record, work)]
+    work, exchanges = record.work, _transfers(record.exchanges)
+    return (
+        exchanges if work is None else [*_compute(work), *_transfers(work.transfers), *exchanges, *_optimizer(work), *_times(record, work)]
+    )
 
 
 def _compute(work: StepWork) -> list[Row]:
@@ -26,9 +30,9 @@ def _compute(work: StepWork) -> list[Row]:
     return rows
 
 
-def _transfers(work: StepWork) -> list[Row]:
+def _transfers(transfers: Sequence[Transfer]) -> list[Row]:
     rows = []
-    for transfer in work.transfers:
+    for transfer in transfers:
         outside = f", {gib(transfer.between_nodes_bytes)} to other nodes" if transfer.between_nodes_bytes else ""
         name = f"sent: {inert(transfer.name)}, {transfer.collective}"
         rows.append((name, gib(transfer.sent_bytes), f"{transfer.calls:,} x in {transfer.phase}{outside}"))

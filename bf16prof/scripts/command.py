@@ -35,14 +35,6 @@ class Script:
         return [*(("-m", self.module) if self.module else (self.path,)), *self.arguments]
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """A command's own arguments, and what stands after the first `--`; `None` where there is no `--`."""
-    if "--" not in arguments:
-        return list(arguments), None
-    at = arguments.index("--")
-    return list(arguments[:at]), list(arguments[at + 1 :])
-
-
 def read_script(words: Sequence[str]) -> Script:
     """The script that these words name. Raises `InputError` where they name none that can be run here."""
     if words and Path(words[0]).name in PYTHONS:

@@ -30,6 +30,11 @@ def held_by_frames(frame: FrameType | None, skipped: tuple[str, ...] = ()) -> di
     return found
 
 
+def are_outputs(kept: Mapping[str, Collection[Any]]) -> bool:
+    """Whether what is held are a model's outputs: more than single numbers, made from parameters. A batch and a loss are not."""
+    return any(tensor.grad_fn is not None and tensor.numel() > 1 for tensors in kept.values() for tensor in tensors)
+
+
 def _look_into(frame: FrameType, found: dict[str, list[Any]]) -> None:
     for name, value in list(frame.f_locals.items()):
         try:

@@ -19,12 +19,13 @@ WITHOUT_EFFECT = frozenset({"steps_per_print", "wall_clock_breakdown", "tensorbo
 
 
 class Calls:
-    """What the forward passes of an engine were called with: shapes of token ids, rows of a batch, and the dtype of an autocast."""
+    """What the forward passes of an engine were called with: shapes of token ids, rows of a batch, labels, and the dtype of an autocast."""
 
     def __init__(self) -> None:
         self.sequence_lengths: set[int] = set()
         self.rows: set[int] = set()
         self.autocast: str | None = None
+        self.has_labels = False
 
     def see(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Look at the arguments of a forward pass; the first tensor tells the rows, the first of integers in two dimensions the tokens."""
@@ -32,6 +33,7 @@ class Calls:
 
         from bf16prof.engine.nested import tensors_in
 
+        self.has_labels |= keywords.get("labels") is not None
         if self.autocast is None and torch.is_autocast_enabled():
             self.autocast = str(torch.get_autocast_gpu_dtype()) if torch.cuda.is_available() else str(torch.get_autocast_dtype("cpu"))
         tensors = [tensor for tensor in tensors_in((*arguments, dict(keywords))) if tensor.dim()]

@@ -51,14 +51,33 @@ class Inquiry:
     def of(cls, job: Job) -> Inquiry:
         """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ... alone may ask the same."""
         job = _own_tokens(_one_micro_step(job))
-        content = json.dumps({key: value for key, value in _content(job).items() if value not in OFF}, sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
-        return cls(digest, not isinstance(job.profile.model, FactorySettings), job)
+        return cls(_digest(_content(job)), not isinstance(job.profile.model, FactorySettings), job)
 
     @property
     def name(self) -> str:
         """What its file is called on this machine."""
         return f"{self.digest}-{environment()}"
+
+    @functools.cached_property
+    def general(self) -> str:
+        """The digest of the same question for any batch and length, and any GPU that runs the same kernels; empty where only an exact
+        answer is one: on CPU ranks, whose kernels are asked for their scratch, and of a function of the user's own."""
+        gpu = self.job.gpu
+        if gpu is None or not self.is_lasting:
+            return ""
+        inputs = {name: each.dtype for name, each in batch_spec(self.job).items()}
+        return _digest(_content(self.job) | {"batch": inputs, "device": list(gpu.compute_capability)})
+
+    @property
+    def point(self) -> tuple[int, int]:
+        """Sequences of the micro-batch, and their length."""
+        workload = self.job.profile.workload
+        return workload.micro_batch_size, workload.sequence_length
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in content.items() if value not in OFF}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _one_micro_step(job: Job) -> Job:

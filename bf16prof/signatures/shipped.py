@@ -10,11 +10,12 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, read_up_to
+from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry, can_trace, versions
 from bf16prof.signatures.signature import Signature
 
 FOLDER = Path(__file__).parent / "presets"
-SUFFIX = ".signature"
+SUFFIX, GENERAL = ".signature", ".general"
 
 
 def file_of(inquiry: Inquiry) -> Path:
@@ -29,9 +30,32 @@ def find(inquiry: Inquiry) -> Signature | None:
         return None
     with contextlib.suppress(InputError):  # one that is broken is as good as none
         signature = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-        if not can_trace() or _releases(signature.versions) == _releases({name: versions().get(name, "") for name in signature.versions}):
+        if is_of_today(signature):
             return signature
     return None
+
+
+def general_file_of(inquiry: Inquiry) -> Path:
+    """Where what holds of any batch and length lies, if it ships."""
+    return FOLDER / f"{inquiry.general}{GENERAL}"
+
+
+def find_general(inquiry: Inquiry) -> General | None:
+    """What holds of any batch and length, under the same conditions as an answer."""
+    path = general_file_of(inquiry)
+    if not inquiry.general or not path.exists():
+        return None
+    with contextlib.suppress(InputError):
+        general = General.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+        if is_of_today(general.whole):
+            return general
+    return None
+
+
+def is_of_today(signature: Signature) -> bool:
+    """Whether nothing could be recorded anew, or the same releases are installed that this was recorded with."""
+    found = signature.versions
+    return not can_trace() or _releases(found) == _releases({name: versions().get(name, "") for name in found})
 
 
 def _releases(found: dict[str, str]) -> dict[str, str]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from bf16prof.errors import InputError
+from bf16prof.kernels import KernelCall
 from bf16prof.models.autograd.tape import Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.records import Component, Label
@@ -45,6 +46,14 @@ class Called:
     is_leaf: bool = False
 
 
+class SilentCall(NamedTuple):
+    """A call of a kernel that asked for no scratch on this batch and length: the number of events before it, and what scratch would be."""
+
+    place: int
+    label: Label
+    call: KernelCall
+
+
 @dataclass(frozen=True, eq=False)
 class Signature:
     """What was recorded.
@@ -52,6 +61,7 @@ class Signature:
     * `outputs`: what the training loop holds of a micro-batch, by its local variable: bytes of the outputs; `loss_bytes`: of the loss.
     * `building`: on CPU ranks, how high memory goes while the model is built and cast, and what is left of it then.
     * `problem`: why there are no events, though the model could be built; empty if there are.
+    * `calls`: of events that are scratch of a CUDA kernel, by their place, the call that asked for it; `silent`: calls that asked for none.
     * `versions`: of the packages whose code was run. `about`: what was asked, in a few words.
     """
 
@@ -65,10 +75,12 @@ class Signature:
     problem: str
     versions: dict[str, str]
     about: str = ""
+    calls: Mapping[int, KernelCall] = field(default_factory=dict)
+    silent: tuple[SilentCall, ...] = ()
 
     def packed(self) -> bytes:
         """As a compressed file; the same for the same signature."""
-        text = json.dumps(_plain(self), separators=(",", ":"), allow_nan=False)
+        text = json.dumps(plain(self), separators=(",", ":"), allow_nan=False)
         return gzip.compress(text.encode(), 6, mtime=0)
 
     @classmethod
@@ -76,13 +88,13 @@ class Signature:
         """From such a file. Raises `InputError` for anything else."""
         try:
             found = json.loads(gzip.decompress(content))
-            return _signature(found)
+            return signature_of(found)
         except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"not a signature: {type(error).__name__}") from error
 
 
-def _plain(signature: Signature) -> dict[str, Any]:
-    """Names once, events as columns of numbers."""
+def plain(signature: Signature) -> dict[str, Any]:
+    """As JSON has it: names once, events as columns of numbers."""
     names: dict[str, int] = {}
     kinds: dict[str, int] = {}
     labels: dict[Label, int] = {}
@@ -102,6 +114,11 @@ def _plain(signature: Signature) -> dict[str, Any]:
         "kinds": list(kinds),
         "labels": [[component, name] for component, name in labels],
         "events": [list(column) for column in zip(*rows, strict=True)],
+        "calls": _plain_calls(list(signature.calls.items())),
+        "silent": [
+            [[component, name] for _, (component, name), _ in signature.silent],
+            _plain_calls([(p, c) for p, _, c in signature.silent]),
+        ],
     }
 
 
@@ -121,7 +138,25 @@ def _row(event: Event, names: dict[str, int], kinds: dict[str, int], labels: dic
     return kinds.setdefault(kind, len(kinds)), place, number, size
 
 
-def _signature(found: dict[str, Any]) -> Signature:
+def _plain_calls(calls: Sequence[tuple[int, KernelCall]]) -> list[Any]:
+    """Each call once, and where it is."""
+    distinct = {call: number for number, call in enumerate(dict.fromkeys(call for _, call in calls))}
+    return [[[call.kernel, *call.numbers] for call in distinct], [[place, distinct[call]] for place, call in calls]]
+
+
+def _calls(found: list[Any] | None) -> Iterator[tuple[int, KernelCall]]:
+    if found is not None:  # files from before calls were recorded have none
+        distinct = [KernelCall(kernel, tuple(numbers)) for kernel, *numbers in found[0]]
+        yield from ((place, distinct[number]) for place, number in found[1])
+
+
+def _silent(labels: Sequence[Any], calls: list[Any] | None) -> Iterator[SilentCall]:
+    for (component, name), (place, call) in zip(labels, _calls(calls), strict=True):
+        yield SilentCall(place, (Component(component), name), call)
+
+
+def signature_of(found: dict[str, Any]) -> Signature:
+    """From what JSON has of it."""
     if found["format"] != FORMAT:
         raise ValueError("another format")
     return Signature(
@@ -138,6 +173,8 @@ def _signature(found: dict[str, Any]) -> Signature:
         problem=found["problem"],
         versions=dict(found["versions"]),
         about=found["about"],
+        calls=dict(_calls(found.get("calls"))),
+        silent=tuple(_silent(*found.get("silent", ((), None)))),
     )
 
 

@@ -6,6 +6,7 @@ Files are written whole or not at all, and one name always means the same conten
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
+from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped
-from bf16prof.signatures.inquiry import Inquiry, can_trace
+from bf16prof.signatures.general import General
+from bf16prof.signatures.inquiry import Inquiry, about, can_trace, environment
 from bf16prof.signatures.signature import Signature
 from bf16prof.signatures.sources import ReadSources
 
@@ -32,10 +35,11 @@ class _Known:
 
     signatures: dict[str, Signature]
     problems: dict[str, str]
+    generals: dict[str, General | None]
     tracer: Tracer | None
 
 
-_known = _Known({}, {}, None)
+_known = _Known({}, {}, {}, None)
 
 
 def folder() -> Path:
@@ -93,17 +97,57 @@ def forget() -> None:
     """Nothing is remembered; files stay."""
     _known.signatures.clear()
     _known.problems.clear()
+    _known.generals.clear()
 
 
 def _recalled(inquiry: Inquiry) -> Signature | None:
     if inquiry.digest not in _known.signatures:
         if inquiry.is_lasting:
-            found = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry) or _of_other_code(inquiry)
+            exact = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry)
+            found = exact or _in_general(inquiry) or _of_other_code(inquiry)
         else:
             found = _of_a_function(inquiry)
         if found is not None:
             _known.signatures[inquiry.digest] = found
     return _known.signatures.get(inquiry.digest)
+
+
+def _in_general(inquiry: Inquiry) -> Signature | None:
+    """The answer at the inquiry's point, from what is known of any."""
+    general = general_of(inquiry)
+    found = general and general.at(inquiry.point, processor_of(inquiry.job.gpu))
+    return dataclasses.replace(found, about=about(inquiry.job)) if found else None
+
+
+def general_of(inquiry: Inquiry, *, is_shipped: bool = True) -> General | None:
+    """What is known of the inquiry's model at any batch and length: remembered, from a file, or shipped."""
+    if not (name := inquiry.general):
+        return None
+    if _known.generals.get(name) is None:
+        _known.generals[name] = _read_general(_general_file(inquiry)) or (shipped.find_general(inquiry) if is_shipped else None)
+    return _known.generals[name]
+
+
+def keep_general(inquiry: Inquiry, general: General) -> None:
+    """Remember what holds beside one point, and what was known before; keep it as far as its folder can be written."""
+    before = _known.generals.get(inquiry.general)
+    if before is not None:
+        general = dataclasses.replace(general, pieces=(*general.pieces, *before.pieces))
+    _known.generals[inquiry.general] = general
+    with contextlib.suppress(OSError, NotWritten):
+        folder().mkdir(parents=True, exist_ok=True)
+        write_bytes(_general_file(inquiry), general.packed(), replace=True)
+
+
+def _general_file(inquiry: Inquiry) -> Path:
+    return folder() / f"{inquiry.general}-{environment()}{shipped.GENERAL}"
+
+
+def _read_general(path: Path) -> General | None:
+    with contextlib.suppress(InputError, OSError):
+        if path.exists():
+            return General.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+    return None
 
 
 def _of_a_function(inquiry: Inquiry) -> Signature | None:
@@ -151,21 +195,27 @@ def entries() -> list[CachedSignature]:
         with contextlib.suppress(InputError):
             content = read_up_to(LARGEST_DOCUMENT, path)
             signature = Signature.unpacked(content)
-            elements = sum(each.numel for each in signature.parameters)
-            found.append(
-                CachedSignature(
-                    path.name.removesuffix(SUFFIX), signature.about, len(content), elements, len(signature.events), signature.versions
-                )
-            )
+            found.append(_entry(path, signature, len(content), len(signature.events)))
+    for path in sorted(folder().glob(f"*{shipped.GENERAL}")):
+        with contextlib.suppress(InputError):
+            content = read_up_to(LARGEST_DOCUMENT, path)
+            general = General.unpacked(content)
+            found.append(_entry(path, general.whole, len(content), general.events))
     return found
+
+
+def _entry(path: Path, signature: Signature, size: int, events: int) -> CachedSignature:
+    elements = sum(each.numel for each in signature.parameters)
+    return CachedSignature(path.stem, signature.about, size, elements, events, signature.versions)
 
 
 def clear() -> int:
     """Remove all files of the cache: how many there were."""
     count = 0
-    beside = [*folder().glob(f"*{SOURCES}"), *folder().glob(f".*{SUFFIX}*.part")]
-    for path in [*folder().glob(f"*{SUFFIX}"), *beside]:
+    general = shipped.GENERAL
+    beside = [*folder().glob(f"*{SOURCES}"), *folder().glob(f".*{SUFFIX}*.part"), *folder().glob(f".*{general}*.part")]
+    for path in [*folder().glob(f"*{SUFFIX}"), *folder().glob(f"*{general}"), *beside]:
         with contextlib.suppress(FileNotFoundError):  # somebody else has
             path.unlink()
-            count += path.suffix == SUFFIX
+            count += path.suffix in (SUFFIX, general)
     return count

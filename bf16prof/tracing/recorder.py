@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from bf16prof.dry_run.tracker import Tracker
+from bf16prof.kernels import KernelCall
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.records import Label
+from bf16prof.signatures.signature import SilentCall
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,41 @@ class Renamed:
     is_given_away: bool
 
 
+@dataclass(frozen=True)
+class Silent:
+    """A call of a kernel that could have asked for scratch, and did not."""
+
+    position: int
+    label: Label
+    call: KernelCall
+
+
 class Recorder:
     """Told what happens, in order; `events` gives it back as a tape has it."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker, self._ledger = tracker, tracker.ledger
-        self._marks: list[Marked | Renamed] = []
+        self._marks: list[Marked | Renamed | Silent] = []
         self._begin = self._first = 0
         self._not_ours: set[int] = set()
+        self._calls: dict[int, KernelCall] = {}
+        self.calls: dict[int, KernelCall] = {}
+        """Of the events that are scratch of a kernel, by their place, what asked for it."""
+        self.silent: list[SilentCall] = []
+        """The calls that asked for nothing."""
 
     def start(self) -> None:
         """The pass that is recorded begins; everything before is forgotten."""
         self._begin = self._ledger.now().events
         self._first = len(self._ledger.allocations)
         self._marks.clear()
+
+    def explain(self, call: KernelCall, label: Label, *, has_scratch: bool) -> None:
+        """The scratch that was allocated just now is this call's; or it would have been, on another batch or length."""
+        if has_scratch:
+            self._calls[len(self._ledger.allocations) - 1] = call
+        else:
+            self._marks.append(Silent(self._ledger.now().events, label, call))
 
     def mark(self, kind: str, subject: Any = None, size: int = 0) -> None:
         """An event of a module or of the training loop."""
@@ -88,10 +111,16 @@ class Recorder:
         mark = next(marks, None)
         for position in range(self._begin, end + 1):
             while mark is not None and mark.position <= position:
-                found += self._marked(mark, labels, given_away)
+                if isinstance(mark, Silent):
+                    self.silent.append(SilentCall(len(found), mark.label, mark.call))
+                else:
+                    found += self._marked(mark, labels, given_away)
                 mark = next(marks, None)
             if position < end:
-                found += self._of_a_storage(self._ledger.events[position], labels, given_away)
+                number = self._ledger.events[position]
+                if (call := self._calls.get(abs(number) - 1)) is not None:
+                    self.calls[len(found)] = call
+                found += self._of_a_storage(number, labels, given_away)
         return found
 
     def _marked(self, mark: Marked | Renamed, labels: dict[int, Label], given_away: set[int]) -> list[Event]:

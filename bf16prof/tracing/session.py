@@ -21,6 +21,7 @@ from bf16prof.processes import child_environment, started
 from bf16prof.scratch import temporary_folder
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.signatures.signature import Signature
 from bf16prof.signatures.sources import ReadSources
 
 POLL_S = 0.05
@@ -79,22 +80,31 @@ class Session:
     def answer(self, inquiries: Sequence[Inquiry], on_progress: OnProgress = lambda done, total, words: None) -> None:
         """Trace what is missing; every inquiry is answered or given up afterwards."""
         asked = store.missing(inquiries)
-        if not asked:
-            return
         try:
             check(installed([inquiry.job for inquiry in asked]))
         except InputError as error:
             for inquiry in asked:
                 store.give_up(inquiry, error.message)
             return
+        for files, inquiry in zip(self._traced(asked, on_progress), asked, strict=True):
+            self._take(files, inquiry)
+
+    def record(self, inquiries: Sequence[Inquiry], on_progress: OnProgress = lambda done, total, words: None) -> dict[str, Signature]:
+        """Trace all of these, and keep none: the answers by digest, without those that failed."""
+        files = self._traced(inquiries, on_progress)
+        answers = ((inquiry, each.signature) for inquiry, each in zip(inquiries, files, strict=True) if each.signature.exists())
+        return {inquiry.digest: Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path)) for inquiry, path in answers}
+
+    def _traced(self, asked: Sequence[Inquiry], on_progress: OnProgress) -> list[TraceFiles]:
+        if not asked:
+            return []
         process = self._running()
         tasks = [TraceFiles(self._folder, self._asked + index) for index in range(len(asked))]
         self._asked += len(asked)
         for files, inquiry in zip(tasks, asked, strict=True):
             write_json(files.job, JobFile.of(inquiry.job))
         _watch(process, tasks, on_progress)
-        for files, inquiry in zip(tasks, asked, strict=True):
-            self._take(files, inquiry)
+        return tasks
 
     def close(self) -> None:
         """End the process."""

@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils import checkpoint
 
 from bf16prof.cases import Job
+from bf16prof.dry_run.hardware.cuda_operators.scratch import kernel_call
 from bf16prof.dry_run.shims import library_shims
-from bf16prof.dry_run.tracker import GPU, HOST, Tracker
+from bf16prof.dry_run.tracker import GPU, HOST, Tracker, scratch_label
 from bf16prof.dry_run.versions import installed
 from bf16prof.dry_run.world import world
 from bf16prof.engine.batch import batch_spec
@@ -28,14 +29,17 @@ from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.training import TORCH_DTYPES, Batch, TrainingLoop, named_tensors
 from bf16prof.errors import Bf16profError
+from bf16prof.kernels import scratch_bytes
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import LOSS, Event, local_variable
 from bf16prof.models.foreign import keeps_arange
 from bf16prof.models.liger import import_liger
 from bf16prof.models.modules import build_trained
 from bf16prof.models.shapes import ParameterSpec
+from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Phase
+from bf16prof.reductions import processor_of
 from bf16prof.signatures.inquiry import about
 from bf16prof.signatures.signature import OUTSIDE, HeldTensor, Signature
 from bf16prof.tracing.hooks import Hooks
@@ -69,7 +73,7 @@ class _Trace:
         model, building = self._built()
         parameters = tuple(_parameters(model))
         hooks = self._hooked(model)
-        engine = Bare(model, self._recorder, tracker=self._tracker, hooks=hooks, home=self._home)
+        engine = Bare(model, self._recorder, tracker=self._tracker, hooks=hooks, gpu=self._job.gpu)
         events: list[Event] = []
         problem = ""
         try:
@@ -89,6 +93,8 @@ class _Trace:
             problem=problem,
             versions=installed([self._job]),
             about=about(self._job),
+            calls=self._recorder.calls,
+            silent=tuple(self._recorder.silent),
         )
 
     def _built(self) -> tuple[nn.Module, tuple[int, int]]:
@@ -164,8 +170,9 @@ class _Trace:
 class Bare:
     """What the training loop takes for an engine: the model and autograd, and nothing of DeepSpeed but its hooks."""
 
-    def __init__(self, model: nn.Module, recorder: Recorder, *, tracker: Tracker, hooks: Hooks | None, home: torch.device) -> None:
-        self.module, self.device = model, home
+    def __init__(self, model: nn.Module, recorder: Recorder, *, tracker: Tracker, hooks: Hooks | None, gpu: Gpu | None) -> None:
+        self.module, self.device = model, HOST if gpu is None else GPU
+        self._processor = None if gpu is None else processor_of(gpu)
         self._recorder, self._tracker, self._hooks = recorder, tracker, hooks
         self.outputs: tuple[tuple[str, int], ...] = ()
         self.loss_bytes = 0
@@ -185,7 +192,7 @@ class Bare:
         if self._hooks:
             self._hooks.start()
         self._recorder.start()
-        self._tracker.watch = self._count
+        self._tracker.watch = self._see
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass; what the loop keeps of what comes out is its own from now on."""
@@ -213,7 +220,9 @@ class Bare:
     def step(self) -> None:
         """Nothing is updated."""
 
-    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _see(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if self._processor is not None and (call := kernel_call(func, args, kwargs)) is not None:
+            self._recorder.explain(call, scratch_label(func), has_scratch=scratch_bytes(call, self._processor) > 0)
         if count := operations(func, args, kwargs, out):
             self._recorder.mark("compute", part(), count)
 

@@ -22,8 +22,11 @@ from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, MemoryRecord, Phase
+from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped, store
+from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.signatures.sampling import generalized
 from bf16prof.signatures.shipped import FOLDER
 from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
@@ -111,6 +114,17 @@ SHIPPED = admit(expand(Selection(load_profile("olmo2-1b").profile, [3], [8], ["b
 """A preset whose signature comes with the package."""
 
 
+DEEP = job(
+    3,
+    {
+        "model.hf_config": {**WRITTEN["llama"], "num_hidden_layers": 9},
+        "workload.activation_checkpointing": True,
+        "workload.micro_batch_size": 5,
+    },
+)
+"""A batch that is none of those from which others follow."""
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Everything that is traced here, in a cache of its own."""
@@ -122,7 +136,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(shipped, "FOLDER", folder)
         store.forget()
         session = Session()
-        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values(), SHIPPED)])
+        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values(), SHIPPED, DEEP)])
+        found = generalized(Inquiry.of(DEEP), session.record, [128])
+        assert found is not None
+        store.keep_general(Inquiry.of(DEEP), found)
         session.close()
         yield folder
         store.forget()
@@ -177,12 +194,31 @@ def test_what_was_recorded_is_kept_for_other_processes_as_long_as_a_function_sta
 
 def test_what_ships_is_what_the_model_does(recorded: Path) -> None:
     """With the releases that it was recorded with; `make signatures` says what has changed."""
-    ships = Signature.unpacked((FOLDER / shipped.file_of(Inquiry.of(SHIPPED)).name).read_bytes())
-    found = store.find(Inquiry.of(SHIPPED))
+    asked = Inquiry.of(SHIPPED)
+    found = store.find(asked)
+    general = FOLDER / shipped.general_file_of(asked).name
+    if general.exists():
+        ships = General.unpacked(general.read_bytes()).at(asked.point, processor_of(SHIPPED.gpu))
+    else:
+        ships = Signature.unpacked((FOLDER / shipped.file_of(asked).name).read_bytes())
 
     assert found is not None
+    assert ships is not None
     if found.versions == ships.versions:
-        assert found.packed() == ships.packed()
+        for what in ("events", "parameters", "held", "modules", "outputs", "loss_bytes"):
+            assert getattr(found, what) == getattr(ships, what), what
+
+
+def test_a_few_passes_through_a_few_layers_tell_those_of_any_batch_through_all(recorded: Path) -> None:
+    general, exact = store.general_of(Inquiry.of(DEEP)), store.find(Inquiry.of(DEEP))
+
+    assert general is not None
+    assert exact is not None
+    found = general.at((5, 128), processor_of(DEEP.gpu))
+    assert found is not None
+    assert len(found.events) == len(exact.events) > 1000
+    for what in ("events", "parameters", "held", "modules", "outputs", "loss_bytes"):
+        assert getattr(found, what) == getattr(exact, what), what
 
 
 def test_recipes_ranks_and_accumulation_ask_the_same() -> None:

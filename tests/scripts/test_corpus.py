@@ -103,10 +103,12 @@ def test_a_dry_run_peaks_where_real_ranks_peak(style: str, ran: Folder) -> None:
     dry_run, real = record(ran(style) / "cpu"), _real(ran(style))
 
     assert set(dry_run.phases) == set(Phase)
-    if style == "trl_sft":  # the dry run counts a buffer of TRL's loss twice, nobody knows why yet
-        assert (dry_run.peak_allocated_bytes or 0) >= real.peak(Phase.BACKWARD)
-        return
     for phase in set(Phase) - {Phase.INIT}:
+        if (style, phase) == ("trl_sft", Phase.STEP):  # gloo gathers TRL's metrics in a thread of its own, by other copies in each step
+            peaks = [step["step"][0] for step in real.steps]
+            assert len(set(peaks)) > 1
+            assert (dry_run.phases[phase].peak_bytes or 0) <= min(peaks)
+            continue
         assert dry_run.phases[phase].peak_bytes == pytest.approx(real.peak(phase), rel=0.001), phase
         assert dry_run.phases[phase].end_bytes == pytest.approx(real.end(phase), rel=0.001), phase
 

@@ -11,7 +11,8 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bf16prof.app import make_app
+from bf16prof import app as application
+from bf16prof.app import COMMANDS, front_page, make_app
 from bf16prof.commands.literal import LiteralTyper
 
 
@@ -43,6 +44,14 @@ def test_every_help_text_is_printed_whole(words: tuple[str, ...]) -> None:
     for text in filter(None, texts):
         for bracketed in re.findall(r"\S*\[[^\]]*\]\S*", text):
             assert re.sub(r"\s", "", bracketed) in printed, text
+
+
+def test_the_front_page_says_the_same_without_importing_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {level: CliRunner().invoke(make_app(), [level]).output for level in ("--help", "-h", "--help-all")}
+    monkeypatch.setattr(application, "_add", lambda *_: pytest.fail("a command was imported"))
+
+    assert all(CliRunner().invoke(front_page([level]), [level]).output == output for level, output in whole.items())
+    assert all(name in whole["--help"] for name in COMMANDS)
 
 
 def test_the_profile_has_a_deepspeed_table() -> None:

@@ -52,7 +52,7 @@ def test_the_published_run_from_the_command_line(main: Main) -> None:
     assert re.fullmatch("[0-9a-f]{12}", digest)
     assert baseline["case"] == {
         "profile": "deepspeed-bf16-example", "zero_stage": 3, "world_size": 4, "recipe": "bf16-fp32-master", "offload": "none",
-        "workload": digest,
+        "workload": digest, "sequence_parallel": 1, "tensor_parallel": 1,
     }  # fmt: skip
     assert baseline["parameters"] == low["parameters"] == 6_858_007_633
     assert baseline["allocated_bytes"] / 2**30 == pytest.approx(25.74, rel=0.002)
@@ -188,6 +188,26 @@ def test_hints_go_to_stderr_and_quiet_silences_them(main: Main) -> None:
     assert loud_err.startswith("next: bf16prof ")
     assert (code, err) == (0, "")
     assert out == loud_out
+
+
+@pytest.mark.parametrize(
+    ("more", "following"),
+    [
+        ((), "next: bf16prof plan --profile gpt2-xl --gpus 8 --gpu h100   (what fits, ranked)"),
+        (
+            ("--zero", "3", "--recipe", "bf16-full"),
+            "next: bf16prof simulate --profile gpt2-xl --zero 3 --recipe bf16-full --gpus 8 --gpu h100",
+        ),
+        (
+            ("--zero", "0", "--recipe", "fp32", "--batch-size", "99"),
+            "next: bf16prof plan --profile gpt2-xl --gpus 8 --gpu h100   (what fits, ranked)",
+        ),
+    ],
+)
+def test_the_next_command_is_about_the_same_model(more: tuple[str, ...], following: str, main: Main) -> None:
+    _, _, err = main("estimate", "-p", "gpt2-xl", "--gpus", "8", "--gpu", "h100", *more)
+
+    assert err.splitlines()[-1] == following
 
 
 # Hostile names.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import local_variable
 from bf16prof.parallelism import Parallelism
+from bf16prof.planning.advice import beyond
 from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import DeepSpeedSettings, Profile
-from bf16prof.records import Case
+from bf16prof.records import Case, Component
 from bf16prof.signatures.inquiry import Inquiry
 
 __all__ = ["main"]
@@ -144,6 +146,13 @@ def test_a_plan_leaves_shared_sequences_to_the_dry_run(main: Main, tmp_path: Pat
     assert "use simulate" in refused(main("plan", file, "--sp", "2", "--seq", str(TOKENS)))
 
 
+@pytest.mark.parametrize(("most", "flag"), [(Component.ACTIVATIONS, "--sp"), (Component.MOMENTUM, "--tp")])
+def test_where_nothing_fits_the_ranks_of_a_model_of_transformers_may_share_more(most: Component, flag: str) -> None:
+    nearest: Any = SimpleNamespace(job=job(shared(1)), record=SimpleNamespace(peak_components={most: 1}))
+
+    assert [line for line in beyond(nearest) if f"simulate {flag} N" in line]
+
+
 def test_the_key_of_the_json_is_not_for_more() -> None:
     with pytest.raises(InputError, match="sequence_parallel_size is said elsewhere"):
         load_profile("cpu-demo", [Override("deepspeed.more", {"sequence_parallel_size": 2}, "test")])
@@ -175,6 +184,27 @@ def test_a_rank_holds_its_own_tokens_and_reduces_in_a_dtype_of_its_own() -> None
     assert held["two"]["reduce bucket"] == 2 * held["one"]["reduce bucket"]
     assert held["two"][LOGITS] * 2 == held["one"][LOGITS]
     assert predict(two).peak_allocated_bytes is None
+
+
+def test_tiles_of_an_mlp_give_what_the_whole_gives() -> None:
+    import torch
+
+    from bf16prof.models.modules import build_trained
+    from bf16prof.models.tiled import with_tiled_mlp
+
+    plain, tiled = (build_trained(shared(1, tiled_mlp=is_tiled)) for is_tiled in (False, True))
+    tiled.load_state_dict(plain.state_dict())
+    tokens = torch.arange(60).expand(2, -1)
+    found = [model(tokens, labels=tokens).loss for model in (plain, tiled)]
+    for loss in found:
+        loss.backward()
+    norms = [sum(float(p.grad.norm()) for p in model.parameters() if p.grad is not None) for model in (plain, tiled)]
+
+    assert found[1].item() == pytest.approx(found[0].item(), rel=1e-5)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert "TiledMLP" in str(closed_form_gap(job(shared(1, tiled_mlp=True))))
+    with pytest.raises(InputError, match="no dense MLP"):
+        with_tiled_mlp(torch.nn.Linear(2, 2))
 
 
 def test_what_is_recorded_is_a_rank_on_its_own_tokens() -> None:

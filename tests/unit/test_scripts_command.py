@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bf16prof.errors import InputError
-from bf16prof.scripts.command import Script, read_script, split
+from bf16prof.scripts.command import Script, read_script
+from bf16prof.scripts.dashes import split
 
 
 def test_the_first_dashes_divide_a_command() -> None:

@@ -27,6 +27,7 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import preset_names
 from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
+from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.signature import OUTSIDE, Called, HeldTensor, Signature
 from bf16prof.signatures.sources import ReadSources
@@ -146,18 +147,19 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     assert expected.replace(",hf", "") in on_cpu.notes[0]
 
 
-def of_a_preset(name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False) -> Job:
-    return expand(
-        Selection(
-            profile(name, workload__activation_checkpointing=checkpointing), [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")
-        )
-    )[0]
+def of_a_preset(name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False, at: tuple[int, int] | None = None) -> Job:
+    workload: dict[str, object] = {"activation_checkpointing": checkpointing}
+    if at is not None:
+        workload |= {"micro_batch_size": at[0], "sequence_length": at[1]}
+    changed = profile(name, **{f"workload__{key}": value for key, value in workload.items()})
+    return expand(Selection(changed, [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_preset_has_peaks_where_nothing_can_be_recorded(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", [(1, 4096), (1, 777), (6, 3000), (64, 32768)], ids=str)
+def test_a_preset_has_peaks_where_nothing_can_be_recorded(stage: int, at: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "can_trace", lambda: False)
-    found = predict(of_a_preset(stage=stage))
+    found = predict(of_a_preset(stage=stage, at=at))
 
     assert found.allocated_bytes
     assert all(memory.peak_bytes for memory in found.phases.values())
@@ -166,26 +168,32 @@ def test_a_preset_has_peaks_where_nothing_can_be_recorded(stage: int, monkeypatc
 
 def test_what_ships_counts_only_with_the_releases_that_it_was_recorded_with(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Inquiry.of(of_a_preset())
-    releases = Signature.unpacked(shipped.file_of(asked).read_bytes()).versions
+    releases = General.unpacked(shipped.general_file_of(asked).read_bytes()).whole.versions
 
     monkeypatch.setattr(shipped, "versions", lambda: {name: version.partition("+")[0] + "+cu130" for name, version in releases.items()})
-    assert shipped.find(asked) is not None
+    assert shipped.find_general(asked) is not None
     monkeypatch.setattr(shipped, "versions", lambda: {**releases, "transformers": "99.0"})
-    assert shipped.find(asked) is None
+    assert shipped.find_general(asked) is None
 
 
 def test_all_that_ships_can_be_read() -> None:
-    found = [Signature.unpacked(path.read_bytes()) for path in shipped.FOLDER.iterdir()]
+    exact = [Signature.unpacked(path.read_bytes()) for path in shipped.FOLDER.glob(f"*{shipped.SUFFIX}")]
+    general = [General.unpacked(path.read_bytes()) for path in shipped.FOLDER.glob(f"*{shipped.GENERAL}")]
 
-    assert found
-    assert all(each.events and not each.problem for each in found)
+    assert len(exact) + len(general) == len(list(shipped.FOLDER.iterdir()))
+    assert all(each.events and not each.problem for each in exact)
+    assert all(each.pieces and not each.whole.problem for each in general)
 
 
 def test_all_that_ships_is_asked_for_by_a_preset() -> None:
     """A digest that has changed would leave files that nobody finds: `make signatures`."""
     jobs = [of_a_preset(name, stage, checkpointing=flag) for name in preset_names() for stage in (2, 3) for flag in (False, True)]
 
-    assert {shipped.file_of(each).name for each in inquiries_of(jobs)} == {path.name for path in shipped.FOLDER.iterdir()}
+    pairs = [{shipped.file_of(each).name, shipped.general_file_of(each).name} for each in inquiries_of(jobs)]
+    there = {path.name for path in shipped.FOLDER.iterdir()}
+
+    assert all(pair & there for pair in pairs)
+    assert there <= set().union(*pairs)
 
 
 @pytest.fixture

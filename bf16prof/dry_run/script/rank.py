@@ -22,7 +22,8 @@ from bf16prof.engine.training import parameter_count
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
-from bf16prof.scripts.holders import held_by_frames
+from bf16prof.scripts.described import Described, described
+from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, unchecked, workload_of_engine
 
@@ -51,7 +52,7 @@ class ScriptRank:
         self.watch = Watch(self._marks, self)
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._calls: dict[int, Calls] = {}
-        self._zero_init = False
+        self._zero_init = self._keeps_outputs = False
         self._is_repeating = False
         self._phases: dict[Phase, PhaseMemory] = {}
         self.steps: list[Step] = []
@@ -80,6 +81,7 @@ class ScriptRank:
         engines = self.watch.engines
         self._tracker.claim(held_by_all(engines, kept))
         items, _ = attribute_all(engines, kept, self._home)
+        self._keeps_outputs = are_outputs(kept)
         del kept
         self.steps.append(Step(self._ledger.allocated_bytes(), phases, (*items, *of_the_device(self._ledger))))
         self._say()
@@ -95,11 +97,10 @@ class ScriptRank:
         calls = self._calls.get(id(engine), Calls())
         self._phases = merge_phases(self._phases, self._marks.take())
         between = self._highest_between_steps()
-        keeps_outputs = any(item.component is Component.ACTIVATIONS for item in last.items)
         ran = Ran(
             case=case_of_engine(self._task.script, engine, self._task.world_size, calls),
             gpu=self._gpu,
-            workload=workload_of_engine(engine, calls, zero_init=self._zero_init, keeps_outputs=keeps_outputs),
+            workload=workload_of_engine(engine, calls, zero_init=self._zero_init, keeps_outputs=self._keeps_outputs),
             parameters=sum(parameter_count(each) for each in self.watch.engines),
             items=last.items,
             allocated_bytes=last.allocated_bytes,
@@ -108,6 +109,11 @@ class ScriptRank:
         )
         record = record_of(ran, self._tracker)
         return replace(record, notes=(*record.notes, *between, *self._notes(calls)))
+
+    def described(self) -> Described:
+        """The model of the engine that the record is about, in the words of `estimate`."""
+        engine = main_engine(self.watch.engines, self._calls)
+        return described(engine, self._calls.get(id(engine), Calls()))
 
     def _highest_between_steps(self) -> list[str]:
         """What a script does between steps belongs to the step before, where it holds more than any phase; said if so."""

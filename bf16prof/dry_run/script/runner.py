@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
@@ -21,15 +21,20 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import load_records, read
 from bf16prof.scratch import temporary_folder
+from bf16prof.scripts.described import Described
 from bf16prof.verdict import gpu_limit, judged
 
 
 @dataclass(frozen=True)
 class ScriptOutcome:
-    """What came of a script: the record of its steps, or why there is none, or both where it failed after some steps."""
+    """What came of a script: the record of its steps, or why there is none, or both where it failed after some steps.
+
+    `described`: the model of a record, for its estimate.
+    """
 
     record: MemoryRecord | None
     failure: DryRunFailed | DryRunRefused | None
+    described: Described = field(default_factory=Described)
 
 
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
@@ -50,12 +55,13 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
             code = process.poll()
             stands = where(process.pid, folder / STACK) if code is None else ""
         record = _record(files, task) if files.record.exists() else None
+        said = read(files.described, Described) if record is not None else Described()
         if record is not None and options.snapshot is not None:
             write_bytes(options.snapshot, files.snapshot.read_bytes(), replace=options.replace)
         if files.fault.exists():
-            return ScriptOutcome(record, _failure(read(files.fault, Fault), log))
+            return ScriptOutcome(record, _failure(read(files.fault, Fault), log), said)
         if record is not None:
-            return ScriptOutcome(record, None)
+            return ScriptOutcome(record, None, said)
         if code is None:
             how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout)"
             how += f": rank {task.rank} stands at {stands}" if stands else ""

@@ -6,9 +6,8 @@ goes to the GPU, or becomes a parameter.
 
 from __future__ import annotations
 
-import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,16 +62,6 @@ class ScriptTracker(Tracker):  # type: ignore[no-untyped-call]
         key = storage._cdata
         gone = self._end_on_host(key, storage.nbytes()) if allocation is None else self._end(key, allocation)
         self._live[key] = weakref.ref(storage, gone), allocation
-
-    def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count the storages of these tensors, which are in nobody's allocator."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            gone = functools.partial(self._forget, storage._cdata)
-            self._live.setdefault(storage._cdata, (weakref.ref(storage, gone), None))
-
-    def _forget(self, key: int, _: Any) -> None:
-        self._live.pop(key, None)
 
     def _is_real(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
         device = kwargs.get("device")

@@ -119,6 +119,7 @@ class Worker:
             from bf16prof.dry_run.snapshot import write_snapshot
 
             write_snapshot(self._files.snapshot, self._tracker.ledger)
+        write_json(self._files.described, self._rank.described())
         write_json(self._files.record, raw_document([dataclasses.replace(record, notes=notes)]))
 
     def _fault(self, ending: Ending) -> Fault | None:

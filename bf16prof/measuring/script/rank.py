@@ -22,9 +22,9 @@ from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.measuring.worker import recorded_event, started_result
-from bf16prof.records import Component, Item, Phase, PhaseMemory, StepRecord, merge_phases
+from bf16prof.records import Item, Phase, PhaseMemory, StepRecord, merge_phases
 from bf16prof.runs import Status
-from bf16prof.scripts.holders import held_by_frames
+from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, workload_of_engine
@@ -189,8 +189,8 @@ class GuestRank:
         """What engines and loop hold now, by name; and the case, as the engine that trains most has it."""
         kept = held_by_frames(frame, (OURS,))
         items, host_items = attribute_all(self.watch.engines, kept, self._probe.device_type)
+        self._keeps_outputs = are_outputs(kept)
         del kept
-        self._keeps_outputs = any(item.component is Component.ACTIVATIONS for item in items)
         self.result = dataclasses.replace(
             self.result, allocated_bytes=allocated, items=tuple(items), host_items=tuple(host_items), of_script=self._of_script()
         )

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bf16prof.kernels import AttentionCall, KernelCall, blocks, scratch_bytes
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
-from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES, FIRST_WITH_BF16
-from bf16prof.rounding import ceil_div, round_up
+from bf16prof.profiles.gpus import FIRST_WITH_BF16
+from bf16prof.rounding import round_up
 
 SEED_BYTES = 8
-FLASH_ROWS = 128
 FLASH_ALIGNMENT = 8
 MASK_ALIGNMENT = 8
 
@@ -110,14 +110,14 @@ def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Hea
         saved = node.unpack()
         tape.compute(2 * heads.operations)
         out = [tape.new(size, grads[0].width, f"{name}_backward", None, layout) for size, layout in sizes]
-        tape.touch(_backward_scratch(kernel, heads, grads[0].width), f"{name}_backward")
+        tape.touch(_backward_scratch(tape, kernel, heads, grads[0].width), f"{name}_backward")
         del saved
         return out
 
     node = tape.node((query, key, value), run, query, key, value, mask)
     tape.compute(heads.operations)
     out = tape.new(query.numel, query.width, name, node, order)
-    tape.touch(_forward_scratch(kernel, heads, query.width), name)
+    tape.touch(_forward_scratch(tape, kernel, heads, query.width), name)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
         kept += [tape.new(1 + (kernel == "flash"), SEED_BYTES, name), tape.new(1, SEED_BYTES, name)]
@@ -145,50 +145,31 @@ def _statistics(kernel: str, heads: Heads) -> int:
     return heads.rows
 
 
-def _rounded(*sizes: int) -> int:
-    """Bytes of so many allocations, each in whole blocks."""
-    return sum(round_up(size, ALLOCATOR_BLOCK_BYTES) for size in sizes)
+def _scratch(tape: Tape, kernel: str, heads: Heads, element: int, *copies: int) -> int:
+    """What a kernel of attention allocates for itself (`bf16prof.kernels`)."""
+    width, length = heads.width, heads.sequence
+    shape = AttentionCall(heads.batch, heads.queries, length, width, heads.keys, length, width, element)
+    return scratch_bytes(KernelCall(kernel, (*shape, *copies)), tape.processor)
 
 
-def _full_heads(heads: Heads, element: int) -> int:
-    """Gradients of key and value before they are summed over the heads of a group."""
-    return 0 if heads.queries == heads.keys else 2 * _rounded(heads.rows * heads.width * element)
+def _forward_scratch(tape: Tape, kernel: str, heads: Heads, element: int) -> int:
+    return _scratch(tape, FORWARD[kernel], heads, element) if kernel in FORWARD else 0
 
 
-def _forward_scratch(kernel: str, heads: Heads, element: int) -> int:
-    """`kNeedsOutputAccumulatorBuffer` (mem_eff_attention/kernel_forward.h): wide heads of half precision."""
-    wide = kernel == "efficient" and heads.width > 128 and element < FP32
-    return _rounded(heads.rows * heads.width * FP32) if wide else 0
+def _backward_scratch(tape: Tape, kernel: str, heads: Heads, element: int) -> int:
+    """Where answers lie head by head and their gradients position by position, one of the two is copied."""
+    if kernel not in BACKWARD:
+        return 0
+    relaid = heads.rows * heads.width * element if heads.is_by_head and kernel != "efficient" else 0
+    return _scratch(tape, BACKWARD[kernel], heads, element, relaid)
 
 
-def _backward_scratch(kernel: str, heads: Heads, element: int) -> int:
-    """What the kernel of the backward pass allocates for itself (see `dry_run/hardware/cuda_operators/scratch.py` for the sources).
-
-    Where answers lie head by head and their gradients position by position, one of the two is copied.
-    """
-    relaid = _rounded(heads.rows * heads.width * element) if heads.is_by_head else 0
-    if kernel == "cudnn":
-        return _rounded(heads.rows * heads.width * FP32, heads.rows * FP32) + relaid + _full_heads(heads, element)
-    if kernel == "flash":
-        rows = heads.batch * heads.queries * round_up(heads.sequence, FLASH_ROWS)
-        columns = round_up(heads.width, 32 if heads.width <= 128 else 64)
-        return _rounded(rows * columns * FP32, rows * FP32) + relaid + _full_heads(heads, element)
-    if kernel == "efficient":
-        held = _rounded(heads.rows * FP32, _efficient_workspace(heads, element))
-        return held if element < FP32 else max(held, _rounded(heads.rows * heads.width * FP32, heads.rows * FP32))
-    return 0
-
-
-def _efficient_workspace(heads: Heads, element: int) -> int:
-    """`workspace_size` (mem_eff_attention/kernel_backward.h)."""
-    dim, length = heads.width, heads.sequence
-    tile = 64 if dim <= 64 else 128
-    key_tile = 128 if 64 < dim <= 128 else 64
-    elements = ceil_div(length, tile) * ceil_div(dim, tile) * (4 + tile * tile)
-    if dim > tile and element < FP32:
-        splits = max(1, min(ceil_div(length, key_tile), 200 // (heads.batch * heads.queries)))
-        elements += splits * key_tile * 2 * round_up(dim, tile)
-    return heads.batch * heads.queries * round_up(elements, 4) * FP32
+FORWARD = {"efficient": "efficient attention"}
+BACKWARD = {
+    "cudnn": "cuDNN attention, backward",
+    "flash": "flash attention, backward",
+    "efficient": "efficient attention, backward",
+}
 
 
 def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, mask: Tensor | None) -> Tensor:
@@ -215,7 +196,7 @@ def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads
     masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
     del products
     weights = softmax(tape, masked, name="_safe_softmax")
-    tape.touch(_rounded(scores, heads.rows), "_safe_softmax")
+    tape.touch(blocks(scores, heads.rows), "_safe_softmax")
     del masked
     weights = dropout(tape, weights, heads.dropout)
     returned = cast(tape, tape.detached(weights), given)

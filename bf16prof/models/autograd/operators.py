@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bf16prof.kernels import EMBEDDING_ROWS_PER_THREAD, EMBEDDING_WITHOUT_SORT, norm_partial_sums
+from bf16prof.kernels import KernelCall, scratch_bytes
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
-from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.reductions import Reduction, global_memory
-from bf16prof.rounding import round_up
 
 FP32 = 4
 TOKEN_BYTES = 8
@@ -146,8 +143,8 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
         saved = node.unpack()
         size = saved[0].width
         out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
-        sums = norm_partial_sums(grads[0].numel // width, width, size, tape.processor.multiprocessors)
-        tape.touch(parameters * round_up(sums, ALLOCATOR_BLOCK_BYTES), name)
+        call = KernelCall("norm, backward", (grads[0].numel // width, width, size, parameters))
+        tape.touch(scratch_bytes(call, tape.processor), name)
         del saved
         return out
 
@@ -291,18 +288,9 @@ def _sum_of_rows(tape: Tape, numel: int, columns: int, width: int, out_width: in
     out_width = out_width or width
     out = tape.new(columns, out_width, "sum")
     is_half = width < FP32
-    reduction = Reduction(
-        (numel // columns, columns),
-        (columns, 1),
-        (0,),
-        width,
-        max(width, FP32),
-        vector=8 if is_half else 4,
-        accumulates_in_output=not is_half or out_width == FP32,
-    )
-    parts = [round_up(size, ALLOCATOR_BLOCK_BYTES) for size in global_memory(reduction, tape.processor)]
-    if any(parts):
-        tape.touch(sum(parts), "sum")
+    numbers = 0, width, 8 if is_half else 4, not is_half or out_width == FP32, 2, numel // columns, columns, columns, 1, 0
+    if scratch := scratch_bytes(KernelCall("reduction", numbers), tape.processor):
+        tape.touch(scratch, "sum")
     return out
 
 
@@ -365,20 +353,12 @@ def embedding(tape: Tape, weight: Tensor, rows: int, width: int, indices: Tensor
     def run(node: Node, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         grad = tape.new(table, grads[0].width, "embedding_dense_backward")
-        tape.touch(_embedding_scratch(rows, table // width, width), "embedding_dense_backward")
+        call = KernelCall("embedding, backward", (rows, width, table // width, 0, TOKEN_BYTES, grads[0].width))
+        tape.touch(scratch_bytes(call, tape.processor), "embedding_dense_backward")
         del saved
         return (grad,)
 
     return tape.new(rows * width, weight.width, "embedding", tape.node((weight,), run, indices))
-
-
-def _embedding_scratch(rows: int, vocabulary: int, width: int) -> int:
-    """`embedding_dense_backward_cuda` and `embedding_backward_cuda_kernel` (cuda/Embedding.cu): sorted indices, partial sums in fp32."""
-    if rows <= EMBEDDING_WITHOUT_SORT:
-        return 0
-    segments = min(rows, vocabulary)
-    partial = rows // EMBEDDING_ROWS_PER_THREAD + segments
-    return (3 * rows + 2 * segments + partial) * TOKEN_BYTES + partial * width * FP32
 
 
 def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor | None = None) -> Tensor:

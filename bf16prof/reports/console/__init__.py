@@ -5,7 +5,7 @@ Every function prints on the `Console` it is given; `make_console` makes one tha
 
 from bf16prof.reports.console.answer import answer
 from bf16prof.reports.console.asked import asked, settings_table
-from bf16prof.reports.console.breakdown import breakdown
+from bf16prof.reports.console.breakdown import breakdown, notes
 from bf16prof.reports.console.changes import changes_view
 from bf16prof.reports.console.explanation import explanation_view
 from bf16prof.reports.console.grid import RefusalLike, estimate_grid, grid_width, refusals
@@ -28,6 +28,7 @@ __all__ = [
     "grid_width",
     "holders",
     "make_console",
+    "notes",
     "outcome",
     "plan_sizes",
     "plan_view",

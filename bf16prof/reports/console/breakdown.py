@@ -35,6 +35,11 @@ def breakdown(record: MemoryRecord, console: Console) -> None:
     found = verdict(record)
     if found:
         verdict_line(found, console)
+    notes(record, console)
+
+
+def notes(record: MemoryRecord, console: Console) -> None:
+    """Print what a record says of itself."""
     for text in record.notes:
         note(console, inert(text, MESSAGE_LIMIT))
 

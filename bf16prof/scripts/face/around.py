@@ -10,7 +10,7 @@ import torch
 from torch.utils import _device
 
 from bf16prof.scripts.face.callers import asked_from_inside
-from bf16prof.scripts.face.mode import is_cuda, is_index
+from bf16prof.scripts.face.mode import is_cuda, is_index, means
 from bf16prof.scripts.face.module import Row
 
 
@@ -19,7 +19,7 @@ def replacements(home: torch.device) -> Iterator[Row]:
     real_context = _device.DeviceContext.__init__
 
     def context(self: Any, device: Any) -> None:
-        real_context(self, home if is_cuda(device) else device)
+        real_context(self, home if means(home, device) else device)
 
     yield _device.DeviceContext, "__init__", context
     yield torch, "Generator", _generator()
@@ -40,7 +40,7 @@ def _made_of_values(home: torch.device) -> Iterator[Row]:
     real_tensor = torch.tensor
 
     def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Any:
-        return real_tensor(data, device=home if is_cuda(device) or is_index(device) else device, **kwargs)
+        return real_tensor(data, device=home if means(home, device) or is_index(device) else device, **kwargs)
 
     def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
         if isinstance(data, torch.Tensor):

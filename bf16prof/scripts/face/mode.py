@@ -27,6 +27,14 @@ def is_cuda(value: Any) -> bool:
     return isinstance(value, torch.device) and value.type == "cuda"
 
 
+def means(home: torch.device, value: Any) -> bool:
+    """Whether a value names the rank's device: a CUDA device, and where there is none "cpu:0", which to real tensors is the host."""
+    if is_cuda(value) or home.index is not None or not isinstance(value, str | torch.device):
+        return is_cuda(value)
+    device, _, index = str(value).partition(":")
+    return device == home.type and index.isdecimal()
+
+
 def is_index(value: Any) -> bool:
     """Whether a value is a device's index."""
     return isinstance(value, int) and not isinstance(value, bool)
@@ -57,10 +65,10 @@ class CudaFace(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _at_home(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if any(is_cuda(each) for each in args):
-            args = tuple(self._home if is_cuda(each) else each for each in args)
+        if any(means(self._home, each) for each in args):
+            args = tuple(self._home if means(self._home, each) else each for each in args)
         if kwargs:
-            if is_cuda(kwargs.get("device")) or is_index(kwargs.get("device")):
+            if means(self._home, kwargs.get("device")) or is_index(kwargs.get("device")):
                 kwargs = {**kwargs, "device": self._home}
             if kwargs.get("pin_memory"):
                 kwargs = {**kwargs, "pin_memory": False}
