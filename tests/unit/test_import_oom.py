@@ -183,6 +183,46 @@ def test_what_the_allocator_may_have_is_the_limit() -> None:
     assert shortage.limit_bytes == 22 * GIB
 
 
+def test_numbers_that_follow_from_others_are_as_uncertain_as_both() -> None:
+    """Printed with two decimals of a GiB, each may be 0.005 GiB off."""
+    message, older = parse(OUT_OF_MEMORY), parse(f"CUDA out of memory. {OLD}9.00 GiB reserved in total by PyTorch)")
+    assert message is not None
+    assert older is not None
+    half = message.sizes["allocated"].rounding
+    assert half == pytest.approx(0.005 * GIB, abs=1)
+    assert (message.sizes["reserved"].rounding, message.sizes["beside"].rounding) == (2 * half, 4 * half)
+    assert (older.bytes("unallocated"), older.sizes["unallocated"].rounding) == (3 * GIB, 2 * half)
+    assert older.sizes["reserved"].rounding == half
+
+
+def test_what_stands_before_the_message_is_not_of_it() -> None:
+    message = parse(f"before: GPU 7 has a total capacity of 1.00 GiB. CUDA out of memory. {NEW}{HELD}")
+    assert message is not None
+    assert (message.gpu, message.bytes("total")) == (0, 10 * GIB)
+
+
+@pytest.mark.parametrize("text", [f"Tried to allocate 2.00 GiB. {HELD}", NEW.replace("Tried to allocate 512.00 MiB. ", "")])
+def test_half_a_message_is_none(text: str) -> None:
+    assert parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("speakers", "kept"), [(["rank 0", "rank 1", "rank 0", "", "rank 1"], [0, 1]), (["", ""], [None]), (["", "rank 2"], [None, 2])]
+)
+def test_the_same_message_counts_once_for_each_rank(speakers: list[str], kept: list[int | None]) -> None:
+    reader = OutOfMemoryReader()
+    for speaker in speakers:
+        reader.line(Line(OUT_OF_MEMORY, speaker))
+    assert [each.rank for each in reader.messages] == kept
+
+
+def test_messages_of_other_numbers_or_gpus_are_others() -> None:
+    reader = OutOfMemoryReader()
+    for text in (OUT_OF_MEMORY, OUT_OF_MEMORY.replace("2.25 GiB", "2.26 GiB"), OUT_OF_MEMORY.replace("GPU 1", "GPU 2")):
+        reader.line(Line(text))
+    assert len(reader.messages) == 3
+
+
 @pytest.mark.parametrize(
     "missing", ["Tried to allocate 2.00 GiB. ", "19.00 GiB is allocated by PyTorch, and ", "2.25 GiB is reserved by PyTorch"]
 )

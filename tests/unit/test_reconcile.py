@@ -278,3 +278,17 @@ def test_a_component_that_a_source_does_not_name_is_nothing() -> None:
     assert comparisons["components.activations"].values == {Source.ESTIMATE: 0, Source.MEASURE: 30}
     assert comparisons["components.activations"].errors == {Source.ESTIMATE: -1.0}
     assert comparisons["allocated_bytes"].errors == {Source.ESTIMATE: 0.0}
+
+
+def test_of_nothing_only_nothing_is_no_error() -> None:
+    sources = {Source.ESTIMATE: 0, Source.SIMULATE: 5, Source.MEASURE: 0}
+    comparison = found([record(source, reserved_bytes=size) for source, size in sources.items()])["reserved_bytes"]
+
+    assert comparison.errors == {Source.ESTIMATE: 0.0, Source.SIMULATE: None}
+    assert (comparison.case, comparison.device) == (CASE, Device.GPU)
+
+
+def test_who_says_nothing_has_no_error_beyond_rounding() -> None:
+    comparison = found([record(Source.IMPORT, allocated_bytes=1000, rounding={"allocated_bytes": 5})])["allocated_bytes"]
+
+    assert comparison.error_beyond_rounding(Source.ESTIMATE) is None
