@@ -10,9 +10,11 @@ A command is written as a function of `Asked[Flags]`, and `takes` gives typer th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -300,13 +302,24 @@ class Asked(Generic[F_co]):
         return dataclasses.replace(self, flags=dataclasses.replace(self.flags, **changes))
 
 
+@contextlib.contextmanager
+def _one_call() -> Iterator[None]:
+    """What a call lets be recorded is recorded for this call: whoever asks the closed form next, asks without."""
+    try:
+        yield
+    finally:
+        if store := sys.modules.get("bf16prof.signatures.store"):  # not imported for commands that ask it nothing
+            store.trace_with(None)
+
+
 def takes(flags: type[F]) -> Callable[[Callable[[Asked[F]], None]], Callable[..., None]]:
     """Give typer a command whose parameters are the fields of `flags`."""
 
     def decorate(command: Callable[[Asked[F]], None]) -> Callable[..., None]:
         def run(context: typer.Context, **given: Any) -> None:
             sources = {name: source.name for name in given if (source := context.get_parameter_source(name))}
-            command(Asked(context.info_name or command.__name__, flags(**given), sources, script_words(context)))
+            with _one_call():
+                command(Asked(context.info_name or command.__name__, flags(**given), sources, script_words(context)))
 
         hints = _hints(flags)
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -353,7 +366,8 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
             sources = {name: COMMANDLINE if name in named else DEFAULT for name in known if name != SCRIPT}
             script = values.get(SCRIPT)
             words = None if script is None else [*map(str, script)]
-            return function(Asked(function.__name__, flags(**values), sources, words))  # type: ignore[call-arg]
+            with _one_call():
+                return function(Asked(function.__name__, flags(**values), sources, words))  # type: ignore[call-arg]
 
         own = [each for each in _parameters(flags, _hints(flags)) if each.name not in OF_THE_TERMINAL]  # type: ignore[arg-type]
         plain = [each.replace(annotation=each.annotation.__origin__, default=_DEFAULTS.get(each.name, each.default)) for each in own]

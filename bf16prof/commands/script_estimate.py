@@ -15,7 +15,9 @@ from bf16prof.scripts.described import Described
 
 
 def script_estimate(record: MemoryRecord, found: Described, gpu: str) -> tuple[MemoryRecord | None, str]:
-    """The estimate of the same case, or why there is none. `gpu`: by which a record on a GPU is judged."""
+    """The estimate of the same case, or why there is none, if that is known. `gpu`: by which a record on a GPU is judged."""
+    if found == Described():
+        return None, ""
     try:
         return _estimate(record, found, gpu), ""
     except Bf16profError as error:

@@ -190,13 +190,16 @@ def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, lau
     assert gradients.meter.held[ALL_REDUCE_BUFFER] == 0
 
 
-@pytest.mark.parametrize(("rows", "scratch"), [(3072, 0), (4000, 336_000)])
+IN_PIECES = (*[8 * 4000] * 5, 8 * 4400, 8, 8, 4 * 8 * 4400)
+
+
+@pytest.mark.parametrize(("rows", "scratch"), [(3072, 0), (4000, sum(-(-size // 512) * 512 for size in IN_PIECES))])
 def test_the_gradient_of_a_table_is_summed_in_pieces_of_ten_rows(rows: int, scratch: int) -> None:
     """cuda/EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel: `NROWS_PER_THREAD` is 10.
 
     4000 indices into a table of 50,257 rows of 8: three lists of indices as they are sorted, the segments' starts and their numbers (4000
-    each at most), the starts of 4000 / 10 + 4000 partial segments, all int64; the partial sums of these in fp32:
-    8 x (3 x 4000 + 2 x 4000 + 4400) + 4 x 8 x 4400 bytes.
+    each at most), the starts of 4000 / 10 + 4000 partial segments, and how many there are of both, all int64; the partial sums of these
+    in fp32. Each is a block of the allocator's, of 512 bytes or a multiple.
     """
     tape = Tape(Precision(2))
     out = embedding(tape, tape.parameter("weight", 50_257 * 8), rows, 8)
