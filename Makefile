@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit slow nightly slurm lint docs format bench peaks models signatures plans operators fuzz soak faults mutants versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
+.PHONY: help demo test unit coverage slow nightly slurm lint docs format bench peaks models signatures plans operators fuzz soak faults mutants versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,9 @@ test: lint docs unit slow ## Lint, strict types, documents, all tests: what is q
 
 unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
 	$(BIN)/pytest --numprocesses auto tests/unit
+
+coverage: $(VENV)/.dev ## How much of the package the unit tests execute; below the floor it fails (twice their time; nightly)
+	$(BIN)/pytest --numprocesses auto --cov --cov-report=term tests/unit
 
 # Tests that share a measurement or a dry run are a group, which one process runs (see "Tests" in CONTRIBUTING.md).
 slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a browser

@@ -153,7 +153,8 @@ def _require_whole_groups(parallel: ParallelSettings, world_size: int) -> None:
     """Raise `InputError` where a group would lack ranks (DeepSpeed: runtime/sequence_parallel/parallel_state_sp.py)."""
     if not fills_groups(parallel, world_size):
         raise InputError(
-            f"--gpus {world_size}: {world_size} ranks cannot be cut into groups of {parallel.shared} that share a batch (--sp, --tp)",
+            f"{'1 rank' if world_size == 1 else f'{world_size} ranks'} cannot be cut into groups of {parallel.shared} that share a batch "
+            "(--sp, --tp)",
             hint=f"use a multiple of {parallel.shared}",
         )
 

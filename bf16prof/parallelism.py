@@ -26,11 +26,6 @@ class Parallelism:
     tensor: int = 1
 
     @property
-    def ranks(self) -> int:
-        """All ranks of the job."""
-        return self.data * self.sequence * self.tensor
-
-    @property
     def tail(self) -> str:
         """What a case's label says of it: `-sp2`, or nothing where all ranks are data parallel."""
         return "".join(f"-{FLAGS[name].removeprefix('--')}{size}" for name, size in self._others())

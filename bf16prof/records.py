@@ -18,10 +18,9 @@ from bf16prof.errors import InputError
 from bf16prof.parallelism import MOST_RANKS, Parallelism
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
-"""A difference of bytes: what is free, saved or more. Nothing that is allocated is a `Bytes`."""
+"""A difference of bytes: what is free, saved, more, or came and went. Nothing that is held is a `Bytes`."""
 
 Size = Annotated[int, Interval(ge=0, lt=2**63)]
-SignedSize = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
 """A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is made, pydantic where it is read)."""
 
 Amount = Annotated[float, Interval(ge=0)]
@@ -115,6 +114,10 @@ class Case:
     workload: str = ""
     sequence_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
     tensor_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+
+    def __post_init__(self) -> None:
+        if self.world_size % (self.sequence_parallel * self.tensor_parallel):
+            raise ValueError(f"{self.world_size} ranks cannot be cut into groups of {self.sequence_parallel * self.tensor_parallel}")
 
     @property
     def parallelism(self) -> Parallelism:
@@ -287,7 +290,7 @@ class Timeline:
     phases: tuple[PhaseStart, ...]
     components: dict[Component, tuple[Size, ...]]
     names: tuple[str, ...] = ()
-    changes: tuple[tuple[SignedSize, Size], ...] = ()
+    changes: tuple[tuple[Bytes, Size], ...] = ()
 
     def __post_init__(self) -> None:
         for component, sizes in self.components.items():

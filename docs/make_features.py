@@ -39,7 +39,8 @@ FATES: Sequence[tuple[Fate, str, str]] = (
     (
         Fate.RUN,
         "Run, but not known to the closed form",
-        "`simulate` and `measure` run these in the real engine; `estimate` and `plan` name the key and leave it to them.",
+        "`simulate` and `measure` run these in the real engine; `estimate` and `plan` name the key and leave it to them. "
+        "With `sequence_parallel_size` `estimate` gives what is held between steps ([parallel](parallel.md)).",
     ),
     (Fate.REFUSED, "Refused", "No command answers, because the answer would be wrong or nobody could check it."),
     (Fate.PASSED, "Handed on", "No tensor that lasts comes of these; they may hold anything."),

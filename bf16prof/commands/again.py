@@ -25,6 +25,17 @@ def what_is_trained(asked: Asked[Any]) -> list[str]:
     return said + [part for text in given.set_ or () for part in ("--set", text)]
 
 
+def how_it_runs(asked: Asked[Any]) -> list[str]:
+    """The flags that say how the case is run, as they were given, for a command that takes the same."""
+    values = {name: value for name, value in asked.given().items() if asked.is_named(name) and value is not None}
+    said: list[str] = []
+    for name in ("micro_batch_size", "gradient_accumulation_steps"):
+        said += ["--" + name.replace("_", "-"), str(values[name])] if name in values else []
+    for name in ("activation_checkpointing", "zero_init", "expandable_segments"):
+        said += [("--" if values[name] else "--no-") + name.replace("_", "-")] if name in values else []
+    return said
+
+
 def next_command(command: str, asked: Asked[Any], *flags: str) -> str:
     """`next: bf16prof COMMAND ...` with what is trained and these flags."""
     return f"next: {shlex.join(['bf16prof', command, *what_is_trained(asked), *flags])}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bf16prof.cases import Job, Refusal
-from bf16prof.commands.again import next_command
+from bf16prof.commands.again import how_it_runs, next_command
 from bf16prof.commands.flags import Asked, EstimateFlags, takes
 from bf16prof.commands.output import (
     check_judged_device,
@@ -67,21 +67,24 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
 
 
 def _next(asked: Asked[EstimateFlags], records: Sequence[MemoryRecord]) -> str:
-    """The command to type next: the dry run of the one case that fits, or of ranks that share a batch, else what fits."""
+    """The command to type next: the dry run of the one case that fits, or of ranks that share a batch, else what fits.
+
+    On CPU ranks it is the measurement, of the demo where nobody named a model: what is assumed then is too large for a CPU.
+    """
     given, first = asked.flags, records[0].case
+    case = ["--zero", str(first.zero_stage), "--recipe", first.recipe]
+    case += ["--offload", first.offload] if first.offload is not Offload.NONE else []
     if Device(given.device) is Device.CPU:
-        return next_command("measure", asked, "--num-gpus", str(first.world_size), "--simulate")
+        if not any(asked.is_named(name) for name in ("subject", "hf_config", "model", "profile")):
+            return "next: bf16prof measure cpu-demo --simulate   (real DeepSpeed ranks)"
+        return next_command("measure", asked, *case, "--num-gpus", str(first.world_size), *how_it_runs(asked), "--simulate")
     gpu = ["--gpu", str(given.gpu)]
-    if len(records) == 1 and (records[0].verdict is Verdict.FITS or not first.parallelism.is_data_only):
-        offload = ["--offload", first.offload] if first.offload is not Offload.NONE else []
-        return next_command("simulate", asked, "--zero", str(first.zero_stage), "--recipe", first.recipe, *offload, *_gpus(asked), *gpu)
-    if not first.parallelism.is_data_only:
-        return next_command("simulate", asked, "--zero", str(first.zero_stage), *_gpus(asked), *gpu) + "   (peaks, from the real engine)"
-    return next_command("plan", asked, *_gpus(asked), *gpu) + "   (what fits, ranked)"
-
-
-def _gpus(asked: Asked[EstimateFlags]) -> list[str]:
-    return ["--gpus", str(asked.flags.gpus)] if asked.is_named("gpus") else []
+    is_shared = not first.parallelism.is_data_only
+    if is_shared or (len(records) == 1 and records[0].verdict is Verdict.FITS):
+        why = "   (peaks, from the real engine)" if is_shared else ""
+        return next_command("simulate", asked, *case, "--gpus", str(first.world_size), *gpu, *how_it_runs(asked)) + why
+    sizes = ["--gpus", str(given.gpus)] if asked.is_named("gpus") else []
+    return next_command("plan", asked, *sizes, *gpu) + "   (what fits, ranked)"
 
 
 def _target(given: EstimateFlags) -> Gpu | None:

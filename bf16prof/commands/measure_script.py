@@ -67,7 +67,7 @@ def _dry_run(
 ) -> tuple[tuple[MemoryRecord, ...], Bf16profError | None]:
     """The dry run of the script on such a GPU, or on CPU ranks, and the estimate of its model, if it has one; why there is none."""
     from bf16prof.commands.progress import ScriptProgress
-    from bf16prof.commands.script_estimate import script_estimate
+    from bf16prof.commands.script_estimate import with_estimate
     from bf16prof.dry_run.runner import Options
     from bf16prof.dry_run.script.runner import simulate_script
     from bf16prof.dry_run.script.task import ScriptTask
@@ -80,8 +80,7 @@ def _dry_run(
         outcome = simulate_script(task, given.timeout, progress, Options())
     records: tuple[MemoryRecord, ...] = ()
     if (record := outcome.record) is not None:
-        estimate, _ = script_estimate(record, outcome.described, gpu.id if gpu else "")
-        records = (record, estimate) if estimate else (record,)
+        records = tuple(with_estimate(record, outcome.described, gpu.id if gpu else ""))
     if gpu is not None:
         records = tuple(dataclasses.replace(record, gpu=torch.gpus[0].name) for record in records)
     return records, outcome.failure

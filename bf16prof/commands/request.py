@@ -66,7 +66,8 @@ class Request:
 def read_request(asked: Asked[CaseFlags]) -> Request:
     """The request of a command that has cases. Stages and recipes that the user named win over those of a DeepSpeed JSON."""
     given = asked.flags
-    named = {key: asked.is_named(key) for key in ("zero", "recipe", "gpus")}
+    named = {key: asked.is_named(key) for key in ("zero", "recipe")}
+    named["gpus"] = asked.is_named("gpus") or asked.is_named("ranks")  # of measure
     if named["recipe"] and not words(given.recipe):
         raise InputError("--recipe: expected names, as fp32,bf16-full")
     if DS_CONFIG in words(given.recipe):

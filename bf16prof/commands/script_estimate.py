@@ -14,6 +14,14 @@ from bf16prof.scratch import temporary_folder
 from bf16prof.scripts.described import Described
 
 
+def with_estimate(record: MemoryRecord, found: Described, gpu: str) -> list[MemoryRecord]:
+    """The record and the estimate of its case, or the record with a note that says why there is none."""
+    estimate, why_not = script_estimate(record, found, gpu)
+    if estimate is not None:
+        return [record, estimate]
+    return [dataclasses.replace(record, notes=(*record.notes, why_not)) if why_not else record]
+
+
 def script_estimate(record: MemoryRecord, found: Described, gpu: str) -> tuple[MemoryRecord | None, str]:
     """The estimate of the same case, or why there is none, if that is known. `gpu`: by which a record on a GPU is judged."""
     if found == Described():

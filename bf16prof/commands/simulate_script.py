@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Sequence
 
 from bf16prof.commands import options as o
@@ -19,6 +18,7 @@ from bf16prof.commands.output import (
 from bf16prof.documents import as_json
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run, without_error
+from bf16prof.parallelism import MOST_RANKS
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device, MemoryRecord, Source
 from bf16prof.reports.units import gib, signed_percent
@@ -83,14 +83,14 @@ def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] 
 def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], list[MemoryRecord], Bf16profError | None]:
     """The records, their estimates where there are such, and the first failure, which knows the records."""
     from bf16prof.commands.progress import ScriptProgress
-    from bf16prof.commands.script_estimate import script_estimate
+    from bf16prof.commands.script_estimate import with_estimate
     from bf16prof.dry_run.runner import Options
     from bf16prof.dry_run.script.runner import simulate_script as run
     from bf16prof.dry_run.script.task import ScriptTask
 
     gpu = find_gpu(given.gpu).id if given.device is Device.GPU else None
     for size in sizes:
-        if not given.rank < size <= 2**20:
+        if not given.rank < size <= MOST_RANKS:
             raise InputError(f"--rank {given.rank}: of {size} ranks there are the numbers 0 to {size - 1}")
     options = Options(given.expandable_segments, given.snapshot, given.force)
     records, estimates, failures = {}, [], []
@@ -99,9 +99,8 @@ def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[li
             task = ScriptTask(script, size, given.rank, gpu, given.steps, options.expandable_segments, options.snapshot is not None)
             outcome = run(task, given.timeout, progress, options)
             if (record := outcome.record) is not None:
-                estimate, why_not = script_estimate(record, outcome.described, given.gpu)
-                estimates += [estimate] if estimate else []
-                records[number] = dataclasses.replace(record, notes=(*record.notes, why_not)) if why_not else record
+                records[number], *estimate = with_estimate(record, outcome.described, given.gpu)
+                estimates += estimate
             failures += [outcome.failure] if outcome.failure is not None else []
     for failure in failures:
         failure.records = records

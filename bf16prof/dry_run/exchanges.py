@@ -25,7 +25,6 @@ KINDS = {
     "c10d::allreduce_": Collective.ALL_REDUCE,
     "c10d::allgather_": Collective.ALL_GATHER,
     "c10d::_allgather_base_": Collective.ALL_GATHER,
-    "c10d::_reduce_scatter_base_": Collective.REDUCE_SCATTER,
     ULYSSES: Collective.ALL_TO_ALL,
 }
 """Operators whose first argument is as large as what the ranks together send or get."""
@@ -76,8 +75,8 @@ class Exchanges:
     def transfers(self, micro_steps_run: int, micro_steps: int) -> tuple[Transfer, ...]:
         """Those of a whole step, of which so many of its micro-steps were run: all do the same."""
         return tuple(
-            self._transfer(phase, kind, calls * micro_steps // micro_steps_run, size * micro_steps // micro_steps_run)
-            for (phase, kind), (calls, size) in self._found.items()
+            self._transfer(phase, kind, *(number if phase is Phase.STEP else number * micro_steps // micro_steps_run for number in found))
+            for (phase, kind), found in self._found.items()
         )
 
     def _transfer(self, phase: Phase, kind: Collective, calls: int, size: int) -> Transfer:

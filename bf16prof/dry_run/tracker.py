@@ -136,7 +136,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if question is not None:
                 self._memo.learn(question, out, scratch)
             if func._schema.is_mutable and any(not isinstance(each, FakeTensor) for each in written(func, args, kwargs)):
-                self.leave_out(outputs_of(out))  # a fake copy of the real tensor, which is counted
+                copies = [each for each in outputs_of(out) if isinstance(each, Tensor)]
+                self.leave_out(copies)  # fake ones of the real tensor, which is counted
             self._see_all(func, out if isinstance(out, tuple | list) else (out,))
         if func in VALUES and out.dim() == 0:
             out.__dict__[VALUE] = VALUES[func](*map(_value, args), **kwargs)
@@ -269,7 +270,7 @@ def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[T
     """The tensors of a call that the operator writes into."""
     into = [(place, each.name) for place, each in enumerate(func._schema.arguments) if each.alias_info and each.alias_info.is_write]
     given = [args[place] if place < len(args) else kwargs.get(name) for place, name in into]
-    return [each for each in given if isinstance(each, Tensor)]
+    return [tensor for each in given for tensor in (each if isinstance(each, tuple | list) else (each,)) if isinstance(tensor, Tensor)]
 
 
 def scratch_label(operator: Any) -> Label:

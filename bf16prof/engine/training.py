@@ -156,7 +156,7 @@ class TrainingLoop:
         if self.loss is None:
             return {}
         outputs = {name: tensor for name, tensor in named_tensors(self.outputs).items() if tensor is not self.loss}
-        if "loss" in outputs:
+        if self._shares_sequences and "loss" in outputs:
             outputs[OWN_LOSS] = outputs.pop("loss")
         batches = {name: [batch[name] for batch in self.batches] for name in self.batches[0]}
         found: dict[str, Tensor | list[Tensor]] = {**outputs, "loss": self.loss, **batches}
@@ -192,7 +192,7 @@ class TrainingLoop:
             (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
             "NAME",
         )
-        return called_as_described(self._model, {name: batch[name] for name in names}, wanted, mixed_on_cpu(self._engine.module))
+        return called_as_described(self._model, {name: batch[name] for name in names}, wanted, lambda: mixed_on_cpu(self._engine.module))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
@@ -201,10 +201,10 @@ class TrainingLoop:
 
 
 @contextmanager
-def called_as_described(model: Model, batch: Batch, wanted: str, mixed: str = "") -> Iterator[None]:
+def called_as_described(model: Model, batch: Batch, wanted: str, mixed: Callable[[], str] = str) -> Iterator[None]:
     """Let what a foreign model raises say what it was called with: nobody here knows what it expects. Our own errors pass.
 
-    `wanted`: the name of its forward's first parameter. `mixed`: what to say where dtypes are refused (`mixed_on_cpu`).
+    `wanted`: the name of its forward's first parameter. `mixed`: asked what to say where dtypes are refused (`mixed_on_cpu`).
     """
     try:
         yield
@@ -221,7 +221,7 @@ def called_as_described(model: Model, batch: Batch, wanted: str, mixed: str = ""
             ) from error
         raise InputError(
             f"the model failed when it was called with {given}: {type(error).__name__}: {said}",
-            hint=mixed if mixed and OF_DTYPES.search(said) else _describe_it(wanted),
+            hint=(mixed() if OF_DTYPES.search(said) else "") or _describe_it(wanted),
         ) from error
 
 

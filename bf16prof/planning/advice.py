@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bf16prof.cases import STAGES
+from bf16prof.cases import STAGES, Job
+from bf16prof.engine.shared_batches import shared_layers, shared_sequences
+from bf16prof.parallelism import Parallelism
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import MOST_GPUS
 from bf16prof.planning.question import Setting
@@ -126,7 +128,7 @@ def _are_apart(trials: Sequence[Trial]) -> bool:
 
 
 def beyond(nearest: Judged) -> list[str]:
-    """How people train such a model where nothing here fits: less of it, with less kept, and by what this tool cannot express yet."""
+    """How people train such a model where nothing here fits: less of it, less kept, ranks that share it, and what is not expressed here."""
     profile, sizes = nearest.job.profile, nearest.record.peak_components
     total = sum(sizes.values())
     is_states = sum(sizes.get(component, 0) for component in STATES) * 3 > total
@@ -134,9 +136,10 @@ def beyond(nearest: Judged) -> list[str]:
     has_logits = isinstance(profile.model, HuggingFaceSettings) and profile.workload.liger == "none"
     said = ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if is_states and not profile.peft else []
     said += ["A loss that never makes the whole logits: --liger loss."] if is_activations and has_logits else []
-    is_hugging_face = isinstance(profile.model, HuggingFaceSettings)
-    said += ["Ranks that share each sequence: simulate --sp N (a plan does not search them)."] if is_activations and is_hugging_face else []
-    said += ["Ranks that share each layer: simulate --tp N (a plan does not search them)."] if is_states and is_hugging_face else []
+    shares = (("--sp", Parallelism(1, sequence=2), "sequence", is_activations), ("--tp", Parallelism(1, tensor=2), "layer", is_states))
+    for flag, parallelism, what, helps in shares:
+        if helps and _can_share(nearest.job, parallelism):
+            said.append(f"Ranks that share each {what}: simulate {flag} N (a plan does not search them).")
     return said + (["Not expressed here yet, and how people go further: pipeline parallelism."] if is_states else [])
 
 
@@ -246,3 +249,10 @@ def _short(value: int) -> str:
     """50000000 as "5e7", and what has more digits as it is."""
     text = f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
     return text if value and float(text) == value else str(value)
+
+
+def _can_share(job: Job, parallelism: Parallelism) -> bool:
+    """Whether ranks could share the job's batch like that."""
+    case = replace(job.case, world_size=2, sequence_parallel=parallelism.sequence, tensor_parallel=parallelism.tensor)
+    shared = replace(job, case=case)
+    return shared_sequences(shared) is None and shared_layers(shared) is None

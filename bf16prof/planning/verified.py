@@ -52,7 +52,7 @@ def _with_a_nearest(outlook: Outlook, failed: Sequence[Judged]) -> Outlook:
 
 
 def _tried(choice: Judged, record: MemoryRecord) -> Judged:
-    """The choice with what its dry run says: its peak, what it reserves, and the verdict."""
+    """The choice with what its dry run says: its peak, what it reserves, and the verdict, for which no margin is kept."""
     found, peak = judge(record), most_allocated(record) or choice.plan.peak_bytes
     assert found is not None, "a dry run on a GPU is judged"
     plan = dataclasses.replace(

@@ -71,7 +71,7 @@ def _tokens(workloads: Sequence[Workload]) -> str:
 def _parallelism(records: Sequence[MemoryRecord]) -> str:
     """Over what the ranks share the work, where they do; of several numbers of ranks, each."""
     known = [words for record in records if (words := record.case.parallelism.words)]
-    return f"ranks: {_distinct(known)}" if known else ""
+    return f"ranks: {', '.join(dict.fromkeys(known))}" if known else ""
 
 
 def _zero(records: Sequence[MemoryRecord], workloads: Sequence[Workload]) -> str:

@@ -54,13 +54,14 @@ def first_choice(outlook: Outlook) -> str:
     """The first choice and what it leaves free, as one sentence."""
     first, room = outlook.plans[0], outlook.room
     offload = "" if first.case.offload is Offload.NONE else f", offloading {first.case.offload}"
-    held = first.peak_bytes if first.reserved_bytes is None else first.reserved_bytes
+    held = _held(first)
     how = "allocated" if first.reserved_bytes is None else "reserved"
     tried = "; a dry run of the real engine says so" if first.is_tried else "; predicted"
+    whose = "the allocator may reserve" if first.is_tried else "a plan may use"
     return (
         f"On {outlook.world_size} x {inert(room.gpu)}: ZeRO-{first.case.zero_stage}, {inert(first.case.recipe)}, micro-batch "
         f"{first.micro_batch_size}, checkpointing {'on' if first.activation_checkpointing else 'off'}{offload}: {first.verdict}, "
-        f"{gib(held)} {how} of the {gib(room.bytes)} that a plan may use{tried}."
+        f"{gib(held)} {how} of the {gib(held + first.free_bytes)} that {whose}{tried}."
     )
 
 
@@ -70,6 +71,8 @@ def brief_notes(outlook: Outlook) -> list[str]:
     calibrated = any(plan.tokens_per_s is not None for plan in plans)
     said = ["Order: less offloading, tokens/s" + (" (calibrated)" if calibrated else " at most (an upper bound)")]
     said[0] += ", least risk in learning, lowest stage. Peak: of the whole run."
+    if any(plan.is_tried for plan in plans):
+        said.append("Free: of what the allocator may reserve where a plan was tried, else of that without the margin.")
     if any(plan.zero_init for plan in plans):
         said.append("With ZeRO-3 the model has to be built inside deepspeed.zero.Init.")
     if any(plan.case.offload is not Offload.NONE for plan in plans):
@@ -130,10 +133,15 @@ def against(plan: Plan, first: Plan) -> list[str]:
     else:
         said.append("plus the CPU's time")
     said += [plan.learning] if plan.learning != first.learning else []
-    free = plan.free_bytes - first.free_bytes
+    free = _held(first) - _held(plan)
     said += [f"{signed_bytes(free)} free"] if abs(free) >= SMALL else []
     host = plan.host_bytes - first.host_bytes
     return said + ([f"{signed_bytes(host)} on the host"] if abs(host) >= SMALL else [])
+
+
+def _held(plan: Plan) -> int:
+    """What a plan takes of the room: what the allocator reserves, where that is known."""
+    return plan.peak_bytes if plan.reserved_bytes is None else plan.reserved_bytes
 
 
 def _rate(plan: Plan, first: Plan) -> float | None:

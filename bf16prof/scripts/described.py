@@ -25,21 +25,26 @@ class Described:
 
 def described(engine: Any, calls: Calls) -> Described:
     """What the engine trains, as far as `estimate` can be told."""
-    model = engine.module
-    if not _is_of_transformers(model):
-        return Described(why_not=f"{type(model).__name__} is no model of transformers")
-    if patched := _patched(model):
-        return Described(why_not=f"{patched} stands in the place of a module of transformers")
-    if any(not parameter.requires_grad for parameter in model.parameters()):
-        return Described(why_not="some of its parameters are frozen")
-    if not calls.has_labels:
-        return Described(why_not="the script computes the loss itself")
-    optim, why_not = _optimizer(engine)
-    if why_not:
+    optim, no_optimizer = _optimizer(engine)
+    no_loss = "" if calls.has_labels else "the script computes the loss itself"
+    if why_not := _other_than_configured(engine.module) or no_loss or no_optimizer:
         return Described(why_not=why_not)
-    config = json.loads(json.dumps(model.config.to_dict(), default=str))
-    asked = {"architectures": [type(model).__name__], "_attn_implementation": getattr(model.config, "_attn_implementation", None)}
+    settings = engine.module.config
+    asked = {"architectures": [type(engine.module).__name__], "_attn_implementation": getattr(settings, "_attn_implementation", None)}
+    try:
+        config = json.loads(json.dumps(settings.to_dict(), default=str, allow_nan=False))
+    except (TypeError, ValueError):  # as time steps without end
+        return Described(why_not="its configuration is no plain JSON")
     return Described(config | {key: value for key, value in asked.items() if value}, optim)
+
+
+def _other_than_configured(model: Any) -> str:
+    """Why a model is not what a configuration of transformers builds; empty if it is."""
+    if not _is_of_transformers(model):
+        return f"{type(model).__name__} is no model of transformers"
+    if patched := _patched(model):
+        return f"{patched} stands in the place of a module of transformers"
+    return "some of its parameters are frozen" if any(not parameter.requires_grad for parameter in model.parameters()) else ""
 
 
 def _is_of_transformers(model: Any) -> bool:
@@ -54,9 +59,9 @@ def _patched(model: Any) -> str:
 
 def _optimizer(engine: Any) -> tuple[str | None, str]:
     """The Trainer's name for an optimizer that DeepSpeed's JSON does not name; and why there is none."""
-    if engine.optimizer_name():
-        return None, ""
     optimizer = getattr(engine, "basic_optimizer", None)
+    if optimizer is not None and engine.optimizer_name():
+        return None, ""
     kind = type(optimizer)
     if optimizer is None or kind.__module__.partition(".")[0] != "torch" or kind.__name__ != "AdamW":
         return None, f"its optimizer is {optimizer_words(engine)}"

@@ -214,7 +214,10 @@ def _everywhere(job: Job) -> Iterator[Sample]:
     limit = job.profile.model.longest_sequence
     longest = min(LONGEST, limit[1] if limit else LONGEST) // STRIDE * STRIDE
     windows = sorted({value for key, value in _numbers(job.profile.model) if key in WINDOWS and SHORTEST < value < longest})
-    for start, stop in zip((SHORTEST, *(window + STRIDE for window in windows)), (*windows, longest), strict=True):
+    # Lengths are multiples of the stride, whatever the windows are: else all of a range would be alike in what kernels round up to.
+    starts = (SHORTEST, *(window // STRIDE * STRIDE + STRIDE for window in windows))
+    stops = (*(window // STRIDE * STRIDE for window in windows), longest)
+    for start, stop in zip(starts, stops, strict=True):
         yield from _between(start, stop)
 
 

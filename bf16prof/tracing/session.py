@@ -90,7 +90,11 @@ class Session:
             self._take(files, inquiry)
 
     def record(self, inquiries: Sequence[Inquiry], on_progress: OnProgress = lambda done, total, words: None) -> dict[str, Signature]:
-        """Trace all of these, and keep none: the answers by digest, without those that failed."""
+        """Trace all of these, and keep none: the answers by digest, without those that failed; none with releases that are refused."""
+        try:
+            check(installed([inquiry.job for inquiry in inquiries]))
+        except InputError:
+            return {}
         files = self._traced(inquiries, on_progress)
         answers = ((inquiry, each.signature) for inquiry, each in zip(inquiries, files, strict=True) if each.signature.exists())
         return {inquiry.digest: Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path)) for inquiry, path in answers}

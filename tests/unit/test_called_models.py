@@ -120,7 +120,7 @@ def test_buffers_that_a_cpu_does_not_take_are_named() -> None:
     layer = torch.nn.BatchNorm1d(6)
     assert mixed_on_cpu(layer) == ""
     layer.weight.data, layer.bias.data = layer.weight.data.bfloat16(), layer.bias.data.bfloat16()
-    with pytest.raises(InputError) as caught, called_as_described(MINE, IDS, "x", mixed_on_cpu(layer)):
+    with pytest.raises(InputError) as caught, called_as_described(MINE, IDS, "x", lambda: mixed_on_cpu(layer)):
         layer(torch.zeros(4, 6, dtype=torch.bfloat16))
     assert "buffers in float32 beside parameters in bfloat16" in caught.value.hint
 

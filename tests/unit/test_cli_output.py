@@ -199,6 +199,11 @@ def test_hints_go_to_stderr_and_quiet_silences_them(main: Main) -> None:
             "next: bf16prof simulate --profile gpt2-xl --zero 3 --recipe bf16-full --gpus 8 --gpu h100",
         ),
         (
+            ("--zero", "3", "--recipe", "bf16-full", "--batch-size", "2", "--activation-checkpointing"),
+            "next: bf16prof simulate --profile gpt2-xl --zero 3 --recipe bf16-full --gpus 8 --gpu h100 --micro-batch-size 2 "
+            "--activation-checkpointing",
+        ),
+        (
             ("--zero", "0", "--recipe", "fp32", "--batch-size", "99"),
             "next: bf16prof plan --profile gpt2-xl --gpus 8 --gpu h100   (what fits, ranked)",
         ),

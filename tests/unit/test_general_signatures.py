@@ -196,6 +196,21 @@ def test_a_window_that_the_configuration_names_parts_the_lengths() -> None:
         assert answer.events == recorded(job(*at), windowed).events
 
 
+def test_lengths_are_multiples_whatever_the_window_is() -> None:
+    """Else all that are recorded after a window of 2047 are 7 above a multiple of 8, and padding to 8 looks like none."""
+
+    def padded(batch: int, length: int) -> int:
+        return batch * length * (-length % 8)
+
+    found = generalized(Inquiry.of(job(sliding_window=2047)), Asked(padded))
+
+    assert found is not None
+    for at in ((5, 3008), (5, 3009), (1, 4032), (4, 1024)):
+        answer = found.at(at, processor_of(H100))
+        assert answer is None or answer.events == recorded(job(*at), padded).events
+    assert found.at((5, 3008), processor_of(H100)) is not None
+
+
 def test_what_is_packed_comes_out_again() -> None:
     found = generalized(Inquiry.of(job()), Asked())
     assert found is not None

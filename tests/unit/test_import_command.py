@@ -26,7 +26,7 @@ def test_an_imported_run_has_its_estimate_beside_it_and_is_a_run_like_ones_own(m
     code, out, err = main("import", EXAMPLE, *written(tmp_path, LOSSES, SAMPLES), *EXAMPLE_CASE, "-d", folder, "--fail-over", "0.01%")
 
     assert code == 0, err
-    assert "fits h100-80gb" in out, "the verdict stands over the table"
+    assert "predicted: fits h100-80gb" in out, "the verdict stands over the table, and says whose it is"
     rows = {line.split()[0]: line for line in out.splitlines() if "GiB  " in line and "(" in line}
     assert "allocated" in rows, out
     assert "parameters" not in rows, "the table has what was logged, and no more"

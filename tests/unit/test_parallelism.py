@@ -43,7 +43,7 @@ def shared(sequence: int = 2, tensor: int = 1, **workload: Any) -> Profile:
 def test_a_case_says_how_its_ranks_share_the_work() -> None:
     case = job(shared(2), world=4).case
 
-    assert (case.sequence_parallel, case.parallelism, case.parallelism.ranks) == (2, Parallelism(2, 2), 4)
+    assert (case.sequence_parallel, case.parallelism) == (2, Parallelism(2, 2))
     assert case.label == "zero3-w4-sp2-bf16-fp32-master"
     assert case.parallelism.words == "2 data x 2 sequence"
     assert job(profile()).case.parallelism.words == ""
@@ -115,6 +115,7 @@ def test_flag_profile_and_deepspeed_json_say_the_same(how: str, main: Main, tmp_
 
 REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "ranks": ({}, ["--gpus", "3"], "3 ranks cannot be cut into groups of 2"),
+    "one rank": ({}, ["--gpus", "1"], "1 rank cannot be cut into groups of 2"),
     "tokens": ({}, ["--seq", "15"], "15 tokens cannot be cut into 2"),
     "heads": ({"num_attention_heads": 3, "num_key_value_heads": 3}, [], "3 attention heads cannot be shared by 2 ranks"),
     "heads of keys and values": (

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -251,6 +252,20 @@ class TestVerdict:
         assert "on the device" in said(console)
 
 
+class TestAnswer:
+    @pytest.mark.parametrize("verbose", [False, True])
+    def test_a_failed_case_is_said_in_the_short_answer_and_in_the_long_one(self, verbose: bool) -> None:
+        console = screen()
+        reports.answer([fixtures.failed_run()], console, verbose=verbose)
+        assert "rank 1 asked for 2.91 GiB with 138.2 GiB in use" in said(console)
+
+    def test_of_several_runs_each_failure_names_its_own(self) -> None:
+        console = screen()
+        failed = fixtures.failed_run()
+        reports.answer([failed, dataclasses.replace(failed, path=Path("runs/other"))], console, verbose=False)
+        assert "runs/other: zero" in said(console)
+
+
 class TestRunSummary:
     def test_a_finished_run(self) -> None:
         console = screen()
@@ -260,11 +275,10 @@ class TestRunSummary:
 
     def test_failures_come_with_the_end_of_the_log_and_what_was_predicted(self) -> None:
         console = screen()
-        reports.run_summary(fixtures.failed_run(), console)
+        reports.failures(fixtures.failed_run(), console)
         assert "zero1-w2-bf16-full: oom: rank 1 asked for 2.91 GiB" in said(console)
         assert "  estimate: 10.25 GiB allocated, training peak 13.47 GiB" in said(console)
         assert "  | torch.OutOfMemoryError: tried to allocate 2.91 GiB" in said(console)
-        assert "✗ oom" in said(console)
 
 
 def everything(console: Console, which: str) -> str:
@@ -272,6 +286,7 @@ def everything(console: Console, which: str) -> str:
     makers = {"usual": fixtures.run, "failed": fixtures.failed_run, "hostile": fixtures.hostile_run, "extreme": fixtures.extreme_run}
     run = {**makers, "simulated": fixtures.simulated_run}[which]()
     reports.run_summary(run, console)
+    reports.failures(run, console)
     reports.reconciliation([run], console)
     reports.estimate_grid([r for r in run.records if r.source is Source.ESTIMATE], [], console)
     for record in run.records[:6]:

@@ -62,7 +62,7 @@ def texts(table: Table) -> list[str]:
 def test_plans_are_the_same_rows_everywhere() -> None:
     slower = dataclasses.replace(
         PLAN, case=dataclasses.replace(PLAN.case, zero_stage=3, offload=Offload.OPTIMIZER), zero_init=True, free_bytes=9 * GIB,
-        host_bytes=3 * GIB, tokens_per_s=99_000.0,
+        reserved_bytes=48 * GIB, host_bytes=3 * GIB, tokens_per_s=99_000.0,
     )  # fmt: skip
     rows = plan_rows.plan_rows([PLAN, slower])
 
@@ -87,6 +87,15 @@ def test_one_screen_has_a_row_for_each_plan_in_one_table() -> None:
     assert second[1:4] == ["3", PLAN.case.recipe, "both"]
     assert second[-3:] != first[-3:]
     assert any(line.startswith("✓ On 8 x h100-80gb: ZeRO-") for line in lines), "the verdict comes first"
+
+
+def test_what_a_plan_may_use_is_what_it_takes_and_what_it_leaves() -> None:
+    """A plan that was tried keeps no margin."""
+    tried = dataclasses.replace(PLAN, is_tried=True, free_bytes=13 * GIB)
+
+    assert "52.00 GiB reserved of the 57.00 GiB that a plan may use; predicted" in plan_rows.first_choice(outlook(PLAN))
+    assert "52.00 GiB reserved of the 65.00 GiB that the allocator may reserve; a dry run" in plan_rows.first_choice(outlook(tried))
+    assert plan_rows.against(tried, PLAN) == ["as fast"], "neither takes more"
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:

@@ -15,12 +15,11 @@ from bf16prof.runs import Run
 
 def answer(runs: Sequence[Run], console: Console, *, verbose: bool) -> None:
     """Print what was asked, the verdict, the picture, the table and what failed; verbosely every quantity and item of every case."""
-    if not verbose:
+    if verbose:
+        reconciliation(runs, console)
+    else:
         outcome(runs, console)
-        for run in runs:
-            failures(run, console)
-        return
-    reconciliation(runs, console)
     for run in runs:
-        for record in run.records:
+        failures(run, console, named=len(runs) > 1)
+        for record in run.records if verbose else ():
             breakdown(record, console)

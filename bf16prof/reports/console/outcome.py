@@ -25,7 +25,7 @@ from bf16prof.reports.limit_lines import limit_of
 from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.ranks import imbalance
 from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKNOWN, gib, number, scale, seconds, signed_percent
-from bf16prof.reports.verdict import Style, case_verdict
+from bf16prof.reports.verdict import Style, case_verdict, verdict
 from bf16prof.reports.views import CaseView, Headline, Line, headline, losses, provenance, run_views
 from bf16prof.runs import Run, Status
 
@@ -86,12 +86,20 @@ def _fits(views: Sequence[CaseView]) -> list[tuple[Style, str]]:
     if not found:
         return []
     if len(found) == 1:
-        return [(found[0].style, found[0].text)]
+        return [(found[0].style, _whose(views) + found[0].text)]
     fitting = sum(one.fits for one in found)
     style: Style = "good" if fitting == len(found) else "bad" if any(one.style == "bad" for one in found) else "warn"
     without = [view.label for view in views if (one := case_verdict(view)) and not one.fits]
     names = f": not {', '.join(without)}" if 0 < len(without) <= MOST_NAMES else ""
     return [(style, f"{fitting} of {len(found)} cases fit the GPU{names}.")]
+
+
+def _whose(views: Sequence[CaseView]) -> str:
+    """Whose the verdict is, where it is not that of what ran."""
+    judged = next((view for view in views if case_verdict(view)), None)
+    if judged is None or judged.reference is None or verdict(judged.reference):
+        return ""
+    return "predicted: "
 
 
 def _predictions(head: Headline) -> tuple[Style, str]:
@@ -258,7 +266,10 @@ def _notes(views: Sequence[CaseView], console: Console) -> None:
     if any(view.reference for view in views):
         shown = {record.source for view in views if (record := _best(view))}
         by = " and ".join(sorted("the dry run" if source is Source.SIMULATE else "the closed form" for source in shown))
-        peak = "of the whole run" if all(view.whole_run_only for view in views) else "of training"
+        whole = {bool(view.whole_run_only) for view in views if view.reference and getattr(view.reference, _peak(view)) is not None}
+        peak = " or, where a log tells no other, of the whole run" if len(whole) > 1 else " of the whole run" if True in whole else ""
+        peak = f"of training{peak}" if len(whole) > 1 else peak.strip() or "of training"
         note(console, f"{each}Steady: between steps; peak: {peak}; predicted by {by or 'nothing'}. -v shows every phase.")
     else:
-        note(console, f"{each}Peak: of training; steady: between steps. 1 GiB = 2^30 bytes. -v shows every component.")
+        training = "Peak: of training; steady" if any(view.main.peak_allocated_bytes is not None for view in views) else "Steady"
+        note(console, f"{each}{training}: between steps. 1 GiB = 2^30 bytes. -v shows every component.")

@@ -20,7 +20,7 @@ _STYLES = {Status.FINISHED: "green", Status.PLANNED: "dim", Status.RUNNING: "cya
 
 
 def run_summary(run: Run, console: Console) -> None:
-    """Print the manifest of a run, one row per case, and what went wrong where something did."""
+    """Print the manifest of a run, and one row per case."""
     manifest = run.manifest
     heading(console, Text.assemble("Run ", safe(manifest.name), ": ", _status(manifest.status, console)))
     grid = Table.grid(padding=(0, 2))
@@ -34,15 +34,17 @@ def run_summary(run: Run, console: Console) -> None:
     for view in views.values():
         for text in imbalance(view.main) if several_hosts(view.main) else []:
             note(console, f"{view.label}: {text}")
-    failures(run, console)
 
 
-def failures(run: Run, console: Console) -> None:
-    """Print what went wrong in each case in which something did: the message, what was predicted, the end of the log."""
-    views = _views(run)
+def failures(run: Run, console: Console, *, named: bool = False) -> None:
+    """Print what went wrong in each case in which something did: the message, what was predicted, the end of the log.
+
+    `named`: by its run.
+    """
+    views, name = _views(run), f"{inert(run.path, 300)}: " if named else ""
     for status in run.manifest.cases:
         if status.message or status.log_tail:
-            _failure(status, views.get((status.case, run.manifest.device)), console)
+            _failure(name, status, views.get((status.case, run.manifest.device)), console)
 
 
 def _views(run: Run) -> dict[tuple[Case, Device], CaseView]:
@@ -107,9 +109,9 @@ def _numbers(view: CaseView | None) -> list[Text | str]:
     ]
 
 
-def _failure(status: CaseStatus, view: CaseView | None, console: Console) -> None:
+def _failure(name: str, status: CaseStatus, view: CaseView | None, console: Console) -> None:
     style = "" if status.status is Status.FINISHED else "red"
-    console.print(Text(f"{case_label(status.case)}: {status.status}: {inert(status.message, MESSAGE_LIMIT)}", style))
+    console.print(Text(f"{name}{case_label(status.case)}: {status.status}: {inert(status.message, MESSAGE_LIMIT)}", style))
     for prediction in view.predictions if view else []:
         console.print(Text("  " + prediction_text(prediction)))
     for line in inert_lines(status.log_tail):
