@@ -31,9 +31,9 @@ def how_it_runs(asked: Asked[Any]) -> list[str]:
     said: list[str] = []
     for name in ("micro_batch_size", "gradient_accumulation_steps"):
         said += ["--" + name.replace("_", "-"), str(values[name])] if name in values else []
-    for name in ("activation_checkpointing", "zero_init", "expandable_segments"):
+    for name in ("activation_checkpointing", "zero_init"):
         said += [("--" if values[name] else "--no-") + name.replace("_", "-")] if name in values else []
-    return said
+    return said + ["--expandable-segments"] * bool(values.get("expandable_segments"))
 
 
 def next_command(command: str, asked: Asked[Any], *flags: str) -> str:

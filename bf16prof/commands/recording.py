@@ -39,36 +39,34 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool 
         return
 
     session, progress = _session(), RecordingProgress(quiet)
-    search = Search(session, progress)
 
-    def ask(inquiries: Sequence[Inquiry]) -> None:
-        if asked := [each for each in store.missing(inquiries) if not (searches and search.covers(each))]:
+    def answer(asked: Sequence[Inquiry]) -> None:
+        if asked:
             with progress.of(len(asked)):
                 session.answer(asked, progress.say)
 
-    with search.begins():
-        ask(inquiries_of(jobs))
-    store.trace_with(ask)
+    first = store.missing(inquiries_of(jobs))
+    answer(first)
+    search = Search(session, progress, first)
+    store.trace_with(lambda inquiries: answer([each for each in store.missing(inquiries) if not (searches and search.covers(each))]))
 
 
 class Search:
     """Records a few passes of a model for all of those that a search goes on to ask for: at one length those of any batch, and when it asks
-    for another length those of any."""
+    for another length those of any. `first`: what was recorded as it is before the search."""
 
-    def __init__(self, session: Session, progress: RecordingProgress) -> None:
+    def __init__(self, session: Session, progress: RecordingProgress, first: Sequence[Inquiry]) -> None:
         self._session, self._progress = session, progress
         self._lengths: dict[str, set[int]] = {}
         self._tried: set[tuple[str, tuple[int, ...]]] = set()
-        self._has_begun = True
+        for inquiry in first:
+            self._lengths_of(inquiry)
 
-    @contextlib.contextmanager
-    def begins(self) -> Iterator[None]:
-        """Inside, what is asked for is asked for whatever comes of it, and recorded as it is."""
-        self._has_begun = False
-        try:
-            yield
-        finally:
-            self._has_begun = True
+    def _lengths_of(self, inquiry: Inquiry) -> set[int]:
+        """The lengths that the inquiry's model was asked for, this one included."""
+        lengths = self._lengths.setdefault(inquiry.general, set())
+        lengths.add(inquiry.point[1])
+        return lengths
 
     def covers(self, inquiry: Inquiry) -> bool:
         """Whether the inquiry is answered now by what holds of more than its own point."""
@@ -76,10 +74,8 @@ class Search:
         from bf16prof.signatures.sampling import generalized
 
         (batch, length), name = inquiry.point, inquiry.general
-        lengths = self._lengths.setdefault(name, set())
-        lengths.add(length)
-        wanted = (length,) if len(lengths) == 1 else ()
-        if not (self._has_begun and name) or (name, wanted) in self._tried or (wanted and batch == 1):
+        wanted = (length,) if len(self._lengths_of(inquiry)) == 1 else ()
+        if not name or (name, wanted) in self._tried or (wanted and batch == 1):
             return False
         self._tried.add((name, wanted))
 

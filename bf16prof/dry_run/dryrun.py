@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class Rank:
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
         self._left_out = 0
-        self._layer = ""
+        self._layer, self._numbers = "", dict[int, str]()
 
     def run(self, steps: int) -> MemoryRecord:
         """Init, the steps, and the record."""
@@ -85,8 +85,9 @@ class Rank:
         self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
         exchanges = Exchanges.of(self._job, self._ledger)
         self._tracker.watch = exchanges.see if exchanges else None
-        layers = Layers(self._ledger)
+        layers = Layers(self._ledger, self._enter)
         layers.name(self._engine.module)
+        self._numbers = _numbers_of_layers(self._engine.module)
         with library_shims(), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
@@ -129,9 +130,11 @@ class Rank:
         if self._engine is not None and not self._is_repeating:
             self._tracker.claim(held(self._engine, self._loop.kept if self._loop else {}))
 
-    def _enter(self, layer: str) -> None:
-        self._layer = layer
-        self._say()
+    def _enter(self, module: nn.Module) -> None:
+        """Say which layer runs."""
+        if layer := self._numbers.get(id(module)):
+            self._layer = layer
+            self._say()
 
     def _say(self) -> None:
         phase = self._ledger.marks[-1].phase if self._ledger.marks else None
@@ -139,13 +142,11 @@ class Rank:
         self._on_progress(Progress(phase, self._ledger.step, layer, self._ledger.allocated_bytes()))
 
     def _watch(self, model: nn.Module) -> None:
-        """Say which layer runs, and label gradients as soon as they are there."""
+        """Label gradients as soon as they are there."""
         for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             hook = parameter.register_post_accumulate_grad_hook(self._claim_gradient)  # type: ignore[no-untyped-call]
             hooks: Any = parameter._post_accumulate_grad_hooks
             hooks.move_to_end(hook.id, last=False)  # before DeepSpeed's, which take the gradient away
-        for layer, name in _layers(model):
-            layer.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
 
     def _claim_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -178,8 +179,8 @@ class Rank:
         return record_of(ran, self._tracker)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The layers of the longest list of modules in the model, each with its number."""
+def _numbers_of_layers(model: nn.Module) -> dict[int, str]:
+    """The layers of the longest list of modules in the model, by their ids, each with its number."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     longest = max(lists, key=len, default=nn.ModuleList())
-    return ((layer, f"layer {index + 1} of {len(longest)}") for index, layer in enumerate(longest))
+    return {id(layer): f"layer {index + 1} of {len(longest)}" for index, layer in enumerate(longest)}

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bf16prof.cases import Job
 from bf16prof.dry_run.ledger import Ledger
+from bf16prof.engine.nested import tensors_in
 from bf16prof.records import Collective, Phase, Transfer
 
 ULYSSES = "deepspeed::dim_zero_all_to_all"
@@ -65,7 +65,7 @@ class Exchanges:
         phase = self.ledger.marks[-1].phase if self.ledger.marks else None
         if kind is None or phase is None or self.group not in _groups(args):
             return
-        tensors = [tensor for tensor in _tensors(args[0]) if tensor.numel() > 1]  # a loss, a norm
+        tensors = [tensor for tensor in tensors_in(args[0]) if tensor.numel() > 1]  # a loss, a norm
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if size:
             found = self._found.setdefault((phase, kind), [0, 0])
@@ -94,11 +94,3 @@ def _groups(args: Any) -> Iterator[str]:
                 yield ProcessGroup.unbox(each).group_name
             except RuntimeError:  # it is what the ranks are to do with the values
                 continue
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)

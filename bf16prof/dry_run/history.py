@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
@@ -47,8 +47,9 @@ def timeline(ledger: Ledger, step: int) -> Timeline:
     """Bytes by component over a step, thinned to `POINTS` points; of the events between two points the highest is kept."""
     start, end = [*ledger.step_starts, len(ledger.events)][step : step + 2]
     now = dict.fromkeys(Component, 0) | by_component(ledger.live(start))
-    states = [(0, dict(now)), *_states(ledger, start, end, now)]
-    happened = [(sign * allocation.bytes, what_it_is(allocation)) for allocation, sign in itertools.islice(_events(ledger), start, end)]
+    events = list(itertools.islice(_events(ledger), start, end))
+    states = [(0, dict(now)), *_states(events, now)]
+    happened = [(sign * allocation.bytes, what_it_is(allocation)) for allocation, sign in events]
     names = {name: number for number, name in enumerate(dict.fromkeys([BEFORE, *(name for _, name in happened)]))}
     whole = Timeline(
         events=tuple(event for event, _ in states),
@@ -70,12 +71,11 @@ def what_it_is(allocation: Allocation) -> str:
 State = tuple[int, dict[Component, int]]
 
 
-def _states(ledger: Ledger, start: int, end: int, now: dict[Component, int]) -> Iterator[State]:
-    for number, (allocation, sign) in enumerate(_events(ledger), 1):
-        if start < number <= end:
-            now[allocation.label[0]] += sign * allocation.bytes
-            now[Component.ROUNDING] += sign * (allocation.held - allocation.bytes)
-            yield number - start, dict(now)
+def _states(events: Iterable[tuple[Allocation, int]], now: dict[Component, int]) -> Iterator[State]:
+    for number, (allocation, sign) in enumerate(events, 1):
+        now[allocation.label[0]] += sign * allocation.bytes
+        now[Component.ROUNDING] += sign * (allocation.held - allocation.bytes)
+        yield number, dict(now)
 
 
 def _events(ledger: Ledger) -> Iterator[tuple[Allocation, int]]:

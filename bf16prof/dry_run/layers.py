@@ -6,7 +6,7 @@ Forward passes are followed, and with activation checkpointing the recomputed on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -16,10 +16,13 @@ from bf16prof.dry_run.ledger import Ledger
 
 
 class Layers:
-    """Tells the ledger the name of the innermost module that runs. Modules have names once `name` has seen their model."""
+    """Tells the ledger the name of the innermost module that runs. Modules have names once `name` has seen their model.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    `entered` is told of every named module that begins.
+    """
+
+    def __init__(self, ledger: Ledger, entered: Callable[[nn.Module], None] = lambda module: None) -> None:
+        self._ledger, self._entered = ledger, entered
         self._names: dict[int, str] = {}
         self._open: list[tuple[int, str]] = []
 
@@ -45,6 +48,7 @@ class Layers:
         if (name := self._names.get(id(module))) is not None:
             self._open.append((id(module), self._ledger.layer))
             self._ledger.layer = name
+            self._entered(module)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         """Also where a module ends by an exception, as the last that a checkpoint recomputes does."""

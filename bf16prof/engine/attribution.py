@@ -125,7 +125,7 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
         yield label, _values(wrapper, attributes)
     yield labels.MASTER_GRADIENTS, [t.grad for t in _tensors(masters)]
     yield labels.REDUCE_BUCKET, [vars(b) for b in getattr(wrapper, "ipg_buckets", {}).values() if hasattr(b, "__dict__")]
-    yield GRADIENT, [[p.grad, getattr(p, "grad_accum", None)] for p in parameters]  # in a bucket they are its
+    yield GRADIENT, [[p.grad, getattr(p, "grad_accum", None)] for p in parameters]  # those in a bucket are the bucket's
     for optimizer in (basic, getattr(wrapper, "optimizer", None), getattr(wrapper, "backup_optimizer", None)):
         yield from _states(optimizer)
     yield labels.PLACEHOLDER, getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)

@@ -75,12 +75,10 @@ def brief_notes(outlook: Outlook) -> list[str]:
         said.append("Free: of what the allocator may reserve where a plan was tried, else of that without the margin.")
     if any(plan.zero_init for plan in plans):
         said.append("With ZeRO-3 the model has to be built inside deepspeed.zero.Init.")
-    if any(plan.case.offload is not Offload.NONE for plan in plans):
-        said.append("Offloading comes last: the optimizer then runs on the CPU, whose time no bound here knows.")
-    said += [line for line in tried_lines(outlook) if line.startswith("Failed")]
+    said += [*_offloading_comes_last(plans), *_failed(outlook)]
     if not outlook.complete:
         said.append(f"More than these {len(plans)} fit. -v: all of them, what each learns and reserves, and how the margin is made.")
-    return said + [line for line in left_out_text(outlook) if line.startswith("Not judged")]
+    return said + _not_judged(outlook)
 
 
 def plan_rows(plans: Sequence[Plan]) -> Table:
@@ -166,8 +164,7 @@ def order_text(outlook: Outlook) -> list[str]:
     said += tried_lines(outlook)
     if not outlook.complete:
         said.append(f"More than these {len(plans)} fit: -v shows all, and so does a file (-o).")
-    if any(plan.case.offload is not Offload.NONE for plan in plans):
-        said.append("Offloading comes last: the optimizer then runs on the CPU, whose time no bound here knows.")
+    said += _offloading_comes_last(plans)
     if any(plan.zero_init for plan in plans):
         said.append("In zero.Init: the model has to be built inside deepspeed.zero.Init.")
     return said
@@ -177,6 +174,11 @@ def tried_lines(outlook: Outlook) -> list[str]:
     """Which choices were run dry, and which of them failed."""
     ranks = [str(rank) for rank, plan in enumerate(outlook.plans, 1) if plan.is_tried]
     said = [f"Tried: a dry run of the real engine says so of {', '.join(ranks)}; the others are predicted."] if ranks else []
+    return said + _failed(outlook)
+
+
+def _failed(outlook: Outlook) -> list[str]:
+    said = []
     for plan in outlook.tried:
         over = f", {gib(-plan.free_bytes)} too much" if plan.free_bytes < 0 else ""
         said.append(f"Failed the dry run: {plan_words(plan)}: {plan.verdict} ({gib(plan.peak_bytes)} allocated at most{over}).")
@@ -187,7 +189,16 @@ def left_out_text(outlook: Outlook) -> list[str]:
     """What could not be judged, and why the margin is what it is."""
     less = "" if outlook.room.expandable else " With --expandable-segments less is enough."
     said = [f"What the allocator reserves is replayed where the verdict turns on it; the margin is for what a replay does not know.{less}"]
-    return said + [f"Not judged: {inert(reason, 300)}" for reason in outlook.left_out]
+    return said + _not_judged(outlook)
+
+
+def _not_judged(outlook: Outlook) -> list[str]:
+    return [f"Not judged: {inert(reason, 300)}" for reason in outlook.left_out]
+
+
+def _offloading_comes_last(plans: Sequence[Plan]) -> list[str]:
+    offloads = any(plan.case.offload is not Offload.NONE for plan in plans)
+    return ["Offloading comes last: the optimizer then runs on the CPU, whose time no bound here knows."] if offloads else []
 
 
 def size_rows(outlooks: Sequence[Outlook]) -> Table:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
-import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bf16prof.errors import InputError
 from bf16prof.kernels import KernelCall, scratch_bytes
 from bf16prof.models.autograd.tape import Event
 from bf16prof.records import Component, Label
 from bf16prof.reductions import Processor
 from bf16prof.signatures.happenings import further
 from bf16prof.signatures.polynomials import Point, Polynomial
-from bf16prof.signatures.signature import OUTSIDE, PINS_OF, Signature, plain, signature_of
+from bf16prof.signatures.signature import OUTSIDE, PINS_OF, Signature, packed, plain, signature_of, unpacked
 
 FORMAT = 1
 """Counted up when the form of the file changes."""
@@ -138,19 +135,18 @@ class General:
 
     def packed(self) -> bytes:
         """As a compressed file; the same for the same content."""
-        content = {"format": FORMAT, "whole": plain(self.whole), "pieces": [_plain_piece(piece) for piece in self.pieces]}
-        return gzip.compress(json.dumps(content, separators=(",", ":"), allow_nan=False).encode(), 6, mtime=0)
+        return packed({"format": FORMAT, "whole": plain(self.whole), "pieces": [_plain_piece(piece) for piece in self.pieces]})
 
     @classmethod
     def unpacked(cls, content: bytes) -> General:
         """From such a file. Raises `InputError` for anything else."""
-        try:
-            found = json.loads(gzip.decompress(content))
-            if found["format"] != FORMAT:
-                raise ValueError("another format")
-            return cls(signature_of(found["whole"]), tuple(_piece(each) for each in found["pieces"]))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(f"not a signature: {type(error).__name__}") from error
+        return unpacked(content, _general)
+
+
+def _general(found: dict[str, Any]) -> General:
+    if found["format"] != FORMAT:
+        raise ValueError("another format")
+    return General(signature_of(found["whole"]), tuple(_piece(each) for each in found["pieces"]))
 
 
 def _plain_piece(piece: Piece) -> dict[str, Any]:

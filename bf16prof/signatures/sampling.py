@@ -241,8 +241,7 @@ def _shallow(model: Model) -> Iterator[tuple[Model, int]]:
     if not isinstance(model, HuggingFaceSettings):
         yield model, 0
         return
-    content: dict[str, Any] = model.hf_config
-    text = content["text_config"] if isinstance(content.get("text_config"), dict) else content
+    content, text = model.hf_config, model.text
     key = next((key for key in LAYERS if isinstance(text.get(key), int)), None)
     if key is None:
         yield model, 0

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.kernels import KernelCall
@@ -80,17 +80,28 @@ class Signature:
 
     def packed(self) -> bytes:
         """As a compressed file; the same for the same signature."""
-        text = json.dumps(plain(self), separators=(",", ":"), allow_nan=False)
-        return gzip.compress(text.encode(), 6, mtime=0)
+        return packed(plain(self))
 
     @classmethod
     def unpacked(cls, content: bytes) -> Signature:
         """From such a file. Raises `InputError` for anything else."""
-        try:
-            found = json.loads(gzip.decompress(content))
-            return signature_of(found)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(f"not a signature: {type(error).__name__}") from error
+        return unpacked(content, signature_of)
+
+
+T = TypeVar("T")
+
+
+def packed(content: object) -> bytes:
+    """Plain content as a compressed file; the same for the same content."""
+    return gzip.compress(json.dumps(content, separators=(",", ":"), allow_nan=False).encode(), 6, mtime=0)
+
+
+def unpacked(content: bytes, made: Callable[[dict[str, Any]], T]) -> T:
+    """What is made of the content of such a file. Raises `InputError` for anything else."""
+    try:
+        return made(json.loads(gzip.decompress(content)))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"not a signature: {type(error).__name__}") from error
 
 
 def plain(signature: Signature) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
@@ -25,6 +26,8 @@ FOLDER_VARIABLE = "BF16PROF_CACHE"
 SUFFIX = shipped.SUFFIX
 SOURCES = ".sources"
 
+T = TypeVar("T")
+
 Tracer = Callable[[Sequence[Inquiry]], None]
 """Answers these inquiries: calls `keep` or `give_up` for each."""
 
@@ -35,7 +38,7 @@ class _Known:
 
     signatures: dict[str, Signature]
     problems: dict[str, str]
-    generals: dict[str, General | None]
+    generals: dict[str, General]
     tracer: Tracer | None
 
 
@@ -103,7 +106,7 @@ def forget() -> None:
 def _recalled(inquiry: Inquiry) -> Signature | None:
     if inquiry.digest not in _known.signatures:
         if inquiry.is_lasting:
-            exact = _read(folder() / (inquiry.name + SUFFIX)) or shipped.find(inquiry)
+            exact = _read(folder() / (inquiry.name + SUFFIX), Signature.unpacked) or shipped.find(inquiry)
             found = exact or _in_general(inquiry) or _of_other_code(inquiry)
         else:
             found = _of_a_function(inquiry)
@@ -123,8 +126,11 @@ def general_of(inquiry: Inquiry, *, is_shipped: bool = True) -> General | None:
     """What is known of the inquiry's model at any batch and length: remembered, from a file, or shipped."""
     if not (name := inquiry.general):
         return None
-    if _known.generals.get(name) is None:
-        _known.generals[name] = _read_general(_general_file(inquiry)) or (shipped.find_general(inquiry) if is_shipped else None)
+    if name not in _known.generals:
+        found = _read(_general_file(inquiry), General.unpacked) or (shipped.find_general(inquiry) if is_shipped else None)
+        if found is None:
+            return None
+        _known.generals[name] = found
     return _known.generals[name]
 
 
@@ -143,13 +149,6 @@ def _general_file(inquiry: Inquiry) -> Path:
     return folder() / f"{inquiry.general}-{environment()}{shipped.GENERAL}"
 
 
-def _read_general(path: Path) -> General | None:
-    with contextlib.suppress(InputError, OSError):
-        if path.exists():
-            return General.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-    return None
-
-
 def _of_a_function(inquiry: Inquiry) -> Signature | None:
     """What was recorded of a function of the user's own, if all that it had read is as it was."""
     kept, known = folder() / (inquiry.name + SUFFIX), folder() / (inquiry.name + SOURCES)
@@ -165,14 +164,14 @@ def _of_other_code(inquiry: Inquiry) -> Signature | None:
     others: list[Path] = []
     with contextlib.suppress(OSError):  # a cache of another user's, which this one may not look into, is as good as none
         others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
-    return _read(others[-1]) if others else None
+    return _read(others[-1], Signature.unpacked) if others else None
 
 
-def _read(path: Path) -> Signature | None:
+def _read(path: Path, unpacked: Callable[[bytes], T]) -> T | None:
     """What a file has; one that is broken, of another format or of another user's is as good as none."""
     with contextlib.suppress(InputError, OSError):
         if path.exists():
-            return Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
+            return unpacked(read_up_to(LARGEST_DOCUMENT, path))
     return None
 
 

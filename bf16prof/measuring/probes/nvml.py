@@ -33,12 +33,11 @@ class NvmlSummary:
     peak_device_bytes: int | None
     mean_utilisation: float | None
     mean_power_w: float | None
+    samples: int
 
     def of_a_result(self) -> dict[str, Any]:
         """The same as fields of a rank's result (`RankResult`)."""
         return {"device_bytes": self.peak_process_bytes, "gpu_utilisation": self.mean_utilisation, "power_w": self.mean_power_w}
-
-    samples: int
 
 
 @dataclass(frozen=True)

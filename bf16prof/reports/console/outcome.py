@@ -82,24 +82,17 @@ def verdicts(runs: Sequence[Run], views: Sequence[CaseView]) -> list[tuple[Style
 
 
 def _fits(views: Sequence[CaseView]) -> list[tuple[Style, str]]:
-    found = [one for view in views if (one := case_verdict(view))]
+    found = [(view, one) for view in views if (one := case_verdict(view))]
     if not found:
         return []
     if len(found) == 1:
-        return [(found[0].style, _whose(views) + found[0].text)]
-    fitting = sum(one.fits for one in found)
-    style: Style = "good" if fitting == len(found) else "bad" if any(one.style == "bad" for one in found) else "warn"
-    without = [view.label for view in views if (one := case_verdict(view)) and not one.fits]
+        ((view, one),) = found
+        return [(one.style, ("predicted: " if view.reference and not verdict(view.reference) else "") + one.text)]
+    fitting = sum(one.fits for _, one in found)
+    style: Style = "good" if fitting == len(found) else "bad" if any(one.style == "bad" for _, one in found) else "warn"
+    without = [view.label for view, one in found if not one.fits]
     names = f": not {', '.join(without)}" if 0 < len(without) <= MOST_NAMES else ""
     return [(style, f"{fitting} of {len(found)} cases fit the GPU{names}.")]
-
-
-def _whose(views: Sequence[CaseView]) -> str:
-    """Whose the verdict is, where it is not that of what ran."""
-    judged = next((view for view in views if case_verdict(view)), None)
-    if judged is None or judged.reference is None or verdict(judged.reference):
-        return ""
-    return "predicted: "
 
 
 def _predictions(head: Headline) -> tuple[Style, str]:
@@ -266,10 +259,15 @@ def _notes(views: Sequence[CaseView], console: Console) -> None:
     if any(view.reference for view in views):
         shown = {record.source for view in views if (record := _best(view))}
         by = " and ".join(sorted("the dry run" if source is Source.SIMULATE else "the closed form" for source in shown))
-        whole = {bool(view.whole_run_only) for view in views if view.reference and getattr(view.reference, _peak(view)) is not None}
-        peak = " or, where a log tells no other, of the whole run" if len(whole) > 1 else " of the whole run" if True in whole else ""
-        peak = f"of training{peak}" if len(whole) > 1 else peak.strip() or "of training"
-        note(console, f"{each}Steady: between steps; peak: {peak}; predicted by {by or 'nothing'}. -v shows every phase.")
+        note(console, f"{each}Steady: between steps; peak: {_which_peak(views)}; predicted by {by or 'nothing'}. -v shows every phase.")
     else:
         training = "Peak: of training; steady" if any(view.main.peak_allocated_bytes is not None for view in views) else "Steady"
         note(console, f"{each}{training}: between steps. 1 GiB = 2^30 bytes. -v shows every component.")
+
+
+def _which_peak(views: Sequence[CaseView]) -> str:
+    """Which peaks the table has of those that were measured or logged."""
+    of_the_whole_run = {bool(view.whole_run_only) for view in views if view.reference and getattr(view.reference, _peak(view)) is not None}
+    if of_the_whole_run == {True}:
+        return "of the whole run"
+    return "of training or, where a log tells no other, of the whole run" if True in of_the_whole_run else "of training"
