@@ -58,9 +58,12 @@ def report(
     if json_:
         print_json(records, comparisons=comparisons)
     else:
-        from bf16prof.reports.console import answer, make_console
+        from bf16prof.reports.console import answer, learning, make_console
 
-        answer(loaded, make_console(), verbose=verbose)
+        console = make_console()
+        answer(loaded, console, verbose=verbose)
+        if not verbose:  # else it is among the rest
+            learning(loaded, console)
     for path in files:
         hint(f"wrote {path}", quiet)
     _track(loaded, tensorboard, wandb, quiet)

@@ -12,9 +12,17 @@ from bf16prof.reports.console.layout import Column, heading, note, table
 from bf16prof.reports.loss_table import loss_notes, loss_table
 from bf16prof.reports.losses import loss_gaps, seed_groups
 from bf16prof.reports.price_table import price_table
-from bf16prof.reports.views import CaseView
+from bf16prof.reports.views import CaseView, run_views
+from bf16prof.runs import Run
 
 _LEFT = ("case", "to")
+
+
+def learning(runs: Sequence[Run], console: Console) -> None:
+    """Print what several runs, or cases, say of learning."""
+    views = run_views(runs)
+    losses_in_numbers(views, console)
+    price_in_learning(views, console)
 
 
 def losses_in_numbers(views: Sequence[CaseView], console: Console) -> None:

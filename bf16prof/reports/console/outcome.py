@@ -18,7 +18,6 @@ from bf16prof.reports.console.bar import memory_bar
 from bf16prof.reports.console.fit_map import fit_map_view
 from bf16prof.reports.console.fitted import Fitted, fitted
 from bf16prof.reports.console.layout import heading, mark, note
-from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
 from bf16prof.reports.console.quantities import quantities
 from bf16prof.reports.fit_map import fit_maps
 from bf16prof.reports.limit_lines import limit_of
@@ -58,8 +57,6 @@ def outcome(runs: Sequence[Run], console: Console) -> None:
         console.print()
         console.print(_table(views, console.width))
         _notes(views, console)
-    losses_in_numbers(views, console)
-    price_in_learning(views, console)
 
 
 def _is_logged(view: CaseView) -> bool:
