@@ -69,6 +69,7 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     STEP = "step"
+    EVAL = "eval"
 
 
 class Device(StrEnum):
@@ -147,6 +148,8 @@ class Workload:
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
+    * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
+    * `evaluation`: what is evaluated when the steps are over, in words.
     * `assumed`: which of all this nobody said, in a word each.
     """
 
@@ -166,6 +169,8 @@ class Workload:
     adapter: str | None = None
     liger: str = "none"
     tiled_mlp: bool = False
+    evaluation: str | None = None
+    packed_sequences: Size = 0
 
 
 Label = tuple[Component, str]
@@ -469,7 +474,8 @@ class MemoryRecord:
 
     * `workload`: what was asked; `None` where the source does not know (a log of which nobody says what was trained).
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
-    * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
+    * `peak_allocated_bytes`: the highest during training steps and evaluation, set in `peak_phase`; `run_peak_allocated_bytes` includes
+      init.
       `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
     * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
       not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
@@ -479,7 +485,7 @@ class MemoryRecord:
       and `margin` the share of it that has to stay free, because the source does not know everything that takes memory.
     * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job built inside `deepspeed.zero.Init`.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
-    * `timeline`: bytes by component over the last step.
+    * `timeline`: bytes by component over the last step, and over the evaluation that follows it.
     * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank; `host_bytes_per_node` by all ranks of a node.
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
@@ -574,7 +580,7 @@ def _require_sum(name: str, parts: Mapping[Component, int], total_name: str, tot
 
 
 TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
-"""The phases that repeat; init comes once, before them."""
+"""The phases of a step; init comes once, before them, and an evaluation between two of them."""
 
 
 def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
@@ -587,8 +593,8 @@ def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseM
 
 
 def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
-    """The training phase with the highest peak; `None` when no peak is known."""
-    known = [phase for phase in TRAINING if phase in phases and phases[phase].peak_bytes is not None]
+    """The phase of a step, or the evaluation, with the highest peak; `None` when no peak is known."""
+    known = [phase for phase in (*TRAINING, Phase.EVAL) if phase in phases and phases[phase].peak_bytes is not None]
     return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
 
 

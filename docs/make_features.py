@@ -28,6 +28,8 @@ BEYOND = """## Training beyond one model and its parameters
 | frozen parameters, tied embeddings, several inputs | the model's own code: `MODULE:FUNCTION`, `[model.inputs]` | every command |
 | Liger's kernels, the head fused with the loss | `--liger loss`, `--liger all` ([Liger](liger.md)) | every command, on GPUs |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
+| evaluation between steps ([loops](loops.md)) | `--eval-batch-size`, `[workload.evaluation]` | all but `plan`; `estimate` gives a floor |
+| packed sequences, padding-free batches | `--packed-sequences` ([loops](loops.md)) | every command |
 | sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | all but `plan` |
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
 | layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | `simulate`, `measure` |

@@ -120,7 +120,8 @@ def is_as_written(profile: Profile) -> bool:
     checkpointed in the usual way or not at all."""
     workload = profile.workload
     is_usual = not workload.use_reentrant and workload.checkpoint_every_n_layers == 1
-    return profile.peft is None and workload.liger == "none" and (is_usual or not workload.activation_checkpointing)
+    is_plain = profile.peft is None and workload.liger == "none" and not workload.packed_sequences
+    return is_plain and (is_usual or not workload.activation_checkpointing)
 
 
 def is_written(profile: Profile) -> bool:

@@ -41,6 +41,8 @@ class WorkloadFlags:
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
     liger: o.LigerOption = None
+    packed_sequences: o.PackedOption = None
+    eval_batch_size: o.EvalBatchOption = None
     sp: o.SequenceParallelOption = None
     tp: o.TensorParallelOption = None
     set_: o.SetOption = None

@@ -179,6 +179,28 @@ LigerOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+PackedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--packed-sequences",
+        min=0,
+        metavar="N",
+        envvar="BF16PROF_PACKED_SEQUENCES",
+        help="Padding-free batches: so many sequences fill each row of tokens, with positions that start again.",
+        rich_help_panel=TRAIN,
+    ),
+]
+EvalBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-batch-size",
+        min=1,
+        metavar="N",
+        envvar="BF16PROF_EVAL_BATCH_SIZE",
+        help="An evaluation after the steps, with so many sequences per rank (the Trainer's per_device_eval_batch_size).",
+        rich_help_panel=TRAIN,
+    ),
+]
 SequenceParallelOption = Annotated[
     int | None,
     typer.Option(

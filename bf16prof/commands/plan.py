@@ -21,6 +21,7 @@ from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
 from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import Resolved
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import ParallelSettings, Profile
 from bf16prof.records import MemoryRecord, Offload
@@ -71,7 +72,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     from bf16prof.closed_form.anatomy import is_written
     from bf16prof.planning.answer import answer
 
-    given = asked.flags
+    given, request = asked.flags, _without_evaluation(request)
     sizes = list(dict.fromkeys(o.numbers("--gpus", given.gpus)))
     if given.write is not None and len(sizes) != 1:
         raise InputError(
@@ -91,6 +92,18 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     name, parameters = _model(request.profile)
     theirs = request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), name, parameters, request.notes, theirs)
+
+
+def _without_evaluation(request: Request) -> Request:
+    """The request for the steps alone, and a note that says so."""
+    profile = request.profile
+    if profile.workload.evaluation is None:
+        return request
+    workload = profile.workload.model_copy(update={"evaluation": None})
+    origins = {key: origin for key, origin in request.resolved.origins.items() if not key.startswith("workload.evaluation")}
+    resolved = Resolved(profile.model_copy(update={"workload": workload}), origins)
+    note = "workload.evaluation: a plan is one of the steps; bf16prof simulate runs the choice with its evaluation"
+    return dataclasses.replace(request, resolved=resolved, notes=(*request.notes, note))
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:

@@ -31,8 +31,14 @@ from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import preset_ids
 from bf16prof.records import Device, Offload
 
-WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger")
+WORKLOAD_FLAGS = (
+    "sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger",
+    "packed_sequences",
+)  # fmt: skip
 """Flags that stand for keys of the profile's `[workload]`."""
+
+INNER_FLAGS = {"eval_batch_size": "evaluation.per_device_eval_batch_size"}
+"""Flags that stand for keys of tables in `[workload]`."""
 
 PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor"}
 """Flags that stand for keys of the profile's `[parallel]`."""
@@ -177,6 +183,7 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
         *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
+        *(Override(f"workload.{key}", given[flag], asked.origin(flag)) for flag, key in INNER_FLAGS.items() if given[flag] is not None),
         *(Override(f"parallel.{key}", given[flag], asked.origin(flag)) for flag, key in PARALLEL_FLAGS.items() if given[flag] is not None),
     ]
 

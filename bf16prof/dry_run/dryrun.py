@@ -24,7 +24,7 @@ from bf16prof.dry_run.tracker import GPU, HOST, Tracker
 from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
 from bf16prof.engine.attribution import attribute, held
-from bf16prof.engine.batch import batch_spec
+from bf16prof.engine.batch import batch_spec, evaluation_of
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
@@ -33,7 +33,7 @@ from bf16prof.engine.workload import workload_of
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.models.liger import import_liger
-from bf16prof.records import MemoryRecord, Phase, PhaseMemory, merge_phases
+from bf16prof.records import Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 
 OnProgress = Callable[[Progress], None]
 
@@ -82,13 +82,13 @@ class Rank:
         attach(self._engine, self._marks)
         self._watch(self._engine.module)
         self._micro_steps = MicroSteps(self._engine, self._tracker)
-        self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
+        self._loop = TrainingLoop(self._engine, self._job, self._batches(self._job), self._leave_out)
         exchanges = Exchanges.of(self._job, self._ledger)
         self._tracker.watch = exchanges.see if exchanges else None
         layers = Layers(self._ledger, self._enter)
         layers.name(self._engine.module)
         self._numbers = _numbers_of_layers(self._engine.module)
-        with library_shims(), layers.followed():
+        with library_shims(packed=self._job.profile.workload.packed_sequences > 0), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
                 self._micro_steps.begin_step()
@@ -97,7 +97,10 @@ class Rank:
                     exchanges.begin_step()
                 self._loop.step()
                 phases = merge_phases(phases, self._marks.take())
-        record = self._record(self._loop, self._repeated(phases))
+            phases = self._repeated(phases)
+            held = self._held(self._loop)
+            phases = merge_phases(phases, self._evaluated(self._loop))
+        record = self._record(*held, phases)
         micro_steps = self._job.profile.workload.gradient_accumulation_steps
         found = exchanges.transfers(micro_steps - self._left_out, micro_steps) if exchanges else ()
         return dataclasses.replace(record, exchanges=found)
@@ -118,7 +121,18 @@ class Rank:
     def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
         """The phases over as many further steps as it takes the caching allocator to settle."""
         self._is_repeating = True
-        return until_settled(self._ledger, self._marks, phases)
+        goes_on = self._job.profile.workload.evaluation is not None
+        return until_settled(self._ledger, self._marks, phases, goes_on=goes_on)
+
+    def _evaluated(self, loop: TrainingLoop) -> dict[Phase, PhaseMemory]:
+        """What is evaluated when the steps are over, where something is. Its events follow those of the last step."""
+        if self._job.profile.workload.evaluation is None:
+            return {}
+        self._is_repeating, self._tracker.watch = False, None
+        self._marks.mark(Phase.EVAL)
+        loop.evaluate(self._batches(evaluation_of(self._job)))
+        self._marks.mark(None)
+        return self._marks.take()
 
     def _on_mark(self, phase: Phase | None) -> None:
         self._label()
@@ -138,7 +152,7 @@ class Rank:
 
     def _say(self) -> None:
         phase = self._ledger.marks[-1].phase if self._ledger.marks else None
-        layer = self._layer if phase in (Phase.FORWARD, Phase.BACKWARD) else ""
+        layer = self._layer if phase in (Phase.FORWARD, Phase.BACKWARD, Phase.EVAL) else ""
         self._on_progress(Progress(phase, self._ledger.step, layer, self._ledger.allocated_bytes()))
 
     def _watch(self, model: nn.Module) -> None:
@@ -152,9 +166,9 @@ class Rank:
         if parameter.grad is not None:
             self._tracker.claim([(GRADIENT, parameter.grad)])
 
-    def _batches(self) -> Callable[[], Batch]:
-        """Batches without values, of the job's shape, on its device."""
-        spec = batch_spec(self._job)
+    def _batches(self, job: Job) -> Callable[[], Batch]:
+        """Batches without values, of a job's shape, on its device."""
+        spec = batch_spec(job)
         return lambda: {
             name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device=self._home) for name, tensor in spec.items()
         }
@@ -163,16 +177,20 @@ class Rank:
     def _home(self) -> torch.device:
         return HOST if self._job.gpu is None else GPU
 
-    def _record(self, loop: TrainingLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
-        job, ledger = self._job, self._ledger
+    def _held(self, loop: TrainingLoop) -> tuple[list[Item], int]:
+        """What is held between steps: by name, and in all."""
         items, _ = attribute(self._engine, loop.kept, self._home)
+        return [*items, *of_the_device(self._ledger)], self._ledger.allocated_bytes()
+
+    def _record(self, items: list[Item], allocated_bytes: int, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
+        job, ledger = self._job, self._ledger
         ran = Ran(
             case=job.case,
             gpu=job.gpu,
             workload=workload_of(job),
             parameters=parameter_count(self._engine),
-            items=[*items, *of_the_device(ledger)],
-            allocated_bytes=ledger.allocated_bytes(),
+            items=items,
+            allocated_bytes=allocated_bytes,
             phases=phases,
             step=ledger.step,
         )

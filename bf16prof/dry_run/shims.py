@@ -119,14 +119,21 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def library_shims() -> Iterator[None]:
-    """Replace in libraries that have been imported with the model; put back at the end."""
+def library_shims(*, packed: bool = False) -> Iterator[None]:
+    """Replace in libraries that have been imported with the model; put back at the end. `packed`: a row holds several sequences."""
     with contextlib.ExitStack() as stack:
         for module, name, replacement in ASKING_FOR_VALUES:
             if hasattr(sys.modules.get(module), name):
                 real = getattr(sys.modules[module], name)
-                stack.enter_context(mock.patch.object(sys.modules[module], name, functools.partial(replacement, real)))
+                instead = _several_sequences if packed and replacement is _packed_sequences else replacement
+                stack.enter_context(mock.patch.object(sys.modules[module], name, functools.partial(instead, real)))
         yield
+
+
+def _several_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The indices that positions give which start again: as where no values can be looked at."""
+    with mock.patch.object(sys.modules[real.__module__], "is_tracing", lambda *_: True):
+        return real(position_ids, *args, **kwargs)
 
 
 def _packed_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.shared_batches import shared_layers, shared_sequences
+from bf16prof.engine.shared_batches import packed_rows, shared_evaluation, shared_layers, shared_sequences
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.optimizers import library_ids
@@ -70,6 +70,8 @@ def refusal_reason(job: Job) -> str | None:
         _secondary_partitions(job, config),
         shared_sequences(job),
         shared_layers(job),
+        packed_rows(job),
+        shared_evaluation(job),
         _calls_per_step(job, config),
     )
     return next((reason for reason in rules if reason), None)

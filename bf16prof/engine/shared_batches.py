@@ -1,4 +1,4 @@
-"""What DeepSpeed asks of a job whose ranks share sequences or layers, checked before anything starts."""
+"""What is asked of a job whose ranks share sequences or layers, or whose rows hold several sequences, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ def shared_sequences(job: Job) -> str | None:
     if model.attention == NO_MASKS:
         return "DeepSpeed's Ulysses does not run eager attention (register_with_transformers)"
     return _heads(model.text, ranks)
+
+
+def packed_rows(job: Job) -> str | None:
+    """Why rows of this job cannot hold several sequences as they are asked to; `None` if they can, or do not have to."""
+    model, workload = job.profile.model, job.profile.workload
+    if not workload.packed_sequences:
+        return None
+    if not isinstance(model, HuggingFaceSettings) or model.inputs:
+        return "sequences are packed (--packed-sequences) for models of transformers that read token ids and their positions"
+    if workload.packed_sequences > workload.sequence_length:
+        return f"{workload.packed_sequences} sequences (--packed-sequences) in a row of {workload.sequence_length} tokens"
+    if workload.packed_sequences * workload.micro_batch_size == 1:
+        return "one sequence is no packing (--packed-sequences): leave it out, or say a larger number"
+    if job.case.sequence_parallel > 1:
+        return "--packed-sequences with --sp: the positions of a packed row are not cut here as Ulysses cuts them"
+    return None
+
+
+def shared_evaluation(job: Job) -> str | None:
+    """Why this job cannot evaluate as it is asked to; `None` if it can, or does not have to."""
+    if job.profile.workload.evaluation is None or job.case.sequence_parallel == 1:
+        return None
+    return "an evaluation (--eval-batch-size) of ranks that share sequences (--sp) has not been held against real ranks"
 
 
 def shared_layers(job: Job) -> str | None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
+from bf16prof.engine.evaluation import evaluate
 from bf16prof.engine.labels import OWN_LOSS
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.adapted import unwrapped
@@ -125,7 +126,7 @@ class TrainingLoop:
         self._next_batch, self._leave_out = next_batch, leave_out
         self._passes_labels, self._shares_sequences = takes_labels(engine.module), job.case.sequence_parallel > 1
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
-        self._keeps_outputs = job.profile.workload.keeps_outputs
+        self._keeps_outputs, self._evaluation = job.profile.workload.keeps_outputs, job.profile.workload.evaluation
         self._autocast_dtype = TORCH_DTYPES.get(engine_facts(deepspeed_config(job)).autocast_dtype)
         self.batches: list[Batch] = []
         self.outputs: Any = None
@@ -149,6 +150,24 @@ class TrainingLoop:
                 self.loss = self.loss.detach()
             number += 1 + self._leave_out(number, self._micro_steps)
         return sum(losses) / len(losses)
+
+    def evaluate(self, next_batch: Callable[[], Batch]) -> float:
+        """What the workload evaluates, on batches of its own; the mean loss."""
+        settings = self._evaluation
+        assert settings is not None, "only a job that evaluates is asked to"
+        names = inspect.signature(unwrapped(self._engine.module).forward).parameters
+        skips = {"skip_logits": True} if settings.prediction_loss_only and "skip_logits" in names else {}  # trainer.py, prediction_step
+
+        def predict(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+            with self._autocast(), self._called_as_described(batch):
+                outputs = self._forward(batch, **skips)
+                loss = self._loss_of(outputs, batch)
+            return loss, [tensor for name, tensor in named_tensors(outputs).items() if tensor is not loss and name != "loss"]
+
+        self._engine.eval()
+        loss = evaluate(settings, next_batch, predict)
+        self._engine.train()
+        return loss
 
     @property
     def kept(self) -> dict[str, Tensor | list[Tensor]]:
@@ -175,16 +194,19 @@ class TrainingLoop:
         outputs = self._forward(batch)
         if self._keeps_outputs:
             self.outputs = outputs
+        return self._loss_of(outputs, batch)
+
+    def _loss_of(self, outputs: Any, batch: Batch) -> Tensor:
         loss = loss_of(outputs, batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
         return shared_loss(loss, batch["shift_labels"]) if self._shares_sequences else loss
 
-    def _forward(self, batch: Batch) -> Any:
+    def _forward(self, batch: Batch, **more: Any) -> Any:
         if self._shares_sequences:  # the model's loss takes the shifted labels, and wants to be given any (shared_loss)
-            return self._engine(**batch, labels=batch["shift_labels"])
+            return self._engine(**batch, labels=batch["shift_labels"], **more)
         if self._model.inputs:
-            return self._engine(**batch)
-        labels = {"labels": batch["labels"]} if self._passes_labels else {}
-        return self._engine(batch["input_ids"], **labels)
+            return self._engine(**batch, **more)
+        named = {name: batch[name] for name in ("labels", "position_ids") if name in batch and (name != "labels" or self._passes_labels)}
+        return self._engine(batch["input_ids"], **named, **more)
 
     def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
         names = batch if self._model.inputs or self._passes_labels or self._shares_sequences else ("input_ids",)

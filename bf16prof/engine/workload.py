@@ -27,6 +27,8 @@ def workload_of(job: Job) -> Workload:
         deepspeed=_resolved(config),
         liger=settings.liger,
         tiled_mlp=settings.tiled_mlp,
+        packed_sequences=settings.packed_sequences,
+        evaluation=settings.evaluation.words if settings.evaluation else None,
         adapter=job.profile.peft.words if job.profile.peft else None,
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bf16prof.cases import Job
 from bf16prof.engine.batch import TensorSpec, batch_spec
 from bf16prof.measuring.data import make_stream
+from bf16prof.models.ulysses import IGNORED
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -27,8 +28,10 @@ def make_batches(job: Job, rank: int, world_size: int, device_type: str, *, shif
     if (ranks := job.case.sequence_parallel) > 1:
         whole = _token_batches(job, rank // ranks, world_size // ranks, "cpu", shifted=True)
         return lambda: _part(whole(), rank % ranks, ranks, device_type)
+    packed = job.profile.workload.packed_sequences
     together = job.case.tensor_parallel  # which DeepSpeed checks for the same batch (runtime/engine.py, _configure_tensor_parallel_states)
-    return _token_batches(job, rank // together, world_size // together, device_type, shifted)
+    rows = _token_batches(job, rank // together, world_size // together, "cpu" if packed else device_type, shifted)
+    return _packed(rows, packed, device_type) if packed else rows
 
 
 def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -> dict[str, Tensor]:
@@ -39,6 +42,24 @@ def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     cut = {"input_ids": tokens, "position_ids": positions, "shift_labels": whole["labels"]}
     return {name: tensor.chunk(ranks, dim=1)[number].contiguous().to(device_type) for name, tensor in cut.items()}
+
+
+def _packed(rows: NextBatch, sequences: int, device_type: str) -> NextBatch:
+    """Rows as one, each cut into so many sequences; the first token of a sequence is nobody's label."""
+    import torch
+
+    def next_batch() -> dict[str, Tensor]:
+        batch = rows()
+        count, length = batch["input_ids"].shape
+        starts = [number * length // sequences for number in range(sequences)]
+        first = torch.zeros(length, dtype=torch.long)
+        first[starts] = torch.tensor(starts)
+        positions = (torch.arange(length) - first.cummax(0).values).repeat(count)
+        labels = batch["labels"].reshape(-1).where(positions != 0, IGNORED)
+        flat = {"input_ids": batch["input_ids"].reshape(-1), "labels": labels, "position_ids": positions}
+        return {name: tensor[None].to(device_type) for name, tensor in flat.items()}
+
+    return next_batch
 
 
 def _token_batches(job: Job, rank: int, world_size: int, device_type: str, shifted: bool) -> NextBatch:

@@ -91,6 +91,7 @@ class RankResult:
     parameters: int = 0
     message: str = ""
     init: PhaseMemory = field(default_factory=PhaseMemory)
+    evaluation: PhaseMemory | None = None
     steps: tuple[StepRecord, ...] = ()
     allocated_bytes: Size | None = None
     items: tuple[Item, ...] = ()
@@ -112,7 +113,7 @@ class RankResult:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def training_phases(self) -> dict[Phase, PhaseMemory]:
-        """Init, and of each phase the highest peak and the last end of the warm-up steps.
+        """Init, of each phase of a step the highest peak and the last end of the warm-up steps, and the evaluation.
 
         In these memory settles at every mark (see `worker.py`). In timed steps it does not, and gloo's threads may hold a bucket into
         the next phase: that is in `steps` and in the run's peak, and says nothing of the job. The first step of all is not like the
@@ -122,7 +123,7 @@ class RankResult:
         phases = {Phase.INIT: self.init}
         for step in settled if len(settled) > 1 else self.steps:
             phases = merge_phases(phases, step.phases)
-        return phases
+        return phases if self.evaluation is None else {**phases, Phase.EVAL: self.evaluation}
 
 
 def save_rank(folder: Path, result: RankResult) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import NotWritten
-from bf16prof.measuring.batches import make_batches
+from bf16prof.measuring.batches import NextBatch, make_batches
 from bf16prof.measuring.batons import use_dying_batons
 from bf16prof.measuring.cache import CACHE_VARIABLE
 from bf16prof.measuring.results import RankQuality, RankResult, RankTask, RankWriter
@@ -76,9 +76,11 @@ class Rank:
         """The whole measurement of this rank, with NVML watching the GPU where there is one."""
         with self._device_sampler() as sampler:
             engine, loop = self._train()
+            self._finish(engine, loop)
+            if self.job.profile.workload.evaluation is not None:
+                self._evaluate(engine, loop)
         if sampler is not None and (summary := sampler.summary()):
             self.save(**summary.of_a_result())
-        self._finish(engine, loop)
         if self.task.quality_steps:
             self._watch_updates(engine, loop)
         self.save(status=Status.FINISHED)
@@ -92,7 +94,7 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count, takes_labels
+        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count
 
         self.save()
         self._whereabouts.say("meeting the other ranks")
@@ -104,8 +106,7 @@ class Rank:
         self.marks.mark(None)
         self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
-        batches = make_batches(job, self.rank, self.world_size, self.probe.device_type, shifted=not takes_labels(engine.module))
-        loop = TrainingLoop(engine, job, batches)
+        loop = TrainingLoop(engine, job, self._batches(job, engine))
         for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop
@@ -145,6 +146,23 @@ class Rank:
             reserved_bytes=reserved,
             allocator_retries=self.probe.retries(),
         )
+
+    def _batches(self, job: Any, engine: Any) -> NextBatch:
+        from bf16prof.engine.training import takes_labels
+
+        return make_batches(job, self.rank, self.world_size, self.probe.device_type, shifted=not takes_labels(engine.module))
+
+    def _evaluate(self, engine: Any, loop: Any) -> None:
+        """What is evaluated when the steps are over: memory settles at every mark, and no time is taken."""
+        from bf16prof.engine.batch import evaluation_of
+
+        batches = self._batches(evaluation_of(self.job), engine)
+        self.marks.settle = self.probe.settle
+        self.marks.mark(Phase.EVAL)
+        loop.evaluate(batches)
+        self.marks.mark(None)
+        found = self.marks.take()[Phase.EVAL]
+        self.save(evaluation=found, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
 
     def _watch_updates(self, engine: Any, loop: Any) -> None:
         """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""

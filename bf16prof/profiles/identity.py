@@ -12,7 +12,14 @@ WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer"
 
 ADDED: dict[str, dict[str, object]] = {
     "": {"peft": None, "parallel": {"sequence": 1, "tensor": 1}},
-    "workload": {"use_reentrant": False, "checkpoint_every_n_layers": 1, "liger": "none", "tiled_mlp": False},
+    "workload": {
+        "use_reentrant": False,
+        "checkpoint_every_n_layers": 1,
+        "liger": "none",
+        "tiled_mlp": False,
+        "evaluation": None,
+        "packed_sequences": 0,
+    },
     "optimizer": {"library": ""},
 }
 """Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""

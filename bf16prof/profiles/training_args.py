@@ -48,6 +48,11 @@ def _switch_if_said(value: object) -> bool:
     return _switch(value) and str(value).lower() != "auto"
 
 
+def _strategy(value: object) -> str:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else _name(value)
+
+
 def _name(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError
@@ -75,6 +80,7 @@ EXPECTED: Mapping[Reader, str] = {
     _switch: "true or false",
     _switch_if_said: "true or false",
     _name: "a name",
+    _strategy: "no, steps or epoch",
     _stage: "0, 1, 2 or 3",
     _names: "names of layers",
 }
@@ -103,6 +109,10 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
     "offload_optimizer_device": (_name, ("offload_optimizer_device",)),
     "offload_param_device": (_name, ("offload_param_device",)),
     "zero_init": (_switch, ("zero3_init_flag",)),
+    "eval_strategy": (_strategy, ("eval_strategy", "evaluation_strategy")),
+    "do_eval": (_switch, ("do_eval",)),
+    "per_device_eval_batch_size": (_count, ("per_device_eval_batch_size", "eval_batch_size", "per_gpu_eval_batch_size")),
+    "eval_accumulation_steps": (_count, ("eval_accumulation_steps",)),
     "use_liger": (_switch, ("use_liger_kernel", "enable_liger_kernel")),
     "lora_r": (_count, ("lora_r", "lora_rank")),
     "lora_alpha": (_number, ("lora_alpha",)),
@@ -113,7 +123,7 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
 
 DEFAULTS: Mapping[str, Any] = {
     "micro_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": False, "fp16": False,
-    "optim": TRAINERS_OPTIMIZER,
+    "optim": TRAINERS_OPTIMIZER, "per_device_eval_batch_size": 8,
 }  # fmt: skip
 """TrainingArguments' own, where the file does not say the field."""
 
@@ -159,6 +169,18 @@ class TrainingArguments:
         keys = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_targets"}
         table = {key: self.told[name].value for key, name in keys.items() if name in self.told}
         return Told(table, self.told["lora_r"].origin) if table else None
+
+    @property
+    def evaluation(self) -> Mapping[str, Told]:
+        """The table `[workload.evaluation]` that the file means, by its keys; none where nothing is evaluated.
+
+        Without `compute_metrics`, which no file says, the Trainer keeps losses alone.
+        """
+        strategy, wanted = self.told.get("eval_strategy"), self.told.get("do_eval")
+        if not (strategy and strategy.value != "no") and not (wanted and wanted.value):
+            return {}
+        found = {name: self.effective(name) for name in ("per_device_eval_batch_size", "eval_accumulation_steps")}
+        return {name: told for name, told in found.items() if told is not None}
 
     @property
     def precision(self) -> Mapping[str, Told]:
