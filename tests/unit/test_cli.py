@@ -299,6 +299,18 @@ def test_before_anything_is_imported_a_signal_ends_it_in_one_line(number: signal
     assert (process.returncode, out, err) == (CODES[number], "", "bf16prof: interrupted\n")
 
 
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_after_the_end_changes_no_exit_code(number: signal.Signals) -> None:
+    """While Python takes its modules apart, it has no handlers any more: the default would end the process by the signal."""
+    late = f"type('Late', (), {{'__del__': lambda self, kill=os.kill, pid=os.getpid(): kill(pid, {number:d})}})()"
+
+    assert program_whose_prediction_runs(f"(setattr(sys, 'late', {late}), (_ for _ in ()).throw(__import__('typer').Exit(0)))") == (
+        0,
+        "",
+        "",
+    )
+
+
 def test_what_was_ignored_from_the_start_stays_ignored() -> None:
     """As under nohup."""
     source = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
