@@ -161,7 +161,9 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_a_hint(tmp_path: Path) -
 def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, victim: str) -> None:
     """The compiler is one that does not end once ninja runs it, which gives it a process group of its own."""
     compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *" -c "*) touch "${TMPDIR:-/tmp}/cc1.s"; sleep 600;; esac\nexec c++ "$@"\n', encoding="utf-8")
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *" -c "*) touch "${TMPDIR:-/tmp}/cc1.s"; sleep 600;; esac\nexec c++ "$@"\n', encoding="utf-8"
+    )
     compiler.chmod(0o755)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
