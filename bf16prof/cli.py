@@ -31,6 +31,10 @@ def main() -> NoReturn:
         code = _run()
     except KeyboardInterrupt:
         code = SIGNALLED + (signals.caught or signal.SIGINT)
+    except Exception:
+        if not signals.caught:
+            raise
+        code = SIGNALLED + signals.caught  # what a KeyboardInterrupt has become: of one in `__set_name__` Python makes a RuntimeError
     if signals.caught or code == SIGNALLED + signal.SIGINT:  # typer, or whoever, has caught the KeyboardInterrupt and says nothing
         sys.stderr.write("bf16prof: interrupted\n")
         code = SIGNALLED + (signals.caught or signal.SIGINT)

@@ -91,6 +91,7 @@ def tried(
                 found = suffer((command, fault, moment), place, old_run, usual_s)
                 if found.wrong:
                     wrong.append(found)
+                    shutil.rmtree(place)
                     say(f"WRONG: {found}")
                 ends.append((found.code, line(found.said, place)))
             say(f"{fault}, {command}: {ends}")

@@ -29,7 +29,7 @@ def test_they_run_on_gpus_only(main: Main, tmp_path: Path) -> None:
 def test_a_model_that_has_none_is_named() -> None:
     with pytest.raises(InputError, match="Liger-Kernel has no kernels for 'opt'"):
         build_trained(profile(model__hf_config=config("opt"), workload__liger="all"))
-    with pytest.raises(InputError, match="Liger-Kernel has no kernels for 'Model'"):
+    with pytest.raises(InputError, match="Liger-Kernel has no kernels for 'PostLnTransformer'"):
         build_trained(profile(workload__liger="all"))
 
 
