@@ -52,12 +52,12 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()
-        rank = Rank(job, tracker, on_progress)
+        rank = DryRank(job, tracker, on_progress)
         record = rank.run(task.steps)
         return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
 
 
-class Rank:
+class DryRank:
     """The rank that is run: its phase marks, which label what the engine holds at each of them, and its progress."""
 
     def __init__(self, job: Job, tracker: Tracker, on_progress: OnProgress) -> None:

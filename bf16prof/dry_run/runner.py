@@ -79,7 +79,7 @@ class Files:
         return self.record.exists() or self.fault.exists()
 
 
-class Watcher:
+class DryRunWatcher:
     """Told how the dry runs proceed; this one keeps quiet."""
 
     def progress(self, done: int, running: Sequence[tuple[int, Progress]]) -> None:
@@ -95,7 +95,7 @@ class Options:
     replace: bool = False
 
 
-def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
+def simulate(jobs: Sequence[Job], watcher: DryRunWatcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
     Raises, after all have come to their end, for those that failed: `DryRunRefused` when one of these is what a user can mend, a model or
@@ -114,14 +114,14 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
         command = [sys.executable, "-m", "bf16prof.dry_run.worker", str(folder), str(len(jobs))]
         kills = MemoryKills()
         with started(command, log, child_environment(folder), signal.SIGKILL) as process:
-            _watch(process, tasks, watcher or Watcher())
+            _watch(process, tasks, watcher or DryRunWatcher())
         records = _records(tasks, jobs, _Ending(process.returncode, kills.happened(), log))
         if options.snapshot is not None:
             write_bytes(options.snapshot, tasks[0].snapshot.read_bytes(), replace=options.replace)
         return records
 
 
-def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: Watcher) -> None:
+def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: DryRunWatcher) -> None:
     while process.poll() is None:
         over = [files.is_over for files in tasks]
         running = [files for files, is_over in zip(tasks, over, strict=True) if not is_over and files.progress.exists()]

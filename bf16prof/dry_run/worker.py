@@ -38,7 +38,7 @@ def run_task(files: Files) -> None:
 
     try:
         task: Task = read(files.task, Task)
-        record, ledger = dry_run(task, Reporter(files.progress))
+        record, ledger = dry_run(task, ProgressFile(files.progress))
         if task.snapshot:
             from bf16prof.dry_run.snapshot import write_snapshot
 
@@ -51,7 +51,7 @@ def run_task(files: Files) -> None:
     os._exit(0)
 
 
-class Reporter:
+class ProgressFile:
     """Writes the progress to a file, not too often."""
 
     def __init__(self, path: Path) -> None:
