@@ -149,6 +149,7 @@ class Workload:
     * `liger`: which of Liger-Kernel's replacements the model has.
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
     * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
+    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without.
     * `evaluation`: what is evaluated when the steps are over, in words.
     * `assumed`: which of all this nobody said, in a word each.
     """
@@ -171,6 +172,7 @@ class Workload:
     tiled_mlp: bool = False
     evaluation: str | None = None
     packed_sequences: Size = 0
+    dpo: str = "none"
 
 
 Label = tuple[Component, str]

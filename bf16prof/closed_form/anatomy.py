@@ -106,6 +106,8 @@ def without_rule(job: Job) -> str | None:
     """Why nothing of a job is predicted, whatever is known of its model; `None` of most."""
     if job.case.tensor_parallel > 1:
         return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
+    if job.profile.workload.dpo != "none":
+        return "preference optimization (--dpo) is left to the dry run"
     return "DeepSpeed's TiledMLP (workload.tiled_mlp) is left to the dry run" if job.profile.workload.tiled_mlp else None
 
 

@@ -41,6 +41,7 @@ class WorkloadFlags:
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
     liger: o.LigerOption = None
+    dpo: o.DpoOption = None
     packed_sequences: o.PackedOption = None
     eval_batch_size: o.EvalBatchOption = None
     sp: o.SequenceParallelOption = None

@@ -179,6 +179,16 @@ LigerOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+DpoOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dpo",
+        metavar="reference|precomputed",
+        envvar="BF16PROF_DPO",
+        help="Preference optimization as TRL's: micro-batches of pairs, beside a reference model or with its answers in the data.",
+        rich_help_panel=TRAIN,
+    ),
+]
 PackedOption = Annotated[
     int | None,
     typer.Option(

@@ -23,12 +23,12 @@ from bf16prof.dry_run.task import Progress, Task
 from bf16prof.dry_run.tracker import GPU, HOST, Tracker
 from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
-from bf16prof.engine.attribution import attribute, held
+from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.batch import batch_spec, evaluation_of
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
-from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
+from bf16prof.engine.training import Batch, TrainingLoop, build_engine, build_reference, parameter_count
 from bf16prof.engine.workload import workload_of
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
@@ -65,6 +65,7 @@ class DryRank:
         self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
         self._on_progress = on_progress
         self._engine: Any = None
+        self._others: list[Any] = []
         self._loop: TrainingLoop | None = None
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
@@ -75,20 +76,24 @@ class DryRank:
         """Init, the steps, and the record."""
         self._marks.mark(Phase.INIT)
         gc.freeze()  # what has been imported is no garbage; looking at it takes longer than the dry run
+        reference = build_reference(self._job)
+        self._others = [] if reference is None else [reference]
         self._engine = build_engine(self._job)
         gc.collect()
         self._marks.mark(None)
         phases = self._marks.take()
         attach(self._engine, self._marks)
         self._watch(self._engine.module)
-        self._micro_steps = MicroSteps(self._engine, self._tracker)
-        self._loop = TrainingLoop(self._engine, self._job, self._batches(self._job), self._leave_out)
+        self._micro_steps = MicroSteps([self._engine, *self._others], self._tracker)
+        self._loop = TrainingLoop(self._engine, self._job, self._batches(self._job), self._leave_out, reference)
         exchanges = Exchanges.of(self._job, self._ledger)
         self._tracker.watch = exchanges.see if exchanges else None
         layers = Layers(self._ledger, self._enter)
-        layers.name(self._engine.module)
+        for engine in (self._engine, *self._others):
+            layers.name(engine.module)
         self._numbers = _numbers_of_layers(self._engine.module)
-        with library_shims(packed=self._job.profile.workload.packed_sequences > 0), layers.followed():
+        workload = self._job.profile.workload
+        with library_shims(packed=workload.packed_sequences > 0, padded=workload.dpo != "none"), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
                 self._micro_steps.begin_step()
@@ -142,7 +147,7 @@ class DryRank:
     def _label(self) -> None:
         """Let the engine say what it holds."""
         if self._engine is not None and not self._is_repeating:
-            self._tracker.claim(held(self._engine, self._loop.kept if self._loop else {}))
+            self._tracker.claim(held_by_all([self._engine, *self._others], self._loop.kept if self._loop else {}))
 
     def _enter(self, module: nn.Module) -> None:
         """Say which layer runs."""
@@ -179,7 +184,7 @@ class DryRank:
 
     def _held(self, loop: TrainingLoop) -> tuple[list[Item], int]:
         """What is held between steps: by name, and in all."""
-        items, _ = attribute(self._engine, loop.kept, self._home)
+        items, _ = attribute(self._engine, loop.kept, self._home, *self._others)
         return [*items, *of_the_device(self._ledger)], self._ledger.allocated_bytes()
 
     def _record(self, items: list[Item], allocated_bytes: int, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:

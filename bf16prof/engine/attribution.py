@@ -43,9 +43,9 @@ HOST = torch.device("cpu")
 Claim = tuple[Label, Any]
 
 
-def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
-    """The items of everything the engine and the loop hold: on the device, and on the host; see `attribute_all`."""
-    return attribute_all([engine], kept, device)
+def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device, *others: Any) -> tuple[list[Item], list[Item]]:
+    """The items of everything the engine, its loop and other engines hold: on the device, and on the host; see `attribute_all`."""
+    return attribute_all([engine, *others], kept, device)
 
 
 def attribute_all(engines: Sequence[Any], kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:

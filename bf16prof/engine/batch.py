@@ -35,6 +35,8 @@ def batch_spec(job: Job) -> dict[str, TensorSpec]:
     model, workload = job.profile.model, job.profile.workload
     if model.inputs:
         return {name: _described(described, job) for name, described in model.inputs.items()}
+    if workload.dpo != "none":
+        return _pairs(job)
     rows, length = workload.micro_batch_size, workload.sequence_length // job.case.sequence_parallel
     shape = (1, rows * length) if workload.packed_sequences else (rows, length)
     tokens = TensorSpec(shape, "int64", model.vocab_size)
@@ -42,6 +44,17 @@ def batch_spec(job: Job) -> dict[str, TensorSpec]:
         return {"input_ids": tokens, "position_ids": tokens, "shift_labels": tokens}
     batch = {"input_ids": tokens, "labels": tokens}
     return batch | {"position_ids": tokens} if workload.packed_sequences else batch
+
+
+def _pairs(job: Job) -> dict[str, TensorSpec]:
+    """Both answers of each pair as rows (trl/trainer/dpo_trainer.py, DataCollatorForPreference)."""
+    model, workload = job.profile.model, job.profile.workload
+    shape = (2 * workload.micro_batch_size, workload.sequence_length)
+    batch = {"input_ids": TensorSpec(shape, "int64", model.vocab_size)}
+    batch |= {name: TensorSpec(shape, "int64", 2) for name in ("attention_mask", "completion_mask")}
+    if workload.dpo == "precomputed":
+        batch |= {f"reference_{name}": TensorSpec((workload.micro_batch_size,), "float32") for name in ("chosen", "rejected")}
+    return batch
 
 
 def evaluation_of(job: Job) -> Job:

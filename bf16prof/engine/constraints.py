@@ -25,7 +25,7 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.shared_batches import packed_rows, shared_evaluation, shared_layers, shared_sequences
+from bf16prof.engine.shared_batches import packed_rows, preference, shared_evaluation, shared_layers, shared_sequences
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.optimizers import library_ids
@@ -71,6 +71,7 @@ def refusal_reason(job: Job) -> str | None:
         shared_sequences(job),
         shared_layers(job),
         packed_rows(job),
+        preference(job),
         shared_evaluation(job),
         _calls_per_step(job, config),
     )

@@ -45,6 +45,23 @@ def packed_rows(job: Job) -> str | None:
     return None
 
 
+def preference(job: Job) -> str | None:
+    """Why this job cannot train on pairs of answers as it is asked to; `None` if it can, or does not have to."""
+    model, workload = job.profile.model, job.profile.workload
+    if workload.dpo == "none":
+        return None
+    if not isinstance(model, HuggingFaceSettings) or model.inputs:
+        return "--dpo trains models of transformers that read token ids, and return logits"
+    others = {
+        "an evaluation": workload.evaluation is not None,
+        "--packed-sequences": bool(workload.packed_sequences),
+        "Liger's kernels": workload.liger != "none",
+        "--sp": job.case.sequence_parallel > 1,
+        "--tp": job.case.tensor_parallel > 1,
+    }
+    return next((f"--dpo with {words} is not modelled" for words, is_asked in others.items() if is_asked), None)
+
+
 def shared_evaluation(job: Job) -> str | None:
     """Why this job cannot evaluate as it is asked to; `None` if it can, or does not have to."""
     if job.profile.workload.evaluation is None or job.case.sequence_parallel == 1:

@@ -31,6 +31,7 @@ from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
 from bf16prof.engine.evaluation import evaluate
 from bf16prof.engine.labels import OWN_LOSS
+from bf16prof.engine.preference import preference_loss, reference_config, switched_off
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.adapted import unwrapped
 from bf16prof.models.foreign import told_of_zero3
@@ -70,6 +71,22 @@ def _no_is_one_line(job: Job) -> Iterator[None]:
         raise InputError(f"parallel.tensor: DeepSpeed's AutoTP refuses this model: {' '.join(str(error).split())[:400]}") from error
 
 
+def build_reference(job: Job) -> Any:
+    """The engine of the model that a preference is held against; `None` where there is none, or where an adapter is switched off for it."""
+    workload, config = job.profile.workload, deepspeed_config(job)
+    if workload.dpo != "reference" or job.profile.peft is not None:
+        return None
+    import deepspeed
+
+    torch.manual_seed(workload.seed)
+    with _zero_init(job, config):
+        model = build_trained(job.profile)
+    _cast(model, config)
+    engine, *_ = deepspeed.initialize(model=model, config=reference_config(config))
+    engine.eval()
+    return engine
+
+
 def _groups(model: nn.Module, job: Job) -> dict[str, Any]:
     """What DeepSpeed is told of ranks that share a batch."""
     ranks, workload = job.case.sequence_parallel, job.profile.workload
@@ -84,9 +101,7 @@ def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
     """
     import deepspeed
 
-    if dtype := TORCH_DTYPES.get(cast_dtype(config)):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
+    _cast(model, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     count = _count(model)
     engine, *_ = deepspeed.initialize(
@@ -94,6 +109,12 @@ def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
     )
     setattr(engine, WHOLE, count)
     return engine
+
+
+def _cast(model: nn.Module, config: Mapping[str, Any]) -> None:
+    if dtype := TORCH_DTYPES.get(cast_dtype(config)):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
 
 
 WHOLE = "bf16prof_parameters"
@@ -118,9 +139,18 @@ class TrainingLoop:
     """Runs optimizer steps on an engine and holds what such a loop holds between them."""
 
     def __init__(
-        self, engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
+        self,
+        engine: Any,
+        job: Job,
+        next_batch: Callable[[], Batch],
+        leave_out: Callable[[int, int], int] = lambda number, total: 0,
+        reference: Any = None,
     ) -> None:
-        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run."""
+        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run.
+
+        `reference`: the engine of the model that a preference is held against (`build_reference`).
+        """
+        self._reference, self._dpo = reference, job.profile.workload.dpo
         self._engine = engine
         self._model = job.profile.model
         self._next_batch, self._leave_out = next_batch, leave_out
@@ -191,10 +221,20 @@ class TrainingLoop:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Forward, up to the loss. Outputs that are not kept are gone when this returns."""
+        if self._dpo != "none":
+            loss, outputs = preference_loss(self._engine, self._ask_reference if self._dpo == "reference" else None, batch)
+            self.outputs = outputs if self._keeps_outputs else None
+            return loss
         outputs = self._forward(batch)
         if self._keeps_outputs:
             self.outputs = outputs
         return self._loss_of(outputs, batch)
+
+    def _ask_reference(self, **batch: Tensor) -> Any:
+        if self._reference is not None:
+            return self._reference(**batch)
+        with switched_off(self._engine.module):
+            return self._engine.module(**batch)
 
     def _loss_of(self, outputs: Any, batch: Batch) -> Tensor:
         loss = loss_of(outputs, batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
@@ -209,7 +249,7 @@ class TrainingLoop:
         return self._engine(batch["input_ids"], **named, **more)
 
     def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
-        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences else ("input_ids",)
+        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences or self._dpo != "none" else ("input_ids",)
         wanted = next(
             (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
             "NAME",

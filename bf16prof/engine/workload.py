@@ -28,6 +28,7 @@ def workload_of(job: Job) -> Workload:
         liger=settings.liger,
         tiled_mlp=settings.tiled_mlp,
         packed_sequences=settings.packed_sequences,
+        dpo=settings.dpo,
         evaluation=settings.evaluation.words if settings.evaluation else None,
         adapter=job.profile.peft.words if job.profile.peft else None,
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),

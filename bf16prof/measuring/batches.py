@@ -28,6 +28,8 @@ def make_batches(job: Job, rank: int, world_size: int, device_type: str, *, shif
     if (ranks := job.case.sequence_parallel) > 1:
         whole = _token_batches(job, rank // ranks, world_size // ranks, "cpu", shifted=True)
         return lambda: _part(whole(), rank % ranks, ranks, device_type)
+    if job.profile.workload.dpo != "none":
+        return _pairs(_token_batches(job, rank, world_size, "cpu", shifted=False), batch_spec(job), device_type)
     packed = job.profile.workload.packed_sequences
     together = job.case.tensor_parallel  # which DeepSpeed checks for the same batch (runtime/engine.py, _configure_tensor_parallel_states)
     rows = _token_batches(job, rank // together, world_size // together, "cpu" if packed else device_type, shifted)
@@ -42,6 +44,22 @@ def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     cut = {"input_ids": tokens, "position_ids": positions, "shift_labels": whole["labels"]}
     return {name: tensor.chunk(ranks, dim=1)[number].contiguous().to(device_type) for name, tensor in cut.items()}
+
+
+def _pairs(rows: NextBatch, specs: Mapping[str, TensorSpec], device_type: str) -> NextBatch:
+    """Two rows to a pair, whose first half is the question; rejected answers are a token shorter, so that there is padding."""
+    import torch
+
+    def next_batch() -> dict[str, Tensor]:
+        tokens = torch.cat([rows()["input_ids"], rows()["input_ids"]])
+        attended, answers = torch.ones_like(tokens), torch.ones_like(tokens)
+        attended[len(tokens) // 2 :, -1] = 0
+        answers[:, : tokens.shape[1] // 2] = 0
+        batch = {"input_ids": tokens, "attention_mask": attended, "completion_mask": answers * attended}
+        known = {name: torch.zeros(spec.shape) for name, spec in specs.items() if name not in batch}
+        return {name: tensor.to(device_type) for name, tensor in {**batch, **known}.items()}
+
+    return next_batch
 
 
 def _packed(rows: NextBatch, sequences: int, device_type: str) -> NextBatch:

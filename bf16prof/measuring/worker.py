@@ -59,6 +59,7 @@ class Rank:
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
         self._whereabouts = whereabouts
+        self._others: list[Any] = []
         self.marks = PhaseMarks(self.probe, self.probe.settle, self._begin)
         self.result = started_result(self.rank, self.probe)
         self._writer = RankWriter(folder)
@@ -94,19 +95,21 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count
+        from bf16prof.engine.training import TrainingLoop, build_engine, build_reference, parameter_count
 
         self.save()
         self._whereabouts.say("meeting the other ranks")
         deepspeed.init_distributed()
         job = self.job
         self.marks.mark(Phase.INIT)
+        reference = build_reference(job)
+        self._others = [] if reference is None else [reference]
         engine = build_engine(job)
         gc.collect()
         self.marks.mark(None)
         self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
-        loop = TrainingLoop(engine, job, self._batches(job, engine))
+        loop = TrainingLoop(engine, job, self._batches(job, engine), reference=reference)
         for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop
@@ -135,7 +138,7 @@ class Rank:
 
         allocated = self.probe.allocated_bytes()
         reserved = self.probe.reserved_bytes()
-        items, host_items = attribute(engine, loop.kept, self.probe.device_type)
+        items, host_items = attribute(engine, loop.kept, self.probe.device_type, *self._others)
         if workspaces := self.probe.free_workspaces():
             items.append(Item(*CUBLAS_WORKSPACES, workspaces, "measured: what freeing them gave back"))
         self.save(

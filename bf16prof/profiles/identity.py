@@ -19,6 +19,7 @@ ADDED: dict[str, dict[str, object]] = {
         "tiled_mlp": False,
         "evaluation": None,
         "packed_sequences": 0,
+        "dpo": "none",
     },
     "optimizer": {"library": ""},
 }

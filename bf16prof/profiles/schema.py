@@ -25,6 +25,10 @@ Liger = Literal["none", "loss", "all"]
 """Which of Liger-Kernel's replacements a model of transformers has: its head fused with the loss, or all that there are for it."""
 
 
+Preference = Literal["none", "reference", "precomputed"]
+"""Direct preference optimization (DPO): beside a reference that does not learn, or with its log-probabilities in the data."""
+
+
 class EvaluationSettings(Settings):
     """An evaluation after the steps, as the Trainer of transformers makes one; its words."""
 
@@ -80,6 +84,9 @@ class WorkloadSettings(Settings):
     packed_sequences: Annotated[int, Field(ge=0, lt=2**20)] = 0
     """So many sequences, one after another, fill each row of `sequence_length` tokens, and the rows of a micro-batch are one long row:
     padding-free batches, as TRL's and transformers' collators make them. 0: every row is one sequence."""
+    dpo: Preference = "none"
+    """Pairs of answers in place of sequences, as TRL trains them: `micro_batch_size` pairs, and with `reference` a second model; with an
+    adapter that is the policy without it."""
     evaluation: EvaluationSettings | None = None
     """What is evaluated when the steps are over."""
     data: str = "synthetic"
