@@ -25,6 +25,7 @@ BEYOND = """## Training beyond one model and its parameters
 | what | how it is said | where |
 |---|---|---|
 | LoRA, rsLoRA, DoRA | `--lora`, `[peft]`, `adapter_config.json` ([adapters](adapters.md)) | every command |
+| a frozen base in 4 bits, QLoRA ([adapters](adapters.md)) | `--load-in-4bit`, `[quantization]` | `simulate`, `measure` |
 | frozen parameters, tied embeddings, several inputs | the model's own code: `MODULE:FUNCTION`, `[model.inputs]` | every command |
 | Liger's kernels, the head fused with the loss | `--liger loss`, `--liger all` ([Liger](liger.md)) | every command, on GPUs |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
@@ -35,7 +36,7 @@ BEYOND = """## Training beyond one model and its parameters
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
 | layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | `simulate`, `measure` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
-| QLoRA, IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
+| IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
 
 FATES: Sequence[tuple[Fate, str, str]] = (
     (Fate.READ, "Known to the closed form", "`estimate` and `plan` know these, and `simulate` and `measure` run them."),

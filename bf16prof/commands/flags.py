@@ -40,6 +40,7 @@ class WorkloadFlags:
     activation_checkpointing: o.CheckpointingOption = None
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
+    load_in_4bit: o.FourBitOption = None
     liger: o.LigerOption = None
     dpo: o.DpoOption = None
     packed_sequences: o.PackedOption = None

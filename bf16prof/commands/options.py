@@ -169,6 +169,15 @@ LoraOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+FourBitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--load-in-4bit/--no-load-in-4bit",
+        envvar="BF16PROF_LOAD_IN_4BIT",
+        help="The model under an adapter in bitsandbytes' 4 bits (QLoRA): nf4 with double quantization.",
+        rich_help_panel=TRAIN,
+    ),
+]
 LigerOption = Annotated[
     str | None,
     typer.Option(

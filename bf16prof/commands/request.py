@@ -181,11 +181,23 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
     lora = asked.flags.lora
     return [
         *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
+        *_quantization(asked),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
         *(Override(f"workload.{key}", given[flag], asked.origin(flag)) for flag, key in INNER_FLAGS.items() if given[flag] is not None),
         *(Override(f"parallel.{key}", given[flag], asked.origin(flag)) for flag, key in PARALLEL_FLAGS.items() if given[flag] is not None),
     ]
+
+
+def _quantization(asked: Asked[WorkloadFlags]) -> list[Override]:
+    wanted = asked.flags.load_in_4bit
+    if wanted is None:
+        return []
+    return (
+        [Override("quantization.bnb_4bit_quant_type", "nf4", asked.origin("load_in_4bit"))]
+        if wanted
+        else [Override("quantization", None, asked.origin("load_in_4bit"))]
+    )
 
 
 def what(subject: str) -> str:

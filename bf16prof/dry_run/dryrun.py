@@ -33,6 +33,7 @@ from bf16prof.engine.workload import workload_of
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.models.liger import import_liger
+from bf16prof.models.quantized import import_bitsandbytes
 from bf16prof.records import Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 
 OnProgress = Callable[[Progress], None]
@@ -49,6 +50,7 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     import_client_optimizer(deepspeed_config(job))
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
+    import_bitsandbytes(job.profile.quantization)
     with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()

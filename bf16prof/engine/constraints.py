@@ -28,6 +28,7 @@ from bf16prof.engine.config import (
 from bf16prof.engine.shared_batches import packed_rows, preference, shared_evaluation, shared_layers, shared_sequences
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.profiles.schema import ZeroSettings
@@ -72,6 +73,7 @@ def refusal_reason(job: Job) -> str | None:
         shared_layers(job),
         packed_rows(job),
         preference(job),
+        _four_bits(job),
         shared_evaluation(job),
         _calls_per_step(job, config),
     )
@@ -136,6 +138,16 @@ def _no_master_copy_needs_stage_0(config: Mapping[str, Any]) -> str | None:
 def _triton_needs_a_gpu(job: Job) -> str | None:
     if job.profile.workload.liger != "none" and job.device is Device.CPU:
         return "Liger's kernels (workload.liger) are Triton's, which run on GPUs only"
+    return None
+
+
+def _four_bits(job: Job) -> str | None:
+    if job.profile.quantization is None:
+        return None
+    if job.profile.peft is None:
+        return "4-bit weights (--load-in-4bit) are not trained: say an adapter, as --lora r=16,targets=all-linear"
+    if not isinstance(job.profile.model, HuggingFaceSettings):
+        return "transformers quantizes (--load-in-4bit) models of its own"
     return None
 
 

@@ -23,11 +23,17 @@ BETA = 0.1
 OF_TRAINING = ("optimizer", "scheduler")
 """What TRL takes away from the reference's configuration."""
 
+OF_STATES = ("bf16_master_weights_and_grads", "bf16_optimizer_states", "fp16_master_weights_and_grads")
+"""What it leaves there, and DeepSpeed refuses at stage 0 (runtime/config.py, _do_error_check): a reference has none of these."""
+
 
 def reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """DeepSpeed's JSON for the reference: that of the policy without what trains."""
     handed = {block: keys for block, keys in handed_to_deepspeed(config).items() if block not in OF_TRAINING}
     zero = {key: value for key, value in handed["zero_optimization"].items() if key != "offload_optimizer"}
+    for block in ("bf16", "fp16"):
+        if block in handed:
+            handed[block] = {key: value for key, value in handed[block].items() if key not in OF_STATES}
     return {**handed, "zero_optimization": {**zero, "stage": 3 if zero["stage"] == 3 else 0}}
 
 

@@ -53,11 +53,18 @@ def build_engine(job: Job) -> Any:
     workload, config = job.profile.workload, deepspeed_config(job)
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
-        model = build_trained(job.profile)
+        model = build_trained(job.profile, *_of_quantized(config))
     with _no_is_one_line(job):
         engine = initialize(model, config, **_groups(model, job))
     engine.train()
     return engine
+
+
+def _of_quantized(config: Mapping[str, Any]) -> tuple[torch.dtype, str]:
+    """What 4-bit layers compute in, and where they are made."""
+    from deepspeed.accelerator import get_accelerator
+
+    return TORCH_DTYPES.get(engine_facts(config).parameter_dtype, torch.float32), str(get_accelerator().current_device_name())
 
 
 @contextmanager

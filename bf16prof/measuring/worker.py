@@ -48,6 +48,7 @@ class Rank:
         from bf16prof.measuring.probes import make_probe
         from bf16prof.models.adapted import import_peft
         from bf16prof.models.liger import import_liger
+        from bf16prof.models.quantized import import_bitsandbytes
 
         self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -56,6 +57,7 @@ class Rank:
         import_client_optimizer(deepspeed_config(self.job))
         import_peft(self.job.profile.peft)
         import_liger(self.job.profile.workload.liger)
+        import_bitsandbytes(self.job.profile.quantization)
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
         self._whereabouts = whereabouts

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bf16prof.parallelism import MOST_RANKS
-from bf16prof.profiles.adapters import AdapterSettings
+from bf16prof.profiles.adapters import AdapterSettings, QuantizationSettings
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.plain import checked
@@ -242,6 +242,8 @@ class Profile(Settings):
     model: Model
     peft: AdapterSettings | None = None
     """What is trained in the place of the model's own parameters."""
+    quantization: QuantizationSettings | None = None
+    """How these are kept, where they are not in the recipe's dtype: bitsandbytes' 4 bits."""
     workload: WorkloadSettings
     parallel: ParallelSettings = ParallelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
