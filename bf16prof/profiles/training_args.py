@@ -6,7 +6,7 @@ not used. What the Trainer would take where the file says nothing is `DEFAULTS` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
     "per_device_eval_batch_size": (_count, ("per_device_eval_batch_size", "eval_batch_size", "per_gpu_eval_batch_size")),
     "eval_accumulation_steps": (_count, ("eval_accumulation_steps",)),
     "use_liger": (_switch, ("use_liger_kernel", "enable_liger_kernel")),
+    "load_in_4bit": (_switch, ("load_in_4bit",)),
+    "quantization_bit": (_count, ("quantization_bit",)),
+    "bnb_4bit_quant_type": (_name, ("bnb_4bit_quant_type", "quantization_type")),
+    "bnb_4bit_use_double_quant": (_switch, ("bnb_4bit_use_double_quant", "use_bnb_nested_quant", "double_quantization")),
     "lora_r": (_count, ("lora_r", "lora_rank")),
     "lora_alpha": (_number, ("lora_alpha",)),
     "lora_dropout": (_number, ("lora_dropout",)),
@@ -130,8 +134,12 @@ DEFAULTS: Mapping[str, Any] = {
 ACCELERATE = ("deepspeed_config", "distributed_type", "compute_environment")
 """Keys by which accelerate's file is known, which says nothing of the batch."""
 
-METHODS: Mapping[str, object] = {"finetuning_type": "lora", "adapter": "lora", "train_type": "lora", "use_peft": True}
+METHODS: Mapping[str, Sequence[object]] = {
+    "finetuning_type": ("lora",), "adapter": ("lora", "qlora"), "train_type": ("lora",), "use_peft": (True,),
+}  # fmt: skip
 """Keys by which such files ask for LoRA, and how (LLaMA-Factory's, axolotl's, ms-swift's, TRL's)."""
+
+OF_FOUR_BITS = ("load_in_4bit", "quantization_bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
 NEEDED_OF_AN_ADAPTER = ("lora_r", "lora_targets")
 """What has a default of its own in every such program, so it has to be said."""
@@ -169,6 +177,15 @@ class TrainingArguments:
         keys = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_targets"}
         table = {key: self.told[name].value for key, name in keys.items() if name in self.told}
         return Told(table, self.told["lora_r"].origin) if table else None
+
+    @property
+    def quantization(self) -> Mapping[str, Told]:
+        """The table `[quantization]` that the file means, by its keys: nf4 with double quantization, unless it says otherwise."""
+        asked = next((told for name in OF_FOUR_BITS[:2] if (told := self.told.get(name)) and told.value in (True, 4)), None)
+        if asked is None:
+            return {}
+        usual = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        return {name: self.told.get(name, Told(value, f"{ASSUMED}QLoRA's, {name}={value}")) for name, value in usual.items()}
 
     @property
     def evaluation(self) -> Mapping[str, Told]:
@@ -212,12 +229,14 @@ def read_training_args(path: Path) -> TrainingArguments:
         if values:  # of two switches that mean one, such as bf16 and bf16_full_eval, the one that is on
             told[name] = next((each for each in values if each.value is True), values[0])
     _check(told, origin)
-    method = next((key for key, word in METHODS.items() if content.get(key) == word), None)
+    method = next((key for key, words in METHODS.items() if content.get(key) in words), None)
     if method and all(name in told for name in NEEDED_OF_AN_ADAPTER):
         used.add(method)
+        dropped = [] if any(told[name].value in (True, 4) for name in OF_FOUR_BITS[:2] if name in told) else list(OF_FOUR_BITS)
     else:
-        told = {name: each for name, each in told.items() if not name.startswith("lora_")}
-        used = {key for key in used if not key.startswith("lora_")}
+        dropped = [name for name in FIELDS if name.startswith("lora_") or name in OF_FOUR_BITS]
+    told = {name: each for name, each in told.items() if name not in dropped}
+    used -= {f"{prefix}{key}" for name in dropped for key in FIELDS[name][1] for prefix, _ in tables}
     unused = [f"{prefix}{key}" for prefix, table in tables for key in table if f"{prefix}{key}" not in used]
     return TrainingArguments(origin, told, tuple(unused), not any(key in content for key in ACCELERATE))
 

@@ -15,6 +15,7 @@ from bf16prof.engine.attribution import _of_quantization
 from bf16prof.models.modules import build_trained
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.schema import Profile
+from bf16prof.profiles.training_args import read_training_args
 from bf16prof.rounding import ceil_div
 
 __all__ = ["main"]
@@ -57,3 +58,17 @@ def test_what_cannot_be_is_one_line(main: Main, tmp_path: Path) -> None:
     assert "models of its own" in refused(main("simulate", "cpu-demo", "--load-in-4bit", *lora))
     assert "(--load-in-4bit) is left to the dry run" in refused(main("estimate", file, "--load-in-4bit", *lora, "--gpus", "2"))
     assert "expected" in refused(main("simulate", file, *lora, "--set", "quantization.bits=4"))
+
+
+def test_training_arguments_of_qlora_mean_it(tmp_path: Path) -> None:
+    file = tmp_path / "args.yaml"
+
+    def read(text: str) -> dict[str, object]:
+        file.write_text(f"finetuning_type: lora\nlora_rank: 8\nlora_target: all\n{text}", encoding="utf-8")
+        return {name: told.value for name, told in read_training_args(file).quantization.items()}
+
+    assert read("quantization_bit: 4\n") == {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    assert read("load_in_4bit: true\nbnb_4bit_quant_type: fp4\nbnb_4bit_use_double_quant: false\n") == {
+        "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False,
+    }  # fmt: skip
+    assert read("quantization_bit: 8\n") == read("load_in_4bit: false\n") == {}
