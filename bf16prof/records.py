@@ -148,6 +148,7 @@ class Workload:
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
+    * `fused_loss`: who computes head and loss without the whole logits, beside Liger.
     * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
     * `dpo`: preference optimization, `reference` with a second model or `precomputed` without.
     * `evaluation`: what is evaluated when the steps are over, in words.
@@ -173,6 +174,7 @@ class Workload:
     evaluation: str | None = None
     packed_sequences: Size = 0
     dpo: str = "none"
+    fused_loss: str = "none"
 
 
 Label = tuple[Component, str]

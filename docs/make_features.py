@@ -28,6 +28,7 @@ BEYOND = """## Training beyond one model and its parameters
 | a frozen base in 4 bits, QLoRA ([adapters](adapters.md)) | `--load-in-4bit`, `[quantization]` | `simulate`, `measure` |
 | frozen parameters, tied embeddings, several inputs | the model's own code: `MODULE:FUNCTION`, `[model.inputs]` | every command |
 | Liger's kernels, the head fused with the loss | `--liger loss`, `--liger all` ([Liger](liger.md)) | every command, on GPUs |
+| head and loss in tiles (TiledFusedLogitsLoss, ALST) | `--fused-loss tiled` ([Liger](liger.md)) | `simulate`, `measure` |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
 | evaluation between steps ([loops](loops.md)) | `--eval-batch-size`, `[workload.evaluation]` | all but `plan`; `estimate` gives a floor |
 | preference optimization: a policy and its reference, or without one ([loops](loops.md)) | `--dpo` | `simulate`, `measure` |

@@ -108,6 +108,8 @@ def without_rule(job: Job) -> str | None:
         return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
     if job.profile.workload.dpo != "none":
         return "preference optimization (--dpo) is left to the dry run"
+    if job.profile.workload.fused_loss != "none":
+        return f"head and loss as one (--fused-loss {job.profile.workload.fused_loss}) are left to the dry run"
     if job.profile.quantization is not None:
         return "a 4-bit base (--load-in-4bit) is left to the dry run"
     return "DeepSpeed's TiledMLP (workload.tiled_mlp) is left to the dry run" if job.profile.workload.tiled_mlp else None

@@ -42,6 +42,7 @@ class WorkloadFlags:
     lora: o.LoraOption = None
     load_in_4bit: o.FourBitOption = None
     liger: o.LigerOption = None
+    fused_loss: o.FusedLossOption = None
     dpo: o.DpoOption = None
     packed_sequences: o.PackedOption = None
     eval_batch_size: o.EvalBatchOption = None

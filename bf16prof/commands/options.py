@@ -188,6 +188,16 @@ LigerOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+FusedLossOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fused-loss",
+        metavar="liger|tiled",
+        envvar="BF16PROF_FUSED_LOSS",
+        help="Head and loss without the whole logits: Liger's (as --liger loss), or DeepSpeed's in tiles (ALST).",
+        rich_help_panel=TRAIN,
+    ),
+]
 DpoOption = Annotated[
     str | None,
     typer.Option(

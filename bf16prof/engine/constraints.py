@@ -25,7 +25,7 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.shared_batches import packed_rows, preference, shared_evaluation, shared_layers, shared_sequences
+from bf16prof.engine.shared_batches import fused_loss, packed_rows, preference, shared_evaluation, shared_layers, shared_sequences
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -73,6 +73,7 @@ def refusal_reason(job: Job) -> str | None:
         shared_layers(job),
         packed_rows(job),
         preference(job),
+        fused_loss(job),
         _four_bits(job),
         shared_evaluation(job),
         _calls_per_step(job, config),

@@ -55,6 +55,7 @@ def preference(job: Job) -> str | None:
     others = {
         "an evaluation": workload.evaluation is not None,
         "--packed-sequences": bool(workload.packed_sequences),
+        "--fused-loss": workload.fused_loss != "none",
         "Liger's kernels": workload.liger != "none",
         "--sp": job.case.sequence_parallel > 1,
         "--tp": job.case.tensor_parallel > 1,
@@ -67,6 +68,19 @@ def shared_evaluation(job: Job) -> str | None:
     if job.profile.workload.evaluation is None or job.case.sequence_parallel == 1:
         return None
     return "an evaluation (--eval-batch-size) of ranks that share sequences (--sp) has not been held against real ranks"
+
+
+def fused_loss(job: Job) -> str | None:
+    """Why head and loss of this job cannot be computed in tiles as they are asked to be; `None` if they can, or do not have to be."""
+    workload = job.profile.workload
+    if workload.fused_loss == "none":
+        return None
+    if workload.liger == "loss":
+        return "two fused losses: workload.fused_loss and workload.liger name one each"
+    if not isinstance(job.profile.model, HuggingFaceSettings) or job.profile.model.inputs:
+        return "--fused-loss replaces head and loss of models of transformers that read token ids"
+    others = {"--sp": job.case.sequence_parallel > 1, "--tp": job.case.tensor_parallel > 1}
+    return next((f"--fused-loss {workload.fused_loss} with {word} is not modelled" for word, is_asked in others.items() if is_asked), None)
 
 
 def shared_layers(job: Job) -> str | None:

@@ -19,6 +19,8 @@ ADDED: dict[str, dict[str, object]] = {
         "tiled_mlp": False,
         "evaluation": None,
         "packed_sequences": 0,
+        "fused_loss": "none",
+        "fused_loss_tiles": None,
         "dpo": "none",
     },
     "optimizer": {"library": ""},

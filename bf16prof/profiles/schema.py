@@ -29,6 +29,10 @@ Preference = Literal["none", "reference", "precomputed"]
 """Direct preference optimization (DPO): beside a reference that does not learn, or with its log-probabilities in the data."""
 
 
+FusedLoss = Literal["none", "tiled"]
+"""Who computes head and loss without the whole logits, beside Liger: DeepSpeed's TiledFusedLogitsLoss."""
+
+
 class EvaluationSettings(Settings):
     """An evaluation after the steps, as the Trainer of transformers makes one; its words."""
 
@@ -81,6 +85,10 @@ class WorkloadSettings(Settings):
     """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
     transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
+    fused_loss: FusedLoss = "none"
+    """`tiled`: head and loss of a model of transformers in tiles of the tokens, with their gradients at once, as ALST uses it."""
+    fused_loss_tiles: Count | None = None
+    """Tiles of a `tiled` loss; so many that fp32 logits of one are 1 GiB at most when absent, as in ArcticTraining."""
     packed_sequences: Annotated[int, Field(ge=0, lt=2**20)] = 0
     """So many sequences, one after another, fill each row of `sequence_length` tokens, and the rows of a micro-batch are one long row:
     padding-free batches, as TRL's and transformers' collators make them. 0: every row is one sequence."""

@@ -41,6 +41,7 @@ def _line(records: Sequence[MemoryRecord]) -> str:
         "checkpointing " + _values(workloads, lambda w: "on" if w.activation_checkpointing else "off"),
         _optional(workloads, "attention ", lambda w: w.attention or ("sdpa (default)" if "attention" in w.assumed else None)),
         _optional(workloads, "Liger's kernels: ", lambda w: None if w.liger == "none" else w.liger),
+        _optional(workloads, "fused loss: ", lambda w: None if w.fused_loss == "none" else w.fused_loss),
         _optional(workloads, "DPO: ", lambda w: None if w.dpo == "none" else w.dpo),
         _optional(workloads, "packed, sequences in a row: ", lambda w: str(w.packed_sequences or "")),
         _optional(workloads, "evaluation: ", lambda w: w.evaluation),

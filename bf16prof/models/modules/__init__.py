@@ -15,7 +15,7 @@ from bf16prof.models.adapted import adapted
 from bf16prof.models.foreign import Checkpointing
 from bf16prof.models.liger import with_liger
 from bf16prof.models.quantized import quantized
-from bf16prof.models.tiled import with_tiled_mlp
+from bf16prof.models.tiled import with_tiled_loss, with_tiled_mlp
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
 
@@ -33,6 +33,7 @@ def build_trained(profile: Profile, dtype: torch.dtype | None = None, device: st
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
     model = with_liger(build(profile.model, activation_checkpointing=how), workload.liger)
     model = with_tiled_mlp(model) if workload.tiled_mlp else model
+    model = with_tiled_loss(model, workload.fused_loss_tiles) if workload.fused_loss == "tiled" else model
     if profile.quantization is not None:
         assert dtype is not None, "whoever builds a quantized model says what it computes in"
         model = quantized(model, profile.quantization, dtype, device)
