@@ -275,8 +275,22 @@ class UpdateQuality:
 
 
 @dataclass(frozen=True)
+class CastShares:
+    """Of so many finite values the share that a cast to `bf16` and to `fp16` makes zero, of values that are not, and infinite."""
+
+    __pydantic_config__ = STRICT
+
+    values: Size
+    zero: dict[str, Share]
+    infinite: dict[str, Share]
+
+
+@dataclass(frozen=True)
 class QualityStep:
-    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer."""
+    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer.
+
+    `casts`: what lower precisions cannot hold of `weights`, `gradients` and `updates`, whatever they are kept in.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -284,6 +298,7 @@ class QualityStep:
     loss: float | None
     total: UpdateQuality
     layers: dict[str, UpdateQuality]
+    casts: dict[str, CastShares] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

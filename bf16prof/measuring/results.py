@@ -11,6 +11,7 @@ from pathlib import Path
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import NotWritten, write_json
+from bf16prof.quality.casts import Casts
 from bf16prof.quality.sums import Sums
 from bf16prof.records import STRICT, Case, Device, Item, Phase, PhaseMemory, Size, StepRecord, Workload, merge_phases
 from bf16prof.runs import Status, rank_file, read
@@ -32,13 +33,14 @@ class RankTask:
 
 @dataclass(frozen=True)
 class RankQuality:
-    """One watched step on one rank: its loss, and what became of the updates that this rank makes, by layer."""
+    """One watched step on one rank: its loss, what became of the updates that this rank makes, by layer, and what casts make of values."""
 
     __pydantic_config__ = STRICT
 
     step: Size
     loss: float | None
     layers: dict[str, Sums]
+    casts: dict[str, Casts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

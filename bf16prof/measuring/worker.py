@@ -180,7 +180,7 @@ class Rank:
         watch = UpdateWatch(engine, layout)
         for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):
             loss = loop.step()
-            step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take())
+            step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take(), watch.take_casts())
             self.save(force=False, quality=(*self.result.quality, step))
 
 
