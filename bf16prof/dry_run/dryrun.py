@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bf16prof.cases import Job
 from bf16prof.dry_run.exchanges import Exchanges
+from bf16prof.dry_run.flash import flash_attention
 from bf16prof.dry_run.layers import Layers
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.micro_steps import MicroSteps
@@ -51,7 +52,7 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
     import_bitsandbytes(job.profile.quantization)
-    with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
+    with flash_attention(job), world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = DryRank(job, tracker, on_progress)

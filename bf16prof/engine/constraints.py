@@ -73,6 +73,7 @@ def refusal_reason(job: Job) -> str | None:
         shared_layers(job),
         packed_rows(job),
         preference(job),
+        _flash(job, config),
         fused_loss(job),
         _four_bits(job),
         shared_evaluation(job),
@@ -139,6 +140,28 @@ def _no_master_copy_needs_stage_0(config: Mapping[str, Any]) -> str | None:
 def _triton_needs_a_gpu(job: Job) -> str | None:
     if job.profile.workload.liger != "none" and job.device is Device.CPU:
         return "Liger's kernels (workload.liger) are Triton's, which run on GPUs only"
+    return None
+
+
+FLASH = "flash_attention_2"
+"""What transformers calls the package flash-attn."""
+
+
+def asks_for_flash(job: Job) -> bool:
+    """Whether the job's model is to use FlashAttention's package."""
+    model = job.profile.model
+    return isinstance(model, HuggingFaceSettings) and model.attention == FLASH
+
+
+def _flash(job: Job, config: Mapping[str, Any]) -> str | None:
+    if not asks_for_flash(job):
+        return None
+    if job.device is Device.CPU:
+        return "FlashAttention's package (flash_attention_2) runs on GPUs only: sdpa runs here"
+    if engine_facts(config).output_dtype == "fp32":
+        return "FlashAttention's package (flash_attention_2) takes bf16 and fp16 only"
+    if job.gpu is not None and job.gpu.compute_capability < (8, 0):
+        return f"FlashAttention's package (flash_attention_2) needs compute capability 8.0, {job.gpu.id} has less"
     return None
 
 
