@@ -27,7 +27,12 @@ def main() -> int:
         done = bf16prof("import", LOG, *CASE, "-d", str(folder / "old"))
         assert done.code == 0, done.stderr
         usual = dict.fromkeys(COMMANDS, 1.0) | dict.fromkeys(SLOW, 15.0)
-        rows = list(tried(tries, usual, folder, folder / "old", lambda text: print(text, file=sys.stderr, flush=True)))  # noqa: T201
+        found = list(tried(tries, usual, folder, folder / "old", lambda text: print(text, file=sys.stderr, flush=True)))  # noqa: T201
+    rows = [row for row, _ in found]
+    wrong = [each for _, soaked in found for each in soaked]
+    if wrong:
+        print(f"{len(wrong)} of {sum(row.tries for row in rows)} tries ended wrongly; {PAGE.name} stays as it is")  # noqa: T201
+        return 1
     page = PAGE.read_text(encoding="utf-8")
     head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(head + BEGIN + table(rows) + END + tail, encoding="utf-8")

@@ -57,7 +57,7 @@ A pending block is freed, but another stream may still use it. An unmapped one i
 
 
 @dataclass(eq=False)
-class OutOfMemory(Exception):
+class AllocatorOutOfMemory(Exception):
     """The GPU has no room for a request, even without what the allocator had cached (`OutOfMemoryError` in `malloc`)."""
 
     requested_bytes: int
@@ -322,7 +322,7 @@ class CachingAllocator:
             limit = self.limit_bytes or 0
             if self.on_event is not None:
                 self.on_event("oom", limit - self.reserved_bytes, size, pool.stream)
-            raise OutOfMemory(requested, self.reserved_bytes, self.allocated_bytes, limit)
+            raise AllocatorOutOfMemory(requested, self.reserved_bytes, self.allocated_bytes, limit)
         return block
 
     def _add_segment(self, pool: Pool, size: int) -> Block | None:

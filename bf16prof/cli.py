@@ -6,6 +6,7 @@ by SIGTERM, 129 by SIGHUP. Nothing is imported here that takes time, so that a s
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
@@ -24,11 +25,16 @@ TIDYING_S = 10.0
 def main() -> NoReturn:
     """Run the program; every way out of it passes here."""
     signals = _Signals()
+    atexit.register(signals.ignore)  # the first that is registered is the last that runs
     _fill_closed_streams()
     try:
         code = _run()
     except KeyboardInterrupt:
         code = SIGNALLED + (signals.caught or signal.SIGINT)
+    except Exception:
+        if not signals.caught:
+            raise
+        code = SIGNALLED + signals.caught  # what a KeyboardInterrupt has become: of one in `__set_name__` Python makes a RuntimeError
     if signals.caught or code == SIGNALLED + signal.SIGINT:  # typer, or whoever, has caught the KeyboardInterrupt and says nothing
         sys.stderr.write("bf16prof: interrupted\n")
         code = SIGNALLED + (signals.caught or signal.SIGINT)
@@ -65,6 +71,11 @@ class _Signals:
         """Nothing is left to be tidied: what was to be written is written."""
         for number in self._handled:
             signal.signal(number, lambda number, _frame: os._exit(SIGNALLED + number))
+
+    def ignore(self) -> None:
+        """The exit code is decided. What remains of Python's own end would give signals their default back, which kills (`-2`)."""
+        for number in self._handled:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _fill_closed_streams() -> None:

@@ -27,9 +27,9 @@ _SHOWN = (
 """Columns of the table that a notebook shows; all are in `to_dataframe`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
-    """The records of one call.
+    """The records of one call. `print(outcome)` is the screen that the command prints.
 
     `run`: them as a run, which every report takes; its `path` is the run directory where there is one. `more`: what the JSON document says
     beside the records. `notes`: what is to be said of the user's files. `error`: why some cases have no record.
@@ -41,6 +41,15 @@ class Outcome:
     more: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     error: Bf16profError | None = None
+
+    def __repr__(self) -> str:
+        count = len(self.records)
+        return f"<{type(self).__name__} of {self.run.manifest.name}: {count} record{'' if count == 1 else 's'}>"
+
+    def __str__(self) -> str:
+        from bf16prof.reports.console import answer, in_text
+
+        return in_text(lambda console: answer([self.run], console, verbose=False))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per record, of all sources; columns as in the CSV, bytes as integers."""
@@ -82,9 +91,12 @@ class Outcome:
         return shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plans:
-    """What `plan` found, an answer for each number of GPUs: `answers[0].first` is the first choice, `.outlook` what there is to say."""
+    """What `plan` found, an answer for each number of GPUs: `answers[0].first` is the first choice, `.outlook` what there is to say.
+
+    `print(plans)` is the screen that the command prints.
+    """
 
     answers: tuple[Answer, ...]
     document: dict[str, Any]
@@ -93,6 +105,16 @@ class Plans:
     notes: tuple[str, ...] = ()
     theirs: Mapping[str, Any] | None = None
     """The user's own DeepSpeed JSON, which `deepspeed_json` keeps but for what a plan decides."""
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(answer.outlook.plans)} for {answer.outlook.world_size} GPUs" for answer in self.answers)
+        return f"<{type(self).__name__} of {self.profile}: {sizes}>"
+
+    def __str__(self) -> str:
+        from bf16prof.commands.plan import show
+        from bf16prof.reports.console import in_text
+
+        return in_text(lambda console: show(self, console, verbose=False))
 
     @property
     def records(self) -> tuple[MemoryRecord, ...]:

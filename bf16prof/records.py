@@ -205,6 +205,17 @@ class Item:
 
 
 @dataclass(frozen=True)
+class LayerBytes:
+    """Bytes of one component that one layer of the model allocated while it ran ("model.layers.3", "lm_head")."""
+
+    __pydantic_config__ = STRICT
+
+    layer: str
+    component: Component
+    bytes: Size
+
+
+@dataclass(frozen=True)
 class PhaseMemory:
     """Allocated bytes during one phase: the highest, and at its end."""
 
@@ -483,7 +494,8 @@ class MemoryRecord:
     * `workload`: what was asked; `None` where the source does not know (a log of which nobody says what was trained).
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
     * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
-      `peak_components` and `peak_items` say what is alive at that moment; they add up to it.
+      `peak_components` and `peak_items` say what is alive at that moment; they add up to it. `peak_layers` says which layer allocated it,
+      as far as one did while it ran; empty where the source does not follow modules.
     * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
       not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
       (imported); in a dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
@@ -525,6 +537,7 @@ class MemoryRecord:
     run_peak_allocated_bytes: Size | None = None
     peak_components: dict[Component, Size] = field(default_factory=dict)
     peak_items: tuple[Item, ...] = ()
+    peak_layers: tuple[LayerBytes, ...] = ()
     phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
     reserved_bytes: Size | None = None
     reserved_floor_bytes: Size | None = None

@@ -27,7 +27,7 @@ RECIPES = "bf16-fp32-master,bf16-full,bf16-full-autocast"
 
 
 @dataclass(frozen=True)
-class Case:
+class CheckRun:
     """One call of `bf16prof measure`."""
 
     name: str
@@ -35,23 +35,23 @@ class Case:
     environment: dict[str, str]
 
 
-def cases(*, cpu: bool) -> list[Case]:
+def cases(*, cpu: bool) -> list[CheckRun]:
     """What is measured, the most telling first."""
     kernel = ("--set", "optimizer.torch_adam=true", "--set", "optimizer.fused=true")
     small = ("--profile", "cpu-demo" if cpu else "gpu-check", *kernel)
     one = ("--sequence-length", "64") if cpu else ()
     recipes = "bf16-fp32-master" if cpu else RECIPES
-    found = [Case(f"ZeRO-{stage}", (*small, *one, "--zero", stage, "--recipe", recipes), {}) for stage in "0123"]
-    found.append(Case("offload", (*small, *one, "--zero", "3", "--recipe", "bf16-fp32-master", "--offload", "optimizer"), {}))
+    found = [CheckRun(f"ZeRO-{stage}", (*small, *one, "--zero", stage, "--recipe", recipes), {}) for stage in "0123"]
+    found.append(CheckRun("offload", (*small, *one, "--zero", "3", "--recipe", "bf16-fp32-master", "--offload", "optimizer"), {}))
     if cpu:
-        return [*found, Case("Hugging Face", (*_tiny(), *kernel, "--zero", "2", "--recipe", "bf16-fp32-master"), {})]
+        return [*found, CheckRun("Hugging Face", (*_tiny(), *kernel, "--zero", "2", "--recipe", "bf16-fp32-master"), {})]
     large = [("llama3.2-1b", "bf16-fp32-master"), ("llama2-7b", "bf16-full")]
     for model, recipe in large:
         for flag in ("--activation-checkpointing", "--no-activation-checkpointing"):
             words = (*_large(model), *kernel, "--sequence-length", "1024", flag, "--zero", "2", "--recipe", recipe)
-            found.append(Case(f"{model} {flag.removeprefix('--')}", words, {}))
+            found.append(CheckRun(f"{model} {flag.removeprefix('--')}", words, {}))
     expandable = (*_large("llama3.2-1b"), *kernel, "--sequence-length", "1024", "--zero", "2", "--recipe", "bf16-fp32-master")
-    found.append(Case("expandable segments", expandable, EXPANDABLE))
+    found.append(CheckRun("expandable segments", expandable, EXPANDABLE))
     return found
 
 
@@ -80,7 +80,7 @@ TINY = {
 
 
 @dataclass(frozen=True)
-class Line:
+class Compared:
     """One row of the table."""
 
     case: str
@@ -115,7 +115,7 @@ class Clock:
         return time.monotonic() >= self._end
 
 
-def measured(case: Case, clock: Clock) -> Iterator[Line]:
+def measured(case: CheckRun, clock: Clock) -> Iterator[Compared]:
     """Run a case; its rows, prediction by the dry run."""
     folder = Path("runs") / case.name.replace(" ", "-")
     command = [sys.executable, "-m", "bf16prof", "measure", *case.words, *FIRST, "--simulate", "--json", "--force", "-d", str(folder)]
@@ -124,56 +124,58 @@ def measured(case: Case, clock: Clock) -> Iterator[Line]:
             command, capture_output=True, text=True, env={**os.environ, **case.environment}, timeout=clock.left, check=False
         )
     except subprocess.TimeoutExpired:
-        yield Line(case.name, "-", "no time left")
+        yield Compared(case.name, "-", "no time left")
         return
     (folder.with_suffix(".log")).write_text(run.stderr, encoding="utf-8")
     try:
         document = json.loads(run.stdout)
     except json.JSONDecodeError:
-        yield Line(case.name, "-", f"failed: {_last(run.stderr)}")
+        yield Compared(case.name, "-", f"failed: {_last(run.stderr)}")
         return
     rows = list(_rows(case.name, document))
-    yield from rows or [Line(case.name, "-", f"failed: {_last(run.stderr)}")]
+    yield from rows or [Compared(case.name, "-", f"failed: {_last(run.stderr)}")]
     if run.returncode and rows:
-        yield Line(case.name, "-", f"some cases failed: {_last(run.stderr)}")
+        yield Compared(case.name, "-", f"some cases failed: {_last(run.stderr)}")
 
 
-def _rows(name: str, document: dict[str, Any]) -> Iterator[Line]:
+def _rows(name: str, document: dict[str, Any]) -> Iterator[Compared]:
     for each in document.get("comparisons", ()):
         real, dry = each["values"].get("measure"), each["values"].get("simulate", each["values"].get("estimate"))
         if real is not None and each["quantity"] in QUANTITIES:
             label = f"zero{each['case']['zero_stage']} {each['case']['recipe']}"
-            yield Line(f"{name}: {label}", each["quantity"].removesuffix("_bytes"), int(real), None if dry is None else int(dry))
+            yield Compared(f"{name}: {label}", each["quantity"].removesuffix("_bytes"), int(real), None if dry is None else int(dry))
     for record in document.get("records", ()):
         if record.get("source") == "measure" and record.get("step_time_s"):
             label = f"{name}: zero{record['case']['zero_stage']} {record['case']['recipe']}"
-            yield Line(label, "step time (ms)", f"{1000 * record['step_time_s']:.1f}")
+            yield Compared(label, "step time (ms)", f"{1000 * record['step_time_s']:.1f}")
 
 
-def kernels(clock: Clock) -> Iterator[Line]:
+def kernels(clock: Clock) -> Iterator[Compared]:
     """The benchmark's rows on this GPU against the same on a simulated one."""
     command = [sys.executable, "-m", "bf16prof.check.cuda"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=clock.left, check=False)
-        yield from (Line(row["row"], "peak", row["measured"], row["predicted"]) for row in json.loads(run.stdout.strip().splitlines()[-1]))
+        yield from (
+            Compared(row["row"], "peak", row["measured"], row["predicted"]) for row in json.loads(run.stdout.strip().splitlines()[-1])
+        )
     except (subprocess.TimeoutExpired, json.JSONDecodeError, IndexError):
-        yield Line("kernels", "-", "no time left or failed")
+        yield Compared("kernels", "-", "no time left or failed")
 
 
-def cost(clock: Clock) -> Iterator[Line]:
+def cost(clock: Clock) -> Iterator[Compared]:
     """What measuring costs in time."""
     command = [sys.executable, "-m", "bf16prof.check.cost"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=clock.left, check=False)
         times = json.loads(run.stdout.strip().splitlines()[-1])
         share = times["with"] / times["without"] - 1
-        yield Line(
+        yield Compared(
             "cost of measuring",
             "step time without and with probes (ms)",
             f"{times['without'] * 1e3:.2f}, {times['with'] * 1e3:.2f} ({share:+.1%})",
         )
     except (subprocess.TimeoutExpired, json.JSONDecodeError, IndexError):
-        yield Line("cost of measuring", "-", "no time left or failed")
+        yield Compared("cost of measuring", "-", "no time left or failed")
 
 
 def _last(text: str) -> str:
@@ -183,7 +185,7 @@ def _last(text: str) -> str:
     return said[-1][:160] if said else "no output"
 
 
-def write(lines: Sequence[Line], target: Path) -> None:
+def write(lines: Sequence[Compared], target: Path) -> None:
     """The table as Markdown."""
     rows = [("case", "quantity", "measured", "predicted", "error"), ("---", "---", "---:", "---:", "---:"), *(line.cells for line in lines)]
     target.write_text("".join(f"| {' | '.join(cells)} |\n" for cells in rows), encoding="utf-8")
@@ -206,9 +208,9 @@ def main() -> None:
     clock = Clock(asked.minutes)
     subprocess.run([sys.executable, "-m", "bf16prof", "doctor"], check=False)
     sys.stdout.write(f"optimizer: {optimizer_kernel()}\n")
-    lines: list[Line] = []
+    lines: list[Compared] = []
     for case in cases(cpu=asked.cpu):
-        found = [Line(case.name, "-", "no time left")] if clock.is_over else list(measured(case, clock))
+        found = [Compared(case.name, "-", "no time left")] if clock.is_over else list(measured(case, clock))
         lines += found
         sys.stdout.write("".join(f"  {' | '.join(line.cells)}\n" for line in found))
         sys.stdout.flush()

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from bf16prof.check.rows import Row, run_script, scripts, simulated
+from bf16prof.check.rows import BenchmarkRow, run_script, scripts, simulated
 from bf16prof.profiles.gpus import gpu_named
 
 SHARE = 0.8
@@ -44,16 +44,16 @@ def main() -> None:
     """Measure and predict."""
     import torch
 
-    from bf16prof.check.kernels import Memory
+    from bf16prof.check.kernels import PeakCounter
 
     name = torch.cuda.get_device_name()
     gpu = gpu_named(name)
     if gpu is None:
         sys.exit(f"{name} is not in the table of GPUs")
-    rows = [Row(*(*row, name)) for row in ROWS]
+    rows = [BenchmarkRow(*(*row, name)) for row in ROWS]
     predicted = simulated([dataclasses.replace(row, gpu=gpu.torch_name) for row in rows])
     fitting = [index for index, size in enumerate(predicted) if size < SHARE * torch.cuda.mem_get_info()[1]]
-    memory = Memory(torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated)
+    memory = PeakCounter(torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated)
     found: dict[int, int] = {}
     for group in scripts([rows[index] for index in fitting]):
         numbers = [fitting[index] for index in group]

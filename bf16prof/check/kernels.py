@@ -27,7 +27,7 @@ Shape = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Program:
+class BenchmarkFunction:
     """One benchmark function. `forward` computes the output; `gradient` is what the script hands to `backward` in each call, given the
     output (`None`: a scalar loss); `retain` is whether it keeps the graph."""
 
@@ -56,14 +56,14 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakCounter:
     """The counters of a device: bytes allocated at most since `reset`."""
 
     reset: Callable[[], Any]
     peak: Callable[[], int]
 
 
-def peak_bytes(call: Callable[[], None], memory: Memory, iterations: int = ITERATIONS) -> int:
+def peak_bytes(call: Callable[[], None], memory: PeakCounter, iterations: int = ITERATIONS) -> int:
     """The peak of the last of several calls, the counter being reset before each."""
     peak = 0
     for _ in range(iterations):
@@ -73,7 +73,7 @@ def peak_bytes(call: Callable[[], None], memory: Memory, iterations: int = ITERA
     return peak
 
 
-def program(kernel: str, implementation: str, shape: Shape, device: torch.device) -> Program | Callable[[], None]:
+def program(kernel: str, implementation: str, shape: Shape, device: torch.device) -> BenchmarkFunction | Callable[[], None]:
     """The program of a row; `shape` holds the benchmark's extents, the swept one among them."""
     return PROGRAMS[kernel](implementation, shape, device)
 
@@ -81,7 +81,7 @@ def program(kernel: str, implementation: str, shape: Shape, device: torch.device
 def callable_of(kernel: str, implementation: str, mode: str, shape: Shape, device: torch.device) -> Callable[[], None]:
     """What a row calls in each iteration."""
     made = program(kernel, implementation, shape, device)
-    return made.call(mode) if isinstance(made, Program) else made
+    return made.call(mode) if isinstance(made, BenchmarkFunction) else made
 
 
 def dtype_of(shape: Shape) -> torch.dtype:
@@ -116,7 +116,7 @@ def _gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "gelu_pytorch_tanh": _gelu}
 
 
-def _mlp(implementation: str, shape: Shape, device: torch.device) -> Program:
+def _mlp(implementation: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     hidden, batch = shape["hidden_size"], shape.get("bsz") or shape["B"]
     activation = None if implementation == "liger" else ACTIVATIONS[shape["hidden_act"]]
@@ -124,7 +124,7 @@ def _mlp(implementation: str, shape: Shape, device: torch.device) -> Program:
     layer: Any = Mlp(hidden, shape["intermediate_size"], activation, like)
     if implementation == "deepspeed_tiled":
         layer = _tiled(layer, shape.get("num_shards"))
-    return Program(lambda: layer(x), torch.randn_like)
+    return BenchmarkFunction(lambda: layer(x), torch.randn_like)
 
 
 def _tiled(mlp: Mlp, shards: int | None) -> Callable[[Tensor], Tensor]:
@@ -154,7 +154,7 @@ class RmsNorm(nn.Module):
         return self.weight * x.to(dtype)
 
 
-def _rms_norm(implementation: str, shape: Shape, device: torch.device) -> Program:
+def _rms_norm(implementation: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     other_weight = torch.ones(shape["H"], device=device)  # the script makes both modules
     norm = RmsNorm(shape["H"], shape["eps"], device)
     x = torch.randn(shape["M"], shape["H"], dtype=dtype_of(shape), device=device, requires_grad=True)
@@ -167,18 +167,18 @@ def _rms_norm(implementation: str, shape: Shape, device: torch.device) -> Progra
         normalised: Tensor = norm(x) if other_weight is not None else x
         return normalised
 
-    return Program(forward, lambda _: gradient)
+    return BenchmarkFunction(forward, lambda _: gradient)
 
 
-def _layer_norm(_: str, shape: Shape, device: torch.device) -> Program:
+def _layer_norm(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     other = torch.ones(shape["N"], device=device), torch.zeros(shape["N"], device=device)
     norm = nn.LayerNorm(shape["N"], eps=shape["eps"], device=device)
     x = torch.randn(shape["M"], shape["N"], dtype=dtype_of(shape), device=device, requires_grad=True)
     gradient = torch.randn_like(x)
-    return Program(lambda: norm(x) if other else x, lambda _: gradient)
+    return BenchmarkFunction(lambda: norm(x) if other else x, lambda _: gradient)
 
 
-def _cross_entropy(implementation: str, shape: Shape, device: torch.device) -> Program:
+def _cross_entropy(implementation: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     rows, vocabulary = shape["B"] * shape["T"], shape["V"]
     logits = torch.randn(rows, vocabulary, requires_grad=True, device=device)
     target = torch.randint(vocabulary, (rows, 1), device=device).squeeze(1)
@@ -189,10 +189,10 @@ def _cross_entropy(implementation: str, shape: Shape, device: torch.device) -> P
             return out
         return functional.cross_entropy(logits, target)
 
-    return Program(forward, retain=False)
+    return BenchmarkFunction(forward, retain=False)
 
 
-def _linear_cross_entropy(implementation: str, shape: Shape, device: torch.device) -> Program:
+def _linear_cross_entropy(implementation: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     heads = [nn.Linear(shape["H"], shape["V"], bias=False, **like) for _ in range(2)]  # the script makes both modules
     x = torch.randn(shape["BT"], shape["H"], requires_grad=True, **like)
@@ -204,7 +204,7 @@ def _linear_cross_entropy(implementation: str, shape: Shape, device: torch.devic
             return out
         return functional.cross_entropy(heads[0](x), target)
 
-    return Program(forward, retain=False)
+    return BenchmarkFunction(forward, retain=False)
 
 
 def _rope(_: str, shape: Shape, device: torch.device) -> Callable[[], None]:
@@ -243,14 +243,14 @@ def _rope(_: str, shape: Shape, device: torch.device) -> Callable[[], None]:
     return full
 
 
-def _divergence(_: str, shape: Shape, device: torch.device) -> Program:
+def _divergence(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     rows, vocabulary = shape["B"] * shape["T"], shape["V"]
     logs = torch.randn(rows, vocabulary, requires_grad=True, device=device).log_softmax(dim=-1)
     target = torch.randn(rows, vocabulary, device=device).softmax(dim=-1)
-    return Program(lambda: functional.kl_div(logs, target, reduction="batchmean"))
+    return BenchmarkFunction(lambda: functional.kl_div(logs, target, reduction="batchmean"))
 
 
-def _total_variation(_: str, shape: Shape, device: torch.device) -> Program:
+def _total_variation(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     rows, vocabulary = shape["B"] * shape["T"], shape["V"]
     p = torch.randn(rows, vocabulary, requires_grad=True, device=device).softmax(dim=-1)
     q = torch.randn(rows, vocabulary, device=device).softmax(dim=-1)
@@ -259,10 +259,10 @@ def _total_variation(_: str, shape: Shape, device: torch.device) -> Program:
         distance = torch.abs(p - q) / 2.0
         return torch.sum(distance) / p.size(0)
 
-    return Program(forward)
+    return BenchmarkFunction(forward)
 
 
-def _jensen_shannon(_: str, shape: Shape, device: torch.device) -> Program:
+def _jensen_shannon(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     rows, vocabulary = shape["B"] * shape["T"], shape["V"]
     p = torch.randn(rows, vocabulary, requires_grad=True, device=device).log_softmax(dim=-1)
     q = torch.randn(rows, vocabulary, device=device).log_softmax(dim=-1)
@@ -276,31 +276,31 @@ def _jensen_shannon(_: str, shape: Shape, device: torch.device) -> Program:
         log_m = torch.log(m)
         return 0.5 * (divergence(log_m, log_p) + divergence(log_m, log_q))
 
-    return Program(forward)
+    return BenchmarkFunction(forward)
 
 
-def _softmax(_: str, shape: Shape, device: torch.device) -> Program:
+def _softmax(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     x = torch.randn(shape["N"], dtype=dtype_of(shape), device=device, requires_grad=True)  # one row: the script's memory part forgets M
-    return Program(lambda: functional.softmax(x, dim=-1), torch.ones_like)
+    return BenchmarkFunction(lambda: functional.softmax(x, dim=-1), torch.ones_like)
 
 
-def _relu_squared(_: str, shape: Shape, device: torch.device) -> Program:
+def _relu_squared(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     x = torch.randn(shape["N"], dtype=dtype_of(shape), device=device, requires_grad=True)  # likewise
 
     def forward() -> Tensor:
         kept = functional.relu(x)
         return torch.square(kept)
 
-    return Program(forward, torch.ones_like)
+    return BenchmarkFunction(forward, torch.ones_like)
 
 
-def _fused_moe(_: str, shape: Shape, device: torch.device) -> Program:
+def _fused_moe(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     extents = {key: int(shape[key]) for key in ("T", "E", "K", "H", "intermediate_dim")}
     counts = tokens_of_experts(extents, shape["multiprocessors"])
-    return Program(mixture(extents, device, dtype_of(shape), counts), torch.randn_like)
+    return BenchmarkFunction(mixture(extents, device, dtype_of(shape), counts), torch.randn_like)
 
 
-def _linear_jensen_shannon(_: str, shape: Shape, device: torch.device) -> Program:
+def _linear_jensen_shannon(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
     """Student and teacher with heads of their own, divergence in fp32; Liger's module shares the weights."""
     like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     heads = [nn.Linear(shape["H"], shape["V"], bias=False, **like) for _ in range(2)]
@@ -322,10 +322,10 @@ def _linear_jensen_shannon(_: str, shape: Shape, device: torch.device) -> Progra
         log_p = torch.log_softmax(teacher / 1.0, dim=-1)
         return jsd(log_q, log_p)
 
-    return Program(forward, retain=False)
+    return BenchmarkFunction(forward, retain=False)
 
 
-PROGRAMS: dict[str, Callable[[str, Shape, torch.device], Program | Callable[[], None]]] = {
+PROGRAMS: dict[str, Callable[[str, Shape, torch.device], BenchmarkFunction | Callable[[], None]]] = {
     "cross_entropy": _cross_entropy,
     "fused_linear_cross_entropy": _linear_cross_entropy,
     "geglu": _mlp,

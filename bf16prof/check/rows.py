@@ -34,7 +34,7 @@ ITERATIONS = 2
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One measurement of the benchmark: `shape` are its fixed extents, `variable` the swept one, with value `x`.
 
     `gpu`: as torch calls it.
@@ -49,7 +49,7 @@ class Row:
     gpu: str
 
     @classmethod
-    def of(cls, table: dict[str, Any]) -> Row:
+    def of(cls, table: dict[str, Any]) -> BenchmarkRow:
         """From a row of a file, which may say more."""
         return cls(**{name: table[name] for name in cls.__annotations__} | {"x": int(table["x"])})
 
@@ -58,7 +58,7 @@ class Row:
         return {**self.shape, self.variable: self.x, "multiprocessors": multiprocessors}
 
 
-def scripts(rows: Sequence[Row]) -> list[list[int]]:
+def scripts(rows: Sequence[BenchmarkRow]) -> list[list[int]]:
     """The numbers of the rows that one run of a script made, for each such run."""
 
     def script(number: int) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def scripts(rows: Sequence[Row]) -> list[list[int]]:
     return [list(group) for _, group in groupby(sorted(range(len(rows)), key=script), script)]
 
 
-def run_script(rows: Sequence[Row], device: Any, memory: Any, multiprocessors: int) -> Iterator[int]:
+def run_script(rows: Sequence[BenchmarkRow], device: Any, memory: Any, multiprocessors: int) -> Iterator[int]:
     """The peaks of the rows of one script in bytes, one after the other."""
     import torch
 
@@ -91,7 +91,7 @@ def run_script(rows: Sequence[Row], device: Any, memory: Any, multiprocessors: i
         gc.collect()
 
 
-def simulated(rows: Sequence[Row]) -> list[int]:
+def simulated(rows: Sequence[BenchmarkRow]) -> list[int]:
     """The peaks of the rows in bytes, each script in a process of its own: DeepSpeed and torch.distributed keep global state."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     for module in IMPORTED:  # what the processes will not have to import again
@@ -105,11 +105,11 @@ def simulated(rows: Sequence[Row]) -> list[int]:
     return [peaks[index] for index in range(len(rows))]
 
 
-def _in_a_world(rows: Sequence[Row]) -> list[int]:
+def _in_a_world(rows: Sequence[BenchmarkRow]) -> list[int]:
     import warnings
 
     warnings.simplefilter("ignore")
-    from bf16prof.check.kernels import Memory
+    from bf16prof.check.kernels import PeakCounter
     from bf16prof.dry_run.tracker import GPU
     from bf16prof.dry_run.world import world
 
@@ -118,13 +118,13 @@ def _in_a_world(rows: Sequence[Row]) -> list[int]:
     with world(1, gpu) as tracker:
         gc.freeze()  # what has been imported is no garbage
         ledger = tracker.ledger
-        memory = Memory(ledger.take_phase_peak, ledger.take_phase_peak)
+        memory = PeakCounter(ledger.take_phase_peak, ledger.take_phase_peak)
         return list(run_script(rows, GPU, memory, gpu.multiprocessors))
 
 
 def main() -> None:
     """Rows in, peaks out."""
-    peaks = simulated([Row.of(table) for table in json.load(sys.stdin)])
+    peaks = simulated([BenchmarkRow.of(table) for table in json.load(sys.stdin)])
     sys.stdout.write("\n" + json.dumps(peaks) + "\n")
 
 

@@ -22,7 +22,7 @@ STEPS = 2
 
 
 @dataclass(frozen=True)
-class Step:
+class PublishedStep:
     """A model by the name of its preset, and how it is trained."""
 
     model: str
@@ -32,7 +32,7 @@ class Step:
     attention: str | None = None
 
 
-def step_of(step: Step, device: torch.device) -> Callable[[], None]:
+def step_of(step: PublishedStep, device: torch.device) -> Callable[[], None]:
     """One training step, to be called some times."""
     model = _model(step).to(device)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -49,7 +49,7 @@ def step_of(step: Step, device: torch.device) -> Callable[[], None]:
     return run
 
 
-def _model(step: Step) -> nn.Module:
+def _model(step: PublishedStep) -> nn.Module:
     from bf16prof.models.modules import build
 
     attention = [Override("model.attn_implementation", step.attention, "the step")] if step.attention else []
@@ -59,12 +59,12 @@ def _model(step: Step) -> nn.Module:
     return model if step.autocast else model.to(torch.bfloat16)
 
 
-def simulated(gpu: str, steps: Sequence[Step]) -> list[int]:
+def simulated(gpu: str, steps: Sequence[PublishedStep]) -> list[int]:
     """The peaks of these steps on a simulated GPU in bytes. One such call per process."""
     import gc
     import warnings
 
-    from bf16prof.check.kernels import Memory, peak_bytes
+    from bf16prof.check.kernels import PeakCounter, peak_bytes
     from bf16prof.dry_run.shims import library_shims
     from bf16prof.dry_run.tracker import GPU
     from bf16prof.dry_run.world import world
@@ -73,7 +73,7 @@ def simulated(gpu: str, steps: Sequence[Step]) -> list[int]:
     warnings.simplefilter("ignore")
     peaks = []
     with world(1, find_gpu(gpu)) as tracker:
-        memory = Memory(tracker.ledger.take_phase_peak, tracker.ledger.take_phase_peak)
+        memory = PeakCounter(tracker.ledger.take_phase_peak, tracker.ledger.take_phase_peak)
         for step in steps:
             run = step_of(step, GPU)
             with library_shims():
@@ -86,7 +86,7 @@ def simulated(gpu: str, steps: Sequence[Step]) -> list[int]:
 def main() -> None:
     """Steps of one GPU in, peaks out, as JSON."""
     asked = json.load(sys.stdin)
-    peaks = simulated(asked["gpu"], [Step(**step) for step in asked["steps"]])
+    peaks = simulated(asked["gpu"], [PublishedStep(**step) for step in asked["steps"]])
     sys.stdout.write("\n" + json.dumps(peaks) + "\n")
 
 

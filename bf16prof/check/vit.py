@@ -11,7 +11,7 @@ GIGANTIC = {"width": 1664, "depth": 48, "heads": 16, "wide": 8192}
 """`vit_gigantic_patch14_224`: 1.84 billion parameters."""
 
 
-class Attention(nn.Module):
+class VitAttention(nn.Module):
     """Self-attention whose scores are kept."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -29,12 +29,12 @@ class Attention(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class VitBlock(nn.Module):
     """Attention and MLP, each with its norm first."""
 
     def __init__(self, width: int, heads: int, wide: int) -> None:
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), Attention(width, heads)
+        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), VitAttention(width, heads)
         self.norm2, self.fc1, self.fc2 = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, wide), nn.Linear(wide, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, (IMAGE // PATCH) ** 2 + 1, width))
         self.patch_embed = nn.Conv2d(3, width, PATCH, PATCH)
-        self.blocks = nn.Sequential(*(Block(width, heads, wide) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(VitBlock(width, heads, wide) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, CLASSES)
 
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from bf16prof.records import Label
 
 
 @dataclass(frozen=True)
-class Allocation:
+class Storages:
     """Storages of one kind: what they are for, the bytes of each, where they live, and who allocates them."""
 
     label: Label
@@ -23,6 +23,6 @@ class Allocation:
         return sum(self.sizes)
 
 
-def allocation(label: Label, sizes: int | Iterable[int], source: str, *, on_host: bool = False) -> Allocation:
+def allocation(label: Label, sizes: int | Iterable[int], source: str, *, on_host: bool = False) -> Storages:
     """An `Allocation` of one size or of several."""
-    return Allocation(label, (sizes,) if isinstance(sizes, int) else tuple(sizes), source, on_host)
+    return Storages(label, (sizes,) if isinstance(sizes, int) else tuple(sizes), source, on_host)

@@ -24,7 +24,7 @@ NEVER = -(10**10)
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatherSettings:
     """What decides about gathers and reductions, in elements; `persistent` parameters are never released."""
 
     world_size: int
@@ -50,7 +50,7 @@ class Settings:
 
 
 @dataclass(eq=False)
-class Memory:
+class GatheredParameter:
     """The memory of one gathered parameter: its bytes, and how many views of it autograd holds."""
 
     bytes: int
@@ -91,7 +91,7 @@ class Gathers:
         owned: Mapping[Key, Sequence[Key]],
         trace: Sequence[Key],
         order: Sequence[Key],
-        settings: Settings,
+        settings: GatherSettings,
         leaves: Leaves | None = None,
     ) -> None:
         """`widths`: bytes of an element of each parameter when it is gathered, `wires` when its gradient is reduced; `owned`: parameters of
@@ -109,11 +109,11 @@ class Gathers:
                 self._uses.setdefault(key, []).append(step)
             direct = () if leaves is not None and module in leaves.modules else owned.get(module, ())
             self._distance.append(self._distance[-1] + sum(numels[key] for key in direct))
-        self._available: dict[Key, Memory] = {key: Memory(0) for key in settings.persistent}
+        self._available: dict[Key, GatheredParameter] = {key: GatheredParameter(0) for key in settings.persistent}
         self._handles: dict[Key, Handle] = {}
         self._active: dict[Key, set[Key]] = {}
         self._entered: dict[Key, None] = {}
-        self._pins: dict[Any, Memory] = {}
+        self._pins: dict[Any, GatheredParameter] = {}
         self._buckets: dict[int, Reducing] = {}
         self._decisions: dict[tuple[Key, int], frozenset[Key]] = {}
         self._is_recording = False
@@ -184,7 +184,7 @@ class Gathers:
     def pin(self, subject: tuple[Key, Any], _: int = 0) -> None:
         """Autograd holds a view of a parameter."""
         key, number = subject
-        memory = self._available.get(key, Memory(0))
+        memory = self._available.get(key, GatheredParameter(0))
         memory.pins += 1
         self._pins[number] = memory
 
@@ -270,7 +270,7 @@ class Gathers:
         if not handle.is_complete:
             handle.is_complete = True
             for each in handle.keys:
-                self._available[each] = Memory(self._copy(each, len(handle.keys) == 1))
+                self._available[each] = GatheredParameter(self._copy(each, len(handle.keys) == 1))
         handle.waiting -= 1
         if not handle.waiting and not (len(handle.keys) == 1 and self._widths[key] == self._settings.width):
             self._meter.give(ALL_GATHER_BUCKETS, *handle.flat)

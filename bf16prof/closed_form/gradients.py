@@ -118,7 +118,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Reduction:
+class GradientReduction:
     """How stages 1 and 2 reduce, whatever the number of ranks.
 
     * `bucket_size`: elements of a bucket; `buffers`: buckets of each communication dtype.
@@ -167,7 +167,7 @@ class PartitionedGradients(Gradients):
 
     END = "end of a backward pass"
 
-    def __init__(self, meter: Meter, numels: Mapping[Key, int], wires: Mapping[Key, int], how: Reduction) -> None:
+    def __init__(self, meter: Meter, numels: Mapping[Key, int], wires: Mapping[Key, int], how: GradientReduction) -> None:
         super().__init__(meter, numels)
         self.how, self._wires = how, wires
         self._buckets: dict[int, Bucket] = {wire: Bucket() for wire in sorted(set(wires.values()))}
@@ -289,7 +289,7 @@ class Found(NamedTuple):
     label: Label = ALL_REDUCE_BUFFER
 
 
-def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share: Share) -> Meter:
+def partitioned(walked: Meter, numels: Mapping[Key, int], how: GradientReduction, share: Share) -> Meter:
     """The levels and peaks of `walked` with what depends on the partition filled in.
 
     The first bucket that holds a parameter of this rank brings a buffer for all of them (`copy_grads_in_partition`); those of later
@@ -328,7 +328,7 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: Reduction, share:
     return _filled(walked, found, partition, before)
 
 
-def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -> int:
+def _taken(flush: Flush, how: GradientReduction, share: Share, own: int, already: int) -> int:
     """Bytes that the partition takes when a bucket is reduced."""
     if how.master:
         return 0  # it is in host memory
@@ -337,7 +337,7 @@ def _taken(flush: Flush, how: Reduction, share: Share, own: int, already: int) -
     return sum(size for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.own)
 
 
-def _offloaded(flush: Flush, how: Reduction, share: Share) -> int:
+def _offloaded(flush: Flush, how: GradientReduction, share: Share) -> int:
     """What moving a gradient to the host takes: its norm in fp64, then a cast (`set_norm_for_param_grad_in_gpu`)."""
     if not how.master:
         return 0
@@ -364,7 +364,7 @@ def _filled(walked: Meter, found: Mapping[Phase, Found], partition: int, before:
     return meter
 
 
-def _reduced(flush: Flush, how: Reduction, share: Share) -> int:
+def _reduced(flush: Flush, how: GradientReduction, share: Share) -> int:
     """The most that reducing a bucket takes: a flat copy of slices of several ranks, and a cast to the communication dtype."""
     if not how.scatters:
         return flush.elements * (flush.wire if flush.wire != how.width else 0)
@@ -376,7 +376,7 @@ def _reduced(flush: Flush, how: Reduction, share: Share) -> int:
     return max(numel * ((how.width if slices > 1 else 0) + wire) for numel, slices in share.chunks(flush.keys, how.bucket_size))
 
 
-def reduced_pieces(flush: Flush, how: Reduction, share: Share) -> Iterator[tuple[int, ...]]:
+def reduced_pieces(flush: Flush, how: GradientReduction, share: Share) -> Iterator[tuple[int, ...]]:
     """What reducing a bucket takes, one chunk after the other: a flat copy, and a cast to the communication dtype (as `_reduced`)."""
     wire = flush.wire if flush.wire != how.width else 0
     if not how.scatters:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.allocation import Allocation, allocation
+from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.steady import Engine, model_states
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import EngineFacts, dtype_bytes
@@ -23,13 +23,13 @@ ELEMENT_BYTES = {"bool": 1, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2,
 """By torch's names of the dtypes that a batch may have."""
 
 
-def between_steps(job: Job, engine: Engine) -> list[Allocation]:
+def between_steps(job: Job, engine: Engine) -> list[Storages]:
     """Everything that is alive between two steps, in host memory as well."""
     outputs, loss, batch = kept_by_the_loop(job, engine)
     return [*model_states(engine), *model_buffers(job, engine), *outputs, loss, *batch]
 
 
-def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Allocation], Allocation, list[Allocation]]:
+def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Storages], Storages, list[Storages]]:
     """What the model returned, the loss, and the batch, of the last micro-step; a loop that does not keep outputs has none then, but the
     batches of all micro-steps."""
     workload, signature = job.profile.workload, engine.anatomy.signature
@@ -60,7 +60,7 @@ def _loss_bytes(job: Job, facts: EngineFacts) -> int:
     return dtype_bytes("fp32" if in_fp32 else facts.parameter_dtype)
 
 
-def model_buffers(job: Job, engine: Engine) -> list[Allocation]:
+def model_buffers(job: Job, engine: Engine) -> list[Storages]:
     """What the model holds beside its parameters: as recorded, or as the skeleton of transformers' models says; our families have nothing.
 
     What no module has registered is named by the attribute that has it (`engine.attribution`).

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.allocation import Allocation
+from bf16prof.closed_form.allocation import Storages
 from bf16prof.closed_form.device import gpu_additions
 from bf16prof.closed_form.gap import closed_form_gap, peaks_gap, work_gap
 from bf16prof.closed_form.initial import init_peak
@@ -135,7 +135,7 @@ def with_work(records: Sequence[MemoryRecord]) -> list[MemoryRecord]:
     return [complete(record) for record in records]
 
 
-def _items(job: Job, device: Sequence[Allocation]) -> tuple[Item, ...]:
+def _items(job: Job, device: Sequence[Storages]) -> tuple[Item, ...]:
     allocations = list(device)
     if job.device is Device.GPU:
         assert job.gpu is not None, "a prediction for a GPU needs one"

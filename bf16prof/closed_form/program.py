@@ -14,14 +14,14 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import Run, network
+from bf16prof.models.tapes import ForwardRun, network
 from bf16prof.records import Label
 from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
 from bf16prof.signatures.signature import Signature
 
 
-class Segment(NamedTuple):
+class ActivationStretch(NamedTuple):
     """What happens to activations up to the next event for the engine: the highest, after how many events, the change, and that event."""
 
     highest: int
@@ -41,7 +41,7 @@ class Section:
     """A part of the tape: a layer's forward or backward pass, or what lies before, between and after the layers."""
 
     events: Sequence[Event]
-    segments: Sequence[Segment]
+    segments: Sequence[ActivationStretch]
 
     def sizes(self, end: int | None = None) -> dict[Label, int]:
         """By label, how much the first `end` events have changed (all, if not given)."""
@@ -62,10 +62,10 @@ class Section:
         return _NUMBERS.setdefault(tuple((each.kind, each.subject, each.bytes) for each in self.segments if each.kind), len(_NUMBERS))
 
     @functools.cached_property
-    def _shifted(self) -> dict[int, Sequence[Segment]]:
+    def _shifted(self) -> dict[int, Sequence[ActivationStretch]]:
         return {0: self.segments}
 
-    def shifted(self, layers: int) -> Sequence[Segment]:
+    def shifted(self, layers: int) -> Sequence[ActivationStretch]:
         """The segments so many layers further on."""
         if layers not in self._shifted:
             self._shifted[layers] = [
@@ -132,10 +132,10 @@ def key_of(name: str) -> tuple[int, str]:
     return (-1, name) if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
 
 
-def run_of(job: Job, facts: EngineFacts) -> Run:
+def run_of(job: Job, facts: EngineFacts) -> ForwardRun:
     """What a job's forward passes are run on."""
     work, capability = job.profile.workload, job.gpu.compute_capability if job.gpu else None
-    return Run(
+    return ForwardRun(
         job.profile.model,
         work.micro_batch_size,
         work.sequence_length,
@@ -154,7 +154,7 @@ def recorded(signature: Signature, block: int) -> Program:
 
 
 @functools.cache
-def program(run: Run, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
+def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
@@ -184,7 +184,7 @@ def _taped(kinds: Sequence[Hashable]) -> list[int]:
     return [layer if layer in (first.setdefault(kind, layer), last) else second.setdefault(kind, layer) for layer, kind in enumerate(kinds)]
 
 
-def record(run: Run, tape: Tape, layers: Sequence[int]) -> list[Event]:
+def record(run: ForwardRun, tape: Tape, layers: Sequence[int]) -> list[Event]:
     """The events of a forward and backward pass through these layers alone, on an empty tape."""
     loss = network(run).loss(tape, layers)
     _leave_autocast(tape, layers)
@@ -212,7 +212,7 @@ def _parts(events: Sequence[Event]) -> list[list[Event]]:
     return parts
 
 
-def _segments(events: Sequence[Event], block: int) -> Iterator[Segment]:
+def _segments(events: Sequence[Event], block: int) -> Iterator[ActivationStretch]:
     level = highest = at = 0
     for index, (kind, subject, size) in enumerate(events, 1):
         if kind == "memory":
@@ -220,7 +220,7 @@ def _segments(events: Sequence[Event], block: int) -> Iterator[Segment]:
             if level > highest:
                 highest, at = level, index
         elif kind != "compute":
-            yield Segment(highest, at, level, kind, subject, size, index)
+            yield ActivationStretch(highest, at, level, kind, subject, size, index)
             level = highest = 0
             at = index
-    yield Segment(highest, at, level, "", None, 0, len(events))
+    yield ActivationStretch(highest, at, level, "", None, 0, len(events))

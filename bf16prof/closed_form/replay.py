@@ -16,11 +16,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.allocator import Block, CachingAllocator, OutOfMemory
+from bf16prof.allocator import AllocatorOutOfMemory, Block, CachingAllocator
 from bf16prof.cases import Job
 from bf16prof.closed_form.first_step import LAZY
 from bf16prof.closed_form.gathers import Gathers
-from bf16prof.closed_form.gradients import Flush, Key, Reduction, Share, reduced_pieces
+from bf16prof.closed_form.gradients import Flush, GradientReduction, Key, Share, reduced_pieces
 from bf16prof.closed_form.initial import initial
 from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.passes import Handler, Meter
@@ -76,7 +76,7 @@ class Replayed:
     fragmentation_bytes: int
     allocated_bytes: int
     retries: int
-    shortage: tuple[Phase, OutOfMemory] | None = None
+    shortage: tuple[Phase, AllocatorOutOfMemory] | None = None
 
 
 class Replay(Meter):
@@ -89,7 +89,7 @@ class Replay(Meter):
         """States that the optimizer makes when it first updates a tensor: of each label the sizes."""
         self.buckets: BucketsOfPartition | None = None
         self.reserved = self.allocated_then = self.allocated = 0
-        self.shortage: tuple[Phase, OutOfMemory] | None = None
+        self.shortage: tuple[Phase, AllocatorOutOfMemory] | None = None
         self._streams, self._ranks = streams, ranks
         self._streams_now: Mapping[Label, int] = {}
         self._blocks: dict[Label, dict[int, deque[Block]]] = {}
@@ -107,7 +107,7 @@ class Replay(Meter):
         stream, allocator = self._streams_now.get(label, 0), self.allocator
         try:
             block = allocator.allocate(size, stream)
-        except OutOfMemory as error:
+        except AllocatorOutOfMemory as error:
             self.shortage = self.phase, error
             allocator.lift_limit()
             block = allocator.allocate(size, stream)
@@ -180,7 +180,7 @@ class Replay(Meter):
 class BucketsOfPartition:
     """What stages 1 and 2 allocate when a bucket is reduced: the part of `gradients.partitioned` that depends on the partition."""
 
-    def __init__(self, numels: Mapping[Key, int], how: Reduction, share: Share) -> None:
+    def __init__(self, numels: Mapping[Key, int], how: GradientReduction, share: Share) -> None:
         self._numels, self._how, self.share = numels, how, share
         self._new: list[int] = []
         self._is_kept = False
@@ -228,7 +228,7 @@ def replay(
     plan = done.plan
     meter = Replay(plan.block, allocator, streams, engine.world_size)
     _init(job, engine, meter, HELD_ELSEWHERE | {label for label, _ in plan.outputs})
-    if isinstance(plan.how, Reduction):
+    if isinstance(plan.how, GradientReduction):
         meter.buckets = BucketsOfPartition(engine.anatomy.trained, plan.how, share(engine))
     before: tuple[int, ...] = ()
     for number in range(MOST_STEPS):

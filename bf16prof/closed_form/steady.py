@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.allocation import Allocation, allocation
+from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.anatomy import Anatomy, anatomy_of
 from bf16prof.closed_form.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
 from bf16prof.engine import labels
@@ -104,12 +104,12 @@ class Engine:
         return sub_groups(self.own, self.zero.sub_group_size)
 
 
-def model_states(engine: Engine) -> list[Allocation]:
+def model_states(engine: Engine) -> list[Storages]:
     """Everything that DeepSpeed holds between steps, from the second step on (moments are created lazily in the first)."""
     return [*LAYOUTS[engine.facts.wrapper](engine), *_frozen(engine)]
 
 
-def _frozen(engine: Engine) -> list[Allocation]:
+def _frozen(engine: Engine) -> list[Storages]:
     """Parameters that are not trained: whole, or at stage 3 cut like all others (zero/partition_parameters.py), but in no flat buffer."""
     size = dtype_bytes(engine.facts.parameter_dtype)
     if not engine.frozen:
@@ -121,14 +121,14 @@ def _frozen(engine: Engine) -> list[Allocation]:
     return [allocation(labels.PARTITIONED_PARAMETERS, sizes, source, on_host=offloads_parameters(engine.config))]
 
 
-def _plain(engine: Engine) -> list[Allocation]:
+def _plain(engine: Engine) -> list[Storages]:
     facts, numels = engine.facts, engine.numels
     size = dtype_bytes(facts.parameter_dtype)
     parameters = allocation(labels.PARAMETERS, [size * n for n in numels], "the model's own tensors")
     return [parameters, *_optimizer_states(facts, numels, shapes=engine.shapes)]
 
 
-def _fused(engine: Engine) -> list[Allocation]:
+def _fused(engine: Engine) -> list[Storages]:
     facts, total = engine.facts, sum(engine.numels)
     source = "fp16/fused_optimizer.py __init__"
     return [
@@ -138,7 +138,7 @@ def _fused(engine: Engine) -> list[Allocation]:
     ]
 
 
-def _unfused(engine: Engine) -> list[Allocation]:
+def _unfused(engine: Engine) -> list[Storages]:
     facts, numels = engine.facts, engine.numels
     size = dtype_bytes(facts.parameter_dtype)
     return [
@@ -148,7 +148,7 @@ def _unfused(engine: Engine) -> list[Allocation]:
     ]
 
 
-def _bf16(engine: Engine) -> list[Allocation]:
+def _bf16(engine: Engine) -> list[Storages]:
     facts, total = engine.facts, engine.flat_numel
     source = "bf16_optimizer.py _setup_for_real_optimizer"
     return [
@@ -160,7 +160,7 @@ def _bf16(engine: Engine) -> list[Allocation]:
     ]
 
 
-def _zero12(engine: Engine) -> list[Allocation]:
+def _zero12(engine: Engine) -> list[Storages]:
     facts, zero = engine.facts, engine.zero
     size, master = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype)
     total = engine.flat_numel
@@ -177,7 +177,7 @@ def _zero12(engine: Engine) -> list[Allocation]:
     return [*out, _grad_norm(FP32_BYTES, on_host=offload)] if zero.compute_grad_norm else out
 
 
-def _zero12_offload(engine: Engine, own: int) -> list[Allocation]:
+def _zero12_offload(engine: Engine, own: int) -> list[Storages]:
     """What stages 1 and 2 keep beside the states when the optimizer works on the host."""
     facts = engine.facts
     size, largest = dtype_bytes(facts.parameter_dtype), max(engine.numels)
@@ -193,7 +193,7 @@ def _zero12_offload(engine: Engine, own: int) -> list[Allocation]:
     ]
 
 
-def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
+def _zero2_accumulated(engine: Engine, own: int) -> list[Storages]:
     """Stage 2 with an offloaded fp32 master keeps, once it has accumulated, the gradients of all parameters that touch its partition."""
     facts = engine.facts
     accumulates = engine.config["gradient_accumulation_steps"] > 1
@@ -205,7 +205,7 @@ def _zero2_accumulated(engine: Engine, own: int) -> list[Allocation]:
     return [allocation(labels.ACCUMULATED_GRADIENTS, size * numel, source, on_host=True)]
 
 
-def _zero3(engine: Engine) -> list[Allocation]:
+def _zero3(engine: Engine) -> list[Storages]:
     facts = engine.facts
     size, gradient = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.gradient_dtype)
     own = sum(engine.own)
@@ -223,7 +223,7 @@ def _zero3(engine: Engine) -> list[Allocation]:
     ]
 
 
-def _zero3_states(engine: Engine) -> list[Allocation]:
+def _zero3_states(engine: Engine) -> list[Storages]:
     """Master parameters, moments and, when offloading, master gradients by sub-group; `ratio` keeps the first sub-groups on the device."""
     facts, zero = engine.facts, engine.zero
     master = dtype_bytes(facts.master_dtype)
@@ -244,7 +244,7 @@ def _zero3_states(engine: Engine) -> list[Allocation]:
     return [*out, *_placeholder(engine, kept)] if zero.offload_optimizer.ratio < 1 and offload else out
 
 
-def _placeholder(engine: Engine, kept: int) -> list[Allocation]:
+def _placeholder(engine: Engine, kept: int) -> list[Storages]:
     """What the torch.optim.AdamW of the sub-groups that stay was made with, while it has none to do.
 
     On CPU ranks every sub-group counts as offloaded: its device has the same name as the host (zero/stage3.py _optimizer_step).
@@ -255,7 +255,7 @@ def _placeholder(engine: Engine, kept: int) -> list[Allocation]:
     return [allocation(labels.PLACEHOLDER, size, "zero/stage3.py __init__: backup_gpu_tensor")]
 
 
-def _persistent_parameters(engine: Engine, size: int) -> list[Allocation]:
+def _persistent_parameters(engine: Engine, size: int) -> list[Storages]:
     sizes = persistent_sizes(engine, size)
     if not sizes:
         return []
@@ -273,7 +273,7 @@ def persistent_sizes(engine: Engine, size: int) -> list[int]:
     return [size * engine.world_size * s for s in partition_numels(persistent(engine.all_numels, engine.zero), engine.world_size)]
 
 
-def _reduce_buckets(engine: Engine, source: str) -> list[Allocation]:
+def _reduce_buckets(engine: Engine, source: str) -> list[Storages]:
     """Stage 3 allocates its reduce bucket at init and keeps it."""
     if not engine.zero.contiguous_gradients:
         return []
@@ -296,7 +296,7 @@ def _optimizer_states(
     shapes: Sequence[tuple[int, ...]] | None = None,
     on_host: bool = False,
     layout: OptimizerLayout | None = None,
-) -> list[Allocation]:
+) -> list[Storages]:
     """The states of each updated tensor, and the optimizer's own small tensors; `layout` is the engine's unless another is given.
 
     `shapes`: of the updated tensors, where they are not flat.
@@ -320,11 +320,11 @@ def _optimizer_states(
     return [*states, *counters]
 
 
-def _grad_norm(size: int, *, on_host: bool = False) -> Allocation:
+def _grad_norm(size: int, *, on_host: bool = False) -> Storages:
     return allocation(labels.GLOBAL_NORM, size, "engine.py _take_model_step", on_host=on_host)
 
 
-LAYOUTS: dict[Wrapper, Callable[[Engine], list[Allocation]]] = {
+LAYOUTS: dict[Wrapper, Callable[[Engine], list[Storages]]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
     Wrapper.UNFUSED: _unfused,

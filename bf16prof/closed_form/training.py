@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import Anatomy
 from bf16prof.closed_form.first_step import raise_to_first_step
-from bf16prof.closed_form.gathers import Gathers, Settings, owners, padding_bytes
+from bf16prof.closed_form.gathers import Gathers, GatherSettings, owners, padding_bytes
 from bf16prof.closed_form.gradients import (
     AccumulatedGradients,
     Accumulation,
+    GradientReduction,
     Gradients,
     Key,
     Launched,
     PartitionedGradients,
-    Reduction,
     Share,
     partitioned,
 )
@@ -38,7 +38,7 @@ from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.models.autograd.tape import LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD
-from bf16prof.models.tapes import Run, network
+from bf16prof.models.tapes import ForwardRun, network
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Device, Label, Phase
@@ -50,11 +50,11 @@ NEGLIGIBLE = 2**16
 
 
 @dataclass(frozen=True)
-class Plan:
+class WalkPlan:
     """Everything that a walk depends on. `how`: of stage 3, of stages 1 and 2, of BF16_Optimizer, or `None` at stage 0."""
 
     anatomy: Anatomy
-    run: Run
+    run: ForwardRun
     precision: Precision
     block: int
     micro_steps: int
@@ -66,7 +66,7 @@ class Plan:
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
     casts_to_reduce: bool
     """Whether gradients are reduced in another dtype than their own."""
-    how: Settings | Reduction | Accumulation | None
+    how: GatherSettings | GradientReduction | Accumulation | None
     memory_efficient_linear: bool
     workspace: int
     """Bytes of the cuBLAS workspace of a thread."""
@@ -87,7 +87,7 @@ class Plan:
         """A micro-step of the model."""
         if self.anatomy.signature is not None:
             return recorded(self.anatomy.signature, self.block)
-        is_third = isinstance(self.how, Settings)
+        is_third = isinstance(self.how, GatherSettings)
         return program(self.run, self.precision, is_third, self.memory_efficient_linear or not is_third, self.block)
 
 
@@ -98,7 +98,7 @@ class Walked:
     `launched`: of every micro-step, with how many are like it.
     """
 
-    plan: Plan
+    plan: WalkPlan
     meter: Meter
     program: Program
     gradients: Gradients | Gathers
@@ -167,12 +167,12 @@ def _like(anatomy: Anatomy, world_size: int) -> int:
     return 2 if alike and padding <= NEGLIGIBLE else world_size
 
 
-def _plan(job: Job, engine: Engine) -> Plan:
+def _plan(job: Job, engine: Engine) -> WalkPlan:
     facts, workload = engine.facts, job.profile.workload
     width, half = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.autocast_dtype)
     outputs, loss, _ = kept_by_the_loop(job, engine)
     is_mixed = half and facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3)
-    return Plan(
+    return WalkPlan(
         anatomy=engine.anatomy,
         run=run_of(job, facts),
         precision=Precision(width, half, "fp16" in {facts.parameter_dtype, facts.autocast_dtype}, job.device is Device.GPU),
@@ -189,12 +189,12 @@ def _plan(job: Job, engine: Engine) -> Plan:
     )
 
 
-def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None:
+def _how(job: Job, engine: Engine) -> GatherSettings | GradientReduction | Accumulation | None:
     facts, zero = engine.facts, engine.zero
     width, master, offloads = dtype_bytes(facts.parameter_dtype), dtype_bytes(facts.master_dtype), offloads_optimizer(engine.config)
     if facts.wrapper is Wrapper.ZERO12:
         overlap, is_second = overlaps_communication(engine.config), job.case.zero_stage == 2
-        return Reduction(
+        return GradientReduction(
             bucket_size=zero.reduce_bucket_size,
             buffers=1 + overlap,
             contiguous=zero.contiguous_gradients,
@@ -208,7 +208,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
         return Accumulation(dtype_bytes(facts.communication_dtype), bool(engine.config["bf16"].get("immediate_grad_update")))
     if facts.wrapper is not Wrapper.ZERO3:
         return None
-    return Settings(
+    return GatherSettings(
         world_size=_like(engine.anatomy, engine.world_size),
         prefetch_bucket=zero.prefetch_bucket_size,
         max_live=zero.max_live_parameters,
@@ -226,7 +226,7 @@ def _how(job: Job, engine: Engine) -> Settings | Reduction | Accumulation | None
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _walked(plan: Plan) -> Walked:
+def _walked(plan: WalkPlan) -> Walked:
     whole = plan.program()
     if (known := _coordinated(plan, whole, is_first=False)) is not None:
         return _played(plan, whole, known)
@@ -256,7 +256,7 @@ class Coordinated:
     end: Action
 
 
-def _played(plan: Plan, whole: Program, known: Coordinated) -> Walked:
+def _played(plan: WalkPlan, whole: Program, known: Coordinated) -> Walked:
     """The same walk, of what the coordinator does known."""
     meter, last = Meter(plan.block), plan.micro_steps - 1
     player, others = Player(whole, meter, known.kinds), _loop(meter, plan)
@@ -274,12 +274,12 @@ _COORDINATED: dict[Hashable, Coordinated | None] = {}
 """By everything that the coordinator depends on, which is not what activations weigh; `None` where that was asked for once only."""
 
 
-def _coordinated(plan: Plan, whole: Program, *, is_first: bool) -> Coordinated | None:
+def _coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated | None:
     """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones; `None` below stage 3.
 
     It is written down the second time that somebody asks: a walk of its own takes half as long.
     """
-    if not isinstance(plan.how, Settings):
+    if not isinstance(plan.how, GatherSettings):
         return None
     net = network(plan.run) if plan.anatomy.signature is None else None
     own = (plan.anatomy, plan.precision, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
@@ -293,7 +293,7 @@ def _coordinated(plan: Plan, whole: Program, *, is_first: bool) -> Coordinated |
     return _COORDINATED[key]
 
 
-def _coordinate(plan: Plan, whole: Program, *, is_first: bool) -> Coordinated:
+def _coordinate(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated:
     writing = Writing(plan.block)
     gathers = _gradients(plan, writing.meter, whole)
     assert isinstance(gathers, Gathers), "other stages keep parameters whole"
@@ -314,7 +314,7 @@ def _widths(anatomy: Anatomy, sizes: tuple[int, int]) -> dict[Key, int]:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _first_step(plan: Plan) -> Meter:
+def _first_step(plan: WalkPlan) -> Meter:
     """The first micro-steps of a job at stage 3, in which nothing is prefetched, and no persistent parameter is there until it is used.
 
     DeepSpeed lets go of those again in the very first, while it records the order of modules, and gathers them with others in the next.
@@ -345,7 +345,7 @@ def _first_step(plan: Plan) -> Meter:
     return meter
 
 
-def _loop(meter: Meter, plan: Plan) -> dict[str, Handler]:
+def _loop(meter: Meter, plan: WalkPlan) -> dict[str, Handler]:
     """What the training loop does when it gets outputs and a loss, of which it already has some."""
     kept = {"logits": plan.outputs, "loss": ((LOSS, plan.loss),)}
     return {kind: functools.partial(_replace, meter, held) for kind, held in kept.items()}
@@ -357,20 +357,20 @@ def _replace(meter: Meter, held: Sequence[tuple[Label, int]], *_: object) -> Non
         meter.give(label, size)
 
 
-def strategy(plan: Plan, meter: Meter, whole: Program) -> tuple[Gradients | Gathers, dict[str, Handler]]:
+def strategy(plan: WalkPlan, meter: Meter, whole: Program) -> tuple[Gradients | Gathers, dict[str, Handler]]:
     """What the engine and the training loop do at the events of a micro-step: who takes the gradients, and all handlers."""
     gradients = _gradients(plan, meter, whole)
     return gradients, _handlers(gradients) | _loop(meter, plan)
 
 
-def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
+def _gradients(plan: WalkPlan, meter: Meter, whole: Program) -> Gradients | Gathers:
     anatomy, how = plan.anatomy, plan.how
     if how is None:
         return Gradients(meter, anatomy.trained, plan.wires[1] if plan.casts_to_reduce else 0)
     if isinstance(how, Accumulation):
         return AccumulatedGradients(meter, anatomy.trained, how)
     wires = _widths(anatomy, plan.wires)
-    if isinstance(how, Reduction):
+    if isinstance(how, GradientReduction):
         meter.log = []
         return PartitionedGradients(meter, anatomy.trained, {key: wires[key] for key in anatomy.trained}, how)
     trace = list(whole.modules())
@@ -381,7 +381,7 @@ def _gradients(plan: Plan, meter: Meter, whole: Program) -> Gradients | Gathers:
     )
 
 
-def _modules(plan: Plan, trace: Sequence[Key]) -> tuple[dict[Key, list[Key]], Leaves | None]:
+def _modules(plan: WalkPlan, trace: Sequence[Key]) -> tuple[dict[Key, list[Key]], Leaves | None]:
     """The parameters of each module that is called, and those that are taken as one with all that is in them."""
     anatomy = plan.anatomy
     if (signature := anatomy.signature) is not None:

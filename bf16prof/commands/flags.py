@@ -359,10 +359,14 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
             if len(args) > len(first):
                 raise InputError(f"{function.__name__}: {len(args)} positional arguments; it takes {len(first)}: {', '.join(first)}")
             named: dict[str, Any] = {**dict(zip(first, args, strict=False)), **kwargs}
-            named = {f"{name}_" if f"{name}_" in known else name: value for name, value in named.items()}
+            hints = _hints(flags)  # type: ignore[arg-type]
+            spelt = {text: name for name in known for text in _spellings(hints[name])}
+            meant = [spelt.get(name, name) for name in named]
+            if twice := [name for name in known if meant.count(name) > 1]:
+                raise InputError(f"{function.__name__}: {', '.join(twice)} is said twice")
+            named = dict(zip(meant, named.values(), strict=True))
             if unknown := [name for name in named if name not in known]:
                 raise InputError(f"{function.__name__}: no argument {', '.join(unknown)}", hint=f"known: {', '.join(known)}")
-            hints = _hints(flags)  # type: ignore[arg-type]
             values = {name: _typed(value, hints[name]) for name, value in named.items()}
             values = _DEFAULTS | values
             sources = {name: COMMANDLINE if name in named else DEFAULT for name in known if name != SCRIPT}
@@ -382,6 +386,12 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
         return run
 
     return decorate
+
+
+def _spellings(hint: Any) -> list[str]:
+    """The names of a flag as a terminal has them, as names of Python: `seq` of `--seq`, which is short for `--sequence-length`."""
+    declared = [text for option in hint.__metadata__ for text in (option.default, *(option.param_decls or ())) if isinstance(text, str)]
+    return [text.removeprefix("--").replace("-", "_") for text in declared if text.startswith("--") and "/" not in text]
 
 
 def _hints(flags: type[Any]) -> dict[str, Any]:

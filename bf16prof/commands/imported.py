@@ -43,6 +43,16 @@ class Subject:
     """What was taken from the log, and what of it contradicts a flag."""
 
 
+def require_logs(files: Sequence[Path]) -> None:
+    """Raise `InputError` for a model in the place of a log: other commands take a model there."""
+    from bf16prof.profiles.shipped import preset_files, preset_ids
+
+    models = {*preset_files(), *(name for names in preset_ids().values() for name in names)}
+    for path in files:
+        if not path.exists() and str(path) in models:
+            raise InputError(f"there is no log called {path}", hint=f"the model that was trained: --model {path}")
+
+
 def subject_of(asked: Asked[LogFlags], sources: Sources, files: Sequence[Path]) -> Subject:
     """What the user, and the log itself, say of a run. Raises `InputError` naming what neither says of its case.
 
@@ -98,7 +108,7 @@ def _require_case(given: LogFlags, sources: Sources) -> None:
         named = f" (the log names {config})" if config else ""
         raise InputError(
             f"what was logged does not say which case it is: add {', '.join(missing)}",
-            hint=f"the run's DeepSpeed JSON{named} says stage and precision: --ds-config FILE",
+            hint=f"the run's DeepSpeed JSON{named} says stage and precision: --ds-config FILE; bf16prof explain FILE shows what a log says",
         )
 
 

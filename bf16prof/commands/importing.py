@@ -7,7 +7,7 @@ import dataclasses
 from bf16prof.claims import claimed
 from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked, ImportFlags, takes
-from bf16prof.commands.imported import predictions_of, record_of, subject_of
+from bf16prof.commands.imported import predictions_of, record_of, require_logs, subject_of
 from bf16prof.commands.output import check_outputs, finished_run, hint, print_json, report_hints, write_files, write_report
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.reconcile import check_tolerance, reconcile
@@ -47,6 +47,7 @@ def imported(asked: Asked[ImportFlags]) -> Outcome:
     from bf16prof.imports.files import read_files
 
     given = asked.flags
+    require_logs(given.files)
     sources = read_files(given.files)
     subject = subject_of(asked, sources, given.files)
     predicted = predictions_of(subject, given.quiet)

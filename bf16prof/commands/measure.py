@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.measuring.accelerator import TorchAnswer
     from bf16prof.measuring.places import Place
-    from bf16prof.measuring.session import Plan
+    from bf16prof.measuring.session import MeasurementPlan
 
 
 @takes(MeasureFlags)
@@ -100,7 +100,7 @@ def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -
     from bf16prof.closed_form.predict import predictions as closed_form
     from bf16prof.closed_form.predict import with_work
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
-    from bf16prof.measuring.session import Plan, measure
+    from bf16prof.measuring.session import MeasurementPlan, measure
 
     name, origins, failed = request.profile.name, request.resolved.origins, None
     with claimed(given.output_dir, name, force=given.force or given.resume, beside=given.output or ()) as claim:
@@ -110,7 +110,9 @@ def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -
             with SimulationProgress(jobs, given.quiet) as progress:
                 dry_runs, failed = _dry_run(jobs, progress)
             predictions = with_work([*predictions, *dry_runs])
-        plan = Plan(name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins, place)
+        plan = MeasurementPlan(
+            name, jobs, tuple(predictions), claim.path, given.warmup, given.steps, given.timeout, given.quality, origins, place
+        )
         if given.resume:
             plan = _resumed(plan, given.quiet)
         claim.clear(keep=plan.kept.cases)
@@ -151,7 +153,7 @@ def _check_resume(given: MeasureFlags) -> None:
         raise InputError("--resume needs the --output-dir of the run that is to go on")
 
 
-def _resumed(plan: Plan, quiet: bool) -> Plan:
+def _resumed(plan: MeasurementPlan, quiet: bool) -> MeasurementPlan:
     """The plan without the cases that are finished in its folder."""
     from bf16prof.measuring.resume import finished
 

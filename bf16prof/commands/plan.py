@@ -27,6 +27,8 @@ from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bf16prof.cases import Job
     from bf16prof.planning.answer import Answer
     from bf16prof.planning.judge import Judge
@@ -54,12 +56,14 @@ def plan(asked: Asked[PlanFlags]) -> None:
     check_outputs(asked.given())
     request = read_request(asked)
     found = planned(asked, request)
-    answers, line = found.answers, found.document["asked"]
+    answers = found.answers
     _write(found, given)
     if given.json_:
         typer.echo(found.to_json())
     else:
-        _show(found, line, given.verbose)
+        from bf16prof.reports.console import make_console
+
+        show(found, make_console(), verbose=given.verbose)
         if given.verbose:
             show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
     _require_a_plan(answers, given.fail_unless_fits)
@@ -279,21 +283,19 @@ def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[s
     return document(records, asked=asked, settings=said, plans=plans, outlooks=outlooks)
 
 
-def _show(found: Plans, asked: str, verbose: bool) -> None:
+def show(found: Plans, console: Console, *, verbose: bool) -> None:
+    """Print what was asked and what was found."""
     from rich.text import Text
 
-    from bf16prof.reports.console import make_console, plan_sizes, plan_view
+    from bf16prof.reports.console import plan_sizes, plan_view
 
-    console = make_console()
-    console.print(Text(asked, "cyan"))
-    answers, name, parameters = found.answers, found.profile, found.parameters
-    if len(answers) > 1:
-        plan_sizes([answer.outlook for answer in answers], console, profile=name, parameters=parameters)
-    for answer in answers if verbose or len(answers) == 1 else ():
+    console.print(Text(found.document["asked"], "cyan"))
+    named: dict[str, Any] = {"profile": found.profile, "parameters": found.parameters}
+    if len(found.answers) > 1:
+        plan_sizes([answer.outlook for answer in found.answers], console, **named)
+    for answer in found.answers if verbose or len(found.answers) == 1 else ():
         record = answer.first.record if answer.first else None
-        plan_view(
-            answer.outlook.up_to(None if verbose else SHOWN), console, profile=name, parameters=parameters, record=record, verbose=verbose
-        )
+        plan_view(answer.outlook.up_to(None if verbose else SHOWN), console, **named, record=record, verbose=verbose)
 
 
 def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import typer
 
 from bf16prof.cases import Job
-from bf16prof.dry_run.runner import Watcher as SimulationWatcher
+from bf16prof.dry_run.runner import DryRunWatcher
 from bf16prof.dry_run.task import Progress
 from bf16prof.measuring.results import RankResult
 from bf16prof.measuring.session import Watcher
@@ -88,7 +88,7 @@ class ProgressWatcher(_Bar, Watcher):
             typer.echo(inert(text, None), err=True)
 
 
-class SimulationProgress(_Bar, SimulationWatcher):
+class SimulationProgress(_Bar, DryRunWatcher):
     """Draws a bar where stderr is a terminal: how many dry runs are done, and of those that run the phase, the layer and the bytes."""
 
     def __init__(self, jobs: Sequence[Job], quiet: bool) -> None:

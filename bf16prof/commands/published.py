@@ -22,7 +22,7 @@ published = LiteralTyper(no_args_is_help=True, help="Runs that others published,
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """One quantity of one case: as published, and as the closed form predicts it; the error is signed and relative.
 
     `at_least`: the publication gives a lower bound. `is_as_printed`: the prediction is one that is printed like the publication.
@@ -56,7 +56,7 @@ def list_published(json_: o.JsonOption = False) -> None:
                 typer.echo(f"  {word}: {text}")
 
 
-def rows_of(found: Published) -> Iterator[Row]:
+def rows_of(found: Published) -> Iterator[PublishedRow]:
     """The quantities that a publication gives."""
     from bf16prof.closed_form.predict import predictions
 
@@ -68,18 +68,20 @@ def rows_of(found: Published) -> Iterator[Row]:
             if measured is not None and each.quantity.endswith("_bytes"):
                 guess, error = each.values.get(Source.ESTIMATE), each.errors.get(Source.ESTIMATE)
                 fits = each.error_beyond_rounding(Source.ESTIMATE) == 0
-                yield Row(found.name, label, each.quantity, int(measured), None if guess is None else int(guess), error, False, fits)
+                yield PublishedRow(
+                    found.name, label, each.quantity, int(measured), None if guess is None else int(guess), error, False, fits
+                )
         for quantity, low in run.at_least.items():
             guess = next((getattr(each, quantity) for each in predicted), None)
             error = None if guess is None else (guess - low) / low
-            yield Row(found.name, label, quantity, low, guess, error, True, error is not None and error >= 0)
+            yield PublishedRow(found.name, label, quantity, low, guess, error, True, error is not None and error >= 0)
 
 
-def _said(row: Row) -> str:
+def _said(row: PublishedRow) -> str:
     return f"{'at least ' if row.at_least else ''}{gib(row.published_bytes)}"
 
 
-def _error(row: Row) -> str:
+def _error(row: PublishedRow) -> str:
     if row.error is None:
         return UNKNOWN
     return f"{signed_percent(row.error)}{', as printed' if row.is_as_printed and not row.at_least else ''}"

@@ -27,7 +27,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class ResolvedSetting:
     """One resolved setting: its value, and where it comes from."""
 
     value: Any
@@ -42,7 +42,7 @@ class TextbookAccount:
     bytes: dict[str, int]
 
 
-_SETTINGS = {"settings": dict[str, Setting]}
+_SETTINGS = {"settings": dict[str, ResolvedSetting]}
 _COMPARED = {"comparisons": tuple[Comparison, ...]}
 
 DOCUMENTS: Mapping[str, Mapping[str, Any]] = {

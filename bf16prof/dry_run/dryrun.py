@@ -29,7 +29,7 @@ from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
-from bf16prof.engine.training import Batch, Loop, build_engine, parameter_count, training_loop
+from bf16prof.engine.training import Batch, StepLoop, build_engine, parameter_count, training_loop
 from bf16prof.engine.workload import workload_of
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
@@ -62,12 +62,12 @@ def dry_run(
     ):
         if task.snapshot:
             tracker.ledger.keep_trace()
-        rank = Rank(job, tracker, on_progress)
+        rank = DryRank(job, tracker, on_progress)
         record = rank.run(task.steps)
         return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
 
 
-class Rank:
+class DryRank:
     """The rank that is run: its phase marks, which label what the engine holds at each of them, and its progress."""
 
     def __init__(self, job: Job, tracker: Tracker, on_progress: OnProgress) -> None:
@@ -75,7 +75,7 @@ class Rank:
         self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
         self._on_progress = on_progress
         self._engine: Any = None
-        self._loop: Loop | None = None
+        self._loop: StepLoop | None = None
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
         self._left_out = 0
@@ -174,7 +174,7 @@ class Rank:
     def _home(self) -> torch.device:
         return HOST if self._job.gpu is None else GPU
 
-    def _record(self, loop: Loop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
+    def _record(self, loop: StepLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
         job, ledger = self._job, self._ledger
         items, _ = attribute(self._engine, loop.kept, self._home)
         ran = Ran(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
-from bf16prof.records import ROUNDED, Component, Item, Label, Phase, PhaseStart, Timeline
+from bf16prof.records import ROUNDED, Component, Item, Label, LayerBytes, Phase, PhaseStart, Timeline
 
 BEFORE = "held before the step"
 """What the first point of a timeline is."""
@@ -41,6 +41,23 @@ def items_at(ledger: Ledger, event: int) -> tuple[Item, ...]:
         sizes[ROUNDED] = sizes.get(ROUNDED, 0) + allocation.held - allocation.bytes
     ordered = sorted(sizes.items(), key=lambda pair: -pair[1])
     return tuple(Item(component, name, size, "simulated") for (component, name), size in ordered if size)
+
+
+def layers_at(ledger: Ledger, event: int) -> tuple[LayerBytes, ...]:
+    """What is alive after the first `event` events and was allocated by a layer, in the order in which the layers first allocated it."""
+    sizes: dict[tuple[str, Component], int] = {}
+    for allocation in ledger.live(event):
+        if allocation.layer:
+            key = layer_of(allocation.layer), allocation.label[0]
+            sizes[key] = sizes.get(key, 0) + allocation.bytes
+    return tuple(LayerBytes(*key, size) for key, size in sizes.items() if size)
+
+
+def layer_of(module: str) -> str:
+    """The layer that a module is part of: its name up to the first number, as in `model.layers.3.mlp.up_proj`; else the whole name."""
+    parts = module.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[: number + 1])
 
 
 def timeline(ledger: Ledger, step: int) -> Timeline:

@@ -70,7 +70,7 @@ Answer = Fresh | View | Given | None
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class OperatorCall:
     """An operator call by its metadata, and the tensors that it was given, in order."""
 
     key: Hashable
@@ -85,7 +85,7 @@ class Memo:
         self._predictable: dict[Operator, bool] = {}
         self._template: dict[str, Any] = {}
 
-    def question(self, func: Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Question | None:
+    def question(self, func: Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OperatorCall | None:
         """The call as a question; `None` when its answer cannot be remembered."""
         predictable = self._predictable.get(func)
         if predictable is None:
@@ -103,9 +103,9 @@ class Memo:
             hash(key)
         except (_Indescribable, TypeError):
             return None
-        return Question(key, tensors)
+        return OperatorCall(key, tensors)
 
-    def recall(self, question: Question) -> tuple[Any, list[FakeTensor], int] | None:
+    def recall(self, question: OperatorCall) -> tuple[Any, list[FakeTensor], int] | None:
         """The answer to the question, those of its tensors that have new storages, and the bytes of scratch memory that were learned
         with it; `None` when it was never asked."""
         known = (None, (question.key,), 0) if isinstance(question.key, View) else self._answers.get(question.key)
@@ -116,7 +116,7 @@ class Memo:
         outputs = [self._make(answer, question.tensors, fresh) for answer in answers]
         return (outputs[0] if container is None else container(outputs)), fresh, scratch
 
-    def learn(self, question: Question, out: Any, scratch: int = 0) -> None:
+    def learn(self, question: OperatorCall, out: Any, scratch: int = 0) -> None:
         """Remember an answer, if it can be made again, and the scratch memory that its kernel takes."""
         container = type(out) if isinstance(out, tuple | list) else None
         outputs = out if container else (out,)
@@ -158,7 +158,7 @@ class Memo:
         return made
 
 
-def _slice(tensor: FakeTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Question | None:
+def _slice(tensor: FakeTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> OperatorCall | None:
     """`aten.slice` knows its answer without being asked before: DeepSpeed cuts flat buffers at thousands of different places."""
     size, stride = int(tensor.shape[dim]), list(map(int, tensor.stride()))
     first, last, _ = slice(start, end, step).indices(size)
@@ -166,7 +166,7 @@ def _slice(tensor: FakeTensor, dim: int = 0, start: int | None = None, end: int 
     shape[dim] = max(0, ceil_div(last - first, step))
     offset = first * stride[dim]
     stride[dim] *= step
-    return Question(View(0, offset, tuple(shape), tuple(stride), tensor.dtype, tensor.fake_device), [tensor])
+    return OperatorCall(View(0, offset, tuple(shape), tuple(stride), tensor.dtype, tensor.fake_device), [tensor])
 
 
 class _Indescribable(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bf16prof.dry_run.history import items_at, timeline, training_peak
+from bf16prof.dry_run.history import items_at, layers_at, timeline, training_peak
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.repeat import last_step, repeat
 from bf16prof.dry_run.tracker import Tracker
@@ -72,7 +72,8 @@ def record_of(ran: Ran, tracker: Tracker) -> MemoryRecord:
     """The record."""
     ledger = tracker.ledger
     explained, doubt = with_other(ran.items, ran.allocated_bytes)
-    peak_items = items_at(ledger, training_peak(ledger))
+    peak = training_peak(ledger)
+    peak_items = items_at(ledger, peak)
     highest = peak_phase(ran.phases)
     assert highest is not None, "every phase has run"
     allocator = ledger.allocator
@@ -91,6 +92,7 @@ def record_of(ran: Ran, tracker: Tracker) -> MemoryRecord:
         peak_phase=highest,
         peak_components=by_component(peak_items),
         peak_items=peak_items,
+        peak_layers=layers_at(ledger, peak),
         run_peak_allocated_bytes=max(memory.peak_bytes or 0 for memory in ran.phases.values()),
         phases=dict(ran.phases),
         reserved_bytes=ledger.peak_reserved if allocator else None,

@@ -15,7 +15,7 @@ from bf16prof.dry_run.ledger import Allocation, Instant, Ledger, Loop, Mark
 
 
 @dataclass(frozen=True)
-class Step:
+class RepeatedStep:
     """One optimizer step: its events and marks, and which of its storages takes the place of which earlier one."""
 
     start: Instant
@@ -48,7 +48,7 @@ class Body:
         return ("earlier", index) if index < self.before_base else ("left", index - self.before_base)
 
 
-def last_step(ledger: Ledger) -> Step | None:
+def last_step(ledger: Ledger) -> RepeatedStep | None:
     """The step that has just ended; `None` if what it leaves behind is not what it found, so that the next one would differ."""
     marks = sum(mark.step < ledger.step for mark in ledger.marks)
     start, end = Instant(ledger.step_starts[-1], marks), ledger.now()
@@ -58,7 +58,7 @@ def last_step(ledger: Ledger) -> Step | None:
     left = [index for index in range(first_new, len(ledger.allocations)) if index not in ended]
     if [kind(ledger.allocations[i]) for i in found] != [kind(ledger.allocations[i]) for i in left]:
         return None
-    return Step(start, end, dict(zip(found, left, strict=True)))
+    return RepeatedStep(start, end, dict(zip(found, left, strict=True)))
 
 
 def kind(allocation: Allocation) -> tuple[int, int, int]:
@@ -66,7 +66,7 @@ def kind(allocation: Allocation) -> tuple[int, int, int]:
     return allocation.bytes, allocation.count, allocation.stream
 
 
-def repeat(ledger: Ledger, step: Step) -> Iterator[Mark]:
+def repeat(ledger: Ledger, step: RepeatedStep) -> Iterator[Mark]:
     """Do the step again; yields each mark before the events that follow it. Storages that it found are those that the last one left."""
     now = {old: ledger.allocations[new] for old, new in step.successors.items()}
     loops = {loop.end: loop for loop in ledger.loops if step.start <= loop.start < step.end}

@@ -85,7 +85,7 @@ class Files:
         return self.record.exists() or self.fault.exists()
 
 
-class Watcher:
+class DryRunWatcher:
     """Told how the dry runs proceed; this one keeps quiet."""
 
     def progress(self, done: int, running: Sequence[tuple[int, Progress]]) -> None:
@@ -101,7 +101,7 @@ class Options:
     replace: bool = False
 
 
-def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
+def simulate(jobs: Sequence[Job], watcher: DryRunWatcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
     Raises, after all have come to their end, for those that failed: `DryRunRefused` when one of these is what a user can mend, a model or
@@ -122,7 +122,7 @@ def simulate(jobs: Sequence[Job], watcher: Watcher | None = None, options: Optio
         command = [sys.executable, "-m", "bf16prof.dry_run.worker", str(folder), str(len(tasks))]
         kills = MemoryKills()
         with started(command, log, child_environment(folder), signal.SIGKILL) as process:
-            _watch(process, tasks, watcher or Watcher())
+            _watch(process, tasks, watcher or DryRunWatcher())
         found = _found(tasks, _Ending(process.returncode, kills.happened(), log))
         records = [of_all_stages(of_job) for of_job in found.values()]
         if options.snapshot is not None:
@@ -141,7 +141,7 @@ class _Run:
     rank: int
 
 
-def _watch(process: subprocess.Popen[bytes], tasks: Sequence[_Run], watcher: Watcher) -> None:
+def _watch(process: subprocess.Popen[bytes], tasks: Sequence[_Run], watcher: DryRunWatcher) -> None:
     while process.poll() is None:
         open_ = [run for run in tasks if not run.files.is_over]
         running = [run for run in open_ if run.files.progress.exists()]

@@ -74,7 +74,7 @@ ACCUMULATING = frozenset({
 (`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp); real ranks fill the zeros themselves."""
 
 
-class Kernels(Protocol):
+class KernelModel(Protocol):
     """What kernels do beyond the shapes of their outputs (`hardware.kernels`)."""
 
     lower_bounds: dict[str, str]
@@ -90,7 +90,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `cublas_workspace` bytes are allocated by the first matrix product of each thread: the one that runs forward, and autograd's own.
     """
 
-    def __init__(self, ledger: Ledger, home: torch.device, kernels: Kernels, cublas_workspace: int = 0) -> None:
+    def __init__(self, ledger: Ledger, home: torch.device, kernels: KernelModel, cublas_workspace: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.host_bytes = 0
@@ -156,7 +156,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _ATEN.alias.default(args[0])
         return func(*args, **kwargs)
 
-    def use_kernels(self, kernels: Kernels) -> None:
+    def use_kernels(self, kernels: KernelModel) -> None:
         """Ask these kernels from now on."""
         self._kernels = kernels
 

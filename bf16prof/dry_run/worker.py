@@ -40,7 +40,7 @@ def run_task(files: Files) -> None:
 
     try:
         task: Task = read(files.task, Task)
-        record, ledger = dry_run(task, Reporter(files.progress), _neighbours(task, files))
+        record, ledger = dry_run(task, ProgressFile(files.progress), _neighbours(task, files))
         if task.snapshot:
             from bf16prof.dry_run.snapshot import write_snapshot
 
@@ -61,7 +61,7 @@ def _neighbours(task: Task, files: Files) -> AbstractContextManager[None]:
     return told(files.sent, before.sent if before else None, lambda: before is not None and before.is_over)
 
 
-class Reporter:
+class ProgressFile:
     """Writes the progress to a file, not too often."""
 
     def __init__(self, path: Path) -> None:

@@ -119,7 +119,7 @@ def takes_labels(model: nn.Module) -> bool:
     return "labels" in inspect.signature(unwrapped(model).forward).parameters
 
 
-class Loop(Protocol):
+class StepLoop(Protocol):
     """Runs optimizer steps on an engine, and says what it holds between them."""
 
     def step(self) -> float:
@@ -134,7 +134,7 @@ class Loop(Protocol):
 
 def training_loop(
     engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
-) -> Loop:
+) -> StepLoop:
     """What trains the engine of a job; `leave_out`: see `TrainingLoop`. A pipeline runs all its micro-steps."""
     if job.case.pipeline_parallel > 1:
         return PipelineLoop(engine, next_batch)

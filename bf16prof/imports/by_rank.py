@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bf16prof.imports.finding import Finding, LineReader, Reading
-from bf16prof.imports.text import Line
+from bf16prof.imports.text import LogLine
 
 MOST_SPEAKERS = 65_536
 """So many ranks or hosts are told apart; those of a file that is no log could be one a line."""
@@ -23,7 +23,7 @@ class ByRank:
         self._readers: dict[str, LineReader] = {}
         self.format = make().format
 
-    def line(self, line: Line) -> int:
+    def line(self, line: LogLine) -> int:
         """Read one line; how many it explains."""
         reader = self._readers.get(line.speaker)
         if reader is not None:
@@ -40,7 +40,9 @@ class ByRank:
         if len(found) < 2:
             return next(iter(found.values()), None)
         worst = max(found, key=lambda speaker: _held(found[speaker]))
-        ranks = max(*(finding.ranks for finding in found.values()), *(1 + rank for s in found if (rank := Line("", s).rank) is not None), 0)
+        ranks = max(
+            *(finding.ranks for finding in found.values()), *(1 + rank for s in found if (rank := LogLine("", s).rank) is not None), 0
+        )
         note = f"{self.format}: of {worst or 'the one without a name'}, which holds most of {len(found)}"
         return replace(found[worst], notes=(note, *found[worst].notes), ranks=ranks)
 
@@ -52,7 +54,7 @@ class Shared:
         self._reader = reader
         self.format = reader.format
 
-    def line(self, line: Line) -> int:
+    def line(self, line: LogLine) -> int:
         """Read one line; how many it explains."""
         return self._reader.line(line.text)
 

@@ -24,7 +24,7 @@ from bf16prof.imports.by_rank import ByRank, Shared
 from bf16prof.imports.config_print import ConfigReader
 from bf16prof.imports.example import ExampleReader
 from bf16prof.imports.finding import Finding, Reader
-from bf16prof.imports.frames import Place
+from bf16prof.imports.frames import SaidPhase
 from bf16prof.imports.losses import COLUMNS, LossReader
 from bf16prof.imports.megatron import MegatronReader
 from bf16prof.imports.memory_status import MemoryStatusReader
@@ -35,7 +35,7 @@ from bf16prof.imports.out_of_memory import Message, OutOfMemoryReader
 from bf16prof.imports.pipeline import PipelineReader
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
-from bf16prof.imports.text import LARGEST_BYTES, LONGEST_LINE, Line, lines, raw_lines, unpacked
+from bf16prof.imports.text import LARGEST_BYTES, LONGEST_LINE, LogLine, lines, raw_lines, unpacked
 from bf16prof.imports.throughput import ThroughputReader
 from bf16prof.imports.timers import TimersReader
 from bf16prof.imports.trainer import TrainerReader
@@ -90,7 +90,7 @@ class _TextReader(Reader, Protocol):
 
     format: str
 
-    def line(self, line: Line) -> int:
+    def line(self, line: LogLine) -> int:
         """Read one line; how many it explains."""
         ...
 
@@ -123,7 +123,7 @@ class _Readers:
         readers: tuple[Reader, ...] = (self.losses, self.trainer, *self.texts, self.snapshots, self.samples)
         found = {reader: finding for reader in readers if reader is not self.failures and (finding := reader.finding())}
         if (begun := next((finding.open_phase for finding in found.values() if finding.open_phase), None)) is not None:
-            self.failures.assumed = Place(begun, f"the log: {begun} is the last that has begun")
+            self.failures.assumed = SaidPhase(begun, f"the log: {begun} is the last that has begun")
         if died := self.failures.finding():
             found[self.failures] = died
         return tuple(found[reader] for reader in readers if reader in found)

@@ -63,7 +63,7 @@ _EVIDENCE = {
 
 
 @dataclass(frozen=True)
-class Place:
+class SaidPhase:
     """A phase, and what says it."""
 
     phase: Phase | None = None
@@ -74,7 +74,7 @@ class Frames:
     """The frames of the last traceback of one rank, read line by line."""
 
     def __init__(self) -> None:
-        self._first: Place | None = None
+        self._first: SaidPhase | None = None
         self._code_follows = False
 
     def line(self, text: str) -> bool:
@@ -95,13 +95,13 @@ class Frames:
         self._note(_matching(_CODE, code), code)
         return True
 
-    def place(self) -> Place:
+    def place(self) -> SaidPhase:
         """The phase of the outermost frame that has one."""
-        return self._first or Place()
+        return self._first or SaidPhase()
 
     def _note(self, phase: Phase | None, text: str) -> None:
         if self._first is None and phase is not None:
-            self._first = Place(phase, f"the traceback: {_EVIDENCE[phase]}, `{text.strip()[:80]}`")
+            self._first = SaidPhase(phase, f"the traceback: {_EVIDENCE[phase]}, `{text.strip()[:80]}`")
 
 
 def _of_function(name: str, path: str) -> Phase | None:

@@ -54,7 +54,7 @@ def names(header: Sequence[str]) -> list[str]:
 
 
 @dataclass
-class Device:
+class GpuSamples:
     """The samples of one GPU."""
 
     name: str | None = None
@@ -70,7 +70,7 @@ class Device:
         self.samples.setdefault(name, []).append(value)
 
 
-def device_finding(format_: str, devices: Mapping[str, Device], more: Sequence[str]) -> Finding | None:
+def device_finding(format_: str, devices: Mapping[str, GpuSamples], more: Sequence[str]) -> Finding | None:
     """What samples say of the GPU that holds most, by its number or whatever tells it from the others."""
     if not devices:
         return None
@@ -153,7 +153,7 @@ class NvidiaSmiReader:
     format = "samples of nvidia-smi"
 
     def __init__(self) -> None:
-        self._devices: dict[tuple[str, str], Device] = {}
+        self._devices: dict[tuple[str, str], GpuSamples] = {}
         self._unused: dict[str, None] = {}
         self._guessed: dict[str, None] = {}
 
@@ -197,7 +197,7 @@ class NvidiaSmiReader:
                 values[name] = float(found[1])
             elif name in cells and not _MISSING.fullmatch(text):
                 return False
-        device = self._devices.setdefault(key, Device())
+        device = self._devices.setdefault(key, GpuSamples())
         device.name = cells.get("name") or device.name
         for name, value in values.items():
             device.add(name, value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from bf16prof.imports.finding import Finding
-from bf16prof.imports.nvidia_smi import Device, device_finding
+from bf16prof.imports.nvidia_smi import GpuSamples, device_finding
 
 _NAME = re.compile(
     r"^\s*\|\s{1,6}(\d{1,3})\s{1,4}(\S.{2,60}?)\s{2,}(?:On|Off|N/A)\s*\|\s*(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d"
@@ -34,7 +34,7 @@ class NvidiaSmiTableReader:
     format = "the table of nvidia-smi"
 
     def __init__(self) -> None:
-        self._devices: dict[str, Device] = {}
+        self._devices: dict[str, GpuSamples] = {}
         self._named: tuple[str, str] | None = None
 
     def line(self, text: str) -> int:
@@ -56,7 +56,7 @@ class NvidiaSmiTableReader:
     def _numbers(self, found: re.Match[str]) -> None:
         number, name = self._named or (str(len(self._devices)), "")
         self._named = None
-        device = self._devices.setdefault(number, Device())
+        device = self._devices.setdefault(number, GpuSamples())
         device.name = name if name and "..." not in name else device.name
         device.add("memory.used", float(found[2]))
         if found[1].endswith("W"):

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from bf16prof.imports.finding import Finding, Reading, rounded
-from bf16prof.imports.frames import Frames, Place
-from bf16prof.imports.text import Line
+from bf16prof.imports.frames import Frames, SaidPhase
+from bf16prof.imports.text import LogLine
 from bf16prof.records import TRAINING, OutOfMemory
 
 _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -72,7 +72,7 @@ class Message:
     sizes: Mapping[str, Reading]
     gpu: int | None = None
     rank: int | None = None
-    place: Place = field(default_factory=Place)
+    place: SaidPhase = field(default_factory=SaidPhase)
     processes: Mapping[int, Reading] = field(default_factory=dict)
 
     @property
@@ -114,7 +114,7 @@ class Message:
         )
 
 
-def parse(text: str, *, rank: int | None = None, place: Place | None = None) -> Message | None:
+def parse(text: str, *, rank: int | None = None, place: SaidPhase | None = None) -> Message | None:
     """The message in a text; `None` where there is none. Sizes that follow from others are filled in."""
     begin = _BEGINS.search(text)
     tried = _TRIED.search(text)
@@ -127,7 +127,7 @@ def parse(text: str, *, rank: int | None = None, place: Place | None = None) -> 
             sizes.setdefault(name, _reading(found, name))
     others = {int(found[1]): _reading(found, "other") for found in _PROCESS.finditer(text)}
     gpu = _GPU.search(text, tried.start()) if tried else None
-    return Message(_completed(sizes), int(gpu[1]) if gpu else None, rank, place or Place(), others)
+    return Message(_completed(sizes), int(gpu[1]) if gpu else None, rank, place or SaidPhase(), others)
 
 
 def _completed(sizes: dict[str, Reading]) -> dict[str, Reading]:
@@ -157,14 +157,14 @@ class OutOfMemoryReader:
     format = "out-of-memory message of torch"
 
     def __init__(self) -> None:
-        self.assumed = Place()
+        self.assumed = SaidPhase()
         """Where a message is of whose traceback does not say it."""
         self._frames: dict[str, Frames] = {}
         self._open: dict[str, list[str]] = {}
         self._seen: dict[object, set[int | None]] = {}
         self.messages: list[Message] = []
 
-    def line(self, line: Line) -> int:
+    def line(self, line: LogLine) -> int:
         """Read one line; how many it explains. Frames of a traceback are kept, and counted with the message that they lead to."""
         frames = self._frames.setdefault(line.speaker, Frames()) if len(self._frames) < MOST else Frames()
         began = self._open.get(line.speaker)
@@ -208,15 +208,15 @@ class OutOfMemoryReader:
         worst = max(self.messages, key=lambda m: (m.needed.bytes if m.needed else -1, m.place.phase is not None), default=None)
         return worst if worst is None or worst.place.phase else replace(worst, place=self._place_of_others())
 
-    def _place_of_others(self) -> Place:
+    def _place_of_others(self) -> SaidPhase:
         """Where the other ranks were, if they agree; else what the log says."""
         found = {m.place.phase: m for m in self.messages if m.place.phase}
         if len(found) != 1:
             return self.assumed
         (other,) = found.values()
-        return Place(other.place.phase, f"{other.who or 'another rank'}: {other.place.evidence}")
+        return SaidPhase(other.place.phase, f"{other.who or 'another rank'}: {other.place.evidence}")
 
-    def _continued(self, line: Line, began: list[str], frames: Frames) -> int:
+    def _continued(self, line: LogLine, began: list[str], frames: Frames) -> int:
         """One more line of a message that was broken into several; it ends with its last number, or where another begins."""
         text = " ".join([*began, line.text.strip()])
         before, now = parse(" ".join(began)), parse(text)
@@ -233,7 +233,7 @@ class OutOfMemoryReader:
         began.append(line.text.strip())
         return int(grown)
 
-    def _keep(self, text: str, line: Line, frames: Frames) -> None:
+    def _keep(self, text: str, line: LogLine, frames: Frames) -> None:
         """Keep a message, once: a launcher repeats what a rank has said."""
         message = parse(text, rank=line.rank, place=frames.place())
         if message is None or len(self.messages) >= MOST:
@@ -245,7 +245,7 @@ class OutOfMemoryReader:
 
     def _end(self) -> None:
         for speaker, began in list(self._open.items()):
-            self._keep(" ".join(began), Line("", speaker), self._frames.get(speaker, Frames()))
+            self._keep(" ".join(began), LogLine("", speaker), self._frames.get(speaker, Frames()))
         self._open.clear()
 
 

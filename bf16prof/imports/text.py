@@ -45,7 +45,7 @@ _TORCHRUN = re.compile(r"/attempt_\d+/(\d{1,7})/std(?:out|err)\.log$")
 
 
 @dataclass(frozen=True)
-class Line:
+class LogLine:
     """A line without what others laid around it. `speaker` is who printed it ("rank 3", "host node-07"), empty if nothing says."""
 
     text: str
@@ -97,7 +97,7 @@ def _parts(raw: bytes) -> Iterator[str]:
         yield (_ESCAPES.sub("", text) if "\x1b" in text else text)[:LONGEST_LINE].rstrip()
 
 
-def lines(content: bytes, path: Path) -> Iterator[Line]:
+def lines(content: bytes, path: Path) -> Iterator[LogLine]:
     """The lines with their speakers: the tag of a line says it, else the name of the file. What overwrites itself has one speaker."""
     default = _of_file(path)
     for raw in io.BytesIO(content):
@@ -108,7 +108,7 @@ def lines(content: bytes, path: Path) -> Iterator[Line]:
             yield line
 
 
-def _untagged(text: str, default: str) -> Line:
+def _untagged(text: str, default: str) -> LogLine:
     speaker, start = "", 0
     for _ in range(_MOST_TAGS):
         found = _TAG.match(text, start)
@@ -120,7 +120,7 @@ def _untagged(text: str, default: str) -> Line:
             speaker = f"rank {int(rank)}"
         elif not speaker and (other := found["pid"] or found["compose"] or found["host"]):
             speaker = f"process {other}" if found["pid"] else f"host {other}"
-    return Line(text[start:], speaker or default)
+    return LogLine(text[start:], speaker or default)
 
 
 def _of_file(path: Path) -> str:

@@ -115,11 +115,23 @@ def _compile(parts: Sequence[str], folder: Path) -> None:
     log = folder / "compile.log"
     command = [sys.executable, "-m", "bf16prof.measuring.prepare", str(folder), *parts]
     code = None
-    with contextlib.suppress(subprocess.TimeoutExpired), started(command, log, child_environment(folder)) as process:
+    environment = {**child_environment(folder), "TMPDIR": str(folder / "tmp")}
+    with _emptied(folder / "tmp"), contextlib.suppress(subprocess.TimeoutExpired), started(command, log, environment) as process:
         code = process.wait(TIMEOUT_S)
     if code != 0:
         reason = f"no end after {TIMEOUT_S:g} s" if code is None else (last_lines(log, 1) or [f"exit code {code}"])[0]
         raise InputError(f"cannot compile {', '.join(parts)}: {reason}", hint=f"bf16prof doctor checks the compiler; the log is {log}")
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """A folder that is empty, and gone afterwards: compilers that are killed leave temporary files. Only one process compiles."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compile_part(part: str) -> str:

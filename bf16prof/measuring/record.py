@@ -37,7 +37,7 @@ from bf16prof.verdict import of_a_run
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrainedSubject:
     """What the ranks of a record have trained, on what: the GPU where it is one that is known, and tokens in a step where there are any."""
 
     case: Case
@@ -55,10 +55,10 @@ def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = Non
     that it is partial; `None` if no rank got as far as init.
     """
     tokens = None if job.profile.model.inputs else _tokens_per_step(job)
-    return record_of_ranks(outcome, Subject(job.case, job.device, workload_of(job), job.gpu, tokens), work)
+    return record_of_ranks(outcome, TrainedSubject(job.case, job.device, workload_of(job), job.gpu, tokens), work)
 
 
-def record_of_ranks(outcome: RanksOutcome, subject: Subject, work: StepWork | None = None) -> MemoryRecord | None:
+def record_of_ranks(outcome: RanksOutcome, subject: TrainedSubject, work: StepWork | None = None) -> MemoryRecord | None:
     """The same of whatever the ranks have trained."""
     ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
     if not ranks:

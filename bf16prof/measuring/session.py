@@ -43,7 +43,7 @@ from bf16prof.runs import (
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
     further steps in which the optimizer's updates are watched; `origins` of the profile's values, the `place` where ranks run, and what is
     `kept` of a run that goes on."""
@@ -81,7 +81,7 @@ class Watcher:
         """The case that was running is over."""
 
 
-def measure(plan: Plan, watcher: Watcher) -> Run:
+def measure(plan: MeasurementPlan, watcher: Watcher) -> Run:
     """Measure all cases into the run directory, which must exist and be empty.
 
     A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on. Raises
@@ -91,7 +91,7 @@ def measure(plan: Plan, watcher: Watcher) -> Run:
         return _measure(plan, watcher)
 
 
-def _measure(plan: Plan, watcher: Watcher) -> Run:
+def _measure(plan: MeasurementPlan, watcher: Watcher) -> Run:
     run = _begin(plan)
     save(run)
     reserve = _Reserve(plan.folder)
@@ -142,7 +142,7 @@ class _Reserve:
             self._path.unlink(missing_ok=True)
 
 
-def _begin(plan: Plan) -> Run:
+def _begin(plan: MeasurementPlan) -> Run:
     first = plan.jobs[0]
     manifest = Manifest(
         name=plan.name,
@@ -166,7 +166,7 @@ def planned(job: Job) -> CaseStatus:
     return CaseStatus(job.case, Status.PLANNED)
 
 
-def _run_case(plan: Plan, job: Job, on_progress: Callable[[RankResult], None]) -> RanksOutcome:
+def _run_case(plan: MeasurementPlan, job: Job, on_progress: Callable[[RankResult], None]) -> RanksOutcome:
     folder = plan.folder / job.case.label
     folder.mkdir()  # whatever is there by now is not ours
     write_json(folder / SPEC, plan.task(job))

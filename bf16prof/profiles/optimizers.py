@@ -54,7 +54,7 @@ rows and columns of a matrix, and what has one dimension, as all that ZeRO has m
 
 
 @dataclass(frozen=True)
-class State:
+class OptimizerState:
     """A kind of tensor that is kept for every updated one: the key that it is kept under, what it is for, and its dtype (`own`, or one of
     its own) where it has the shape of the updated one, else the rule that says its bytes (`RULES`)."""
 
@@ -110,7 +110,7 @@ class OptimizerLayout:
     """
 
     id: str
-    states: tuple[State, ...]
+    states: tuple[OptimizerState, ...]
     source: str
     counters: tuple[Counter, ...] = ()
     class_: str = ""
@@ -147,7 +147,7 @@ def state_components() -> dict[str, Component]:
 
 
 def _layout(id_: str, row: dict[str, Any]) -> OptimizerLayout:
-    states = tuple(State(key, Component(component), dtype) for key, component, dtype in row.pop("states"))
+    states = tuple(OptimizerState(key, Component(component), dtype) for key, component, dtype in row.pop("states"))
     counters = tuple(Counter(*counter) for counter in row.pop("counters", ()))
     settings = tuple(row.pop("settings", SETTINGS))
     return OptimizerLayout(id_, states, counters=counters, class_=row.pop("class", ""), settings=settings, **row)

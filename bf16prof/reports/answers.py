@@ -21,7 +21,7 @@ from bf16prof.runs import Run, Status
 
 
 @dataclass(frozen=True)
-class Segment:
+class BarPart:
     """A part of a bar: how wide it is as a share of the bar's ground, its colour, and what it is."""
 
     share: float
@@ -35,7 +35,7 @@ class Bar:
 
     label: str
     text: str
-    segments: tuple[Segment, ...]
+    segments: tuple[BarPart, ...]
     steady: float | None = None
     limit: float | None = None
 
@@ -110,7 +110,7 @@ def _bar(view: CaseView) -> Bar:
     segments = list(_segments(parts, ground))
     rest = most - sum(parts.values())
     if rest > 0:
-        segments.append(Segment(rest / ground, palette.UNTOLD, f"not told apart {gib(rest)}"))
+        segments.append(BarPart(rest / ground, palette.UNTOLD, f"not told apart {gib(rest)}"))
     said = case_verdict(view)
     text = (part_of(most, limit) if limit else gib(most)) + (f" {said.symbol} {said.answer}" if said else "")
     steady = None if record.allocated_bytes is None else record.allocated_bytes / ground
@@ -122,10 +122,10 @@ def _known(view: CaseView) -> MemoryRecord:
     return next((r for r in (view.main, *view.predictions) if r.peak_components), view.main)
 
 
-def _segments(parts: Mapping[Component, int], ground: float) -> Iterator[Segment]:
+def _segments(parts: Mapping[Component, int], ground: float) -> Iterator[BarPart]:
     for component in Component:
         if size := parts.get(component, 0):
-            yield Segment(size / ground, palette.COMPONENTS[component], f"{component_name(component)} {gib(size)}")
+            yield BarPart(size / ground, palette.COMPONENTS[component], f"{component_name(component)} {gib(size)}")
 
 
 def _bytes(view: CaseView | None) -> ShortAnswer:

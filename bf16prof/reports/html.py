@@ -26,7 +26,7 @@ from bf16prof.reports.page import page
 from bf16prof.reports.price_table import price_table
 from bf16prof.reports.ranks import imbalance, ranks_table
 from bf16prof.reports.series import case_styles
-from bf16prof.reports.step_panels import panels, with_thin_timelines
+from bf16prof.reports.step_panels import CAPTIONS, panels, with_thin_timelines
 from bf16prof.reports.summary import MOST_ROWS, case_keys, filters, summary
 from bf16prof.reports.thinning import as_kept, thinning_note
 from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, seconds, whole
@@ -72,8 +72,9 @@ def render(runs: Sequence[Run]) -> str:
         thinning=thinning_note([record for run in runs for record in run.records]),
         price=price_table(views),
         panels=inside,
+        captions=CAPTIONS,
         panels_left_out=left_out,
-        plotly=plots.bundle() if any(drawn.values()) or any(panel.step or panel.map or panel.errors for panel in inside) else "",
+        plotly=plots.bundle() if any(drawn.values()) or any(panel.figures for panel in inside) else "",
         components=_component_legend(views),
         phases=[(str(phase), symbol, colour) for phase, (colour, _, symbol) in palette.PHASES.items()],
         series=[(i, view.label, colour, dash) for i, (view, (colour, dash)) in enumerate(zip(views, case_styles(views), strict=True))],

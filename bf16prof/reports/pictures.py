@@ -26,6 +26,7 @@ FIGURES = {
     "memory": "the peak of each case by component, against the GPU's limit",
     "step": "one step, allocation by allocation",
     "map": "what is alive at the peak",
+    "layers": "what is alive at the peak, by layer",
     "errors": "from the prediction to the measurement, component by component",
     "ranks": "the peak of each rank",
     "rank_times": "seconds in forward, by rank",
@@ -124,8 +125,9 @@ def on_paper(drawn: Figure) -> dict[str, Any]:
 def _figures(views: Sequence[CaseView], name: str) -> Figure | None:
     """The figure of that name; `None` where there is nothing to draw."""
     from bf16prof.reports.figures import all_figures
+    from bf16prof.reports.step_panels import CAPTIONS
 
-    if name in ("step", "map", "errors"):
+    if name in CAPTIONS:
         return _of_one_case(views, name)
     return all_figures(views)[name]
 
@@ -138,8 +140,7 @@ def _of_one_case(views: Sequence[CaseView], name: str) -> Figure | None:
     ordered = [*(view for view in views if view is first), *(view for view in views if view is not first)]
     for view in ordered:
         for panel in panels([view])[0]:
-            found = {"step": panel.step, "map": panel.map, "errors": panel.errors}[name]
-            if found is not None:
+            if (found := panel.figures.get(name)) is not None:
                 return dataclasses.replace(found, title=f"{found.title}: {view.label}")
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.records import Component, MemoryRecord
@@ -11,7 +11,7 @@ from bf16prof.reports import palette
 from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
 from bf16prof.reports.plots import Figure
 from bf16prof.reports.step_figure import STACK, step_figure
-from bf16prof.reports.treemap import treemap
+from bf16prof.reports.treemap import layer_map, treemap
 from bf16prof.reports.units import gib, inert, share
 from bf16prof.reports.verdict import Said, beside_the_allocator, verdict
 from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
@@ -26,17 +26,29 @@ POINTS, FEW_POINTS = 1000, 600
 """So many are as fine as a screen; the highest of neighbours is kept, so that no peak is lost."""
 
 
+CAPTIONS = {
+    "step": "Allocated memory over the last step of the run, after each allocation and free. Dotted lines part the phases: F is forward, "
+    "B backward, S step where their names have no room.",
+    "map": "Each area is a tensor, or a kind of tensor, that is alive at the training peak; point at one for its name and size.",
+    "layers": "Each area is what one layer allocated of a component while it ran and is alive at the training peak, in the colours above. "
+    "Model states, buckets, the loss and autograd's own gradients are of no single layer.",
+    "errors": "What the measurement has more or less than the prediction, component by component.",
+}
+"""The figures of a panel, in the order of the page, and what is said below each."""
+
+
 @dataclass(frozen=True)
 class Panel:
-    """What one record knows of the inside of a step: whether it has room, the step, its peak as a map, and what a measurement found
-    elsewhere as figures, the names and colours of its components, and tables of what is alive at the peak."""
+    """What one record knows of the inside of a step: whether it has room, figures, the names and colours of its components, and tables of
+    what is alive at the peak.
+
+    `figures` by the names of `CAPTIONS`; one that has nothing to show is left out.
+    """
 
     id: str
     label: str
     verdict: Said | None
-    step: Figure | None
-    map: Figure | None
-    errors: Figure | None
+    figures: Mapping[str, Figure]
     components: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
@@ -73,13 +85,17 @@ def _thin(record: MemoryRecord, points: int) -> MemoryRecord:
 def _panel(id_: str, label: str, view: CaseView, record: MemoryRecord) -> Panel:
     alive = [c for c in STACK if record.peak_components.get(c) or (record.timeline and any(record.timeline.components.get(c, ())))]
     reference = view.reference
+    figures = {
+        "step": step_figure(f"figure-{id_}", record, record.timeline) if record.timeline else None,
+        "map": treemap(f"figure-map-{id_}", record),
+        "layers": layer_map(f"figure-layers-{id_}", record),
+        "errors": waterfall(f"figure-errors-{id_}", record, reference) if reference and reference is not record else None,
+    }
     return Panel(
         id_,
         label,
         verdict(record),
-        step_figure(f"figure-{id_}", record, record.timeline) if record.timeline else None,
-        treemap(f"figure-map-{id_}", record),
-        waterfall(f"figure-errors-{id_}", record, reference) if reference and reference is not record else None,
+        {name: drawn for name, drawn in figures.items() if drawn},
         tuple((component_name(c), palette.COMPONENTS[c]) for c in alive),
         tuple(table for table in (_component_table(record), _item_table(record)) if table.rows),
         tuple(text for text in (_earlier_peak(record), beside_the_allocator(record)) if text),

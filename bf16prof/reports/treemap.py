@@ -1,12 +1,15 @@
-"""What is alive at the training peak as a map: the area of each component, and in it of each of its tensors, is its share of the bytes."""
+"""What is alive at the training peak as a map: the area of each group, and in it of each of its parts, is its share of the bytes.
+
+Groups are components, whose parts are tensors; or layers, whose parts are components.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.records import Component, Item, MemoryRecord
+from bf16prof.records import Component, Item, LayerBytes, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
 from bf16prof.reports.units import gib, inert, share
@@ -22,6 +25,8 @@ _SMALLEST = 0.0005
 
 _GAP = 0.12
 
+NO_LAYER = "of no single layer"
+
 
 @dataclass(frozen=True)
 class _Box:
@@ -33,26 +38,86 @@ class _Box:
     height: float
 
 
+@dataclass(frozen=True)
+class _Area:
+    """Bytes to draw: areas of one group lie in one rectangle. `text`: what is said where the pointer is, line by line."""
+
+    group: str
+    name: str
+    bytes: int
+    colour: str
+    text: tuple[str, ...]
+
+
 def treemap(id_: str, record: MemoryRecord) -> Figure | None:
-    """The map of a record's training peak; `None` where its tensors have no names."""
+    """The map of a record's training peak by component and tensor; `None` where its tensors have no names."""
     items = _drawn(record.peak_items)
-    if not items:
-        return None
     total = sum(item.bytes for item in items)
+    areas = [
+        _Area(
+            item.component,
+            _name(item.name),
+            item.bytes,
+            palette.COMPONENTS[item.component],
+            (component_name(item.component), _name(item.name), f"{gib(item.bytes)}, {share(item.bytes, total)}", inert(item.source)),
+        )
+        for item in items
+    ]
+    return _map(id_, areas, "What is alive at the training peak") if areas else None
+
+
+def layer_map(id_: str, record: MemoryRecord) -> Figure | None:
+    """The same map by layer and component; `None` where fewer than two layers are known by name.
+
+    What no layer allocated while it ran - model states, buckets, the loss, autograd's own gradients - is one group.
+    """
+    if len({part.layer for part in record.peak_layers}) < 2:
+        return None
+    total = sum(record.peak_components.values())
+    left = dict(record.peak_components)
+    for part in record.peak_layers:
+        left[part.component] -= part.bytes
+    parts = [*record.peak_layers, *(LayerBytes(NO_LAYER, component, size) for component, size in left.items() if size > 0)]
+    areas = [
+        _Area(
+            part.layer,
+            _name(_short(part.layer)) if part.layer != NO_LAYER else component_name(part.component),
+            part.bytes,
+            palette.COMPONENTS[part.component],
+            (_name(part.layer), component_name(part.component), f"{gib(part.bytes)}, {share(part.bytes, total)}"),
+        )
+        for part in parts
+        if part.bytes > total * _SMALLEST
+    ]
+    return _map(id_, areas, "The training peak by layer")
+
+
+def _short(layer: str) -> str:
+    """The end of a layer's name, which tells it from the others: "layers.3" of "model.layers.3"."""
+    return ".".join(layer.split(".")[-2:])
+
+
+def _map(id_: str, areas: Sequence[_Area], title: str) -> Figure:
     traces: list[Trace] = []
     words: list[dict[str, Any]] = []
-    for component, box in _components(items):
-        own = sorted((item for item in items if item.component is component), key=lambda item: -item.bytes)
-        for item, inner in zip(own, _boxes([item.bytes for item in own], box), strict=True):
-            traces.append(_trace(item, inner, total))
-            words += _words(item, inner, palette.COMPONENTS[component])
+    groups = {name: [area for area in areas if area.group == name] for name in dict.fromkeys(area.group for area in areas)}
+    ordered = sorted((sorted(group, key=_size) for group in groups.values()), key=lambda group: sum(map(_size, group)))
+    for group, box in zip(ordered, _boxes([-sum(map(_size, group)) for group in ordered], _Box(0, 0, _WIDTH, _HEIGHT)), strict=True):
+        for area, inner in zip(group, _boxes([area.bytes for area in group], box), strict=True):
+            traces.append(_trace(area, inner))
+            words += _words(area, inner)
     layout = base_layout(_PIXELS, "", "")
     axis = {"visible": False, "fixedrange": True, "automargin": False, "title": None}
     layout["xaxis"] |= axis | {"range": [0, _WIDTH]}
     layout["yaxis"] |= axis | {"range": [_HEIGHT, 0]}
     layout |= {"annotations": words, "hovermode": "closest", "margin": {"l": 0, "r": 0, "t": 4, "b": 4}}
-    said = "; ".join(f"{_name(item)} {gib(item.bytes)}" for item in sorted(items, key=lambda item: -item.bytes)[:12])
-    return figure(id_, traces, layout, "What is alive at the training peak", said)
+    said = "; ".join(f"{area.name} {gib(area.bytes)}" for area in sorted(areas, key=_size)[:12])
+    return figure(id_, traces, layout, title, said)
+
+
+def _size(area: _Area) -> int:
+    """For sorting: the biggest first."""
+    return -area.bytes
 
 
 def _drawn(items: Sequence[Item]) -> list[Item]:
@@ -66,13 +131,6 @@ def _drawn(items: Sequence[Item]) -> list[Item]:
     return large
 
 
-def _components(items: Sequence[Item]) -> Iterator[tuple[Component, _Box]]:
-    sizes = {c: sum(item.bytes for item in items if item.component is c) for c in dict.fromkeys(item.component for item in items)}
-    ordered = sorted(sizes.items(), key=lambda pair: -pair[1])
-    boxes = _boxes([size for _, size in ordered], _Box(0, 0, _WIDTH, _HEIGHT))
-    return zip((component for component, _ in ordered), boxes, strict=True)
-
-
 def _boxes(sizes: Sequence[int], box: _Box) -> list[_Box]:
     """Rectangles of these areas, biggest first, as near to squares as they come."""
     import squarify
@@ -81,26 +139,25 @@ def _boxes(sizes: Sequence[int], box: _Box) -> list[_Box]:
     return [_Box(r["x"], r["y"], r["dx"], r["dy"]) for r in squarify.squarify(areas, box.x, box.y, box.width, box.height)]
 
 
-def _trace(item: Item, box: _Box, total: int) -> Trace:
+def _trace(area: _Area, box: _Box) -> Trace:
     left, right, top, bottom = box.x + _GAP, box.x + box.width - _GAP, box.y + _GAP, box.y + box.height - _GAP
-    text = f"{component_name(item.component)}<br>{plotly_text(_name(item))}<br>{gib(item.bytes)}, {share(item.bytes, total)}"
     return {
         "type": "scatter",
         "mode": "lines",
         "fill": "toself",
         "hoveron": "fills",
         "hoverinfo": "text",
-        "text": text + (f"<br>{plotly_text(inert(item.source))}" if item.source else ""),
+        "text": "<br>".join(plotly_text(line) for line in area.text if line),
         "x": [left, right, right, left, left],
         "y": [top, top, bottom, bottom, top],
         "line": {"width": 0},
-        "fillcolor": palette.COMPONENTS[item.component],
+        "fillcolor": area.colour,
     }
 
 
-def _words(item: Item, box: _Box, colour: str) -> list[dict[str, Any]]:
+def _words(area: _Area, box: _Box) -> list[dict[str, Any]]:
     """The name and the size in the rectangle, as far as there is room; nothing where there is not."""
-    name, size = _name(item), gib(item.bytes)
+    name, size = area.name, gib(area.bytes)
     letters, lines = int((box.width - 1) / _LETTER), int((box.height - 0.4) / _LINE)
     if letters < len(size) or not lines:
         return []
@@ -108,8 +165,8 @@ def _words(item: Item, box: _Box, colour: str) -> list[dict[str, Any]]:
     one_line = f"{plotly_text(name)} {size}" if len(name) + len(size) < letters else size
     text = f"{plotly_text(short)}<br>{size}" if lines > 1 else one_line
     where = {"x": box.x + 0.5, "y": box.y + 0.3, "xanchor": "left", "yanchor": "top", "align": "left", "showarrow": False}
-    return [{"text": text, "font": {"color": palette.on(colour), "size": 11}, **where}]
+    return [{"text": text, "font": {"color": palette.on(area.colour), "size": 11}, **where}]
 
 
-def _name(item: Item) -> str:
-    return inert(item.name, 60)
+def _name(text: str) -> str:
+    return inert(text, 60)

@@ -15,7 +15,7 @@ from pathlib import Path
 from bf16prof.scripts.command import Script
 
 
-class Finished(BaseException):
+class SeenEnough(BaseException):
     """Enough has been seen of the script. It passes through `except Exception`, as `KeyboardInterrupt` does."""
 
 
@@ -36,7 +36,7 @@ def run(script: Script) -> Ending:
     """Run it to its end, and say how it ended. What it raises is printed as python would; `KeyboardInterrupt` passes."""
     try:
         _run_as_main(script)
-    except Finished:
+    except SeenEnough:
         return Ending(0, finished=True)
     except SystemExit as left:
         return _left(left)

@@ -54,7 +54,7 @@ def _count(job: Any) -> dict[str, Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bf16prof.dry_run.dryrun import Rank
+    from bf16prof.dry_run.dryrun import DryRank
     from bf16prof.dry_run.world import world
     from bf16prof.engine.phases import PhaseMarks, attach
     from bf16prof.engine.training import TrainingLoop, build_engine
@@ -67,7 +67,7 @@ def _count(job: Any) -> dict[str, Any]:
         engine = build_engine(job)
         attach(engine, marks)
         _watch(counts, phase)
-        batches = Rank(job, tracker, lambda _: None)._batches()
+        batches = DryRank(job, tracker, lambda _: None)._batches()
         loop = TrainingLoop(engine, job, batches)
         loop.step()
         counts.clear()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import bf16prof
-from soaking import COMMANDS, FAULTS, LOG, SLOW, suffer
+from soaking import COMMANDS, FAULTS, LOG, Soaked, suffer
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
@@ -77,21 +77,25 @@ def line(stderr: str, folder: Path) -> str:
     return re.sub(r"bf16prof-\w{8}|line \d+ column \d+ \(char \d+\)", "…", said)
 
 
-def tried(tries: int, usual_s: dict[str, float], folder: Path, old_run: Path, say: Callable[[str], None]) -> Iterator[Row]:
-    """Every fault of every command that it can have."""
+def tried(
+    tries: int, usual_s: dict[str, float], folder: Path, old_run: Path, say: Callable[[str], None]
+) -> Iterator[tuple[Row, list[Soaked]]]:
+    """Every fault of every command that it can have, and of its tries those that ended wrongly or left something behind."""
     for fault, each in FAULTS.items():
         if fault == "nothing":
             continue
         for command in each.only:
-            number = tries if command not in SLOW else max(1, tries // 2)
-            ends = []
-            for index in range(number):
-                moment, place = (index + 0.5) / number, folder / f"{command}-{index}"
+            ends, wrong = [], []
+            for index in range(tries):
+                moment, place = (index + 0.5) / tries, folder / f"{command}-{index}"
                 found = suffer((command, fault, moment), place, old_run, usual_s)
-                assert not found.wrong, found
+                if found.wrong:
+                    wrong.append(found)
+                    shutil.rmtree(place)
+                    say(f"WRONG: {found}")
                 ends.append((found.code, line(found.said, place)))
             say(f"{fault}, {command}: {ends}")
-            yield Row(fault, (command,), number, *_of(ends))
+            yield Row(fault, (command,), tries, *_of(ends)), wrong
     for fault, spoil in SPOILED.items():
         for command in COMMANDS:
             place = folder / "input"
@@ -99,7 +103,7 @@ def tried(tries: int, usual_s: dict[str, float], folder: Path, old_run: Path, sa
             spoil(path)
             done = bf16prof(*words)
             say(f"{fault}, {command}: {done.code} {line(done.stderr, place)}")
-            yield Row(OF_INPUT + fault, (command,), 1, *_of([(done.code, line(done.stderr, place))]))
+            yield Row(OF_INPUT + fault, (command,), 1, *_of([(done.code, line(done.stderr, place))])), []
             shutil.rmtree(place)
 
 

@@ -161,9 +161,14 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_a_hint(tmp_path: Path) -
 def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, victim: str) -> None:
     """The compiler is one that does not end once ninja runs it, which gives it a process group of its own."""
     compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *" -c "*) sleep 600;; esac\nexec c++ "$@"\n', encoding="utf-8")
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *" -c "*) touch "${TMPDIR:-/tmp}/cc1.s"; sleep 600;; esac\nexec c++ "$@"\n', encoding="utf-8"
+    )
     compiler.chmod(0o755)
-    process = start(*measure_arguments(tmp_path / "run", *CASE), env={"XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": str(compiler)})
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": str(compiler), "TMPDIR": str(temporary)}
+    process = start(*measure_arguments(tmp_path / "run", *CASE), env=environment)
     family: list[psutil.Process] = []
 
     def compiles() -> bool:
@@ -180,6 +185,8 @@ def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, vi
             next(child for child in family if any(word.endswith(words) for word in child.cmdline())).kill()
         process.wait(10)
         wait_for("all compilers are gone", lambda: not alive(family), 5)
+        assert not [path for path in temporary.iterdir() if path.suffix in {".s", ".o", ".ii"}]
+        assert victim == "bf16prof by SIGKILL" or not list(tmp_path.glob("cache/**/tmp"))
     finally:
         end(process)
         for child in alive(family):

@@ -19,7 +19,7 @@ from bf16prof.processes import threads_per_rank
 from bf16prof.scripts.command import read_script
 from bf16prof.scripts.face.worn import cpu_as_gpu, gloo_for_nccl, replaced, worn
 from bf16prof.scripts.hooks import hooked
-from bf16prof.scripts.main import Finished
+from bf16prof.scripts.main import SeenEnough
 from bf16prof.scripts.main import run as run_script
 from bf16prof.scripts.watch import Watch
 
@@ -62,7 +62,7 @@ class Rank:
         self.allocated.append(self.probe.allocated_bytes())
         self.phases.append({str(phase): (memory.peak_bytes, memory.end_bytes) for phase, memory in self.marks.take().items()})
         if len(self.allocated) >= self._steps:
-            raise Finished
+            raise SeenEnough
 
 
 def run(path: Path, words: list[str], steps: int) -> None:

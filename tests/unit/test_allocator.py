@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bf16prof.allocator import Action, Block, CachingAllocator, OutOfMemory, Segment
+from bf16prof.allocator import Action, AllocatorOutOfMemory, Block, CachingAllocator, Segment
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -223,7 +223,7 @@ def test_memory_runs_out_and_the_limit_can_be_lifted(expandable: bool) -> None:
     first = gpu.allocate(40 * MIB)
 
     # WHEN it cannot have as much again and a byte
-    with pytest.raises(OutOfMemory) as caught:
+    with pytest.raises(AllocatorOutOfMemory) as caught:
         gpu.allocate(40 * MIB + 1)
 
     # THEN the verdict says so, and crosses from one process to another
@@ -503,7 +503,7 @@ class Replay:
     def allocate(self, size: int, stream: int) -> None:
         expected = self.naive.allocate(size, stream)
         if expected is None:
-            with pytest.raises(OutOfMemory):
+            with pytest.raises(AllocatorOutOfMemory):
                 self.gpu.allocate(size, stream)
             return
         block, (index, use) = self.gpu.allocate(size, stream), expected

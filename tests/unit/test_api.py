@@ -74,6 +74,29 @@ def test_a_plan_has_the_first_choice_of_the_command_and_all_others(main: Main) -
     assert len(plans.to_dataframe()) == len(json.loads(out)["plans"]) > 10
 
 
+def test_flags_may_be_spelt_as_in_a_terminal() -> None:
+    case: dict[str, Any] = {"gpus": 2, "zero": 3, "recipe": "bf16-full"}  # types know the long names only
+    short, long = case | {"seq": 512, "gas": 2}, case | {"sequence_length": 512, "gradient_accumulation_steps": 2}
+
+    assert bf16prof.estimate("gpt2-xl", **short).records == bf16prof.estimate("gpt2-xl", **long).records
+    with pytest.raises(bf16prof.Bf16profError, match="sequence_length is said twice"):
+        bf16prof.estimate("gpt2-xl", **short, sequence_length=512)
+
+
+def test_what_is_printed_is_the_screen_of_the_command(main: Main) -> None:
+    outcome = bf16prof.estimate("gpt2-xl", gpus=2, zero=3, recipe="bf16-full")
+    plans = bf16prof.plan("gpt2-xl", gpus="2", gpu="h100", zero="3", recipe="bf16-full", micro_batch_limit=2, no_verify=True)
+    _, out, _ = main("estimate", "gpt2-xl", "--gpus", "2", "--zero", "3", "--recipe", "bf16-full")
+
+    assert repr(outcome) == "<Outcome of estimate gpt2-xl: 1 record>"
+    assert "fits h100-80gb" in " ".join(str(outcome).split())
+    assert outcome.records[0].case.label in out
+    assert outcome.records[0].case.label in str(outcome)
+    assert repr(plans).startswith("<Plans of gpt2-xl: ")
+    assert "2 x h100-80gb" in str(plans)
+    assert max(map(len, [*str(outcome).splitlines(), *str(plans).splitlines()])) <= 80
+
+
 def test_records_have_a_frame_a_file_and_a_picture_for_notebooks(tmp_path: Path) -> None:
     outcome = bf16prof.estimate("gpt2-xl", zero="3", gpus="2", recipe="bf16-full", device=Device.GPU)
     page = outcome.save(tmp_path / "page.md")

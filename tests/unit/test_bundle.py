@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from bf16prof.check.__main__ import Case, Clock, Line, cases, measured, write
+from bf16prof.check.__main__ import CheckRun, Clock, Compared, cases, measured, write
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_table_says_measured_predicted_and_the_error(tmp_path: Path) -> None:
-    write([Line("zero2", "allocated", 1000, 1010), Line("offload", "-", "failed: no such file")], tmp_path / "table.md")
+    write([Compared("zero2", "allocated", 1000, 1010), Compared("offload", "-", "failed: no such file")], tmp_path / "table.md")
 
     assert (tmp_path / "table.md").read_text() == (
         "| case | quantity | measured | predicted | error |\n| --- | --- | ---: | ---: | ---: |\n"
@@ -32,7 +32,7 @@ def test_a_case_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
 
-    (line,) = measured(Case("unknown", ("--profile", "no-such-profile"), {}), Clock(2))
+    (line,) = measured(CheckRun("unknown", ("--profile", "no-such-profile"), {}), Clock(2))
 
     assert str(line.measured).startswith("failed: bf16prof: ")
     assert "no-such-profile" in str(line.measured)

@@ -277,6 +277,13 @@ def test_an_interruption_that_somebody_swallows_still_ends_the_program(number: s
     assert (code, out, err) == (CODES[number], "", "bf16prof: interrupted\n")
 
 
+def test_an_interruption_that_python_turns_into_another_error_is_one_too() -> None:
+    """A class is made at that moment."""
+    named = f"type('Name', (), {{'__set_name__': lambda *_: os.kill(os.getpid(), {signal.SIGINT:d})}})"
+
+    assert program_whose_prediction_runs(f"type('Made', (), {{'name': {named}()}})") == (130, "", "bf16prof: interrupted\n")
+
+
 @pytest.mark.parametrize("number", CODES)
 def test_before_anything_is_imported_a_signal_ends_it_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
     """The first library that is imported takes its time."""
@@ -297,6 +304,18 @@ def test_before_anything_is_imported_a_signal_ends_it_in_one_line(number: signal
         out, err = process.communicate(timeout=30)
 
     assert (process.returncode, out, err) == (CODES[number], "", "bf16prof: interrupted\n")
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_after_the_end_changes_no_exit_code(number: signal.Signals) -> None:
+    """While Python takes its modules apart, it has no handlers any more: the default would end the process by the signal."""
+    late = f"type('Late', (), {{'__del__': lambda self, kill=os.kill, pid=os.getpid(): kill(pid, {number:d})}})()"
+
+    assert program_whose_prediction_runs(f"(setattr(sys, 'late', {late}), (_ for _ in ()).throw(__import__('typer').Exit(0)))") == (
+        0,
+        "",
+        "",
+    )
 
 
 def test_what_was_ignored_from_the_start_stays_ignored() -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from jobs import job, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bf16prof.closed_form.gathers import Gathers, Settings
-from bf16prof.closed_form.gradients import Flush, Gradients, PartitionedGradients, Reduction, Share
+from bf16prof.closed_form.gathers import Gathers, GatherSettings
+from bf16prof.closed_form.gradients import Flush, GradientReduction, Gradients, PartitionedGradients, Share
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.step import step, update
@@ -108,7 +108,7 @@ def logged(bucket_size: int) -> list[tuple[Any, ...]]:
     numels = {A: 60, B: 40, C: 1}
     meter = Meter(1)
     meter.log = []
-    how = Reduction(bucket_size, 1, True, 2, early=True, always=True)
+    how = GradientReduction(bucket_size, 1, True, 2, early=True, always=True)
     gradients = PartitionedGradients(meter, numels, dict.fromkeys(numels, 2), how)
     gradients.start(is_boundary=True)
     meter.begin(Phase.BACKWARD)
@@ -156,7 +156,7 @@ def test_stage_3s_bucket_may_be_just_full(size: int, buckets: list[tuple[Any, ..
     the bucket, so that the gradient itself is gone."""
     numels = {A: 60, B: 40}
     two = dict.fromkeys(numels, 2)
-    how = Settings(2, 0, 10**9, 10**9, size, contiguous=True, width=2, gradient=2, persistent=frozenset())
+    how = GatherSettings(2, 0, 10**9, 10**9, size, contiguous=True, width=2, gradient=2, persistent=frozenset())
     meter = Meter(1)
     meter.begin(Phase.BACKWARD)
     gathers = Gathers(meter, numels, widths=two, wires=two, owned={}, trace=[], order=list(numels), settings=how)

@@ -19,7 +19,7 @@ from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import huggingface as shapes
 from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import Run, network
+from bf16prof.models.tapes import ForwardRun, network
 from bf16prof.models.tapes.huggingface import model_types
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
@@ -38,12 +38,12 @@ MIXED_LAYERS: dict[str, dict[str, Any]] = {
 """Layers of several kinds, each of which occurs more often than the tape holds it."""
 
 
-def run(content: dict[str, Any], *, checkpointing: bool = False, attention: str | None = None) -> Run:
+def run(content: dict[str, Any], *, checkpointing: bool = False, attention: str | None = None) -> ForwardRun:
     model = HuggingFaceSettings(hf_config=content, attn_implementation=attention)
-    return Run(model, batch=2, sequence=16, checkpointing=checkpointing, capability=H100, dtype="bf16")
+    return ForwardRun(model, batch=2, sequence=16, checkpointing=checkpointing, capability=H100, dtype="bf16")
 
 
-def layers(of: Run) -> Sequence[int]:
+def layers(of: ForwardRun) -> Sequence[int]:
     return range(len(network(of).kinds))
 
 

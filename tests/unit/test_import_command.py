@@ -120,6 +120,14 @@ def test_a_recipe_that_no_engine_here_runs_is_imported_without_estimate(main: Ma
     assert [r.case.recipe for r in runs.load(tmp_path / "run").records] == ["nemo-bf16"]
 
 
+def test_a_model_in_the_place_of_a_log_is_told_how_it_is_said(main: Main) -> None:
+    code, _, err = main("import", EXAMPLE, "llama3.1-8b", *CASE)
+
+    assert code == 2
+    assert "there is no log called llama3.1-8b" in err
+    assert "--model llama3.1-8b" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -10,9 +10,9 @@ from pasted import BACKWARD, FORWARD, INIT, LOADING, NOTEBOOK, OLD_NOTEBOOK, OUT
 
 from bf16prof.imports.arithmetic import advice, room
 from bf16prof.imports.finding import GIB, MIB
-from bf16prof.imports.frames import Place
+from bf16prof.imports.frames import SaidPhase
 from bf16prof.imports.out_of_memory import _WRAPPED_LINES, OutOfMemoryReader, parse
-from bf16prof.imports.text import Line
+from bf16prof.imports.text import LogLine
 from bf16prof.records import OutOfMemory, Phase
 
 TAIL = "If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
@@ -167,7 +167,7 @@ def test_a_message_proves_lower_bounds_and_the_numbers_are_in_the_record(tmp_pat
 
 
 def test_the_numbers_of_a_message_are_all_kept() -> None:
-    message = parse(OUT_OF_MEMORY, rank=5, place=Place(Phase.STEP))
+    message = parse(OUT_OF_MEMORY, rank=5, place=SaidPhase(Phase.STEP))
     assert message is not None
     assert message.shortage() == OutOfMemory(
         phase=Phase.STEP, step=None, tensor="", requested_bytes=2 * GIB, allocated_bytes=19 * GIB, reserved_bytes=round(21.25 * GIB),
@@ -212,14 +212,14 @@ def test_half_a_message_is_none(text: str) -> None:
 def test_the_same_message_counts_once_for_each_rank(speakers: list[str], kept: list[int | None]) -> None:
     reader = OutOfMemoryReader()
     for speaker in speakers:
-        reader.line(Line(OUT_OF_MEMORY, speaker))
+        reader.line(LogLine(OUT_OF_MEMORY, speaker))
     assert [each.rank for each in reader.messages] == kept
 
 
 def test_messages_of_other_numbers_or_gpus_are_others() -> None:
     reader = OutOfMemoryReader()
     for text in (OUT_OF_MEMORY, OUT_OF_MEMORY.replace("2.25 GiB", "2.26 GiB"), OUT_OF_MEMORY.replace("GPU 1", "GPU 2")):
-        reader.line(Line(text))
+        reader.line(LogLine(text))
     assert len(reader.messages) == 3
 
 
@@ -258,9 +258,9 @@ def test_a_message_that_lacks_its_end_is_over_where_something_else_begins(ending
     reader, alone = OutOfMemoryReader(), OutOfMemoryReader()
     texts = (BEGUN, "total capacity of 23.50 GiB of which", "1.50 GiB is free.", "?", ending)
 
-    taken = [reader.line(Line(text, "rank 3")) for text in texts]
+    taken = [reader.line(LogLine(text, "rank 3")) for text in texts]
 
-    assert taken == [1, 1, 1, 0, alone.line(Line(ending, "rank 3"))]
+    assert taken == [1, 1, 1, 0, alone.line(LogLine(ending, "rank 3"))]
     first, *others = reader.messages
     assert (first.bytes("tried"), first.bytes("total")) == (2 * GIB, 23.5 * GIB)
     assert (first.gpu, first.rank) == (1, 3)
@@ -269,26 +269,26 @@ def test_a_message_that_lacks_its_end_is_over_where_something_else_begins(ending
 
 def test_a_message_ends_after_so_many_lines() -> None:
     reader = OutOfMemoryReader()
-    taken = [reader.line(Line(text)) for text in (BEGUN, *["?"] * (_WRAPPED_LINES - 1))]
+    taken = [reader.line(LogLine(text)) for text in (BEGUN, *["?"] * (_WRAPPED_LINES - 1))]
     assert (sum(taken), reader.messages) == (1, [])
 
-    assert reader.line(Line("of which 1.50 GiB is free. 2.25 GiB is reserved by PyTorch but unallocated.")) == 1, (
+    assert reader.line(LogLine("of which 1.50 GiB is free. 2.25 GiB is reserved by PyTorch but unallocated.")) == 1, (
         "the last that may belong to it"
     )
     (message,) = reader.messages
     assert message.bytes("unallocated") == 2.25 * GIB
 
     reader = OutOfMemoryReader()
-    assert sum(reader.line(Line(text)) for text in (BEGUN, *["?"] * _WRAPPED_LINES)) == 1
+    assert sum(reader.line(LogLine(text)) for text in (BEGUN, *["?"] * _WRAPPED_LINES)) == 1
     (message,) = reader.messages
     assert message.bytes("tried") == 2 * GIB
-    assert reader.line(Line("2.25 GiB is reserved by PyTorch but unallocated.")) == 0
+    assert reader.line(LogLine("2.25 GiB is reserved by PyTorch but unallocated.")) == 0
 
 
 def test_each_rank_breaks_its_own_message() -> None:
     reader = OutOfMemoryReader()
     end = "total capacity of 23.50 GiB of which 1.50 GiB is free. 2.25 GiB is reserved by PyTorch but unallocated."
-    taken = [reader.line(Line(text, speaker)) for text in (BEGUN, end) for speaker in ("rank 0", "rank 1")]
+    taken = [reader.line(LogLine(text, speaker)) for text in (BEGUN, end) for speaker in ("rank 0", "rank 1")]
     assert taken == [1, 1, 1, 1]
     assert [(each.rank, each.bytes("unallocated")) for each in reader.messages] == [(0, 2.25 * GIB), (1, 2.25 * GIB)]
 

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -250,6 +251,14 @@ def edges() -> Iterator[tuple[str, str, str]]:
                 target = name.split(".")[1]
                 if target not in (part, "__version__") and part != "__init__":
                     yield part, target, f"{relative}:{line}"
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """Of those that other modules may use. Whoever reads `Plan` in a traceback or in a search finds one."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+    assert sorted(name for name, count in Counter(names).items() if count > 1) == []
 
 
 def test_every_part_has_a_floor() -> None:

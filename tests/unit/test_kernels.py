@@ -15,7 +15,7 @@ from bf16prof.dry_run.hardware.asking import Oracle, UnequalDtypes
 from bf16prof.dry_run.hardware.cuda_operators import register_cuda_operators
 from bf16prof.dry_run.hardware.devices import bare_cpu_kernels, cpu_kernels, cuda_kernels
 from bf16prof.dry_run.hardware.kernels import Kernels
-from bf16prof.dry_run.hardware.registry import Entry, Registry, State, cpu_registry, cuda_registry
+from bf16prof.dry_run.hardware.registry import Entry, OperatorState, Registry, cpu_registry, cuda_registry
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.tracker import GPU, HOST, Tracker, scalar_answer
 from bf16prof.kernels import norm_partial_sums
@@ -110,7 +110,7 @@ def test_usual_operators_say_nothing(gpu: Tracker) -> None:
 
 
 def test_a_listed_operator_is_named_even_where_it_has_a_formula() -> None:
-    registry = Registry({"mm": Entry(State.LOWER_BOUND, reason="for the test")}, "not seen")
+    registry = Registry({"mm": Entry(OperatorState.LOWER_BOUND, reason="for the test")}, "not seen")
     kernels = Kernels({ATEN.mm.default: lambda *_: 7}, registry, {})
     with FakeTensorMode():
         given = torch.empty(2, 2), torch.empty(2, 2)
@@ -177,7 +177,7 @@ def test_what_a_kernel_keeps_has_the_dtype_that_the_real_one_has(cpu: Tracker) -
 
 
 def test_entries_are_found_by_overload_by_name_and_in_place() -> None:
-    registry = Registry({"add": Entry(State.READ), "mul.Tensor": Entry(State.READ)}, "not seen")
+    registry = Registry({"add": Entry(OperatorState.READ), "mul.Tensor": Entry(OperatorState.READ)}, "not seen")
     assert registry.is_exact(ATEN.add.Tensor)
     assert registry.is_exact(ATEN.add_.Scalar)
     assert registry.is_exact(ATEN.mul.Tensor)
@@ -196,8 +196,8 @@ def test_every_entry_for_cuda_has_a_source_and_a_lower_bound_has_a_reason() -> N
     registry = cuda_registry()
     for entry in [*registry.entries.values(), *registry.tags.values()]:
         assert entry.source
-        assert entry.state is not State.MEASURED or entry.confirmed_by
-        assert entry.state is not State.LOWER_BOUND or entry.reason
+        assert entry.state is not OperatorState.MEASURED or entry.confirmed_by
+        assert entry.state is not OperatorState.LOWER_BOUND or entry.reason
 
 
 def test_every_operator_of_the_cuda_model_is_in_the_registry() -> None:

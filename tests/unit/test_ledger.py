@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bf16prof.allocator import CachingAllocator
-from bf16prof.dry_run.history import POINTS, items_at, timeline, training_peak
+from bf16prof.dry_run.history import POINTS, items_at, layers_at, timeline, training_peak
 from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
 from bf16prof.dry_run.repeat import last_step, repeat
 from bf16prof.dry_run.snapshot import snapshot, write_snapshot
-from bf16prof.records import Component, Phase
+from bf16prof.records import Component, LayerBytes, Phase
 
 MIB = 2**20
 WEIGHTS = (Component.PARAMETERS, "weights")
@@ -94,6 +94,21 @@ def test_the_peak_is_explained_by_what_is_alive_then() -> None:
         "blocks rounded up by the allocator": 412
     }
     assert sum(item.bytes for item in items) == 5 * MIB + 512
+
+
+def test_what_layers_allocated_is_told_by_layer_and_component() -> None:
+    ledger = Ledger()
+    ledger.begin(10, WEIGHTS)
+    for ledger.layer in ("model.layers.0.mlp.up_proj", "model.layers.0.self_attn", "model.layers.10.mlp", "lm_head", ""):
+        ledger.begin(8, ACTIVATIONS)
+    ledger.layer = "lm_head"
+    ledger.end(ledger.begin(8, ACTIVATIONS))
+    ledger.begin(4, WEIGHTS)
+
+    assert layers_at(ledger, ledger.now().events) == (
+        LayerBytes("model.layers.0", Component.ACTIVATIONS, 16), LayerBytes("model.layers.10", Component.ACTIVATIONS, 8),
+        LayerBytes("lm_head", Component.ACTIVATIONS, 8), LayerBytes("lm_head", Component.PARAMETERS, 4),
+    )  # fmt: skip
 
 
 def test_labels_of_those_who_hold_a_storage_replace_the_first_guess() -> None:

@@ -103,7 +103,7 @@ def test_figures_escape_for_plotly() -> None:
     assert [name for name, figure in drawn.items() if figure is None] == ["differences", "gap"], (
         "no recipe with an fp32 master copy to compare with"
     )
-    inside = [figure for panel in panels(views)[0] for figure in (panel.step, panel.map, panel.errors)]
+    inside = [figure for panel in panels(views)[0] for figure in panel.figures.values()]
     for figure in filter(None, [*drawn.values(), *inside]):
         assert "<" not in figure.spec, "a name cannot end the script that it stands in"
         plotly = json.dumps(figure.traces) + json.dumps(figure.layout)

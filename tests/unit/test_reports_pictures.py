@@ -9,7 +9,7 @@ import math
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.records import Component, Item, MemoryRecord, Phase
+from bf16prof.records import Component, Item, LayerBytes, MemoryRecord, Phase
 from bf16prof.reports import palette
 from bf16prof.reports.anchors import RESERVED, anchors
 from bf16prof.reports.answers import answers
@@ -17,7 +17,7 @@ from bf16prof.reports.chosen import headline_case, nearest_the_limit
 from bf16prof.reports.fit_map import fit_maps
 from bf16prof.reports.memory_figure import MOST_CASES, memory
 from bf16prof.reports.plots import Figure, bundle
-from bf16prof.reports.treemap import treemap
+from bf16prof.reports.treemap import layer_map, treemap
 from bf16prof.reports.views import CaseView, run_views
 from bf16prof.reports.waterfall import waterfall
 from bf16prof.runs import CaseStatus, Status
@@ -185,6 +185,24 @@ class TestTreemap:
 
     def test_without_names_there_is_none(self) -> None:
         assert treemap("figure-map", fixtures.bare_record()) is None
+        assert layer_map("figure-layers", fixtures.simulate(fixtures.case())) is None
+
+    def test_by_layer_the_areas_add_up_to_the_peak(self) -> None:
+        parts = {Component.PARAMETERS: 60, Component.ACTIVATIONS: 40}
+        layers = tuple(LayerBytes(f"layers.{i}", Component.ACTIVATIONS, 10) for i in range(3))
+        record = dataclasses.replace(
+            fixtures.bare_record(),
+            peak_allocated_bytes=100,
+            peak_components=parts,
+            peak_layers=(*layers, LayerBytes("head", Component.PARAMETERS, 5)),
+        )
+        figure = layer_map("figure-layers", record)
+        assert figure is not None
+        shares = {tuple(t["text"].split("<br>")[:2]): t["text"].split(", ")[-1].replace(".0", "") for t in figure.traces}
+        assert shares == {
+            ("of no single layer", "parameters"): "55 %", ("of no single layer", "activations"): "10 %", ("head", "parameters"): "5 %",
+            **{(f"layers.{i}", "activations"): "10 %" for i in range(3)},
+        }  # fmt: skip
 
 
 def area(trace: dict[str, list[float]]) -> float:

@@ -161,7 +161,7 @@ class TestPanels:
         assert [panel.label for panel in found] == [case.label for case in fixtures.cases()]
         assert len({panel.id for panel in found}) == 6
         assert [panel.verdict.fits for panel in found if panel.verdict] == [True, False, False, True, True, True]
-        assert [(panel.step, panel.map) for panel in made(list(fixtures.run().records))] == [(None, None)], "the one that was missed"
+        assert [list(panel.figures) for panel in made(list(fixtures.run().records))] == [["errors"]], "the one that was missed"
 
     def test_two_sources_of_a_case_are_told_apart(self) -> None:
         record = fixtures.simulate(fixtures.case())
@@ -203,7 +203,7 @@ class TestPanels:
 
     def test_without_a_timeline_the_tables_stay(self) -> None:
         [panel] = made([dataclasses.replace(fixtures.simulate(fixtures.case()), timeline=None)])
-        assert panel.step is None
+        assert "step" not in panel.figures
         assert len(panel.tables) == 2
         assert 'id="step-0"' in html.render([fixtures.run([dataclasses.replace(fixtures.simulate(fixtures.case()), timeline=None)])])
 

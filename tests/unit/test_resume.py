@@ -39,12 +39,12 @@ class Ranks:
         return RanksOutcome(Status.FINISHED, "", "", tuple(result(rank) for rank in range(world_size)))
 
 
-def plan(folder: Path, sizes: tuple[int, ...] = (1, 2, 4), steps: int = 1) -> session.Plan:
+def plan(folder: Path, sizes: tuple[int, ...] = (1, 2, 4), steps: int = 1) -> session.MeasurementPlan:
     jobs = expand(Selection(load_profile("cpu-demo").profile, [1], sizes, ["bf16-full"], Device.CPU))
-    return session.Plan("cpu-demo", jobs, tuple(predictions(jobs)), folder, 1, steps, 10.0)
+    return session.MeasurementPlan("cpu-demo", jobs, tuple(predictions(jobs)), folder, 1, steps, 10.0)
 
 
-def measured(which: session.Plan, ranks: Ranks, patch: pytest.MonkeyPatch, *, again: bool = False) -> Run:
+def measured(which: session.MeasurementPlan, ranks: Ranks, patch: pytest.MonkeyPatch, *, again: bool = False) -> Run:
     """What `measure`, or `measure --resume`, does with such ranks."""
     patch.setattr(session, "prepare", lambda *_: None)
     patch.setattr(session, "launch", ranks.launch)

@@ -15,7 +15,7 @@ from bf16prof.engine.phases import PhaseMarks
 from bf16prof.records import Phase, PhaseMemory
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.hooks import hooked
-from bf16prof.scripts.main import Finished
+from bf16prof.scripts.main import SeenEnough
 from bf16prof.scripts.watch import Watch
 
 
@@ -69,7 +69,7 @@ class Notes:
         self.told.append("stepped")
         self.kept = list(held_by_frames(frame))
         if self.told.count("stepped") >= self._last:
-            raise Finished
+            raise SeenEnough
 
 
 def _watched(notes: Notes, *engines: Engine) -> tuple[Watch, list[Phase | None]]:
@@ -133,7 +133,7 @@ def test_an_observer_ends_the_script_and_learns_its_names() -> None:
             engine.step()
             assert outputs.requires_grad
 
-    with pytest.raises(Finished):
+    with pytest.raises(SeenEnough):
         train()
     line = train.__code__.co_firstlineno
     assert notes.kept[:2] == [f"batch (test_scripts_watch.py:{line + 2})", f"outputs (test_scripts_watch.py:{line + 3})"]

@@ -22,14 +22,14 @@ RANK = RankResult(0, 1, Status.FINISHED, Device.CPU, "cpu", parameters=123, init
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> session.Plan:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> session.MeasurementPlan:
     """Three cases whose ranks finish at once."""
     profile = load_profile("cpu-demo").profile
     jobs = expand(Selection(profile, [1, 2, 3], [2], ["bf16-full"], Device.CPU))
     monkeypatch.setattr(session, "prepare", lambda *_: None)
     ranks = (RANK, dataclasses.replace(RANK, rank=1))
     monkeypatch.setattr(session, "launch", lambda *_: RanksOutcome(Status.FINISHED, "", "", ranks))
-    return session.Plan("cpu-demo", jobs, tuple(predictions(jobs)), tmp_path, 1, 1, 10.0)
+    return session.MeasurementPlan("cpu-demo", jobs, tuple(predictions(jobs)), tmp_path, 1, 1, 10.0)
 
 
 class Full(session.Watcher):
@@ -48,7 +48,7 @@ class Full(session.Watcher):
             raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_in_the_middle_keeps_what_was_measured(plan: session.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_in_the_middle_keeps_what_was_measured(plan: session.MeasurementPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunFailed, match="No space left on device") as caught:
         session.measure(plan, Full(plan.folder, monkeypatch))
     run = load(plan.folder)
@@ -61,7 +61,7 @@ def test_a_full_disk_in_the_middle_keeps_what_was_measured(plan: session.Plan, m
     assert not (plan.folder / RESERVE).exists()
 
 
-def test_a_disk_that_stays_full_still_ends_in_one_line(plan: session.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_full_still_ends_in_one_line(plan: session.MeasurementPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunFailed, match="No space left on device"):
         session.measure(plan, Full(plan.folder, monkeypatch, for_good=True))
     monkeypatch.undo()
@@ -69,7 +69,7 @@ def test_a_disk_that_stays_full_still_ends_in_one_line(plan: session.Plan, monke
     assert load(plan.folder).manifest.status is Status.INTERRUPTED, "nothing could be written, and nobody runs it"
 
 
-def test_what_somebody_puts_in_the_place_of_a_case_stays(plan: session.Plan) -> None:
+def test_what_somebody_puts_in_the_place_of_a_case_stays(plan: session.MeasurementPlan) -> None:
     mine = plan.folder / plan.jobs[1].case.label
     mine.mkdir()
     (mine / "mine.txt").write_text("mine")
@@ -80,7 +80,7 @@ def test_what_somebody_puts_in_the_place_of_a_case_stays(plan: session.Plan) -> 
     assert load(plan.folder).manifest.status is Status.FAILED
 
 
-def test_a_run_that_ends_well_leaves_no_reserve(plan: session.Plan) -> None:
+def test_a_run_that_ends_well_leaves_no_reserve(plan: session.MeasurementPlan) -> None:
     run = session.measure(plan, session.Watcher())
 
     assert run.manifest.status is Status.FINISHED

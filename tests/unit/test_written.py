@@ -12,7 +12,7 @@ from bf16prof.cases import Job, Selection, expand
 from bf16prof.closed_form import training
 from bf16prof.closed_form.passes import Meter, Peak
 from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.training import Plan
+from bf16prof.closed_form.training import WalkPlan
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Device, Offload
 
@@ -25,7 +25,7 @@ ZERO: dict[str, tuple[object, ...]] = {
 FLAG = (True, False)
 
 
-def draw(rng: random.Random) -> Plan:
+def draw(rng: random.Random) -> WalkPlan:
     sets: dict[str, Any] = {
         f"deepspeed__zero_optimization__{key}": rng.choice(values) for key, values in ZERO.items() if rng.random() < 0.6
     }

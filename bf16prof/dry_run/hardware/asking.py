@@ -24,7 +24,7 @@ Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Held:
+class OutputStorage:
     """An output in a storage of its own: its shape, the bytes of the storage, and its dtype where that is not the fake tensor's to say."""
 
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Reply:
     """What a kernel allocated: `scratch`, bytes beside its outputs, and the outputs with storages of their own (`None`: the others)."""
 
     scratch: int
-    outputs: tuple[Held | None, ...]
+    outputs: tuple[OutputStorage | None, ...]
 
 
 class UnequalDtypes(RuntimeError):
@@ -112,11 +112,11 @@ def _runs_in_fp32(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
     return any(each.is_floating_point() for each in made.values())
 
 
-def _held(output: Any, taken: set[int]) -> Held | None:
+def _held(output: Any, taken: set[int]) -> OutputStorage | None:
     if not isinstance(output, Tensor) or output.untyped_storage()._cdata in taken:
         return None
     taken.add(output.untyped_storage()._cdata)
-    return Held(tuple(output.shape), output.untyped_storage().nbytes(), output.dtype)
+    return OutputStorage(tuple(output.shape), output.untyped_storage().nbytes(), output.dtype)
 
 
 def _real(value: Any, made: dict[int, Tensor], floating: torch.dtype | None = None) -> Any:

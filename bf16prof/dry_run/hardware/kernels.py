@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bf16prof.dry_run.hardware.asking import Held, Oracle, outputs_of
-from bf16prof.dry_run.hardware.registry import Registry, State
+from bf16prof.dry_run.hardware.asking import Oracle, OutputStorage, outputs_of
+from bf16prof.dry_run.hardware.registry import OperatorState, Registry
 from bf16prof.dry_run.hardware.storages import Storages
 
 Scratch = Mapping[Any, Callable[..., int]]
@@ -67,17 +67,17 @@ class Kernels:
         if formula := self._storages.get(operator):
             for output, size in zip(outputs_of(out), formula(*args, **kwargs), strict=False):
                 if size:
-                    _become(output, Held(tuple(output.shape), size))
+                    _become(output, OutputStorage(tuple(output.shape), size))
         return self._scratch[operator](*args, **kwargs) if operator in self._scratch else 0
 
     def _choose(self, operator: Any) -> How:
         entry = self._registry.entry(operator)
         has_formula = operator in self._scratch or operator in self._storages
-        if entry is not None and entry.state is State.LOWER_BOUND:
+        if entry is not None and entry.state is OperatorState.LOWER_BOUND:
             return How.NOTE
         if operator in self._scratch or (self._oracle is None and has_formula):
             return How.FORMULA
-        if self._oracle and (self._asks_all or (entry is not None and entry.state is State.ASKED)):
+        if self._oracle and (self._asks_all or (entry is not None and entry.state is OperatorState.ASKED)):
             return How.ASK
         if has_formula:
             return How.FORMULA
@@ -92,7 +92,7 @@ def _computes(operator: Any, out: Any) -> bool:
     return not operator.is_view and any(isinstance(each, Tensor) for each in outputs_of(out))
 
 
-def _become(output: Any, real: Held) -> None:
+def _become(output: Any, real: OutputStorage) -> None:
     """Give a fake tensor the dtype, the shape and the storage that the real one has."""
     if not isinstance(output, Tensor):
         return

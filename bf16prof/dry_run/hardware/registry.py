@@ -16,7 +16,7 @@ from typing import Any
 from bf16prof.profiles.shipped import shipped_table
 
 
-class State(enum.StrEnum):
+class OperatorState(enum.StrEnum):
     """How well the memory of an operator is known."""
 
     MEASURED = "measured"
@@ -29,14 +29,14 @@ class State(enum.StrEnum):
     """Some of it is not known; the entry says what."""
 
 
-KNOWN = frozenset({State.MEASURED, State.READ})
+KNOWN = frozenset({OperatorState.MEASURED, OperatorState.READ})
 
 
 @dataclass(frozen=True)
 class Entry:
     """What is known of one operator, or of a family of them."""
 
-    state: State
+    state: OperatorState
     source: str = ""
     reason: str = ""
     confirmed_by: str = ""
@@ -83,9 +83,9 @@ NOTHING = Registry({}, "not looked at")
 def cpu_registry() -> Registry:
     """What the census found."""
     table = shipped_table("cpu-operators.toml", "bf16prof.dry_run.hardware")
-    entries = {name: Entry(State.MEASURED, f"census of PyTorch {table['torch']}") for name in (*table["exact"], *table["refused"])}
-    entries |= {name: Entry(State.ASKED, "the kernel itself") for name in table["asked"]}
-    entries |= {name: Entry(State.LOWER_BOUND, reason=reason) for name, reason in table["listed"].items()}
+    entries = {name: Entry(OperatorState.MEASURED, f"census of PyTorch {table['torch']}") for name in (*table["exact"], *table["refused"])}
+    entries |= {name: Entry(OperatorState.ASKED, "the kernel itself") for name in table["asked"]}
+    entries |= {name: Entry(OperatorState.LOWER_BOUND, reason=reason) for name, reason in table["listed"].items()}
     return Registry(entries, "no sample of PyTorch's operator tests reaches it, and its kernel could not be asked", {}, _COLLECTIVES)
 
 
@@ -93,7 +93,7 @@ def cpu_registry() -> Registry:
 def cuda_registry() -> Registry:
     """What was read and what was confirmed."""
     table = shipped_table("cuda-operators.toml", "bf16prof.dry_run.hardware")
-    families = {name: Entry(**{**row, "state": State(row["state"])}) for name, row in table["families"].items()}
+    families = {name: Entry(**{**row, "state": OperatorState(row["state"])}) for name, row in table["families"].items()}
     entries = {name: families[family] for family, names in table["operators"].items() for name in names}
     tags = {tag: families[family] for tag, family in table["tags"].items()}
     return Registry(entries, "nobody has held it against a GPU or read its kernel", tags, _COLLECTIVES)

@@ -31,7 +31,7 @@ BATCH_WORDS = "batches or shapes differ from step to step"
 
 
 @dataclass(frozen=True)
-class Step:
+class JobStep:
     """A step of the job that is over: what is allocated after it, its phases, and what the engines and the loop hold."""
 
     allocated_bytes: int
@@ -55,7 +55,7 @@ class ScriptRank:
         self._zero_init = self._keeps_outputs = False
         self._is_repeating = False
         self._phases: dict[Phase, PhaseMemory] = {}
-        self.steps: list[Step] = []
+        self.steps: list[JobStep] = []
         self.layers = Layers(self._ledger)
 
     def built(self, engine: Any, *, zero_init: bool) -> None:
@@ -83,7 +83,7 @@ class ScriptRank:
         items, _ = attribute_all(engines, kept, self._home)
         self._keeps_outputs = are_outputs(kept)
         del kept
-        self.steps.append(Step(self._ledger.allocated_bytes(), phases, (*items, *of_the_device(self._ledger))))
+        self.steps.append(JobStep(self._ledger.allocated_bytes(), phases, (*items, *of_the_device(self._ledger))))
         self._say()
         if len(self.steps) >= self._task.steps:
             self._is_repeating = True
@@ -165,7 +165,7 @@ class ScriptRank:
         return HOST if self._gpu is None else GPU
 
 
-def spread(steps: Sequence[Step]) -> list[str]:
+def spread(steps: Sequence[JobStep]) -> list[str]:
     """What differs between the steps after the first, in which optimizer states and ZeRO-3's trace are made.
 
     Compared are the bytes of what is held; where the caching allocator finds room for it differs from step to step in any case.

@@ -51,13 +51,13 @@ def surroundings(tracker: ScriptTracker, gpu: Gpu | None, world_size: int, rank:
         yield
 
 
-def _as_seen(gpu: Gpu | None, index: int, count: int, memory: LedgerMemory) -> module.Gpu:
+def _as_seen(gpu: Gpu | None, index: int, count: int, memory: LedgerMemory) -> module.ModelledGpu:
     """The GPU of this rank as the script sees it."""
     from deepspeed.accelerator import get_accelerator
 
     if gpu is None:
         return cpu_as_gpu(index, count, memory)
-    return module.Gpu(
+    return module.ModelledGpu(
         index=index,
         count=count,
         name=gpu.torch_name or gpu.name,

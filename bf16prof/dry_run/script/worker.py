@@ -19,7 +19,7 @@ from bf16prof.dry_run.runner import Files
 from bf16prof.dry_run.script.stacks import STACK, answer_into
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault
-from bf16prof.dry_run.worker import Reporter, comes_from_checking
+from bf16prof.dry_run.worker import ProgressFile, comes_from_checking
 from bf16prof.files import write_json
 from bf16prof.processes import die_with_parent
 from bf16prof.profiles.gpus import find_gpu
@@ -68,7 +68,7 @@ class Worker:
             self._tracker = tracker
             if task.snapshot:
                 tracker.ledger.keep_trace()
-            self._rank = ScriptRank(task, self._gpu, tracker, Reporter(self._files.progress), self._enough)
+            self._rank = ScriptRank(task, self._gpu, tracker, ProgressFile(self._files.progress), self._enough)
             with surroundings(tracker, self._gpu, task.world_size, task.rank), hooked(self._rank.watch), self._rank.layers.followed():
                 os._exit = self._leave  # type: ignore[assignment]
                 gc.collect()

@@ -13,7 +13,7 @@ from bf16prof.files import LARGEST_DOCUMENT, read_up_to
 from bf16prof.measuring.blame import blame
 from bf16prof.measuring.launcher import RanksOutcome
 from bf16prof.measuring.machine import environment, hardware, versions
-from bf16prof.measuring.record import Subject, record_of_ranks
+from bf16prof.measuring.record import TrainedSubject, record_of_ranks
 from bf16prof.measuring.results import OfScript, RankResult, load_rank
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.records import Case, Device, MemoryRecord
@@ -114,7 +114,7 @@ def script_record(outcome: RanksOutcome, of: OfScript, case: Case, device: Devic
     ranks = [rank for rank in outcome.ranks if rank is not None]
     name = next((rank.device_name for rank in ranks if rank.device_name), "")
     gpu = _gpu(name) if device is Device.GPU else None
-    record = record_of_ranks(outcome, Subject(case, device, of.workload, gpu))
+    record = record_of_ranks(outcome, TrainedSubject(case, device, of.workload, gpu))
     if record is None:
         return None
     steps = f"{len(record.steps)} steps of {of.script.name}"

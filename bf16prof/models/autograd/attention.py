@@ -14,7 +14,7 @@ from typing import Any
 from bf16prof.kernels import AttentionCall, KernelCall, blocks, scratch_bytes
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
-from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, Node, Tape, Tensor
+from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, GraphNode, Tape, Tensor
 from bf16prof.profiles.gpus import FIRST_WITH_BF16
 from bf16prof.rounding import round_up
 
@@ -106,7 +106,7 @@ def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Hea
     order = STRIDED if heads.is_by_head and kernel in {"cudnn", "flash"} else CONTIGUOUS
     sizes = ((query.numel, order), (key.numel, order), (value.numel, CONTIGUOUS))
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * heads.operations)
         out = [tape.new(size, grads[0].width, f"{name}_backward", None, layout) for size, layout in sizes]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.models.autograd.operators import TOKEN_BYTES, cast
-from bf16prof.models.autograd.tape import Node, Run, Tape, Tensor
+from bf16prof.models.autograd.tape import GraphNode, Run, Tape, Tensor
 
 INT32 = 4
 
@@ -28,7 +28,7 @@ def taken(tape: Tape, x: Tensor, numel: int, indices: Tensor) -> Tensor:
 def _into_zeros(tape: Tape, numel: int, name: str) -> Run:
     """The gradient of a choice of elements: out of place into as many zeros as there were to choose from."""
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         zeros = tape.new(numel, grads[0].width, "new_zeros")
         out = tape.new(zeros.numel, zeros.width, name)
@@ -44,7 +44,7 @@ def grouped_product(tape: Tape, x: Tensor, weight: Tensor, outputs: int, offsets
     of_x, of_weight = x.numel, weight.numel
     operations = 2 * of_x * outputs
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
         second = tape.new(of_weight, grads[0].width, "_grouped_mm")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.kernels import KernelCall, scratch_bytes
-from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, Node, Parameter, Tape, Tensor
+from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, GraphNode, Parameter, Tape, Tensor
 
 FP32 = 4
 TOKEN_BYTES = 8
@@ -23,7 +23,7 @@ def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
     return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), layout)
 
 
-def _same(_: Node, grads: list[Any]) -> Sequence[Any]:
+def _same(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
     return grads
 
 
@@ -57,7 +57,7 @@ def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
     """a * b, of which one may be repeated; without b, a times a number."""
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         out = [tape.new(grads[0].numel, grads[0].width, "mul", None, grads[0].layout) if edge else None for edge in node.edges]
         del saved
@@ -80,7 +80,7 @@ def concatenate(tape: Tape, *parts: Tensor, layout: int = CONTIGUOUS) -> Tensor:
         parts = tuple(cast(tape, each, width) for each in parts)
     sizes = [each.numel for each in parts]
 
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
 
     return tape.new(sum(sizes), width, "cat", tape.node(parts, run), layout)
@@ -98,7 +98,7 @@ def select(tape: Tape, x: Tensor, count: int) -> list[Tensor]:
     """x[0], x[1], ...: each has a gradient as large as x, and these are added up."""
     total, width = x.numel, x.width
 
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         return (tape.new(total, width, "select_backward", None, STRIDED),)
 
     return [Tensor(x.storage, total // count, width, tape.node((x,), run)) for _ in range(count)]
@@ -107,7 +107,7 @@ def select(tape: Tape, x: Tensor, count: int) -> list[Tensor]:
 def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
     """`gelu` or `silu`."""
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         out = tape.new(grads[0].numel, grads[0].width, f"{name}_backward")
         del saved
@@ -139,7 +139,7 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         size = saved[0].width
         out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
@@ -157,7 +157,7 @@ def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Te
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
     source_width = source.width
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         grad = tape.new(grads[0].numel, source_width, "_softmax_backward_data")
         tape.touch(grads[0].bytes, "_softmax_backward_data")
@@ -220,7 +220,7 @@ def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transpo
     sizes = (a.numel, b.numel)
     operations = 2 * numel * inner
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
         of_b = tape.new(sizes[1], grads[0].width, "bmm", None, VIEWABLE if transposed else STRIDED)
@@ -264,7 +264,7 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
     of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
     operations = 2 * (of_x // inputs) * of_weight
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
         width = grads[0].width
@@ -307,7 +307,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
     operations = 2 * (of_x // inputs) * of_weight
     is_view = not isinstance(weight, Parameter)
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
         width = half or grads[0].width
@@ -337,7 +337,7 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
     return out
 
 
-def _product_with(tape: Tape, x: Tensor, width: int, numel: int, name: str, *, node: Node | None = None) -> Tensor:
+def _product_with(tape: Tape, x: Tensor, width: int, numel: int, name: str, *, node: GraphNode | None = None) -> Tensor:
     """A matrix product with x, cast and copied for it if need be."""
     narrow = cast(tape, tape.detached(x), width)
     rows = _rows(tape, narrow)
@@ -350,7 +350,7 @@ def embedding(tape: Tape, weight: Tensor, rows: int, width: int, indices: Tensor
     """Rows of a table, by indices that are kept (`None`: the loop's own); its gradient is as large as the table."""
     table = weight.numel
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         grad = tape.new(table, grads[0].width, "embedding_dense_backward")
         call = KernelCall("embedding, backward", (rows, width, table // width, 0, TOKEN_BYTES, grads[0].width))
@@ -366,13 +366,13 @@ def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor | None = None) -> T
     kept = cast(tape, logits, FP32) if tape.precision.autocast else logits
     wide, numel = kept.width, kept.numel
 
-    def of_logits(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def of_logits(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         grad = tape.new(numel, wide, "_log_softmax_backward_data")
         del saved
         return (grad,)
 
-    def of_loss(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def of_loss(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         grad = tape.new(numel, wide, "nll_loss_backward")
         del saved

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bf16prof.models.autograd.operators import to_fp32, wide_or
-from bf16prof.models.autograd.tape import STRIDED, Node, Tape, Tensor
+from bf16prof.models.autograd.tape import STRIDED, GraphNode, Tape, Tensor
 
 
 def plus_number(tape: Tape, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def indexed(tape: Tape, x: Tensor, numel: int) -> Tensor:
     """`index`: a copy of a part of x, whose gradient is put into one as large as x."""
     whole = x.numel
 
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         zeros = tape.new(whole, grads[0].width, "new_zeros")
         return (tape.new(zeros.numel, zeros.width, "index_put"),)
 
@@ -96,7 +96,7 @@ def divided_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
     """`x /= y`, which keeps a copy of x for y's gradient."""
     whole = x.numel
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         of_x = tape.new(whole, grads[0].width, "div")
         held = [tape.new(whole, grads[0].width, name) for name in ("div", "neg", "mul")]
@@ -108,10 +108,10 @@ def divided_in_place(tape: Tape, x: Tensor, y: Tensor) -> Tensor:
     return Tensor(x.storage, whole, x.width, tape.node((x, y), run, kept, y), layout=x.layout)
 
 
-def _chain(tape: Tape, *names: str) -> Callable[[Node, list[Any]], Sequence[Any]]:
+def _chain(tape: Tape, *names: str) -> Callable[[GraphNode, list[Any]], Sequence[Any]]:
     """A backward formula of one result, from so many operators; what they give is held until it is there."""
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         made = [tape.new(grads[0].numel, max(grads[0].width, saved[0].width if saved[0].width >= 2 else 0), name) for name in names]
         del saved

@@ -101,7 +101,9 @@ class Tensor:
 
     __slots__ = ("__weakref__", "is_view", "layout", "node", "numel", "slot", "storage", "width")
 
-    def __init__(self, storage: Any, numel: int, width: int, node: Node | None = None, slot: int = 0, *, layout: int = CONTIGUOUS) -> None:
+    def __init__(
+        self, storage: Any, numel: int, width: int, node: GraphNode | None = None, slot: int = 0, *, layout: int = CONTIGUOUS
+    ) -> None:
         self.storage, self.numel, self.width, self.node, self.slot, self.layout = storage, numel, width, node, slot, layout
         self.is_view = True
 
@@ -123,7 +125,7 @@ class Parameter(Tensor):
     def __init__(self, tape: Tape, key: tuple[int, str], numel: int, width: int) -> None:
         super().__init__(None, numel, width)
         self.key = key
-        self.node = Node(LAST, _accumulate(tape, key), (), (), ((numel, width),))
+        self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
 
 Out = TypeVar(
@@ -131,10 +133,10 @@ Out = TypeVar(
 )
 """What a module gives back."""
 
-Run = Callable[["Node", list[Any]], Sequence[Any]]
+Run = Callable[["GraphNode", list[Any]], Sequence[Any]]
 
 
-class Node:
+class GraphNode:
     """A function of the graph: who gets its gradients, in how many elements of what size, what it saved, and how it computes them."""
 
     __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "sizes")
@@ -144,18 +146,18 @@ class Node:
         sequence: int,
         run: Run,
         saved: tuple[Any, ...],
-        edges: tuple[tuple[Node, int] | None, ...],
+        edges: tuple[tuple[GraphNode, int] | None, ...],
         sizes: tuple[tuple[int, int], ...],
     ) -> None:
         self.sequence, self.run, self.saved, self.edges, self.sizes = sequence, run, saved, edges, sizes
 
     def unpack(self) -> list[Any]:
         """What was saved, recomputed where checkpointing dropped it."""
-        return [each.unpack() if isinstance(each, Held) else each for each in self.saved]
+        return [each.unpack() if isinstance(each, RecomputedTensor) else each for each in self.saved]
 
 
 def _accumulate(tape: Tape, key: tuple[int, str]) -> Run:
-    def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         grad: Tensor = grads[0]
         tape.hand_over(grad, key)
         return ()
@@ -167,7 +169,7 @@ class StopRecomputation(Exception):
     """Everything that backward needs of a checkpointed layer has been recomputed (`torch.utils.checkpoint`, early stop)."""
 
 
-class Held:
+class RecomputedTensor:
     """Stands for a saved tensor of a checkpointed layer (`_Holder`)."""
 
     __slots__ = ("__weakref__", "frame", "value")
@@ -190,13 +192,13 @@ class Frame:
 
     def __init__(self, tape: Tape, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self._tape, self._function, self._inputs = tape, function, inputs
-        self._held: list[weakref.ref[Held]] = []
+        self._held: list[weakref.ref[RecomputedTensor]] = []
         self._seen = 0
         self.is_recomputed = False
 
-    def pack(self, _: Tensor) -> Held:
+    def pack(self, _: Tensor) -> RecomputedTensor:
         """Forward: drop the tensor."""
-        held = Held(self)
+        held = RecomputedTensor(self)
         self._held.append(weakref.ref(held))
         return held
 
@@ -255,7 +257,7 @@ class Tape:
         self._parameters: dict[tuple[int, str], Parameter] = {}
         self._waiting: dict[tuple[int, str], int] = {}
 
-    def new(self, numel: int, width: int, operator: str, node: Node | None = None, layout: int = CONTIGUOUS) -> Tensor:
+    def new(self, numel: int, width: int, operator: str, node: GraphNode | None = None, layout: int = CONTIGUOUS) -> Tensor:
         """A new tensor that `operator` makes."""
         made = Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
         made.is_view = False
@@ -295,17 +297,17 @@ class Tape:
         self._pins += 1
         return Pin(self.events, self._pins, tensor)
 
-    def node(self, inputs: Sequence[Tensor | None], run: Run, *saved: Tensor | None) -> Node | None:
+    def node(self, inputs: Sequence[Tensor | None], run: Run, *saved: Tensor | None) -> GraphNode | None:
         """The node of an operator, if any input needs a gradient. It saves its inputs before the operator runs."""
         if all(each is None or each.node is None for each in inputs):
             return None
         self._sequence += 1
         edges = tuple(None if each is None or each.node is None else (each.node, each.slot) for each in inputs)
-        node = Node(self._sequence, run, (), edges, tuple((each.numel, each.width) if each is not None else (0, 0) for each in inputs))
+        node = GraphNode(self._sequence, run, (), edges, tuple((each.numel, each.width) if each is not None else (0, 0) for each in inputs))
         self.save(node, *saved)
         return node
 
-    def save(self, node: Node | None, *tensors: Tensor | None) -> None:
+    def save(self, node: GraphNode | None, *tensors: Tensor | None) -> None:
         """Save more for the node's backward: what the operator computed."""
         if node is not None and tensors:
             pack = self.pack
@@ -402,7 +404,7 @@ class Tape:
         if x.node is None:
             return out
 
-        def run(_: Node, grads: list[Any]) -> Sequence[Any]:
+        def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
             when_backward()
             return grads
 
@@ -418,9 +420,9 @@ class Tape:
     def backward(self, root: Tensor, grad: Tensor) -> None:
         """Run the graph from `root` with its gradient."""
         assert root.node is not None
-        start: Node = root.node
+        start: GraphNode = root.node
         missing = _dependencies(start)
-        buffers: dict[Node, list[Any]] = {start: [grad]}
+        buffers: dict[GraphNode, list[Any]] = {start: [grad]}
         del grad
         root.node = None
         ready = [(-start.sequence, 0, start)]
@@ -467,9 +469,9 @@ class Tape:
             del known  # it goes before the one that was added to it
 
 
-def _dependencies(start: Node) -> dict[Node, int]:
+def _dependencies(start: GraphNode) -> dict[GraphNode, int]:
     """How many gradients each node waits for (`Engine::compute_dependencies`)."""
-    missing: dict[Node, int] = {start: 0}
+    missing: dict[GraphNode, int] = {start: 0}
     stack = [start]
     while stack:
         for edge in stack.pop().edges:

@@ -47,7 +47,7 @@ def build(model: Model, *, activation_checkpointing: bool | Checkpointing | None
     if how not in (None, Checkpointing()):
         raise InputError("workload.use_reentrant and checkpoint_every_n_layers: models of transformers have the choice")
     family = importlib.import_module(f"{__name__}.{model.family.replace('-', '_')}")
-    module: nn.Module = family.Model(model, how is not None)
+    module: nn.Module = family.build(model, activation_checkpointing=how is not None)
     return module
 
 

@@ -13,7 +13,7 @@ from bf16prof.models.modules.ends import Positions, as_head
 from bf16prof.profiles.models import ModelSettings
 
 
-class Attention(nn.Module):
+class Gpt2Attention(nn.Module):
     """Causal self-attention with one fused projection. x: [batch, sequence, hidden]."""
 
     def __init__(self, hidden: int, heads: int) -> None:
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         return out
 
 
-class MLP(nn.Module):
+class Gpt2MLP(nn.Module):
     """Two projections around a GELU."""
 
     def __init__(self, hidden: int, intermediate: int) -> None:
@@ -45,15 +45,15 @@ class MLP(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class Gpt2Block(nn.Module):
     """Pre-LN attention and MLP with residual sums."""
 
     def __init__(self, hidden: int, heads: int, intermediate: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(hidden)
-        self.attn = Attention(hidden, heads)
+        self.attn = Gpt2Attention(hidden, heads)
         self.ln_2 = nn.LayerNorm(hidden)
-        self.mlp = MLP(hidden, intermediate)
+        self.mlp = Gpt2MLP(hidden, intermediate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of the shape of the input."""
@@ -62,7 +62,12 @@ class Block(nn.Module):
         return out
 
 
-class Model(nn.Module):
+def build(model: ModelSettings, *, activation_checkpointing: bool) -> nn.Module:
+    """The model of these sizes."""
+    return Gpt2Model(model, activation_checkpointing)
+
+
+class Gpt2Model(nn.Module):
     """Token ids [batch, sequence] to logits [batch, sequence, vocabulary]."""
 
     def __init__(self, model: ModelSettings, activation_checkpointing: bool) -> None:
@@ -72,7 +77,7 @@ class Model(nn.Module):
         self.wte = nn.Embedding(model.vocab_size, hidden)
         self.wpe = nn.Embedding(model.max_sequence_length, hidden)
         intermediate = model.intermediate_size or 4 * hidden
-        self.h = nn.ModuleList(Block(hidden, model.num_heads, intermediate) for _ in range(model.num_layers))
+        self.h = nn.ModuleList(Gpt2Block(hidden, model.num_heads, intermediate) for _ in range(model.num_layers))
         self.ln_f = nn.LayerNorm(hidden)
         self.lm_head = nn.Linear(hidden, model.vocab_size, bias=False)
         self.apply(initialise)
@@ -92,7 +97,7 @@ def pipeline_layers(model: ModelSettings) -> list[Any]:
     from deepspeed.runtime.pipe.module import LayerSpec, TiedLayerSpec
 
     vocabulary, hidden = model.vocab_size, model.hidden_size
-    block = LayerSpec(Block, hidden, model.num_heads, model.intermediate_size or 4 * hidden)
+    block = LayerSpec(Gpt2Block, hidden, model.num_heads, model.intermediate_size or 4 * hidden)
     is_tied = model.tie_embeddings is None or model.tie_embeddings
     return [
         TiedLayerSpec("wte", nn.Embedding, vocabulary, hidden) if is_tied else LayerSpec(nn.Embedding, vocabulary, hidden),

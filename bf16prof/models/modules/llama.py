@@ -17,7 +17,7 @@ ROPE_BASE = 500_000.0
 NORM_EPSILON = 1e-5
 
 
-class Attention(nn.Module):
+class LlamaAttention(nn.Module):
     """Causal grouped-query attention. x: [batch, sequence, hidden]; cos, sin: [sequence, head width]."""
 
     def __init__(self, hidden: int, heads: int, kv_heads: int) -> None:
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         return out
 
 
-class MLP(nn.Module):
+class LlamaMLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, hidden: int, intermediate: int) -> None:
@@ -55,14 +55,14 @@ class MLP(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class LlamaBlock(nn.Module):
     """Pre-norm attention and MLP with residual sums."""
 
     def __init__(self, model: ModelSettings) -> None:
         super().__init__()
         hidden = model.hidden_size
-        self.self_attn = Attention(hidden, model.num_heads, model.num_kv_heads or model.num_heads)
-        self.mlp = MLP(hidden, model.intermediate_size or 4 * hidden)
+        self.self_attn = LlamaAttention(hidden, model.num_heads, model.num_kv_heads or model.num_heads)
+        self.mlp = LlamaMLP(hidden, model.intermediate_size or 4 * hidden)
         self.input_layernorm = nn.RMSNorm(hidden, eps=NORM_EPSILON)
         self.post_attention_layernorm = nn.RMSNorm(hidden, eps=NORM_EPSILON)
 
@@ -73,7 +73,12 @@ class Block(nn.Module):
         return out
 
 
-class Model(nn.Module):
+def build(model: ModelSettings, *, activation_checkpointing: bool) -> nn.Module:
+    """The model of these sizes."""
+    return LlamaModel(model, activation_checkpointing)
+
+
+class LlamaModel(nn.Module):
     """Token ids [batch, sequence] to logits [batch, sequence, vocabulary]."""
 
     def __init__(self, model: ModelSettings, activation_checkpointing: bool) -> None:
@@ -81,7 +86,7 @@ class Model(nn.Module):
         self.checkpointing = activation_checkpointing
         self.head_width = model.hidden_size // model.num_heads
         self.embed_tokens = nn.Embedding(model.vocab_size, model.hidden_size)
-        self.layers = nn.ModuleList(Block(model) for _ in range(model.num_layers))
+        self.layers = nn.ModuleList(LlamaBlock(model) for _ in range(model.num_layers))
         self.norm = nn.RMSNorm(model.hidden_size, eps=NORM_EPSILON)
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
         self.apply(initialise)
@@ -109,7 +114,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-class RotaryBlock(Block):
+class RotaryBlock(LlamaBlock):
     """A block that makes the rotary angles itself: what a stage of a pipeline hands on is x alone."""
 
     def __init__(self, model: ModelSettings) -> None:

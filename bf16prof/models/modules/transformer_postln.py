@@ -12,7 +12,7 @@ from bf16prof.models.modules.ends import Positions
 from bf16prof.profiles.models import ModelSettings
 
 
-class Block(nn.Module):
+class PostLnBlock(nn.Module):
     """Self-attention and MLP, each followed by a residual sum and a layer norm. x: [batch, sequence, hidden]."""
 
     def __init__(self, hidden: int, heads: int, intermediate: int) -> None:
@@ -31,7 +31,12 @@ class Block(nn.Module):
         return x  # noqa: RET504 - the published block holds these names to its end, and with them the tensors
 
 
-class Model(nn.Module):
+def build(model: ModelSettings, *, activation_checkpointing: bool) -> nn.Module:
+    """The model of these sizes."""
+    return PostLnTransformer(model, activation_checkpointing)
+
+
+class PostLnTransformer(nn.Module):
     """Token ids [batch, sequence] to logits [batch, sequence, vocabulary]."""
 
     def __init__(self, model: ModelSettings, activation_checkpointing: bool) -> None:
@@ -41,7 +46,7 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(model.vocab_size, hidden)
         self.pos_embedding = nn.Embedding(model.max_sequence_length, hidden)
         intermediate = model.intermediate_size or 4 * hidden
-        self.layers = nn.ModuleList(Block(hidden, model.num_heads, intermediate) for _ in range(model.num_layers))
+        self.layers = nn.ModuleList(PostLnBlock(hidden, model.num_heads, intermediate) for _ in range(model.num_layers))
         self.output_proj = nn.Linear(hidden, model.vocab_size)
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -61,6 +66,6 @@ def pipeline_layers(model: ModelSettings) -> list[Any]:
     return [
         LayerSpec(nn.Embedding, model.vocab_size, hidden),
         LayerSpec(Positions, model.max_sequence_length, hidden),
-        *[LayerSpec(Block, hidden, model.num_heads, model.intermediate_size or 4 * hidden)] * model.num_layers,
+        *[LayerSpec(PostLnBlock, hidden, model.num_heads, model.intermediate_size or 4 * hidden)] * model.num_layers,
         LayerSpec(nn.Linear, hidden, model.vocab_size),
     ]

@@ -23,7 +23,7 @@ class NoTape(InputError):
 
 
 @dataclass(frozen=True)
-class Run:
+class ForwardRun:
     """What a forward pass is run on: the model, sequences of tokens, a GPU's compute capability (`None`: a CPU), the parameters' dtype,
     and the GPU as its reductions see it."""
 
@@ -67,7 +67,7 @@ class Network(Protocol):
 
 
 @functools.lru_cache(maxsize=64)
-def network(run: Run) -> Network:
+def network(run: ForwardRun) -> Network:
     """The model of a run. Raises `NoTape` saying why there is none."""
     if isinstance(run.model, ModelSettings):
         return OwnNetwork(run, run.model)
@@ -82,7 +82,7 @@ def network(run: Run) -> Network:
 class OwnNetwork:
     """A model of our own families: the loop computes the loss of its logits."""
 
-    run: Run
+    run: ForwardRun
     model: ModelSettings
     root: ClassVar[str] = ""
     leaf: ClassVar[str | None] = None

@@ -9,7 +9,7 @@ from bf16prof.reports.console.breakdown import breakdown, notes
 from bf16prof.reports.console.changes import changes_view
 from bf16prof.reports.console.explanation import explanation_view
 from bf16prof.reports.console.grid import RefusalLike, estimate_grid, grid_width, refusals
-from bf16prof.reports.console.layout import make_console
+from bf16prof.reports.console.layout import in_text, make_console
 from bf16prof.reports.console.losses import learning
 from bf16prof.reports.console.outcome import outcome
 from bf16prof.reports.console.peak import holders
@@ -28,6 +28,7 @@ __all__ = [
     "failures",
     "grid_width",
     "holders",
+    "in_text",
     "learning",
     "make_console",
     "notes",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,13 @@ def make_console(stderr: bool = False) -> Console:
         width = PIPE_WIDTH
     height = None if width is None else 25  # rich ignores the width of a dumb terminal unless both are given
     return Console(stderr=stderr, width=width, height=height, highlight=False, emoji=False)
+
+
+def in_text(show: Callable[[Console], None]) -> str:
+    """What `show` prints, as text of 80 columns without colours."""
+    stream = io.StringIO()
+    show(Console(file=stream, width=80, height=25, color_system=None, highlight=False, emoji=False))
+    return stream.getvalue().rstrip("\n")
 
 
 def safe(value: object, style: str = "", limit: int | None = None) -> Text:

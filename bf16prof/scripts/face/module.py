@@ -16,7 +16,7 @@ RNG_STATE_BYTES = 16
 """A CUDA generator's state: seed and offset (aten/src/ATen/cuda/CUDAGeneratorImpl.cpp)."""
 
 
-class Memory(Protocol):
+class MemoryCounters(Protocol):
     """A GPU's memory as `torch.cuda` counts it; its peaks are the script's own to reset."""
 
     def allocated(self) -> int:
@@ -68,7 +68,7 @@ class Accelerator(Protocol):
 
 
 @dataclass(frozen=True)
-class Gpu:
+class ModelledGpu:
     """The GPU of this rank: the index and the number that the script sees, and what it is."""
 
     index: int
@@ -77,7 +77,7 @@ class Gpu:
     total: int
     capability: tuple[int, int]
     processors: int
-    memory: Memory
+    memory: MemoryCounters
     accelerator: Any
 
 
@@ -85,7 +85,7 @@ Row = tuple[Any, str, Any]
 """Owner, attribute, and what is there instead."""
 
 
-def replacements(gpu: Gpu) -> Iterator[Row]:
+def replacements(gpu: ModelledGpu) -> Iterator[Row]:
     """All that is replaced."""
     for name, value in {**_device(gpu), **_memory(gpu), **_streams(gpu), **_random()}.items():
         yield torch.cuda, name, _named(name, value)
@@ -140,7 +140,7 @@ def _named(name: str, value: Any) -> Any:
     return copied
 
 
-def _device(gpu: Gpu) -> dict[str, Any]:
+def _device(gpu: ModelledGpu) -> dict[str, Any]:
     properties = types.SimpleNamespace(
         name=gpu.name, total_memory=gpu.total, major=gpu.capability[0], minor=gpu.capability[1],
         multi_processor_count=gpu.processors, warp_size=32, max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536,
@@ -171,7 +171,7 @@ def _device(gpu: Gpu) -> dict[str, Any]:
     }
 
 
-def _memory(gpu: Gpu) -> dict[str, Any]:
+def _memory(gpu: ModelledGpu) -> dict[str, Any]:
     memory = gpu.memory
 
     def stats(*_: Any, **__: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _memory(gpu: Gpu) -> dict[str, Any]:
     }
 
 
-def _streams(gpu: Gpu) -> dict[str, Any]:
+def _streams(gpu: ModelledGpu) -> dict[str, Any]:
     accelerator = gpu.accelerator
     return {
         "Stream": accelerator.Stream,
@@ -234,7 +234,7 @@ def _random() -> dict[str, Any]:
     }
 
 
-def _accelerator(gpu: Gpu) -> dict[str, Any]:
+def _accelerator(gpu: ModelledGpu) -> dict[str, Any]:
     """`torch.accelerator`, the same without the name of the vendor."""
     device = torch.device("cuda", gpu.index)
     found = {

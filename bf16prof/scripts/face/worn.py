@@ -12,7 +12,7 @@ import torch.distributed as dist
 from bf16prof.processes import whole_memory
 from bf16prof.scripts.face import around, module
 from bf16prof.scripts.face.mode import CudaFace, in_backward
-from bf16prof.scripts.face.module import Memory, Row
+from bf16prof.scripts.face.module import MemoryCounters, Row
 from bf16prof.scripts.face.streams import HostAccelerator
 
 
@@ -26,16 +26,16 @@ def replaced(rows: Iterable[Row]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def worn(gpu: module.Gpu, home: torch.device) -> Iterator[None]:
+def worn(gpu: module.ModelledGpu, home: torch.device) -> Iterator[None]:
     """Inside, CUDA devices are `home`, and `torch.cuda` answers as that GPU."""
     face = CudaFace(home)
     with replaced([*module.replacements(gpu), *around.replacements(home), *in_backward(face)]), face:
         yield
 
 
-def cpu_as_gpu(index: int, count: int, memory: Memory) -> module.Gpu:
+def cpu_as_gpu(index: int, count: int, memory: MemoryCounters) -> module.ModelledGpu:
     """A CPU rank that stands for a GPU; the compute capability is one that has bf16."""
-    return module.Gpu(index, count, "CPU", whole_memory(), (9, 0), 1, memory, HostAccelerator())
+    return module.ModelledGpu(index, count, "CPU", whole_memory(), (9, 0), 1, memory, HostAccelerator())
 
 
 def gloo_for_nccl() -> Iterator[Row]:

@@ -16,7 +16,7 @@ Layer = Callable[[str, int], list[ParameterSpec]]
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadSizes:
     """The sizes of attention: `width` elements for each of the heads and of the key and value heads."""
 
     hidden: int
@@ -29,7 +29,7 @@ class Heads:
             raise InputError(f"model.hf_config.hidden_size ({self.hidden}) is shared by {self.heads} heads: none is left of a head")
 
     @classmethod
-    def of(cls, config: Config) -> Heads:
+    def of(cls, config: Config) -> HeadSizes:
         """As most configurations say it. A `head_dim` need not be the hidden size by the heads."""
         hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
         kv_heads = config.count_or("num_key_value_heads", heads)
@@ -43,7 +43,7 @@ class Heads:
         return self.heads * self.width, self.kv_heads * self.width, self.kv_heads * self.width
 
 
-def attention(name: str, sizes: Heads, *, bias: bool, output: str = "o_proj", output_bias: bool | None = None) -> list[ParameterSpec]:
+def attention(name: str, sizes: HeadSizes, *, bias: bool, output: str = "o_proj", output_bias: bool | None = None) -> list[ParameterSpec]:
     """Query, key, value and output projections; the output's bias is as the others' when not said."""
     rows = zip(("q_proj", "k_proj", "v_proj"), sizes.inputs, strict=True)
     out = linear(f"{name}.{output}", sizes.hidden, sizes.inputs[0], bias=bias if output_bias is None else output_bias)

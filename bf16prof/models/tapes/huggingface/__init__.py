@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from bf16prof.models.autograd.tape import Precision, Tape
 from bf16prof.models.shapes.huggingface import configuration, families_of, skeleton
-from bf16prof.models.tapes import Network, NoTape, Run
+from bf16prof.models.tapes import ForwardRun, Network, NoTape
 from bf16prof.models.tapes.huggingface.causal import CausalLM
 from bf16prof.profiles.models import HuggingFaceSettings
 
@@ -28,7 +28,7 @@ def model_types() -> Mapping[str, type[CausalLM]]:
     return families_of(FAMILIES_PACKAGE)
 
 
-def network_of(run: Run, model: HuggingFaceSettings) -> Network:
+def network_of(run: ForwardRun, model: HuggingFaceSettings) -> Network:
     """The model of a Hugging Face configuration, run forwards once to see that all its values are known.
 
     Raises `NoTape`, and `NoInventory` where not even its parameters are known.

@@ -22,7 +22,7 @@ from bf16prof.models.autograd.operators import (
 from bf16prof.models.autograd.pointwise import dropout, over_number, plus_number, power, reciprocal_root, relu, row_mean, sliced, tanh
 from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor
 from bf16prof.models.shapes.huggingface.config import LAYER_TYPES, Config, shown
-from bf16prof.models.tapes import NoTape, Run
+from bf16prof.models.tapes import ForwardRun, NoTape
 
 LARGEST_GROUPED_HEAD = 256
 """`use_gqa_in_sdpa` (integrations/sdpa_attention.py): wider heads are repeated, and so are all where there is a mask."""
@@ -110,12 +110,12 @@ def windows_of(config: Config, window: int | None, slides: Callable[[int], bool]
     return [window if name == "sliding_attention" else None for name, _ in zip(types, config.layers(), strict=False)]
 
 
-def needs_mask(run: Run, window: int | None) -> bool:
+def needs_mask(run: ForwardRun, window: int | None) -> bool:
     """`_ignore_causal_mask_sdpa` (masking_utils.py): attention that is plainly causal needs none."""
     return window is not None and run.sequence >= window
 
 
-def boolean_mask(tape: Tape, run: Run, window: int | None) -> Tensor:
+def boolean_mask(tape: Tape, run: ForwardRun, window: int | None) -> Tensor:
     """`sdpa_mask`: which positions see which, [sequence, sequence], with a window if there is one."""
     length = run.sequence
     batches, heads = tape.new(run.batch, TOKEN_BYTES, "arange"), tape.new(1, TOKEN_BYTES, "arange")
@@ -135,7 +135,7 @@ def boolean_mask(tape: Tape, run: Run, window: int | None) -> Tensor:
     return mask
 
 
-def additive_mask(tape: Tape, run: Run, window: int | None, width: int) -> Tensor:
+def additive_mask(tape: Tape, run: ForwardRun, window: int | None, width: int) -> Tensor:
     """`eager_mask`: what is added to the scores, [batch, 1, sequence, sequence], in a dtype of that width."""
     mask = boolean_mask(tape, run, window)
     added = tape.new(run.batch * mask.numel, width, "where")

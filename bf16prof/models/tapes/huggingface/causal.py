@@ -11,7 +11,7 @@ from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, cast, cross_en
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
 from bf16prof.models.shapes.huggingface import BufferSpec
 from bf16prof.models.shapes.huggingface.config import Config, shown
-from bf16prof.models.tapes import NoTape, Run
+from bf16prof.models.tapes import ForwardRun, NoTape
 from bf16prof.models.tapes.huggingface.blocks import additive_mask, boolean_mask, needs_mask
 
 Outputs = Tensor | tuple[Tensor, Tensor | None]
@@ -30,7 +30,7 @@ class CausalLM:
     * `defaults`: what its configuration class says of the keys that only tapes read.
     """
 
-    run: Run
+    run: ForwardRun
     config: Config
     is_eager: bool
     buffers: Sequence[BufferSpec]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bf16prof.models.shapes import NoInventory, ParameterSpec
 from bf16prof.models.shapes.huggingface import BufferSpec, Family, Skeleton
-from bf16prof.models.shapes.huggingface.blocks import Heads, attention, decoder, gated_mlp, weights
+from bf16prof.models.shapes.huggingface.blocks import HeadSizes, attention, decoder, gated_mlp, weights
 from bf16prof.models.shapes.huggingface.config import LAYER_TYPES, Config, shown
 from bf16prof.models.shapes.huggingface.rotary import frequencies, rotary
 
@@ -19,12 +19,12 @@ FOUR_NORMS = (*TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layerno
 
 
 def _gemma(config: Config) -> Skeleton:
-    return _model(config, "Gemma", TWO_NORMS, rotary(config, Heads.of(config).width))
+    return _model(config, "Gemma", TWO_NORMS, rotary(config, HeadSizes.of(config).width))
 
 
 def _gemma2(config: Config) -> Skeleton:
     config.head_width()
-    return _model(config, "Gemma2", FOUR_NORMS, rotary(config, Heads.of(config).width))
+    return _model(config, "Gemma2", FOUR_NORMS, rotary(config, HeadSizes.of(config).width))
 
 
 def _gemma3(config: Config) -> Skeleton:
@@ -33,7 +33,7 @@ def _gemma3(config: Config) -> Skeleton:
 
 
 def _model(config: Config, family: str, norms: Sequence[str], turning: Sequence[BufferSpec], *, norms_heads: bool = False) -> Skeleton:
-    sizes, intermediate, norm = Heads.of(config), config.count("intermediate_size"), f"{family}RMSNorm"
+    sizes, intermediate, norm = HeadSizes.of(config), config.count("intermediate_size"), f"{family}RMSNorm"
     bias = config.flag("attention_bias")
 
     def layer(name: str, index: int) -> list[ParameterSpec]:
@@ -58,7 +58,7 @@ def _rotary_by_type(config: Config) -> list[BufferSpec]:
         if name not in LAYER_TYPES or "partial_rotary_factor" in own:
             raise NoInventory(f"model.hf_config.layer_types: {shown(name)} with rope_parameters {shown(own)} is not modelled")
         kind = own.get("rope_type", own.get("type", "default"))
-        buffers += frequencies(kind, Heads.of(config).width, f"model.rotary_emb.{name}_")
+        buffers += frequencies(kind, HeadSizes.of(config).width, f"model.rotary_emb.{name}_")
     return buffers
 
 

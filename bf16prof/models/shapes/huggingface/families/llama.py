@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.models.shapes.huggingface import Family, Skeleton
-from bf16prof.models.shapes.huggingface.blocks import Heads, attention, decoder, gated_mlp, weights
+from bf16prof.models.shapes.huggingface.blocks import HeadSizes, attention, decoder, gated_mlp, weights
 from bf16prof.models.shapes.huggingface.config import Config
 from bf16prof.models.shapes.huggingface.rotary import rotary
 
@@ -32,7 +32,7 @@ def _qwen3(config: Config) -> Skeleton:
 def _model(
     config: Config, norm: str, *, bias: bool, output_bias: bool | None = None, mlp_bias: bool = False, norms_heads: bool = False
 ) -> Skeleton:
-    sizes, intermediate = Heads.of(config), config.count("intermediate_size")
+    sizes, intermediate = HeadSizes.of(config), config.count("intermediate_size")
 
     def layer(name: str, index: int) -> list[ParameterSpec]:
         return [

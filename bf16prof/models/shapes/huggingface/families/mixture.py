@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from bf16prof.models.shapes import ParameterSpec, linear
 from bf16prof.models.shapes.huggingface import Family, Skeleton
-from bf16prof.models.shapes.huggingface.blocks import Heads, attention, decoder, experts, gated_mlp, weights
+from bf16prof.models.shapes.huggingface.blocks import HeadSizes, attention, decoder, experts, gated_mlp, weights
 from bf16prof.models.shapes.huggingface.config import Config
 from bf16prof.models.shapes.huggingface.rotary import rotary
 
@@ -33,7 +33,7 @@ def _qwen3_moe(config: Config) -> Skeleton:
 def _model(
     config: Config, family: str, mixture: Mixture, *, bias: bool, output_bias: bool | None = None, norms_heads: bool = False
 ) -> Skeleton:
-    sizes, norm = Heads.of(config), f"{family}RMSNorm"
+    sizes, norm = HeadSizes.of(config), f"{family}RMSNorm"
 
     def layer(name: str, index: int) -> list[ParameterSpec]:
         dense = mixture is not _mixtral_mixture and not has_experts(config, index)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from bf16prof.models.shapes import ParameterSpec, layer_norm, linear
 from bf16prof.models.shapes.huggingface import Family, Skeleton
-from bf16prof.models.shapes.huggingface.blocks import Heads, attention, language_model
+from bf16prof.models.shapes.huggingface.blocks import HeadSizes, attention, language_model
 from bf16prof.models.shapes.huggingface.config import Config
 from bf16prof.models.shapes.huggingface.rotary import rotary
 
 
 def _phi(config: Config) -> Skeleton:
-    sizes, intermediate = Heads.of(config), config.count("intermediate_size")
+    sizes, intermediate = HeadSizes.of(config), config.count("intermediate_size")
     tokens = ParameterSpec("model.embed_tokens.weight", (config.count("vocab_size"), sizes.hidden), "Embedding")
     layers = [spec for index in config.layers() for spec in _layer(config, f"model.layers.{index}", sizes, intermediate)]
     body = [*layers, *layer_norm("model.final_layernorm", sizes.hidden)]
@@ -21,7 +21,7 @@ def _phi(config: Config) -> Skeleton:
     return Skeleton(tuple(language_model(config, tokens, body, bias=True)), tuple(turning))
 
 
-def _layer(config: Config, name: str, sizes: Heads, intermediate: int) -> list[ParameterSpec]:
+def _layer(config: Config, name: str, sizes: HeadSizes, intermediate: int) -> list[ParameterSpec]:
     width = sizes.hidden // sizes.heads
     norms = [spec for part in ("q_layernorm", "k_layernorm") for spec in layer_norm(f"{name}.self_attn.{part}", width)]
     return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bf16prof.models.shapes import ParameterSpec, linear
 from bf16prof.models.shapes.huggingface import Family, Skeleton
-from bf16prof.models.shapes.huggingface.blocks import Heads, decoder, weights
+from bf16prof.models.shapes.huggingface.blocks import HeadSizes, decoder, weights
 from bf16prof.models.shapes.huggingface.config import Config
 from bf16prof.models.shapes.huggingface.rotary import rotary
 
@@ -17,7 +17,7 @@ ALSO_LONGROPE = ("su", "yarn")
 
 
 def _phi3(config: Config) -> Skeleton:
-    sizes, intermediate = Heads.of(config), config.count("intermediate_size")
+    sizes, intermediate = HeadSizes.of(config), config.count("intermediate_size")
 
     def layer(name: str, index: int) -> list[ParameterSpec]:
         return [

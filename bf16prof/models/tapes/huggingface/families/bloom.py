@@ -25,7 +25,7 @@ from bf16prof.models.autograd.operators import (
     strided,
 )  # fmt: skip
 from bf16prof.models.autograd.pointwise import dropout, plus_number, tanh
-from bf16prof.models.autograd.tape import Node, Tape, Tensor
+from bf16prof.models.autograd.tape import GraphNode, Tape, Tensor
 from bf16prof.models.tapes import NoTape
 from bf16prof.models.tapes.huggingface.blocks import Attended
 from bf16prof.models.tapes.huggingface.causal import CausalLM
@@ -104,7 +104,7 @@ def _added_product(tape: Tape, added: Tensor, a: Tensor, b: Tensor, numel: int, 
     """`baddbmm` over a common dimension of `inner`, with a factor for the product and a first argument without gradient."""
     added, a, b = autocast(tape, added), autocast(tape, a), autocast(tape, b)
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
         of_a = _scaled(tape, a_numel, grads[0].width)
@@ -131,7 +131,7 @@ def _dropout_add(tape: Tape, x: Tensor, residual: Tensor, share: float) -> Tenso
 def _gelu(tape: Tape, x: Tensor) -> Tensor:
     """`GeLUFunction`: what is computed in between is not kept; backward computes it again."""
 
-    def run(node: Node, grads: list[Any]) -> Sequence[Any]:
+    def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         out = _times_derivative(tape, tape.detached(saved[0]), grads[0])
         del saved

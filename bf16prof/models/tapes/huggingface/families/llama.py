@@ -40,9 +40,9 @@ class Llama(CausalLM):
     is_by_head: ClassVar[bool] = False
 
     @property
-    def heads(self) -> shapes.Heads:
+    def heads(self) -> shapes.HeadSizes:
         """The sizes of attention."""
-        return shapes.Heads.of(self.config)
+        return shapes.HeadSizes.of(self.config)
 
     def body(self, tape: Tape, layers: Sequence[int]) -> Tensor:
         """LlamaModel."""
