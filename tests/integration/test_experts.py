@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 from conftest import Measured
-from harness import SHORT, bf16prof, inside
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.nightly]
 
 CASES = [
     pytest.param("--model mixture:over_two --num-gpus 2 --ep 2", 2, id="zero2"),
-    pytest.param("--model mixture:over_two --num-gpus 4 --ep 2 --gas 2", 1, id="zero1-on-four", marks=pytest.mark.nightly),
-    pytest.param("--model mixture:two_of_two --num-gpus 4 --ep 2", 2, id="two-experts-for-a-token", marks=pytest.mark.nightly),
-    pytest.param("--model mixture:over_two --num-gpus 2 --ep 2", 0, id="zero0", marks=pytest.mark.nightly),
+    pytest.param("--model mixture:over_two --num-gpus 4 --ep 2 --gas 2", 1, id="zero1-on-four"),
+    pytest.param("--model mixture:two_of_two --num-gpus 4 --ep 2", 2, id="two-experts-for-a-token"),
+    pytest.param("--model mixture:over_two --num-gpus 2 --ep 2", 0, id="zero0"),
 ]
 
 NUMBER_BYTES = 8
@@ -47,15 +46,3 @@ def _require_exchanges(record: dict[str, Any]) -> None:
     once = 2 * 2 * 4 * room * 30 * 2 * said["gradient_accumulation_steps"]
 
     assert {each["phase"]: each["size_bytes"] for each in record["exchanges"]} == {"forward": once, "backward": once}
-
-
-def test_experts_that_take_whatever_comes_are_not_run_dry() -> None:
-    sets = [word for each in SHORT for word in ("--set", each)]
-    said = ("--zero", "1", "--recipe", "fp32", "--gpus", "2", "--device", "cpu", *sets)
-
-    dropless = bf16prof("simulate", "mixture:dropless", *said, "--ep", "2", env=inside("witness"))
-    silent = bf16prof("simulate", "mixture:over_two", *said, env=inside("witness"))
-
-    assert (dropless.code, silent.code) == (2, 2)
-    assert "drop_tokens=False" in dropless.stderr
-    assert "have ep_size 2, and --ep is 1" in silent.stderr

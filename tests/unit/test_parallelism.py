@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from bf16prof.engine.config import deepspeed_config, engine_facts
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError
+from bf16prof.models import experts
 from bf16prof.models.autograd.tape import local_variable
 from bf16prof.parallelism import Parallelism
 from bf16prof.planning.advice import beyond
@@ -215,6 +217,50 @@ def test_what_deepspeeds_rules_refuse_is_one_line(name: str, main: Main, tmp_pat
 )
 def test_what_a_pipeline_does_not_go_with_is_one_line(flags: list[str], words: str, main: Main) -> None:
     assert words in refused(main("simulate", "cpu-demo", "--pp", "2", "--recipe", "fp32", *flags))
+
+
+def mixture(ranks: int, *, drops: bool = True) -> Any:
+    """A model with one MoE layer, as far as it is asked."""
+    gate = SimpleNamespace(drop_tokens=drops, capacity_factor=1.25, k=2, min_capacity=4)
+    return SimpleNamespace(modules=lambda: [MoE(ranks, SimpleNamespace(gate=gate))])
+
+
+class MoE:
+    """What DeepSpeed's class of this name says of itself."""
+
+    def __init__(self, ep_size: int, deepspeed_moe: Any) -> None:
+        self.ep_size, self.deepspeed_moe = ep_size, deepspeed_moe
+
+
+def test_a_model_says_over_how_many_ranks_its_experts_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, experts.MODULE, SimpleNamespace(MoE=MoE))
+
+    experts.require_experts(mixture(2), 2)
+    experts.require_capacities(mixture(2))
+    assert experts.capacity_note(mixture(2)) == [
+        "experts: room for 1.25 x 2 x tokens / experts each, 4 at least, as the layer says; what is beyond is dropped"
+    ]
+    with pytest.raises(InputError, match="have ep_size 2, and --ep is 1"):
+        experts.require_experts(mixture(2), 1)
+    with pytest.raises(InputError, match="has no layer of"):
+        experts.require_experts(SimpleNamespace(modules=list), 2)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="drop_tokens=False"):
+        experts.require_capacities(mixture(2, drops=False))
+    assert experts.ranks_of_experts(SimpleNamespace(group_name="ep_size_4")) == 4
+    assert experts.ranks_of_experts(SimpleNamespace()) == 1
+
+
+def test_experts_are_spread_by_layers_of_a_model_of_ones_own() -> None:
+    spread = load_profile(None, [Override("model.factory", "net:make", "test"), Override("parallel.expert", 2, "test"),
+                                 Override("workload.sequence_length", 8, "test")]).profile  # fmt: skip
+    case = job(spread, 2, world=4).case
+
+    assert (case.label, case.parallelism.words) == ("zero2-w4-ep2-bf16-fp32-master", "4 data, experts over 2")
+    assert "ZeRO-3" in str(refusal_reason(job(spread, 3, world=4)))
+    assert "MODULE:FUNCTION" in str(refusal_reason(job(profile(parallel__expert=2), 1, world=4)))
+    assert "--ep" in str(closed_form_gap(job(spread, 2, world=4)))
+    with pytest.raises(InputError, match="3 ranks cannot be cut into groups of 2"):
+        job(spread, 2, world=3)
 
 
 def test_quantized_gathers_need_a_gpu() -> None:
