@@ -34,9 +34,11 @@ BEYOND = """## Training beyond one model and its parameters
 | FlashAttention's package on a modelled GPU ([loops](loops.md)) | `model.attn_implementation=flash_attention_2` | every command |
 | preference optimization: a policy and its reference, or without one ([loops](loops.md)) | `--dpo` | `simulate`, `measure` |
 | packed sequences, padding-free batches | `--packed-sequences` ([loops](loops.md)) | every command |
-| sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | all but `plan` |
+| sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | every command |
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
-| layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | `simulate`, `measure` |
+| layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | all but `estimate` |
+| layers spread over stages (PipelineModule) | `--pp`, `[parallel] pipeline`, the JSON ([parallel](parallel.md)) | all but `estimate` |
+| experts spread over ranks (DeepSpeed's MoE) | `--ep`, `[parallel] expert`, its own layers ([parallel](parallel.md)) | all but `estimate` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
 | IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
 

@@ -48,6 +48,8 @@ class WorkloadFlags:
     eval_batch_size: o.EvalBatchOption = None
     sp: o.SequenceParallelOption = None
     tp: o.TensorParallelOption = None
+    pp: o.PipelineParallelOption = None
+    ep: o.ExpertParallelOption = None
     set_: o.SetOption = None
 
 

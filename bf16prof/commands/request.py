@@ -43,7 +43,7 @@ INNER_FLAGS = {"eval_batch_size": "evaluation.per_device_eval_batch_size"}
 FUSED_LOSSES = {"none": ("workload.fused_loss", "none"), "liger": ("workload.liger", "loss"), "tiled": ("workload.fused_loss", "tiled")}
 """What `--fused-loss` stands for: a key of the profile, and its value."""
 
-PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor"}
+PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor", "pp": "pipeline", "ep": "expert"}
 """Flags that stand for keys of the profile's `[parallel]`."""
 
 BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
@@ -174,7 +174,7 @@ def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) 
 def _fits(request: Request, ranks: int) -> bool:
     """Whether so many ranks can share the work as it is asked for."""
     parallel = request.profile.parallel
-    return fills_groups(parallel, ranks) and (request.batch is None or request.batch.fit(ranks // parallel.sequence))
+    return fills_groups(parallel, ranks) and (request.batch is None or request.batch.fit(ranks // parallel.counted_once))
 
 
 def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:

@@ -25,7 +25,16 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.shared_batches import fused_loss, packed_rows, preference, shared_evaluation, shared_layers, shared_sequences
+from bf16prof.engine.shared_batches import (
+    fused_loss,
+    packed_rows,
+    preference,
+    shared_evaluation,
+    shared_layers,
+    shared_sequences,
+    shared_stages,
+    spread_experts,
+)
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -77,6 +86,9 @@ def refusal_reason(job: Job) -> str | None:
         fused_loss(job),
         _four_bits(job),
         shared_evaluation(job),
+        shared_stages(job),
+        spread_experts(job),
+        _quantizer_needs_a_gpu(job, config),
         _calls_per_step(job, config),
     )
     return next((reason for reason in rules if reason), None)
@@ -172,6 +184,16 @@ def _four_bits(job: Job) -> str | None:
         return "4-bit weights (--load-in-4bit) are not trained: say an adapter, as --lora r=16,targets=all-linear"
     if not isinstance(job.profile.model, HuggingFaceSettings):
         return "transformers quantizes (--load-in-4bit) models of its own"
+    if job.case.pipeline_parallel > 1 or job.case.expert_parallel > 1:
+        return "--load-in-4bit with --pp or --ep is not modelled"
+    return None
+
+
+def _quantizer_needs_a_gpu(job: Job, config: Mapping[str, Any]) -> str | None:
+    if config["zero_optimization"].get("zero_quantized_weights") and _stage(config) == 3 and job.device is Device.CPU:
+        return (
+            "zero_optimization.zero_quantized_weights: DeepSpeed's quantizer is a CUDA kernel (csrc/quantization), which CPUs do not have"
+        )
     return None
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from bf16prof.engine.pipeline import mark_instructions
 from bf16prof.records import Phase, PhaseMemory, merge_phases
 
 
@@ -98,6 +99,9 @@ def attach(engine: Any, marks: PhaseMarks) -> None:
 
     A forward pass in eval mode is one of an evaluation.
     """
+    if hasattr(engine, "_INSTRUCTION_MAP"):
+        mark_instructions(engine, marks.mark)
+        return
     engine.register_forward_pre_hook(lambda *_: marks.mark(Phase.FORWARD if engine.module.training else Phase.EVAL))
     engine.backward = _marked(engine.backward, marks, Phase.BACKWARD)
     engine.step = _marked(engine.step, marks, Phase.STEP, after=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings
 
 NO_MASKS = "eager"
 """The attention that needs a mask of all tokens by all tokens, which Ulysses throws away."""
@@ -40,9 +40,7 @@ def packed_rows(job: Job) -> str | None:
         return f"{workload.packed_sequences} sequences (--packed-sequences) in a row of {workload.sequence_length} tokens"
     if workload.packed_sequences * workload.micro_batch_size == 1:
         return "one sequence is no packing (--packed-sequences): leave it out, or say a larger number"
-    if job.case.sequence_parallel > 1:
-        return "--packed-sequences with --sp: the positions of a packed row are not cut here as Ulysses cuts them"
-    return None
+    return next((f"--packed-sequences with {flag} is not modelled" for flag, is_shared in _shared(job).items() if is_shared), None)
 
 
 def preference(job: Job) -> str | None:
@@ -57,17 +55,17 @@ def preference(job: Job) -> str | None:
         "--packed-sequences": bool(workload.packed_sequences),
         "--fused-loss": workload.fused_loss != "none",
         "Liger's kernels": workload.liger != "none",
-        "--sp": job.case.sequence_parallel > 1,
-        "--tp": job.case.tensor_parallel > 1,
+        **_shared(job),
     }
     return next((f"--dpo with {words} is not modelled" for words, is_asked in others.items() if is_asked), None)
 
 
 def shared_evaluation(job: Job) -> str | None:
     """Why this job cannot evaluate as it is asked to; `None` if it can, or does not have to."""
-    if job.profile.workload.evaluation is None or job.case.sequence_parallel == 1:
+    if job.profile.workload.evaluation is None:
         return None
-    return "an evaluation (--eval-batch-size) of ranks that share sequences (--sp) has not been held against real ranks"
+    shared = (flag for flag, is_shared in _shared(job).items() if is_shared)
+    return next((f"an evaluation (--eval-batch-size) with {flag} has not been held against real ranks" for flag in shared), None)
 
 
 def fused_loss(job: Job) -> str | None:
@@ -79,8 +77,15 @@ def fused_loss(job: Job) -> str | None:
         return "two fused losses: workload.fused_loss and workload.liger name one each"
     if not isinstance(job.profile.model, HuggingFaceSettings) or job.profile.model.inputs:
         return "--fused-loss replaces head and loss of models of transformers that read token ids"
-    others = {"--sp": job.case.sequence_parallel > 1, "--tp": job.case.tensor_parallel > 1}
-    return next((f"--fused-loss {workload.fused_loss} with {word} is not modelled" for word, is_asked in others.items() if is_asked), None)
+    others = _shared(job).items()
+    return next((f"--fused-loss {workload.fused_loss} with {word} is not modelled" for word, is_asked in others if is_asked), None)
+
+
+def _shared(job: Job) -> dict[str, bool]:
+    """The dimensions beside data that ranks can share, by flag, and whether these do."""
+    case = job.case
+    sizes = {"--sp": case.sequence_parallel, "--tp": case.tensor_parallel, "--pp": case.pipeline_parallel, "--ep": case.expert_parallel}
+    return {flag: size > 1 for flag, size in sizes.items()}
 
 
 def shared_layers(job: Job) -> str | None:
@@ -95,6 +100,42 @@ def shared_layers(job: Job) -> str | None:
         return "--tp with an adapter: AutoTP makes new parameters of layers that the optimizer already has (module_inject/auto_tp.py)"
     if job.profile.workload.liger != "none":
         return "--tp with Liger's fused loss: it reads the whole head, of which AutoTP leaves a rank a part"
+    return None
+
+
+def shared_stages(job: Job) -> str | None:
+    """Why the layers of this job cannot be spread over the stages of a pipeline as it is asked; `None` if they can, or do not have to."""
+    profile = job.profile
+    if job.case.pipeline_parallel == 1:
+        return None
+    if job.case.sequence_parallel > 1 or job.case.tensor_parallel > 1:
+        return "--pp with --sp or --tp: DeepSpeed's PipelineModule brings groups of ranks in which the others have none (runtime/pipe)"
+    if isinstance(profile.model, HuggingFaceSettings):
+        return (
+            "a pipeline (--pp) needs a model that is a list of layers, which models of transformers are not: name a function that returns "
+            "DeepSpeed's PipelineModule, or layers and a loss (MODULE:FUNCTION)"
+        )
+    if job.case.zero_stage > 1:
+        return "a pipeline (--pp) works at ZeRO stages 0 and 1: ZeRO-2 and ZeRO-3 are incompatible with it (runtime/pipe/engine.py)"
+    if profile.peft is not None or profile.workload.liger != "none" or profile.workload.tiled_mlp:
+        return "--pp with an adapter, Liger's kernels or TiledMLP: these are put on models of transformers, which are no list of layers"
+    return None
+
+
+def spread_experts(job: Job) -> str | None:
+    """Why experts cannot be spread over the ranks of this job as it is asked; `None` if they can, or do not have to."""
+    case = job.case
+    if case.expert_parallel == 1:
+        return None
+    if case.sequence_parallel > 1 or case.tensor_parallel > 1 or case.pipeline_parallel > 1:
+        return "--ep with --sp, --tp or --pp is not expressed here"
+    if not isinstance(job.profile.model, FactorySettings):
+        return (
+            "experts are spread over ranks (--ep) by DeepSpeed's MoE layers, which a function of your own builds (MODULE:FUNCTION); "
+            "AutoEP, which spreads those of transformers' models, is not modelled"
+        )
+    if case.zero_stage == 3:
+        return "DeepSpeed's MoE layers do not work at ZeRO-3: choose stage 0, 1 or 2 (runtime/engine.py, _validate_zero3_moe_compatibility)"
     return None
 
 

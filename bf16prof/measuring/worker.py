@@ -51,7 +51,7 @@ class Rank:
         from bf16prof.models.quantized import import_bitsandbytes
 
         self.task, self.job, self.folder = task, task.job.job(), folder
-        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank = int(os.environ["RANK"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         import_client_optimizer(deepspeed_config(self.job))
@@ -97,7 +97,7 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import TrainingLoop, build_engine, build_reference, parameter_count
+        from bf16prof.engine.training import build_engine, build_reference, parameter_count, training_loop
 
         self.save()
         self._whereabouts.say("meeting the other ranks")
@@ -111,7 +111,7 @@ class Rank:
         self.marks.mark(None)
         self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
-        loop = TrainingLoop(engine, job, self._batches(job, engine), reference=reference)
+        loop = training_loop(engine, job, self._batches(job, engine), reference=reference)
         for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop
@@ -155,7 +155,7 @@ class Rank:
     def _batches(self, job: Any, engine: Any) -> NextBatch:
         from bf16prof.engine.training import takes_labels
 
-        return make_batches(job, self.rank, self.world_size, self.probe.device_type, shifted=not takes_labels(engine.module))
+        return make_batches(job, self.rank, self.probe.device_type, shifted=not takes_labels(engine.module))
 
     def _evaluate(self, engine: Any, loop: Any) -> None:
         """What is evaluated when the steps are over: memory settles at every mark, and no time is taken."""

@@ -110,7 +110,7 @@ def test_packed_rows_are_one_whose_positions_start_again_and_no_first_token_is_a
         workload__data="synthetic",
     )  # fmt: skip
     this = job(packed)
-    batch = make_batches(this, 0, 1, "cpu", shifted=False)()
+    batch = make_batches(this, 0, "cpu", shifted=False)()
 
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {name: spec.shape for name, spec in batch_spec(this).items()}
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1, 2, 3] * 2])

@@ -35,7 +35,7 @@ def paired(dpo: str = "reference", **more: Any) -> Profile:
 @pytest.mark.parametrize("dpo", ["reference", "precomputed"])
 def test_both_answers_of_each_pair_are_rows_of_a_batch(dpo: str) -> None:
     this = job(paired(dpo))
-    batch = make_batches(this, 0, 1, "cpu", shifted=False)()
+    batch = make_batches(this, 0, "cpu", shifted=False)()
 
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {name: spec.shape for name, spec in batch_spec(this).items()}
     assert batch["input_ids"].shape == (4, 10)

@@ -14,6 +14,7 @@ from bf16prof.models import foreign
 from bf16prof.models.adapted import adapted
 from bf16prof.models.foreign import Checkpointing
 from bf16prof.models.liger import with_liger
+from bf16prof.models.pipelined import pipelined
 from bf16prof.models.quantized import quantized
 from bf16prof.models.tiled import with_tiled_loss, with_tiled_mlp
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
@@ -30,6 +31,8 @@ def build_trained(profile: Profile, dtype: torch.dtype | None = None, device: st
     4-bit weights are made on that device, of weights of that dtype, which layers compute in.
     """
     workload = profile.workload
+    if profile.parallel.pipeline > 1:
+        return pipelined(profile.model, profile.parallel.pipeline)
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
     model = with_liger(build(profile.model, activation_checkpointing=how), workload.liger)
     model = with_tiled_mlp(model) if workload.tiled_mlp else model
