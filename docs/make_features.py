@@ -38,7 +38,7 @@ BEYOND = """## Training beyond one model and its parameters
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
 | layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | all but `estimate` |
 | layers spread over stages (PipelineModule) | `--pp`, `[parallel] pipeline`, the JSON ([parallel](parallel.md)) | all but `estimate` |
-| experts spread over ranks (DeepSpeed's MoE) | `--ep`, `[parallel] expert`, its own layers ([parallel](parallel.md)) | all but `estimate` |
+| experts spread over ranks (DeepSpeed) | `--ep`, `[parallel] expert`, the model itself ([parallel](parallel.md)) | all but `estimate` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
 | IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
 

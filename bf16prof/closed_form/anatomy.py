@@ -104,17 +104,18 @@ def why_not_recorded(job: Job) -> str:
 
 def without_rule(job: Job) -> str | None:
     """Why nothing of a job is predicted, whatever is known of its model; `None` of most."""
-    case, profile, workload = job.case, job.profile, job.profile.workload
-    asked = {
-        "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule": case.tensor_parallel > 1,
-        "what each stage of a pipeline (--pp) holds is left to the dry run": case.pipeline_parallel > 1,
-        "what ranks with experts of their own (--ep) hold is left to the dry run": case.expert_parallel > 1,
-        "preference optimization (--dpo) is left to the dry run": workload.dpo != "none",
-        f"head and loss as one (--fused-loss {workload.fused_loss}) are left to the dry run": workload.fused_loss != "none",
-        "a 4-bit base (--load-in-4bit) is left to the dry run": profile.quantization is not None,
-        "DeepSpeed's TiledMLP (workload.tiled_mlp) is left to the dry run": workload.tiled_mlp,
-    }
-    return next((reason for reason, is_asked in asked.items() if is_asked), None)
+    case, profile = job.case, job.profile
+    workload = profile.workload
+    left = (
+        (case.tensor_parallel > 1, "how AutoTP (--tp) cuts each layer, by the model's own plan,"),
+        (case.pipeline_parallel > 1, "what each stage of a pipeline (--pp) holds"),
+        (case.expert_parallel > 1, "what ranks with experts of their own (--ep) hold"),
+        (workload.dpo != "none", "preference optimization (--dpo)"),
+        (workload.fused_loss != "none", f"a loss that is computed with its head (--fused-loss {workload.fused_loss})"),
+        (profile.quantization is not None, "a 4-bit base (--load-in-4bit)"),
+        (workload.tiled_mlp, "DeepSpeed's TiledMLP (workload.tiled_mlp)"),
+    )
+    return next((f"{what} is left to the dry run" for is_asked, what in left if is_asked), None)
 
 
 def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:

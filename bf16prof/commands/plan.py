@@ -104,18 +104,6 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     return Plans(tuple(answers), _document(answers, request, line), name, parameters, request.notes, theirs)
 
 
-def _without_evaluation(request: Request) -> Request:
-    """The request for the steps alone, and a note that says so."""
-    profile = request.profile
-    if profile.workload.evaluation is None:
-        return request
-    workload = profile.workload.model_copy(update={"evaluation": None})
-    origins = {key: origin for key, origin in request.resolved.origins.items() if not key.startswith("workload.evaluation")}
-    resolved = Resolved(profile.model_copy(update={"workload": workload}), origins)
-    note = "workload.evaluation: a plan is one of the steps; bf16prof simulate runs the choice with its evaluation"
-    return dataclasses.replace(request, resolved=resolved, notes=(*request.notes, note))
-
-
 def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
     """The same where ranks share a batch: there is no closed form of the peaks, so every choice is run dry."""
     from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
@@ -133,6 +121,18 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
     parameters = next((record.parameters for record in records if record.parameters), 0)
     line, theirs = _asked(judge, sizes[0], parameters), request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), request.profile.name, parameters, request.notes, theirs)
+
+
+def _without_evaluation(request: Request) -> Request:
+    """The request for the steps alone, and a note that says so."""
+    profile = request.profile
+    if profile.workload.evaluation is None:
+        return request
+    workload = profile.workload.model_copy(update={"evaluation": None})
+    origins = {key: origin for key, origin in request.resolved.origins.items() if not key.startswith("workload.evaluation")}
+    resolved = Resolved(profile.model_copy(update={"workload": workload}), origins)
+    note = "workload.evaluation: a plan is one of the steps; bf16prof simulate runs the choice with its evaluation"
+    return dataclasses.replace(request, resolved=resolved, notes=(*request.notes, note))
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:

@@ -148,7 +148,7 @@ class DryRank:
         """What is evaluated when the steps are over, where something is. Its events follow those of the last step."""
         if self._job.profile.workload.evaluation is None:
             return {}
-        assert isinstance(loop, TrainingLoop), "pipelines are refused to evaluate"
+        assert isinstance(loop, TrainingLoop), "engine/shared_batches.py refuses the others"
         self._is_repeating, self._tracker.watch = False, None
         self._marks.mark(Phase.EVAL)
         loop.evaluate(self._batches(evaluation_of(self._job)))

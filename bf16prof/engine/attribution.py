@@ -148,13 +148,6 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
                 yield labels.held_by(type(module).__name__, name), value
 
 
-def _of_quantization(state: Any) -> list[Any]:
-    """The scales and tables of packed weights (bitsandbytes/functional.py, QuantState); of scales that are quantized, theirs too."""
-    if state is None:
-        return []
-    return [state.absmax, state.offset, state.code, *_of_quantization(state.state2)]
-
-
 def _leaves(tensor: Tensor) -> list[Any]:
     """What the graph of a tensor ends in, and its gradients: the last stage of a pipeline keeps its outputs, and with them its inputs."""
     found, waiting, seen = list[Any](), [tensor.grad_fn], set[Any]()
@@ -167,6 +160,13 @@ def _leaves(tensor: Tensor) -> list[Any]:
             found += [leaf, leaf.grad]
         waiting += [following for following, _ in node.next_functions]
     return found
+
+
+def _of_quantization(state: Any) -> list[Any]:
+    """The scales and tables of packed weights (bitsandbytes/functional.py, QuantState); of scales that are quantized, theirs too."""
+    if state is None:
+        return []
+    return [state.absmax, state.offset, state.code, *_of_quantization(state.state2)]
 
 
 def _values(wrapper: Any, attributes: Attributes) -> list[Any]:

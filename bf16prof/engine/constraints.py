@@ -80,15 +80,15 @@ def refusal_reason(job: Job) -> str | None:
         _secondary_partitions(job, config),
         shared_sequences(job),
         shared_layers(job),
+        shared_stages(job),
+        spread_experts(job),
+        _quantizer_needs_a_gpu(job, config),
         packed_rows(job),
         preference(job),
         _flash(job, config),
         fused_loss(job),
         _four_bits(job),
         shared_evaluation(job),
-        shared_stages(job),
-        spread_experts(job),
-        _quantizer_needs_a_gpu(job, config),
         _calls_per_step(job, config),
     )
     return next((reason for reason in rules if reason), None)
@@ -155,6 +155,14 @@ def _triton_needs_a_gpu(job: Job) -> str | None:
     return None
 
 
+def _quantizer_needs_a_gpu(job: Job, config: Mapping[str, Any]) -> str | None:
+    if config["zero_optimization"].get("zero_quantized_weights") and _stage(config) == 3 and job.device is Device.CPU:
+        return (
+            "zero_optimization.zero_quantized_weights: DeepSpeed's quantizer is a CUDA kernel (csrc/quantization), which CPUs do not have"
+        )
+    return None
+
+
 FLASH = "flash_attention_2"
 """What transformers calls the package flash-attn."""
 
@@ -186,14 +194,6 @@ def _four_bits(job: Job) -> str | None:
         return "transformers quantizes (--load-in-4bit) models of its own"
     if job.case.pipeline_parallel > 1 or job.case.expert_parallel > 1:
         return "--load-in-4bit with --pp or --ep is not modelled"
-    return None
-
-
-def _quantizer_needs_a_gpu(job: Job, config: Mapping[str, Any]) -> str | None:
-    if config["zero_optimization"].get("zero_quantized_weights") and _stage(config) == 3 and job.device is Device.CPU:
-        return (
-            "zero_optimization.zero_quantized_weights: DeepSpeed's quantizer is a CUDA kernel (csrc/quantization), which CPUs do not have"
-        )
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bf16prof.quality.casts import CAST_TO
 from bf16prof.records import MemoryRecord
 from bf16prof.reports.cells import Cell, Table
 from bf16prof.reports.units import inert, whole
@@ -13,12 +12,13 @@ def casts_table(record: MemoryRecord) -> Table | None:
     if not record.quality or not record.quality[-1].casts:
         return None
     last = record.quality[-1]
-    headers = ("values", "looked at", *(f"{what} in {name}" for name in CAST_TO for what in ("zero", "infinite")))
+    dtypes = list(dict.fromkeys(name for found in last.casts.values() for name in found.zero))
+    headers = ("values", "looked at", *(f"{what} in {name}" for name in dtypes for what in ("zero", "infinite")))
     rows = tuple(
         (
             Cell(inert(kind), style="label"),
             Cell(whole(found.values), found.values, "number"),
-            *(_share(shares[name]) for name in CAST_TO for shares in (found.zero, found.infinite)),
+            *(_share(shares[name]) for name in dtypes for shares in (found.zero, found.infinite)),
         )
         for kind, found in last.casts.items()
     )

@@ -85,5 +85,5 @@ def test_one_fused_loss_of_those_that_there_are(main: Main, tmp_path: Path) -> N
     assert "expected one of none, liger, tiled" in refused(main("simulate", file, "--fused-loss", "fast"))
     assert "two fused losses" in refused(main("simulate", file, "--fused-loss", "tiled", "--liger", "loss"))
     assert "models of transformers" in refused(main("simulate", "cpu-demo", "--fused-loss", "tiled"))
-    assert "(--fused-loss tiled) are left to the dry run" in refused(main("estimate", file, "--fused-loss", "tiled", "--gpus", "2"))
+    assert "(--fused-loss tiled) is left to the dry run" in refused(main("estimate", file, "--fused-loss", "tiled", "--gpus", "2"))
     assert "are Triton's" in refused(main("simulate", file, "--fused-loss", "liger", "--device", "cpu"))
