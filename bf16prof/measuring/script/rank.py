@@ -148,7 +148,7 @@ class GuestRank:
         if is_warmup or is_last:
             self._attribute(allocated, frame)
         self._marks.settle = self._probe.settle if number + 1 < self._task.warmup else None
-        self.save(force=is_last, steps=self._losses.of(self._steps))
+        self.save(force=is_warmup or is_last, steps=self._losses.of(self._steps))
         if is_last:
             self.listen_no_more()
             self._enough()
