@@ -12,7 +12,7 @@ from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
-from bf16prof.parallelism import MOST_RANKS
+from bf16prof.parallelism import FLAGS, MOST_RANKS
 from bf16prof.profiles.ds_config import BatchSizes
 from bf16prof.profiles.features import refusals
 from bf16prof.profiles.gpus import Gpu
@@ -123,6 +123,8 @@ def expand(selection: Selection) -> list[Job]:
                 digests[stage, size],
                 sequence_parallel=profile.parallel.sequence,
                 tensor_parallel=profile.parallel.tensor,
+                pipeline_parallel=profile.parallel.pipeline,
+                expert_parallel=profile.parallel.expert,
             ),
             on[stage, size],
             recipe,
@@ -146,16 +148,17 @@ def check_sizes(stages: Sequence[int], world_sizes: Sequence[int]) -> None:
 
 def fills_groups(parallel: ParallelSettings, world_size: int) -> bool:
     """Whether so many ranks can share the work like this, no group of them incomplete."""
-    return world_size % parallel.shared == 0
+    return world_size % parallel.shared == 0 and world_size // parallel.shared % parallel.expert == 0
 
 
 def _require_whole_groups(parallel: ParallelSettings, world_size: int) -> None:
-    """Raise `InputError` where a group would lack ranks (DeepSpeed: runtime/sequence_parallel/parallel_state_sp.py)."""
+    """Raise `InputError` where a group would lack ranks (DeepSpeed: runtime/sequence_parallel/parallel_state_sp.py, utils/groups.py)."""
     if not fills_groups(parallel, world_size):
+        group = parallel.shared * parallel.expert
         raise InputError(
-            f"{'1 rank' if world_size == 1 else f'{world_size} ranks'} cannot be cut into groups of {parallel.shared} that share a batch "
-            "(--sp, --tp)",
-            hint=f"use a multiple of {parallel.shared}",
+            f"{'1 rank' if world_size == 1 else f'{world_size} ranks'} cannot be cut into groups of {group} that share a batch or experts "
+            f"({', '.join(FLAGS.values())})",
+            hint=f"use a multiple of {group}",
         )
 
 
@@ -206,10 +209,9 @@ def _without_offloaded_parameters(profile: Profile) -> Profile:
 
 
 def _with_batch(profile: Profile, batch: BatchSizes | None, world_size: int) -> Profile:
-    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks; those that share sequences count as one, those
-    that share layers do not (runtime/config.py, DeepSpeedConfig.__init__)."""
+    """The profile with the batch sizes that a user's DeepSpeed JSON means on so many ranks."""
     if batch is None:
         return profile
-    micro, accumulation = batch.on(world_size // profile.parallel.sequence)
+    micro, accumulation = batch.on(world_size // profile.parallel.counted_once)
     workload = profile.workload.model_copy(update={"micro_batch_size": micro, "gradient_accumulation_steps": accumulation})
     return profile.model_copy(update={"workload": workload})

@@ -146,7 +146,7 @@ class Limits:
       not enough); more offloading only where it needs fewer. Empty if none fits on as many as were tried.
     * `same_gpus`: the fewest GPUs, counted likewise, on which the first choice fits as it is.
     * `micro_batch_size`, `sequence_length`: the largest that fit for the first choice, all else as it is. `longest`: the sequence is as
-      long as the model allows.
+      long as the model allows. `are_known`: whether other numbers of GPUs were looked at.
     """
 
     fewest: tuple[Plan, ...]
@@ -154,6 +154,7 @@ class Limits:
     micro_batch_size: int | None = None
     sequence_length: int | None = None
     longest: bool = False
+    are_known: bool = True
 
 
 @dataclass(frozen=True)

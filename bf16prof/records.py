@@ -100,8 +100,9 @@ class Case:
 
     `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
     (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
-    `sequence_parallel`: ranks that share each sequence; `tensor_parallel`: those that share each layer. What is left of `world_size` is
-    data parallel (`parallelism`).
+    `sequence_parallel`: ranks that share each sequence; `tensor_parallel`: those that share each layer; `pipeline_parallel`: those that
+    have some of the layers each. What is left of `world_size` is data parallel (`parallelism`); `expert_parallel` of those have experts of
+    their own.
     """
 
     __pydantic_config__ = STRICT
@@ -114,16 +115,26 @@ class Case:
     workload: str = ""
     sequence_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
     tensor_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+    pipeline_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
+    expert_parallel: Annotated[int, Interval(ge=1, le=MOST_RANKS)] = 1
 
     def __post_init__(self) -> None:
-        if self.world_size % (self.sequence_parallel * self.tensor_parallel):
-            raise ValueError(f"{self.world_size} ranks cannot be cut into groups of {self.sequence_parallel * self.tensor_parallel}")
+        if self.world_size % self._shared:
+            raise ValueError(f"{self.world_size} ranks cannot be cut into groups of {self._shared}")
+        if self.world_size // self._shared % self.expert_parallel:
+            raise ValueError(
+                f"experts cannot be spread over {self.expert_parallel} of {self.world_size // self._shared} data parallel ranks"
+            )
 
     @property
     def parallelism(self) -> Parallelism:
         """How the ranks share the work."""
-        sequence, tensor = self.sequence_parallel, self.tensor_parallel
-        return Parallelism(self.world_size // (sequence * tensor), sequence, tensor)
+        sizes = self.sequence_parallel, self.tensor_parallel, self.pipeline_parallel, self.expert_parallel
+        return Parallelism(self.world_size // self._shared, *sizes)
+
+    @property
+    def _shared(self) -> int:
+        return self.sequence_parallel * self.tensor_parallel * self.pipeline_parallel
 
     @property
     def label(self) -> str:
@@ -373,6 +384,8 @@ class Collective(StrEnum):
     REDUCE_SCATTER = "reduce-scatter"
     ALL_GATHER = "all-gather"
     ALL_TO_ALL = "all-to-all"
+    SEND = "send"
+    """From one rank to another."""
 
 
 @dataclass(frozen=True)
@@ -503,7 +516,7 @@ class MemoryRecord:
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `quality`: lost updates and effective descent quality, by step, where they were measured.
-    * `ranks`: every rank that was measured.
+    * `ranks`: every rank that was measured; in a dry run of a pipeline one of each stage.
     * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
     * `at_least`: the quantities, by the same names, that are lower bounds: a log proves so much, and says nothing of what is above it.
     """

@@ -28,9 +28,11 @@ BEYOND = """## Training beyond one model and its parameters
 | frozen parameters, tied embeddings, several inputs | the model's own code: `MODULE:FUNCTION`, `[model.inputs]` | every command |
 | Liger's kernels, the head fused with the loss | `--liger loss`, `--liger all` ([Liger](liger.md)) | every command, on GPUs |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
-| sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | all but `plan` |
+| sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | every command |
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
-| layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | `simulate`, `measure` |
+| layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | all but `estimate` |
+| layers spread over stages (PipelineModule) | `--pp`, `[parallel] pipeline`, the JSON ([parallel](parallel.md)) | all but `estimate` |
+| experts spread over ranks (DeepSpeed's MoE) | `--ep`, `[parallel] expert`, the model's own layers ([parallel](parallel.md)) | all but `estimate` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
 | QLoRA, IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
 

@@ -44,7 +44,7 @@ def main() -> None:
     deepspeed.init_distributed()
     probe = make_probe(Device.GPU)
     engine = build_engine(job)
-    loop = TrainingLoop(engine, job, make_batches(job, 0, 1, probe.device_type, shifted=not takes_labels(engine.module)))
+    loop = TrainingLoop(engine, job, make_batches(job, 0, probe.device_type, shifted=not takes_labels(engine.module)))
     plain = seconds_per_step(loop.step, probe.synchronize)
     attach(engine, PhaseMarks(probe))
     marked = seconds_per_step(loop.step, probe.synchronize)

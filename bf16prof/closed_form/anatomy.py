@@ -106,6 +106,10 @@ def without_rule(job: Job) -> str | None:
     """Why nothing of a job is predicted, whatever is known of its model; `None` of most."""
     if job.case.tensor_parallel > 1:
         return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
+    if job.case.pipeline_parallel > 1:
+        return "what each stage of a pipeline (--pp) holds is left to the dry run"
+    if job.case.expert_parallel > 1:
+        return "what ranks with experts of their own (--ep) hold is left to the dry run"
     return "DeepSpeed's TiledMLP (workload.tiled_mlp) is left to the dry run" if job.profile.workload.tiled_mlp else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked
 
-TRAINED_FLAGS = ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "liger", "sp", "tp")
+TRAINED_FLAGS = ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "liger", "sp", "tp", "pp", "ep")
 """Flags that say what is trained, and that no plan decides."""
 
 

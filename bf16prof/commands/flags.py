@@ -43,6 +43,8 @@ class WorkloadFlags:
     liger: o.LigerOption = None
     sp: o.SequenceParallelOption = None
     tp: o.TensorParallelOption = None
+    pp: o.PipelineParallelOption = None
+    ep: o.ExpertParallelOption = None
     set_: o.SetOption = None
 
 

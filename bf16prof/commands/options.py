@@ -196,6 +196,28 @@ TensorParallelOption = Annotated[
         "--tp", min=1, metavar="N", envvar="BF16PROF_TP", help="Ranks that share each layer (DeepSpeed's AutoTP).", rich_help_panel=TRAIN
     ),
 ]
+PipelineParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pp",
+        min=1,
+        metavar="N",
+        envvar="BF16PROF_PP",
+        help="Stages of a pipeline, each with some of the layers (DeepSpeed's PipelineModule).",
+        rich_help_panel=TRAIN,
+    ),
+]
+ExpertParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ep",
+        min=1,
+        metavar="N",
+        envvar="BF16PROF_EP",
+        help="Data parallel ranks over which experts are spread (DeepSpeed's MoE layers, in a model of your own).",
+        rich_help_panel=TRAIN,
+    ),
+]
 ZeroInitOption = Annotated[
     bool | None,
     typer.Option(

@@ -22,7 +22,7 @@ from bf16prof.files import write_text
 from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
-from bf16prof.profiles.schema import ParallelSettings, Profile
+from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord, Offload
 from bf16prof.reports.asked import settings
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """So many plans are shown without -v."""
+
+USUAL_RECIPE = "bf16-fp32-master"
+"""The one that is planned with where every choice is run dry and nobody named another."""
 
 TRIED = 3
 """So many first choices are run dry where nobody said how many."""
@@ -74,6 +77,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     """The answer for each number of GPUs, the first choices run dry."""
     from bf16prof.closed_form.anatomy import is_written
     from bf16prof.planning.answer import answer
+    from bf16prof.planning.question import by_dry_runs
 
     given = asked.flags
     sizes = list(dict.fromkeys(o.numbers("--gpus", given.gpus)))
@@ -83,6 +87,8 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         )
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
+    if by_dry_runs(request.profile):
+        return _by_dry_runs(asked, request, judge, sizes)
     asked_first = [] if is_written(request.profile) else judge.first_asked(sizes)
     record_for(asked_first, trace=given.trace, quiet=given.quiet, searches=True)
     say_notes(request, given.quiet)
@@ -91,10 +97,29 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
-    line = _asked(judge, sizes[0])
     name, parameters = _model(request.profile)
+    line = _asked(judge, sizes[0], parameters)
     theirs = request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), name, parameters, request.notes, theirs)
+
+
+def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
+    """The same where ranks share a batch: there is no closed form of the peaks, so every choice is run dry."""
+    from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
+    from bf16prof.planning.by_dry_run import answer_by_dry_runs
+
+    given = asked.flags
+    if given.no_verify:
+        raise InputError("--no-verify: plans of ranks that share a batch are judged by dry runs alone", hint="leave it out")
+    require_packages("planning over ranks that share a batch")
+    require_model_library(request.profile.model)
+    require_optimizer_libraries([judge.question.job(setting) for size in sizes for setting in judge.question.combinations(size)])
+    say_notes(request, given.quiet)
+    answers = [answer_by_dry_runs(judge, size, lambda jobs: _dry_run(jobs, given)) for size in sizes]
+    records = [record for answer in answers for record in answer.records]
+    parameters = next((record.parameters for record in records if record.parameters), 0)
+    line, theirs = _asked(judge, sizes[0], parameters), request.file.content if request.file else None
+    return Plans(tuple(answers), _document(answers, request, line), request.profile.name, parameters, request.notes, theirs)
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:
@@ -127,27 +152,30 @@ def _to_try(given: PlanFlags, sizes: int) -> int:
 
 def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: PlanFlags) -> list[Answer]:
     """The answers with their first choices run dry; as they are, with the reason, where a dry run breaks."""
-    from bf16prof.commands.progress import SimulationProgress
-    from bf16prof.dry_run.runner import Options, simulate
-    from bf16prof.measuring.accelerator import can_be_built
     from bf16prof.planning.verified import tight_ones, verified
-
-    def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
-        possible = [job for job in jobs if can_be_built(job)]
-        if not possible:
-            return [None] * len(jobs)
-        with SimulationProgress(possible, given.quiet) as progress:
-            records = iter(simulate(possible, progress, Options(given.expandable_segments)))
-        return [next(records) if job in possible else None for job in jobs]
 
     found = []
     for answer in answers:
         try:
-            found.append(verified(answer, tight_ones(judge.seen(answer.outlook.world_size)), dry_run, count))
+            found.append(verified(answer, tight_ones(judge.seen(answer.outlook.world_size)), lambda jobs: _dry_run(jobs, given), count))
         except Bf16profError as error:
             hint(f"not tried on {answer.outlook.world_size} GPUs: {error.message}", given.quiet)
             found.append(answer)
     return found
+
+
+def _dry_run(jobs: Sequence[Job], given: PlanFlags) -> list[MemoryRecord | None]:
+    """The records of these jobs, `None` of those that cannot be built here."""
+    from bf16prof.commands.progress import SimulationProgress
+    from bf16prof.dry_run.runner import Options, simulate
+    from bf16prof.measuring.accelerator import can_be_built
+
+    possible = [job for job in jobs if can_be_built(job)]
+    if not possible:
+        return [None] * len(jobs)
+    with SimulationProgress(possible, given.quiet) as progress:
+        records = iter(simulate(possible, progress, Options(given.expandable_segments)))
+    return [next(records) if job in possible else None for job in jobs]
 
 
 def _require_a_plan(answers: Sequence[Answer], wanted: bool) -> None:
@@ -175,11 +203,11 @@ def _judge(given: PlanFlags, request: Request) -> Judge:
 
 
 def _question(given: PlanFlags, request: Request) -> Question:
-    from bf16prof.planning.question import Question, powers_of_two
+    from bf16prof.planning.question import Question, by_dry_runs, powers_of_two
 
-    _require_data_parallel(request.profile.parallel)
     micro, checkpointing, offload = given.micro_batch_size, given.activation_checkpointing, given.offload
-    recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given.recipe)) or tuple(runnable_recipes())
+    usual = (USUAL_RECIPE,) if by_dry_runs(request.profile) else tuple(runnable_recipes())
+    recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given.recipe)) or usual
     return Question(
         _with_accumulation(request),
         find_gpu(given.gpu),
@@ -197,15 +225,6 @@ def _question(given: PlanFlags, request: Request) -> Question:
     )
 
 
-def _require_data_parallel(parallel: ParallelSettings) -> None:
-    """Raise `InputError` where ranks share more than that: there is no closed form of the peaks that a plan is judged by."""
-    if parallel.shared > 1:
-        raise InputError(
-            "plan judges by peaks in closed form, and those of ranks that share a batch (--sp, --tp) have no exact rule",
-            hint="use simulate, which runs a case of your choice: bf16prof simulate MODEL --sp N",
-        )
-
-
 def _with_accumulation(request: Request) -> Profile:
     """The profile with the micro-steps of a DeepSpeed JSON; where that says the batch of the job, they follow from it instead."""
     steps = request.batch.accumulation if request.batch else None
@@ -215,7 +234,7 @@ def _with_accumulation(request: Request) -> Profile:
     return request.profile.model_copy(update={"workload": workload})
 
 
-def _asked(judge: Judge, world_size: int) -> str:
+def _asked(judge: Judge, world_size: int, parameters: int) -> str:
     """The line that says what is planned, and what the plan is free to choose."""
     from bf16prof.engine.workload import workload_of
     from bf16prof.reports.asked import planned_line
@@ -234,8 +253,7 @@ def _asked(judge: Judge, world_size: int) -> str:
     jobs = [job for setting in settings if (job := judge.job(setting)) is not None] or [question.job(s) for s in settings[:1]]
     if not jobs:
         return ""
-    name, parameters = _model(question.profile)
-    return planned_line(workload_of(jobs[0]), name, parameters, [word for word, is_free in free.items() if is_free])
+    return planned_line(workload_of(jobs[0]), question.profile.name, parameters, [word for word, is_free in free.items() if is_free])
 
 
 def _write(found: Plans, given: PlanFlags) -> None:
@@ -281,7 +299,7 @@ def show(found: Plans, console: Console, *, verbose: bool) -> None:
 
 
 def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request, write: Path | None, quiet: bool) -> None:
-    from bf16prof.planning.written import flags, outside_the_config
+    from bf16prof.planning.written import flags, launch_line, outside_the_config
 
     found = next((answer for answer in answers if answer.first is not None), None)
     if found is None or found.first is None:
@@ -292,4 +310,5 @@ def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request,
             + "; ".join(outside_the_config(found.first, request.file.content if request.file else None)),
             quiet,
         )
+        hint(f"launch: {launch_line(found.first, asked.flags.gpus_per_node, str(write))}", quiet)
     hint(next_command("simulate", asked, *flags(found.first, found.outlook.room)), quiet)

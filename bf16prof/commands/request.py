@@ -34,7 +34,7 @@ from bf16prof.records import Device, Offload
 WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger")
 """Flags that stand for keys of the profile's `[workload]`."""
 
-PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor"}
+PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor", "pp": "pipeline", "ep": "expert"}
 """Flags that stand for keys of the profile's `[parallel]`."""
 
 BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
@@ -165,7 +165,7 @@ def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) 
 def _fits(request: Request, ranks: int) -> bool:
     """Whether so many ranks can share the work as it is asked for."""
     parallel = request.profile.parallel
-    return fills_groups(parallel, ranks) and (request.batch is None or request.batch.fit(ranks // parallel.sequence))
+    return fills_groups(parallel, ranks) and (request.batch is None or request.batch.fit(ranks // parallel.counted_once))
 
 
 def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,18 +29,24 @@ from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
-from bf16prof.engine.training import Batch, TrainingLoop, build_engine, parameter_count
+from bf16prof.engine.training import Batch, StepLoop, build_engine, parameter_count, training_loop
 from bf16prof.engine.workload import workload_of
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.models.experts import capacity_note, require_capacities
 from bf16prof.models.liger import import_liger
 from bf16prof.records import MemoryRecord, Phase, PhaseMemory, merge_phases
 
 OnProgress = Callable[[Progress], None]
 
 
-def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[MemoryRecord, Ledger]:
-    """Run the task's job as one rank of its world (one dry run per process): its record, and the ledger that it was read from."""
+def dry_run(
+    task: Task, on_progress: OnProgress = lambda _: None, beside: AbstractContextManager[None] | None = None
+) -> tuple[MemoryRecord, Ledger]:
+    """Run the task's job as one rank of its world (one dry run per process): its record, and the ledger that it was read from.
+
+    `beside` is entered once the world is: what a stage of a pipeline is told by the others (`stages.told`).
+    """
     warnings.simplefilter("ignore")  # PyTorch's and DeepSpeed's own, about private interfaces and CPUs
     import deepspeed
 
@@ -49,7 +56,10 @@ def dry_run(task: Task, on_progress: OnProgress = lambda _: None) -> tuple[Memor
     import_client_optimizer(deepspeed_config(job))
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
-    with world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments) as tracker:
+    with (
+        world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments, rank=task.rank) as tracker,
+        beside or nullcontext(),
+    ):
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = DryRank(job, tracker, on_progress)
@@ -65,7 +75,7 @@ class DryRank:
         self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
         self._on_progress = on_progress
         self._engine: Any = None
-        self._loop: TrainingLoop | None = None
+        self._loop: StepLoop | None = None
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
         self._left_out = 0
@@ -76,13 +86,14 @@ class DryRank:
         self._marks.mark(Phase.INIT)
         gc.freeze()  # what has been imported is no garbage; looking at it takes longer than the dry run
         self._engine = build_engine(self._job)
+        require_capacities(self._engine.module)
         gc.collect()
         self._marks.mark(None)
         phases = self._marks.take()
         attach(self._engine, self._marks)
         self._watch(self._engine.module)
         self._micro_steps = MicroSteps(self._engine, self._tracker)
-        self._loop = TrainingLoop(self._engine, self._job, self._batches(), self._leave_out)
+        self._loop = training_loop(self._engine, self._job, self._batches(), self._leave_out)
         exchanges = Exchanges.of(self._job, self._ledger)
         self._tracker.watch = exchanges.see if exchanges else None
         layers = Layers(self._ledger, self._enter)
@@ -100,7 +111,7 @@ class DryRank:
         record = self._record(self._loop, self._repeated(phases))
         micro_steps = self._job.profile.workload.gradient_accumulation_steps
         found = exchanges.transfers(micro_steps - self._left_out, micro_steps) if exchanges else ()
-        return dataclasses.replace(record, exchanges=found)
+        return dataclasses.replace(record, exchanges=found, notes=(*record.notes, *capacity_note(self._engine.module)))
 
     def _leave_out(self, number: int, total: int) -> int:
         """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""
@@ -163,7 +174,7 @@ class DryRank:
     def _home(self) -> torch.device:
         return HOST if self._job.gpu is None else GPU
 
-    def _record(self, loop: TrainingLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
+    def _record(self, loop: StepLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
         job, ledger = self._job, self._ledger
         items, _ = attribute(self._engine, loop.kept, self._home)
         ran = Ran(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from bf16prof.cases import Job
@@ -29,6 +30,11 @@ KINDS = {
 }
 """Operators whose first argument is as large as what the ranks together send or get."""
 
+OF_EXPERTS = {"c10d::alltoall_base_": Collective.ALL_TO_ALL}
+
+OF_STAGES = {"c10d::send": Collective.SEND}
+"""Those are of the group of all ranks."""
+
 
 @dataclass
 class Exchanges:
@@ -39,6 +45,7 @@ class Exchanges:
     name: str
     source: str
     ledger: Ledger
+    kinds: Mapping[str, Collective] = field(default_factory=lambda: KINDS)
     _found: dict[tuple[Phase, Collective], list[int]] = field(default_factory=dict)
 
     @classmethod
@@ -46,13 +53,25 @@ class Exchanges:
         """Those of a job whose engine is built; `None` where no ranks share a batch."""
         from deepspeed.utils import groups
 
-        sequence, tensor = job.case.sequence_parallel, job.case.tensor_parallel
+        sequence, tensor, stages = job.case.sequence_parallel, job.case.tensor_parallel, job.case.pipeline_parallel
         if sequence > 1:
             source = "runtime/sequence_parallel/ulysses_sp.py UlyssesSPAttentionHF"
             return cls(groups._get_sequence_parallel_group().group_name, sequence, "shared sequences", source, ledger)
         if tensor > 1:
             source = "module_inject/layers.py"
             return cls(groups.get_tensor_model_parallel_group().group_name, tensor, "shared layers", source, ledger)
+        if (spread := job.case.expert_parallel) > 1:
+            group = groups._get_expert_parallel_group(f"ep_size_{spread}")
+            return cls(group.group_name, spread, "experts", "moe/sharded_moe.py _AllToAll", ledger, OF_EXPERTS)
+        if stages > 1:
+            return cls(
+                dist.distributed_c10d._get_default_group().group_name,
+                stages,
+                "stages of the pipeline",
+                "runtime/pipe/p2p.py send",
+                ledger,
+                OF_STAGES,
+            )
         return None
 
     def begin_step(self) -> None:
@@ -61,7 +80,7 @@ class Exchanges:
 
     def see(self, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
         """Told of every operator that has run (`Tracker.watch`)."""
-        kind = KINDS.get(func._schema.name)
+        kind = self.kinds.get(func._schema.name)
         phase = self.ledger.marks[-1].phase if self.ledger.marks else None
         if kind is None or phase is None or self.group not in _groups(args):
             return
@@ -80,7 +99,8 @@ class Exchanges:
         )
 
     def _transfer(self, phase: Phase, kind: Collective, calls: int, size: int) -> Transfer:
-        sent = (2 if kind is Collective.ALL_REDUCE else 1) * size * (self.ranks - 1) // self.ranks
+        rings = (2 if kind is Collective.ALL_REDUCE else 1) * size * (self.ranks - 1) // self.ranks
+        sent = size if kind is Collective.SEND else rings
         return Transfer(self.name, kind, phase, calls, size, sent, 0, self.source)
 
 

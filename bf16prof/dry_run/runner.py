@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bf16prof.cases import Job, JobFile
+from bf16prof.dry_run.stages import of_all_stages, ranks_run, severity
 from bf16prof.dry_run.task import Fault, Progress, Task
 from bf16prof.dry_run.versions import check as check_versions
 from bf16prof.dry_run.versions import installed
@@ -74,6 +75,11 @@ class Files:
         return self._file("snapshot").with_suffix(".pickle")
 
     @property
+    def sent(self) -> Path:
+        """What a stage of a pipeline sends on (`stages.Sent`)."""
+        return self._file("sent").with_suffix(".json")
+
+    @property
     def is_over(self) -> bool:
         """Whether there is a record or a fault."""
         return self.record.exists() or self.fault.exists()
@@ -107,25 +113,40 @@ def simulate(jobs: Sequence[Job], watcher: DryRunWatcher | None = None, options:
     require_proc("simulating")
     check_versions(installed(jobs))  # before anything of theirs is imported, which may be what does not work
     with temporary_folder() as folder:
-        tasks = [Files(folder, index) for index in range(len(jobs))]
-        for files, job in zip(tasks, jobs, strict=True):
-            write_json(files.task, Task(JobFile.of(job), STEPS, options.expandable_segments, options.snapshot is not None))
+        runs = [(index, rank) for index, job in enumerate(jobs) for rank in ranks_run(job.case)]
+        tasks = [_Run(Files(folder, number), index, jobs[index], rank) for number, (index, rank) in enumerate(runs)]
+        for run in tasks:
+            job = JobFile.of(run.job)
+            write_json(run.files.task, Task(job, STEPS, options.expandable_segments, options.snapshot is not None, run.rank))
         log = folder / "log"
-        command = [sys.executable, "-m", "bf16prof.dry_run.worker", str(folder), str(len(jobs))]
+        command = [sys.executable, "-m", "bf16prof.dry_run.worker", str(folder), str(len(tasks))]
         kills = MemoryKills()
         with started(command, log, child_environment(folder), signal.SIGKILL) as process:
             _watch(process, tasks, watcher or DryRunWatcher())
-        records = _records(tasks, jobs, _Ending(process.returncode, kills.happened(), log))
+        found = _found(tasks, _Ending(process.returncode, kills.happened(), log))
+        records = [of_all_stages(of_job) for of_job in found.values()]
         if options.snapshot is not None:
-            write_bytes(options.snapshot, tasks[0].snapshot.read_bytes(), replace=options.replace)
+            shown = found[0].index(max(found[0], key=severity))
+            write_bytes(options.snapshot, tasks[shown].files.snapshot.read_bytes(), replace=options.replace)
         return records
 
 
-def _watch(process: subprocess.Popen[bytes], tasks: Sequence[Files], watcher: DryRunWatcher) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """One dry run: its files, the job by number, and the rank that is run."""
+
+    files: Files
+    index: int
+    job: Job
+    rank: int
+
+
+def _watch(process: subprocess.Popen[bytes], tasks: Sequence[_Run], watcher: DryRunWatcher) -> None:
     while process.poll() is None:
-        over = [files.is_over for files in tasks]
-        running = [files for files, is_over in zip(tasks, over, strict=True) if not is_over and files.progress.exists()]
-        watcher.progress(sum(over), [(files.index, read(files.progress, Progress)) for files in running])
+        open_ = [run for run in tasks if not run.files.is_over]
+        running = [run for run in open_ if run.files.progress.exists()]
+        done = len({run.index for run in tasks} - {run.index for run in open_})
+        watcher.progress(done, [(run.index, read(run.files.progress, Progress)) for run in running])
         time.sleep(POLL_S)
 
 
@@ -165,22 +186,29 @@ def killed(number: int, by_kernel: bool) -> str:
     return f"killed by {signal_name(number)}"
 
 
-def _records(tasks: Sequence[Files], jobs: Sequence[Job], ending: _Ending) -> list[MemoryRecord]:
-    """The records of all tasks. Raises for those that left none, bad input first."""
-    found = {files.index: _record(files, job) for files, job in zip(tasks, jobs, strict=True) if files.record.exists()}
-    faults = {files.index: _fault(files, ending) for files in tasks if files.index not in found}
+def _found(tasks: Sequence[_Run], ending: _Ending) -> dict[int, list[MemoryRecord]]:
+    """The records of all jobs, by number, of each one for every rank that was run. Raises for those that left none, bad input first."""
+    found: dict[int, list[MemoryRecord]] = {}
+    faults: dict[int, Fault] = {}
+    labels = {run.index: run.job.case.label for run in tasks}
+    for run in tasks:
+        if run.files.record.exists():
+            found.setdefault(run.index, []).append(_record(run.files, run.job))
+        else:
+            faults.setdefault(run.index, _fault(run.files, ending))
     if not faults:
-        return list(found.values())
+        return found
     refused = {index: fault for index, fault in faults.items() if fault.is_input}
     index, first = next(iter((refused or faults).items()))
-    label, more = jobs[index].case.label, f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    label, more = labels[index], f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     error: DryRunFailed | DryRunRefused
     if refused:
-        named = f"{label}{more}: " if len(jobs) > 1 else ""
+        named = f"{label}{more}: " if len(labels) > 1 else ""
         error = DryRunRefused(f"{named}{first.message}", hint=first.hint)
     else:
         error = DryRunFailed(f"the dry run of {label} failed{more}: {first.message}", hint=first.hint)
-    error.records, error.reasons = found, {place: fault.message for place, fault in faults.items()}
+    whole = {index: of_all_stages(records) for index, records in found.items() if index not in faults}
+    error.records, error.reasons = whole, {place: fault.message for place, fault in faults.items()}
     raise error
 
 

@@ -91,6 +91,8 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         replace(torch, "autocast", cpu_autocast())
         # Nothing is compiled here; asking for it would import the whole compiler.
         replace(torch, "compile", _not_compiled)
+        # A distribution checks its parameters by their values.
+        replace(torch.distributions.Distribution, "_validate_args", False)
         # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
         for module, builder in NEEDED_BUILDERS.items():
             replace(_module(module), builder, StubBuilder)

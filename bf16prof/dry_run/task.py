@@ -11,7 +11,7 @@ from bf16prof.records import STRICT, Phase
 
 @dataclass(frozen=True)
 class Task:
-    """One dry run: the job, the steps to run, the allocator's option, and whether to write a snapshot of its blocks."""
+    """One dry run: the job, the steps to run, the allocator's option, whether to write a snapshot of its blocks, and the rank that runs."""
 
     __pydantic_config__ = STRICT
 
@@ -19,6 +19,7 @@ class Task:
     steps: int
     expandable_segments: bool = False
     snapshot: bool = False
+    rank: int = 0
     schema_version: int = SCHEMA_VERSION
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bf16prof.bounds import bound_note
 from bf16prof.dry_run.accumulation import InPlaceSums
@@ -297,6 +297,9 @@ def scalar_answer(tensor: Tensor) -> float | int | bool:
     """What `.item()` gives where there are no values: what follows for this one (`VALUES`), else no overflow, and a number between 0 and 1,
     since optimizers divide by such a number and by what is left of 1."""
     value = tensor.__dict__.get(VALUE)
+    if value is None and isinstance(tensor, FakeTensor) and tensor.constant is not None:  # it was made of numbers, of the host
+        with _disable_current_modes():
+            value = tensor.constant.item()
     if value is not None:
         answer: float | int | bool = value
         return answer

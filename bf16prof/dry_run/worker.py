@@ -16,11 +16,13 @@ import os
 import sys
 import time
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from bf16prof.documents import as_json, raw_document
 from bf16prof.dry_run.runner import TOO_BIG, Files, killed
+from bf16prof.dry_run.stages import told
 from bf16prof.dry_run.task import Fault, Progress, Task
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import write_json
@@ -38,7 +40,7 @@ def run_task(files: Files) -> None:
 
     try:
         task: Task = read(files.task, Task)
-        record, ledger = dry_run(task, ProgressFile(files.progress))
+        record, ledger = dry_run(task, ProgressFile(files.progress), _neighbours(task, files))
         if task.snapshot:
             from bf16prof.dry_run.snapshot import write_snapshot
 
@@ -49,6 +51,14 @@ def run_task(files: Files) -> None:
         write_json(files.fault, _with_clash(_fault(error), files))
     sys.stderr.flush()
     os._exit(0)
+
+
+def _neighbours(task: Task, files: Files) -> AbstractContextManager[None]:
+    """What connects a stage of a pipeline with the one before it, whose task has the number before."""
+    if task.job.case.pipeline_parallel == 1:
+        return contextlib.nullcontext()
+    before = Files(files.folder, files.index - 1) if task.job.case.parallelism.stage(task.rank) else None
+    return told(files.sent, before.sent if before else None, lambda: before is not None and before.is_over)
 
 
 class ProgressFile:

@@ -131,6 +131,10 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     yield labels.PLACEHOLDER, getattr(getattr(wrapper, "backup_optimizer", None), "param_groups", None)
     for name, tensor in kept.items():
         yield local_variable(name), tensor
+    for name, tensors in getattr(engine, "pipe_buffers", {}).items():
+        yield labels.pipeline_buffer(name), tensors
+        yield labels.pipeline_buffer("inputs"), [_leaves(tensor) for tensor in _tensors(tensors)]
+    yield labels.RECEIVED, getattr(engine, "_grad_layer_buf", None)
     for holder in filter(None, (engine, wrapper, basic)):  # an engine that only evaluates has no optimizer
         for name, value in vars(holder).items():
             yield labels.held_by(type(holder).__name__, name), value
@@ -138,6 +142,20 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield labels.held_by(type(module).__name__, name), value
+
+
+def _leaves(tensor: Tensor) -> list[Any]:
+    """What the graph of a tensor ends in, and its gradients: the last stage of a pipeline keeps its outputs, and with them its inputs."""
+    found, waiting, seen = list[Any](), [tensor.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            found += [leaf, leaf.grad]
+        waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 def _values(wrapper: Any, attributes: Attributes) -> list[Any]:

@@ -14,7 +14,7 @@ from bf16prof.cases import Job
 from bf16prof.profiles.ds_config import known_keys
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.recipes import DTYPE_BYTES
-from bf16prof.profiles.schema import OptimizerSettings, ZeroSettings
+from bf16prof.profiles.schema import OptimizerSettings, Profile, ZeroSettings
 from bf16prof.profiles.settings import short_dtype
 
 SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
@@ -94,6 +94,8 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
         config["sequence_parallel_size"] = profile.parallel.sequence
     if profile.parallel.tensor > 1:
         config["tensor_parallel"] = {"autotp_size": profile.parallel.tensor}
+    if profile.parallel.pipeline > 1:
+        config["pipeline"] = _pipeline(profile)
     assert recipe.deepspeed is not None, "only runnable recipes become jobs"
     for block, keys in recipe.deepspeed.items():
         config[block] = {**keys, **config.get(block, {})} if isinstance(keys, Mapping) else keys
@@ -103,6 +105,13 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
     if any(ours.values()):
         config[OURS] = {key: value for key, value in ours.items() if value}
     return {**merged(config, more), **{block: more[block] for block in REPLACED if block in more}}
+
+
+def _pipeline(profile: Profile) -> dict[str, Any]:
+    """DeepSpeed's `pipeline` block. Its engine recomputes groups of layers (runtime/pipe/engine.py, PipelineEngine.__init__)."""
+    workload = profile.workload
+    recomputed = {"activation_checkpoint_interval": workload.checkpoint_every_n_layers, "use_reentrant": workload.use_reentrant}
+    return {"stages": profile.parallel.pipeline, **(recomputed if workload.activation_checkpointing else {})}
 
 
 OURS = "bf16prof"

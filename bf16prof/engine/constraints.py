@@ -25,7 +25,7 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.shared_batches import shared_layers, shared_sequences
+from bf16prof.engine.shared_batches import shared_layers, shared_sequences, shared_stages, spread_experts
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.optimizers import library_ids
@@ -70,6 +70,9 @@ def refusal_reason(job: Job) -> str | None:
         _secondary_partitions(job, config),
         shared_sequences(job),
         shared_layers(job),
+        shared_stages(job),
+        spread_experts(job),
+        _quantizer_needs_a_gpu(job, config),
         _calls_per_step(job, config),
     )
     return next((reason for reason in rules if reason), None)
@@ -133,6 +136,14 @@ def _no_master_copy_needs_stage_0(config: Mapping[str, Any]) -> str | None:
 def _triton_needs_a_gpu(job: Job) -> str | None:
     if job.profile.workload.liger != "none" and job.device is Device.CPU:
         return "Liger's kernels (workload.liger) are Triton's, which run on GPUs only"
+    return None
+
+
+def _quantizer_needs_a_gpu(job: Job, config: Mapping[str, Any]) -> str | None:
+    if config["zero_optimization"].get("zero_quantized_weights") and _stage(config) == 3 and job.device is Device.CPU:
+        return (
+            "zero_optimization.zero_quantized_weights: DeepSpeed's quantizer is a CUDA kernel (csrc/quantization), which CPUs do not have"
+        )
     return None
 
 

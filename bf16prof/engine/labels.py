@@ -59,6 +59,15 @@ def optimizer_state(component: Component, key: str) -> Label:
     return component, f"optimizer state {key}"
 
 
+RECEIVED: Label = (C.BUFFERS, "buffers for what other stages send")
+"""A pipeline's, which it keeps (`runtime/pipe/engine.py`, _allocate_or_extend_buffers)."""
+
+
+def pipeline_buffer(name: str) -> Label:
+    """What a pipeline keeps of the micro-batches that are under way: their inputs, outputs and labels."""
+    return C.ACTIVATIONS, f"{name.replace('_', ' ')} of micro-batches (pipeline)"
+
+
 def held_by(owner: str, attribute: str) -> Label:
     """What an object of DeepSpeed's, or a module, holds under an attribute that has no other name here."""
     return C.WORKSPACE, f"{owner}.{attribute}"

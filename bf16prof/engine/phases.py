@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from bf16prof.engine.pipeline import mark_instructions
 from bf16prof.records import Phase, PhaseMemory, merge_phases
 
 
@@ -95,6 +96,9 @@ class PhaseClock:
 
 def attach(engine: Any, marks: PhaseMarks) -> None:
     """Let a DeepSpeed engine set the marks itself: forward, backward and step at their entry, none when step returns."""
+    if hasattr(engine, "_INSTRUCTION_MAP"):
+        mark_instructions(engine, marks.mark)
+        return
     engine.register_forward_pre_hook(lambda *_: marks.mark(Phase.FORWARD))
     engine.backward = _marked(engine.backward, marks, Phase.BACKWARD)
     engine.step = _marked(engine.step, marks, Phase.STEP, after=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings
 
 NO_MASKS = "eager"
 """The attention that needs a mask of all tokens by all tokens, which Ulysses throws away."""
@@ -41,6 +41,42 @@ def shared_layers(job: Job) -> str | None:
         return "--tp with an adapter: AutoTP makes new parameters of layers that the optimizer already has (module_inject/auto_tp.py)"
     if job.profile.workload.liger != "none":
         return "--tp with Liger's fused loss: it reads the whole head, of which AutoTP leaves a rank a part"
+    return None
+
+
+def shared_stages(job: Job) -> str | None:
+    """Why the layers of this job cannot be spread over the stages of a pipeline as it is asked; `None` if they can, or do not have to."""
+    profile = job.profile
+    if job.case.pipeline_parallel == 1:
+        return None
+    if job.case.sequence_parallel > 1 or job.case.tensor_parallel > 1:
+        return "--pp with --sp or --tp: DeepSpeed's PipelineModule brings groups of ranks in which the others have none (runtime/pipe)"
+    if isinstance(profile.model, HuggingFaceSettings):
+        return (
+            "a pipeline (--pp) needs a model that is a list of layers, which models of transformers are not: name a function that returns "
+            "DeepSpeed's PipelineModule, or layers and a loss (MODULE:FUNCTION)"
+        )
+    if job.case.zero_stage > 1:
+        return "a pipeline (--pp) works at ZeRO stages 0 and 1: ZeRO-2 and ZeRO-3 are incompatible with it (runtime/pipe/engine.py)"
+    if profile.peft is not None or profile.workload.liger != "none" or profile.workload.tiled_mlp:
+        return "--pp with an adapter, Liger's kernels or TiledMLP: these are put on models of transformers, which are no list of layers"
+    return None
+
+
+def spread_experts(job: Job) -> str | None:
+    """Why experts cannot be spread over the ranks of this job as it is asked; `None` if they can, or do not have to."""
+    case = job.case
+    if case.expert_parallel == 1:
+        return None
+    if case.sequence_parallel > 1 or case.tensor_parallel > 1 or case.pipeline_parallel > 1:
+        return "--ep with --sp, --tp or --pp is not expressed here"
+    if not isinstance(job.profile.model, FactorySettings):
+        return (
+            "experts are spread over ranks (--ep) by DeepSpeed's MoE layers, which a function of your own builds (MODULE:FUNCTION); "
+            "AutoEP, which spreads those of transformers' models, is not modelled"
+        )
+    if case.zero_stage == 3:
+        return "DeepSpeed's MoE layers do not work at ZeRO-3: choose stage 0, 1 or 2 (runtime/engine.py, _validate_zero3_moe_compatibility)"
     return None
 
 

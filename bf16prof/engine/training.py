@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ from bf16prof.cases import Job
 from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
 from bf16prof.engine.labels import OWN_LOSS
+from bf16prof.engine.pipeline import PipelineLoop
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.adapted import unwrapped
+from bf16prof.models.experts import ranks_of_experts, require_experts
 from bf16prof.models.foreign import told_of_zero3
 from bf16prof.models.modules import build_trained
 from bf16prof.models.ulysses import share_attention, shared_loss
@@ -52,6 +54,7 @@ def build_engine(job: Job) -> Any:
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
         model = build_trained(job.profile)
+    require_experts(model, job.case.expert_parallel)
     with _no_is_one_line(job):
         engine = initialize(model, config, **_groups(model, job))
     engine.train()
@@ -105,12 +108,37 @@ def parameter_count(engine: Any) -> int:
 
 
 def _count(model: nn.Module) -> int:
-    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    """Elements of a model, with the experts of other ranks; what two stages of a pipeline share is counted in one (runtime/pipe/module.py,
+    _index_tied_modules)."""
+    owned = (p for p in model.parameters() if not getattr(p, "ds_pipe_replicated", False))
+    return sum(getattr(p, "ds_numel", p.numel()) * ranks_of_experts(p) for p in owned)
 
 
 def takes_labels(model: nn.Module) -> bool:
     """Whether the model computes its loss itself, from labels that are its input ids: it shifts them, as transformers' models do."""
     return "labels" in inspect.signature(unwrapped(model).forward).parameters
+
+
+class StepLoop(Protocol):
+    """Runs optimizer steps on an engine, and says what it holds between them."""
+
+    def step(self) -> float:
+        """One optimizer step; its mean loss."""
+        ...
+
+    @property
+    def kept(self) -> dict[str, Tensor | list[Tensor]]:
+        """The tensors that it keeps alive between steps, by name."""
+        ...
+
+
+def training_loop(
+    engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
+) -> StepLoop:
+    """What trains the engine of a job; `leave_out`: see `TrainingLoop`. A pipeline runs all its micro-steps."""
+    if job.case.pipeline_parallel > 1:
+        return PipelineLoop(engine, next_batch)
+    return TrainingLoop(engine, job, next_batch, leave_out)
 
 
 class TrainingLoop:

@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 NextBatch = Callable[[], "dict[str, Tensor]"]
 
 
-def make_batches(job: Job, rank: int, world_size: int, device_type: str, *, shifted: bool) -> NextBatch:
-    """A function that gives the next batch, on the device. `shifted` labels are the next tokens; others are the tokens themselves."""
+def make_batches(job: Job, rank: int, device_type: str, *, shifted: bool) -> NextBatch:
+    """A function that gives the next batch, on the device. `shifted` labels are the next tokens; others are the tokens themselves.
+
+    Ranks that share layers read the same: DeepSpeed checks it (runtime/engine.py, _configure_tensor_parallel_states).
+    """
+    reader, readers = job.case.parallelism.reader(rank), job.case.parallelism.data
     if job.profile.model.inputs:
-        return _random_batches(batch_spec(job), job.profile.workload.seed, rank // job.case.tensor_parallel, device_type)
+        return _random_batches(batch_spec(job), job.profile.workload.seed, reader, device_type)
     if (ranks := job.case.sequence_parallel) > 1:
-        whole = _token_batches(job, rank // ranks, world_size // ranks, "cpu", shifted=True)
+        whole = _token_batches(job, reader, readers, "cpu", shifted=True)
         return lambda: _part(whole(), rank % ranks, ranks, device_type)
-    together = job.case.tensor_parallel  # which DeepSpeed checks for the same batch (runtime/engine.py, _configure_tensor_parallel_states)
-    return _token_batches(job, rank // together, world_size // together, device_type, shifted)
+    return _token_batches(job, reader, readers, device_type, shifted)
 
 
 def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -> dict[str, Tensor]:

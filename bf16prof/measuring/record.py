@@ -12,6 +12,7 @@ from bf16prof.engine.workload import workload_of
 from bf16prof.measuring.launcher import RanksOutcome
 from bf16prof.measuring.results import RankResult
 from bf16prof.measuring.utilisation import peak_note, utilisation
+from bf16prof.parallelism import Parallelism
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.quality.sums import SAMPLE, Sums, total
 from bf16prof.records import (
@@ -62,7 +63,7 @@ def record_of_ranks(outcome: RanksOutcome, subject: TrainedSubject, work: StepWo
     ranks = [rank for rank in outcome.ranks if rank is not None and rank.parameters]
     if not ranks:
         return None
-    heaviest = max(ranks, key=_weight)
+    heaviest = _heaviest(ranks, subject.case.parallelism)
     steps = _job_steps(heaviest, ranks)
     times = [s.time_s for s in steps if not s.warmup and s.time_s is not None]
     median = _median(times)
@@ -77,7 +78,7 @@ def record_of_ranks(outcome: RanksOutcome, subject: TrainedSubject, work: StepWo
         device=subject.device,
         gpu=heaviest.device_name if heaviest.device_name != "cpu" else None,
         workload=subject.workload,
-        parameters=heaviest.parameters,
+        parameters=_parameters(heaviest, ranks, subject.case.parallelism),
         allocated_bytes=allocated,
         components={} if allocated is None else by_component(items),
         items=items,
@@ -187,7 +188,23 @@ def _higher_peak(heaviest: RankResult, ranks: Sequence[RankResult]) -> list[str]
 
 
 def _settled_peak(rank: RankResult) -> int:
-    return max(memory.peak_bytes or 0 for memory in rank.training_phases().values())
+    return max((memory.peak_bytes or 0 for memory in rank.training_phases().values()), default=0)
+
+
+def _heaviest(ranks: Sequence[RankResult], parallelism: Parallelism) -> RankResult:
+    """The rank that holds most between steps; of a pipeline, whose stages do different things, one of the stage with the highest peak."""
+    if parallelism.pipeline > 1:
+        highest = max(ranks, key=_settled_peak)
+        ranks = [rank for rank in ranks if parallelism.stage(rank.rank) == parallelism.stage(highest.rank)]
+    return max(ranks, key=_weight)
+
+
+def _parameters(heaviest: RankResult, ranks: Sequence[RankResult], parallelism: Parallelism) -> int | None:
+    """Those of the whole model: of one rank, or of one for each stage of a pipeline."""
+    if parallelism.pipeline == 1:
+        return heaviest.parameters
+    by_stage = {parallelism.stage(rank.rank): rank.parameters or 0 for rank in ranks}
+    return sum(by_stage.values())
 
 
 def _weight(rank: RankResult) -> tuple[int, int, int]:

@@ -50,7 +50,7 @@ class Rank:
         from bf16prof.models.liger import import_liger
 
         self.task, self.job, self.folder = task, task.job.job(), folder
-        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank = int(os.environ["RANK"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         import_client_optimizer(deepspeed_config(self.job))
@@ -92,7 +92,7 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import TrainingLoop, build_engine, parameter_count, takes_labels
+        from bf16prof.engine.training import build_engine, parameter_count, takes_labels, training_loop
 
         self.save()
         self._whereabouts.say("meeting the other ranks")
@@ -104,8 +104,8 @@ class Rank:
         self.marks.mark(None)
         self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
-        batches = make_batches(job, self.rank, self.world_size, self.probe.device_type, shifted=not takes_labels(engine.module))
-        loop = TrainingLoop(engine, job, batches)
+        batches = make_batches(job, self.rank, self.probe.device_type, shifted=not takes_labels(engine.module))
+        loop = training_loop(engine, job, batches)
         for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop

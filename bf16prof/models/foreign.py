@@ -62,14 +62,19 @@ def from_factory(settings: FactorySettings, checkpointing: Checkpointing | None)
     """What the user's function returns, ready to be trained."""
     from torch import nn
 
-    function = _imported(settings.factory)
-    with one_line(f"model.factory {settings.factory} failed"):
-        model = function()
+    model = called(settings)
     if not isinstance(model, nn.Module):
         raise InputError(f"model.factory {settings.factory} returned {type(model).__name__}, not a torch.nn.Module")
     with one_line(f"the model of model.factory {settings.factory}"):
         _checkpoint(model, checkpointing)
     return model.train()
+
+
+def called(settings: FactorySettings) -> Any:
+    """What the user's function returns, whatever that is."""
+    function = _imported(settings.factory)
+    with one_line(f"model.factory {settings.factory} failed"):
+        return function()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bf16prof.cases import STAGES, Job
-from bf16prof.engine.shared_batches import shared_layers, shared_sequences
+from bf16prof.engine.shared_batches import shared_layers, shared_sequences, shared_stages
 from bf16prof.parallelism import Parallelism
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import MOST_GPUS
@@ -136,11 +136,15 @@ def beyond(nearest: Judged) -> list[str]:
     has_logits = isinstance(profile.model, HuggingFaceSettings) and profile.workload.liger == "none"
     said = ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if is_states and not profile.peft else []
     said += ["A loss that never makes the whole logits: --liger loss."] if is_activations and has_logits else []
-    shares = (("--sp", Parallelism(1, sequence=2), "sequence", is_activations), ("--tp", Parallelism(1, tensor=2), "layer", is_states))
+    shares = (
+        ("--sp", Parallelism(1, sequence=2), "Ranks that share each sequence", is_activations),
+        ("--tp", Parallelism(1, tensor=2), "Ranks that share each layer", is_states),
+        ("--pp", Parallelism(1, pipeline=2), "A pipeline, each stage with some of the layers", is_states),
+    )
     for flag, parallelism, what, helps in shares:
         if helps and _can_share(nearest.job, parallelism):
-            said.append(f"Ranks that share each {what}: simulate {flag} N (a plan does not search them).")
-    return said + (["Not expressed here yet, and how people go further: pipeline parallelism."] if is_states else [])
+            said.append(f"{what}: plan {flag} N, which runs a few choices dry.")
+    return said
 
 
 STATES = (
@@ -253,6 +257,13 @@ def _short(value: int) -> str:
 
 def _can_share(job: Job, parallelism: Parallelism) -> bool:
     """Whether ranks could share the job's batch like that."""
-    case = replace(job.case, world_size=2, sequence_parallel=parallelism.sequence, tensor_parallel=parallelism.tensor)
+    case = replace(
+        job.case,
+        world_size=2,
+        sequence_parallel=parallelism.sequence,
+        tensor_parallel=parallelism.tensor,
+        pipeline_parallel=parallelism.pipeline,
+        zero_stage=min(job.case.zero_stage, 1) if parallelism.pipeline > 1 else job.case.zero_stage,
+    )
     shared = replace(job, case=case)
-    return shared_sequences(shared) is None and shared_layers(shared) is None
+    return all(rule(shared) is None for rule in (shared_sequences, shared_layers, shared_stages))

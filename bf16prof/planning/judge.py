@@ -146,7 +146,7 @@ class Judge:
             micro_batch_size=workload.micro_batch_size,
             largest_micro_batch_size=workload.micro_batch_size,
             gradient_accumulation_steps=workload.gradient_accumulation_steps,
-            train_batch_size=workload.micro_batch_size * workload.gradient_accumulation_steps * job.case.world_size,
+            train_batch_size=self.question.sequences(job),
             activation_checkpointing=workload.activation_checkpointing,
             zero_init=setting.zero_init,
             learning=job.recipe.learning,

@@ -67,11 +67,18 @@ class Question:
     def sizes(self, world_size: int) -> list[int]:
         """The micro-batches that so many ranks can have."""
         train = self.train_batch_size
-        return [size for size in self.micro_batches if train is None or train % (size * world_size) == 0]
+        readers = world_size // self.profile.parallel.counted_once
+        return [size for size in self.micro_batches if train is None or train % (size * readers) == 0]
+
+    def sequences(self, job: Job) -> int:
+        """The sequences of a whole job in a step, as a DeepSpeed JSON counts them."""
+        workload, readers = job.profile.workload, job.case.world_size // job.profile.parallel.counted_once
+        return workload.micro_batch_size * workload.gradient_accumulation_steps * readers
 
     def job(self, setting: Setting, profile: Profile | None = None) -> Job:
         """The job of a setting; with `profile`, that one in the place of the question's."""
         profile, train = profile or self.profile, self.train_batch_size
+        readers = setting.world_size // profile.parallel.counted_once
         changes = {
             "micro_batch_size": setting.micro_batch_size,
             "activation_checkpointing": setting.checkpointing,
@@ -79,7 +86,7 @@ class Question:
             "sequence_length": setting.sequence_length,
         }
         if train is not None:
-            changes["gradient_accumulation_steps"] = max(1, train // (setting.micro_batch_size * setting.world_size))
+            changes["gradient_accumulation_steps"] = max(1, train // (setting.micro_batch_size * readers))
         workload = profile.workload.model_copy(update=changes)
         profile = profile.model_copy(update={"workload": workload})
         sizes = [setting.stage], [setting.world_size], [setting.recipe]
@@ -107,6 +114,11 @@ class Setting:
     def but(self, **changes: object) -> Setting:
         """The same with these changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def by_dry_runs(profile: Profile) -> bool:
+    """Whether the peaks of such jobs have no closed form, as their ranks share a batch or have experts of their own."""
+    return profile.parallel.shared > 1 or profile.parallel.expert > 1
 
 
 def powers_of_two(most: int) -> tuple[int, ...]:

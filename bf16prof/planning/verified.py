@@ -32,8 +32,8 @@ def verified(answer: Answer, candidates: Sequence[Judged], dry_run: DryRun, coun
         missing = count - sum(choice.plan.is_tried for choice in kept)
         batch, waiting = waiting[:missing], waiting[missing:]
         for choice, record in zip(batch, dry_run([choice.job for choice in batch]) if batch else (), strict=True):
-            tried = choice if record is None else _tried(choice, record)
-            (kept if tried.fits else failed).append(tried)
+            judged = choice if record is None else tried(choice, record)
+            (kept if judged.fits else failed).append(judged)
     choices = (*kept, *(waiting if answer.choices else ()))
     outlook = replace(
         answer.outlook,
@@ -51,7 +51,7 @@ def _with_a_nearest(outlook: Outlook, failed: Sequence[Judged]) -> Outlook:
     return replace(outlook, nearest=max((choice.plan for choice in failed), key=lambda plan: plan.free_bytes))
 
 
-def _tried(choice: Judged, record: MemoryRecord) -> Judged:
+def tried(choice: Judged, record: MemoryRecord) -> Judged:
     """The choice with what its dry run says: its peak, what it reserves, and the verdict, for which no margin is kept."""
     found, peak = judge(record), most_allocated(record) or choice.plan.peak_bytes
     assert found is not None, "a dry run on a GPU is judged"

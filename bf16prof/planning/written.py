@@ -14,6 +14,7 @@ from bf16prof.planning.kept_keys import brings_optimizer, laid_over
 from bf16prof.plans import Room
 from bf16prof.profiles.auto import ACCUMULATION, MICRO
 from bf16prof.profiles.features import AUTO
+from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.records import Offload
 
 OUR_OWN = ("steps_per_print",)
@@ -41,6 +42,28 @@ def flags(choice: Judged, room: Room) -> list[str]:
     return said + (["--zero-init"] if plan.zero_init else ["--no-zero-init"] if case.zero_stage == 3 else [])
 
 
+def launch_line(choice: Judged, gpus_per_node: int, file: str) -> str:
+    """How DeepSpeed's launcher starts the plan, of a script of the user's own."""
+    ranks = choice.plan.case.world_size
+    nodes = f"--num_nodes {ranks // gpus_per_node} " if ranks > gpus_per_node else ""
+    return f"deepspeed {nodes}--num_gpus {min(ranks, gpus_per_node)} train.py --deepspeed_config {file}"
+
+
+def _of_shared_work(parallel: ParallelSettings) -> list[str]:
+    """What a script does where ranks share the work, beside what the JSON says of it."""
+    said = []
+    if parallel.sequence > 1:
+        said.append(
+            f"UlyssesSPAttentionHF.register_with_transformers(..., sequence_parallel_size={parallel.sequence}), its mpu handed to "
+            "deepspeed.initialize, and batches cut along the tokens"
+        )
+    if parallel.pipeline > 1:
+        said.append(f"a PipelineModule of {parallel.pipeline} stages, and engine.train_batch")
+    if parallel.expert > 1:
+        said.append(f"MoE layers with ep_size={parallel.expert}")
+    return said
+
+
 def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None) -> list[str]:
     """What the plan needs of the training script, because the DeepSpeed JSON does not say it; `content` is that of the user's own file."""
     plan, config = choice.plan, deepspeed_config(choice.job)
@@ -49,6 +72,7 @@ def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None)
     profile = choice.job.profile
     said += [f"{profile.peft.words}, which PEFT puts on the model"] if profile.peft else []
     said += [f"Liger's kernels ({profile.workload.liger})"] if profile.workload.liger != "none" else []
+    said += _of_shared_work(profile.parallel)
     if dtype := cast_dtype(config):
         said.append(f"the model cast to {dtype} before deepspeed.initialize")
     if layout := client_optimizer(config):

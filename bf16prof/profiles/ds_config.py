@@ -371,6 +371,9 @@ def _parallel(rest: dict[str, Any], origin: str) -> list[Override]:
     if table := rest.pop("tensor_parallel", None):
         found["tensor"] = table.get("autotp_size")
         rest |= {"tensor_parallel": kept} if (kept := {key: value for key, value in table.items() if key != "autotp_size"}) else {}
+    if table := rest.pop("pipeline", None):
+        found["pipeline"] = table.get("stages")
+        rest |= {"pipeline": kept} if (kept := {key: value for key, value in table.items() if key != "stages"}) else {}
     return [Override(f"parallel.{name}", size, origin) for name, size in found.items() if size is not None]
 
 

@@ -11,6 +11,7 @@ WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer"
 """Keys of a profile's tables that change what is learned and no byte."""
 
 ADDED: dict[str, dict[str, object]] = {
+    "parallel": {"pipeline": 1, "expert": 1},
     "": {"peft": None, "parallel": {"sequence": 1, "tensor": 1}},
     "workload": {"use_reentrant": False, "checkpoint_every_n_layers": 1, "liger": "none", "tiled_mlp": False},
     "optimizer": {"library": ""},

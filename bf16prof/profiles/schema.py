@@ -68,11 +68,21 @@ class ParallelSettings(Settings):
     """Ranks that share each sequence, every one a part of its tokens: DeepSpeed's Ulysses, for models of transformers."""
     tensor: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
     """Ranks that share each layer, every one a part of its weights: DeepSpeed's AutoTP, which cuts a model of transformers by its plan."""
+    pipeline: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
+    """Ranks that have some of the layers each: the stages of DeepSpeed's PipelineModule, of a model that is a list of layers."""
+    expert: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
+    """Data parallel ranks over which the experts of a layer are spread: those of DeepSpeed's MoE, which a model of your own brings."""
 
     @property
     def shared(self) -> int:
         """Ranks that work on one batch together."""
-        return self.sequence * self.tensor
+        return self.sequence * self.tensor * self.pipeline
+
+    @property
+    def counted_once(self) -> int:
+        """Ranks that a `train_batch_size` of DeepSpeed's JSON counts as one: those that share a sequence, and the stages of a pipeline.
+        Those that share layers count each (runtime/config.py, DeepSpeedConfig.__init__)."""
+        return self.sequence * self.pipeline
 
 
 class OptimizerSettings(Settings):
@@ -163,6 +173,8 @@ def _more(value: dict[str, Any]) -> dict[str, Any]:
     taken = [key for key in TAKEN if key in value] + ["zero_optimization.stage"] * (isinstance(zero, dict) and "stage" in zero)
     tensor = value.get("tensor_parallel")
     taken += ["tensor_parallel.autotp_size"] * (isinstance(tensor, dict) and "autotp_size" in tensor)
+    pipeline = value.get("pipeline")
+    taken += ["pipeline.stages"] * (isinstance(pipeline, dict) and "stages" in pipeline)
     if taken:
         raise PydanticCustomError("more", "{key} is said elsewhere", {"key": taken[0]})
     return dict(dropped(without_secrets(checked(value))))

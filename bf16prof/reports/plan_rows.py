@@ -22,6 +22,8 @@ DIFFERENCES = ("alive at the training peak", "ZeRO-2", "ZeRO-3", "more")
 LEFT = ("verdict", "recipe", "offload", "against the first", "first choice", "change", "flag", "alive at the training peak")
 """Columns of words; the others are of numbers."""
 
+BY_DRY_RUNS = "Order: less offloading, no recomputation, lowest stage, largest micro-batch. Peak: of the whole run. Speed: not known."
+
 SMALL = 2**20
 """Differences below a MiB explain nothing."""
 MOST_CHANGES = 8
@@ -71,6 +73,8 @@ def brief_notes(outlook: Outlook) -> list[str]:
     calibrated = any(plan.tokens_per_s is not None for plan in plans)
     said = ["Order: less offloading, tokens/s" + (" (calibrated)" if calibrated else " at most (an upper bound)")]
     said[0] += ", least risk in learning, lowest stage. Peak: of the whole run."
+    if not outlook.limits.are_known:
+        said = [BY_DRY_RUNS]
     if any(plan.is_tried for plan in plans):
         said.append("Free: of what the allocator may reserve where a plan was tried, else of that without the margin.")
     if any(plan.zero_init for plan in plans):
@@ -161,6 +165,8 @@ def order_text(outlook: Outlook) -> list[str]:
         "Micro-batch: the smallest that is as fast as the largest that fits; recompute: with activation checkpointing. Peak: of the whole "
         "run, init included.",
     ]
+    if not outlook.limits.are_known:
+        said = [BY_DRY_RUNS]
     said += tried_lines(outlook)
     if not outlook.complete:
         said.append(f"More than these {len(plans)} fit: -v shows all, and so does a file (-o).")
@@ -227,7 +233,8 @@ def _size_row(outlook: Outlook) -> tuple[Cell, ...]:
 def limit_lines(first: Plan, limits: Limits) -> list[str]:
     """How fast the first choice is at most and how far it goes, and how few GPUs do."""
     calibrated = f", {seconds(first.step_time_s)} calibrated" if first.step_time_s is not None else ""
-    floor = "not known, for the GPU's speed is not" if first.step_time_floor_s is None else f"at least {seconds(first.step_time_floor_s)}"
+    why = "the GPU's speed is not" if limits.are_known else "the work of ranks that share a batch is not counted"
+    floor = f"not known, for {why}" if first.step_time_floor_s is None else f"at least {seconds(first.step_time_floor_s)}"
     said = [f"step time: {floor}{calibrated}, for {first.train_batch_size} sequences"]
     said += [f"host memory: {host_text(first)}"] if first.host_bytes >= SMALL else []
     if limits.micro_batch_size is not None:
@@ -273,12 +280,16 @@ def nearest_lines(outlook: Outlook) -> list[str]:
     nearest = outlook.nearest
     assert nearest is not None, "where nothing fits there is a nearest miss"
     fewest = outlook.limits.fewest
-    more = [f"Fewest GPUs on which anything fits: {fewest_words(plan)}." for plan in fewest] or ["More GPUs of this kind do not help."]
+    more = [f"Fewest GPUs on which anything fits: {fewest_words(plan)}." for plan in fewest]
+    if not more:
+        more = ["More GPUs of this kind do not help." if outlook.limits.are_known else "Other numbers of GPUs were not tried."]
     held = nearest.peak_bytes if nearest.reserved_bytes is None else nearest.reserved_bytes
     how = "in " + str(nearest.peak_phase) if nearest.reserved_bytes is None else f"reserved for a peak of {gib(nearest.peak_bytes)}"
     lacks = f"{nearest.verdict}: {gib(held)} {how}, {gib(-nearest.free_bytes)} too much"
     inside = [only_init_text(nearest)] if nearest.inside_zero_init_bytes is not None else []
-    lines = [f"None of {outlook.combinations} combinations fits. Nearest: {plan_words(nearest)}: {lacks}.", *inside, *more]
+    none = "None of" if outlook.limits.are_known else "What needs least of"
+    fits = "fits" if outlook.limits.are_known else "does not fit"
+    lines = [f"{none} {outlook.combinations} combinations {fits}. Nearest: {plan_words(nearest)}: {lacks}.", *inside, *more]
     return [*lines, *tried_lines(outlook), *outlook.beyond]
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WHOLE = (
-    "zero_stage", "world_size", "sequence_parallel", "tensor_parallel", "parameters", "steps_loss_not_finite", "sequence_length",
-    "micro_batch_size", "gradient_accumulation_steps",
+    "zero_stage", "world_size", "sequence_parallel", "tensor_parallel", "pipeline_parallel", "expert_parallel", "parameters",
+    "steps_loss_not_finite", "sequence_length", "micro_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 _FLOATS = (
     "step_time_s", "step_time_iqr_s", "step_time_floor_s", "step_time_error_s", "host_overhead_s", "tokens_per_s", "mfu", "hfu", "loss",
@@ -132,6 +132,8 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
         "world_size": case.world_size,
         "sequence_parallel": case.sequence_parallel,
         "tensor_parallel": case.tensor_parallel,
+        "pipeline_parallel": case.pipeline_parallel,
+        "expert_parallel": case.expert_parallel,
         "recipe": case.recipe,
         "offload": str(case.offload),
         "workload": case.workload,

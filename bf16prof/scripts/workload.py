@@ -76,6 +76,7 @@ def case_of_engine(script: Script, engine: Any, world_size: int, calls: Calls) -
         workload=_digest(script, engine, settings),
         sequence_parallel=_sequence_ranks(engine),
         tensor_parallel=max(1, int(engine.autotp_size())) if hasattr(engine, "autotp_size") else 1,
+        pipeline_parallel=int(getattr(engine, "num_stages", 1)),
     )
 
 

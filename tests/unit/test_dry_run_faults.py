@@ -50,10 +50,10 @@ def test_a_killed_dry_run_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert read(tasks[1].fault, Fault).message.startswith("killed by SIGKILL")
 
 
-def ended(folder: Path, *outcomes: str) -> list[Files]:
+def ended(folder: Path, *outcomes: str) -> list[runner._Run]:
     """Tasks that left a record, a fault of that text, or nothing."""
-    tasks = [Files(folder, index) for index in range(len(outcomes))]
-    for files, outcome in zip(tasks, outcomes, strict=True):
+    tasks = [runner._Run(Files(folder, index), index, JOB, 0) for index in range(len(outcomes))]
+    for files, outcome in zip((run.files for run in tasks), outcomes, strict=True):
         if outcome == "record":
             write_json(files.record, document([dataclasses.replace(fixtures.bare_record(), reserved_bytes=files.index)]))
         elif outcome:
@@ -64,7 +64,7 @@ def ended(folder: Path, *outcomes: str) -> list[Files]:
 def test_the_records_of_the_others_come_with_the_failure(tmp_path: Path) -> None:
     tasks = ended(tmp_path, "record", "killed by SIGKILL", "record", "")
     with pytest.raises(DryRunFailed, match=r"failed \(and 1 more\): killed by SIGKILL") as caught:
-        runner._records(tasks, [JOB] * 4, runner._Ending(0, False, tmp_path / "log"))
+        runner._found(tasks, runner._Ending(0, False, tmp_path / "log"))
 
     assert {index: record.reserved_bytes for index, record in caught.value.records.items()} == {0: 0, 2: 2}
     assert caught.value.exit_code == 3
@@ -73,7 +73,7 @@ def test_the_records_of_the_others_come_with_the_failure(tmp_path: Path) -> None
 def test_bad_input_comes_before_what_broke(tmp_path: Path) -> None:
     tasks = ended(tmp_path, "broke", "bad input: no such model")
     with pytest.raises(InputError, match="bad input"):
-        runner._records(tasks, [JOB] * 2, runner._Ending(0, False, tmp_path / "log"))
+        runner._found(tasks, runner._Ending(0, False, tmp_path / "log"))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_bad_input_comes_before_what_broke(tmp_path: Path) -> None:
 )
 def test_a_process_that_left_nothing_is_told_by_its_end(code: int, by_kernel: bool, expected: str, tmp_path: Path) -> None:
     with pytest.raises(DryRunFailed, match=expected):
-        runner._records(ended(tmp_path, ""), [JOB], runner._Ending(code, by_kernel, tmp_path / "log"))
+        runner._found(ended(tmp_path, ""), runner._Ending(code, by_kernel, tmp_path / "log"))
 
 
 def test_simulate_shows_what_there_is_and_leaves_with_3(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

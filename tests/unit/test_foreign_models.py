@@ -75,7 +75,7 @@ def trained(of: Job) -> TrainingLoop:
     """The loop after a step on a model of its own, with the batches that a rank reads."""
     torch.manual_seed(0)
     engine = FakeEngine(build(of.profile.model, activation_checkpointing=of.profile.workload.activation_checkpointing))
-    loop = TrainingLoop(engine, of, make_batches(of, 0, 2, "cpu", shifted=not takes_labels(engine.module)))
+    loop = TrainingLoop(engine, of, make_batches(of, 0, "cpu", shifted=not takes_labels(engine.module)))
     assert loop.kept == {}
     assert loop.step() != 0
     return loop
@@ -376,7 +376,7 @@ def test_described_inputs_repeat_with_the_seed_and_differ_between_ranks_and_step
         "mask": {"dtype": "bool", "shape": [50]},
     }
     of = job(factory("a:b", inputs=inputs), recipe="bf16-full")
-    streams = [make_batches(of, rank, 2, "cpu", shifted=True) for rank in (0, 0, 1)]
+    streams = [make_batches(of, rank, "cpu", shifted=True) for rank in (0, 0, 1)]
     first, same, other = (stream() for stream in streams)
     second = streams[0]()
 

@@ -119,8 +119,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "NVMe": ({"zero_optimization": {**STAGE_3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}, **TRAINER}, "NVMe"),
     "ZeRO++": (
-        {**TRAINER, "zero_optimization": {**STAGE_3, "zero_quantized_weights": True, "zero_hpz_partition_size": 8}},
-        "zero_quantized_weights",
+        {**TRAINER, "zero_optimization": {**STAGE_3, "zero_quantized_gradients": True, "zero_hpz_partition_size": 8}},
+        "zero_quantized_gradients",
     ),
     "1-bit Adam": ({**TRAINER, "optimizer": {"type": "OneBitAdam", "params": {"freeze_step": 10}}}, "OneBitAdam"),
     "compression": (

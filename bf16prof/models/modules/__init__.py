@@ -14,6 +14,7 @@ from bf16prof.models import foreign
 from bf16prof.models.adapted import adapted
 from bf16prof.models.foreign import Checkpointing
 from bf16prof.models.liger import with_liger
+from bf16prof.models.pipelined import pipelined
 from bf16prof.models.tiled import with_tiled_mlp
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 def build_trained(profile: Profile) -> nn.Module:
     """What a profile trains: its model, and the adapter on it. Raises `InputError` as `build` does."""
     workload = profile.workload
+    if profile.parallel.pipeline > 1:
+        return pipelined(profile.model, profile.parallel.pipeline)
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
     model = with_liger(build(profile.model, activation_checkpointing=how), workload.liger)
     model = with_tiled_mlp(model) if workload.tiled_mlp else model

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bf16prof.models.modules import run_layers
+from bf16prof.models.modules.ends import Positions, as_head
 from bf16prof.profiles.models import ModelSettings
 
 
@@ -77,7 +80,7 @@ class Gpt2Model(nn.Module):
         self.h = nn.ModuleList(Gpt2Block(hidden, model.num_heads, intermediate) for _ in range(model.num_layers))
         self.ln_f = nn.LayerNorm(hidden)
         self.lm_head = nn.Linear(hidden, model.vocab_size, bias=False)
-        self.apply(_initialise)
+        self.apply(initialise)
         if model.tie_embeddings is None or model.tie_embeddings:
             self.lm_head.weight = self.wte.weight
 
@@ -89,7 +92,25 @@ class Gpt2Model(nn.Module):
         return logits
 
 
-def _initialise(module: nn.Module) -> None:
+def pipeline_layers(model: ModelSettings) -> list[Any]:
+    """The model as DeepSpeed's PipelineModule takes it: the head is the embedding again, unless they are untied."""
+    from deepspeed.runtime.pipe.module import LayerSpec, TiedLayerSpec
+
+    vocabulary, hidden = model.vocab_size, model.hidden_size
+    block = LayerSpec(Gpt2Block, hidden, model.num_heads, model.intermediate_size or 4 * hidden)
+    is_tied = model.tie_embeddings is None or model.tie_embeddings
+    return [
+        TiedLayerSpec("wte", nn.Embedding, vocabulary, hidden) if is_tied else LayerSpec(nn.Embedding, vocabulary, hidden),
+        LayerSpec(Positions, model.max_sequence_length, hidden),
+        *[block] * model.num_layers,
+        LayerSpec(nn.LayerNorm, hidden),
+        TiedLayerSpec("wte", nn.Embedding, vocabulary, hidden, forward_fn=as_head)
+        if is_tied
+        else LayerSpec(nn.Linear, hidden, vocabulary, bias=False),
+    ]
+
+
+def initialise(module: nn.Module) -> None:
     """Normal weights of standard deviation 0.02, as in GPT-2."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

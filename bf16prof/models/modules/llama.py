@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bf16prof.models.modules import run_layers
+from bf16prof.models.modules.ends import as_head
 from bf16prof.profiles.models import ModelSettings
 
 ROPE_BASE = 500_000.0
@@ -86,7 +89,7 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(LlamaBlock(model) for _ in range(model.num_layers))
         self.norm = nn.RMSNorm(model.hidden_size, eps=NORM_EPSILON)
         self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
-        self.apply(_initialise)
+        self.apply(initialise)
         if model.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -111,7 +114,34 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _initialise(module: nn.Module) -> None:
+class RotaryBlock(LlamaBlock):
+    """A block that makes the rotary angles itself: what a stage of a pipeline hands on is x alone."""
+
+    def __init__(self, model: ModelSettings) -> None:
+        super().__init__(model)
+        self.head_width = model.hidden_size // model.num_heads
+
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+        """Of the shape of the input."""
+        return super().forward(x, *_rotary(x.shape[1], self.head_width, x))
+
+
+def pipeline_layers(model: ModelSettings) -> list[Any]:
+    """The model as DeepSpeed's PipelineModule takes it."""
+    from deepspeed.runtime.pipe.module import LayerSpec, TiedLayerSpec
+
+    vocabulary, hidden, is_tied = model.vocab_size, model.hidden_size, model.tie_embeddings
+    return [
+        TiedLayerSpec("embed", nn.Embedding, vocabulary, hidden) if is_tied else LayerSpec(nn.Embedding, vocabulary, hidden),
+        *[LayerSpec(RotaryBlock, model)] * model.num_layers,
+        LayerSpec(nn.RMSNorm, hidden, eps=NORM_EPSILON),
+        TiedLayerSpec("embed", nn.Embedding, vocabulary, hidden, forward_fn=as_head)
+        if is_tied
+        else LayerSpec(nn.Linear, hidden, vocabulary, bias=False),
+    ]
+
+
+def initialise(module: nn.Module) -> None:
     """Normal weights of standard deviation 0.02."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

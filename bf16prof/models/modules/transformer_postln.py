@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from bf16prof.models.modules import run_layers
+from bf16prof.models.modules.ends import Positions
 from bf16prof.profiles.models import ModelSettings
 
 
@@ -53,3 +56,16 @@ class PostLnTransformer(nn.Module):
         x = self.embedding(input_ids) + self.pos_embedding(positions)
         logits: Tensor = self.output_proj(run_layers(self.layers, x, checkpointing=self.checkpointing))
         return logits
+
+
+def pipeline_layers(model: ModelSettings) -> list[Any]:
+    """The model as DeepSpeed's PipelineModule takes it."""
+    from deepspeed.runtime.pipe.module import LayerSpec
+
+    hidden = model.hidden_size
+    return [
+        LayerSpec(nn.Embedding, model.vocab_size, hidden),
+        LayerSpec(Positions, model.max_sequence_length, hidden),
+        *[LayerSpec(PostLnBlock, hidden, model.num_heads, model.intermediate_size or 4 * hidden)] * model.num_layers,
+        LayerSpec(nn.Linear, hidden, model.vocab_size),
+    ]

@@ -1,0 +1,127 @@
+"""Plans of jobs whose peaks have no closed form, as of ranks that share a batch: few settings, each judged by a dry run of the real engine.
+
+For each kind of offloading the setting that needs least (the highest stage, layers recomputed) is run, all together. The least offloading
+that fits is looked at further: without recomputation, at the lower stages, and at larger micro-batches until one does not fit. What is not
+run is not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bf16prof.engine.constraints import refusal_reason
+from bf16prof.errors import Refused
+from bf16prof.planning.advice import beyond
+from bf16prof.planning.answer import Answer
+from bf16prof.planning.judge import Judge, Judged
+from bf16prof.planning.question import Question, Setting
+from bf16prof.planning.verified import DryRun, tried
+from bf16prof.plans import Limits, Outlook, Plan
+from bf16prof.records import MemoryRecord, Offload, Phase
+
+STEPS = 2
+"""So many micro-batches are run together, each twice the one before."""
+
+
+def answer_by_dry_runs(judge: Judge, world_size: int, dry_run: DryRun) -> Answer:
+    """Everything about one number of GPUs that few dry runs tell, the first choice first.
+
+    Raises `Refused` where DeepSpeed runs no combination.
+    """
+    search = _Search(judge.question, dry_run)
+    possible = [setting for setting in _inside(judge.question, world_size) if refusal_reason(judge.question.job(setting)) is None]
+    if not possible:
+        first = judge.question.job(next(iter(judge.question.combinations(world_size))))
+        raise Refused(f"{first.case.label}: {refusal_reason(first)}", hint="leave --zero, --recipe or --offload out, or name others")
+    frugal = [min(level, key=_appetite) for offload in Offload if (level := [s for s in possible if s.offload is offload])]
+    found = search.run(frugal)
+    best = next((one for one in found if one.fits), None)
+    choices = [] if best is None else sorted(_further(search, judge.question, possible, best), key=_preference)
+    nearest = None if choices else max(found, key=lambda one: one.plan.free_bytes, default=None)
+    outlook = Outlook(
+        world_size=world_size,
+        room=judge.question.room(world_size),
+        plans=tuple(choice.plan for choice in choices),
+        complete=True,
+        combinations=len(possible),
+        left_out=(f"only {search.count} of {len(possible)} combinations and their micro-batches were run dry, which takes minutes each",),
+        limits=Limits((), are_known=False),
+        nearest=nearest.plan if nearest else None,
+        beyond=tuple(beyond(nearest)) if nearest else (),
+    )
+    return Answer(outlook, tuple(choices), judge)
+
+
+class _Search:
+    """Runs settings dry and counts them."""
+
+    def __init__(self, question: Question, dry_run: DryRun) -> None:
+        self.question, self.count = question, 0
+        self._dry_run = dry_run
+
+    def run(self, settings: Sequence[Setting]) -> list[Judged]:
+        """The settings that could be run, judged."""
+        jobs = [self.question.job(setting) for setting in settings]
+        records = self._dry_run(jobs) if jobs else []
+        self.count += len(jobs)
+        return [
+            tried(Judged(setting, job, record, _plan(self.question, setting, record)), record)
+            for setting, job, record in zip(settings, jobs, records, strict=True)
+            if record is not None
+        ]
+
+
+def _inside(question: Question, world_size: int) -> Iterable[Setting]:
+    """All combinations, ZeRO-3 inside `zero.Init` unless somebody has said otherwise."""
+    for setting in question.combinations(world_size):
+        yield setting.but(zero_init=True) if question.may_change_init and setting.stage == 3 else setting
+
+
+def _appetite(setting: Setting) -> tuple[int, bool]:
+    return -setting.stage, not setting.checkpointing
+
+
+def _preference(one: Judged) -> tuple[bool, int, int]:
+    """Without recomputation first, then the lowest stage, then the largest micro-batch: how fast they are is not known."""
+    return one.setting.checkpointing, one.setting.stage, -one.setting.micro_batch_size
+
+
+def _further(search: _Search, question: Question, possible: Sequence[Setting], best: Judged) -> list[Judged]:
+    """The setting that fits, and what else does that asks for more memory or a larger micro-batch."""
+    start = best.setting
+    like = [s for s in possible if s.offload is start.offload and s.recipe == start.recipe and s != start]
+    others = [s for s in like if s.stage == start.stage] + [s for s in like if s.stage == start.stage - 1 and s.checkpointing]
+    found = [best, *(one for one in search.run(others) if one.fits)]
+    first = min(found, key=_preference)
+    sizes = [size for size in question.sizes(start.world_size) if size > start.micro_batch_size]
+    while sizes:
+        batch, sizes = sizes[:STEPS], sizes[STEPS:]
+        larger = [one for one in search.run([first.setting.but(micro_batch_size=size) for size in batch]) if one.fits]
+        found += larger
+        if len(larger) < len(batch):
+            break
+    return found
+
+
+def _plan(question: Question, setting: Setting, record: MemoryRecord) -> Plan:
+    """The plan of a setting but for what its dry run says of the memory (`verified.tried`)."""
+    job = question.job(setting)
+    workload = job.profile.workload
+    return Plan(
+        case=job.case,
+        sequence_length=workload.sequence_length,
+        micro_batch_size=workload.micro_batch_size,
+        largest_micro_batch_size=workload.micro_batch_size,
+        gradient_accumulation_steps=workload.gradient_accumulation_steps,
+        train_batch_size=question.sequences(job),
+        activation_checkpointing=workload.activation_checkpointing,
+        zero_init=setting.zero_init,
+        learning=job.recipe.learning,
+        peak_bytes=record.run_peak_allocated_bytes or 0,
+        peak_phase=record.peak_phase or Phase.BACKWARD,
+        free_bytes=0,
+        host_bytes=record.host_bytes or 0,
+        host_bytes_per_node=record.host_bytes_per_node or 0,
+        step_time_floor_s=None,
+        tokens_per_s_at_most=None,
+    )
