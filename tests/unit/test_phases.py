@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ class Engine:
     """The four methods of a DeepSpeed engine that marks are attached to."""
 
     def __init__(self, meter: Meter) -> None:
-        self.meter = meter
+        self.meter, self.module = meter, SimpleNamespace(training=True)
         self.hooks: list[Callable[..., Any]] = []
 
     def register_forward_pre_hook(self, hook: Callable[..., Any]) -> None:
@@ -172,3 +173,14 @@ def test_a_clock_adds_up_the_phases_of_all_micro_steps_and_nothing_between_them(
 
     assert clock.take() == {Phase.FORWARD: 12.0, Phase.BACKWARD: 11.0, Phase.STEP: 0.0}
     assert clock.take() == {}
+
+
+def test_a_forward_pass_in_eval_mode_is_one_of_an_evaluation() -> None:
+    engine = Engine(Meter(10))
+    marks = PhaseMarks(engine.meter)
+    attach(engine, marks)
+    engine.module.training = False
+    engine.forward(1)
+    marks.mark(None)
+
+    assert list(marks.take()) == [Phase.EVAL]
