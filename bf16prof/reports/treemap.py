@@ -105,7 +105,9 @@ def _map(id_: str, areas: Sequence[_Area], title: str) -> Figure:
     for group, box in zip(ordered, _boxes([-sum(map(_size, group)) for group in ordered], _Box(0, 0, _WIDTH, _HEIGHT)), strict=True):
         for area, inner in zip(group, _boxes([area.bytes for area in group], box), strict=True):
             traces.append(_trace(area, inner))
-            words += _words(area, inner)
+            words += [
+                {**text, "name": str(len(traces) - 1)} for text in _words(area, inner)
+            ]  # whose the page asks where there is less room
     layout = base_layout(_PIXELS, "", "")
     axis = {"visible": False, "fixedrange": True, "automargin": False, "title": None}
     layout["xaxis"] |= axis | {"range": [0, _WIDTH]}

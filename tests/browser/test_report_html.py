@@ -210,6 +210,24 @@ def test_the_areas_of_a_step_are_drawn_as_wide_as_the_page(browser: Browser) -> 
         browser.shows(True, f"{gap} < 1", index)
 
 
+def test_words_in_a_map_stay_in_their_areas_on_a_phone(browser: Browser) -> None:
+    browser.open([fixtures.simulated_run()])
+    shown = (
+        "return [...document.querySelectorAll('#figure-map-step-0 .annotation tspan.line, #figure-map-step-0 .annotation text')]"
+        ".filter(t => !t.querySelector('tspan') && t.style.visibility !== 'hidden').length"
+    )
+    browser.shows(True, shown.replace("return ", "return 4 < "))
+    wide = browser.run(shown)
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        browser.shows(True, shown.replace("return ", f"return {wide} > "))
+        assert browser.run(shown) > 0
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_choosing_a_case_leaves_the_legends_of_the_others_alone(browser: Browser) -> None:
     browser.open([fixtures.run(list(fixtures.simulated_run().records) + list(fixtures.run().records[1::2]))])
     browser.run("document.querySelectorAll('.choice button')[1].click()")

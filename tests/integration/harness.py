@@ -79,11 +79,14 @@ def inside(what: str) -> dict[str, str]:
     return {"PYTHONPATH": str(INSIDE), "INSIDE": what}
 
 
-def start(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start `bf16prof ARGUMENTS` and do not wait."""
+def start(
+    *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, before: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start `bf16prof ARGUMENTS` and do not wait. `before`: what is typed before it, and becomes it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "bf16prof", *arguments],
+        [*before, sys.executable, "-m", "bf16prof", *arguments],
         env=environment(**(env or {})),
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster import cluster, missing
-from harness import bf16prof, end, finish, measure_arguments, start
+from harness import bf16prof, end, finish, measure_arguments, start, wait_for
 
 from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
 
@@ -58,23 +58,27 @@ def test_a_script_has_its_exit_code(slurm: dict[str, str], tmp_path: Path) -> No
     assert "left with exit code 7" in done.stderr
 
 
-def test_an_interruption_cancels_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("where", "ranks"), [(("--num-gpus", "1"), 1), (BOTH, 2)], ids=["one node", "two nodes"])
+def test_an_interruption_cancels_the_job(slurm: dict[str, str], tmp_path: Path, where: tuple[str, ...], ranks: int) -> None:
     path = tmp_path / "waits.py"
-    path.write_text("import time\nprint('waiting', flush=True)\ntime.sleep(600)\n")
-    process = start("measure", "--launcher", "slurm", "--num-gpus", "1", "-d", str(tmp_path / "run"), "--", str(path), env=slurm)
-    deadline = time.monotonic() + 300
+    path.write_text("import os, pathlib, time\npathlib.Path(f'pid{os.getpid()}').touch()\ntime.sleep(600)\n")
+    launcher = () if "--launcher" in where else ("--launcher", "slurm")
+    process = start("measure", *launcher, *where, "-d", str(tmp_path / "run"), "--", str(path), env=slurm, cwd=tmp_path)
     try:
-        while not ((tmp_path / "run.out").exists() and "waiting" in (tmp_path / "run.out").read_text()):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for("all ranks wait", lambda: len(waiting(tmp_path)) == ranks, 300)
         process.send_signal(signal.SIGINT)
-    except BaseException:
+        done = finish(process, 120)
+    finally:
         end(process)
-        raise
 
-    assert finish(process, 120).code == 130
+    assert done.code == 130
     assert not jobs(slurm)
+    wait_for("all ranks are gone", lambda: not any(map(psutil.pid_exists, waiting(tmp_path))), 20)
+
+
+def waiting(folder: Path) -> list[int]:
+    """The processes that have said so in this folder."""
+    return [int(path.name.removeprefix("pid")) for path in folder.glob("pid*")]
 
 
 def test_what_does_not_go_together_is_said_before_a_job_is_made(slurm: dict[str, str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bf16prof.scripts.imports import Change
 
 PRETRAINED = "from_pretrained: the model is built from its config, no weights are read"
 FLASH = "FlashAttention: sdpa's flash kernel stands for it, which keeps the same tensors"
+GENERATION = "what a model generates has no values: every sequence grows to its greatest length"
 OF_THE_MODEL = frozenset({
     "dtype", "torch_dtype", "attn_implementation", "device_map", "max_memory", "quantization_config", "low_cpu_mem_usage",
     "output_loading_info", "use_safetensors", "ignore_mismatched_sizes", "state_dict", "offload_folder", "variant", "weights_only",
@@ -29,6 +30,7 @@ def changes(invented: Invented) -> dict[str, Change]:
     own = _Libraries(invented)
     found: dict[str, Change] = {
         "transformers.modeling_utils": own.transformers,
+        "transformers.generation.utils": own.generation,
         "safetensors.torch": own.safetensors,
         "accelerate.utils.random": own.random_states,
         "accelerate.data_loader": own.random_states,
@@ -83,6 +85,17 @@ class _Libraries:
         module.PreTrainedModel._check_and_adjust_attn_implementation = check
         module.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
         module.PreTrainedModel.save_pretrained = skipped(invented, "save_pretrained was skipped")
+
+    def generation(self, module: ModuleType) -> None:
+        """Nothing ends a sequence early."""
+        invented, real = self._invented, module.GenerationMixin.generate
+
+        @functools.wraps(real)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            invented.note(GENERATION)
+            return real(*args, **kwargs)
+
+        module.GenerationMixin.generate = generate
 
     def safetensors(self, module: ModuleType) -> None:
         """No file is written."""

@@ -43,16 +43,23 @@ def _files(invented: Invented) -> Iterator[Row]:
     real_save, real_load = torch.save, torch.load
     kept: dict[str, bytes] = {}
 
-    def save(obj: Any, f: Any, *_: Any, **__: Any) -> None:
-        invented.note("torch.save was skipped")
-        if isinstance(f, str | os.PathLike) and not any(isinstance(tensor, FakeTensor) for tensor in tensors_in(obj)):
-            buffer = io.BytesIO()
-            with _disable_current_modes(), contextlib.suppress(Exception):  # what cannot be kept is not kept
-                real_save(obj, buffer)
+    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        has_values = not any(isinstance(tensor, FakeTensor) for tensor in tensors_in(obj))
+        is_file = isinstance(f, str | os.PathLike)
+        if is_file or not has_values:
+            invented.note("torch.save was skipped")
+        if not has_values:
+            return
+        buffer = io.BytesIO()
+        with _disable_current_modes(), contextlib.suppress(Exception):  # what cannot be kept is not kept
+            real_save(obj, buffer, *args, **kwargs)
+            if not is_file:  # memory of the script's own, as when it pickles a tensor
+                f.write(buffer.getvalue())
+            else:
                 kept[str(Path(f).absolute())] = buffer.getvalue()
 
     def load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-        has_values = False
+        has_values = True
         if isinstance(f, str | os.PathLike):
             written = kept.get(str(Path(f).absolute()))
             has_values = written is not None or (Path(f).is_file() and Path(f).stat().st_size <= MOST_READ)

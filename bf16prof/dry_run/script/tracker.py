@@ -63,6 +63,13 @@ class ScriptTracker(Tracker):  # type: ignore[no-untyped-call]
         gone = self._end_on_host(key, storage.nbytes()) if allocation is None else self._end(key, allocation)
         self._live[key] = weakref.ref(storage, gone), allocation
 
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out, device = super()._run(func, args, kwargs), kwargs.get("device")
+        if isinstance(out, FakeTensor) and device is not None and out.fake_device != device:
+            # PyTorch computes what it makes of a single number, and then takes it for the host's.
+            out.fake_device, out.constant = device, None
+        return out
+
     def _is_real(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
         device = kwargs.get("device")
         if device is not None and device != HOST:

@@ -20,7 +20,7 @@ def main() -> int:
     task: GuestTask = read(folder / SCRIPT, GuestTask)
     for name in [name for name in os.environ if name.startswith("BF16PROF_PARENT")]:
         del os.environ[name]
-    return run_attached(task, folder.parent, deadline=deadline())
+    return run_attached(task, folder.parent, deadline=deadline(), is_launched=True)
 
 
 if __name__ == "__main__":

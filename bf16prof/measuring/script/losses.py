@@ -57,7 +57,7 @@ class Losses:
                 self._values.append(float(loss))
                 return
             if self._pinned is None:
-                self._pinned = torch.empty(MOST, pin_memory=True)
+                self._pinned = torch.empty(MOST, dtype=torch.float32, device="cpu", pin_memory=True)  # whatever the script's defaults are
             self._pinned[self._count - 1].copy_(loss.detach().reshape(()), non_blocking=True)
 
     @contextlib.contextmanager

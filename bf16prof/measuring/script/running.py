@@ -17,16 +17,19 @@ from bf16prof.runs import SCRIPT_FOLDER, Status, rank_file
 from bf16prof.scripts.main import Ending, run
 
 
-def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False, deadline: float | None = None) -> int:
+def run_attached(
+    task: GuestTask, run_folder: Path, *, replace: bool = False, deadline: float | None = None, is_launched: bool = False
+) -> int:
     """Run the script to its end; the exit code that python would leave with. The rank's result is written into the run directory.
 
-    `deadline`: when the rank will be ended, by the monotonic clock, where we have started it.
+    `is_launched`: we have started the ranks, by torchrun; `deadline`: when this one will be ended, by the monotonic clock.
     Raises `InputError` before the script begins where there is a result of this rank already, or where it cannot be written.
     """
     folder = claimed_rank(run_folder, replace=replace)
     whereabouts = None if deadline is None else Whereabouts(folder, int(os.environ.get("RANK", "0")), deadline)
     import torch
 
+    from bf16prof.measuring.script.meeting import at_torchrun
     from bf16prof.measuring.script.probes import make_guest_probe
     from bf16prof.measuring.script.rank import GuestRank
 
@@ -51,7 +54,7 @@ def run_attached(task: GuestTask, run_folder: Path, *, replace: bool = False, de
         exit_now(code)
 
     rank = GuestRank(task, folder, probe, enough, whereabouts)
-    with shown, rank.watching():
+    with shown, rank.watching(), at_torchrun(rank.note) if is_launched else contextlib.nullcontext():
         os._exit = leave  # type: ignore[assignment]
         try:
             rank.save()

@@ -25,7 +25,19 @@
     for (const trace of data) if (hidden.has(trace.meta)) trace.visible = false;
     // On a touch screen a finger scrolls the page; it does not zoom a figure.
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
-    Plotly.newPlot(id, data, layout, config);
+    const plot = document.getElementById(id);
+    Plotly.newPlot(plot, data, layout, config);
+    if (plot.closest(".treemap")) { trim(plot); plot.on("plotly_afterplot", () => trim(plot)); }
+  };
+  // Words in a map are made for a wide page: on a narrow one the lines that their area does not hold go. Pointing at it says them.
+  const trim = (plot) => {
+    const [from, to] = plot.layout.xaxis.range;
+    all(".annotation", plot).forEach((words, index) => {
+      const { x } = plot.data[Number(plot.layout.annotations[index].name)];
+      const room = ((Math.max(...x) - Math.min(...x)) / (to - from)) * plot.clientWidth;
+      const lines = all("tspan.line", words);
+      for (const line of lines.length ? lines : all("text", words)) line.style.visibility = line.getComputedTextLength() + 6 > room ? "hidden" : "";
+    });
   };
   const shown = () => [...specs.keys()].filter((id) => !document.getElementById(id).closest("[hidden]"));
   const drawSeen = () => { for (const id of shown()) draw(id); };

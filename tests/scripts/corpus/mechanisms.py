@@ -1,5 +1,6 @@
 """What scripts do with values, devices and models besides training, each with what has to come of it."""
 
+import pickle
 from pathlib import Path
 
 import deepspeed
@@ -47,6 +48,8 @@ def agree(device):
     assert numbers[numbers > 1].shape == (2,)
     numbers[0] = torch.randint(9, (), device=device)
     assert f"{numbers.sum():.0f}" != ""
+    weight = torch.ones(1).to(device)
+    assert (weight.device, (weight * lengths[0]).item()) == (device, 3)
 
 
 def prepare(path):
@@ -55,6 +58,7 @@ def prepare(path):
     assert found["rows"].tolist() == [0, 1, 2, 3]
     assert found["name"] == "prepared"
     assert not Path(path).exists()
+    assert pickle.loads(pickle.dumps({"rows": torch.arange(4)}))["rows"].tolist() == [0, 1, 2, 3]
 
 
 prepare("prepared.pt")
