@@ -182,7 +182,8 @@ def test_a_pipelines_instructions_are_its_phases() -> None:
     class PipelineEngine:
         _INSTRUCTION_MAP = {type(name, (), {}): lambda self, name=name: carried_out.append(name) for name in PHASES}  # noqa: RUF012
 
-    engine, marks = PipelineEngine(), PhaseMarks(meter)
+    engine: Any = PipelineEngine()
+    marks = PhaseMarks(meter)
     attach(engine, marks)
     seen = []
     for kind in ("LoadMicroBatch", "ForwardPass", "SendActivation", "RecvGrad", "BackwardPass", "ReduceGrads", "OptimizerStep"):
