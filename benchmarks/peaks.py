@@ -17,7 +17,7 @@ from judged import Judgement, judge
 
 from bf16prof.cases import Job
 from bf16prof.dry_run.runner import Options
-from bf16prof.records import Phase
+from bf16prof.records import TRAINING, Phase
 
 EACH = 10
 WORST = 5
@@ -70,7 +70,7 @@ def _table(found: Sequence[Judgement], title: str) -> list[str]:
     lines = [f"| {title}, stage | " + " | ".join(Phase) + " |", "|---" * (1 + len(Phase)) + "|"]
     for stage in sorted({each.job.case.zero_stage for each in found}):
         mine = [each for each in found if each.job.case.zero_stage == stage]
-        cells = (max((each.errors[phase] for each in mine), key=abs) for phase in Phase)
+        cells = (max((each.errors[phase] for each in mine), key=abs) for phase in (Phase.INIT, *TRAINING))
         lines.append(f"| {stage} ({len(mine)} jobs) | " + " | ".join(f"{cell:+.3%}" for cell in cells) + " |")
     return lines
 

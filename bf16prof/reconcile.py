@@ -120,13 +120,14 @@ def _compare(case: Case, device: Device, by_source: dict[Source, MemoryRecord]) 
     reference = next((s for s in REFERENCES if s in by_source), None)
     rounding, bounds = (by_source[reference].rounding, by_source[reference].at_least) if reference else ({}, ())
     known = {source: _flatten(record) for source, record in by_source.items()}
+    floors = {source: record.at_least for source, record in by_source.items()}
     out = []
     for name in NAMES:
         values = {source: flat[name] for source, flat in known.items() if name in flat}
         truth, width = values.get(reference) if reference else None, rounding.get(name, 0)
         is_bound = truth is not None and name in bounds
         errors = {
-            s: None if is_bound and truth is not None and v >= truth - width else _relative(v, truth)
+            s: None if truth is not None and (v >= truth - width if is_bound else name in floors[s] and v <= truth) else _relative(v, truth)
             for s, v in values.items()
             if s not in REFERENCES
         }

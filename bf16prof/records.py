@@ -69,6 +69,7 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     STEP = "step"
+    EVAL = "eval"
 
 
 class Device(StrEnum):
@@ -158,6 +159,10 @@ class Workload:
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
+    * `fused_loss`: who computes head and loss without the whole logits, beside Liger.
+    * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
+    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without.
+    * `evaluation`: what is evaluated when the steps are over, in words.
     * `assumed`: which of all this nobody said, in a word each.
     """
 
@@ -177,6 +182,10 @@ class Workload:
     adapter: str | None = None
     liger: str = "none"
     tiled_mlp: bool = False
+    evaluation: str | None = None
+    packed_sequences: Size = 0
+    dpo: str = "none"
+    fused_loss: str = "none"
 
 
 Label = tuple[Component, str]
@@ -277,8 +286,22 @@ class UpdateQuality:
 
 
 @dataclass(frozen=True)
+class CastShares:
+    """Of so many finite values the share that a cast to `bf16` and to `fp16` makes zero, of values that are not, and infinite."""
+
+    __pydantic_config__ = STRICT
+
+    values: Size
+    zero: dict[str, Share]
+    infinite: dict[str, Share]
+
+
+@dataclass(frozen=True)
 class QualityStep:
-    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer."""
+    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer.
+
+    `casts`: what lower precisions cannot hold of `weights`, `gradients` and `updates`, whatever they are kept in.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -286,6 +309,7 @@ class QualityStep:
     loss: float | None
     total: UpdateQuality
     layers: dict[str, UpdateQuality]
+    casts: dict[str, CastShares] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -493,9 +517,9 @@ class MemoryRecord:
 
     * `workload`: what was asked; `None` where the source does not know (a log of which nobody says what was trained).
     * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
-    * `peak_allocated_bytes`: the highest during training steps, set in `peak_phase`; `run_peak_allocated_bytes` includes init.
-      `peak_components` and `peak_items` say what is alive at that moment; they add up to it. `peak_layers` says which layer allocated it,
-      as far as one did while it ran; empty where the source does not follow modules.
+    * `peak_allocated_bytes`: the highest during training steps and evaluation, set in `peak_phase`; `run_peak_allocated_bytes` includes
+      init. `peak_components` and `peak_items` say what is alive at that moment; they add up to it. `peak_layers` says which layer allocated
+      it, as far as one did while it ran; empty where the source does not follow modules.
     * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
       not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
       (imported); in a dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
@@ -504,7 +528,7 @@ class MemoryRecord:
       and `margin` the share of it that has to stay free, because the source does not know everything that takes memory.
     * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job built inside `deepspeed.zero.Init`.
     * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
-    * `timeline`: bytes by component over the last step.
+    * `timeline`: bytes by component over the last step, and over the evaluation that follows it.
     * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank; `host_bytes_per_node` by all ranks of a node.
     * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
     * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
@@ -600,7 +624,7 @@ def _require_sum(name: str, parts: Mapping[Component, int], total_name: str, tot
 
 
 TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
-"""The phases that repeat; init comes once, before them."""
+"""The phases of a step; init comes once, before them, and an evaluation between two of them."""
 
 
 def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
@@ -613,8 +637,8 @@ def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseM
 
 
 def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
-    """The training phase with the highest peak; `None` when no peak is known."""
-    known = [phase for phase in TRAINING if phase in phases and phases[phase].peak_bytes is not None]
+    """The phase of a step, or the evaluation, with the highest peak; `None` when no peak is known."""
+    known = [phase for phase in (*TRAINING, Phase.EVAL) if phase in phases and phases[phase].peak_bytes is not None]
     return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
 
 

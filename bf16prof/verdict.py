@@ -124,6 +124,8 @@ def _verdict(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | No
         return Verdict.DOES_NOT_FIT
     if record.out_of_memory is not None:
         return _of_a_shortage(record, record.out_of_memory)
+    if record.source is Source.ESTIMATE and "run_peak_allocated_bytes" in record.at_least:
+        return None  # something that is not predicted may hold more
     is_peak_known = record.run_peak_allocated_bytes is not None or record.peak_allocated_bytes is not None
     if not is_peak_known or record.source is Source.IMPORT:
         return None  # what is allocated between steps says nothing of the peak, nor does a log of how the run ended

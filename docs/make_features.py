@@ -25,16 +25,21 @@ BEYOND = """## Training beyond one model and its parameters
 | what | how it is said | where |
 |---|---|---|
 | LoRA, rsLoRA, DoRA | `--lora`, `[peft]`, `adapter_config.json` ([adapters](adapters.md)) | every command |
+| a frozen base in 4 bits, QLoRA ([adapters](adapters.md)) | `--load-in-4bit`, `[quantization]` | `simulate`, `measure` |
 | frozen parameters, tied embeddings, several inputs | the model's own code: `MODULE:FUNCTION`, `[model.inputs]` | every command |
 | Liger's kernels, the head fused with the loss | `--liger loss`, `--liger all` ([Liger](liger.md)) | every command, on GPUs |
+| head and loss in tiles (TiledFusedLogitsLoss, ALST) | `--fused-loss tiled` ([Liger](liger.md)) | `simulate`, `measure` |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
+| evaluation between steps ([loops](loops.md)) | `--eval-batch-size`, `[workload.evaluation]` | all but `plan`; `estimate` gives a floor |
+| preference optimization: a policy and its reference, or without one ([loops](loops.md)) | `--dpo` | `simulate`, `measure` |
+| packed sequences, padding-free batches | `--packed-sequences` ([loops](loops.md)) | every command |
 | sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | every command |
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |
 | layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | all but `estimate` |
 | layers spread over stages (PipelineModule) | `--pp`, `[parallel] pipeline`, the JSON ([parallel](parallel.md)) | all but `estimate` |
-| experts spread over ranks (DeepSpeed's MoE) | `--ep`, `[parallel] expert`, the model's own layers ([parallel](parallel.md)) | all but `estimate` |
+| experts spread over ranks (DeepSpeed) | `--ep`, `[parallel] expert`, the model itself ([parallel](parallel.md)) | all but `estimate` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
-| QLoRA, IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
+| IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
 
 FATES: Sequence[tuple[Fate, str, str]] = (
     (Fate.READ, "Known to the closed form", "`estimate` and `plan` know these, and `simulate` and `measure` run them."),

@@ -104,13 +104,18 @@ def why_not_recorded(job: Job) -> str:
 
 def without_rule(job: Job) -> str | None:
     """Why nothing of a job is predicted, whatever is known of its model; `None` of most."""
-    if job.case.tensor_parallel > 1:
-        return "AutoTP (--tp) cuts each layer by the model's own plan, for which there is no exact rule"
-    if job.case.pipeline_parallel > 1:
-        return "what each stage of a pipeline (--pp) holds is left to the dry run"
-    if job.case.expert_parallel > 1:
-        return "what ranks with experts of their own (--ep) hold is left to the dry run"
-    return "DeepSpeed's TiledMLP (workload.tiled_mlp) is left to the dry run" if job.profile.workload.tiled_mlp else None
+    case, profile = job.case, job.profile
+    workload = profile.workload
+    left = (
+        (case.tensor_parallel > 1, "how AutoTP (--tp) cuts each layer, by the model's own plan,"),
+        (case.pipeline_parallel > 1, "what each stage of a pipeline (--pp) holds"),
+        (case.expert_parallel > 1, "what ranks with experts of their own (--ep) hold"),
+        (workload.dpo != "none", "preference optimization (--dpo)"),
+        (workload.fused_loss != "none", f"a loss that is computed with its head (--fused-loss {workload.fused_loss})"),
+        (profile.quantization is not None, "a 4-bit base (--load-in-4bit)"),
+        (workload.tiled_mlp, "DeepSpeed's TiledMLP (workload.tiled_mlp)"),
+    )
+    return next((f"{what} is left to the dry run" for is_asked, what in left if is_asked), None)
 
 
 def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
@@ -124,7 +129,8 @@ def is_as_written(profile: Profile) -> bool:
     checkpointed in the usual way or not at all."""
     workload = profile.workload
     is_usual = not workload.use_reentrant and workload.checkpoint_every_n_layers == 1
-    return profile.peft is None and workload.liger == "none" and (is_usual or not workload.activation_checkpointing)
+    is_plain = profile.peft is None and workload.liger == "none" and not workload.packed_sequences
+    return is_plain and (is_usual or not workload.activation_checkpointing)
 
 
 def is_written(profile: Profile) -> bool:

@@ -84,6 +84,22 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
 
 
+def evaluation_gap(job: Job) -> str | None:
+    """Why the peak of this job's evaluation has no closed form; `None` if there is none, or it does not exceed that of a forward pass.
+
+    With no more sequences than a micro-batch has, and losses alone kept, it holds what a forward pass does but for what is there for
+    backward.
+    """
+    evaluation, workload = job.profile.workload.evaluation, job.profile.workload
+    if evaluation is None:
+        return None
+    if not evaluation.prediction_loss_only:
+        return "an evaluation that keeps logits"
+    if evaluation.per_device_eval_batch_size > workload.micro_batch_size:
+        return f"an evaluation of {evaluation.per_device_eval_batch_size} sequences, more than a micro-batch has"
+    return None
+
+
 SHARED = "what ranks that share sequences (--sp) hold in a step has no exact rule"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages
 from bf16prof.closed_form.device import gpu_additions
-from bf16prof.closed_form.gap import closed_form_gap, peaks_gap, work_gap
+from bf16prof.closed_form.gap import closed_form_gap, evaluation_gap, peaks_gap, work_gap
 from bf16prof.closed_form.initial import init_peak
 from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.peaks import peaks
@@ -24,14 +24,18 @@ from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import Walked, walked
 from bf16prof.engine.workload import workload_of
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
-from bf16prof.records import Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
+from bf16prof.records import TRAINING, Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 from bf16prof.rounding import round_up
 from bf16prof.verdict import Allocator, Replays, gpu_limit, is_surely_within, judged, room_bytes
 
 USUAL = Allocator()
 """With default segments and the usual margin."""
 
-UNKNOWN = {phase: PhaseMemory() for phase in Phase}
+UNKNOWN = {phase: PhaseMemory() for phase in (Phase.INIT, *TRAINING)}
+
+
+PEAKS = ("peak_allocated_bytes", "run_peak_allocated_bytes")
+"""What an evaluation that is not predicted may exceed."""
 
 
 def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL, replays: Replays = Replays.DECISIVE) -> MemoryRecord:
@@ -65,6 +69,7 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUA
         **({"phases": UNKNOWN} if done is None or no_peaks else _peaks(job, engine, done, items)),
         work=work,
         step_time_floor_s=work.step_time_floor_s if work else None,
+        at_least=PEAKS if evaluation_gap(job) and not no_peaks else (),
         notes=_notes(job, no_peaks, no_work, work),
     )
     reserve = Reserve(job, engine, None if no_peaks else done, allocator, replays)
@@ -145,6 +150,9 @@ def _items(job: Job, device: Sequence[Storages]) -> tuple[Item, ...]:
 
 def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork | None) -> tuple[str, ...]:
     missing = [f"no peaks in closed form: {no_peaks}; bf16prof simulate finds them"] if no_peaks else []
+    missing += [
+        f"{gap} has no closed form, peaks are those of the steps; bf16prof simulate runs it" for gap in [evaluation_gap(job)] if gap
+    ]
     missing += [f"no work of a step in closed form: {no_work}"] if no_work else []
     tf32 = tf32_note(job, work) if work else None
     return (*missing, *([tf32] if tf32 else []), *(job.gpu.caveats() if job.gpu else ()))

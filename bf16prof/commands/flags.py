@@ -40,7 +40,12 @@ class WorkloadFlags:
     activation_checkpointing: o.CheckpointingOption = None
     zero_init: o.ZeroInitOption = None
     lora: o.LoraOption = None
+    load_in_4bit: o.FourBitOption = None
     liger: o.LigerOption = None
+    fused_loss: o.FusedLossOption = None
+    dpo: o.DpoOption = None
+    packed_sequences: o.PackedOption = None
+    eval_batch_size: o.EvalBatchOption = None
     sp: o.SequenceParallelOption = None
     tp: o.TensorParallelOption = None
     pp: o.PipelineParallelOption = None

@@ -169,6 +169,15 @@ LoraOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+FourBitOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--load-in-4bit/--no-load-in-4bit",
+        envvar="BF16PROF_LOAD_IN_4BIT",
+        help="The model under an adapter in bitsandbytes' 4 bits (QLoRA): nf4 with double quantization.",
+        rich_help_panel=TRAIN,
+    ),
+]
 LigerOption = Annotated[
     str | None,
     typer.Option(
@@ -176,6 +185,48 @@ LigerOption = Annotated[
         metavar="loss|all",
         envvar="BF16PROF_LIGER",
         help="Liger-Kernel on the model: its head fused with the loss, or all kernels as the Trainer's use_liger_kernel.",
+        rich_help_panel=TRAIN,
+    ),
+]
+FusedLossOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fused-loss",
+        metavar="liger|tiled",
+        envvar="BF16PROF_FUSED_LOSS",
+        help="Head and loss without the whole logits: Liger's (as --liger loss), or DeepSpeed's in tiles (ALST).",
+        rich_help_panel=TRAIN,
+    ),
+]
+DpoOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dpo",
+        metavar="reference|precomputed",
+        envvar="BF16PROF_DPO",
+        help="Preference optimization as TRL's: micro-batches of pairs, beside a reference model or with its answers in the data.",
+        rich_help_panel=TRAIN,
+    ),
+]
+PackedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--packed-sequences",
+        min=0,
+        metavar="N",
+        envvar="BF16PROF_PACKED_SEQUENCES",
+        help="Padding-free batches: so many sequences fill each row of tokens, with positions that start again.",
+        rich_help_panel=TRAIN,
+    ),
+]
+EvalBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-batch-size",
+        min=1,
+        metavar="N",
+        envvar="BF16PROF_EVAL_BATCH_SIZE",
+        help="An evaluation after the steps, with so many sequences per rank (the Trainer's per_device_eval_batch_size).",
         rich_help_panel=TRAIN,
     ),
 ]

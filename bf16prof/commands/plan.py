@@ -21,6 +21,7 @@ from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
 from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import Resolved
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord, Offload
@@ -79,7 +80,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
     from bf16prof.planning.answer import answer
     from bf16prof.planning.question import by_dry_runs
 
-    given = asked.flags
+    given, request = asked.flags, _without_evaluation(request)
     sizes = list(dict.fromkeys(o.numbers("--gpus", given.gpus)))
     if given.write is not None and len(sizes) != 1:
         raise InputError(
@@ -123,6 +124,18 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
     parameters = next((record.parameters for record in records if record.parameters), None) or _model(request.profile)[1]
     line, theirs = _asked(judge, sizes[0], parameters), request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), request.profile.name, parameters, request.notes, theirs)
+
+
+def _without_evaluation(request: Request) -> Request:
+    """The request for the steps alone, and a note that says so."""
+    profile = request.profile
+    if profile.workload.evaluation is None:
+        return request
+    workload = profile.workload.model_copy(update={"evaluation": None})
+    origins = {key: origin for key, origin in request.resolved.origins.items() if not key.startswith("workload.evaluation")}
+    resolved = Resolved(profile.model_copy(update={"workload": workload}), origins)
+    note = "workload.evaluation: a plan is one of the steps; bf16prof simulate runs the choice with its evaluation"
+    return dataclasses.replace(request, resolved=resolved, notes=(*request.notes, note))
 
 
 def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence[int]) -> None:

@@ -31,8 +31,17 @@ from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import preset_ids
 from bf16prof.records import Device, Offload
 
-WORKLOAD_FLAGS = ("sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger")
+WORKLOAD_FLAGS = (
+    "sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger",
+    "packed_sequences", "dpo",
+)  # fmt: skip
 """Flags that stand for keys of the profile's `[workload]`."""
+
+INNER_FLAGS = {"eval_batch_size": "evaluation.per_device_eval_batch_size"}
+"""Flags that stand for keys of tables in `[workload]`."""
+
+FUSED_LOSSES = {"none": ("workload.fused_loss", "none"), "liger": ("workload.liger", "loss"), "tiled": ("workload.fused_loss", "tiled")}
+"""What `--fused-loss` stands for: a key of the profile, and its value."""
 
 PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor", "pp": "pipeline", "ep": "expert"}
 """Flags that stand for keys of the profile's `[parallel]`."""
@@ -175,10 +184,33 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
     lora = asked.flags.lora
     return [
         *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
+        *_quantization(asked),
+        *_fused_loss(asked),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
+        *(Override(f"workload.{key}", given[flag], asked.origin(flag)) for flag, key in INNER_FLAGS.items() if given[flag] is not None),
         *(Override(f"parallel.{key}", given[flag], asked.origin(flag)) for flag, key in PARALLEL_FLAGS.items() if given[flag] is not None),
     ]
+
+
+def _fused_loss(asked: Asked[WorkloadFlags]) -> list[Override]:
+    wanted = asked.flags.fused_loss
+    if wanted is None:
+        return []
+    if wanted not in FUSED_LOSSES:
+        raise InputError(f"--fused-loss {wanted!r:.60}: expected one of {', '.join(FUSED_LOSSES)}")
+    return [Override(*FUSED_LOSSES[wanted], asked.origin("fused_loss"))]
+
+
+def _quantization(asked: Asked[WorkloadFlags]) -> list[Override]:
+    wanted = asked.flags.load_in_4bit
+    if wanted is None:
+        return []
+    return (
+        [Override("quantization.bnb_4bit_quant_type", "nf4", asked.origin("load_in_4bit"))]
+        if wanted
+        else [Override("quantization", None, asked.origin("load_in_4bit"))]
+    )
 
 
 def what(subject: str) -> str:

@@ -111,6 +111,8 @@ def _workload(args: TrainingArguments | None, file: DeepSpeedFile | None) -> lis
     if args is None:
         return []
     found: dict[str, Told | None] = {f"workload.{name}": args.get(name) for name in WORKLOAD} | {"peft": args.adapter}
+    found |= {f"quantization.{name}": told for name, told in args.quantization.items()}
+    found |= {f"workload.evaluation.{name}": told for name, told in args.evaluation.items()}
     if (liger := args.get("use_liger")) and liger.value:
         found["workload.liger"] = Told("all", liger.origin)
     if file is None:

@@ -24,18 +24,19 @@ from bf16prof.dry_run.task import Progress, Task
 from bf16prof.dry_run.tracker import GPU, HOST, Tracker
 from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
-from bf16prof.engine.attribution import attribute, held
-from bf16prof.engine.batch import batch_spec
+from bf16prof.engine.attribution import attribute, held_by_all
+from bf16prof.engine.batch import batch_spec, evaluation_of
 from bf16prof.engine.client import import_client_optimizer
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
-from bf16prof.engine.training import Batch, StepLoop, build_engine, parameter_count, training_loop
+from bf16prof.engine.training import Batch, StepLoop, TrainingLoop, build_engine, build_reference, parameter_count, training_loop
 from bf16prof.engine.workload import workload_of
 from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.models.experts import capacity_note, require_capacities
 from bf16prof.models.liger import import_liger
-from bf16prof.records import MemoryRecord, Phase, PhaseMemory, merge_phases
+from bf16prof.models.quantized import import_bitsandbytes
+from bf16prof.records import Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 
 OnProgress = Callable[[Progress], None]
 
@@ -56,6 +57,7 @@ def dry_run(
     import_client_optimizer(deepspeed_config(job))
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
+    import_bitsandbytes(job.profile.quantization)
     with (
         world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments, rank=task.rank) as tracker,
         beside or nullcontext(),
@@ -75,6 +77,7 @@ class DryRank:
         self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
         self._on_progress = on_progress
         self._engine: Any = None
+        self._others: list[Any] = []
         self._loop: StepLoop | None = None
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
         self._is_repeating = False
@@ -85,6 +88,8 @@ class DryRank:
         """Init, the steps, and the record."""
         self._marks.mark(Phase.INIT)
         gc.freeze()  # what has been imported is no garbage; looking at it takes longer than the dry run
+        reference = build_reference(self._job)
+        self._others = [] if reference is None else [reference]
         self._engine = build_engine(self._job)
         require_capacities(self._engine.module)
         gc.collect()
@@ -92,14 +97,16 @@ class DryRank:
         phases = self._marks.take()
         attach(self._engine, self._marks)
         self._watch(self._engine.module)
-        self._micro_steps = MicroSteps(self._engine, self._tracker)
-        self._loop = training_loop(self._engine, self._job, self._batches(), self._leave_out)
+        self._micro_steps = MicroSteps([self._engine, *self._others], self._tracker)
+        self._loop = training_loop(self._engine, self._job, self._batches(self._job), self._leave_out, reference)
         exchanges = Exchanges.of(self._job, self._ledger)
         self._tracker.watch = exchanges.see if exchanges else None
         layers = Layers(self._ledger, self._enter)
-        layers.name(self._engine.module)
+        for engine in (self._engine, *self._others):
+            layers.name(engine.module)
         self._numbers = _numbers_of_layers(self._engine.module)
-        with library_shims(), layers.followed():
+        workload = self._job.profile.workload
+        with library_shims(packed=workload.packed_sequences > 0, padded=workload.dpo != "none"), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
                 self._micro_steps.begin_step()
@@ -108,7 +115,10 @@ class DryRank:
                     exchanges.begin_step()
                 self._loop.step()
                 phases = merge_phases(phases, self._marks.take())
-        record = self._record(self._loop, self._repeated(phases))
+            phases = self._repeated(phases)
+            held = self._held(self._loop)
+            phases = merge_phases(phases, self._evaluated(self._loop))
+        record = self._record(*held, phases)
         micro_steps = self._job.profile.workload.gradient_accumulation_steps
         found = exchanges.transfers(micro_steps - self._left_out, micro_steps) if exchanges else ()
         return dataclasses.replace(record, exchanges=found, notes=(*record.notes, *capacity_note(self._engine.module)))
@@ -129,7 +139,19 @@ class DryRank:
     def _repeated(self, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
         """The phases over as many further steps as it takes the caching allocator to settle."""
         self._is_repeating = True
-        return until_settled(self._ledger, self._marks, phases)
+        goes_on = self._job.profile.workload.evaluation is not None
+        return until_settled(self._ledger, self._marks, phases, goes_on=goes_on)
+
+    def _evaluated(self, loop: StepLoop) -> dict[Phase, PhaseMemory]:
+        """What is evaluated when the steps are over, where something is. Its events follow those of the last step."""
+        if self._job.profile.workload.evaluation is None:
+            return {}
+        assert isinstance(loop, TrainingLoop), "engine/shared_batches.py refuses the others"
+        self._is_repeating, self._tracker.watch = False, None
+        self._marks.mark(Phase.EVAL)
+        loop.evaluate(self._batches(evaluation_of(self._job)))
+        self._marks.mark(None)
+        return self._marks.take()
 
     def _on_mark(self, phase: Phase | None) -> None:
         self._label()
@@ -139,7 +161,7 @@ class DryRank:
     def _label(self) -> None:
         """Let the engine say what it holds."""
         if self._engine is not None and not self._is_repeating:
-            self._tracker.claim(held(self._engine, self._loop.kept if self._loop else {}))
+            self._tracker.claim(held_by_all([self._engine, *self._others], self._loop.kept if self._loop else {}))
 
     def _enter(self, module: nn.Module) -> None:
         """Say which layer runs."""
@@ -149,7 +171,7 @@ class DryRank:
 
     def _say(self) -> None:
         phase = self._ledger.marks[-1].phase if self._ledger.marks else None
-        layer = self._layer if phase in (Phase.FORWARD, Phase.BACKWARD) else ""
+        layer = self._layer if phase in (Phase.FORWARD, Phase.BACKWARD, Phase.EVAL) else ""
         self._on_progress(Progress(phase, self._ledger.step, layer, self._ledger.allocated_bytes()))
 
     def _watch(self, model: nn.Module) -> None:
@@ -163,9 +185,9 @@ class DryRank:
         if parameter.grad is not None:
             self._tracker.claim([(GRADIENT, parameter.grad)])
 
-    def _batches(self) -> Callable[[], Batch]:
-        """Batches without values, of the job's shape, on its device."""
-        spec = batch_spec(self._job)
+    def _batches(self, job: Job) -> Callable[[], Batch]:
+        """Batches without values, of a job's shape, on its device."""
+        spec = batch_spec(job)
         return lambda: {
             name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device=self._home) for name, tensor in spec.items()
         }
@@ -174,16 +196,20 @@ class DryRank:
     def _home(self) -> torch.device:
         return HOST if self._job.gpu is None else GPU
 
-    def _record(self, loop: StepLoop, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
+    def _held(self, loop: StepLoop) -> tuple[list[Item], int]:
+        """What is held between steps: by name, and in all."""
+        items, _ = attribute(self._engine, loop.kept, self._home, *self._others)
+        return [*items, *of_the_device(self._ledger)], self._ledger.allocated_bytes()
+
+    def _record(self, items: list[Item], allocated_bytes: int, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:
         job, ledger = self._job, self._ledger
-        items, _ = attribute(self._engine, loop.kept, self._home)
         ran = Ran(
             case=job.case,
             gpu=job.gpu,
             workload=workload_of(job),
             parameters=parameter_count(self._engine),
-            items=[*items, *of_the_device(ledger)],
-            allocated_bytes=ledger.allocated_bytes(),
+            items=items,
+            allocated_bytes=allocated_bytes,
             phases=phases,
             step=ledger.step,
         )

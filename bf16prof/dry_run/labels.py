@@ -72,6 +72,7 @@ OF_PHASE = {
     Phase.FORWARD: C.ACTIVATIONS,
     Phase.BACKWARD: C.ACTIVATIONS,
     Phase.STEP: C.WORKSPACE,
+    Phase.EVAL: C.ACTIVATIONS,
 }
 """What is allocated in a phase by no known place: the model itself, activations and their gradients, temporaries of the step."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Collection, Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,8 @@ class MicroStep:
 class MicroSteps:
     """Watches the micro-steps of an optimizer step go by."""
 
-    def __init__(self, engine: Any, tracker: Tracker) -> None:
-        self._engine, self._tracker, self._ledger = engine, tracker, tracker.ledger
+    def __init__(self, engines: Sequence[Any], tracker: Tracker) -> None:
+        self._engines, self._tracker, self._ledger = engines, tracker, tracker.ledger
         self._seen: deque[MicroStep] = deque(maxlen=COMPARED)
         self._starts: list[Instant] = []
         self._emptied = 0
@@ -63,7 +63,7 @@ class MicroSteps:
             return None
         body = Body.of(self._ledger, *self._starts[-3:])
         counters: dict[Path, Place] = {}
-        state = dict(state_of(self._engine, self._tracker, body, counters))
+        state = dict(state_of(self._engines, self._tracker, body, counters))
         self._seen.append(MicroStep(body, tuple(events_of(self._ledger, body)), state, counters))
         return body if len(self._seen) == COMPARED and self._repeats() else None
 
@@ -97,14 +97,14 @@ def events_of(ledger: Ledger, body: Body) -> Iterator[Any]:
         yield mark.event - start.events, mark.phase
 
 
-def state_of(engine: Any, tracker: Tracker, body: Body, counters: dict[Path, Place]) -> Iterator[tuple[Path, Any]]:
-    """Everything that an engine holds, by the path to it: values as they are, tensors by shape, dtype and the number of their storage.
+def state_of(engines: Sequence[Any], tracker: Tracker, body: Body, counters: dict[Path, Place]) -> Iterator[tuple[Path, Any]]:
+    """Everything that engines hold, by the path to it: values as they are, tensors by shape, dtype and the number of their storage.
 
     Walks containers, and the objects of DeepSpeed, of the model and of optimizers; of everything else there is the type. Clocks are left
     out. `counters`: where DeepSpeed's whole numbers are. One of the model's may decide what it does next, so it must not change.
     """
     yield ("host",), tracker.host_bytes
-    waiting: list[tuple[Path, Any, Place | None]] = [(("engine",), engine, None)]
+    waiting: list[tuple[Path, Any, Place | None]] = [((number,), engine, None) for number, engine in enumerate(engines)]
     seen: set[int] = set()
     while waiting:
         path, value, place = waiting.pop()

@@ -51,14 +51,19 @@ class Ran:
     step: int
 
 
-def until_settled(ledger: Ledger, marks: PhaseMarks, phases: dict[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:
-    """The phases over as many further steps like the last one as it takes the caching allocator to settle."""
+def until_settled(
+    ledger: Ledger, marks: PhaseMarks, phases: dict[Phase, PhaseMemory], *, goes_on: bool = False
+) -> dict[Phase, PhaseMemory]:
+    """The phases over as many further steps like the last one as it takes the caching allocator to settle.
+
+    `goes_on`: more is run after that, so that tensors have to hold what the last of these steps has left.
+    """
     before = None
     for _ in range(MOST_REPEATS if ledger.allocator else 0):
         if (step := last_step(ledger)) is None:
             break
         ledger.begin_step()
-        for mark in repeat(ledger, step):
+        for mark in repeat(ledger, step, succeeding=goes_on):
             marks.mark(mark.phase)
         now = marks.take(), ledger.peak_reserved
         phases = merge_phases(phases, now[0])

@@ -66,8 +66,11 @@ def kind(allocation: Allocation) -> tuple[int, int, int]:
     return allocation.bytes, allocation.count, allocation.stream
 
 
-def repeat(ledger: Ledger, step: RepeatedStep) -> Iterator[Mark]:
-    """Do the step again; yields each mark before the events that follow it. Storages that it found are those that the last one left."""
+def repeat(ledger: Ledger, step: RepeatedStep, *, succeeding: bool = False) -> Iterator[Mark]:
+    """Do the step again; yields each mark before the events that follow it. Storages that it found are those that the last one left.
+
+    `succeeding`: whoever holds what that one has left holds what this one leaves.
+    """
     now = {old: ledger.allocations[new] for old, new in step.successors.items()}
     loops = {loop.end: loop for loop in ledger.loops if step.start <= loop.start < step.end}
     borders = sorted({border for loop in loops.values() for border in (loop.before, loop.start, loop.end)})
@@ -82,6 +85,8 @@ def repeat(ledger: Ledger, step: RepeatedStep) -> Iterator[Mark]:
         at, places[border] = border, ledger.now()
         if (loop := loops.get(border)) is not None:
             yield from repeat_body(ledger, Body.of(ledger, places[loop.before], places[loop.start], places[border]), loop.left_out)
+    for left in step.successors.values() if succeeding else ():
+        ledger.succeed(ledger.allocations[left], now[left])
 
 
 def repeat_body(ledger: Ledger, body: Body, times: int) -> Iterator[Mark]:

@@ -124,14 +124,29 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def library_shims() -> Iterator[None]:
-    """Replace in libraries that have been imported with the model; put back at the end."""
+def library_shims(*, packed: bool = False, padded: bool = False) -> Iterator[None]:
+    """Replace in libraries that have been imported with the model; put back at the end.
+
+    `packed`: a row holds several sequences; `padded`: attention masks that are handed to the model hide something.
+    """
+    rows = [*ASKING_FOR_VALUES, *([("transformers.masking_utils", "_ignore_causal_mask_sdpa", _only_without_padding)] if padded else ())]
     with contextlib.ExitStack() as stack:
-        for module, name, replacement in ASKING_FOR_VALUES:
+        for module, name, replacement in rows:
             if hasattr(sys.modules.get(module), name):
                 real = getattr(sys.modules[module], name)
-                stack.enter_context(mock.patch.object(sys.modules[module], name, functools.partial(replacement, real)))
+                instead = _several_sequences if packed and replacement is _packed_sequences else replacement
+                stack.enter_context(mock.patch.object(sys.modules[module], name, functools.partial(instead, real)))
         yield
+
+
+def _only_without_padding(real: Callable[..., Any], padding_mask: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    return False if padding_mask is not None else real(padding_mask, *args, **kwargs)
+
+
+def _several_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The indices that positions give which start again: as where no values can be looked at."""
+    with mock.patch.object(sys.modules[real.__module__], "is_tracing", lambda *_: True):
+        return real(position_ids, *args, **kwargs)
 
 
 def _packed_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bf16prof.allocator import CachingAllocator
 from bf16prof.dry_run.client_optimizers import client_optimizers
 from bf16prof.dry_run.compiler import leave_out_the_compiler
+from bf16prof.dry_run.four_bit import four_bit
 from bf16prof.dry_run.hardware.autocast import register_cuda_list
 from bf16prof.dry_run.hardware.cuda_operators import cuda_optimizers, register_cuda_operators
 from bf16prof.dry_run.hardware.devices import cpu_kernels, cuda_kernels
@@ -73,6 +74,7 @@ def world(
         leave_out_the_compiler()
         stack.enter_context(shims(tracker, rank))
         stack.enter_context(client_optimizers(on_gpu=gpu is not None))
+        stack.enter_context(four_bit(on_gpu=gpu is not None))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(tracker)
         yield tracker

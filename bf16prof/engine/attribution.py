@@ -7,6 +7,7 @@ it works on fake tensors as on real ones.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,9 +44,9 @@ HOST = torch.device("cpu")
 Claim = tuple[Label, Any]
 
 
-def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
-    """The items of everything the engine and the loop hold: on the device, and on the host; see `attribute_all`."""
-    return attribute_all([engine], kept, device)
+def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device, *others: Any) -> tuple[list[Item], list[Item]]:
+    """The items of everything the engine, its loop and other engines hold: on the device, and on the host; see `attribute_all`."""
+    return attribute_all([engine, *others], kept, device)
 
 
 def attribute_all(engines: Sequence[Any], kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
@@ -118,6 +119,9 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     yield labels.PERSISTENT_PARAMETERS, [p.data for p in parameters if getattr(p, "ds_persist", False)]
     yield labels.GATHERED_PARAMETERS, [p.data for p in parameters if hasattr(p, "ds_tensor")]
     yield labels.PARAMETERS, [p.data for p in parameters]
+    yield labels.QUANTIZATION, [_of_quantization(getattr(p, "quant_state", None)) for p in parameters]
+    if any(hasattr(p, "quant_state") for p in parameters):  # the table that all scales of 8 bits are copied from is a global one
+        yield labels.QUANTIZATION, getattr(sys.modules.get("bitsandbytes.functional"), "name2qmap", {})
     yield labels.MODEL_BUFFERS, list(engine.module.buffers())
     masters = _values(wrapper, MASTERS)
     yield labels.MASTER_PARAMETERS, masters
@@ -156,6 +160,13 @@ def _leaves(tensor: Tensor) -> list[Any]:
             found += [leaf, leaf.grad]
         waiting += [following for following, _ in node.next_functions]
     return found
+
+
+def _of_quantization(state: Any) -> list[Any]:
+    """The scales and tables of packed weights (bitsandbytes/functional.py, QuantState); of scales that are quantized, theirs too."""
+    if state is None:
+        return []
+    return [state.absmax, state.offset, state.code, *_of_quantization(state.state2)]
 
 
 def _values(wrapper: Any, attributes: Attributes) -> list[Any]:

@@ -5,6 +5,7 @@ Whoever makes batches - ranks with values, the dry run without - makes them of t
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
@@ -27,16 +28,41 @@ class TensorSpec:
 def batch_spec(job: Job) -> dict[str, TensorSpec]:
     """The tensors of a micro-batch by name: the inputs that the model's table describes, else `input_ids` and `labels`.
 
-    Ranks that share a sequence have a part of its tokens each, where these are in it, and labels that were shifted before it was cut
-    (DeepSpeed: runtime/sequence_parallel/ulysses_sp.py, UlyssesSPDataLoaderAdapter).
+    Packed rows are one, with positions that start again where a sequence does (transformers/data/data_collator.py,
+    DataCollatorWithFlattening). Ranks that share a sequence have a part of its tokens each, where these are in it, and labels that were
+    shifted before it was cut (DeepSpeed: runtime/sequence_parallel/ulysses_sp.py, UlyssesSPDataLoaderAdapter).
     """
     model, workload = job.profile.model, job.profile.workload
     if model.inputs:
         return {name: _described(described, job) for name, described in model.inputs.items()}
-    tokens = TensorSpec((workload.micro_batch_size, workload.sequence_length // job.case.sequence_parallel), "int64", model.vocab_size)
+    if workload.dpo != "none":
+        return _pairs(job)
+    rows, length = workload.micro_batch_size, workload.sequence_length // job.case.sequence_parallel
+    shape = (1, rows * length) if workload.packed_sequences else (rows, length)
+    tokens = TensorSpec(shape, "int64", model.vocab_size)
     if job.case.sequence_parallel > 1:
         return {"input_ids": tokens, "position_ids": tokens, "shift_labels": tokens}
-    return {"input_ids": tokens, "labels": tokens}
+    batch = {"input_ids": tokens, "labels": tokens}
+    return batch | {"position_ids": tokens} if workload.packed_sequences else batch
+
+
+def _pairs(job: Job) -> dict[str, TensorSpec]:
+    """Both answers of each pair as rows (trl/trainer/dpo_trainer.py, DataCollatorForPreference)."""
+    model, workload = job.profile.model, job.profile.workload
+    shape = (2 * workload.micro_batch_size, workload.sequence_length)
+    batch = {"input_ids": TensorSpec(shape, "int64", model.vocab_size)}
+    batch |= {name: TensorSpec(shape, "int64", 2) for name in ("attention_mask", "completion_mask")}
+    if workload.dpo == "precomputed":
+        batch |= {f"reference_{name}": TensorSpec((workload.micro_batch_size,), "float32") for name in ("chosen", "rejected")}
+    return batch
+
+
+def evaluation_of(job: Job) -> Job:
+    """The job with the batches of its evaluation in the place of its micro-batches."""
+    workload = job.profile.workload
+    assert workload.evaluation is not None, "only a job that evaluates has one"
+    batch = workload.model_copy(update={"micro_batch_size": workload.evaluation.per_device_eval_batch_size})
+    return dataclasses.replace(job, profile=job.profile.model_copy(update={"workload": batch}))
 
 
 def _described(described: InputSettings, job: Job) -> TensorSpec:

@@ -25,9 +25,19 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.shared_batches import shared_layers, shared_sequences, shared_stages, spread_experts
+from bf16prof.engine.shared_batches import (
+    fused_loss,
+    packed_rows,
+    preference,
+    shared_evaluation,
+    shared_layers,
+    shared_sequences,
+    shared_stages,
+    spread_experts,
+)
 from bf16prof.errors import Refused
 from bf16prof.models.shapes import NoInventory, inventory
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.profiles.schema import ZeroSettings
@@ -73,6 +83,11 @@ def refusal_reason(job: Job) -> str | None:
         shared_stages(job),
         spread_experts(job),
         _quantizer_needs_a_gpu(job, config),
+        packed_rows(job),
+        preference(job),
+        fused_loss(job),
+        _four_bits(job),
+        shared_evaluation(job),
         _calls_per_step(job, config),
     )
     return next((reason for reason in rules if reason), None)
@@ -144,6 +159,16 @@ def _quantizer_needs_a_gpu(job: Job, config: Mapping[str, Any]) -> str | None:
         return (
             "zero_optimization.zero_quantized_weights: DeepSpeed's quantizer is a CUDA kernel (csrc/quantization), which CPUs do not have"
         )
+    return None
+
+
+def _four_bits(job: Job) -> str | None:
+    if job.profile.quantization is None:
+        return None
+    if job.profile.peft is None:
+        return "4-bit weights (--load-in-4bit) are not trained: say an adapter, as --lora r=16,targets=all-linear"
+    if not isinstance(job.profile.model, HuggingFaceSettings):
+        return "transformers quantizes (--load-in-4bit) models of its own"
     return None
 
 

@@ -20,6 +20,7 @@ PARTITIONED_PARAMETERS: Label = (C.PARAMETERS, "partitioned parameters")
 SECONDARY_PARTITIONS: Label = (C.PARAMETERS, "secondary partitions")
 PERSISTENT_PARAMETERS: Label = (C.PARAMETERS, "persistent parameters")
 GATHERED_PARAMETERS: Label = (C.PARAMETERS, "gathered parameters")
+QUANTIZATION: Label = (C.PARAMETERS, "scales of 4-bit weights")
 MODEL_BUFFERS: Label = (C.PARAMETERS, "model buffers")
 
 MASTER_PARAMETERS: Label = (C.MASTER_PARAMETERS, "master parameters")

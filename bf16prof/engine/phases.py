@@ -1,4 +1,4 @@
-"""Phase marks: when init, forward, backward and step begin and end, attached to an engine rather than to a training loop.
+"""Phase marks: when init, forward, backward, step and an evaluation begin and end, attached to an engine rather than to a training loop.
 
 A mark closes the phase that is open and opens the next, so that everything a training script does between two marks (its loss function,
 its data) belongs to the phase before it.
@@ -95,11 +95,14 @@ class PhaseClock:
 
 
 def attach(engine: Any, marks: PhaseMarks) -> None:
-    """Let a DeepSpeed engine set the marks itself: forward, backward and step at their entry, none when step returns."""
+    """Let a DeepSpeed engine set the marks itself: forward, backward and step at their entry, none when step returns.
+
+    A forward pass in eval mode is one of an evaluation.
+    """
     if hasattr(engine, "_INSTRUCTION_MAP"):
         mark_instructions(engine, marks.mark)
         return
-    engine.register_forward_pre_hook(lambda *_: marks.mark(Phase.FORWARD))
+    engine.register_forward_pre_hook(lambda *_: marks.mark(Phase.FORWARD if engine.module.training else Phase.EVAL))
     engine.backward = _marked(engine.backward, marks, Phase.BACKWARD)
     engine.step = _marked(engine.step, marks, Phase.STEP, after=True)
 

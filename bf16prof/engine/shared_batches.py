@@ -1,4 +1,4 @@
-"""What DeepSpeed asks of a job whose ranks share sequences or layers, checked before anything starts."""
+"""What is asked of a job whose ranks share sequences or layers, or whose rows hold several sequences, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,62 @@ def shared_sequences(job: Job) -> str | None:
     if model.attention == NO_MASKS:
         return "DeepSpeed's Ulysses does not run eager attention (register_with_transformers)"
     return _heads(model.text, ranks)
+
+
+def packed_rows(job: Job) -> str | None:
+    """Why rows of this job cannot hold several sequences as they are asked to; `None` if they can, or do not have to."""
+    model, workload = job.profile.model, job.profile.workload
+    if not workload.packed_sequences:
+        return None
+    if not isinstance(model, HuggingFaceSettings) or model.inputs:
+        return "sequences are packed (--packed-sequences) for models of transformers that read token ids and their positions"
+    if workload.packed_sequences > workload.sequence_length:
+        return f"{workload.packed_sequences} sequences (--packed-sequences) in a row of {workload.sequence_length} tokens"
+    if workload.packed_sequences * workload.micro_batch_size == 1:
+        return "one sequence is no packing (--packed-sequences): leave it out, or say a larger number"
+    if job.case.sequence_parallel > 1:
+        return "--packed-sequences with --sp: the positions of a packed row are not cut here as Ulysses cuts them"
+    return None
+
+
+def preference(job: Job) -> str | None:
+    """Why this job cannot train on pairs of answers as it is asked to; `None` if it can, or does not have to."""
+    model, workload = job.profile.model, job.profile.workload
+    if workload.dpo == "none":
+        return None
+    if not isinstance(model, HuggingFaceSettings) or model.inputs:
+        return "--dpo trains models of transformers that read token ids, and return logits"
+    others = {
+        "an evaluation": workload.evaluation is not None,
+        "--packed-sequences": bool(workload.packed_sequences),
+        "--fused-loss": workload.fused_loss != "none",
+        "Liger's kernels": workload.liger != "none",
+        "--sp": job.case.sequence_parallel > 1,
+        "--tp": job.case.tensor_parallel > 1,
+    }
+    return next((f"--dpo with {words} is not modelled" for words, is_asked in others.items() if is_asked), None)
+
+
+def shared_evaluation(job: Job) -> str | None:
+    """Why this job cannot evaluate as it is asked to; `None` if it can, or does not have to."""
+    if job.profile.workload.evaluation is None:
+        return None
+    sharing = {"--sp": job.case.sequence_parallel, "--pp": job.case.pipeline_parallel, "--ep": job.case.expert_parallel}
+    words = "an evaluation (--eval-batch-size) with {} has not been held against real ranks"
+    return next((words.format(flag) for flag, ranks in sharing.items() if ranks > 1), None)
+
+
+def fused_loss(job: Job) -> str | None:
+    """Why head and loss of this job cannot be computed in tiles as they are asked to be; `None` if they can, or do not have to be."""
+    workload = job.profile.workload
+    if workload.fused_loss == "none":
+        return None
+    if workload.liger == "loss":
+        return "two fused losses: workload.fused_loss and workload.liger name one each"
+    if not isinstance(job.profile.model, HuggingFaceSettings) or job.profile.model.inputs:
+        return "--fused-loss replaces head and loss of models of transformers that read token ids"
+    others = {"--sp": job.case.sequence_parallel > 1, "--tp": job.case.tensor_parallel > 1}
+    return next((f"--fused-loss {workload.fused_loss} with {word} is not modelled" for word, is_asked in others.items() if is_asked), None)
 
 
 def shared_layers(job: Job) -> str | None:

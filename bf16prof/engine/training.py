@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
+from bf16prof.engine.evaluation import evaluate
 from bf16prof.engine.labels import OWN_LOSS
 from bf16prof.engine.pipeline import PipelineLoop
+from bf16prof.engine.preference import preference_loss, reference_config, switched_off
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.adapted import unwrapped
 from bf16prof.models.experts import ranks_of_experts, require_experts
@@ -53,12 +55,19 @@ def build_engine(job: Job) -> Any:
     workload, config = job.profile.workload, deepspeed_config(job)
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
-        model = build_trained(job.profile)
+        model = build_trained(job.profile, *_of_quantized(config))
     require_experts(model, job.case.expert_parallel)
     with _no_is_one_line(job):
         engine = initialize(model, config, **_groups(model, job))
     engine.train()
     return engine
+
+
+def _of_quantized(config: Mapping[str, Any]) -> tuple[torch.dtype, str]:
+    """What 4-bit layers compute in, and where they are made."""
+    from deepspeed.accelerator import get_accelerator
+
+    return TORCH_DTYPES.get(engine_facts(config).parameter_dtype, torch.float32), str(get_accelerator().current_device_name())
 
 
 @contextmanager
@@ -70,6 +79,22 @@ def _no_is_one_line(job: Job) -> Iterator[None]:
         if job.case.tensor_parallel == 1 or isinstance(error, Bf16profError):
             raise
         raise InputError(f"parallel.tensor: DeepSpeed's AutoTP refuses this model: {' '.join(str(error).split())[:400]}") from error
+
+
+def build_reference(job: Job) -> Any:
+    """The engine of the model that a preference is held against; `None` where there is none, or where an adapter is switched off for it."""
+    workload, config = job.profile.workload, deepspeed_config(job)
+    if workload.dpo != "reference" or job.profile.peft is not None:
+        return None
+    import deepspeed
+
+    torch.manual_seed(workload.seed)
+    with _zero_init(job, config):
+        model = build_trained(job.profile)
+    _cast(model, config)
+    engine, *_ = deepspeed.initialize(model=model, config=reference_config(config))
+    engine.eval()
+    return engine
 
 
 def _groups(model: nn.Module, job: Job) -> dict[str, Any]:
@@ -86,9 +111,7 @@ def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
     """
     import deepspeed
 
-    if dtype := TORCH_DTYPES.get(cast_dtype(config)):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
+    _cast(model, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     count = _count(model)
     engine, *_ = deepspeed.initialize(
@@ -96,6 +119,12 @@ def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
     )
     setattr(engine, WHOLE, count)
     return engine
+
+
+def _cast(model: nn.Module, config: Mapping[str, Any]) -> None:
+    if dtype := TORCH_DTYPES.get(cast_dtype(config)):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
 
 
 WHOLE = "bf16prof_parameters"
@@ -133,27 +162,40 @@ class StepLoop(Protocol):
 
 
 def training_loop(
-    engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
+    engine: Any,
+    job: Job,
+    next_batch: Callable[[], Batch],
+    leave_out: Callable[[int, int], int] = lambda number, total: 0,
+    reference: Any = None,
 ) -> StepLoop:
-    """What trains the engine of a job; `leave_out`: see `TrainingLoop`. A pipeline runs all its micro-steps."""
+    """What trains the engine of a job; `leave_out` and `reference`: see `TrainingLoop`. A pipeline runs all its micro-steps."""
     if job.case.pipeline_parallel > 1:
         return PipelineLoop(engine, next_batch)
-    return TrainingLoop(engine, job, next_batch, leave_out)
+    return TrainingLoop(engine, job, next_batch, leave_out, reference)
 
 
 class TrainingLoop:
     """Runs optimizer steps on an engine and holds what such a loop holds between them."""
 
     def __init__(
-        self, engine: Any, job: Job, next_batch: Callable[[], Batch], leave_out: Callable[[int, int], int] = lambda number, total: 0
+        self,
+        engine: Any,
+        job: Job,
+        next_batch: Callable[[], Batch],
+        leave_out: Callable[[int, int], int] = lambda number, total: 0,
+        reference: Any = None,
     ) -> None:
-        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run."""
+        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run.
+
+        `reference`: the engine of the model that a preference is held against (`build_reference`).
+        """
+        self._reference, self._dpo = reference, job.profile.workload.dpo
         self._engine = engine
         self._model = job.profile.model
         self._next_batch, self._leave_out = next_batch, leave_out
         self._passes_labels, self._shares_sequences = takes_labels(engine.module), job.case.sequence_parallel > 1
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
-        self._keeps_outputs = job.profile.workload.keeps_outputs
+        self._keeps_outputs, self._evaluation = job.profile.workload.keeps_outputs, job.profile.workload.evaluation
         self._autocast_dtype = TORCH_DTYPES.get(engine_facts(deepspeed_config(job)).autocast_dtype)
         self.batches: list[Batch] = []
         self.outputs: Any = None
@@ -178,6 +220,24 @@ class TrainingLoop:
             number += 1 + self._leave_out(number, self._micro_steps)
         return sum(losses) / len(losses)
 
+    def evaluate(self, next_batch: Callable[[], Batch]) -> float:
+        """What the workload evaluates, on batches of its own; the mean loss."""
+        settings = self._evaluation
+        assert settings is not None, "only a job that evaluates is asked to"
+        names = inspect.signature(unwrapped(self._engine.module).forward).parameters
+        skips = {"skip_logits": True} if settings.prediction_loss_only and "skip_logits" in names else {}  # trainer.py, prediction_step
+
+        def predict(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+            with self._autocast(), self._called_as_described(batch):
+                outputs = self._forward(batch, **skips)
+                loss = self._loss_of(outputs, batch)
+            return loss, [tensor for name, tensor in named_tensors(outputs).items() if tensor is not loss and name != "loss"]
+
+        self._engine.eval()
+        loss = evaluate(settings, next_batch, predict)
+        self._engine.train()
+        return loss
+
     @property
     def kept(self) -> dict[str, Tensor | list[Tensor]]:
         """The tensors that the loop keeps alive between steps, by name."""
@@ -200,22 +260,35 @@ class TrainingLoop:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Forward, up to the loss. Outputs that are not kept are gone when this returns."""
+        if self._dpo != "none":
+            loss, outputs = preference_loss(self._engine, self._ask_reference if self._dpo == "reference" else None, batch)
+            self.outputs = outputs if self._keeps_outputs else None
+            return loss
         outputs = self._forward(batch)
         if self._keeps_outputs:
             self.outputs = outputs
+        return self._loss_of(outputs, batch)
+
+    def _ask_reference(self, **batch: Tensor) -> Any:
+        if self._reference is not None:
+            return self._reference(**batch)
+        with switched_off(self._engine.module):
+            return self._engine.module(**batch)
+
+    def _loss_of(self, outputs: Any, batch: Batch) -> Tensor:
         loss = loss_of(outputs, batch.get("labels"), self._model.vocab_size if not self._model.inputs else None)
         return shared_loss(loss, batch["shift_labels"]) if self._shares_sequences else loss
 
-    def _forward(self, batch: Batch) -> Any:
+    def _forward(self, batch: Batch, **more: Any) -> Any:
         if self._shares_sequences:  # the model's loss takes the shifted labels, and wants to be given any (shared_loss)
-            return self._engine(**batch, labels=batch["shift_labels"])
+            return self._engine(**batch, labels=batch["shift_labels"], **more)
         if self._model.inputs:
-            return self._engine(**batch)
-        labels = {"labels": batch["labels"]} if self._passes_labels else {}
-        return self._engine(batch["input_ids"], **labels)
+            return self._engine(**batch, **more)
+        named = {name: batch[name] for name in ("labels", "position_ids") if name in batch and (name != "labels" or self._passes_labels)}
+        return self._engine(batch["input_ids"], **named, **more)
 
     def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
-        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences else ("input_ids",)
+        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences or self._dpo != "none" else ("input_ids",)
         wanted = next(
             (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
             "NAME",

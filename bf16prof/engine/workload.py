@@ -7,6 +7,7 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, handed_to_deepspeed, optimizer_settings, zero_settings
 from bf16prof.profiles.models import HuggingFaceSettings, Model
+from bf16prof.profiles.schema import Profile
 from bf16prof.records import Workload
 
 
@@ -27,9 +28,19 @@ def workload_of(job: Job) -> Workload:
         deepspeed=_resolved(config),
         liger=settings.liger,
         tiled_mlp=settings.tiled_mlp,
-        adapter=job.profile.peft.words if job.profile.peft else None,
+        packed_sequences=settings.packed_sequences,
+        dpo=settings.dpo,
+        fused_loss=settings.fused_loss,
+        evaluation=settings.evaluation.words if settings.evaluation else None,
+        adapter=_adapter(job.profile),
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
     )
+
+
+def _adapter(profile: Profile) -> str | None:
+    if profile.peft is None:
+        return None
+    return profile.peft.words + (f" over {profile.quantization.words}" if profile.quantization else "")
 
 
 def takes_sequences(model: Model) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bf16prof.cases import Job
 from bf16prof.engine.batch import TensorSpec, batch_spec
 from bf16prof.measuring.data import make_stream
+from bf16prof.models.ulysses import IGNORED
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -31,7 +32,11 @@ def make_batches(job: Job, rank: int, device_type: str, *, shifted: bool) -> Nex
     if (ranks := job.case.sequence_parallel) > 1:
         whole = _token_batches(job, reader, readers, "cpu", shifted=True)
         return lambda: _part(whole(), rank % ranks, ranks, device_type)
-    return _token_batches(job, reader, readers, device_type, shifted)
+    if job.profile.workload.dpo != "none":
+        return _pairs(_token_batches(job, reader, readers, "cpu", shifted=False), batch_spec(job), device_type)
+    packed = job.profile.workload.packed_sequences
+    rows = _token_batches(job, reader, readers, "cpu" if packed else device_type, shifted)
+    return _packed(rows, packed, device_type) if packed else rows
 
 
 def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -> dict[str, Tensor]:
@@ -42,6 +47,40 @@ def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     cut = {"input_ids": tokens, "position_ids": positions, "shift_labels": whole["labels"]}
     return {name: tensor.chunk(ranks, dim=1)[number].contiguous().to(device_type) for name, tensor in cut.items()}
+
+
+def _pairs(rows: NextBatch, specs: Mapping[str, TensorSpec], device_type: str) -> NextBatch:
+    """Two rows to a pair, whose first half is the question; rejected answers are a token shorter, so that there is padding."""
+    import torch
+
+    def next_batch() -> dict[str, Tensor]:
+        tokens = torch.cat([rows()["input_ids"], rows()["input_ids"]])
+        attended, answers = torch.ones_like(tokens), torch.ones_like(tokens)
+        attended[len(tokens) // 2 :, -1] = 0
+        answers[:, : tokens.shape[1] // 2] = 0
+        batch = {"input_ids": tokens, "attention_mask": attended, "completion_mask": answers * attended}
+        known = {name: torch.zeros(spec.shape) for name, spec in specs.items() if name not in batch}
+        return {name: tensor.to(device_type) for name, tensor in {**batch, **known}.items()}
+
+    return next_batch
+
+
+def _packed(rows: NextBatch, sequences: int, device_type: str) -> NextBatch:
+    """Rows as one, each cut into so many sequences; the first token of a sequence is nobody's label."""
+    import torch
+
+    def next_batch() -> dict[str, Tensor]:
+        batch = rows()
+        count, length = batch["input_ids"].shape
+        starts = [number * length // sequences for number in range(sequences)]
+        first = torch.zeros(length, dtype=torch.long)
+        first[starts] = torch.tensor(starts)
+        positions = (torch.arange(length) - first.cummax(0).values).repeat(count)
+        labels = batch["labels"].reshape(-1).where(positions != 0, IGNORED)
+        flat = {"input_ids": batch["input_ids"].reshape(-1), "labels": labels, "position_ids": positions}
+        return {name: tensor[None].to(device_type) for name, tensor in flat.items()}
+
+    return next_batch
 
 
 def _token_batches(job: Job, rank: int, world_size: int, device_type: str, shifted: bool) -> NextBatch:

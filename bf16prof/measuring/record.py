@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
 from bf16prof.measuring.launcher import RanksOutcome
-from bf16prof.measuring.results import RankResult
+from bf16prof.measuring.results import RankQuality, RankResult
 from bf16prof.measuring.utilisation import peak_note, utilisation
 from bf16prof.parallelism import Parallelism
 from bf16prof.profiles.gpus import Gpu
+from bf16prof.quality.casts import Casts
 from bf16prof.quality.sums import SAMPLE, Sums, total
 from bf16prof.records import (
     Case,
+    CastShares,
     Device,
     MemoryRecord,
     Phase,
@@ -158,8 +160,14 @@ def job_quality(ranks: Sequence[RankResult]) -> tuple[QualityStep, ...]:
         losses = [rank.loss for rank in of_ranks if rank.loss is not None]
         loss = statistics.fmean(losses) if len(losses) == len(of_ranks) else None
         by_layer = {name: _update_quality(sums) for name, sums in layers.items()}
-        steps.append(QualityStep(of_ranks[0].step, loss, _update_quality(total(layers.values())), by_layer))
+        steps.append(QualityStep(of_ranks[0].step, loss, _update_quality(total(layers.values())), by_layer, _casts(of_ranks)))
     return tuple(steps)
+
+
+def _casts(of_ranks: Sequence[RankQuality]) -> dict[str, CastShares]:
+    names = dict.fromkeys(name for rank in of_ranks for name in rank.casts)
+    summed = {name: sum((rank.casts.get(name, Casts()) for rank in of_ranks), Casts()) for name in names}
+    return {name: shares for name, casts in summed.items() if (shares := casts.shares)}
 
 
 def _update_quality(sums: Sums) -> UpdateQuality:
@@ -239,4 +247,5 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
 
 def _tokens_per_step(job: Job) -> int:
     workload = job.profile.workload
-    return workload.micro_batch_size * workload.sequence_length * workload.gradient_accumulation_steps * job.case.parallelism.data
+    rows = workload.micro_batch_size * (1 if workload.dpo == "none" else 2)
+    return rows * workload.sequence_length * workload.gradient_accumulation_steps * job.case.parallelism.data

@@ -11,6 +11,7 @@ from pathlib import Path
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import NotWritten, write_json
+from bf16prof.quality.casts import Casts
 from bf16prof.quality.sums import Sums
 from bf16prof.records import STRICT, Case, Device, Item, Phase, PhaseMemory, Size, StepRecord, Workload, merge_phases
 from bf16prof.runs import Status, rank_file, read
@@ -32,13 +33,14 @@ class RankTask:
 
 @dataclass(frozen=True)
 class RankQuality:
-    """One watched step on one rank: its loss, and what became of the updates that this rank makes, by layer."""
+    """One watched step on one rank: its loss, what became of the updates that this rank makes, by layer, and what casts make of values."""
 
     __pydantic_config__ = STRICT
 
     step: Size
     loss: float | None
     layers: dict[str, Sums]
+    casts: dict[str, Casts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class RankResult:
     parameters: int = 0
     message: str = ""
     init: PhaseMemory = field(default_factory=PhaseMemory)
+    evaluation: PhaseMemory | None = None
     steps: tuple[StepRecord, ...] = ()
     allocated_bytes: Size | None = None
     items: tuple[Item, ...] = ()
@@ -112,7 +115,7 @@ class RankResult:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def training_phases(self) -> dict[Phase, PhaseMemory]:
-        """Init, and of each phase the highest peak and the last end of the warm-up steps.
+        """Init, of each phase of a step the highest peak and the last end of the warm-up steps, and the evaluation.
 
         In these memory settles at every mark (see `worker.py`). In timed steps it does not, and gloo's threads may hold a bucket into
         the next phase: that is in `steps` and in the run's peak, and says nothing of the job. The first step of all is not like the
@@ -122,7 +125,7 @@ class RankResult:
         phases = {Phase.INIT: self.init}
         for step in settled if len(settled) > 1 else self.steps:
             phases = merge_phases(phases, step.phases)
-        return phases
+        return phases if self.evaluation is None else {**phases, Phase.EVAL: self.evaluation}
 
 
 def save_rank(folder: Path, result: RankResult) -> None:

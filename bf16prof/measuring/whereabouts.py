@@ -70,6 +70,7 @@ class Whereabouts:
     def enter(self, phase: Phase | None, step: int) -> None:
         """A phase of that step begins; `None`: none does."""
         words = {None: f"between steps, after step {step}", Phase.INIT: "in init", Phase.STEP: f"in the optimizer's part of step {step}"}
+        words[Phase.EVAL] = f"in the evaluation after {step} steps"
         self.say(words.get(phase, f"in {phase} of step {step}"))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import NotWritten
-from bf16prof.measuring.batches import make_batches
+from bf16prof.measuring.batches import NextBatch, make_batches
 from bf16prof.measuring.batons import use_dying_batons
 from bf16prof.measuring.cache import CACHE_VARIABLE
 from bf16prof.measuring.results import RankQuality, RankResult, RankTask, RankWriter
@@ -48,6 +48,7 @@ class Rank:
         from bf16prof.measuring.probes import make_probe
         from bf16prof.models.adapted import import_peft
         from bf16prof.models.liger import import_liger
+        from bf16prof.models.quantized import import_bitsandbytes
 
         self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank = int(os.environ["RANK"])
@@ -56,9 +57,11 @@ class Rank:
         import_client_optimizer(deepspeed_config(self.job))
         import_peft(self.job.profile.peft)
         import_liger(self.job.profile.workload.liger)
+        import_bitsandbytes(self.job.profile.quantization)
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
         self._whereabouts = whereabouts
+        self._others: list[Any] = []
         self.marks = PhaseMarks(self.probe, self.probe.settle, self._begin)
         self.result = started_result(self.rank, self.probe)
         self._writer = RankWriter(folder)
@@ -76,9 +79,11 @@ class Rank:
         """The whole measurement of this rank, with NVML watching the GPU where there is one."""
         with self._device_sampler() as sampler:
             engine, loop = self._train()
+            self._finish(engine, loop)
+            if self.job.profile.workload.evaluation is not None:
+                self._evaluate(engine, loop)
         if sampler is not None and (summary := sampler.summary()):
             self.save(**summary.of_a_result())
-        self._finish(engine, loop)
         if self.task.quality_steps:
             self._watch_updates(engine, loop)
         self.save(status=Status.FINISHED)
@@ -92,20 +97,21 @@ class Rank:
         import deepspeed
 
         from bf16prof.engine.phases import attach
-        from bf16prof.engine.training import build_engine, parameter_count, takes_labels, training_loop
+        from bf16prof.engine.training import build_engine, build_reference, parameter_count, training_loop
 
         self.save()
         self._whereabouts.say("meeting the other ranks")
         deepspeed.init_distributed()
         job = self.job
         self.marks.mark(Phase.INIT)
+        reference = build_reference(job)
+        self._others = [] if reference is None else [reference]
         engine = build_engine(job)
         gc.collect()
         self.marks.mark(None)
         self.save(parameters=parameter_count(engine), init=self.marks.take()[Phase.INIT], run_peak_bytes=self.probe.run_peak_bytes())
         attach(engine, self.marks)
-        batches = make_batches(job, self.rank, self.probe.device_type, shifted=not takes_labels(engine.module))
-        loop = training_loop(engine, job, batches)
+        loop = training_loop(engine, job, self._batches(job, engine), reference=reference)
         for index in range(self.task.warmup + self.task.steps):
             self._step(loop, index)
         return engine, loop
@@ -134,7 +140,7 @@ class Rank:
 
         allocated = self.probe.allocated_bytes()
         reserved = self.probe.reserved_bytes()
-        items, host_items = attribute(engine, loop.kept, self.probe.device_type)
+        items, host_items = attribute(engine, loop.kept, self.probe.device_type, *self._others)
         if workspaces := self.probe.free_workspaces():
             items.append(Item(*CUBLAS_WORKSPACES, workspaces, "measured: what freeing them gave back"))
         self.save(
@@ -145,6 +151,23 @@ class Rank:
             reserved_bytes=reserved,
             allocator_retries=self.probe.retries(),
         )
+
+    def _batches(self, job: Any, engine: Any) -> NextBatch:
+        from bf16prof.engine.training import takes_labels
+
+        return make_batches(job, self.rank, self.probe.device_type, shifted=not takes_labels(engine.module))
+
+    def _evaluate(self, engine: Any, loop: Any) -> None:
+        """What is evaluated when the steps are over: memory settles at every mark, and no time is taken."""
+        from bf16prof.engine.batch import evaluation_of
+
+        batches = self._batches(evaluation_of(self.job), engine)
+        self.marks.settle = self.probe.settle
+        self.marks.mark(Phase.EVAL)
+        loop.evaluate(batches)
+        self.marks.mark(None)
+        found = self.marks.take()[Phase.EVAL]
+        self.save(evaluation=found, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
 
     def _watch_updates(self, engine: Any, loop: Any) -> None:
         """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""
@@ -157,7 +180,7 @@ class Rank:
         watch = UpdateWatch(engine, layout)
         for index in range(len(self.result.steps), len(self.result.steps) + self.task.quality_steps):
             loss = loop.step()
-            step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take())
+            step = RankQuality(index, loss if math.isfinite(loss) else None, watch.take(), watch.take_casts())
             self.save(force=False, quality=(*self.result.quality, step))
 
 

@@ -93,6 +93,21 @@ class AdapterSettings(Settings):
         return {key: value for key, value in said.items() if value != {}}
 
 
+class QuantizationSettings(Settings):
+    """A frozen base of 4 bits a weight, under an adapter (QLoRA): the words of transformers' BitsAndBytesConfig, QLoRA's own values."""
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    """The scales, one for every 64 weights, in 8 bits each with scales of their own."""
+    bnb_4bit_quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
+    """The dtype in which packed weights are called: ZeRO-3 gathers dtypes one by one."""
+
+    @property
+    def words(self) -> str:
+        """What it is: `4-bit nf4, double`."""
+        return f"4-bit {self.bnb_4bit_quant_type}" + (", double" if self.bnb_4bit_use_double_quant else "")
+
+
 def _is_on(key: str, value: object) -> bool:
     return key not in OF_THE_CHECKPOINT and bool(value)
 

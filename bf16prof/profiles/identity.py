@@ -12,8 +12,18 @@ WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer"
 
 ADDED: dict[str, dict[str, object]] = {
     "parallel": {"pipeline": 1, "expert": 1},
-    "": {"peft": None, "parallel": {"sequence": 1, "tensor": 1}},
-    "workload": {"use_reentrant": False, "checkpoint_every_n_layers": 1, "liger": "none", "tiled_mlp": False},
+    "": {"peft": None, "quantization": None, "parallel": {"sequence": 1, "tensor": 1}},
+    "workload": {
+        "use_reentrant": False,
+        "checkpoint_every_n_layers": 1,
+        "liger": "none",
+        "tiled_mlp": False,
+        "evaluation": None,
+        "packed_sequences": 0,
+        "fused_loss": "none",
+        "fused_loss_tiles": None,
+        "dpo": "none",
+    },
     "optimizer": {"library": ""},
 }
 """Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""

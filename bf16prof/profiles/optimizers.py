@@ -45,12 +45,15 @@ RULES: Mapping[str, Callable[[Sequence[Shape]], list[int]]] = {
     "8-bit": _eight_bit,
     "8-bit blocks": _blocks,
     "8-bit map": _map,
+    "fp32 twice": lambda shapes: [8 * math.prod(shape) for shape in shapes],
+    "8-bit twice": lambda shapes: [2 * size for size in _eight_bit(shapes)],
+    "8-bit blocks twice": lambda shapes: [2 * size for size in _blocks(shapes)],
     "rows": lambda shapes: [4 * math.prod(shape[:-1]) for shape in shapes if len(shape) > 1],
     "columns": lambda shapes: [4 * math.prod((*shape[:-2], shape[-1])) for shape in shapes if len(shape) > 1],
     "vectors": lambda shapes: [4 * math.prod(shape) for shape in shapes if len(shape) <= 1],
 }
 """Bytes of the tensors of a state that has no dtype and shape of the updated tensors', given the shapes of those. Adafactor, all in fp32:
-rows and columns of a matrix, and what has one dimension, as all that ZeRO has made flat."""
+rows and columns of a matrix, and what has one dimension, as all that ZeRO has made flat. Twice: two averages in one tensor."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bf16prof.parallelism import MOST_RANKS
-from bf16prof.profiles.adapters import AdapterSettings
+from bf16prof.profiles.adapters import AdapterSettings, QuantizationSettings
 from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.plain import checked
@@ -23,6 +23,44 @@ from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
 Liger = Literal["none", "loss", "all"]
 """Which of Liger-Kernel's replacements a model of transformers has: its head fused with the loss, or all that there are for it."""
+
+
+Preference = Literal["none", "reference", "precomputed"]
+"""Direct preference optimization (DPO): beside a reference that does not learn, or with its log-probabilities in the data."""
+
+
+FusedLoss = Literal["none", "tiled"]
+"""Who computes head and loss without the whole logits, beside Liger: DeepSpeed's TiledFusedLogitsLoss."""
+
+
+class EvaluationSettings(Settings):
+    """An evaluation after the steps, as the Trainer of transformers makes one; its words."""
+
+    per_device_eval_batch_size: Count
+    """Sequences per rank and forward pass."""
+    prediction_loss_only: bool = True
+    """Only the loss of a batch is kept, as by a Trainer without `compute_metrics`. False: logits and labels, gathered from all ranks."""
+    eval_accumulation_steps: Count | None = None
+    """Batches after which what is kept goes to the host; it stays on the device to the end when absent."""
+    batches: Annotated[int, Field(gt=0, lt=2**14)] | None = None
+    """Batches of a rank. Needed where logits of all of them stay on the device; losses alone are as large after two."""
+
+    @model_validator(mode="after")
+    def _number_of_batches(self) -> EvaluationSettings:
+        if self.batches is None and not self.prediction_loss_only and self.eval_accumulation_steps is None:
+            raise PydanticCustomError("batches", "without eval_accumulation_steps logits of all batches are kept: say batches")
+        return self
+
+    @property
+    def batches_run(self) -> int:
+        """How many batches there are; where nobody said it, as many as it takes for the last to find all that there ever is."""
+        return self.batches or (self.eval_accumulation_steps or 1) + 1
+
+    @property
+    def words(self) -> str:
+        """What it is, in a few words."""
+        kept = "losses" if self.prediction_loss_only else "logits of all ranks"
+        return f"{self.per_device_eval_batch_size} x {self.batches_run} (sequences, batches), {kept} kept"
 
 
 class WorkloadSettings(Settings):
@@ -47,6 +85,18 @@ class WorkloadSettings(Settings):
     """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
     (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
     transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
+    fused_loss: FusedLoss = "none"
+    """`tiled`: head and loss of a model of transformers in tiles of the tokens, with their gradients at once, as ALST uses it."""
+    fused_loss_tiles: Count | None = None
+    """Tiles of a `tiled` loss; so many that fp32 logits of one are 1 GiB at most when absent, as in ArcticTraining."""
+    packed_sequences: Annotated[int, Field(ge=0, lt=2**20)] = 0
+    """So many sequences, one after another, fill each row of `sequence_length` tokens, and the rows of a micro-batch are one long row:
+    padding-free batches, as TRL's and transformers' collators make them. 0: every row is one sequence."""
+    dpo: Preference = "none"
+    """Pairs of answers in place of sequences, as TRL trains them: `micro_batch_size` pairs, and with `reference` a second model; with an
+    adapter that is the policy without it."""
+    evaluation: EvaluationSettings | None = None
+    """What is evaluated when the steps are over."""
     data: str = "synthetic"
     """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measuring/data.py`)."""
     zero_init: bool = False
@@ -212,6 +262,8 @@ class Profile(Settings):
     model: Model
     peft: AdapterSettings | None = None
     """What is trained in the place of the model's own parameters."""
+    quantization: QuantizationSettings | None = None
+    """How these are kept, where they are not in the recipe's dtype: bitsandbytes' 4 bits."""
     workload: WorkloadSettings
     parallel: ParallelSettings = ParallelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

@@ -6,7 +6,7 @@ not used. What the Trainer would take where the file says nothing is `DEFAULTS` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def _switch_if_said(value: object) -> bool:
     return _switch(value) and str(value).lower() != "auto"
 
 
+def _strategy(value: object) -> str:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else _name(value)
+
+
 def _name(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError
@@ -75,6 +80,7 @@ EXPECTED: Mapping[Reader, str] = {
     _switch: "true or false",
     _switch_if_said: "true or false",
     _name: "a name",
+    _strategy: "no, steps or epoch",
     _stage: "0, 1, 2 or 3",
     _names: "names of layers",
 }
@@ -103,7 +109,15 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
     "offload_optimizer_device": (_name, ("offload_optimizer_device",)),
     "offload_param_device": (_name, ("offload_param_device",)),
     "zero_init": (_switch, ("zero3_init_flag",)),
+    "eval_strategy": (_strategy, ("eval_strategy", "evaluation_strategy")),
+    "do_eval": (_switch, ("do_eval",)),
+    "per_device_eval_batch_size": (_count, ("per_device_eval_batch_size", "eval_batch_size", "per_gpu_eval_batch_size")),
+    "eval_accumulation_steps": (_count, ("eval_accumulation_steps",)),
     "use_liger": (_switch, ("use_liger_kernel", "enable_liger_kernel")),
+    "load_in_4bit": (_switch, ("load_in_4bit",)),
+    "quantization_bit": (_count, ("quantization_bit",)),
+    "bnb_4bit_quant_type": (_name, ("bnb_4bit_quant_type", "quantization_type")),
+    "bnb_4bit_use_double_quant": (_switch, ("bnb_4bit_use_double_quant", "use_bnb_nested_quant", "double_quantization")),
     "lora_r": (_count, ("lora_r", "lora_rank")),
     "lora_alpha": (_number, ("lora_alpha",)),
     "lora_dropout": (_number, ("lora_dropout",)),
@@ -113,15 +127,19 @@ FIELDS: Mapping[str, tuple[Reader, tuple[str, ...]]] = {
 
 DEFAULTS: Mapping[str, Any] = {
     "micro_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "bf16": False, "fp16": False,
-    "optim": TRAINERS_OPTIMIZER,
+    "optim": TRAINERS_OPTIMIZER, "per_device_eval_batch_size": 8,
 }  # fmt: skip
 """TrainingArguments' own, where the file does not say the field."""
 
 ACCELERATE = ("deepspeed_config", "distributed_type", "compute_environment")
 """Keys by which accelerate's file is known, which says nothing of the batch."""
 
-METHODS: Mapping[str, object] = {"finetuning_type": "lora", "adapter": "lora", "train_type": "lora", "use_peft": True}
+METHODS: Mapping[str, Sequence[object]] = {
+    "finetuning_type": ("lora",), "adapter": ("lora", "qlora"), "train_type": ("lora",), "use_peft": (True,),
+}  # fmt: skip
 """Keys by which such files ask for LoRA, and how (LLaMA-Factory's, axolotl's, ms-swift's, TRL's)."""
+
+OF_FOUR_BITS = ("load_in_4bit", "quantization_bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
 NEEDED_OF_AN_ADAPTER = ("lora_r", "lora_targets")
 """What has a default of its own in every such program, so it has to be said."""
@@ -161,6 +179,27 @@ class TrainingArguments:
         return Told(table, self.told["lora_r"].origin) if table else None
 
     @property
+    def quantization(self) -> Mapping[str, Told]:
+        """The table `[quantization]` that the file means, by its keys: nf4 with double quantization, unless it says otherwise."""
+        asked = next((told for name in OF_FOUR_BITS[:2] if (told := self.told.get(name)) and told.value in (True, 4)), None)
+        if asked is None:
+            return {}
+        usual = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        return {name: self.told.get(name, Told(value, f"{ASSUMED}QLoRA's, {name}={value}")) for name, value in usual.items()}
+
+    @property
+    def evaluation(self) -> Mapping[str, Told]:
+        """The table `[workload.evaluation]` that the file means, by its keys; none where nothing is evaluated.
+
+        Without `compute_metrics`, which no file says, the Trainer keeps losses alone.
+        """
+        strategy, wanted = self.told.get("eval_strategy"), self.told.get("do_eval")
+        if not (strategy and strategy.value != "no") and not (wanted and wanted.value):
+            return {}
+        found = {name: self.effective(name) for name in ("per_device_eval_batch_size", "eval_accumulation_steps")}
+        return {name: told for name, told in found.items() if told is not None}
+
+    @property
     def precision(self) -> Mapping[str, Told]:
         """Whether the Trainer trains in `bf16` and in `fp16`, as far as it is known."""
         if mixed := self.told.get("mixed_precision"):
@@ -190,12 +229,14 @@ def read_training_args(path: Path) -> TrainingArguments:
         if values:  # of two switches that mean one, such as bf16 and bf16_full_eval, the one that is on
             told[name] = next((each for each in values if each.value is True), values[0])
     _check(told, origin)
-    method = next((key for key, word in METHODS.items() if content.get(key) == word), None)
+    method = next((key for key, words in METHODS.items() if content.get(key) in words), None)
     if method and all(name in told for name in NEEDED_OF_AN_ADAPTER):
         used.add(method)
+        dropped = [] if any(told[name].value in (True, 4) for name in OF_FOUR_BITS[:2] if name in told) else list(OF_FOUR_BITS)
     else:
-        told = {name: each for name, each in told.items() if not name.startswith("lora_")}
-        used = {key for key in used if not key.startswith("lora_")}
+        dropped = [name for name in FIELDS if name.startswith("lora_") or name in OF_FOUR_BITS]
+    told = {name: each for name, each in told.items() if name not in dropped}
+    used -= {f"{prefix}{key}" for name in dropped for key in FIELDS[name][1] for prefix, _ in tables}
     unused = [f"{prefix}{key}" for prefix, table in tables for key in table if f"{prefix}{key}" not in used]
     return TrainingArguments(origin, told, tuple(unused), not any(key in content for key in ACCELERATE))
 

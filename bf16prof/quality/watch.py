@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from bf16prof.profiles.optimizers import OptimizerLayout
+from bf16prof.quality.casts import Casts, counted
 from bf16prof.quality.owners import Span, owners
 from bf16prof.quality.sums import SAMPLE, Sums
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
@@ -39,6 +40,7 @@ class UpdateWatch:
         self._owners = owners(engine)
         self._keys = {state.component: state.key for state in layout.states}
         self._sums: dict[str, Sums] = defaultdict(Sums)
+        self._casts: dict[str, Casts] = defaultdict(Casts)
         self._step = self._optimizer.step
         self._optimizer.step = self._watched
 
@@ -46,6 +48,11 @@ class UpdateWatch:
         """The sums by layer since the last call."""
         sums, self._sums = dict(self._sums), defaultdict(Sums)
         return sums
+
+    def take_casts(self) -> dict[str, Casts]:
+        """What casts would have made of weights, gradients and updates since the last call."""
+        casts, self._casts = dict(self._casts), defaultdict(Casts)
+        return casts
 
     def _watched(self, *arguments: Any, **keywords: Any) -> Any:
         pending = [each for group in self._optimizer.param_groups for each in self._before(group)]
@@ -66,7 +73,10 @@ class UpdateWatch:
                 stored = self._stored(tensor, span)
                 gradient, momentum, variance = (None if t is None else _sample(t, span) for t in (tensor.grad, *moments))
                 assert gradient is not None, "tensors without one were left out"
-                pending.append(_Pending(tensor, span, intended_update(stored, gradient, momentum, variance, adam), stored))
+                update = intended_update(stored, gradient, momentum, variance, adam)
+                for name, values in (("weights", stored), ("gradients", gradient), ("updates", update)):
+                    self._casts[name] += counted(values)
+                pending.append(_Pending(tensor, span, update, stored))
         return pending
 
     def _stored(self, tensor: Tensor, span: Span) -> Tensor:

@@ -16,6 +16,7 @@ from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.anchors import anchors
 from bf16prof.reports.answers import answers
 from bf16prof.reports.asked import asked_lines, settings
+from bf16prof.reports.casts_table import casts_table
 from bf16prof.reports.cells import Cell, Table, bytes_cell, difference_cell, unknown_cell
 from bf16prof.reports.fit_map import fit_maps
 from bf16prof.reports.learning import edq_text, lost_text
@@ -102,7 +103,7 @@ def _details(anchor: str, view: CaseView) -> dict[str, Any]:
         "verdict": case_verdict(view),
         "lines": _lines_table(view),
         "items": [
-            *(table for r in records for table in (_items_table(r), _quality_table(r)) if table),
+            *(table for r in records for table in (_items_table(r), _quality_table(r), casts_table(r)) if table),
             *_work_tables(records),
             *([table] if (table := ranks_table(record)) else []),
         ],

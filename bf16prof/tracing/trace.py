@@ -129,7 +129,7 @@ class _Trace:
     def _passes(self, engine: Bare) -> list[Event]:
         loop = TrainingLoop(engine, self._job, self._batches())
         try:
-            with library_shims():
+            with library_shims(packed=self._job.profile.workload.packed_sequences > 0):
                 self._run(loop)
                 self._say("recording")
                 engine.begin_recording(keeps_outputs=self._job.profile.workload.keeps_outputs)

@@ -67,7 +67,7 @@ def _count(job: Any) -> dict[str, Any]:
         engine = build_engine(job)
         attach(engine, marks)
         _watch(counts, phase)
-        batches = DryRank(job, tracker, lambda _: None)._batches()
+        batches = DryRank(job, tracker, lambda _: None)._batches(job)
         loop = TrainingLoop(engine, job, batches)
         loop.step()
         counts.clear()

@@ -55,10 +55,10 @@ def judged_against(job: Job, dry: MemoryRecord) -> Judgement:
     """Predict a job whose dry run is known."""
     closed = predict(job)
     steady = (dry.allocated_bytes or 0) - sum(item.bytes for item in dry.items if item.name == REMAINDERS)
-    errors = {phase: (closed.phases[phase].peak_bytes or 0) / (dry.phases[phase].peak_bytes or 1) - 1 for phase in Phase}
+    errors = {phase: (closed.phases[phase].peak_bytes or 0) / (dry.phases[phase].peak_bytes or 1) - 1 for phase in closed.phases}
     first, second = sorted((dry.phases[phase].peak_bytes or 0 for phase in TRAINING), reverse=True)[:2]
     rest = dry.allocated_bytes - steady if dry.allocated_bytes else 0
-    ends = {phase: (closed.phases[phase].end_bytes or 0) - (dry.phases[phase].end_bytes or 0) for phase in Phase}
+    ends = {phase: (closed.phases[phase].end_bytes or 0) - (dry.phases[phase].end_bytes or 0) for phase in closed.phases}
     ends[Phase.STEP] += rest
     return Judgement(
         job, dry, (closed.allocated_bytes or 0) - steady, ends, errors, first / second - 1, closed.peak_phase is dry.peak_phase

@@ -16,7 +16,19 @@ pytestmark = pytest.mark.timeout(600)
 def test_inside_zero_init_an_adapter_stays_in_fp32_and_every_byte_is_found(measured: Callable[..., Measured], tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config("llama")), encoding="utf-8")
-    said = ("--hf-config", str(file), "--zero", "3", "--recipe", "bf16-fp32-master", "--lora", "r=8,targets=q_proj+v_proj", "--simulate")
+    said = (
+        "--hf-config",
+        str(file),
+        "--zero",
+        "3",
+        "--recipe",
+        "bf16-fp32-master",
+        "--lora",
+        "r=8,targets=q_proj+v_proj",
+        "--eval-batch-size",
+        "3",
+        "--simulate",
+    )
 
     done = measured(*said)
     measurement, dry = (done.finished.record(source, 3, "bf16-fp32-master") for source in ("measure", "simulate"))
@@ -24,6 +36,7 @@ def test_inside_zero_init_an_adapter_stays_in_fp32_and_every_byte_is_found(measu
     assert measurement["components"] == dry["components"]
     assert measurement["components"].get("other", 0) == 0
     assert measurement["allocated_bytes"] == dry["allocated_bytes"]
+    assert measurement["phases"]["eval"] == dry["phases"]["eval"]
     for phase in ("forward", "backward"):
         assert dry["phases"][phase]["peak_bytes"] == pytest.approx(measurement["phases"][phase]["peak_bytes"], rel=0.001), phase
     held = {item["name"]: item["bytes"] for item in measurement["items"]}

@@ -10,6 +10,9 @@ from conftest import Measured
 pytestmark = pytest.mark.timeout(600)
 
 GPT2 = "--set model.family=gpt2"
+NUMBER_BYTES = 4
+"""gloo may hold a number that was reduced a moment longer."""
+
 COUNTS_BYTES = 16
 """Two numbers of parameters that the engine adds up over the stages: a dry run counts the list's tensor beside the one that is reduced."""
 
@@ -41,10 +44,10 @@ def test_stages_hold_what_their_dry_runs_say(words: str, stage: int, measured: C
     held = {rank["rank"]: rank for rank in measurement["ranks"]}
     for rank in dry["ranks"]:
         assert held[rank["rank"]]["allocated_bytes"] == rank["allocated_bytes"], rank["host"]
-        assert rank["peak_allocated_bytes"] <= held[rank["rank"]]["peak_allocated_bytes"]
+        assert 0 <= held[rank["rank"]]["peak_allocated_bytes"] - rank["peak_allocated_bytes"] <= NUMBER_BYTES, rank["host"]
     assert measurement["components"] == dry["components"]
     assert measurement["components"].get("other", 0) == 0
     for phase, memory in measurement["phases"].items():
         assert dry["phases"][phase]["end_bytes"] == memory["end_bytes"], phase
         twice = COUNTS_BYTES if phase == "init" else 0
-        assert 0 <= dry["phases"][phase]["peak_bytes"] - memory["peak_bytes"] <= twice, phase
+        assert -NUMBER_BYTES <= dry["phases"][phase]["peak_bytes"] - memory["peak_bytes"] <= twice, phase

@@ -52,7 +52,7 @@ def test_the_published_run_from_the_command_line(main: Main) -> None:
     assert re.fullmatch("[0-9a-f]{12}", digest)
     assert baseline["case"] == {
         "profile": "deepspeed-bf16-example", "zero_stage": 3, "world_size": 4, "recipe": "bf16-fp32-master", "offload": "none",
-        "workload": digest, "sequence_parallel": 1, "tensor_parallel": 1,
+        "workload": digest, "sequence_parallel": 1, "tensor_parallel": 1, "pipeline_parallel": 1, "expert_parallel": 1,
     }  # fmt: skip
     assert baseline["parameters"] == low["parameters"] == 6_858_007_633
     assert baseline["allocated_bytes"] / 2**30 == pytest.approx(25.74, rel=0.002)

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed import distributed_c10d
 
 from bf16prof.measuring.script.meeting import at_torchrun
 
+dist: Any = torch.distributed
 c10d: Any = distributed_c10d
 """Typed, it exports nothing of its own."""
 
@@ -20,7 +22,7 @@ ELSEWHERE = "29500"
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """What torchrun has open, and tells its ranks of."""
-    found = c10d.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    found = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.port), "RANK": "1", "WORLD_SIZE": "2"}
     for name, value in {**said, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
         monkeypatch.setenv(name, value)
@@ -52,7 +54,7 @@ def test_nothing_is_said_where_the_script_names_none(store: Any) -> None:
 
 def test_a_meeting_of_others_stays_where_it_is(store: Any) -> None:
     """As of processes that a script starts itself."""
-    own = c10d.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    own = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with at_torchrun(lambda _: None):
         found, _, world_size = next(c10d.rendezvous(f"tcp://127.0.0.1:{own.port}", 0, 1))
     found.set("there", "yes")

@@ -93,7 +93,7 @@ def watched(ledger: Ledger, changes: str, sizes: Sequence[Sequence[int]]) -> Bod
     """What the last of some micro-steps is found to be."""
     engine = Counts()
     tracker: Any = SimpleNamespace(ledger=ledger, host_bytes=0, index_of=lambda _: None)
-    steps = MicroSteps(engine, tracker)
+    steps = MicroSteps([engine], tracker)
     steps.begin_step()
     kept: list[Allocation] = []
     found = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,7 +114,7 @@ class Engine:
     """The four methods of a DeepSpeed engine that marks are attached to."""
 
     def __init__(self, meter: Meter) -> None:
-        self.meter = meter
+        self.meter, self.module = meter, SimpleNamespace(training=True)
         self.hooks: list[Callable[..., Any]] = []
 
     def register_forward_pre_hook(self, hook: Callable[..., Any]) -> None:
@@ -194,3 +195,14 @@ def test_a_pipelines_instructions_are_its_phases() -> None:
     assert carried_out[-1] == "OptimizerStep"
     assert list(marks.take()) == [Phase.FORWARD, Phase.BACKWARD, Phase.STEP]
     assert len(meter.taken) == 4, "one mark for each change of the phase"
+
+
+def test_a_forward_pass_in_eval_mode_is_one_of_an_evaluation() -> None:
+    engine = Engine(Meter(10))
+    marks = PhaseMarks(engine.meter)
+    attach(engine, marks)
+    engine.module.training = False
+    engine.forward(1)
+    marks.mark(None)
+
+    assert list(marks.take()) == [Phase.EVAL]

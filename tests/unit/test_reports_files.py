@@ -15,9 +15,10 @@ import report_fixtures as fixtures
 from command_line import Main, main, refused  # noqa: F401
 from report_fixtures import run_folder  # noqa: F401
 
-from bf16prof.records import Phase
+from bf16prof.records import Component, LayerBytes, Phase
 from bf16prof.reports import pictures
 from bf16prof.reports.figures import all_figures
+from bf16prof.reports.step_panels import CAPTIONS
 from bf16prof.reports.trace import is_trace, trace
 from bf16prof.runs import Run
 
@@ -29,7 +30,9 @@ def whole() -> Run:
     """A case that every source knows."""
     case = fixtures.case()
     learned = dataclasses.replace(fixtures.measure(case), quality=(fixtures.watched(),))
-    return fixtures.run([fixtures.estimate(case, 1200), fixtures.simulate(case), learned])
+    layers = tuple(LayerBytes(f"layers.{number}", Component.ACTIVATIONS, 1000) for number in range(2))
+    simulated = dataclasses.replace(fixtures.simulate(case), peak_layers=layers)
+    return fixtures.run([fixtures.estimate(case, 1200), simulated, learned])
 
 
 @pytest.mark.parametrize("name", [name for name in pictures.FIGURES if name not in OF_SEVERAL])
@@ -44,7 +47,7 @@ def test_every_figure_has_a_name_and_stands_alone_on_paper(name: str) -> None:
 
 
 def test_every_figure_of_the_page_has_its_name_here() -> None:
-    assert {*all_figures([]), "step", "map", "errors"} == set(pictures.FIGURES)
+    assert {*all_figures([]), *CAPTIONS} == set(pictures.FIGURES)
 
 
 def test_what_these_runs_do_not_know_is_refused_with_what_they_do() -> None:

@@ -68,6 +68,21 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"activation_checkpointing": True, "use_reentrant": True, "lora_r": 32, "lora_alpha": 16.0, "lora_dropout": 0.05,
          "lora_targets": ["q_proj", "v_proj"]},
     ),
+    "axolotl's with QLoRA": (
+        "adapter: qlora\nload_in_4bit: true\nlora_r: 32\nlora_target_modules: [q_proj]\n",
+        {"load_in_4bit": True, "lora_r": 32, "lora_targets": ["q_proj"]},
+    ),
+    "LLaMA-Factory's with QLoRA": (
+        "finetuning_type: lora\nlora_rank: 8\nlora_target: all\nquantization_bit: 4\ndouble_quantization: false\n",
+        {"quantization_bit": 4, "bnb_4bit_use_double_quant": False, "lora_r": 8, "lora_targets": "all-linear"},
+    ),
+    "with 8 bits, which are not read": (
+        "finetuning_type: lora\nlora_rank: 8\nlora_target: all\nquantization_bit: 8\nquantization_type: fp4\n",
+        {"lora_r": 8, "lora_targets": "all-linear"},
+    ),
+    "with evaluation": (
+        "eval_strategy: no\nper_device_eval_batch_size: 2\n", {"eval_strategy": "no", "per_device_eval_batch_size": 2},
+    ),
     "with a rank that nothing uses": ("finetuning_type: full\nlora_rank: 8\nlora_target: all\n", {}),
     "accelerate's": (
         "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nmixed_precision: bf16\nnum_processes: 8\ndeepspeed_config:\n"

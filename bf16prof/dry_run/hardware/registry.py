@@ -86,6 +86,8 @@ def cpu_registry() -> Registry:
     entries = {name: Entry(OperatorState.MEASURED, f"census of PyTorch {table['torch']}") for name in (*table["exact"], *table["refused"])}
     entries |= {name: Entry(OperatorState.ASKED, "the kernel itself") for name in table["asked"]}
     entries |= {name: Entry(OperatorState.LOWER_BOUND, reason=reason) for name, reason in table["listed"].items()}
+    four_bit = Entry(OperatorState.READ, "bitsandbytes/backends/cpu/ops.py (0.50.2)")
+    entries |= dict.fromkeys(("dequantize_4bit", "dequantize_blockwise"), four_bit)
     return Registry(entries, "no sample of PyTorch's operator tests reaches it, and its kernel could not be asked", {}, _COLLECTIVES)
 
 

@@ -15,22 +15,31 @@ from bf16prof.models.adapted import adapted
 from bf16prof.models.foreign import Checkpointing
 from bf16prof.models.liger import with_liger
 from bf16prof.models.pipelined import pipelined
-from bf16prof.models.tiled import with_tiled_mlp
+from bf16prof.models.quantized import quantized
+from bf16prof.models.tiled import with_tiled_loss, with_tiled_mlp
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
-def build_trained(profile: Profile) -> nn.Module:
-    """What a profile trains: its model, and the adapter on it. Raises `InputError` as `build` does."""
+def build_trained(profile: Profile, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+    """What a profile trains: its model, and the adapter on it. Raises `InputError` as `build` does.
+
+    4-bit weights are made on that device, of weights of that dtype, which layers compute in.
+    """
     workload = profile.workload
     if profile.parallel.pipeline > 1:
         return pipelined(profile.model, profile.parallel.pipeline)
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
     model = with_liger(build(profile.model, activation_checkpointing=how), workload.liger)
     model = with_tiled_mlp(model) if workload.tiled_mlp else model
+    model = with_tiled_loss(model, workload.fused_loss_tiles) if workload.fused_loss == "tiled" else model
+    if profile.quantization is not None:
+        assert dtype is not None, "whoever builds a quantized model says what it computes in"
+        model = quantized(model, profile.quantization, dtype, device)
     return model if profile.peft is None else adapted(model, profile.peft)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from bf16prof.reports.casts_table import casts_table
 from bf16prof.reports.cells import Table
 from bf16prof.reports.console.layout import Column, heading, note, table
 from bf16prof.reports.loss_table import loss_notes, loss_table
@@ -15,7 +16,7 @@ from bf16prof.reports.price_table import price_table
 from bf16prof.reports.views import CaseView, run_views
 from bf16prof.runs import Run
 
-_LEFT = ("case", "to")
+_LEFT = ("case", "to", "values")
 
 
 def learning(runs: Sequence[Run], console: Console) -> None:
@@ -40,9 +41,12 @@ def losses_in_numbers(views: Sequence[CaseView], console: Console) -> None:
 
 
 def price_in_learning(views: Sequence[CaseView], console: Console) -> None:
-    """Print one row per case whose updates were watched."""
+    """Print one row per case whose updates were watched, and of each what casts would have made of its values."""
     if found := price_table(views):
         _print(found, console)
+    for view in views:
+        if found := casts_table(view.main):
+            _print(found, console)
 
 
 def _print(found: Table, console: Console) -> None:
