@@ -85,8 +85,62 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+HOOKS = """
+import sys, tempfile, time
+from pathlib import Path
+import torch
+from bf16prof.measuring.probes.cpu import CpuProbe
+from bf16prof.measuring.results import GuestTask
+from bf16prof.measuring.script.rank import GuestRank
+from bf16prof.scripts.command import Script
+
+class Idle(torch.nn.Module):
+    def __init__(self, modules):
+        super().__init__()
+        self.module = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(modules))
+        self.module.forward = lambda x: x
+    def forward(self, x):
+        return self.module(x)
+    def backward(self, loss):
+        torch.autograd.backward(loss)
+    def step(self):
+        pass
+    def is_gradient_accumulation_boundary(self):
+        return True
+
+def seconds(engine):
+    begin = time.process_time()
+    for _ in range(STEPS):
+        engine.backward(engine(one).sum())
+        engine.step()
+    return (time.process_time() - begin) / STEPS
+
+STEPS, one = 2000, torch.ones(1, requires_grad=True)
+engine = Idle(int(sys.argv[1]))
+bare = seconds(engine)
+rank = GuestRank(GuestTask(Script("idle.py"), 0, 2 * STEPS), Path(tempfile.mkdtemp()), CpuProbe())
+with rank.watching():
+    rank.adopted(engine)
+    timed = seconds(engine)
+    rank.listen_no_more()
+    print(timed - bare, seconds(engine) - bare)
+"""
+"""Steps of an engine that does nothing, with so many modules: the processor time that our hooks add to each."""
+
+
+def hooks(modules: int) -> tuple[float, float]:
+    """Microseconds that the hooks take in a timed step, and in one after them."""
+    env = {**os.environ, CACHE_VARIABLE: str(cache_folder())}
+    done = subprocess.run([sys.executable, "-c", HOOKS, str(modules)], env=env, capture_output=True, text=True, check=True)
+    timed, after = (1e6 * float(word) for word in done.stdout.split()[-2:])
+    return timed, after
+
+
 def main() -> None:
-    """Print both ratios, and what is different."""
+    """Print both ratios, what is different, and what the hooks take by themselves."""
+    for modules in (10, 10_000):
+        timed, after = hooks(modules)
+        say(f"our hooks alone, {modules:,} modules: a timed step, one after them", f"{timed:7.0f} us {after:7.0f} us")
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for number in range(ROUNDS):

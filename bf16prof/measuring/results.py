@@ -143,9 +143,14 @@ class RankWriter:
     def __init__(self, folder: Path) -> None:
         self._folder, self._written = folder, 0.0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the last write is long ago."""
+        return time.monotonic() - self._written > WRITE_EVERY_S
+
     def write(self, result: RankResult, *, force: bool) -> None:
         """Write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
-        if not force and time.monotonic() - self._written <= WRITE_EVERY_S:
+        if not force and not self.is_due:
             return
         with contextlib.nullcontext() if force else contextlib.suppress(NotWritten):
             save_rank(self._folder, result)

@@ -52,8 +52,8 @@ SCRIPTS = {
     "leaves": ("train(2)\nif not FIRST:\n    os._exit(9)\ntrain(9)", "rank 1: leaves.py left by os._exit(9)"),
     "killed": ("train(2)\nif not FIRST:\n    os.kill(os.getpid(), 9)\ntrain(9)", "rank 1: killed by SIGKILL"),
     "hangs": ("train(2)\nif not FIRST:\n    time.sleep(600)\ntrain(9)",
-              "not finished after 60 s: rank 1 was between steps, after step 2 (hangs.py"),
-    "deaf": (RUDE.replace("train(99)", "time.sleep(600)"), "not finished after 60 s: ranks 0 and 1 were between steps, after step 2"),
+              "not finished after 60 s: rank 1 was between steps, after step 1 (hangs.py"),
+    "deaf": (RUDE.replace("train(99)", "time.sleep(600)"), "not finished after 60 s: ranks 0 and 1 were between steps, after step 1"),
     "rude": (RUDE, ""),
 }  # fmt: skip
 """By name: the script after its beginning, and the line that is said of it; empty where it is measured to its end."""
@@ -73,6 +73,7 @@ def test_how_a_script_ends_on_real_ranks_is_said_in_a_line(name: str, tmp_path: 
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("bf16prof: ")] or [""]
     assert said in line
     assert len(record.steps) == 2 if said else len(record.steps) > 2
+    assert record.case.recipe == "fp32"
     assert run.manifest.status is (Status.FINISHED if not said else Status.TIMEOUT if limit else Status.FAILED)
     wait_for("all processes are gone", lambda: not _mentioning(str(tmp_path)), 20)
 

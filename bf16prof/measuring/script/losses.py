@@ -29,6 +29,7 @@ class Losses:
         self._probe = probe
         self._pinned: Any = None
         self._count = 0
+        self._is_over = False
         self._ends: list[int] = []
         self._values: list[float] = []
 
@@ -49,7 +50,7 @@ class Losses:
         """A loss that goes backward now."""
         import torch
 
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or self._count >= MOST or in_backward():
+        if self._is_over or not isinstance(loss, torch.Tensor) or loss.numel() != 1 or self._count >= MOST or in_backward():
             return
         self._count += 1
         with torch.no_grad():
@@ -81,6 +82,10 @@ class Losses:
         self._ends.append(self._count)
         if wait:
             self.wait()
+
+    def hear_no_more(self) -> None:
+        """Losses that come from now on belong to nobody's step."""
+        self._is_over = True
 
     def wait(self) -> None:
         """Know all losses so far."""

@@ -148,7 +148,9 @@ class GuestRank:
         if is_warmup or is_last:
             self._attribute(allocated, frame)
         self._marks.settle = self._probe.settle if number + 1 < self._task.warmup else None
-        self.save(force=is_last, steps=self._losses.of(self._steps))
+        is_decisive = is_warmup or is_last or not number
+        if is_decisive or self._writer.is_due:  # what is written grows with the steps
+            self.save(force=is_decisive, steps=self._losses.of(self._steps))
         if is_last:
             self.listen_no_more()
             self._enough()
@@ -159,6 +161,7 @@ class GuestRank:
     def listen_no_more(self) -> None:
         """From now on the script runs as if nobody were here."""
         self._is_over = True
+        self._losses.hear_no_more()
         self.result = dataclasses.replace(self.result, **self._device.end())
         if self._whereabouts is not None and os.getpid() == self._pid:
             self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
