@@ -603,6 +603,10 @@ class MemoryRecord:
         _require_sizes(self.peak_components)
         _require_sum("components", self.components, "allocated_bytes", self.allocated_bytes)
         _require_sum("peak_components", self.peak_components, "peak_allocated_bytes", self.peak_allocated_bytes)
+        for component in {part.component for part in self.peak_layers}:
+            of_layers, alive = sum(p.bytes for p in self.peak_layers if p.component is component), self.peak_components.get(component, 0)
+            if of_layers > alive:
+                raise ValueError(f"peak_layers: {of_layers} bytes of {component}, of which there are {alive}")
 
 
 def require_size(name: str, size: int) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked
 
-TRAINED_FLAGS = ("hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "liger", "sp", "tp", "pp", "ep")
+TRAINED_FLAGS = (
+    "hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "load_in_4bit", "liger", "fused_loss",
+    "packed_sequences", "dpo", "eval_batch_size", "sp", "tp", "pp", "ep",
+)  # fmt: skip
 """Flags that say what is trained, and that no plan decides."""
 
 
@@ -21,7 +24,7 @@ def what_is_trained(asked: Asked[Any]) -> list[str]:
         said += ["--profile", str(given.profile)]
     for name in TRAINED_FLAGS:
         if values[name] is not None:
-            said += ["--" + name.replace("_", "-"), str(values[name])]
+            said += _flag(name, values[name])
     return said + [part for text in given.set_ or () for part in ("--set", text)]
 
 
@@ -29,11 +32,14 @@ def how_it_runs(asked: Asked[Any]) -> list[str]:
     """The flags that say how the case is run, as they were given, for a command that takes the same."""
     values = {name: value for name, value in asked.given().items() if asked.is_named(name) and value is not None}
     said: list[str] = []
-    for name in ("micro_batch_size", "gradient_accumulation_steps"):
-        said += ["--" + name.replace("_", "-"), str(values[name])] if name in values else []
-    for name in ("activation_checkpointing", "zero_init"):
-        said += [("--" if values[name] else "--no-") + name.replace("_", "-")] if name in values else []
+    for name in ("micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init"):
+        said += _flag(name, values[name]) if name in values else []
     return said + ["--expandable-segments"] * bool(values.get("expandable_segments"))
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = name.replace("_", "-")
+    return [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
 
 
 def next_command(command: str, asked: Asked[Any], *flags: str) -> str:

@@ -110,8 +110,9 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
     from bf16prof.planning.by_dry_run import answer_by_dry_runs
 
     given = asked.flags
-    if given.no_verify:
-        raise InputError("--no-verify: plans of ranks that share a batch are judged by dry runs alone", hint="leave it out")
+    if given.no_verify or given.verify is not None:
+        flag = "--no-verify" if given.no_verify else "--verify"
+        raise InputError(f"{flag}: plans of ranks that share a batch are judged by dry runs alone", hint="leave it out")
     require_packages("planning over ranks that share a batch")
     require_model_library(request.profile.model)
     require_optimizer_libraries([judge.question.job(setting) for size in sizes for setting in judge.question.combinations(size)])

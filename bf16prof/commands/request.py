@@ -40,7 +40,7 @@ WORKLOAD_FLAGS = (
 INNER_FLAGS = {"eval_batch_size": "evaluation.per_device_eval_batch_size"}
 """Flags that stand for keys of tables in `[workload]`."""
 
-FUSED_LOSSES = {"none": ("workload.fused_loss", "none"), "liger": ("workload.liger", "loss"), "tiled": ("workload.fused_loss", "tiled")}
+FUSED_LOSSES = {"liger": ("workload.liger", "loss"), "tiled": ("workload.fused_loss", "tiled")}
 """What `--fused-loss` stands for: a key of the profile, and its value."""
 
 PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor", "pp": "pipeline", "ep": "expert"}
@@ -199,7 +199,10 @@ def _fused_loss(asked: Asked[WorkloadFlags]) -> list[Override]:
         return []
     if wanted not in FUSED_LOSSES:
         raise InputError(f"--fused-loss {wanted!r:.60}: expected one of {', '.join(FUSED_LOSSES)}")
-    return [Override(*FUSED_LOSSES[wanted], asked.origin("fused_loss"))]
+    key, value = FUSED_LOSSES[wanted]
+    if key == "workload.liger" and asked.flags.liger not in (None, value):
+        raise InputError(f"--fused-loss {wanted} is --liger {value}, and --liger {asked.flags.liger} is said too")
+    return [Override(key, value, asked.origin("fused_loss"))]
 
 
 def _quantization(asked: Asked[WorkloadFlags]) -> list[Override]:

@@ -31,6 +31,7 @@ DECISIVE = (
     "use_rslora", "use_dora", "peft_use_rslora", "peft_use_dora", "lora_target_linear", "lora_modules_to_save", "additional_target",
     "load_in_4bit", "load_in_8bit", "quantization_bit", "attn_implementation", "flash_attn", "flash_attention", "sdp_attention",
     "liger_kernel_config", "tensor_parallel_size", "context_parallel_size", "sequence_parallel_size",
+    "stage", "rl", "packing", "padding_free", "sample_packing", "bnb_4bit_quant_storage",
     "freeze_vision_tower", "unfrozen_parameters", "torch_compile", "fp8", "fsdp", "fsdp_config",
 )  # fmt: skip
 """Keys of such files that change what is held, and that are not read."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bf16prof.cases import STAGES, Job
-from bf16prof.engine.shared_batches import shared_layers, shared_sequences, shared_stages
+from bf16prof.engine.shared_batches import packed_rows, shared_layers, shared_sequences, shared_stages
 from bf16prof.parallelism import Parallelism
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import MOST_GPUS
@@ -256,7 +256,9 @@ def _short(value: int) -> str:
 
 
 def _can_share(job: Job, parallelism: Parallelism) -> bool:
-    """Whether ranks could share the job's batch like that."""
+    """Whether ranks could share the job's batch like that, where they share nothing yet."""
+    if not job.case.parallelism.is_data_only:
+        return False
     case = replace(
         job.case,
         world_size=2,
@@ -266,4 +268,4 @@ def _can_share(job: Job, parallelism: Parallelism) -> bool:
         zero_stage=min(job.case.zero_stage, 1) if parallelism.pipeline > 1 else job.case.zero_stage,
     )
     shared = replace(job, case=case)
-    return all(rule(shared) is None for rule in (shared_sequences, shared_layers, shared_stages))
+    return all(rule(shared) is None for rule in (shared_sequences, shared_layers, shared_stages, packed_rows))

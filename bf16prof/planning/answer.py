@@ -51,7 +51,7 @@ def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
     nearest = None if first else _nearest(judge, run)
     like = first or nearest
     if like is None:
-        raise _nothing_to_judge(judge, world_size)
+        raise nothing_to_judge(judge, world_size)
     return Answer(
         Outlook(
             world_size=world_size,
@@ -84,7 +84,8 @@ def _nearest(judge: Judge, settings: list[Setting]) -> Judged | None:
     return best and judge(best.setting)
 
 
-def _nothing_to_judge(judge: Judge, world_size: int) -> InputError:
+def nothing_to_judge(judge: Judge, world_size: int) -> InputError:
+    """Why no setting of a number of GPUs could be judged."""
     question = judge.question
     settings = list(question.combinations(world_size))
     if not settings:

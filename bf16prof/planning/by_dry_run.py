@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bf16prof.engine.constraints import refusal_reason
-from bf16prof.errors import Refused
 from bf16prof.planning.advice import beyond
-from bf16prof.planning.answer import Answer
+from bf16prof.planning.answer import Answer, nothing_to_judge
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Question, Setting
 from bf16prof.planning.verified import DryRun, tried
@@ -26,13 +25,12 @@ STEPS = 2
 def answer_by_dry_runs(judge: Judge, world_size: int, dry_run: DryRun) -> Answer:
     """Everything about one number of GPUs that few dry runs tell, the first choice first.
 
-    Raises `Refused` where DeepSpeed runs no combination.
+    Raises `InputError` where there is no combination, or DeepSpeed runs none.
     """
     search = _Search(judge.question, dry_run)
     possible = [setting for setting in _inside(judge.question, world_size) if refusal_reason(judge.question.job(setting)) is None]
     if not possible:
-        first = judge.question.job(next(iter(judge.question.combinations(world_size))))
-        raise Refused(f"{first.case.label}: {refusal_reason(first)}", hint="leave --zero, --recipe or --offload out, or name others")
+        raise nothing_to_judge(judge, world_size)
     frugal = [min(level, key=_appetite) for offload in Offload if (level := [s for s in possible if s.offload is offload])]
     found = search.run(frugal)
     best = next((one for one in found if one.fits), None)

@@ -14,7 +14,7 @@ from bf16prof.planning.kept_keys import brings_optimizer, laid_over
 from bf16prof.plans import Room
 from bf16prof.profiles.auto import ACCUMULATION, MICRO
 from bf16prof.profiles.features import AUTO
-from bf16prof.profiles.schema import ParallelSettings
+from bf16prof.profiles.schema import ParallelSettings, WorkloadSettings
 from bf16prof.records import Offload
 
 OUR_OWN = ("steps_per_print",)
@@ -43,10 +43,11 @@ def flags(choice: Judged, room: Room) -> list[str]:
 
 
 def launch_line(choice: Judged, gpus_per_node: int, file: str) -> str:
-    """How DeepSpeed's launcher starts the plan, of a script of the user's own."""
+    """How DeepSpeed's launcher starts the plan, of a script of the user's own: on as few nodes as have equal parts of the ranks."""
     ranks = choice.plan.case.world_size
-    nodes = f"--num_nodes {ranks // gpus_per_node} " if ranks > gpus_per_node else ""
-    return f"deepspeed {nodes}--num_gpus {min(ranks, gpus_per_node)} train.py --deepspeed_config {file}"
+    each = next(count for count in range(min(ranks, gpus_per_node), 0, -1) if ranks % count == 0)
+    nodes = f"--num_nodes {ranks // each} " if ranks > each else ""
+    return f"deepspeed {nodes}--num_gpus {each} train.py --deepspeed_config {file}"
 
 
 def _of_shared_work(parallel: ParallelSettings) -> list[str]:
@@ -64,6 +65,17 @@ def _of_shared_work(parallel: ParallelSettings) -> list[str]:
     return said
 
 
+def _of_the_loop(workload: WorkloadSettings) -> list[str]:
+    """What a script does with its batches, its model and its loss, which no DeepSpeed JSON says."""
+    found = {
+        f"rows of {workload.packed_sequences} packed sequences": workload.packed_sequences,
+        "DeepSpeed's TiledMLP on the model": workload.tiled_mlp,
+        "DeepSpeed's TiledFusedLogitsLoss in the place of head and loss": workload.fused_loss != "none",
+        f"pairs of answers (DPO, {workload.dpo})": workload.dpo != "none",
+    }
+    return [words for words, is_asked in found.items() if is_asked]
+
+
 def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None) -> list[str]:
     """What the plan needs of the training script, because the DeepSpeed JSON does not say it; `content` is that of the user's own file."""
     plan, config = choice.plan, deepspeed_config(choice.job)
@@ -72,6 +84,7 @@ def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None)
     profile = choice.job.profile
     said += [f"{profile.peft.words}, which PEFT puts on the model"] if profile.peft else []
     said += [f"Liger's kernels ({profile.workload.liger})"] if profile.workload.liger != "none" else []
+    said += _of_the_loop(profile.workload)
     said += _of_shared_work(profile.parallel)
     if dtype := cast_dtype(config):
         said.append(f"the model cast to {dtype} before deepspeed.initialize")

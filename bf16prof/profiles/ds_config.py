@@ -371,10 +371,30 @@ def _parallel(rest: dict[str, Any], origin: str) -> list[Override]:
     if table := rest.pop("tensor_parallel", None):
         found["tensor"] = table.get("autotp_size")
         rest |= {"tensor_parallel": kept} if (kept := {key: value for key, value in table.items() if key != "autotp_size"}) else {}
+    recomputed: list[Override] = []
     if table := rest.pop("pipeline", None):
-        found["pipeline"] = table.get("stages")
-        rest |= {"pipeline": kept} if (kept := {key: value for key, value in table.items() if key != "stages"}) else {}
-    return [Override(f"parallel.{name}", size, origin) for name, size in found.items() if size is not None]
+        found["pipeline"], recomputed = table.get("stages"), _recomputed(table, origin)
+        rest |= {"pipeline": kept} if (kept := {key: value for key, value in table.items() if key not in OF_STAGES}) else {}
+    return [*(Override(f"parallel.{name}", size, origin) for name, size in found.items() if size is not None), *recomputed]
+
+
+OF_STAGES = ("stages", "activation_checkpoint_interval", "use_reentrant")
+"""Keys of the table `pipeline` that the profile has names for."""
+
+
+def _recomputed(table: Mapping[str, Any], origin: str) -> list[Override]:
+    """How many layers of a pipeline are recomputed together, none for 0; DeepSpeed's own default is reentrant (runtime/pipe/engine.py)."""
+    interval = table.get("activation_checkpoint_interval")
+    if interval is None:
+        return []
+    if not interval:
+        return [Override("workload.activation_checkpointing", False, origin)]
+    said = {
+        "activation_checkpointing": True,
+        "checkpoint_every_n_layers": interval,
+        "use_reentrant": table.get("use_reentrant", True),
+    }
+    return [Override(f"workload.{key}", value, origin) for key, value in said.items()]
 
 
 def _optimizer(rest: dict[str, Any], origin: str) -> list[Override]:

@@ -40,7 +40,7 @@ class EvaluationSettings(Settings):
     """Sequences per rank and forward pass."""
     prediction_loss_only: bool = True
     """Only the loss of a batch is kept, as by a Trainer without `compute_metrics`. False: logits and labels, gathered from all ranks."""
-    eval_accumulation_steps: Count | None = None
+    eval_accumulation_steps: Annotated[int, Field(gt=0, lt=2**14)] | None = None
     """Batches after which what is kept goes to the host; it stays on the device to the end when absent."""
     batches: Annotated[int, Field(gt=0, lt=2**14)] | None = None
     """Batches of a rank. Needed where logits of all of them stay on the device; losses alone are as large after two."""
@@ -54,7 +54,7 @@ class EvaluationSettings(Settings):
     @property
     def batches_run(self) -> int:
         """How many batches there are; where nobody said it, as many as it takes for the last to find all that there ever is."""
-        return self.batches or (self.eval_accumulation_steps or 1) + 1
+        return self.batches or (2 if self.prediction_loss_only else (self.eval_accumulation_steps or 1) + 1)
 
     @property
     def words(self) -> str:

@@ -47,7 +47,7 @@ PHASES: dict[Phase, tuple[str, str, str]] = {
     Phase.FORWARD: ("#34735A", "circle", "●"),
     Phase.BACKWARD: ("#8C8C00", "square", "■"),
     Phase.STEP: ("#D900AD", "triangle-up", "▲"),
-    Phase.EVAL: ("#3B6FB6", "triangle-down", "▼"),
+    Phase.EVAL: ("#5454FC", "triangle-down", "▼"),
 }
 """Colour, Plotly symbol and the same symbol as text, by phase."""
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import fixtures
 import pytest
 from command_line import Main, csv_rows, main, refused
 from test_cli import FLAGS
 
 from bf16prof import runs
+from bf16prof.planning.written import launch_line
 
 __all__ = ["main"]
 
@@ -46,6 +51,14 @@ def test_a_plan_is_one_document_with_its_records(main: Main, tmp_path: Path) -> 
     assert "zero3-w4-bf16-fp32-master" in files[3].read_text()
     assert runs.load_records(files[0])
     assert err.startswith("next: bf16prof simulate --profile gpt2-xl --zero ")
+
+
+@pytest.mark.parametrize(("ranks", "line"), [(4, "--num_gpus 4"), (12, "--num_nodes 2 --num_gpus 6"), (16, "--num_nodes 2 --num_gpus 8")])
+def test_the_launch_line_starts_every_rank(ranks: int, line: str) -> None:
+    case = dataclasses.replace(fixtures.case(), world_size=ranks)
+    choice: Any = SimpleNamespace(plan=SimpleNamespace(case=case))
+
+    assert launch_line(choice, 8, "ds.json") == f"deepspeed {line} train.py --deepspeed_config ds.json"
 
 
 def test_the_command_after_a_plan_names_what_is_trained(main: Main) -> None:

@@ -89,8 +89,13 @@ def test_a_pipelines_json_says_stages_and_what_is_recomputed(tmp_path: Path) -> 
     recomputed = profile("cpu-demo", parallel__pipeline=2, workload__activation_checkpointing=True)
 
     assert said["parallel.pipeline"] == 2
+    assert "workload.activation_checkpointing" not in said
     assert said["deepspeed"]["more"] == {"pipeline": {"partition": "best", "grad_partitioned": True}}
     assert deepspeed_config(job(recomputed, 1))["pipeline"] == {"stages": 2, "activation_checkpoint_interval": 1, "use_reentrant": False}
+    file.write_text(json.dumps({"train_batch_size": 8, "pipeline": {"stages": 2, "activation_checkpoint_interval": 2}}), encoding="utf-8")
+    said = {override.key: override.value for override in read_ds_config(file).overrides}
+    keys = ("activation_checkpointing", "checkpoint_every_n_layers", "use_reentrant")
+    assert [said[f"workload.{key}"] for key in keys] == [True, 2, True], "DeepSpeed's own default is reentrant"
     with pytest.raises(InputError, match=r"pipeline\.stages is said elsewhere"):
         load_profile("cpu-demo", [Override("deepspeed.more", {"pipeline": {"stages": 2}}, "test")])
 
@@ -273,6 +278,21 @@ def test_quantized_gathers_need_a_gpu() -> None:
 
 def test_a_model_of_ours_has_no_attention_to_replace(main: Main, tmp_path: Path) -> None:
     assert "models of transformers" in refused(main("simulate", write_profile(tmp_path / "p.toml"), "--sp", "2", "--gpus", "2"))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"train_batch_size": 3, "gradient_accumulation_steps": 1}, "makes up the train_batch_size of 3"),
+        ({"train_micro_batch_size_per_gpu": 1}, "judged by dry runs alone"),
+    ],
+)
+def test_what_cannot_be_planned_over_shared_ranks_is_one_line(config: dict[str, int], words: str, main: Main, tmp_path: Path) -> None:
+    said = tmp_path / "ds.json"
+    said.write_text(json.dumps({**config, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}), encoding="utf-8")
+    verify = ("--verify", "1") if "alone" in words else ()
+
+    assert words in refused(main("plan", "llama3.1-8b", "--gpus", "4", "--sp", "2", "--seq", "4096", "--ds-config", said, *verify))
 
 
 def test_a_plan_over_shared_sequences_is_run_dry_from_what_needs_least() -> None:
