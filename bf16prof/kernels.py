@@ -106,6 +106,14 @@ def _flash_backward(_: Processor, *numbers: int) -> int:
     return blocks(rows * columns * FLOAT_BYTES, rows * FLOAT_BYTES, *copies) + call.full_heads
 
 
+def _packed_flash_backward(_: Processor, *numbers: int) -> int:
+    """`mha_varlen_bwd`: the same for sequences that fill one row, which stand a block apart from each other."""
+    tokens, heads, dim, key_heads, keys, sequences, element, *copies = numbers
+    rows, columns = heads * (tokens + FLASH_ROWS * sequences), round_up(dim, 32 if dim <= 128 else 64)
+    full_heads = 0 if key_heads == heads else 2 * blocks(keys * heads * dim * element)
+    return blocks(rows * columns * FLOAT_BYTES, rows * FLOAT_BYTES, *copies) + full_heads
+
+
 def _cudnn_backward(_: Processor, *numbers: int) -> int:
     """The same in cuDNN's own terms: dQ_accum, softmax_sum, dK_fullhead and dV_fullhead, and `dO` in the layout of `O`.
 
@@ -162,6 +170,7 @@ def _reduction(processor: Processor, *numbers: int) -> int:
 SCRATCH: Mapping[str, Callable[..., int]] = {
     "allocations": _allocations,
     "flash attention, backward": _flash_backward,
+    "packed flash attention, backward": _packed_flash_backward,
     "cuDNN attention, backward": _cudnn_backward,
     "efficient attention": _efficient_forward,
     "efficient attention, backward": _efficient_backward,

@@ -31,6 +31,7 @@ BEYOND = """## Training beyond one model and its parameters
 | head and loss in tiles (TiledFusedLogitsLoss, ALST) | `--fused-loss tiled` ([Liger](liger.md)) | `simulate`, `measure` |
 | activation checkpointing | `workload.activation_checkpointing`, `use_reentrant`, `checkpoint_every_n_layers` | every command |
 | evaluation between steps ([loops](loops.md)) | `--eval-batch-size`, `[workload.evaluation]` | all but `plan`; `estimate` gives a floor |
+| FlashAttention's package on a modelled GPU ([loops](loops.md)) | `model.attn_implementation=flash_attention_2` | every command |
 | preference optimization: a policy and its reference, or without one ([loops](loops.md)) | `--dpo` | `simulate`, `measure` |
 | packed sequences, padding-free batches | `--packed-sequences` ([loops](loops.md)) | every command |
 | sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | every command |

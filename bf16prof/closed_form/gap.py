@@ -96,7 +96,7 @@ def evaluation_gap(job: Job) -> str | None:
     if not evaluation.prediction_loss_only:
         return "an evaluation that keeps logits"
     if evaluation.per_device_eval_batch_size > workload.micro_batch_size:
-        return f"an evaluation of {evaluation.per_device_eval_batch_size} sequences, more than a micro-batch has"
+        return f"an evaluation of {evaluation.per_device_eval_batch_size} sequences (a micro-batch has {workload.micro_batch_size})"
     return None
 
 

@@ -151,7 +151,7 @@ def _items(job: Job, device: Sequence[Storages]) -> tuple[Item, ...]:
 def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork | None) -> tuple[str, ...]:
     missing = [f"no peaks in closed form: {no_peaks}; bf16prof simulate finds them"] if no_peaks else []
     missing += [
-        f"{gap} has no closed form, peaks are those of the steps; bf16prof simulate runs it" for gap in [evaluation_gap(job)] if gap
+        f"{gap} has no closed form: peaks are those of the steps; bf16prof simulate runs it" for gap in [evaluation_gap(job)] if gap
     ]
     missing += [f"no work of a step in closed form: {no_work}"] if no_work else []
     tf32 = tf32_note(job, work) if work else None

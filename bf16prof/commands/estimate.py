@@ -61,7 +61,7 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
     require_fit(records, given.fail_unless_fits)
     if given.json_:
         return
-    if records[0].peak_allocated_bytes is None and records[0].notes:
+    if (records[0].peak_allocated_bytes is None or records[0].at_least) and records[0].notes:
         hint(f"note: {records[0].notes[0]}", given.quiet)
     hint(_next(asked, records), given.quiet)
 

@@ -13,7 +13,7 @@ from bf16prof.commands.imported import Subject, record_of, subject_of
 from bf16prof.commands.output import hint, told_run
 from bf16prof.documents import json_text, raw_document
 from bf16prof.explanations import Explanation, Prediction
-from bf16prof.records import MemoryRecord
+from bf16prof.records import MemoryRecord, Phase
 from bf16prof.reports.asked import settings
 
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ def _of_the_message(sources: Sources) -> Explanation:
     return Explanation(sources.failure, place.phase, place.evidence, message.rank, message.gpu, amounts(message), advice(message))
 
 
+OF_AN_EVALUATION = "what an evaluation holds depends on its batch and on what is kept: bf16prof simulate --eval-batch-size N runs it"
+
+
 def _with_prediction(found: Explanation, subject: Subject, records: list[MemoryRecord], sources: Sources, *, why_not: str) -> Explanation:
     """The explanation with what was predicted of the phase, and with what would fit."""
     from bf16prof.planning.from_job import changes_of, judge_of
@@ -107,6 +110,8 @@ def _with_prediction(found: Explanation, subject: Subject, records: list[MemoryR
     job = subject.job
     if job is None or job.gpu is None or len(records) < 2:
         return dataclasses.replace(found, why_not_predicted=why_not)
+    if found.phase is Phase.EVAL:
+        return dataclasses.replace(found, why_not_predicted=OF_AN_EVALUATION)
     judge, start = judge_of(job, job.gpu)
     prediction = _prediction(records[1], sources.failed, found)
     if start is None:

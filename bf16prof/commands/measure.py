@@ -86,6 +86,8 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
     request = read_request(asked)
     _require_true_peaks(request)
     jobs, refused = _possible(request, given.ranks, place, download=given.download)
+    if given.quality and any(job.case.pipeline_parallel > 1 for job in jobs):
+        raise InputError("--quality with --pp: updates are watched of models that one rank has whole, or ZeRO's part of")
     say_notes(request, given.quiet)
     for refusal in refused:
         hint(f"left out: {refusal.case.label}: {refusal.reason}", given.quiet)

@@ -12,7 +12,7 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.again import next_command
 from bf16prof.commands.flags import Asked, PlanFlags, takes
-from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings
+from bf16prof.commands.output import check_outputs, hint, hint_caveats, show_settings, with_host_per_node
 from bf16prof.commands.recording import record_for
 from bf16prof.commands.request import Request, read_request, say_notes
 from bf16prof.commands.working import working
@@ -116,9 +116,12 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
     require_model_library(request.profile.model)
     require_optimizer_libraries([judge.question.job(setting) for size in sizes for setting in judge.question.combinations(size)])
     say_notes(request, given.quiet)
-    answers = [answer_by_dry_runs(judge, size, lambda jobs: _dry_run(jobs, given)) for size in sizes]
+    answers = [
+        answer_by_dry_runs(judge, size, lambda jobs: with_host_per_node([r for r in _dry_run(jobs, given) if r], given.gpus_per_node))
+        for size in sizes
+    ]
     records = [record for answer in answers for record in answer.records]
-    parameters = next((record.parameters for record in records if record.parameters), 0)
+    parameters = next((record.parameters for record in records if record.parameters), None) or _model(request.profile)[1]
     line, theirs = _asked(judge, sizes[0], parameters), request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), request.profile.name, parameters, request.notes, theirs)
 

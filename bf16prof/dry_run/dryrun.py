@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bf16prof.cases import Job
 from bf16prof.dry_run.exchanges import Exchanges
+from bf16prof.dry_run.flash import flash_attention
 from bf16prof.dry_run.layers import Layers
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.micro_steps import MicroSteps
@@ -59,6 +60,7 @@ def dry_run(
     import_liger(job.profile.workload.liger)
     import_bitsandbytes(job.profile.quantization)
     with (
+        flash_attention(job),
         world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments, rank=task.rank) as tracker,
         beside or nullcontext(),
     ):

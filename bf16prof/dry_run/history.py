@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
+from bf16prof.dry_run.ledger import Allocation, Ledger, Mark, by_component
 from bf16prof.records import ROUNDED, Component, Item, Label, LayerBytes, Phase, PhaseStart, Timeline
 
 BEFORE = "held before the step"
@@ -72,11 +72,20 @@ def timeline(ledger: Ledger, step: int) -> Timeline:
         events=tuple(event for event, _ in states),
         names=tuple(names),
         changes=tuple((size, names[name]) for size, name in [(0, BEFORE), *happened]),
-        phases=tuple(PhaseStart(m.phase, m.event - start) for m in ledger.marks if m.step == step and m.phase is not None),
+        phases=tuple(_phases([mark for mark in ledger.marks if mark.step == step], start)),
         components={component: tuple(state[component] for _, state in states) for component in Component},
     )
     thin = whole.thinned(POINTS)
     return replace(thin, components={component: sizes for component, sizes in thin.components.items() if any(sizes)})
+
+
+def _phases(marks: Sequence[Mark], start: int) -> Iterator[PhaseStart]:
+    """Where each phase begins; the batches of an evaluation are one."""
+    before = None
+    for mark in marks:
+        if mark.phase is not None and mark.phase is not before:
+            yield PhaseStart(mark.phase, mark.event - start)
+        before = mark.phase
 
 
 def what_it_is(allocation: Allocation) -> str:

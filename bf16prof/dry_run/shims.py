@@ -43,6 +43,8 @@ PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
 
 COORDINATOR = "deepspeed.runtime.zero.partitioned_param_coordinator"
 
+CHECKPOINTING = "deepspeed.runtime.activation_checkpointing.checkpointing"
+
 GROUPS, ENGINE = "deepspeed.utils.groups", "deepspeed.runtime.engine"
 SHARES_LAYERS = "_configure_tensor_parallel_states"
 """Where DeepSpeed's engine makes AutoTP's groups and its check."""
@@ -79,6 +81,7 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         for owner in (torch, torch.random):
             replace(owner, "get_rng_state", lambda: torch.empty(RNG_STATE_BYTES, dtype=torch.uint8))
             replace(owner, "set_rng_state", lambda state: None)
+        replace(_module(CHECKPOINTING), "_set_cuda_rng_state", lambda state, device=-1: None)
         # A fake tensor made from values remembers them as a real tensor on the host, wherever it was asked for.
         replace(torch, "tensor", _tensor)
         replace(_module(PARTITIONING), "_orig_torch_tensor", _tensor)  # what `zero.Init` calls, and leaves behind

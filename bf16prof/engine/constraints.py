@@ -85,6 +85,7 @@ def refusal_reason(job: Job) -> str | None:
         _quantizer_needs_a_gpu(job, config),
         packed_rows(job),
         preference(job),
+        _flash(job, config),
         fused_loss(job),
         _four_bits(job),
         shared_evaluation(job),
@@ -162,6 +163,28 @@ def _quantizer_needs_a_gpu(job: Job, config: Mapping[str, Any]) -> str | None:
     return None
 
 
+FLASH = "flash_attention_2"
+"""What transformers calls the package flash-attn."""
+
+
+def asks_for_flash(job: Job) -> bool:
+    """Whether the job's model is to use FlashAttention's package."""
+    model = job.profile.model
+    return isinstance(model, HuggingFaceSettings) and model.attention == FLASH
+
+
+def _flash(job: Job, config: Mapping[str, Any]) -> str | None:
+    if not asks_for_flash(job):
+        return None
+    if job.device is Device.CPU:
+        return "FlashAttention's package (flash_attention_2) runs on GPUs only: sdpa runs here"
+    if engine_facts(config).output_dtype == "fp32":
+        return "FlashAttention's package (flash_attention_2) takes bf16 and fp16 only"
+    if job.gpu is not None and job.gpu.compute_capability < (8, 0):
+        return f"FlashAttention's package (flash_attention_2) needs compute capability 8.0, {job.gpu.id} has less"
+    return None
+
+
 def _four_bits(job: Job) -> str | None:
     if job.profile.quantization is None:
         return None
@@ -169,6 +192,8 @@ def _four_bits(job: Job) -> str | None:
         return "4-bit weights (--load-in-4bit) are not trained: say an adapter, as --lora r=16,targets=all-linear"
     if not isinstance(job.profile.model, HuggingFaceSettings):
         return "transformers quantizes (--load-in-4bit) models of its own"
+    if job.case.pipeline_parallel > 1 or job.case.expert_parallel > 1:
+        return "--load-in-4bit with --pp or --ep is not modelled"
     return None
 
 

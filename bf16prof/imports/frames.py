@@ -31,6 +31,7 @@ _FUNCTIONS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
             r"_move_model_to_device|broadcast_init_sharding_info|_broadcast_model|get_peft_model|create_optimizer\w*)$"
         ),
     ),
+    (Phase.EVAL, re.compile(r"^(?:_?evaluate|evaluation_loop|prediction_loop|prediction_step|validation_step)$")),
     (
         Phase.BACKWARD,
         re.compile(r"^(?:backward|run_backward|_engine_run_backward|_exec_backward_pass|unpack_hook|_do_optimizer_backward)$"),
@@ -59,6 +60,7 @@ _EVIDENCE = {
     Phase.FORWARD: "forward of the model",
     Phase.BACKWARD: "loss.backward",
     Phase.STEP: "optimizer.step",
+    Phase.EVAL: "an evaluation",
 }
 
 

@@ -50,6 +50,7 @@ def quantized(model: nn.Module, settings: QuantizationSettings, dtype: torch.dty
                 layer.weight = _packed(bnb, layer, old.weight.detach().to(device=device, dtype=dtype), settings)
                 layer.bias = None if old.bias is None else nn.Parameter(old.bias.detach(), requires_grad=False)
                 old.weight = None
+                layer.support_avx512bf16_for_cpu = False  # an evaluation on a CPU would pack weights anew, for inference alone
         any_model.is_loaded_in_4bit = True  # what PEFT asks for
     return model
 

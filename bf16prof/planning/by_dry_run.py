@@ -44,7 +44,9 @@ def answer_by_dry_runs(judge: Judge, world_size: int, dry_run: DryRun) -> Answer
         plans=tuple(choice.plan for choice in choices),
         complete=True,
         combinations=len(possible),
-        left_out=(f"only {search.count} of {len(possible)} combinations and their micro-batches were run dry, which takes minutes each",),
+        left_out=(
+            f"all but the {search.count} settings that were run dry; there are {len(possible)} combinations, and micro-batches of each",
+        ),
         limits=Limits((), are_known=False),
         nearest=nearest.plan if nearest else None,
         beyond=tuple(beyond(nearest)) if nearest else (),

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils import checkpoint
 
 from bf16prof.cases import Job
+from bf16prof.dry_run.flash import flash_attention
 from bf16prof.dry_run.hardware.cuda_operators.scratch import kernel_call
 from bf16prof.dry_run.shims import library_shims
 from bf16prof.dry_run.tracker import GPU, HOST, Tracker, scratch_label
@@ -55,7 +56,7 @@ def trace(job: Job, on_progress: Callable[[str], None] = lambda _: None) -> Sign
     warnings.simplefilter("ignore")
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
-    with world(job.case.world_size, job.gpu, counts_blocks=False) as tracker:
+    with flash_attention(job), world(job.case.world_size, job.gpu, counts_blocks=False) as tracker:
         return _Trace(job, tracker, on_progress).run()
 
 

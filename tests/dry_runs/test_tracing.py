@@ -107,6 +107,9 @@ OTHERS = {
     "Liger's loss, stage 2": job(2, {"model.hf_config": WRITTEN["llama"], "workload.liger": "loss"}),
     "Liger, stage 3": job(3, {"model.hf_config": WRITTEN["llama"], "workload.liger": "all"}),
     "packed sequences": job(3, {"model.hf_config": WRITTEN["llama"], "workload.packed_sequences": 3}),
+    "packed sequences, FlashAttention": job(
+        2, {"model.hf_config": {**WRITTEN["llama"], "attn_implementation": "flash_attention_2"}, "workload.packed_sequences": 3}
+    ),
     "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
 }
 

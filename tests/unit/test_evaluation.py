@@ -66,6 +66,13 @@ def test_a_floor_of_a_prediction_is_no_error_below_what_was_measured() -> None:
     assert error(peak // 2) == pytest.approx(1, rel=0.01)
 
 
+def test_an_estimate_says_that_its_peaks_are_a_floor(main: Main) -> None:
+    code, _, said = main("estimate", "cpu-demo", "--gpus", "2", "--zero", "2", "--recipe", "fp32", "--eval-batch-size", "64")
+
+    assert code == 0
+    assert "an evaluation of 64 sequences (a micro-batch has 4) has no closed form" in said
+
+
 def test_logits_that_stay_need_the_number_of_batches(main: Main, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config("llama")), encoding="utf-8")

@@ -63,6 +63,24 @@ def test_with_the_job_the_prediction_of_the_phase_and_what_fits_are_said(main: M
     assert found["fits_with"] or found["saves"]
 
 
+EVALUATION = """Traceback (most recent call last):
+  File "/opt/venv/lib/python3.11/site-packages/transformers/trainer.py", line 3868, in evaluation_loop
+    losses, logits, labels = self.prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+  File "/opt/venv/lib/python3.11/site-packages/torch/nn/modules/module.py", line 1736, in _wrapped_call_impl
+    return self._call_impl(*args, **kwargs)
+"""
+
+
+def test_an_evaluation_is_no_forward_pass_of_a_step(main: Main, tmp_path: Path) -> None:
+    code, out, err = main("explain", *written(tmp_path, EVALUATION + OUT_OF_MEMORY), *JOB, "--json")
+    found = json.loads(out)["explanation"]
+
+    assert code == 0, err
+    assert found["phase"] == "eval"
+    assert found["prediction"] is None
+    assert "bf16prof simulate --eval-batch-size N" in found["why_not_predicted"]
+
+
 @pytest.mark.parametrize(
     ("total", "gpu"), [("79.11", "h100-80gb"), ("139.81", "h200-141gb"), ("23.64", "23.64GiB"), ("50.00", "50GiB"), ("0.01", "h100-80gb")]
 )

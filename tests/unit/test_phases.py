@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bf16prof.engine.phases import PhaseClock, PhaseMarks, attach
+from bf16prof.engine.pipeline import PHASES
 from bf16prof.records import Phase, PhaseMemory
 
 
@@ -173,6 +174,27 @@ def test_a_clock_adds_up_the_phases_of_all_micro_steps_and_nothing_between_them(
 
     assert clock.take() == {Phase.FORWARD: 12.0, Phase.BACKWARD: 11.0, Phase.STEP: 0.0}
     assert clock.take() == {}
+
+
+def test_a_pipelines_instructions_are_its_phases() -> None:
+    """Its engine runs a schedule, and calls neither forward nor backward nor step."""
+    meter, carried_out = Meter(1), list[str]()
+
+    class PipelineEngine:
+        _INSTRUCTION_MAP = {type(name, (), {}): lambda self, name=name: carried_out.append(name) for name in PHASES}  # noqa: RUF012
+
+    engine: Any = PipelineEngine()
+    marks = PhaseMarks(meter)
+    attach(engine, marks)
+    seen = []
+    for kind in ("LoadMicroBatch", "ForwardPass", "SendActivation", "RecvGrad", "BackwardPass", "ReduceGrads", "OptimizerStep"):
+        next(method for cls, method in engine._INSTRUCTION_MAP.items() if cls.__name__ == kind)(engine)
+        seen.append(marks.phase)
+
+    assert seen == [*[Phase.FORWARD] * 3, *[Phase.BACKWARD] * 3, None]
+    assert carried_out[-1] == "OptimizerStep"
+    assert list(marks.take()) == [Phase.FORWARD, Phase.BACKWARD, Phase.STEP]
+    assert len(meter.taken) == 4, "one mark for each change of the phase"
 
 
 def test_a_forward_pass_in_eval_mode_is_one_of_an_evaluation() -> None:

@@ -31,6 +31,19 @@ def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out
     return KernelCall("flash attention, backward", (*_heads(query, key, value), *_copies(grad.transpose(1, 2), out.transpose(1, 2))))
 
 
+def _flash_package_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *more: Any, **_: Any) -> KernelCall:
+    """Heads come after tokens here; where sequences fill one row, `starts` says where they begin."""
+    out, _, starts = more[:3]
+    copies = _copies(grad, out)
+    if starts is None:
+        batch, queries, heads, dim = query.shape
+        call = AttentionCall(batch, heads, queries, dim, key.shape[2], key.shape[1], value.shape[-1], query.itemsize)
+        return KernelCall("flash attention, backward", (*call, *copies))
+    tokens, heads, dim = query.shape
+    numbers = tokens, heads, dim, key.shape[1], key.shape[0], starts.numel() - 1, query.itemsize
+    return KernelCall("packed flash attention, backward", (*numbers, *copies))
+
+
 def _cudnn_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *_: Any, **__: Any) -> KernelCall:
     return KernelCall("cuDNN attention, backward", (*_heads(query, key, value), 0 if grad.stride() == out.stride() else grad.nbytes))
 
@@ -97,6 +110,7 @@ def _allocations(*sizes: int) -> KernelCall:
 
 CALLS: Mapping[Any, Callable[..., KernelCall]] = {
     _ATEN._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    _ATEN._flash_attention_backward.default: _flash_package_backward,
     _ATEN._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
     _ATEN._scaled_dot_product_efficient_attention.default: _efficient_forward,
     _ATEN._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
