@@ -41,8 +41,11 @@ class Job:
 
     @property
     def is_inside_zero_init(self) -> bool:
-        """Whether the model is built inside `deepspeed.zero.Init`: where that is asked for, at stage 3."""
-        return self.profile.workload.zero_init and self.case.zero_stage == 3
+        """Whether the model is built inside `deepspeed.zero.Init`: where that is asked for, at stage 3.
+
+        transformers builds no quantized model there (modeling_utils.py, `needs_zero3_init`).
+        """
+        return self.profile.workload.zero_init and self.case.zero_stage == 3 and self.profile.quantization is None
 
 
 @dataclass(frozen=True)

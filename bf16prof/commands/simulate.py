@@ -144,7 +144,8 @@ def _only_init_is_too_large(job: Job, record: MemoryRecord) -> bool:
     limit, whole, training = record.limit_bytes, record.run_peak_allocated_bytes, record.peak_allocated_bytes
     if limit is None or whole is None or training is None:
         return False
-    return training <= limit < whole and job.case.zero_stage == 3 and not job.is_inside_zero_init
+    may_go_inside = not job.is_inside_zero_init and job.profile.quantization is None
+    return training <= limit < whole and job.case.zero_stage == 3 and may_go_inside
 
 
 def _inside_zero_init(job: Job) -> Job:

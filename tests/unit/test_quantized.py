@@ -9,10 +9,11 @@ import pytest
 import torch
 from command_line import Main, main, refused
 from hugging_face import config
-from jobs import profile
+from jobs import job, profile
 
 from bf16prof.engine.attribution import _of_quantization
 from bf16prof.models.modules import build_trained
+from bf16prof.profiles.adapters import QuantizationSettings
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.training_args import read_training_args
@@ -42,6 +43,13 @@ def test_a_weight_takes_half_a_byte_an_element_and_its_scales(double: bool) -> N
         assert parameter.nbytes == elements // 2, name
         assert sum(each.untyped_storage().nbytes() for each in held) == scales + NUMBERS, name
         assert not parameter.requires_grad
+
+
+def test_no_quantized_model_is_built_inside_zero_init() -> None:
+    inside = profile(model__hf_config=config("llama"), workload__sequence_length=32, workload__zero_init=True, peft={"r": 4})
+
+    assert job(inside, 3).is_inside_zero_init
+    assert not job(inside.model_copy(update={"quantization": QuantizationSettings()}), 3).is_inside_zero_init
 
 
 def test_it_is_a_case_of_its_own() -> None:
