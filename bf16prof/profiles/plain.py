@@ -65,7 +65,10 @@ def _parse_hjson(text: str) -> Any:
     _require_small(text)
     if not text.strip():
         raise ValueError("it is empty")
-    return hjson.loads(text, object_pairs_hook=_unique)
+    try:
+        return hjson.loads(text, object_pairs_hook=_unique)
+    except OverflowError as error:  # it makes whole numbers of floats, and a float may be infinite
+        raise ValueError(f"a number that is too large: {error}") from error
 
 
 def _parse_yaml(text: str) -> Any:

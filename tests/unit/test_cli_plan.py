@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fixtures
 import pytest
+import report_fixtures as fixtures
 from command_line import Main, csv_rows, main, refused
 from test_cli import FLAGS
 

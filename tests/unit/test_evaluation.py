@@ -93,7 +93,7 @@ def test_training_arguments_that_evaluate_say_so(main: Main, tmp_path: Path) -> 
 
     assert said("per_device_eval_batch_size: 3\neval_strategy: no\n") is None
     assert said("per_device_eval_batch_size: 3\neval_strategy: steps\n") == "3 x 2 (sequences, batches), losses kept"
-    assert said("do_eval: true\neval_accumulation_steps: 4\n") == "8 x 5 (sequences, batches), losses kept"
+    assert said("do_eval: true\neval_accumulation_steps: 4\n") == "8 x 2 (sequences, batches), losses kept"
 
 
 def test_a_plan_is_one_of_the_steps_and_says_so(main: Main) -> None:

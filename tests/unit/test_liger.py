@@ -82,7 +82,7 @@ def test_one_fused_loss_of_those_that_there_are(main: Main, tmp_path: Path) -> N
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config("llama")), encoding="utf-8")
 
-    assert "expected one of none, liger, tiled" in refused(main("simulate", file, "--fused-loss", "fast"))
+    assert "expected one of liger, tiled" in refused(main("simulate", file, "--fused-loss", "fast"))
     assert "two fused losses" in refused(main("simulate", file, "--fused-loss", "tiled", "--liger", "loss"))
     assert "models of transformers" in refused(main("simulate", "cpu-demo", "--fused-loss", "tiled"))
     assert "(--fused-loss tiled) is left to the dry run" in refused(main("estimate", file, "--fused-loss", "tiled", "--gpus", "2"))
