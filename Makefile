@@ -32,20 +32,20 @@ $(VENV)/deepspeed-%: | $(VENV)/.dev
 
 test: lint docs unit slow ## Lint, strict types, documents, all tests: what is quick first
 
-unit: $(VENV)/.dev ## The unit tests only: no ranks, no engine
+unit: $(VENV)/.dev ## The unit tests only: no processes, no ranks, no engine (two minutes)
 	$(BIN)/pytest --numprocesses auto tests/unit
 
-coverage: $(VENV)/.dev ## How much of the package the unit tests execute; fails below the floor in pyproject.toml (twice their time)
-	$(BIN)/pytest --numprocesses auto --cov --cov-report=term tests/unit
+coverage: $(VENV)/.dev ## How much of the package the tests of this process execute; fails below the floor in pyproject.toml (twice their time)
+	$(BIN)/pytest --numprocesses auto --cov --cov-report=term tests/unit tests/commands
 
 # Tests that share a measurement or a dry run are a group, which one process runs (see "Tests" in CONTRIBUTING.md).
-slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with ranks, an engine or a browser
-	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/integration tests/browser tests/dry_runs tests/scripts
+slow: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests with whole commands, ranks, an engine or a browser
+	$(BIN)/pytest --numprocesses auto --dist loadgroup -m "not alone and not nightly" tests/commands tests/integration tests/browser tests/dry_runs tests/scripts
 	$(BIN)/pytest -m "alone and not nightly" tests/integration
 
 nightly: $(VENV)/.dev $(OTHER_DEEPSPEEDS) ## The tests that take long: other versions, more ranks than cores, every variant, other examples
 	$(BIN)/pytest -m nightly tests/integration tests/dry_runs tests/scripts
-	$(BIN)/pytest --numprocesses auto --hypothesis-profile=default tests/unit
+	$(BIN)/pytest --numprocesses auto --hypothesis-profile=default tests/unit tests/commands
 
 slurm: $(VENV)/.dev ## Batch jobs on a small Slurm cluster of Debian's packages, on this machine (root; two minutes; nightly)
 	command -v slurmd >/dev/null || apt-get install --yes --quiet --no-install-recommends slurmctld slurmd slurm-client munge

@@ -173,7 +173,7 @@ Hopper's cuBLAS workspaces of 32 MiB, one for each of two threads, are confirmed
 
 TEXTS = {
     "kernel": """Each row is rebuilt as its benchmark runs it: module, shapes, dtype, what else is alive, the timing that comes first
-and the blocks it leaves in the allocator. `bf16prof/check/kernels.py` holds the programs, `tests/unit/test_real_gpus.py` compares them.
+and the blocks it leaves in the allocator. `bf16prof/check/kernels.py` holds the programs, `tests/commands/test_real_gpus.py` compares them.
 These rows have found two faults of the dry run, both mended: autograd adds a second gradient in place where nobody else holds the first
 (the JSD rows), and reductions over many rows write parts to global memory, up to 112 MiB on an A100 (the RMS norm rows of Liger).""",
     "step": """Llama on one A6000, plain PyTorch (`bf16prof/check/steps.py`).""",
