@@ -113,12 +113,12 @@ def test_the_dry_run_holds_what_real_ranks_hold(
 
 
 def late_in_init(job: Job) -> int:
-    """Bytes that gloo may hold longer than it needs them: ZeRO-3's init broadcasts one parameter after the other, of which it may still
-    hold the last."""
+    """Bytes that gloo may hold longer than it needs them: ZeRO-3's init broadcasts one parameter after the other, and each of gloo's two
+    threads (ProcessGroupGloo's options) may still hold the last that it has sent."""
     if job.case.zero_stage < 3:
         return 0
     width = DTYPE_BYTES[find_recipe(job.case.recipe).dtypes[Component.PARAMETERS]]
-    return width * max(parameter.numel() for parameter in build_trained(job.profile).parameters())
+    return width * sum(sorted(parameter.numel() for parameter in build_trained(job.profile).parameters())[-2:])
 
 
 def rank0(folder: Path, record: MemoryRecord) -> Phases:
