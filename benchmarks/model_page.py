@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models import Row
+    from models import ModelRow
 
 NEAR = 0.001
 LONGEST = 160
 """Characters of a reason."""
 
 
-def page(seed: int, code: str, rows: Sequence[Row], total: int) -> str:
+def page(seed: int, code: str, rows: Sequence[ModelRow], total: int) -> str:
     """The whole page, the worst first."""
     compared = sorted((row for row in rows if not row.reason), key=lambda row: (-abs(row.worst), row.name))
     others = sorted((row for row in rows if row.reason), key=lambda row: row.name)

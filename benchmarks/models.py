@@ -39,7 +39,7 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """What is known of a model type: how near its closed form comes, or why there is nothing to compare (`reason`)."""
 
     seed: int
@@ -73,18 +73,18 @@ def main(seed: int, chosen: Sequence[str]) -> None:
     sys.stdout.write(page(seed, code, list(known.values()), len(everything)))
 
 
-def _done() -> Iterator[Row]:
+def _done() -> Iterator[ModelRow]:
     lines = DONE.read_text(encoding="utf-8").splitlines() if DONE.exists() else []
-    return (Row(**json.loads(line)) for line in lines)
+    return (ModelRow(**json.loads(line)) for line in lines)
 
 
-def _looked_at(session: Session, seed: int, code: str, names: Iterable[str]) -> Iterator[Row]:
+def _looked_at(session: Session, seed: int, code: str, names: Iterable[str]) -> Iterator[ModelRow]:
     jobs: dict[str, Job] = {}
     for name in names:
         try:
             jobs[name] = drawn_job(name, random.Random(f"{seed} {name}"))
         except Exception as error:  # noqa: BLE001 - a configuration class raises what it likes
-            yield Row(seed, code, name, reason=f"no small configuration: {_line(error)}")
+            yield ModelRow(seed, code, name, reason=f"no small configuration: {_line(error)}")
     store.trace_with(None)
     session.answer(inquiries_of(list(jobs.values())))
     reasons = {name: reason for name, job in jobs.items() if (reason := _gap(job))}
@@ -93,9 +93,9 @@ def _looked_at(session: Session, seed: int, code: str, names: Iterable[str]) -> 
             reasons[name] = found
         else:
             right = found.names_the_phase or found.margin < 0.02
-            yield Row(seed, code, name, found.label, found.steady_error_bytes, found.worst, right)
+            yield ModelRow(seed, code, name, found.label, found.steady_error_bytes, found.worst, right)
     for name, reason in reasons.items():
-        yield Row(seed, code, name, reason=reason)
+        yield ModelRow(seed, code, name, reason=reason)
     store.forget()
 
 

@@ -56,7 +56,7 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Ran:
+class TimedScript:
     """One run: what it printed, its exit code, its files and the processor seconds of its steps."""
 
     printed: str
@@ -65,7 +65,7 @@ class Ran:
     times: list[float]
 
 
-def run(folder: Path, *words: str) -> Ran:
+def run(folder: Path, *words: str) -> TimedScript:
     """Run the script with python's arguments, on one gloo rank, in that folder."""
     folder.mkdir(parents=True)
     script = folder.parent / "script.py"
@@ -76,7 +76,9 @@ def run(folder: Path, *words: str) -> Ran:
     printed = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("[20"))  # DeepSpeed's log has the time in it
     if not (folder / "times.json").exists():
         sys.exit(done.stderr)
-    return Ran(printed, done.returncode, sorted(path.name for path in folder.iterdir()), json.loads((folder / "times.json").read_text()))
+    return TimedScript(
+        printed, done.returncode, sorted(path.name for path in folder.iterdir()), json.loads((folder / "times.json").read_text())
+    )
 
 
 def _free_port() -> str:

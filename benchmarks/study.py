@@ -48,7 +48,7 @@ AT_ONCE = 2
 
 
 @dataclass(frozen=True)
-class Trial:
+class StudyRun:
     """One recipe with one seed, at the lowest stage that takes the recipe, with the optimizer offloaded where there is no other way."""
 
     recipe: str
@@ -78,18 +78,18 @@ class Trial:
         return folder / f"{self.recipe}-seed{self.seed}"
 
 
-def trials() -> list[Trial]:
+def trials() -> list[StudyRun]:
     """Every recipe that DeepSpeed runs with every seed, seed by seed, so that an interrupted study has all recipes first."""
-    return [Trial(recipe, seed, *_room(recipe)) for seed in SEEDS for recipe in runnable_recipes()]
+    return [StudyRun(recipe, seed, *_room(recipe)) for seed in SEEDS for recipe in runnable_recipes()]
 
 
 def _room(recipe: str) -> tuple[int, Offload, bool]:
     """The first stage, offloading and torch.optim (rather than DeepSpeed's own optimizer) that DeepSpeed takes the recipe with."""
     rooms = itertools.product(STAGES, (Offload.NONE, Offload.OPTIMIZER), (True, False))
-    return next(room for room in rooms if refusal_reason(Trial(recipe, SEEDS[0], *room).job) is None)
+    return next(room for room in rooms if refusal_reason(StudyRun(recipe, SEEDS[0], *room).job) is None)
 
 
-def result(trial: Trial, folder: Path) -> Run | None:
+def result(trial: StudyRun, folder: Path) -> Run | None:
     """What there is of a trial, if it was made with the same command and profile."""
     path = trial.folder(folder)
     if not (path / MANIFEST).exists():
@@ -103,7 +103,7 @@ def result(trial: Trial, folder: Path) -> Run | None:
     return run if same else None
 
 
-def train(trial: Trial, folder: Path) -> str | None:
+def train(trial: StudyRun, folder: Path) -> str | None:
     """Run a trial, unless it has finished before; why it did not, or `None`."""
     if (before := result(trial, folder)) and before.manifest.status is Status.FINISHED:
         return None
@@ -118,7 +118,7 @@ def train(trial: Trial, folder: Path) -> str | None:
     return failed
 
 
-def train_all(folder: Path, planned: Sequence[Trial]) -> dict[str, str]:
+def train_all(folder: Path, planned: Sequence[StudyRun]) -> dict[str, str]:
     """Run all trials, some at a time; by recipe, why one did not run."""
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:

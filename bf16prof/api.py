@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof import runs
-from bf16prof.commands.flags import Asked, EstimateFlags, ImportFlags, MeasureFlags, PlanFlags, SimulateFlags, called
+from bf16prof.commands.calling import called
+from bf16prof.commands.flags import Asked, EstimateFlags, ImportFlags, MeasureFlags, PlanFlags, SimulateFlags
 from bf16prof.commands.options import ScriptArgument
 from bf16prof.commands.request import read_request
 from bf16prof.outcome import Outcome, Plans, of_run, without_error

@@ -40,6 +40,11 @@ class Parallelism:
         return not self._others()
 
     @property
+    def flags(self) -> list[str]:
+        """The flags of the dimensions that ranks share."""
+        return [FLAGS[name] for name, _ in self._others()]
+
+    @property
     def words(self) -> str:
         """For a person: `2 data x 4 sequence`; empty where all ranks are data parallel."""
         extents = [("data", self.data), *((name, size) for name, size in self._others() if name != "expert")]

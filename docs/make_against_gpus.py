@@ -30,7 +30,7 @@ AS_PRINTED = "as printed"
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """A measurement, its prediction in bytes, and what a reader must know of the difference. `half`: what rounding leaves open."""
 
     kind: str
@@ -52,26 +52,26 @@ class Row:
         return abs(self.predicted - self.measured) <= self.half
 
 
-def kernel_rows() -> Iterator[Row]:
+def kernel_rows() -> Iterator[ComparedRow]:
     """The rows of Liger-Kernel's benchmark. Its digits are those of a float32 number of MiB."""
     peaks = simulated_kernels(slow=True)
     for kernel in kernels():
         table, peak = kernel.table, peaks[kernel.label]
         what = "{kernel}, {implementation}, {mode}, {variable} = {x:,}".format(**table)
         half = float(np.spacing(np.float32(kernel.peak_mib))) * 2**19 + 1
-        yield Row("kernel", what, table["gpu"].removeprefix("NVIDIA "), kernel.peak_mib * 2**20, peak, half, kernel.why)
+        yield ComparedRow("kernel", what, table["gpu"].removeprefix("NVIDIA "), kernel.peak_mib * 2**20, peak, half, kernel.why)
 
 
-def step_rows() -> Iterator[Row]:
+def step_rows() -> Iterator[ComparedRow]:
     """Whole steps."""
     for step, peak in zip(STEPS["steps"], simulated_steps(), strict=True):
         words = [key for key in ("checkpointing", "autocast") if step.get(key)] + [step[key] for key in ("attention",) if key in step]
         also = step.get("also_alive_bytes", 0)
         why = f"{also:,} bytes counted with it: {step['what']}" if also else ""
-        yield Row("step", f"{step['model']}, {', '.join(words)}", "RTX A6000", float(step["peak_gb"]) * 1e9, peak + also, 5e6, why)
+        yield ComparedRow("step", f"{step['model']}, {', '.join(words)}", "RTX A6000", float(step["peak_gb"]) * 1e9, peak + also, 5e6, why)
 
 
-def published_rows() -> Iterator[Row]:
+def published_rows() -> Iterator[ComparedRow]:
     """The published DeepSpeed jobs, in the dry run."""
     for expandable in (False, True):
         runs = [(found, run) for found in all_published() if found.expandable_segments is expandable for run in found.runs]
@@ -80,7 +80,7 @@ def published_rows() -> Iterator[Row]:
             yield from _published(found, run, dry)
 
 
-def _published(found: Published, run: PublishedRun, dry: MemoryRecord) -> Iterator[Row]:
+def _published(found: Published, run: PublishedRun, dry: MemoryRecord) -> Iterator[ComparedRow]:
     case = run.record.case
     what = f"`published:{found.name}` {case.recipe}, ZeRO-{case.zero_stage} on {case.world_size}{', ' * bool(run.what)}{run.what}"
     why = "; ".join([*(f"open: {text}" for text in found.open), *found.notes])
@@ -89,17 +89,17 @@ def _published(found: Published, run: PublishedRun, dry: MemoryRecord) -> Iterat
         low = run.at_least.get(quantity)
         if (measured or low) and predicted:
             name = quantity.removesuffix("_bytes").replace("_", " ") + (" (a lower bound)" if low else "")
-            yield Row(
+            yield ComparedRow(
                 "published", f"{what}: {name}", found.gpu.name, measured or low or 0, predicted, run.record.rounding.get(quantity, 0), why
             )
     init = run.record.phases.get(Phase.INIT)
     if init and init.peak_bytes:
         predicted = dry.phases[Phase.INIT].peak_bytes or 0
         half = run.record.rounding.get("phases.init.peak_bytes", 0)
-        yield Row("published", f"{what}: init peak", found.gpu.name, init.peak_bytes, predicted, half, why)
+        yield ComparedRow("published", f"{what}: init peak", found.gpu.name, init.peak_bytes, predicted, half, why)
 
 
-def table(rows: Iterable[Row]) -> list[str]:
+def table(rows: Iterable[ComparedRow]) -> list[str]:
     """Markdown, worst first."""
     lines = ["| what | GPU | measured | predicted | error | what explains it, or is not known |", "|---|---|---:|---:|---:|---|"]
     for row in sorted(rows, key=lambda row: (row.is_as_printed, -abs(row.error))):
@@ -108,7 +108,7 @@ def table(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def figure(rows: Sequence[Row], target: Path) -> None:
+def figure(rows: Sequence[ComparedRow], target: Path) -> None:
     """Predicted against measured, both logarithmic, with the line on which they are equal."""
     plot = go.Figure()
     ends = [min(row.measured for row in rows) / 2**30 / 2, max(row.measured for row in rows) / 2**30 * 2]
@@ -128,7 +128,7 @@ def figure(rows: Sequence[Row], target: Path) -> None:
         page_picture(page, target, "930,780")
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[ComparedRow]) -> str:
     """One sentence for the README."""
     exact = [row for row in rows if row.is_as_printed]
     kernel = [row for row in rows if row.kind == "kernel"]
@@ -139,7 +139,7 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[ComparedRow]) -> str:
     """The whole page."""
     parts = [HEAD.format(summary=summary(rows), kernels=KERNELS["source"], steps=STEPS["source"])]
     for kind, name in KIND.items():

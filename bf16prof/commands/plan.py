@@ -117,10 +117,11 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
     require_model_library(request.profile.model)
     require_optimizer_libraries([judge.question.job(setting) for size in sizes for setting in judge.question.combinations(size)])
     say_notes(request, given.quiet)
-    answers = [
-        answer_by_dry_runs(judge, size, lambda jobs: with_host_per_node([r for r in _dry_run(jobs, given) if r], given.gpus_per_node))
-        for size in sizes
-    ]
+
+    def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
+        return [record and with_host_per_node([record], given.gpus_per_node)[0] for record in _dry_run(jobs, given)]
+
+    answers = [answer_by_dry_runs(judge, size, dry_run) for size in sizes]
     records = [record for answer in answers for record in answer.records]
     parameters = next((record.parameters for record in records if record.parameters), None) or _model(request.profile)[1]
     line, theirs = _asked(judge, sizes[0], parameters), request.file.content if request.file else None

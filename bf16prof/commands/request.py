@@ -19,6 +19,7 @@ from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_tra
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
 from bf16prof.models.naming import model_name
+from bf16prof.parallelism import FLAGS
 from bf16prof.profiles.adapters import read_lora
 from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
@@ -43,7 +44,7 @@ INNER_FLAGS = {"eval_batch_size": "evaluation.per_device_eval_batch_size"}
 FUSED_LOSSES = {"liger": ("workload.liger", "loss"), "tiled": ("workload.fused_loss", "tiled")}
 """What `--fused-loss` stands for: a key of the profile, and its value."""
 
-PARALLEL_FLAGS = {"sp": "sequence", "tp": "tensor", "pp": "pipeline", "ep": "expert"}
+PARALLEL_FLAGS = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
 """Flags that stand for keys of the profile's `[parallel]`."""
 
 BATCH_FLAGS = WORKLOAD_FLAGS[1:3]

@@ -27,16 +27,20 @@ from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
 from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.batch import batch_spec, evaluation_of
-from bf16prof.engine.client import import_client_optimizer
-from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.phases import PhaseMarks, attach
-from bf16prof.engine.training import Batch, StepLoop, TrainingLoop, build_engine, build_reference, parameter_count, training_loop
+from bf16prof.engine.training import (
+    Batch,
+    StepLoop,
+    TrainingLoop,
+    build_engine,
+    build_reference,
+    import_libraries,
+    parameter_count,
+    training_loop,
+)
 from bf16prof.engine.workload import workload_of
-from bf16prof.models.adapted import import_peft
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.models.experts import capacity_note, require_capacities
-from bf16prof.models.liger import import_liger
-from bf16prof.models.quantized import import_bitsandbytes
 from bf16prof.records import Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 
 OnProgress = Callable[[Progress], None]
@@ -55,10 +59,7 @@ def dry_run(
     job = task.job.job()
     versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
     notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
-    import_client_optimizer(deepspeed_config(job))
-    import_peft(job.profile.peft)
-    import_liger(job.profile.workload.liger)
-    import_bitsandbytes(job.profile.quantization)
+    import_libraries(job)
     with (
         flash_attention(job),
         world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments, rank=task.rank) as tracker,
@@ -200,7 +201,7 @@ class DryRank:
 
     def _held(self, loop: StepLoop) -> tuple[list[Item], int]:
         """What is held between steps: by name, and in all."""
-        items, _ = attribute(self._engine, loop.kept, self._home, *self._others)
+        items, _ = attribute([self._engine, *self._others], loop.kept, self._home)
         return [*items, *of_the_device(self._ledger)], self._ledger.allocated_bytes()
 
     def _record(self, items: list[Item], allocated_bytes: int, phases: dict[Phase, PhaseMemory]) -> MemoryRecord:

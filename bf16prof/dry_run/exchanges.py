@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 from bf16prof.cases import Job
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.engine.nested import tensors_in
+from bf16prof.models.experts import GROUP
 from bf16prof.records import Collective, Phase, Transfer
 
 ULYSSES = "deepspeed::dim_zero_all_to_all"
@@ -61,7 +62,7 @@ class Exchanges:
             source = "module_inject/layers.py"
             return cls(groups.get_tensor_model_parallel_group().group_name, tensor, "shared layers", source, ledger)
         if (spread := job.case.expert_parallel) > 1:
-            group = groups._get_expert_parallel_group(f"ep_size_{spread}")
+            group = groups._get_expert_parallel_group(f"{GROUP}{spread}")
             return cls(group.group_name, spread, "experts", "moe/sharded_moe.py _AllToAll", ledger, OF_EXPERTS)
         if stages > 1:
             return cls(

@@ -44,12 +44,7 @@ HOST = torch.device("cpu")
 Claim = tuple[Label, Any]
 
 
-def attribute(engine: Any, kept: Mapping[str, Any], device: str | torch.device, *others: Any) -> tuple[list[Item], list[Item]]:
-    """The items of everything the engine, its loop and other engines hold: on the device, and on the host; see `attribute_all`."""
-    return attribute_all([engine, *others], kept, device)
-
-
-def attribute_all(engines: Sequence[Any], kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
+def attribute(engines: Sequence[Any], kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
     """The items of everything that several engines and their loop hold: on the device, and on the host.
 
     `device` is the one that the job runs on (`cuda`, `cpu`, or a dry run's `cpu:0`); ranks on CPU have one memory, so all their

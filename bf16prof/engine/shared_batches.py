@@ -40,7 +40,7 @@ def packed_rows(job: Job) -> str | None:
         return f"{workload.packed_sequences} sequences (--packed-sequences) in a row of {workload.sequence_length} tokens"
     if workload.packed_sequences * workload.micro_batch_size == 1:
         return "one sequence is no packing (--packed-sequences): leave it out, or say a larger number"
-    return next((f"--packed-sequences with {flag} is not modelled" for flag, is_shared in _shared(job).items() if is_shared), None)
+    return next((f"--packed-sequences with {flag} is not modelled" for flag in job.case.parallelism.flags), None)
 
 
 def preference(job: Job) -> str | None:
@@ -55,7 +55,7 @@ def preference(job: Job) -> str | None:
         "--packed-sequences": bool(workload.packed_sequences),
         "--fused-loss": workload.fused_loss != "none",
         "Liger's kernels": workload.liger != "none",
-        **_shared(job),
+        **dict.fromkeys(job.case.parallelism.flags, True),
     }
     return next((f"--dpo with {words} is not modelled" for words, is_asked in others.items() if is_asked), None)
 
@@ -64,8 +64,8 @@ def shared_evaluation(job: Job) -> str | None:
     """Why this job cannot evaluate as it is asked to; `None` if it can, or does not have to."""
     if job.profile.workload.evaluation is None:
         return None
-    shared = (flag for flag, is_shared in _shared(job).items() if is_shared)
-    return next((f"an evaluation (--eval-batch-size) with {flag} has not been held against real ranks" for flag in shared), None)
+    words = "an evaluation (--eval-batch-size) with {} has not been held against real ranks"
+    return next(map(words.format, job.case.parallelism.flags), None)
 
 
 def fused_loss(job: Job) -> str | None:
@@ -77,15 +77,7 @@ def fused_loss(job: Job) -> str | None:
         return "two fused losses: workload.fused_loss and workload.liger name one each"
     if not isinstance(job.profile.model, HuggingFaceSettings) or job.profile.model.inputs:
         return "--fused-loss replaces head and loss of models of transformers that read token ids"
-    others = _shared(job).items()
-    return next((f"--fused-loss {workload.fused_loss} with {word} is not modelled" for word, is_asked in others if is_asked), None)
-
-
-def _shared(job: Job) -> dict[str, bool]:
-    """The dimensions beside data that ranks can share, by flag, and whether these do."""
-    case = job.case
-    sizes = {"--sp": case.sequence_parallel, "--tp": case.tensor_parallel, "--pp": case.pipeline_parallel, "--ep": case.expert_parallel}
-    return {flag: size > 1 for flag, size in sizes.items()}
+    return next((f"--fused-loss {workload.fused_loss} with {flag} is not modelled" for flag in job.case.parallelism.flags), None)
 
 
 def shared_layers(job: Job) -> str | None:
@@ -127,7 +119,7 @@ def spread_experts(job: Job) -> str | None:
     case = job.case
     if case.expert_parallel == 1:
         return None
-    if case.sequence_parallel > 1 or case.tensor_parallel > 1 or case.pipeline_parallel > 1:
+    if len(case.parallelism.flags) > 1:
         return "--ep with --sp, --tp or --pp is not expressed here"
     if not isinstance(job.profile.model, FactorySettings):
         return (

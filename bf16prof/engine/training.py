@@ -27,21 +27,32 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.cases import Job
-from bf16prof.engine.client import make_client_optimizer
+from bf16prof.engine.client import import_client_optimizer, make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
 from bf16prof.engine.evaluation import evaluate
 from bf16prof.engine.labels import OWN_LOSS
 from bf16prof.engine.pipeline import PipelineLoop
 from bf16prof.engine.preference import preference_loss, reference_config, switched_off
 from bf16prof.errors import Bf16profError, InputError
-from bf16prof.models.adapted import unwrapped
+from bf16prof.models.adapted import import_peft, unwrapped
 from bf16prof.models.experts import ranks_of_experts, require_experts
 from bf16prof.models.foreign import told_of_zero3
+from bf16prof.models.liger import import_liger
 from bf16prof.models.modules import build_trained
+from bf16prof.models.quantized import import_bitsandbytes
 from bf16prof.models.ulysses import share_attention, shared_loss
 from bf16prof.profiles.models import EXAMPLE_INPUT, HuggingFaceSettings, Model, ModelSettings
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def import_libraries(job: Job) -> None:
+    """Import what the job's model and optimizer need besides, so that what a library allocates for itself is not taken for the job's."""
+    import_client_optimizer(deepspeed_config(job))
+    import_peft(job.profile.peft)
+    import_liger(job.profile.workload.liger)
+    import_bitsandbytes(job.profile.quantization)
+
 
 Batch = dict[str, Tensor]
 """The tensors of one micro-batch by name, as `batch_spec` describes them."""

@@ -42,22 +42,15 @@ class Rank:
     def __init__(self, task: RankTask, folder: Path, whereabouts: Whereabouts) -> None:
         import torch
 
-        from bf16prof.engine.client import import_client_optimizer
-        from bf16prof.engine.config import deepspeed_config
         from bf16prof.engine.phases import PhaseMarks
+        from bf16prof.engine.training import import_libraries
         from bf16prof.measuring.probes import make_probe
-        from bf16prof.models.adapted import import_peft
-        from bf16prof.models.liger import import_liger
-        from bf16prof.models.quantized import import_bitsandbytes
 
         self.task, self.job, self.folder = task, task.job.job(), folder
         self.rank = int(os.environ["RANK"])
         if self.job.device is Device.GPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        import_client_optimizer(deepspeed_config(self.job))
-        import_peft(self.job.profile.peft)
-        import_liger(self.job.profile.workload.liger)
-        import_bitsandbytes(self.job.profile.quantization)
+        import_libraries(self.job)
         self.probe = make_probe(self.job.device)
         self.clock = phase_clock(self.probe)
         self._whereabouts = whereabouts
@@ -140,7 +133,7 @@ class Rank:
 
         allocated = self.probe.allocated_bytes()
         reserved = self.probe.reserved_bytes()
-        items, host_items = attribute(engine, loop.kept, self.probe.device_type, *self._others)
+        items, host_items = attribute([engine, *self._others], loop.kept, self.probe.device_type)
         if workspaces := self.probe.free_workspaces():
             items.append(Item(*CUBLAS_WORKSPACES, workspaces, "measured: what freeing them gave back"))
         self.save(

@@ -16,6 +16,7 @@ NAME = "parallel.expert"
 MODULE = "deepspeed.moe.layer"
 
 GROUP = "ep_size_"
+"""How DeepSpeed names the groups over which experts are spread, before their number of ranks (moe/layer.py)."""
 
 
 def require_experts(model: nn.Module, ranks: int) -> None:

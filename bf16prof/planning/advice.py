@@ -137,13 +137,13 @@ def beyond(nearest: Judged) -> list[str]:
     said = ["An adapter trains few parameters: --lora r=16,targets=all-linear."] if is_states and not profile.peft else []
     said += ["A loss that never makes the whole logits: --liger loss."] if is_activations and has_logits else []
     shares = (
-        ("--sp", Parallelism(1, sequence=2), "Ranks that share each sequence", is_activations),
-        ("--tp", Parallelism(1, tensor=2), "Ranks that share each layer", is_states),
-        ("--pp", Parallelism(1, pipeline=2), "A pipeline, each stage with some of the layers", is_states),
+        (Parallelism(1, sequence=2), "Ranks that share each sequence", is_activations),
+        (Parallelism(1, tensor=2), "Ranks that share each layer", is_states),
+        (Parallelism(1, pipeline=2), "A pipeline, each stage with some of the layers", is_states),
     )
-    for flag, parallelism, what, helps in shares:
+    for parallelism, what, helps in shares:
         if helps and _can_share(nearest.job, parallelism):
-            said.append(f"{what}: plan {flag} N, which runs a few choices dry.")
+            said.append(f"{what}: plan {parallelism.flags[0]} N, which runs a few choices dry.")
     return said
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bf16prof.cases import Job
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.planning.advice import beyond
 from bf16prof.planning.answer import Answer, nothing_to_judge
-from bf16prof.planning.judge import Judge, Judged
+from bf16prof.planning.judge import Judge, Judged, plan_of
 from bf16prof.planning.question import Question, Setting
 from bf16prof.planning.verified import DryRun, tried
-from bf16prof.plans import Limits, Outlook, Plan
+from bf16prof.plans import Limits, Outlook
 from bf16prof.records import MemoryRecord, Offload, Phase
 
 STEPS = 2
@@ -65,7 +66,7 @@ class _Search:
         records = self._dry_run(jobs) if jobs else []
         self.count += len(jobs)
         return [
-            tried(Judged(setting, job, record, _plan(self.question, setting, record)), record)
+            _judged(self.question, setting, job, record)
             for setting, job, record in zip(settings, jobs, records, strict=True)
             if record is not None
         ]
@@ -103,25 +104,8 @@ def _further(search: _Search, question: Question, possible: Sequence[Setting], b
     return found
 
 
-def _plan(question: Question, setting: Setting, record: MemoryRecord) -> Plan:
-    """The plan of a setting but for what its dry run says of the memory (`verified.tried`)."""
-    job = question.job(setting)
-    workload = job.profile.workload
-    return Plan(
-        case=job.case,
-        sequence_length=workload.sequence_length,
-        micro_batch_size=workload.micro_batch_size,
-        largest_micro_batch_size=workload.micro_batch_size,
-        gradient_accumulation_steps=workload.gradient_accumulation_steps,
-        train_batch_size=question.sequences(job),
-        activation_checkpointing=workload.activation_checkpointing,
-        zero_init=setting.zero_init,
-        learning=job.recipe.learning,
-        peak_bytes=record.run_peak_allocated_bytes or 0,
-        peak_phase=record.peak_phase or Phase.BACKWARD,
-        free_bytes=0,
-        host_bytes=record.host_bytes or 0,
-        host_bytes_per_node=record.host_bytes_per_node or 0,
-        step_time_floor_s=None,
-        tokens_per_s_at_most=None,
-    )
+def _judged(question: Question, setting: Setting, job: Job, record: MemoryRecord) -> Judged:
+    """A setting by its dry run, which says all of its memory but what is free (`verified.tried`)."""
+    peak, phase = record.run_peak_allocated_bytes or 0, record.peak_phase or Phase.BACKWARD
+    said = {"peak_bytes": peak, "peak_phase": phase, "free_bytes": 0, "step_time_floor_s": None, "tokens_per_s_at_most": None}
+    return tried(Judged(setting, job, record, plan_of(question, setting, job, record, **said)), record)

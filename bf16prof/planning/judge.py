@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.calibration import Calibration
@@ -138,23 +139,15 @@ class Judge:
         return Judged(setting, job, record, self._plan(setting, job, record, peak, work))
 
     def _plan(self, setting: Setting, job: Job, record: MemoryRecord, peak: int, work: StepWork) -> Plan:
-        workload = job.profile.workload
         tokens, floor, calibrated = work.tokens * setting.world_size, record.step_time_floor_s, self._step_time_s(setting, work)
-        return Plan(
-            case=job.case,
-            sequence_length=workload.sequence_length,
-            micro_batch_size=workload.micro_batch_size,
-            largest_micro_batch_size=workload.micro_batch_size,
-            gradient_accumulation_steps=workload.gradient_accumulation_steps,
-            train_batch_size=self.question.sequences(job),
-            activation_checkpointing=workload.activation_checkpointing,
-            zero_init=setting.zero_init,
-            learning=job.recipe.learning,
+        return plan_of(
+            self.question,
+            setting,
+            job,
+            record,
             peak_bytes=peak,
             peak_phase=next(phase for phase, memory in record.phases.items() if memory.peak_bytes == peak),
             free_bytes=self.question.room(setting.world_size).bytes - (record.reserved_bytes or peak),
-            host_bytes=record.host_bytes or 0,
-            host_bytes_per_node=record.host_bytes_per_node or 0,
             step_time_floor_s=floor,
             tokens_per_s_at_most=tokens / floor if floor else None,
             step_time_s=calibrated,
@@ -168,3 +161,22 @@ class Judge:
         if self.calibration is None or setting.offload is not Offload.NONE:
             return None
         return self.calibration.predict(work)
+
+
+def plan_of(question: Question, setting: Setting, job: Job, record: MemoryRecord, **judged: Any) -> Plan:
+    """The plan of a setting; `judged`: what a source says of its memory and time."""
+    workload = job.profile.workload
+    return Plan(
+        case=job.case,
+        sequence_length=workload.sequence_length,
+        micro_batch_size=workload.micro_batch_size,
+        largest_micro_batch_size=workload.micro_batch_size,
+        gradient_accumulation_steps=workload.gradient_accumulation_steps,
+        train_batch_size=question.sequences(job),
+        activation_checkpointing=workload.activation_checkpointing,
+        zero_init=setting.zero_init,
+        learning=job.recipe.learning,
+        host_bytes=record.host_bytes or 0,
+        host_bytes_per_node=record.host_bytes_per_node or 0,
+        **judged,
+    )

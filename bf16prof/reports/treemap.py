@@ -100,9 +100,9 @@ def _short(layer: str) -> str:
 def _map(id_: str, areas: Sequence[_Area], title: str) -> Figure:
     traces: list[Trace] = []
     words: list[dict[str, Any]] = []
-    groups = {name: [area for area in areas if area.group == name] for name in dict.fromkeys(area.group for area in areas)}
-    ordered = sorted((sorted(group, key=_size) for group in groups.values()), key=lambda group: sum(map(_size, group)))
-    for group, box in zip(ordered, _boxes([-sum(map(_size, group)) for group in ordered], _Box(0, 0, _WIDTH, _HEIGHT)), strict=True):
+    groups = [sorted((a for a in areas if a.group == name), key=_size, reverse=True) for name in dict.fromkeys(a.group for a in areas)]
+    groups.sort(key=_sum, reverse=True)
+    for group, box in zip(groups, _boxes([_sum(group) for group in groups], _Box(0, 0, _WIDTH, _HEIGHT)), strict=True):
         for area, inner in zip(group, _boxes([area.bytes for area in group], box), strict=True):
             traces.append(_trace(area, inner))
             words += [
@@ -113,13 +113,16 @@ def _map(id_: str, areas: Sequence[_Area], title: str) -> Figure:
     layout["xaxis"] |= axis | {"range": [0, _WIDTH]}
     layout["yaxis"] |= axis | {"range": [_HEIGHT, 0]}
     layout |= {"annotations": words, "hovermode": "closest", "margin": {"l": 0, "r": 0, "t": 4, "b": 4}}
-    said = "; ".join(f"{area.name} {gib(area.bytes)}" for area in sorted(areas, key=_size)[:12])
+    said = "; ".join(f"{area.name} {gib(area.bytes)}" for area in sorted(areas, key=_size, reverse=True)[:12])
     return figure(id_, traces, layout, title, said)
 
 
 def _size(area: _Area) -> int:
-    """For sorting: the biggest first."""
-    return -area.bytes
+    return area.bytes
+
+
+def _sum(areas: Sequence[_Area]) -> int:
+    return sum(area.bytes for area in areas)
 
 
 def _drawn(items: Sequence[Item]) -> list[Item]:

@@ -255,7 +255,9 @@ def edges() -> Iterator[tuple[str, str, str]]:
 
 def test_no_two_classes_have_one_name() -> None:
     """Of those that other modules may use. Whoever reads `Plan` in a traceback or in a search finds one."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    root = Path(__file__).parents[2]
+    paths = [path for folder in (PACKAGE, root / "benchmarks", root / "docs") for path in folder.rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
     names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
 
     assert sorted(name for name, count in Counter(names).items() if count > 1) == []

@@ -47,7 +47,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class FaultRow:
     """What came of a fault: the commands, how often each was tried, the exit codes, and what was said (where that differs: last)."""
 
     fault: str
@@ -79,7 +79,7 @@ def line(stderr: str, folder: Path) -> str:
 
 def tried(
     tries: int, usual_s: dict[str, float], folder: Path, old_run: Path, say: Callable[[str], None]
-) -> Iterator[tuple[Row, list[Soaked]]]:
+) -> Iterator[tuple[FaultRow, list[Soaked]]]:
     """Every fault of every command that it can have, and of its tries those that ended wrongly or left something behind."""
     for fault, each in FAULTS.items():
         if fault == "nothing":
@@ -95,7 +95,7 @@ def tried(
                     say(f"WRONG: {found}")
                 ends.append((found.code, line(found.said, place)))
             say(f"{fault}, {command}: {ends}")
-            yield Row(fault, (command,), tries, *_of(ends)), wrong
+            yield FaultRow(fault, (command,), tries, *_of(ends)), wrong
     for fault, spoil in SPOILED.items():
         for command in COMMANDS:
             place = folder / "input"
@@ -103,7 +103,7 @@ def tried(
             spoil(path)
             done = bf16prof(*words)
             say(f"{fault}, {command}: {done.code} {line(done.stderr, place)}")
-            yield Row(OF_INPUT + fault, (command,), 1, *_of([(done.code, line(done.stderr, place))])), []
+            yield FaultRow(OF_INPUT + fault, (command,), 1, *_of([(done.code, line(done.stderr, place))])), []
             shutil.rmtree(place)
 
 
@@ -111,17 +111,17 @@ def _of(ends: Sequence[tuple[int, str]]) -> tuple[tuple[int, ...], str]:
     return tuple(sorted({code for code, _ in ends}, key=abs)), next((said for _, said in reversed(ends) if said), "")
 
 
-def merged(rows: Iterable[Row]) -> list[Row]:
+def merged(rows: Iterable[FaultRow]) -> list[FaultRow]:
     """Rows of one fault that differ in the command only become one."""
-    found: dict[tuple[object, ...], Row] = {}
+    found: dict[tuple[object, ...], FaultRow] = {}
     for row in rows:
         key = (row.fault, row.tries, row.codes, row.said)
         before = found[key].commands if key in found else ()
-        found[key] = Row(row.fault, (*before, *row.commands), row.tries, row.codes, row.said)
+        found[key] = FaultRow(row.fault, (*before, *row.commands), row.tries, row.codes, row.said)
     return list(found.values())
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[FaultRow]) -> str:
     """The table in Markdown."""
     lines = ["| fault | command | tries | exit code | what is said |", "| --- | --- | ---: | --- | --- |"]
     for row in merged(rows):
@@ -131,11 +131,11 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parsed(page: str) -> list[Row]:
+def parsed(page: str) -> list[FaultRow]:
     """The rows of a page that has such a table."""
     rows = []
     for text in page.partition(BEGIN)[2].partition(END)[0].splitlines()[2:]:
         fault, commands, tries, codes, said = (cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", text)[1:-1])
         numbers = tuple(int(code) for code in codes.split(", "))
-        rows.append(Row(fault, tuple(commands.split(", ")), int(tries), numbers, said.strip("`")))
+        rows.append(FaultRow(fault, tuple(commands.split(", ")), int(tries), numbers, said.strip("`")))
     return rows

@@ -202,3 +202,22 @@ def training(folder: Path, *arguments: str, env: Mapping[str, str] | None = None
         end(process)
         for child in alive(family):
             child.kill()
+
+
+def without_the_second(first: subprocess.Popen[str], second: subprocess.Popen[str], folder: Path) -> Finished:
+    """How the first of two nodes ends when the second is killed while both train; of the first's own processes none is left.
+
+    `folder`: where the ranks write what they have measured.
+    """
+    try:
+        files = [folder / f"rank{rank}.json" for rank in (0, 1)]
+        wait_for("both ranks have written a step", lambda: all(file.exists() and read_json(file)["steps"] for file in files))
+        own = descendants(first)
+        end(second)
+        done = finish(first)
+    finally:
+        for process in (first, second):
+            if process.poll() is None:
+                end(process)
+    assert alive(own) == []
+    return done

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import Finished, alive, bf16prof, descendants, end, finish, measure_arguments, read_json, start, wait_for
+from harness import Finished, alive, bf16prof, end, finish, measure_arguments, read_json, start, wait_for, without_the_second
 
 from bf16prof.records import Source
 from bf16prof.runs import Status, load
@@ -63,20 +63,10 @@ def test_a_node_that_is_killed_is_named_and_the_other_ends(tmp_path: Path) -> No
     folder = tmp_path / "run"
     second = start(*node(folder, 1, steps=10**6), env=LOOPBACK)
     first = start(*node(folder, 0, steps=10**6), env=LOOPBACK)
-    try:
-        files = [folder / CASE / f"rank{rank}.json" for rank in (0, 1)]
-        wait_for("both ranks have written a step", lambda: all(file.exists() and read_json(file)["steps"] for file in files))
-        own = descendants(first)
-        end(second)
-        done = finish(first)
-    finally:
-        for process in (first, second):
-            if process.poll() is None:
-                end(process)
+    done = without_the_second(first, second, folder / CASE)
 
     assert done.code == 3
     assert f"node 1 ({os.uname().nodename}) is gone without a word; rank 0: " in done.stderr
-    assert alive(own) == []
     run = load(folder)
     assert run.manifest.status is Status.FAILED
     (record,) = (record for record in run.records if record.source is Source.MEASURE)

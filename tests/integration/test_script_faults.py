@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import alive, bf16prof, descendants, end, finish, read_json, start, wait_for
+from harness import bf16prof, start, wait_for, without_the_second
 
 from bf16prof.records import Source
 from bf16prof.runs import Status, load
@@ -94,20 +94,10 @@ def test_a_node_that_is_killed_under_a_script_is_named(tmp_path: Path) -> None:
     script.write_text(TRAINS + "train(10**6)")
     where = ("measure", "--nnodes", "2", "--num-gpus", "1", "--rdzv-endpoint", "127.0.0.1", "-d", str(run))
     first, second = (start(*where, "--node-rank", str(node), "--", str(script), env={"GLOO_SOCKET_IFNAME": "lo"}) for node in (0, 1))
-    try:
-        files = [run / "script" / f"rank{rank}.json" for rank in (0, 1)]
-        wait_for("both ranks train", lambda: all(file.exists() and read_json(file)["steps"] for file in files))
-        own = descendants(first)
-        end(second)
-        done = finish(first)
-    finally:
-        for process in (first, second):
-            if process.poll() is None:
-                end(process)
+    done = without_the_second(first, second, run / "script")
 
     assert done.code == 3
     assert f"node 1 ({os.uname().nodename}) is gone without a word" in done.stderr
-    assert alive(own) == []
     assert any(record.source is Source.MEASURE for record in load(run).records)
 
 

@@ -24,7 +24,7 @@ def held(found: SimpleNamespace, kept: dict[str, Tensor] | None = None) -> dict[
     """What the engine holds, in one memory."""
     if found.basic_optimizer is None:
         found.basic_optimizer = SimpleNamespace()
-    items, host = attribute(found, kept or {}, "cpu")
+    items, host = attribute([found], kept or {}, "cpu")
     assert not host
     assert len({(i.component, i.name) for i in items}) == len(items)
     return {(i.component, i.name): i.bytes for i in items}
@@ -137,7 +137,7 @@ def test_fake_and_meta_tensors_cost_nothing() -> None:
 def test_what_is_not_on_the_device_is_on_the_host() -> None:
     """As on a GPU whose optimizer is offloaded: nothing here is on `cuda`."""
     found = engine(None, {"fp32_partitioned_groups_flat": [torch.zeros(10)]}, SimpleNamespace())
-    device, host = attribute(found, {}, "cuda")
+    device, host = attribute([found], {}, "cuda")
 
     assert device == []
     assert [(item.component, item.bytes) for item in host] == [(C.MASTER_PARAMETERS, 40)]

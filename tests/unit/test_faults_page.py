@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Main, main
-from fault_table import OF_INPUT, PAGE, SPOILED, Row, line, merged, parsed, reading, table
+from fault_table import OF_INPUT, PAGE, SPOILED, FaultRow, line, merged, parsed, reading, table
 from soaking import CASE, COMMANDS, FAULTS, LOG, SLOW
 
 from bf16prof import files
@@ -56,7 +56,7 @@ def test_what_is_refused_is_refused_in_these_words(main: Main, tmp_path: Path, o
 
 
 def test_a_table_is_read_as_it_was_written() -> None:
-    rows = [Row("a", ("x",), 5, (0, 143), "b | c"), Row("a", ("y",), 5, (0, 143), "b | c"), Row("d", ("x",), 1, (-9,), "")]
+    rows = [FaultRow("a", ("x",), 5, (0, 143), "b | c"), FaultRow("a", ("y",), 5, (0, 143), "b | c"), FaultRow("d", ("x",), 1, (-9,), "")]
 
     assert parsed(f"<!-- tables -->\n{table(rows)}<!-- end of tables -->\n") == merged(rows)
     assert merged(rows)[0].commands == ("x", "y")

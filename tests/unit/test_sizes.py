@@ -56,7 +56,7 @@ def test_memory_that_pytorch_did_not_allocate_is_not_counted() -> None:
     module.register_buffer("table", torch.from_numpy(numpy.zeros(1000, dtype=numpy.float32)))
     engine = SimpleNamespace(module=module, optimizer=SimpleNamespace(), basic_optimizer=SimpleNamespace())
 
-    items, on_host = attribute(engine, {}, "cpu")
+    items, on_host = attribute([engine], {}, "cpu")
 
     assert sum(item.bytes for item in items) == 4 * (15 + 5)
     assert on_host == []

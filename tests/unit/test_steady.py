@@ -67,7 +67,7 @@ def test_every_tensor_that_deepspeed_holds_is_named_with_its_bytes(name: str, wo
         engine = build_engine(given)
         for _ in range(2):
             step(engine, given)
-        items, host = attribute(engine, {}, "cpu")
+        items, host = attribute([engine], {}, "cpu")
 
     expected: Counter[tuple[str, str]] = Counter()
     for each in model_states(Engine.of(given)):

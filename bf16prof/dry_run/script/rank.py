@@ -16,7 +16,7 @@ from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.script.tracker import ScriptTracker
 from bf16prof.dry_run.task import Progress
 from bf16prof.dry_run.tracker import GPU, HOST
-from bf16prof.engine.attribution import attribute_all, held_by_all
+from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.phases import PhaseMarks
 from bf16prof.engine.training import parameter_count
 from bf16prof.models.autograd.tape import GRADIENT
@@ -80,7 +80,7 @@ class ScriptRank:
         kept = held_by_frames(frame)
         engines = self.watch.engines
         self._tracker.claim(held_by_all(engines, kept))
-        items, _ = attribute_all(engines, kept, self._home)
+        items, _ = attribute(engines, kept, self._home)
         self._keeps_outputs = are_outputs(kept)
         del kept
         self.steps.append(JobStep(self._ledger.allocated_bytes(), phases, (*items, *of_the_device(self._ledger))))

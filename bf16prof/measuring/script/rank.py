@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bf16prof.engine.attribution import attribute_all
+from bf16prof.engine.attribution import attribute
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.phases import PhaseClock, PhaseMarks
 from bf16prof.engine.training import parameter_count
@@ -191,7 +191,7 @@ class GuestRank:
     def _attribute(self, allocated: int, frame: FrameType) -> None:
         """What engines and loop hold now, by name; and the case, as the engine that trains most has it."""
         kept = held_by_frames(frame, (OURS,))
-        items, host_items = attribute_all(self.watch.engines, kept, self._probe.device_type)
+        items, host_items = attribute(self.watch.engines, kept, self._probe.device_type)
         self._keeps_outputs = are_outputs(kept)
         del kept
         self.result = dataclasses.replace(

@@ -67,9 +67,9 @@ def _agreed_folder() -> Path:
 
 def _held(engine: Any) -> int:
     """The bytes on the CPU that an engine holds now."""
-    from bf16prof.engine.attribution import attribute_all
+    from bf16prof.engine.attribution import attribute
 
-    items, _ = attribute_all([engine], {}, "cpu")
+    items, _ = attribute([engine], {}, "cpu")
     return sum(item.bytes for item in items)
 
 

@@ -23,14 +23,14 @@ def witness() -> None:
 
     attribute = attribution.attribute
 
-    def witnessed(engine: Any, *arguments: Any) -> Any:
+    def witnessed(engines: Any, *arguments: Any) -> Any:
         tables = {id(value) for name, module in sys.modules.items() if name.startswith("bitsandbytes") for value in vars(module).values()}
         tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu" and id(o) not in tables]
         storages = [tensor.untyped_storage() for tensor in tensors]
         unique = {storage.data_ptr(): storage.nbytes() for storage in storages}
         path = Path(sys.argv[2]) / f"witness{os.environ['RANK']}.json"
-        path.write_text(json.dumps({"live_bytes": sum(unique.values()), "wrapper": type(engine.optimizer).__name__}), encoding="utf-8")
-        return attribute(engine, *arguments)
+        path.write_text(json.dumps({"live_bytes": sum(unique.values()), "wrapper": type(engines[0].optimizer).__name__}), encoding="utf-8")
+        return attribute(engines, *arguments)
 
     attribution.attribute = witnessed  # type: ignore[assignment]
 
