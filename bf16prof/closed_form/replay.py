@@ -15,7 +15,6 @@ import itertools
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.allocator import AllocatorOutOfMemory, Block, CachingAllocator
@@ -27,12 +26,13 @@ from bf16prof.closed_form.initial import initial
 from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.passes import Handler
 from bf16prof.closed_form.program import Section, shifted
-from bf16prof.closed_form.requests import STREAM_BITS, BucketsOfPartition, Requests, Script
+from bf16prof.closed_form.requests import STREAM_BITS, BucketsOfPartition, Requests, RequestScript
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.step import step
 from bf16prof.closed_form.training import Walked, share, strategy
 from bf16prof.engine import labels
 from bf16prof.engine.config import Wrapper, overlaps_communication
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import BY_THE_LOOP, GRADIENT, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
@@ -107,12 +107,14 @@ def replay(
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _settled(scripts: tuple[Script, Script, Script], limit: int | None, expandable: bool, to_the_end: bool) -> Replayed:
+def _settled(
+    scripts: tuple[RequestScript, RequestScript, RequestScript], limit: int | None, expandable: bool, to_the_end: bool
+) -> Replayed:
     """Init, the first step, and further ones that are all alike."""
     return _played((*scripts, *[scripts[-1]] * (MOST_STEPS - 2)), limit, expandable, to_the_end)
 
 
-def _played(scripts: Iterable[Script], limit: int | None, expandable: bool, to_the_end: bool) -> Replayed:
+def _played(scripts: Iterable[RequestScript], limit: int | None, expandable: bool, to_the_end: bool) -> Replayed:
     device = PlayedDevice(CachingAllocator(limit, expandable_segments=expandable))
     allocator, before = device.allocator, (0, 0, 0)
     for number, script in enumerate(scripts):
@@ -134,7 +136,7 @@ class PlayedDevice:
         self.shortage: tuple[Phase, AllocatorOutOfMemory] | None = None
         self._blocks: list[Block] = []
 
-    def play(self, script: Script) -> None:
+    def play(self, script: RequestScript) -> None:
         """Everything that is asked for in init or in a step."""
         for phase, empties_cache, numbers in script.stretches:
             if empties_cache:
@@ -179,7 +181,7 @@ def _init(job: Job, engine: Engine, meter: Requests, held_elsewhere: Collection[
             meter.take(each.label, *each.sizes)
 
 
-def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> Script:
+def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> RequestScript:
     """What a whole optimizer step asks for; of several micro-steps those that `training._walked` walks."""
     plan = done.plan
     gradients, handlers = strategy(plan, meter, done.program)

@@ -21,7 +21,7 @@ STREAM_BITS = 2
 """Of a request's number, for the stream; the bytes are above them."""
 
 
-class Stretch(NamedTuple):
+class RequestStretch(NamedTuple):
     """Requests in one phase. `numbers`: as 64-bit integers, of an allocation its bytes and stream, of a free the complement of its place
     among the storages: those that were there before come first, then all that are allocated, in their order."""
 
@@ -31,10 +31,10 @@ class Stretch(NamedTuple):
     numbers: bytes
 
 
-class Script(NamedTuple):
+class RequestScript(NamedTuple):
     """The requests of init or of a step; `left`: the places of those storages that are there afterwards."""
 
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[RequestStretch, ...]
     left: tuple[int, ...]
 
 
@@ -50,7 +50,7 @@ class Requests(Meter):
         self._streams_now: Mapping[Label, int] = {}
         self._places: dict[Label, dict[int, deque[int]]] = {}
         self._count = 0
-        self._stretches: list[Stretch] = []
+        self._stretches: list[RequestStretch] = []
         self._numbers: list[int] = []
         self._empties_cache = False
 
@@ -143,7 +143,7 @@ class Requests(Meter):
             self.held.get(labels.GRADIENT_PARTITION, 0),
         )  # which the step gives back whole
 
-    def cut(self) -> Script:
+    def cut(self) -> RequestScript:
         """What has been written since the last cut."""
         self._close()
         left: list[int] = []
@@ -152,13 +152,13 @@ class Requests(Meter):
             left += queue
             queue.clear()
             queue.extend(range(first, len(left)))
-        script = Script(tuple(self._stretches), tuple(left))
+        script = RequestScript(tuple(self._stretches), tuple(left))
         self._stretches, self._count = [], len(left)
         return script
 
     def _close(self) -> None:
         if self._numbers or self._empties_cache:
-            self._stretches.append(Stretch(self.phase, self._empties_cache, array("q", self._numbers).tobytes()))
+            self._stretches.append(RequestStretch(self.phase, self._empties_cache, array("q", self._numbers).tobytes()))
             self._numbers, self._empties_cache = [], False
 
     def _queues(self) -> Iterator[tuple[Label, int, deque[int]]]:
