@@ -20,8 +20,7 @@ from typing import Any
 from bf16prof.allocator import AllocatorOutOfMemory, Block, CachingAllocator
 from bf16prof.cases import Job
 from bf16prof.closed_form.first_step import LAZY
-from bf16prof.closed_form.gathers import Gathers
-from bf16prof.closed_form.gradients import GradientReduction
+from bf16prof.closed_form.gradients import GradientReduction, Gradients
 from bf16prof.closed_form.initial import initial
 from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.passes import Handler
@@ -29,7 +28,8 @@ from bf16prof.closed_form.program import Section, shifted
 from bf16prof.closed_form.requests import STREAM_BITS, BucketsOfPartition, Requests, RequestScript
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.step import step
-from bf16prof.closed_form.training import Walked, share, strategy
+from bf16prof.closed_form.training import Walked, coordinated, loop, share, strategy
+from bf16prof.closed_form.written import Retelling
 from bf16prof.engine import labels
 from bf16prof.engine.config import Wrapper, overlaps_communication
 from bf16prof.lazy_dataclass import dataclass
@@ -183,24 +183,30 @@ def _init(job: Job, engine: Engine, meter: Requests, held_elsewhere: Collection[
 
 def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> RequestScript:
     """What a whole optimizer step asks for; of several micro-steps those that `training._walked` walks."""
-    plan = done.plan
+    plan, known = done.plan, coordinated(done.plan, done.program, is_first=is_first)
+    if known is not None:
+        retelling = Retelling(known.steps, known.end, known.kinds, meter)
+        _micro_steps(done, meter, retelling, retelling.handlers | loop(meter, plan), is_first=is_first)
+        retelling.release_all()
+        step(engine, meter, known.gathers)
+        return meter.cut()
     gradients, handlers = strategy(plan, meter, done.program)
-    if isinstance(gradients, Gathers) and is_first:
-        gradients.forget()
     if meter.buckets is not None:
         meter.buckets.begin_step()
-    for number, is_last in plan.walked_micro_steps():
-        gradients.start(is_boundary=is_last)
-        if is_first and not number:  # the loop has no outputs yet to let go of
-            _micro_step(done, meter, {kind: handler for kind, handler in handlers.items() if kind not in OUTPUTS}, plan.workspace)
-        else:
-            _micro_step(done, meter, handlers, 0)
-        gradients.finish()
-    if isinstance(gradients, Gathers):
-        gradients.release_all()
-    meter.ends[Phase.BACKWARD] = meter.level
+    _micro_steps(done, meter, gradients, handlers, is_first=is_first)
     step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
     return meter.cut()
+
+
+def _micro_steps(done: Walked, meter: Requests, engine: Gradients | Retelling, handlers: Mapping[str, Handler], *, is_first: bool) -> None:
+    for number, is_last in done.plan.walked_micro_steps():
+        engine.start(is_boundary=is_last)
+        if is_first and not number:  # the loop has no outputs yet to let go of
+            at_first = {kind: handler for kind, handler in handlers.items() if kind not in OUTPUTS}
+            _micro_step(done, meter, at_first, done.plan.workspace)
+        else:
+            _micro_step(done, meter, handlers, 0)
+        engine.finish()
 
 
 def _micro_step(done: Walked, meter: Requests, handlers: Mapping[str, Handler], workspace: int) -> None:
