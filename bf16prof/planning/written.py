@@ -34,7 +34,7 @@ def flags(choice: Judged, room: Room) -> list[str]:
     """The flags that say the plan to `simulate`; what is trained comes before them."""
     plan = choice.plan
     case = plan.case
-    said = ["--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
+    said = [*plan.chosen, "--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
     said += ["--offload", str(case.offload)] if case.offload is not Offload.NONE else []
     said += ["--micro-batch-size", str(plan.micro_batch_size), "--gradient-accumulation-steps", str(plan.gradient_accumulation_steps)]
     said += ["--activation-checkpointing" if plan.activation_checkpointing else "--no-activation-checkpointing"]

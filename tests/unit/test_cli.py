@@ -56,7 +56,8 @@ FLAGS = {
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
+        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace", "--search-dimensions",
+        "--no-search-dimensions", "--dry-runs",
     },
     "report": OUTPUT | {"--open", "--verbose", "-v", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
     "doctor": {"--json"},
