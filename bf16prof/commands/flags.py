@@ -42,6 +42,7 @@ class WorkloadFlags:
     liger: o.LigerOption = None
     fused_loss: o.FusedLossOption = None
     dpo: o.DpoOption = None
+    reward: o.RewardOption = None
     packed_sequences: o.PackedOption = None
     eval_batch_size: o.EvalBatchOption = None
     sp: o.SequenceParallelOption = None

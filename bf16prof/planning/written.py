@@ -72,6 +72,7 @@ def _of_the_loop(workload: WorkloadSettings) -> list[str]:
         "DeepSpeed's TiledMLP on the model": workload.tiled_mlp,
         "DeepSpeed's TiledFusedLogitsLoss in the place of head and loss": workload.fused_loss != "none",
         f"pairs of answers (DPO, {workload.dpo})": workload.dpo != "none",
+        "pairs of answers, and the loss of a reward model": workload.reward,
     }
     return [words for words, is_asked in found.items() if is_asked]
 

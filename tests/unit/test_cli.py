@@ -30,7 +30,7 @@ SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
     "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas", "--lora", "--liger",
-    "--sp", "--tp", "--pp", "--ep", "--eval-batch-size", "--packed-sequences", "--dpo",
+    "--sp", "--tp", "--pp", "--ep", "--eval-batch-size", "--packed-sequences", "--dpo", "--reward", "--no-reward",
     "--load-in-4bit", "--no-load-in-4bit", "--fused-loss",
 }  # fmt: skip
 FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
