@@ -15,6 +15,7 @@ from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.shapes import inventory
 from bf16prof.models.tapes import ForwardRun, network
+from bf16prof.profiles.models import Model
 from bf16prof.records import Label
 from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
@@ -57,6 +58,15 @@ class Section:
         return self.sizes()
 
     @functools.cached_property
+    def operations(self) -> Mapping[str, int]:
+        """Operations of its matrix products in each part of a micro-step: `forward`, `backward`, or `recomputed`."""
+        found: dict[str, int] = {}
+        for kind, part, count in self.events:
+            if kind == "compute":
+                found[part] = found.get(part, 0) + count
+        return found
+
+    @functools.cached_property
     def of_the_engine(self) -> int:
         """A number for the events that an engine hears of; sections with the same events have the same."""
         return _NUMBERS.setdefault(tuple((each.kind, each.subject, each.bytes) for each in self.segments if each.kind), len(_NUMBERS))
@@ -94,9 +104,8 @@ class Program:
         """Operations of the matrix products of a micro-step in each part of it: `forward`, `backward`, or `recomputed`."""
         found: dict[str, int] = {}
         for section, _ in self.sections:
-            for kind, part, count in section.events:
-                if kind == "compute":
-                    found[part] = found.get(part, 0) + count
+            for part, count in section.operations.items():
+                found[part] = found.get(part, 0) + count
         return found
 
     @functools.cached_property
@@ -158,8 +167,7 @@ def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
     layers = _taped(network(run).kinds)
     taped = sorted(set(layers))
-    order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
-    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, processor=run.processor)
+    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=_order(run.model), processor=run.processor)
     parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
@@ -173,6 +181,12 @@ def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient
     return Program([
         (sections[0], 0), *forwards, (sections[second - 1], 0), *forgotten, *turns, *reversed(backwards), (sections[-1], 0),
     ])  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _order(model: Model) -> Mapping[tuple[int, str], int]:
+    """The place of every parameter of a model."""
+    return {key_of(spec.name): place for place, spec in enumerate(inventory(model))}
 
 
 def _taped(kinds: Sequence[Hashable]) -> list[int]:

@@ -55,34 +55,39 @@ class _Writer(Meter):
     def __init__(self, block: int) -> None:
         super().__init__(block)
         self._before, self._calls = 0, list[Call]()
-        self._nothing = Action(0, 0, {}, {}, (), ())
+        self._last: Held = {}
+        self._nothing: Action | None = None
         """The action where nothing happens, which is that of most events."""
         self.peak = Peak()
 
     def take(self, label: Label, *sizes: int) -> None:
         """The engine allocates storages of these sizes."""
-        self._calls.append(("take", label, sizes))
-        super().take(label, *sizes)
+        if any(sizes):
+            self._calls.append(("take", label, sizes))
+            super().take(label, *sizes)
 
     def give(self, label: Label, *sizes: int) -> None:
         """The engine frees them."""
-        self._calls.append(("give", label, sizes))
-        super().give(label, *sizes)
+        if any(sizes):
+            self._calls.append(("give", label, sizes))
+            super().give(label, *sizes)
 
     def share(self, label: Label, *parts: int) -> None:
         """Each rank allocates its share of storages of so many bytes for a moment."""
-        self._calls.append(("share", label, parts))
-        super().share(label, *parts)
+        if any(parts):
+            self._calls.append(("share", label, parts))
+            super().share(label, *parts)
 
     def cut(self) -> Action:
         """What has happened since the last cut."""
         if not self._calls:
+            self._nothing = self._nothing or Action(0, 0, self._last, self._last, (), ())
             return self._nothing
         peak, before = self.peak, self._before
-        if self.held != self._nothing.held:
-            self._nothing = self._nothing._replace(held=dict(self.held))
-        shared = tuple((level - before, size, label, at.held) for level, size, label, at in peak.shared)
-        action = Action(self.level - before, peak.level - before, peak.held, self._nothing.held, shared, tuple(self._calls))
+        if self.held != self._last:
+            self._last, self._nothing = dict(self.held), None
+        shared = tuple((level - before, size, label, at.held) for level, size, label, at in peak.shared) if peak.shared else ()
+        action = Action(self.level - before, peak.level - before, peak.held, self._last, shared, tuple(self._calls))
         self._before, self.peak, self._calls = self.level, Peak(self.level), []
         return action
 
@@ -148,8 +153,8 @@ class Player:
                     self._begin(Phase.BACKWARD)
                 if kind in others:
                     self._others(others[kind], subject, size)
-                if kind in kinds:
-                    self._act(next(actions))
+                if kind in kinds and (action := next(actions)).calls:
+                    self._act(action)
                 level, best = meter.level, meter.peak.level
             meter.events = 0
         meter.level = level
