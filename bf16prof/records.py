@@ -162,7 +162,7 @@ class Workload:
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
     * `fused_loss`: who computes head and loss without the whole logits, beside Liger.
     * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
-    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without.
+    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without. `reward`: a reward model is trained.
     * `evaluation`: what is evaluated when the steps are over, in words.
     * `assumed`: which of all this nobody said, in a word each.
     """
@@ -186,6 +186,7 @@ class Workload:
     evaluation: str | None = None
     packed_sequences: Size = 0
     dpo: str = "none"
+    reward: bool = False
     fused_loss: str = "none"
 
 

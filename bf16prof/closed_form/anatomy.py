@@ -111,6 +111,7 @@ def without_rule(job: Job) -> str | None:
         (case.pipeline_parallel > 1, "what each stage of a pipeline (--pp) holds"),
         (case.expert_parallel > 1, "what ranks with experts of their own (--ep) hold"),
         (workload.dpo != "none", "preference optimization (--dpo)"),
+        (workload.reward, "a reward model (--reward)"),
         (workload.fused_loss != "none", f"a loss that is computed with its head (--fused-loss {workload.fused_loss})"),
         (profile.quantization is not None, "a 4-bit base (--load-in-4bit)"),
         (workload.tiled_mlp, "DeepSpeed's TiledMLP (workload.tiled_mlp)"),

@@ -34,7 +34,7 @@ from bf16prof.records import Device, Offload
 
 WORKLOAD_FLAGS = (
     "sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger",
-    "packed_sequences", "dpo",
+    "packed_sequences", "dpo", "reward",
 )  # fmt: skip
 """Flags that stand for keys of the profile's `[workload]`."""
 

@@ -247,5 +247,4 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
 
 def _tokens_per_step(job: Job) -> int:
     workload = job.profile.workload
-    rows = workload.micro_batch_size * (1 if workload.dpo == "none" else 2)
-    return rows * workload.sequence_length * workload.gradient_accumulation_steps * job.case.parallelism.data
+    return workload.rows * workload.sequence_length * workload.gradient_accumulation_steps * job.case.parallelism.data
