@@ -61,7 +61,7 @@ class Engine:
         """The engine of a job whose model's parameters are known."""
         anatomy, config = anatomy_of(job), deepspeed_config(job)
         del config[_MICRO_BATCH]
-        key = (anatomy, job.case.world_size, job.device, json.dumps(config))
+        key = (anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
         if key not in _ENGINES:
             if len(_ENGINES) >= REMEMBERED:
                 _ENGINES.clear()
