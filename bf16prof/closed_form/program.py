@@ -75,6 +75,26 @@ class Section:
     def _shifted(self) -> dict[int, Sequence[ActivationStretch]]:
         return {0: self.segments}
 
+    @functools.cached_property
+    def _merged(self) -> dict[Hashable, Sequence[ActivationStretch]]:
+        return {}
+
+    def merged(self, kinds: frozenset[str], places: tuple[int, ...]) -> Sequence[ActivationStretch]:
+        """The segments; one that ends with an event of these kinds is part of the next, but for those at these places."""
+        if (kinds, places) not in self._merged:
+            self._merged[kinds, places] = list(self._put_together(kinds, set(places)))
+        return self._merged[kinds, places]
+
+    def _put_together(self, kinds: frozenset[str], places: set[int]) -> Iterator[ActivationStretch]:
+        level = highest = at = 0
+        for place, each in enumerate(self.segments):
+            if level + each.highest > highest:
+                highest, at = level + each.highest, each.at
+            level += each.net
+            if each.kind not in kinds or place in places:
+                yield each._replace(highest=highest, at=at, net=level)
+                level = highest = 0
+
     def shifted(self, layers: int) -> Sequence[ActivationStretch]:
         """The segments so many layers further on."""
         if layers not in self._shifted:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bf16prof.closed_form.gathers import Gathers
 from bf16prof.closed_form.gradients import Launched
 from bf16prof.closed_form.passes import Handler, Meter, Peak
-from bf16prof.closed_form.program import Program
+from bf16prof.closed_form.program import ActivationStretch, Program
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Label, Phase
 
@@ -41,10 +41,14 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class WrittenMicroStep:
-    """A micro-step: before its first event, at each of its events, and after the last; `launched`: what was given to collectives."""
+    """A micro-step: before its first event, at each of its events, and after the last; `launched`: what was given to collectives.
+
+    `sections`: of every section of the program the actions that do something, and the places of their segments.
+    """
 
     start: Action
     actions: Sequence[Action]
+    sections: Sequence[tuple[tuple[int, ...], tuple[Action, ...]]]
     finish: Action
     launched: Launched
 
@@ -103,20 +107,27 @@ class Writing:
         gathers.start(is_boundary=is_boundary)
         start = self.meter.cut()
         self.meter.phase = Phase.FORWARD
-        actions = list(self._actions(program, handlers))
+        actions: list[Action] = []
+        sections = [self._section(section.shifted(shift), handlers, actions) for section, shift in program.sections]
         gathers.finish()
         finish = self.meter.cut()
         self.meter.phase = Phase.STEP
-        return WrittenMicroStep(start, actions, finish, gathers.launched)
+        return WrittenMicroStep(start, actions, sections, finish, gathers.launched)
 
-    def _actions(self, program: Program, handlers: Mapping[str, Handler]) -> Iterator[Action]:
-        for section, shift in program.sections:
-            for segment in section.shifted(shift):
-                if segment.kind == "backward":
-                    self.meter.phase = Phase.BACKWARD
-                if segment.kind in handlers:
-                    handlers[segment.kind](segment.subject, segment.bytes)
-                    yield self.meter.cut()
+    def _section(
+        self, segments: Sequence[ActivationStretch], handlers: Mapping[str, Handler], actions: list[Action]
+    ) -> tuple[tuple[int, ...], tuple[Action, ...]]:
+        """Those that do something, and their places; all of them go to `actions`."""
+        found: list[tuple[int, Action]] = []
+        for place, segment in enumerate(segments):
+            if segment.kind == "backward":
+                self.meter.phase = Phase.BACKWARD
+            if (handler := handlers.get(segment.kind)) is not None:
+                handler(segment.subject, segment.bytes)
+                actions.append(action := self.meter.cut())
+                if action.calls:
+                    found.append((place, action))
+        return tuple(place for place, _ in found), tuple(action for _, action in found)
 
 
 class Player:
@@ -136,11 +147,10 @@ class Player:
         self._act(step.start)
         meter.section = meter.events = 0
         self._begin(Phase.FORWARD)
-        actions = iter(step.actions)
         level, best, kinds = meter.level, meter.peak.level, self._kinds
-        for index, (section, _) in enumerate(program.sections):
-            meter.section = index
-            for highest, at, net, kind, subject, size, end in section.segments:
+        for index, ((section, _), (places, done)) in enumerate(zip(program.sections, step.sections, strict=True)):
+            meter.section, actions = index, iter(done)
+            for highest, at, net, kind, subject, size, end in section.merged(kinds, places):
                 if level + highest > best:
                     best = level + highest
                     self._see(best, at)
@@ -153,8 +163,8 @@ class Player:
                     self._begin(Phase.BACKWARD)
                 if kind in others:
                     self._others(others[kind], subject, size)
-                if kind in kinds and (action := next(actions)).calls:
-                    self._act(action)
+                if kind in kinds:
+                    self._act(next(actions))
                 level, best = meter.level, meter.peak.level
             meter.events = 0
         meter.level = level
