@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Bytes, Case, Component, Item, Phase, Size, Verdict
 from bf16prof.verdict import room_bytes
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.program import key_of, run_of
 from bf16prof.errors import InputError, install_hint
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.models.tapes import network
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
