@@ -289,7 +289,8 @@ def test_a_library_optimizer_changes_nothing_but_the_precision() -> None:
     ({}, ""),
 ])  # fmt: skip
 def test_an_optimizer_on_nvme_needs_what_deepspeed_swaps_with(more: dict[str, Any], said: str) -> None:
-    keys = {"device": "nvme", "nvme_path": "/x", **{key: more[key] for key in ("nvme_path", "ratio", "buffer_count") if key in more}}
+    keys: dict[str, Any] = {"device": "nvme", "nvme_path": "/x"}
+    keys |= {key: more[key] for key in ("nvme_path", "ratio", "buffer_count") if key in more}
     settings = {"optimizer__torch_adam": more.get("torch_adam", False), "optimizer__fused": None}
     on_nvme = jobs.profile(deepspeed__zero_optimization__offload_optimizer=keys, **settings)
     each = jobs.job(on_nvme, more.get("stage", 3), device=more.get("device", Device.GPU))
