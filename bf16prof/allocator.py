@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby, takewhile
 from typing import Literal
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.rounding import round_up
 
@@ -102,9 +103,10 @@ class Block:
 
     def split(self, size: int, state: State) -> Block:
         """Cut off what is beyond `size` bytes as a block of that state."""
-        right = Block(self.address + size, self.size - size, self.pool, state, prev=self, next=self.next)
-        if self.next is not None:
-            self.next.prev = right
+        after = self.next
+        right = Block(self.address + size, self.size - size, self.pool, state, 0, 0, None, self, after)
+        if after is not None:
+            after.prev = right
         self.next, self.size = right, size
         return right
 
@@ -140,17 +142,28 @@ class Pool:
     def put(self, block: Block) -> Block:
         """Enter an inactive or unmapped block, merged with its neighbours of the same state (`try_merge_blocks`)."""
         right, left = block.next, block.prev
-        if right is not None and right.state == block.state:
+        if block.state != "inactive":
+            return self._put_unmapped(block, right, left)
+        free = self.free
+        if right is not None and right.state == "inactive":
+            del free[bisect_left(free, (right.size, right.address))]
+            block.absorb(right)
+        if left is not None and left.state == "inactive":
+            del free[bisect_left(free, (left.size, left.address))]
+            left.absorb(block)
+            block = left
+        insort(free, (block.size, block.address, block))
+        return block
+
+    def _put_unmapped(self, block: Block, right: Block | None, left: Block | None) -> Block:
+        if right is not None and right.state == "unmapped":
             self.drop(right)
             block.absorb(right)
-        if left is not None and left.state == block.state:
+        if left is not None and left.state == "unmapped":
             self.drop(left)
             left.absorb(block)
             block = left
-        if block.state == "inactive":
-            insort(self.free, (block.size, block.address, block))
-        else:
-            insort(self.unmapped, (block.address, block))
+        insort(self.unmapped, (block.address, block))
         return block
 
     def drop(self, block: Block) -> None:
@@ -229,26 +242,30 @@ class CachingAllocator:
 
         No bytes cost nothing and change nothing: `NativeCachingAllocator::allocate` does not come as far as `malloc` then.
         """
-        if size < 0:
-            raise ValueError(f"{size} bytes cannot be allocated")
-        if not size:
-            return Block(0, 0, self._pool(True, stream), "active_allocated")
+        if size <= 0:
+            return self._nothing(size, stream)
         if self._pending:
             self.synchronize()
-        rounded = round_up(size, ALLOCATOR_BLOCK_BYTES)
+        rounded = -(-size // ALLOCATOR_BLOCK_BYTES) * ALLOCATOR_BLOCK_BYTES  # what runs a million times in a search calls little
         pool = self._pools.get((rounded <= SMALL_BYTES, stream)) or self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
         count = 1 if most == 1 else min(most, block.size // rounded)
-        block.state, block.requested = "active_allocated", size * count
-        block.tail = block.size - rounded * count
-        if block.tail >= pool.least_remainder:
-            pool.put(block.split(rounded * count, "inactive"))
-            block.tail = 0
-        self.tail_bytes += block.tail
+        tail = block.size - rounded * count
+        if tail >= pool.least_remainder:
+            rest = block.split(rounded * count, "inactive")
+            insort(pool.free, (tail, rest.address, rest))  # what follows a free block is not free: there is nothing to merge it with
+            tail = 0
+        block.state, block.requested, block.tail = "active_allocated", size * count, tail
+        self.tail_bytes += tail
         self.allocated_bytes += block.size
         if self.on_event is not None:
             self.on_event("alloc", block.address, block.requested, stream)
         return block
+
+    def _nothing(self, size: int, stream: int) -> Block:
+        if size < 0:
+            raise ValueError(f"{size} bytes cannot be allocated")
+        return Block(0, 0, self._pool(True, stream), "active_allocated")
 
     def free(self, block: Block) -> None:
         """Give a block back (`free`). It stops to count as allocated at once, even where another stream still uses it."""

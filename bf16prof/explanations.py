@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.plans import Change, Plan
 from bf16prof.records import STRICT, Phase, Size
 

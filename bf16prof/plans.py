@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Bytes, Case, Component, Item, Phase, Size, Verdict
 from bf16prof.verdict import room_bytes
 
@@ -58,6 +59,7 @@ class Plan:
     * `step_time_floor_s`, `tokens_per_s_at_most`: no step on that GPU is faster, so no such job trains more tokens in a second. Bounds, not
       predictions. With offloading the CPU's share of the time is not in them. `None` for a GPU whose speed is not known.
     * `step_time_s`, `tokens_per_s`: calibrated on a measured run; `None` without one, or where it does not tell.
+    * `chosen`: the flags of what a search of the dimensions chose besides: how ranks share a batch, what keeps activations small.
     """
 
     case: Case
@@ -82,6 +84,7 @@ class Plan:
     reserved_bytes: Size | None = None
     inside_zero_init_bytes: Size | None = None
     is_tried: bool = False
+    chosen: tuple[str, ...] = ()
 
     @property
     def throughput(self) -> float:

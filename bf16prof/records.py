@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from annotated_types import Interval
 
 from bf16prof.errors import InputError
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import MOST_RANKS, Parallelism
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
@@ -161,7 +162,7 @@ class Workload:
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
     * `fused_loss`: who computes head and loss without the whole logits, beside Liger.
     * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
-    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without.
+    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without. `reward`: a reward model is trained.
     * `evaluation`: what is evaluated when the steps are over, in words.
     * `assumed`: which of all this nobody said, in a word each.
     """
@@ -185,6 +186,7 @@ class Workload:
     evaluation: str | None = None
     packed_sequences: Size = 0
     dpo: str = "none"
+    reward: bool = False
     fused_loss: str = "none"
 
 

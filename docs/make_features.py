@@ -33,6 +33,7 @@ BEYOND = """## Training beyond one model and its parameters
 | evaluation between steps ([loops](loops.md)) | `--eval-batch-size`, `[workload.evaluation]` | all but `plan`; `estimate` gives a floor |
 | FlashAttention's package on a modelled GPU ([loops](loops.md)) | `model.attn_implementation=flash_attention_2` | every command |
 | preference optimization: a policy and its reference, or without one ([loops](loops.md)) | `--dpo` | `simulate`, `measure` |
+| a reward model on pairs of answers ([loops](loops.md)) | `--reward` | `simulate`, `measure` |
 | packed sequences, padding-free batches | `--packed-sequences` ([loops](loops.md)) | every command |
 | sequences that ranks share (Ulysses, ALST) | `--sp`, `[parallel] sequence`, the JSON ([parallel](parallel.md)) | every command |
 | MLPs in tiles of the sequence (TiledMLP, ALST) | `workload.tiled_mlp` ([parallel](parallel.md)) | `simulate`, `measure` |

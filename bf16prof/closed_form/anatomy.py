@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.program import key_of, run_of
 from bf16prof.errors import InputError, install_hint
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.models.tapes import network
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
@@ -111,6 +111,7 @@ def without_rule(job: Job) -> str | None:
         (case.pipeline_parallel > 1, "what each stage of a pipeline (--pp) holds"),
         (case.expert_parallel > 1, "what ranks with experts of their own (--ep) hold"),
         (workload.dpo != "none", "preference optimization (--dpo)"),
+        (workload.reward, "a reward model (--reward)"),
         (workload.fused_loss != "none", f"a loss that is computed with its head (--fused-loss {workload.fused_loss})"),
         (profile.quantization is not None, "a 4-bit base (--load-in-4bit)"),
         (workload.tiled_mlp, "DeepSpeed's TiledMLP (workload.tiled_mlp)"),

@@ -1,8 +1,8 @@
 """What the caching allocator reserves for a job: the allocations and frees of the closed form, replayed through its model.
 
-The walk through a step (`passes.py`) knows what is allocated and freed in which order. `Replay` is a meter that makes each storage a block
-of `allocator.CachingAllocator`, on the streams that DeepSpeed uses. Init, the first step and further steps are replayed until the allocator
-has settled, as the dry run does (`dry_run/repeat.py`).
+The walk through a step (`passes.py`) knows what is allocated and freed in which order. `Requests` is a meter that writes this down, on
+the streams that DeepSpeed uses, and here `allocator.CachingAllocator` is asked for it. Init, the first step and further steps are replayed
+until the allocator has settled, as the dry run does (`dry_run/repeat.py`).
 
 What a replay does not know: which of several equal blocks is freed first (taken to be the oldest of the engine's, the newest of the
 model's), small tensors that no closed form counts, and how long a stream holds what has been freed.
@@ -11,29 +11,31 @@ model's), small tensors that no closed form counts, and how long a stream holds 
 from __future__ import annotations
 
 import functools
+import itertools
+from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.allocator import AllocatorOutOfMemory, Block, CachingAllocator
 from bf16prof.cases import Job
 from bf16prof.closed_form.first_step import LAZY
-from bf16prof.closed_form.gathers import Gathers
-from bf16prof.closed_form.gradients import Flush, GradientReduction, Key, Share, reduced_pieces
+from bf16prof.closed_form.gradients import GradientReduction, Gradients
 from bf16prof.closed_form.initial import initial
 from bf16prof.closed_form.kept import between_steps
-from bf16prof.closed_form.passes import Handler, Meter
+from bf16prof.closed_form.passes import Handler
 from bf16prof.closed_form.program import Section, shifted
-from bf16prof.closed_form.steady import FP64_BYTES, Engine
+from bf16prof.closed_form.requests import STREAM_BITS, BucketsOfPartition, Requests, RequestScript
+from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.step import step
-from bf16prof.closed_form.training import Walked, share, strategy
+from bf16prof.closed_form.training import Walked, coordinated, loop, share, strategy
+from bf16prof.closed_form.written import Retelling
 from bf16prof.engine import labels
 from bf16prof.engine.config import Wrapper, overlaps_communication
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import BY_THE_LOOP, GRADIENT, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
-from bf16prof.rounding import ceil_div
 
 MOST_STEPS = 14
 """As many as the dry run does: two, and twelve that repeat."""
@@ -58,6 +60,9 @@ STREAMS: dict[Wrapper, dict[Label, int]] = {
 OUTPUTS = {"logits", "loss"}
 """Events at which the training loop replaces what it holds of the last micro-step."""
 
+REMEMBERED = 16
+"""So many replays are remembered: fp16 asks the allocator for what bf16 does, and a search asks twice for some jobs."""
+
 HELD_ELSEWHERE = {labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, LOSS}
 """Besides outputs, what is alive between steps and allocated by the walk itself: in init, after the first step, or in its forward pass."""
 
@@ -79,143 +84,6 @@ class Replayed:
     shortage: tuple[Phase, AllocatorOutOfMemory] | None = None
 
 
-class Replay(Meter):
-    """A meter whose storages are blocks of a caching allocator; `ranks`: so many share what is partitioned."""
-
-    def __init__(self, block: int, allocator: CachingAllocator, streams: Mapping[Label, int], ranks: int) -> None:
-        super().__init__(block)
-        self.allocator = allocator
-        self.lazy: list[tuple[Label, deque[int]]] = []
-        """States that the optimizer makes when it first updates a tensor: of each label the sizes."""
-        self.buckets: BucketsOfPartition | None = None
-        self.reserved = self.allocated_then = self.allocated = 0
-        self.shortage: tuple[Phase, AllocatorOutOfMemory] | None = None
-        self._streams, self._ranks = streams, ranks
-        self._streams_now: Mapping[Label, int] = {}
-        self._blocks: dict[Label, dict[int, deque[Block]]] = {}
-
-    def begin(self, phase: Phase) -> None:
-        """A phase begins."""
-        self.phase = phase
-        self._streams_now = self._streams if phase in {Phase.FORWARD, Phase.BACKWARD} else {}
-
-    def see(self, level: int, events: int) -> None:
-        """Levels are the allocator's here."""
-
-    def add(self, label: Label, size: int) -> None:
-        """Allocate a block."""
-        stream, allocator = self._streams_now.get(label, 0), self.allocator
-        try:
-            block = allocator.allocate(size, stream)
-        except AllocatorOutOfMemory as error:
-            self.shortage = self.phase, error
-            allocator.lift_limit()
-            block = allocator.allocate(size, stream)
-        if (known := self._blocks.get(label)) is None:  # `setdefault` would make a queue for every block: this runs some ten thousand times
-            known = self._blocks[label] = {}
-        if (same := known.get(size)) is None:
-            same = known[size] = deque()
-        same.append(block)
-        self.allocated = max(self.allocated, allocator.allocated_bytes)
-        if allocator.reserved_bytes > self.reserved:
-            self.reserved, self.allocated_then = allocator.reserved_bytes, allocator.allocated_bytes
-
-    def drop(self, label: Label, size: int, *, newest: bool = False) -> None:
-        """Free a block of that label and size; where there is none, as many of the label as make up the size."""
-        known = self._blocks.get(label)
-        if not known:
-            return  # not there yet in the first step
-        if same := known.get(size):
-            self.allocator.free(same.pop() if newest else same.popleft())
-            return
-        for other, queue in known.items():
-            while queue and 0 < other <= size:
-                self.allocator.free(queue.popleft())
-                size -= other
-
-    def rename(self, old: Label, new: Label, size: int) -> None:
-        """The newest block of a label is for something else from now on."""
-        if same := self._blocks.get(old, {}).get(size):
-            self._blocks.setdefault(new, {}).setdefault(size, deque()).append(same.pop())
-
-    def take(self, label: Label, *sizes: int) -> None:
-        """The engine allocates storages of these sizes."""
-        for size in filter(None, sizes):
-            self.add(label, size)
-        self.held[label] = self.held.get(label, 0) + sum(sizes)
-
-    def give(self, label: Label, *sizes: int) -> None:
-        """The engine frees them."""
-        for size in filter(None, sizes):
-            self.drop(label, size)
-        self.held[label] = self.held.get(label, 0) - sum(sizes)
-
-    def exchange(self, old: Label, new: Label, pairs: Iterable[tuple[int, int]]) -> None:
-        """One after the other, the engine allocates the second of each pair and frees the first."""
-        for before, after in pairs:
-            self.take(new, after)
-            self.give(old, before)
-
-    def share(self, label: Label, *parts: int) -> None:
-        """Each rank allocates its share of storages of so many bytes for a moment."""
-        self.touch(label, *(ceil_div(part, self._ranks) for part in parts))
-
-    def empty_cache(self) -> None:
-        """`torch.cuda.empty_cache`."""
-        self.allocator.empty_cache()
-
-    def updates(self, tensors: int) -> None:
-        """The optimizer updates so many tensors, whose states it makes the first time."""
-        for _ in range(tensors):
-            for label, sizes in self.lazy:
-                if sizes:
-                    self.take(label, sizes.popleft())
-
-    def interrupt(self, moment: object) -> None:
-        """A bucket of stages 1 and 2 is reduced, or a backward pass is over."""
-        assert self.buckets is not None, "only stages 1 and 2 interrupt"
-        self.buckets.at(moment, self)
-
-
-class BucketsOfPartition:
-    """What stages 1 and 2 allocate when a bucket is reduced: the part of `gradients.partitioned` that depends on the partition."""
-
-    def __init__(self, numels: Mapping[Key, int], how: GradientReduction, share: Share) -> None:
-        self._numels, self._how, self.share = numels, how, share
-        self._new: list[int] = []
-        self._is_kept = False
-
-    def begin_step(self) -> None:
-        """The gradients of the last step are gone."""
-        self._new, self._is_kept = [], False
-
-    def at(self, moment: object, meter: Replay) -> None:
-        """`reduce_ipg_grads`; at the end of a backward pass the partition of later micro-steps has been added to the first."""
-        if isinstance(moment, Flush):
-            self._flush(moment, meter)
-            return
-        if self._is_kept:
-            meter.give(labels.GRADIENT_PARTITION, *self._new)
-        self._is_kept = self._is_kept or bool(self._new)
-        self._new = []
-
-    def _flush(self, flush: Flush, meter: Replay) -> None:
-        how, own = self._how, self.share.own
-        for pieces in reduced_pieces(flush, how, self.share):
-            meter.touch(labels.ALL_REDUCE_BUFFER, *pieces)
-        mine = [(key, size) for key, size in zip(flush.keys, flush.sizes, strict=True) if key in own]
-        if not mine:
-            return
-        if how.master:
-            meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own[key] for key, _ in mine))
-            return
-        taken = [size for _, size in mine]
-        if how.contiguous:
-            taken = [] if self._new else [how.width * sum(self._numels[key] for key in own)]
-        meter.take(labels.GRADIENT_PARTITION, *taken)
-        self._new += taken
-
-
 def replay(
     job: Job, engine: Engine, done: Walked, *, limit: int | None = None, expandable: bool = False, to_the_end: bool = True
 ) -> Replayed:
@@ -223,24 +91,81 @@ def replay(
 
     Not `to_the_end`: no further than to the step in which the limit does not suffice.
     """
-    allocator = CachingAllocator(limit, expandable_segments=expandable)
     streams = STREAMS.get(engine.facts.wrapper, {}) if overlaps_communication(engine.config) else {}
     plan = done.plan
-    meter = Replay(plan.block, allocator, streams, engine.world_size)
+    meter = Requests(plan.block, streams, engine.world_size)
     _init(job, engine, meter, HELD_ELSEWHERE | {label for label, _ in plan.outputs})
+    init = meter.cut()
     if isinstance(plan.how, GradientReduction):
         meter.buckets = BucketsOfPartition(engine.anatomy.trained, plan.how, share(engine))
-    before: tuple[int, ...] = ()
-    for number in range(MOST_STEPS):
-        _step(engine, meter, done, is_first=number == 0)
-        now = meter.reserved, allocator.reserved_bytes, allocator.tail_bytes
-        if now == before or (meter.shortage and not to_the_end):
+    steps = (_step(engine, meter, done, is_first=number == 0) for number in range(MOST_STEPS))
+    first, state = next(steps), meter.state()
+    second = next(steps)
+    if meter.state() == state:
+        return _settled((init, first, second), limit, expandable, to_the_end)
+    return _played(itertools.chain((init, first, second), steps), limit, expandable, to_the_end)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _settled(
+    scripts: tuple[RequestScript, RequestScript, RequestScript], limit: int | None, expandable: bool, to_the_end: bool
+) -> Replayed:
+    """Init, the first step, and further ones that are all alike."""
+    return _played((*scripts, *[scripts[-1]] * (MOST_STEPS - 2)), limit, expandable, to_the_end)
+
+
+def _played(scripts: Iterable[RequestScript], limit: int | None, expandable: bool, to_the_end: bool) -> Replayed:
+    device = PlayedDevice(CachingAllocator(limit, expandable_segments=expandable))
+    allocator, before = device.allocator, (0, 0, 0)
+    for number, script in enumerate(scripts):
+        device.play(script)
+        now = device.reserved, allocator.reserved_bytes, allocator.tail_bytes
+        if (number > 1 and now == before) or (number and device.shortage and not to_the_end):  # number 0 is init
             break
         before = now
-    return Replayed(meter.reserved, meter.reserved - meter.allocated_then, meter.allocated, allocator.retries, meter.shortage)
+    fragmentation = device.reserved - device.allocated_then
+    return Replayed(device.reserved, fragmentation, device.allocated, allocator.retries, device.shortage)
 
 
-def _init(job: Job, engine: Engine, meter: Replay, held_elsewhere: Collection[Label]) -> None:
+class PlayedDevice:
+    """A caching allocator that is asked for what scripts say, and the most that it reserves and has allocated."""
+
+    def __init__(self, allocator: CachingAllocator) -> None:
+        self.allocator = allocator
+        self.reserved = self.allocated_then = self.allocated = 0
+        self.shortage: tuple[Phase, AllocatorOutOfMemory] | None = None
+        self._blocks: list[Block] = []
+
+    def play(self, script: RequestScript) -> None:
+        """Everything that is asked for in init or in a step."""
+        for phase, empties_cache, numbers in script.stretches:
+            if empties_cache:
+                self.allocator.empty_cache()
+            self._play(phase, array("q", numbers))
+        self._blocks = [self._blocks[place] for place in script.left]
+
+    def _play(self, phase: Phase, numbers: Iterable[int]) -> None:
+        allocator, blocks, most = self.allocator, self._blocks, self.allocated
+        allocate, free, stream = allocator.allocate, allocator.free, (1 << STREAM_BITS) - 1
+        for number in numbers:  # this runs a million times in a search
+            if number < 0:
+                free(blocks[~number])
+                continue
+            try:
+                block = allocate(number >> STREAM_BITS, number & stream)
+            except AllocatorOutOfMemory as error:
+                self.shortage = phase, error
+                allocator.lift_limit()
+                block = allocate(number >> STREAM_BITS, number & stream)
+            blocks.append(block)
+            if allocator.allocated_bytes > most:  # noqa: PLR1730 - a call of `max` takes longer than the rest
+                most = allocator.allocated_bytes
+            if allocator.reserved_bytes > self.reserved:
+                self.reserved, self.allocated_then = allocator.reserved_bytes, allocator.allocated_bytes
+        self.allocated = most
+
+
+def _init(job: Job, engine: Engine, meter: Requests, held_elsewhere: Collection[Label]) -> None:
     """Init, and what is there from the first step on but for what it makes itself."""
     held = [each for each in between_steps(job, engine) if not each.on_host]
     for each in held:
@@ -256,28 +181,35 @@ def _init(job: Job, engine: Engine, meter: Replay, held_elsewhere: Collection[La
             meter.take(each.label, *each.sizes)
 
 
-def _step(engine: Engine, meter: Replay, done: Walked, *, is_first: bool) -> None:
-    """A whole optimizer step; of several micro-steps those that `training._walked` walks."""
-    plan = done.plan
+def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> RequestScript:
+    """What a whole optimizer step asks for; of several micro-steps those that `training._walked` walks."""
+    plan, known = done.plan, coordinated(done.plan, done.program, is_first=is_first)
+    if known is not None:
+        retelling = Retelling(known.steps, known.end, known.kinds, meter)
+        _micro_steps(done, meter, retelling, retelling.handlers | loop(meter, plan), is_first=is_first)
+        retelling.release_all()
+        step(engine, meter, known.gathers)
+        return meter.cut()
     gradients, handlers = strategy(plan, meter, done.program)
-    if isinstance(gradients, Gathers) and is_first:
-        gradients.forget()
     if meter.buckets is not None:
         meter.buckets.begin_step()
-    for number, is_last in plan.walked_micro_steps():
-        gradients.start(is_boundary=is_last)
+    _micro_steps(done, meter, gradients, handlers, is_first=is_first)
+    step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
+    return meter.cut()
+
+
+def _micro_steps(done: Walked, meter: Requests, engine: Gradients | Retelling, handlers: Mapping[str, Handler], *, is_first: bool) -> None:
+    for number, is_last in done.plan.walked_micro_steps():
+        engine.start(is_boundary=is_last)
         if is_first and not number:  # the loop has no outputs yet to let go of
-            _micro_step(done, meter, {kind: handler for kind, handler in handlers.items() if kind not in OUTPUTS}, plan.workspace)
+            at_first = {kind: handler for kind, handler in handlers.items() if kind not in OUTPUTS}
+            _micro_step(done, meter, at_first, done.plan.workspace)
         else:
             _micro_step(done, meter, handlers, 0)
-        gradients.finish()
-    if isinstance(gradients, Gathers):
-        gradients.release_all()
-    meter.ends[Phase.BACKWARD] = meter.level
-    step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
+        engine.finish()
 
 
-def _micro_step(done: Walked, meter: Replay, handlers: Mapping[str, Handler], workspace: int) -> None:
+def _micro_step(done: Walked, meter: Requests, handlers: Mapping[str, Handler], workspace: int) -> None:
     """Forward and backward once. `workspace`: of cuBLAS, for each of the two threads when it multiplies its first matrices."""
     meter.begin(Phase.FORWARD)
     missing = [workspace] if workspace else []

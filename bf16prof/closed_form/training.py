@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import Anatomy
@@ -36,6 +35,7 @@ from bf16prof.closed_form.written import Action, Player, Writing, WrittenMicroSt
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.models.tapes import ForwardRun, network
@@ -228,7 +228,7 @@ def _how(job: Job, engine: Engine) -> GatherSettings | GradientReduction | Accum
 @functools.lru_cache(maxsize=REMEMBERED)
 def _walked(plan: WalkPlan) -> Walked:
     whole = plan.program()
-    if (known := _coordinated(plan, whole, is_first=False)) is not None:
+    if (known := coordinated(plan, whole, is_first=False)) is not None:
         return _played(plan, whole, known)
     meter = Meter(plan.block)
     gradients, handlers = strategy(plan, meter, whole)
@@ -241,8 +241,6 @@ def _walked(plan: WalkPlan) -> Walked:
         close(whole, meter)
         meter.begin(Phase.STEP)
         launched.append((last - number if number == SETTLED - 1 < last else 1, gradients.launched))
-    if isinstance(gradients, Gathers):
-        gradients.release_all()
     return Walked(plan, meter, whole, gradients, launched)
 
 
@@ -259,7 +257,7 @@ class Coordinated:
 def _played(plan: WalkPlan, whole: Program, known: Coordinated) -> Walked:
     """The same walk, of what the coordinator does known."""
     meter, last = Meter(plan.block), plan.micro_steps - 1
-    player, others = Player(whole, meter, known.kinds), _loop(meter, plan)
+    player, others = Player(whole, meter, known.kinds), loop(meter, plan)
     launched = []
     for (number, _), written in zip(plan.walked_micro_steps(), known.steps, strict=True):
         player.play(written, others)
@@ -270,25 +268,21 @@ def _played(plan: WalkPlan, whole: Program, known: Coordinated) -> Walked:
     return Walked(plan, meter, whole, known.gathers, launched)
 
 
-_COORDINATED: dict[Hashable, Coordinated | None] = {}
-"""By everything that the coordinator depends on, which is not what activations weigh; `None` where that was asked for once only."""
+_COORDINATED: dict[Hashable, Coordinated] = {}
+"""By everything that the coordinator depends on, which is not what activations weigh."""
 
 
-def _coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated | None:
-    """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones; `None` below stage 3.
-
-    It is written down the second time that somebody asks: a walk of its own takes half as long.
-    """
+def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated | None:
+    """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones; `None` below stage 3."""
     if not isinstance(plan.how, GatherSettings):
         return None
     net = network(plan.run) if plan.anatomy.signature is None else None
-    own = (plan.anatomy, plan.precision, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
+    widths = plan.precision.autocast or plan.precision.parameter, plan.precision.parameter
+    own = (plan.anatomy, widths, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
     key = (*own, net and (net.leaf, net.root), whole.of_the_engine)
     if key not in _COORDINATED:
         if len(_COORDINATED) >= REMEMBERED:
             _COORDINATED.clear()
-        _COORDINATED[key] = None
-    elif _COORDINATED[key] is None:
         _COORDINATED[key] = _coordinate(plan, whole, is_first=is_first)
     return _COORDINATED[key]
 
@@ -300,11 +294,8 @@ def _coordinate(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinate
     if is_first:
         gathers.forget()
     handlers = _handlers(gathers)
-    last = plan.micro_steps - 1
-    numbers = [(number, number == last) for number in range(min(plan.micro_steps, 2))] if is_first else plan.walked_micro_steps()
-    steps = [writing.micro_step(whole, gathers, handlers, is_boundary=is_last) for _, is_last in numbers]
-    if not is_first:
-        gathers.release_all()
+    steps = [writing.micro_step(whole, gathers, handlers, is_boundary=is_last) for _, is_last in plan.walked_micro_steps()]
+    gathers.release_all()
     return Coordinated(gathers, frozenset(handlers), steps, writing.meter.cut())
 
 
@@ -324,28 +315,18 @@ def _first_step(plan: WalkPlan) -> Meter:
     for label, size in (*plan.outputs, (LOSS, plan.loss), (CUBLAS_WORKSPACES, plan.workspace)):
         meter.give(label, size)
     others: dict[str, Handler] = {"backward": lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)}
-    if (known := _coordinated(plan, whole, is_first=True)) is not None:
-        player = Player(whole, meter, known.kinds)
-        for written in known.steps:
-            player.play(written, others)
-            close(whole, meter)
-            meter.begin(Phase.STEP)
-            others = _loop(meter, plan)
-        return meter
-    gathers = _gradients(plan, meter, whole)
-    assert isinstance(gathers, Gathers), "other stages keep parameters whole"
-    gathers.forget()
-    for number in range(min(plan.micro_steps, 2)):
-        gathers.start(is_boundary=number == plan.micro_steps - 1)
-        walk(whole, meter, _handlers(gathers) | others)
-        gathers.finish()
+    known = coordinated(plan, whole, is_first=True)
+    assert known is not None, "other stages keep parameters whole"
+    player = Player(whole, meter, known.kinds)
+    for written in known.steps[:2]:
+        player.play(written, others)
         close(whole, meter)
         meter.begin(Phase.STEP)
-        others = _loop(meter, plan)
+        others = loop(meter, plan)
     return meter
 
 
-def _loop(meter: Meter, plan: WalkPlan) -> dict[str, Handler]:
+def loop(meter: Meter, plan: WalkPlan) -> dict[str, Handler]:
     """What the training loop does when it gets outputs and a loss, of which it already has some."""
     kept = {"logits": plan.outputs, "loss": ((LOSS, plan.loss),)}
     return {kind: functools.partial(_replace, meter, held) for kind, held in kept.items()}
@@ -357,10 +338,11 @@ def _replace(meter: Meter, held: Sequence[tuple[Label, int]], *_: object) -> Non
         meter.give(label, size)
 
 
-def strategy(plan: WalkPlan, meter: Meter, whole: Program) -> tuple[Gradients | Gathers, dict[str, Handler]]:
-    """What the engine and the training loop do at the events of a micro-step: who takes the gradients, and all handlers."""
+def strategy(plan: WalkPlan, meter: Meter, whole: Program) -> tuple[Gradients, dict[str, Handler]]:
+    """Below stage 3: who takes the gradients, and what the engine and the training loop do at the events of a micro-step."""
     gradients = _gradients(plan, meter, whole)
-    return gradients, _handlers(gradients) | _loop(meter, plan)
+    assert isinstance(gradients, Gradients), "at stage 3 the coordinator is asked (`coordinated`)"
+    return gradients, _handlers(gradients) | loop(meter, plan)
 
 
 def _gradients(plan: WalkPlan, meter: Meter, whole: Program) -> Gradients | Gathers:

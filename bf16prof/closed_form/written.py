@@ -1,33 +1,42 @@
 """What ZeRO-3's coordinator does at the events of a micro-step, written down once and played with any activations.
 
 It depends on the order of the events, not on the sizes of activations: another micro-batch or length asks for the same gathers and releases
-at other levels. So a sweep runs the coordinator once, and adds levels up from then on.
+at other levels. So a sweep runs the coordinator once, and adds levels up from then on; a replay of the allocator asks for the same again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bf16prof.closed_form.gathers import Gathers
 from bf16prof.closed_form.gradients import Launched
 from bf16prof.closed_form.passes import Handler, Meter, Peak
 from bf16prof.closed_form.program import Program
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Label, Phase
 
 Held = Mapping[Label, int]
 
+Call = tuple[str, Label, tuple[int, ...]]
+"""What a meter is told: the name of a method of `Meter`, a label and sizes."""
+
 
 class Action(NamedTuple):
     """One reaction: how its level changes, how far above the level before it goes and what is held then, what is held afterwards, and
-    touches of a share of something: above which level, of how many bytes, for what, and what is held then."""
+    touches of a share of something: above which level, of how many bytes, for what, and what is held then. `calls`: all of it in turn."""
 
     change: int
     high: int
     held_at_high: Held
     held: Held
     shared: tuple[tuple[int, int, Label, Held], ...]
+    calls: tuple[Call, ...]
+
+    def tell(self, meter: Meter) -> None:
+        """Another meter is told the same."""
+        for name, label, sizes in self.calls:
+            getattr(meter, name)(label, *sizes)
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,36 @@ class _Writer(Meter):
 
     def __init__(self, block: int) -> None:
         super().__init__(block)
-        self._before, self._last = 0, dict[Label, int]()
+        self._before, self._calls = 0, list[Call]()
+        self._nothing = Action(0, 0, {}, {}, (), ())
+        """The action where nothing happens, which is that of most events."""
         self.peak = Peak()
+
+    def take(self, label: Label, *sizes: int) -> None:
+        """The engine allocates storages of these sizes."""
+        self._calls.append(("take", label, sizes))
+        super().take(label, *sizes)
+
+    def give(self, label: Label, *sizes: int) -> None:
+        """The engine frees them."""
+        self._calls.append(("give", label, sizes))
+        super().give(label, *sizes)
+
+    def share(self, label: Label, *parts: int) -> None:
+        """Each rank allocates its share of storages of so many bytes for a moment."""
+        self._calls.append(("share", label, parts))
+        super().share(label, *parts)
 
     def cut(self) -> Action:
         """What has happened since the last cut."""
+        if not self._calls:
+            return self._nothing
         peak, before = self.peak, self._before
-        if self.held != self._last:
-            self._last = dict(self.held)
+        if self.held != self._nothing.held:
+            self._nothing = self._nothing._replace(held=dict(self.held))
         shared = tuple((level - before, size, label, at.held) for level, size, label, at in peak.shared)
-        action = Action(self.level - before, peak.level - before, peak.held, self._last, shared)
-        self._before, self.peak = self.level, Peak(self.level)
+        action = Action(self.level - before, peak.level - before, peak.held, self._nothing.held, shared, tuple(self._calls))
+        self._before, self.peak, self._calls = self.level, Peak(self.level), []
         return action
 
 
@@ -171,3 +199,32 @@ class Player:
         for label, size in engine.items():
             held[label] = held.get(label, 0) + size
         return held
+
+
+class Retelling:
+    """In the place of the coordinator: what it did, told to another meter at the same events; `handlers` by their kinds."""
+
+    def __init__(self, steps: Sequence[WrittenMicroStep], end: Action, kinds: Iterable[str], meter: Meter) -> None:
+        self._steps, self._end, self._meter = iter(steps), end, meter
+        self._actions: Iterator[Action] = iter(())
+        self._finish = end
+        self.handlers: dict[str, Handler] = dict.fromkeys(kinds, self._happens)
+
+    def start(self, *, is_boundary: bool) -> None:
+        """A micro-step begins, the last or not as when it was written."""
+        step = next(self._steps)
+        self._actions, self._finish = iter(step.actions), step.finish
+        step.start.tell(self._meter)
+
+    def finish(self) -> None:
+        """It is over."""
+        self._finish.tell(self._meter)
+
+    def release_all(self) -> None:
+        """The optimizer's step begins."""
+        self._end.tell(self._meter)
+
+    def _happens(self, *_: object) -> None:
+        action = next(self._actions)
+        if action.calls:
+            action.tell(self._meter)

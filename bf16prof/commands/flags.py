@@ -15,7 +15,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
@@ -24,6 +24,7 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.literal import script_words
 from bf16prof.commands.where import PlaceFlags
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.records import Device, Offload
 
@@ -42,6 +43,7 @@ class WorkloadFlags:
     liger: o.LigerOption = None
     fused_loss: o.FusedLossOption = None
     dpo: o.DpoOption = None
+    reward: o.RewardOption = None
     packed_sequences: o.PackedOption = None
     eval_batch_size: o.EvalBatchOption = None
     sp: o.SequenceParallelOption = None
@@ -198,6 +200,18 @@ class PlanFlags(FileFlags, SubjectFlags):
         ),
     ] = None
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Only predict.", rich_help_panel=o.SELECT)] = False
+    search_dimensions: Annotated[
+        bool | None,
+        typer.Option(
+            "--search-dimensions/--no-search-dimensions",
+            help="Look for --sp, --tp or --pp and what keeps activations small by dry runs: where nothing else fits, if not given.",
+            show_default=False,
+            rich_help_panel=o.SELECT,
+        ),
+    ] = None
+    dry_runs: Annotated[
+        int, typer.Option("--dry-runs", metavar="N", min=1, max=100, help="Dry runs of such a search at most.", rich_help_panel=o.SELECT)
+    ] = 8
     calibrate: o.CalibrateOption = None
     trace: o.TraceOption = True
     write: Annotated[

@@ -208,6 +208,15 @@ DpoOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+RewardOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--reward/--no-reward",
+        envvar="BF16PROF_REWARD",
+        help="A reward model as TRL's: one score in the place of the head, micro-batches of pairs.",
+        rich_help_panel=TRAIN,
+    ),
+]
 PackedOption = Annotated[
     int | None,
     typer.Option(

@@ -88,8 +88,11 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         )
     _require_partitions(request.profile, o.numbers("--zero", given.zero), sizes)
     judge = _judge(given, request)
+    _require_free_dimensions(given, request.profile)
     if by_dry_runs(request.profile):
         return _by_dry_runs(asked, request, judge, sizes)
+    if given.search_dimensions:
+        return _by_dimensions(asked, request, judge, sizes)
     asked_first = [] if is_written(request.profile) else judge.first_asked(sizes)
     record_for(asked_first, trace=given.trace, quiet=given.quiet, searches=True)
     say_notes(request, given.quiet)
@@ -98,18 +101,37 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
+    if len(answers) == 1 and answers[0].first is None and _may_search(given, sizes[0]):
+        answers = [_wider(answers[0], given, request)]
     name, parameters = _model(request.profile)
-    line = _asked(judge, sizes[0], parameters)
+    line = _asked(judge, answers[0], parameters)
     theirs = request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), name, parameters, request.notes, theirs)
 
 
 def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
     """The same where ranks share a batch: there is no closed form of the peaks, so every choice is run dry."""
-    from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
     from bf16prof.planning.by_dry_run import answer_by_dry_runs
 
     given = asked.flags
+    _require_dry_runs(given, request, judge, sizes)
+
+    def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
+        return [record and with_host_per_node([record], given.gpus_per_node)[0] for record in _dry_run(jobs, given)]
+
+    return _plans(asked, request, judge, [answer_by_dry_runs(judge, size, dry_run) for size in sizes])
+
+
+def _by_dimensions(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
+    """The same where somebody asks for a search of the dimensions: ranks that share nothing are one of its choices."""
+    _require_dry_runs(asked.flags, request, judge, sizes)
+    return _plans(asked, request, judge, [_search_dimensions(judge, size, asked.flags) for size in sizes])
+
+
+def _require_dry_runs(given: PlanFlags, request: Request, judge: Judge, sizes: Sequence[int]) -> None:
+    """Raise `InputError` unless what dry runs need is there, and nobody asks for less or more of them; then say what there is to say."""
+    from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
+
     if given.no_verify or given.verify is not None:
         flag = "--no-verify" if given.no_verify else "--verify"
         raise InputError(f"{flag}: plans of ranks that share a batch are judged by dry runs alone", hint="leave it out")
@@ -118,14 +140,78 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
     require_optimizer_libraries([judge.question.job(setting) for size in sizes for setting in judge.question.combinations(size)])
     say_notes(request, given.quiet)
 
-    def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
-        return [record and with_host_per_node([record], given.gpus_per_node)[0] for record in _dry_run(jobs, given)]
 
-    answers = [answer_by_dry_runs(judge, size, dry_run) for size in sizes]
+def _plans(asked: Asked[PlanFlags], request: Request, judge: Judge, answers: Sequence[Answer]) -> Plans:
+    """What was found by dry runs, whose records know how many parameters there are."""
     records = [record for answer in answers for record in answer.records]
     parameters = next((record.parameters for record in records if record.parameters), None) or _model(request.profile)[1]
-    line, theirs = _asked(judge, sizes[0], parameters), request.file.content if request.file else None
+    line, theirs = _asked(judge, answers[0], parameters), request.file.content if request.file else None
     return Plans(tuple(answers), _document(answers, request, line), request.profile.name, parameters, request.notes, theirs)
+
+
+def _require_free_dimensions(given: PlanFlags, profile: Profile) -> None:
+    """Raise `InputError` where a search of the dimensions is asked for, and one of them is given."""
+    from bf16prof.planning.question import by_dry_runs
+
+    if given.search_dimensions and by_dry_runs(profile):
+        raise InputError("--search-dimensions: the dimensions are given", hint="leave it out, or --sp, --tp, --pp and --ep")
+
+
+def _may_search(given: PlanFlags, world_size: int) -> bool:
+    """Whether other ways are looked for where nothing fits ranks that share nothing; says so, or why not."""
+    from bf16prof.measuring.machine import package_version
+
+    if given.no_verify or given.search_dimensions is False:
+        return False
+    if package_version("torch") is None or package_version("deepspeed") is None:
+        hint("ranks that share a batch were not tried: dry runs need torch and deepspeed", given.quiet)
+        return False
+    words = f"nothing fits {world_size} GPUs as it is; in search of other ways: {given.dry_runs} dry runs at most (--no-search-dimensions)"
+    hint(words, given.quiet)
+    return True
+
+
+def _wider(alone: Answer, given: PlanFlags, request: Request) -> Answer:
+    """The answer of a search of the dimensions where it finds one; else that of ranks that share nothing, with what was tried besides."""
+    from bf16prof.planning.judge import Judge
+
+    try:
+        found = _search_dimensions(Judge(_question(given, request, few_recipes=True)), alone.outlook.world_size, given)
+    except Bf16profError as error:
+        hint(f"not found: {error.message}", given.quiet)
+        return alone
+    if found.first is not None:
+        return found
+    tried, left_out = (*alone.outlook.tried, *found.outlook.tried), (*alone.outlook.left_out, *found.outlook.left_out)
+    return dataclasses.replace(alone, outlook=dataclasses.replace(alone.outlook, tried=tried, left_out=left_out))
+
+
+def _search_dimensions(judge: Judge, world_size: int, given: PlanFlags) -> Answer:
+    from bf16prof.measuring.machine import package_version
+    from bf16prof.planning.by_dimensions import answer_by_dimensions
+    from bf16prof.planning.ways import SAVERS
+
+    packages = frozenset(saver.package for saver in SAVERS if saver.package and package_version(saver.package))
+
+    def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | str]:
+        return [r if isinstance(r, str) else with_host_per_node([r], given.gpus_per_node)[0] for r in _each_dry_run(jobs, given)]
+
+    return answer_by_dimensions(judge, world_size, dry_run, given.dry_runs, packages)
+
+
+def _each_dry_run(jobs: Sequence[Job], given: PlanFlags) -> list[MemoryRecord | str]:
+    """The record of each job, or why its dry run has none."""
+    from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused
+    from bf16prof.measuring.accelerator import can_be_built
+
+    possible = [job for job in jobs if can_be_built(job)]
+    reason = "a library that it needs is not installed"
+    try:
+        found: list[MemoryRecord | str] = [record or reason for record in _dry_run(possible, given)]
+    except (DryRunFailed, DryRunRefused) as error:
+        found = [error.records.get(index) or error.reasons[index] for index in range(len(possible))]
+    in_turn = iter(found)
+    return [next(in_turn) if job in possible else reason for job in jobs]
 
 
 def _without_evaluation(request: Request) -> Request:
@@ -205,8 +291,9 @@ def _require_a_plan(answers: Sequence[Answer], wanted: bool) -> None:
 
 def _judge(given: PlanFlags, request: Request) -> Judge:
     from bf16prof.planning.judge import Judge
+    from bf16prof.planning.question import by_dry_runs
 
-    question = _question(given, request)
+    question = _question(given, request, few_recipes=by_dry_runs(request.profile) or bool(given.search_dimensions))
     if given.calibrate is None:
         return Judge(question)
     from bf16prof.closed_form.calibration import calibrate
@@ -220,11 +307,11 @@ def _judge(given: PlanFlags, request: Request) -> Judge:
     return Judge(question, fitted)
 
 
-def _question(given: PlanFlags, request: Request) -> Question:
-    from bf16prof.planning.question import Question, by_dry_runs, powers_of_two
+def _question(given: PlanFlags, request: Request, *, few_recipes: bool = False) -> Question:
+    from bf16prof.planning.question import Question, powers_of_two
 
     micro, checkpointing, offload = given.micro_batch_size, given.activation_checkpointing, given.offload
-    usual = (USUAL_RECIPE,) if by_dry_runs(request.profile) else tuple(runnable_recipes())
+    usual = (USUAL_RECIPE,) if few_recipes else tuple(runnable_recipes())
     recipes = (DS_CONFIG,) if request.recipe == DS_CONFIG else tuple(o.words(given.recipe)) or usual
     return Question(
         _with_accumulation(request),
@@ -252,7 +339,7 @@ def _with_accumulation(request: Request) -> Profile:
     return request.profile.model_copy(update={"workload": workload})
 
 
-def _asked(judge: Judge, world_size: int, parameters: int) -> str:
+def _asked(judge: Judge, answer: Answer, parameters: int) -> str:
     """The line that says what is planned, and what the plan is free to choose."""
     from bf16prof.engine.workload import workload_of
     from bf16prof.reports.asked import planned_line
@@ -266,8 +353,9 @@ def _asked(judge: Judge, world_size: int, parameters: int) -> str:
         "checkpointing": len(question.checkpointing) > 1,
         "offload": len(question.offloads) > 1,
         "zero.Init": not question.profile.workload.zero_init,
+        "ranks that share a batch": any(plan.chosen for plan in answer.outlook.plans),
     }
-    settings = list(question.combinations(world_size))
+    settings = list(question.combinations(answer.outlook.world_size))
     jobs = [job for setting in settings if (job := judge.job(setting)) is not None] or [question.job(s) for s in settings[:1]]
     if not jobs:
         return ""

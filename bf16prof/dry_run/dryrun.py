@@ -109,7 +109,7 @@ class DryRank:
             layers.name(engine.module)
         self._numbers = _numbers_of_layers(self._engine.module)
         workload = self._job.profile.workload
-        with library_shims(packed=workload.packed_sequences > 0, padded=workload.dpo != "none"), layers.followed():
+        with library_shims(packed=workload.packed_sequences > 0, padded=workload.has_pairs), layers.followed():
             for _ in range(steps):
                 self._ledger.begin_step()
                 self._micro_steps.begin_step()

@@ -6,10 +6,10 @@ Whoever makes batches - ranks with values, the dry run without - makes them of t
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config, engine_facts
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import InputSettings
 
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -35,7 +35,7 @@ def batch_spec(job: Job) -> dict[str, TensorSpec]:
     model, workload = job.profile.model, job.profile.workload
     if model.inputs:
         return {name: _described(described, job) for name, described in model.inputs.items()}
-    if workload.dpo != "none":
+    if workload.has_pairs:
         return _pairs(job)
     rows, length = workload.micro_batch_size, workload.sequence_length // job.case.sequence_parallel
     shape = (1, rows * length) if workload.packed_sequences else (rows, length)
@@ -47,11 +47,12 @@ def batch_spec(job: Job) -> dict[str, TensorSpec]:
 
 
 def _pairs(job: Job) -> dict[str, TensorSpec]:
-    """Both answers of each pair as rows (trl/trainer/dpo_trainer.py, DataCollatorForPreference)."""
+    """Both answers of each pair as rows (trl/trainer/dpo_trainer.py and reward_trainer.py, DataCollatorForPreference)."""
     model, workload = job.profile.model, job.profile.workload
-    shape = (2 * workload.micro_batch_size, workload.sequence_length)
+    shape = (workload.rows, workload.sequence_length)
     batch = {"input_ids": TensorSpec(shape, "int64", model.vocab_size)}
-    batch |= {name: TensorSpec(shape, "int64", 2) for name in ("attention_mask", "completion_mask")}
+    masks = ("attention_mask",) if workload.reward else ("attention_mask", "completion_mask")
+    batch |= {name: TensorSpec(shape, "int64", 2) for name in masks}
     if workload.dpo == "precomputed":
         batch |= {f"reference_{name}": TensorSpec((workload.micro_batch_size,), "float32") for name in ("chosen", "rejected")}
     return batch

@@ -1,9 +1,12 @@
-"""Direct preference optimization (DPO) as TRL trains it: a policy, and a reference that does not learn.
+"""Training on pairs of answers as TRL does: direct preference optimization (DPO), and reward models.
 
 A micro-batch has so many pairs; both answers of all of them, chosen and rejected, are rows of one batch (trl/trainer/dpo_trainer.py,
-DataCollatorForPreference). The reference is a second model, prepared by DeepSpeed: partitioned at ZeRO-3, else whole on every rank
-(trl/models/utils.py, prepare_deepspeed). With an adapter it is the policy with the adapter switched off. Log-probabilities are taken from
-the whole logits (trl/trainer/utils.py, selective_log_softmax).
+DataCollatorForPreference). A reward model gives each row one number, of which that of the chosen answer is to be the larger
+(reward_trainer.py, compute_loss).
+
+DPO has a policy, and a reference that does not learn. The reference is a second model, prepared by DeepSpeed: partitioned at ZeRO-3, else
+whole on every rank (trl/models/utils.py, prepare_deepspeed). With an adapter it is the policy with the adapter switched off.
+Log-probabilities are taken from the whole logits (trl/trainer/utils.py, selective_log_softmax).
 """
 
 from __future__ import annotations
@@ -53,6 +56,13 @@ def preference_loss(policy: Call, reference: Call | None, batch: Mapping[str, Te
             their_chosen, their_rejected = _log_probabilities(reference(**called).logits, batch).chunk(2)
     ratios = (chosen - their_chosen) - (rejected - their_rejected)
     return -nn.functional.logsigmoid(BETA * ratios).mean(), outputs
+
+
+def reward_loss(model: Call, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+    """The loss of a batch, and what the model returned."""
+    outputs = model(**batch)
+    chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+    return -nn.functional.logsigmoid(chosen - rejected).mean(), outputs
 
 
 def _log_probabilities(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -46,18 +46,20 @@ def packed_rows(job: Job) -> str | None:
 def preference(job: Job) -> str | None:
     """Why this job cannot train on pairs of answers as it is asked to; `None` if it can, or does not have to."""
     model, workload = job.profile.model, job.profile.workload
-    if workload.dpo == "none":
+    if not workload.has_pairs:
         return None
+    flag = "--reward" if workload.reward else "--dpo"
     if not isinstance(model, HuggingFaceSettings) or model.inputs:
-        return "--dpo trains models of transformers that read token ids, and return logits"
+        return f"{flag} trains models of transformers that read token ids"
     others = {
+        "--dpo": workload.reward and workload.dpo != "none",
         "an evaluation": workload.evaluation is not None,
         "--packed-sequences": bool(workload.packed_sequences),
         "--fused-loss": workload.fused_loss != "none",
         "Liger's kernels": workload.liger != "none",
         **dict.fromkeys(job.case.parallelism.flags, True),
     }
-    return next((f"--dpo with {words} is not modelled" for words, is_asked in others.items() if is_asked), None)
+    return next((f"{flag} with {words} is not modelled" for words, is_asked in others.items() if is_asked), None)
 
 
 def shared_evaluation(job: Job) -> str | None:

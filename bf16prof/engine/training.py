@@ -32,7 +32,7 @@ from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, h
 from bf16prof.engine.evaluation import evaluate
 from bf16prof.engine.labels import OWN_LOSS
 from bf16prof.engine.pipeline import PipelineLoop
-from bf16prof.engine.preference import preference_loss, reference_config, switched_off
+from bf16prof.engine.preference import preference_loss, reference_config, reward_loss, switched_off
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.models.adapted import import_peft, unwrapped
 from bf16prof.models.experts import ranks_of_experts, require_experts
@@ -200,7 +200,7 @@ class TrainingLoop:
 
         `reference`: the engine of the model that a preference is held against (`build_reference`).
         """
-        self._reference, self._dpo = reference, job.profile.workload.dpo
+        self._reference, self._workload = reference, job.profile.workload
         self._engine = engine
         self._model = job.profile.model
         self._next_batch, self._leave_out = next_batch, leave_out
@@ -271,14 +271,19 @@ class TrainingLoop:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Forward, up to the loss. Outputs that are not kept are gone when this returns."""
-        if self._dpo != "none":
-            loss, outputs = preference_loss(self._engine, self._ask_reference if self._dpo == "reference" else None, batch)
+        if self._workload.has_pairs:
+            loss, outputs = self._loss_of_pairs(batch)
             self.outputs = outputs if self._keeps_outputs else None
             return loss
         outputs = self._forward(batch)
         if self._keeps_outputs:
             self.outputs = outputs
         return self._loss_of(outputs, batch)
+
+    def _loss_of_pairs(self, batch: Batch) -> tuple[Tensor, Any]:
+        if self._workload.reward:
+            return reward_loss(self._engine, batch)
+        return preference_loss(self._engine, self._ask_reference if self._workload.dpo == "reference" else None, batch)
 
     def _ask_reference(self, **batch: Tensor) -> Any:
         if self._reference is not None:
@@ -299,7 +304,7 @@ class TrainingLoop:
         return self._engine(batch["input_ids"], **named, **more)
 
     def _called_as_described(self, batch: Batch) -> AbstractContextManager[None]:
-        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences or self._dpo != "none" else ("input_ids",)
+        names = batch if self._model.inputs or self._passes_labels or self._shares_sequences or self._workload.has_pairs else ("input_ids",)
         wanted = next(
             (name for name in inspect.signature(unwrapped(self._engine.module).forward).parameters if name not in ("args", "kwargs")),
             "NAME",

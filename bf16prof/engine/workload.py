@@ -30,6 +30,7 @@ def workload_of(job: Job) -> Workload:
         tiled_mlp=settings.tiled_mlp,
         packed_sequences=settings.packed_sequences,
         dpo=settings.dpo,
+        reward=settings.reward,
         fused_loss=settings.fused_loss,
         evaluation=settings.evaluation.words if settings.evaluation else None,
         adapter=_adapter(job.profile),

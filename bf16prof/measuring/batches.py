@@ -32,7 +32,7 @@ def make_batches(job: Job, rank: int, device_type: str, *, shifted: bool) -> Nex
     if (ranks := job.case.sequence_parallel) > 1:
         whole = _token_batches(job, reader, readers, "cpu", shifted=True)
         return lambda: _part(whole(), rank % ranks, ranks, device_type)
-    if job.profile.workload.dpo != "none":
+    if job.profile.workload.has_pairs:
         return _pairs(_token_batches(job, reader, readers, "cpu", shifted=False), batch_spec(job), device_type)
     packed = job.profile.workload.packed_sequences
     rows = _token_batches(job, reader, readers, "cpu" if packed else device_type, shifted)
@@ -58,9 +58,8 @@ def _pairs(rows: NextBatch, specs: Mapping[str, TensorSpec], device_type: str) -
         attended, answers = torch.ones_like(tokens), torch.ones_like(tokens)
         attended[len(tokens) // 2 :, -1] = 0
         answers[:, : tokens.shape[1] // 2] = 0
-        batch = {"input_ids": tokens, "attention_mask": attended, "completion_mask": answers * attended}
-        known = {name: torch.zeros(spec.shape) for name, spec in specs.items() if name not in batch}
-        return {name: tensor.to(device_type) for name, tensor in {**batch, **known}.items()}
+        made = {"input_ids": tokens, "attention_mask": attended, "completion_mask": answers * attended}
+        return {name: made.get(name, torch.zeros(spec.shape)).to(device_type) for name, spec in specs.items()}
 
     return next_batch
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.launcher import RanksOutcome
 from bf16prof.measuring.results import RankQuality, RankResult
 from bf16prof.measuring.utilisation import peak_note, utilisation
@@ -247,5 +247,4 @@ def _job_step(own: StepRecord, all_ranks: Sequence[StepRecord]) -> StepRecord:
 
 def _tokens_per_step(job: Job) -> int:
     workload = job.profile.workload
-    rows = workload.micro_batch_size * (1 if workload.dpo == "none" else 2)
-    return rows * workload.sequence_length * workload.gradient_accumulation_steps * job.case.parallelism.data
+    return workload.rows * workload.sequence_length * workload.gradient_accumulation_steps * job.case.parallelism.data

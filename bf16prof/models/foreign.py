@@ -12,12 +12,12 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.errors import InputError, install_hint
-from bf16prof.profiles.models import EXAMPLE_INPUT, FactorySettings, HuggingFaceSettings
+from bf16prof.lazy_dataclass import dataclass
+from bf16prof.profiles.models import EXAMPLE_INPUT, FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.plain import INFINITY
 
 if TYPE_CHECKING:
@@ -56,6 +56,32 @@ def from_hf_config(settings: HuggingFaceSettings, checkpointing: Checkpointing |
             hint=f"in tables like {EXAMPLE_INPUT}",
         )
     return model.train()
+
+
+def scoring(model: Model) -> HuggingFaceSettings:
+    """The same configuration for the class that gives a sequence one number (trl/trainer/reward_trainer.py).
+
+    TRL takes the token that pads from the tokenizer; which one it is decides values, and no memory.
+    """
+    assert isinstance(model, HuggingFaceSettings), "only such models are admitted (engine/shared_batches.py)"
+    transformers, content = _transformers(), dict(model.hf_config)
+    with one_line(f"transformers cannot build this {content['model_type']!r} model"):
+        mapping, config = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, type(_config(content))
+    if config not in mapping:
+        raise InputError(f"workload.reward: transformers has no model that scores sequences for the model_type {content['model_type']!r}")
+    tokens = {"pad_token_id": 0} if model.text.get("pad_token_id") is None else {}
+    changed = {**content, "architectures": [mapping[config].__name__], "num_labels": 1, **tokens}
+    return model.model_copy(update={"hf_config": changed})
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model as TRL trains it on pairs of answers (trl/trainer/utils.py, disable_dropout_in_model)."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def from_factory(settings: FactorySettings, checkpointing: Checkpointing | None) -> nn.Module:

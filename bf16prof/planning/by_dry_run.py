@@ -8,6 +8,7 @@ run is not judged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.constraints import refusal_reason
@@ -29,7 +30,7 @@ def answer_by_dry_runs(judge: Judge, world_size: int, dry_run: DryRun) -> Answer
     Raises `InputError` where there is no combination, or DeepSpeed runs none.
     """
     search = _Search(judge.question, dry_run)
-    possible = [setting for setting in _inside(judge.question, world_size) if refusal_reason(judge.question.job(setting)) is None]
+    possible = [setting for setting in inside(judge.question, world_size) if refusal_reason(judge.question.job(setting)) is None]
     if not possible:
         raise nothing_to_judge(judge, world_size)
     frugal = [min(level, key=_appetite) for offload in Offload if (level := [s for s in possible if s.offload is offload])]
@@ -66,13 +67,13 @@ class _Search:
         records = self._dry_run(jobs) if jobs else []
         self.count += len(jobs)
         return [
-            _judged(self.question, setting, job, record)
+            judged_dry(self.question, setting, job, record)
             for setting, job, record in zip(settings, jobs, records, strict=True)
             if record is not None
         ]
 
 
-def _inside(question: Question, world_size: int) -> Iterable[Setting]:
+def inside(question: Question, world_size: int) -> Iterable[Setting]:
     """All combinations, ZeRO-3 inside `zero.Init` unless somebody has said otherwise."""
     for setting in question.combinations(world_size):
         yield setting.but(zero_init=True) if question.may_change_init and setting.stage == 3 else setting
@@ -104,8 +105,8 @@ def _further(search: _Search, question: Question, possible: Sequence[Setting], b
     return found
 
 
-def _judged(question: Question, setting: Setting, job: Job, record: MemoryRecord) -> Judged:
-    """A setting by its dry run, which says all of its memory but what is free (`verified.tried`)."""
+def judged_dry(question: Question, setting: Setting, job: Job, record: MemoryRecord, **more: Any) -> Judged:
+    """A setting by its dry run, which says all of its memory but what is free (`verified.tried`); `more`: what else its plan says."""
     peak, phase = record.run_peak_allocated_bytes or 0, record.peak_phase or Phase.BACKWARD
     said = {"peak_bytes": peak, "peak_phase": phase, "free_bytes": 0, "step_time_floor_s": None, "tokens_per_s_at_most": None}
-    return tried(Judged(setting, job, record, plan_of(question, setting, job, record, **said)), record)
+    return tried(Judged(setting, job, record, plan_of(question, setting, job, record, **said, **more)), record)

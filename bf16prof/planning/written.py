@@ -34,7 +34,7 @@ def flags(choice: Judged, room: Room) -> list[str]:
     """The flags that say the plan to `simulate`; what is trained comes before them."""
     plan = choice.plan
     case = plan.case
-    said = ["--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
+    said = [*plan.chosen, "--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
     said += ["--offload", str(case.offload)] if case.offload is not Offload.NONE else []
     said += ["--micro-batch-size", str(plan.micro_batch_size), "--gradient-accumulation-steps", str(plan.gradient_accumulation_steps)]
     said += ["--activation-checkpointing" if plan.activation_checkpointing else "--no-activation-checkpointing"]
@@ -72,6 +72,7 @@ def _of_the_loop(workload: WorkloadSettings) -> list[str]:
         "DeepSpeed's TiledMLP on the model": workload.tiled_mlp,
         "DeepSpeed's TiledFusedLogitsLoss in the place of head and loss": workload.fused_loss != "none",
         f"pairs of answers (DPO, {workload.dpo})": workload.dpo != "none",
+        "pairs of answers, and the loss of a reward model": workload.reward,
     }
     return [words for words, is_asked in found.items() if is_asked]
 

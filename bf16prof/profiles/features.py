@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.profiles.shipped import shipped_table
 

@@ -23,6 +23,7 @@ ADDED: dict[str, dict[str, object]] = {
         "fused_loss": "none",
         "fused_loss_tiles": None,
         "dpo": "none",
+        "reward": False,
     },
     "optimizer": {"library": ""},
 }

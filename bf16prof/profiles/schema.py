@@ -95,6 +95,8 @@ class WorkloadSettings(Settings):
     dpo: Preference = "none"
     """Pairs of answers in place of sequences, as TRL trains them: `micro_batch_size` pairs, and with `reference` a second model; with an
     adapter that is the policy without it."""
+    reward: bool = False
+    """A reward model, as TRL trains one: the model of a configuration with one score in the place of its head, on pairs of answers."""
     evaluation: EvaluationSettings | None = None
     """What is evaluated when the steps are over."""
     data: str = "synthetic"
@@ -103,6 +105,16 @@ class WorkloadSettings(Settings):
     """Build the model inside `deepspeed.zero.Init` (at stage 3): each parameter is partitioned as soon as it exists. Without it every rank
     first builds the whole model, as a script does that knows nothing of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a micro-batch is one of pairs of answers: rows are twice as many."""
+        return self.reward or self.dpo != "none"
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch."""
+        return self.micro_batch_size * (2 if self.has_pairs else 1)
 
 
 def _library(value: str) -> str:

@@ -43,6 +43,7 @@ def _line(records: Sequence[MemoryRecord]) -> str:
         _optional(workloads, "Liger's kernels: ", lambda w: None if w.liger == "none" else w.liger),
         _optional(workloads, "fused loss: ", lambda w: None if w.fused_loss == "none" else w.fused_loss),
         _optional(workloads, "DPO: ", lambda w: None if w.dpo == "none" else w.dpo),
+        "reward model" if any(w.reward for w in workloads) else "",
         _optional(workloads, "packed, sequences in a row: ", lambda w: str(w.packed_sequences or "")),
         _optional(workloads, "evaluation: ", lambda w: w.evaluation),
         "MLPs in tiles" if any(w.tiled_mlp for w in workloads) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from bf16prof.plans import EQUAL, Difference, Limits, Outlook, Plan, Room, StageComparison
@@ -23,6 +24,11 @@ LEFT = ("verdict", "recipe", "offload", "against the first", "first choice", "ch
 """Columns of words; the others are of numbers."""
 
 BY_DRY_RUNS = "Order: less offloading, no recomputation, lowest stage, largest micro-batch. Peak: of the whole run. Speed: not known."
+
+BY_DIMENSIONS = (
+    "Order: less offloading, no recomputation, fewer ranks that share, fewer changes of the model, lowest stage. Peak: of the whole run. "
+    "Speed: not known."
+)
 
 SMALL = 2**20
 """Differences below a MiB explain nothing."""
@@ -49,13 +55,19 @@ def plan_words(plan: Plan) -> str:
     parts = [case_label(plan.case), f"micro-batch {plan.micro_batch_size}"]
     parts += ["activations recomputed"] if plan.activation_checkpointing else []
     parts += ["built inside zero.Init"] if plan.zero_init else []
-    return ", ".join(parts)
+    return ", ".join(parts + _chosen(plan))
+
+
+def _chosen(plan: Plan) -> list[str]:
+    """What a search of the dimensions chose of a plan, as flags."""
+    return [inert(shlex.join(plan.chosen))] if plan.chosen else []
 
 
 def first_choice(outlook: Outlook) -> str:
     """The first choice and what it leaves free, as one sentence."""
     first, room = outlook.plans[0], outlook.room
     offload = "" if first.case.offload is Offload.NONE else f", offloading {first.case.offload}"
+    offload += "".join(f", {flags}" for flags in _chosen(first))
     held = _held(first)
     how = "allocated" if first.reserved_bytes is None else "reserved"
     tried = "; a dry run of the real engine says so" if first.is_tried else "; predicted"
@@ -74,7 +86,7 @@ def brief_notes(outlook: Outlook) -> list[str]:
     said = ["Order: less offloading, tokens/s" + (" (calibrated)" if calibrated else " at most (an upper bound)")]
     said[0] += ", least risk in learning, lowest stage. Peak: of the whole run."
     if not outlook.limits.are_known:
-        said = [BY_DRY_RUNS]
+        said = _by_dry_runs(plans)
     if any(plan.is_tried for plan in plans):
         said.append("Free: of what the allocator may reserve where a plan was tried, else of that without the margin.")
     if any(plan.zero_init for plan in plans):
@@ -83,6 +95,13 @@ def brief_notes(outlook: Outlook) -> list[str]:
     if not outlook.complete:
         said.append(f"More than these {len(plans)} fit. -v: all of them, what each learns and reserves, and how the margin is made.")
     return said + _not_judged(outlook)
+
+
+def _by_dry_runs(plans: Sequence[Plan]) -> list[str]:
+    """How plans are ordered that were all run dry, and what a search of the dimensions chose of each."""
+    if not any(plan.chosen for plan in plans):
+        return [BY_DRY_RUNS]
+    return [BY_DIMENSIONS, *(f"{rank}: {' '.join(_chosen(plan)) or 'as asked'}" for rank, plan in enumerate(plans, 1))]
 
 
 def plan_rows(plans: Sequence[Plan]) -> Table:
@@ -166,7 +185,7 @@ def order_text(outlook: Outlook) -> list[str]:
         "run, init included.",
     ]
     if not outlook.limits.are_known:
-        said = [BY_DRY_RUNS]
+        said = _by_dry_runs(plans)
     said += tried_lines(outlook)
     if not outlook.complete:
         said.append(f"More than these {len(plans)} fit: -v shows all, and so does a file (-o).")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
+
+from bf16prof.lazy_dataclass import dataclass
 
 Point = tuple[int, int]
 """Sequences of a micro-batch, and their length."""

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from harness import SHORT, TEXT, TINY, Finished, inside, measure
 
+from bf16prof import runs
+from bf16prof.measuring.results import load_rank
+from bf16prof.records import Phase, PhaseMemory, merge_phases
+
 WARMUP = 4
 """Steps before the one measured; the second to the last of them repeat each other, so that the quickest gloo can be taken."""
 
@@ -28,6 +32,23 @@ class Measured:
 
     finished: Finished
     folder: Path
+
+    def quickest(self, stage: int, recipe: str) -> dict[Phase, PhaseMemory]:
+        """The phases of a case's rank 0, with the peaks of those moments in which gloo was quickest.
+
+        When a collective is over, gloo's threads may hold its tensors for a moment longer, in one step and not in the next. The first step
+        counts, and of the warm-up steps after it, which repeat each other, the smallest peak of each phase.
+        """
+        (label,) = {
+            each.case.label for each in runs.load(self.folder).records if (each.case.zero_stage, each.case.recipe) == (stage, recipe)
+        }
+        result = load_rank(self.folder / label, 0)
+        assert result is not None
+        first, *others = [step.phases for step in result.steps if step.warmup]
+        least = {
+            phase: PhaseMemory(min(step[phase].peak_bytes or 0 for step in others), others[-1][phase].end_bytes) for phase in others[-1]
+        }
+        return merge_phases({Phase.INIT: result.init, **first}, least)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Real DeepSpeed ranks that do more than steps of one model, and the dry run of the same: evaluation, packed rows, DPO, QLoRA, tiles."""
+"""Real DeepSpeed ranks that do more than steps of one model, and the dry run of the same: evaluation, packed rows, DPO, reward
+models, QLoRA, tiles."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ CASES = [
     pytest.param(2, "--dpo reference --gas 2", SCALAR, id="dpo-zero2"),
     pytest.param(2, "--dpo reference --lora r=4,targets=q_proj", 3 * SCALAR, id="dpo-adapter-zero2"),
     pytest.param(1, "--dpo precomputed", SCALAR, id="dpo-precomputed-zero1"),
+    pytest.param(3, "--reward", SCALAR, id="reward-zero3"),
+    pytest.param(1, "--reward --gas 2 --activation-checkpointing", SCALAR, id="reward-zero1"),
     pytest.param(2, f"{LORA} --load-in-4bit --eval-batch-size 3", 14 * SCALAR, id="qlora-zero2"),
     pytest.param(3, f"{LORA} --load-in-4bit --no-zero-init", 14 * SCALAR, id="qlora-zero3"),
     pytest.param(3, "--fused-loss tiled --set workload.fused_loss_tiles=3", SCALAR, id="tiles-zero3"),

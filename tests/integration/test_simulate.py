@@ -17,10 +17,9 @@ from test_exact import BF16, CASES, FULL, LLAMA, Run, by_day_or_night, sets
 from bf16prof import runs
 from bf16prof.cases import Job, JobFile
 from bf16prof.dry_run.runner import simulate
-from bf16prof.measuring.results import load_rank
 from bf16prof.models.modules import build_trained
 from bf16prof.profiles.recipes import DTYPE_BYTES, find_recipe
-from bf16prof.records import Component, MemoryRecord, Phase, PhaseMemory, Source, merge_phases
+from bf16prof.records import Component, MemoryRecord, Phase, PhaseMemory, Source
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -80,15 +79,17 @@ def simulated(measured: Callable[..., Measured]) -> Callable[[tuple[str, ...]], 
 
     def get(words: tuple[str, ...]) -> Pairs:
         if words not in made:
-            folder = measured(*words).folder
-            run = runs.load(folder)
+            done = measured(*words)
+            run = runs.load(done.folder)
             real = [record for record in run.records if record.source is Source.MEASURE]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("PYTHONPATH", str(INSIDE))
                 patch.syspath_prepend(INSIDE)
                 jobs = [JobFile(record.case, run.manifest.profile, record.device).job() for record in real]
                 found = list(zip(real, simulate(jobs), map(late_in_init, jobs), strict=True))
-            made[words] = {(a.case.zero_stage, a.case.recipe): (a, rank0(folder, a), b, late) for a, b, late in found}
+            made[words] = {
+                (a.case.zero_stage, a.case.recipe): (a, done.quickest(a.case.zero_stage, a.case.recipe), b, late) for a, b, late in found
+            }
         return made[words]
 
     return get
@@ -119,20 +120,6 @@ def late_in_init(job: Job) -> int:
         return 0
     width = DTYPE_BYTES[find_recipe(job.case.recipe).dtypes[Component.PARAMETERS]]
     return width * sum(sorted(parameter.numel() for parameter in build_trained(job.profile).parameters())[-2:])
-
-
-def rank0(folder: Path, record: MemoryRecord) -> Phases:
-    """The phases of rank 0; those of a record are of the rank that holds most.
-
-    The first step counts, and of the warm-up steps after it, which repeat each other, those moments in which gloo was quickest.
-    """
-    result = load_rank(folder / record.case.label, 0)
-    assert result is not None
-    first, *others = [step.phases for step in result.steps if step.warmup]
-    quickest = {
-        phase: PhaseMemory(min(step[phase].peak_bytes or 0 for step in others), others[-1][phase].end_bytes) for phase in others[-1]
-    }
-    return merge_phases({Phase.INIT: result.init, **first}, quickest)
 
 
 def peak(phases: Phases, phase: str) -> int:

@@ -30,7 +30,7 @@ SELECTORS = {"--profile", "-p", "--zero", "--recipe", "-r", "--offload"}
 OVERRIDES = {
     "--sequence-length", "--micro-batch-size", "--gradient-accumulation-steps", "--activation-checkpointing",
     "--no-activation-checkpointing", "--zero-init", "--no-zero-init", "--set", "--seq", "--batch-size", "--gas", "--lora", "--liger",
-    "--sp", "--tp", "--pp", "--ep", "--eval-batch-size", "--packed-sequences", "--dpo",
+    "--sp", "--tp", "--pp", "--ep", "--eval-batch-size", "--packed-sequences", "--dpo", "--reward", "--no-reward",
     "--load-in-4bit", "--no-load-in-4bit", "--fused-loss",
 }  # fmt: skip
 FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-args", "--optim"}
@@ -56,7 +56,8 @@ FLAGS = {
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
         "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
+        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace", "--search-dimensions",
+        "--no-search-dimensions", "--dry-runs",
     },
     "report": OUTPUT | {"--open", "--verbose", "-v", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
     "doctor": {"--json"},

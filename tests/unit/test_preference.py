@@ -86,6 +86,8 @@ def test_what_is_not_modelled_together_is_one_line(more: tuple[str, ...], expect
 
     assert expected in refused(main("simulate", file, "--dpo", "reference", *more))
     assert "models of transformers" in refused(main("simulate", "cpu-demo", "--dpo", "reference"))
+    assert expected.replace("--dpo", "--reward") in refused(main("simulate", file, "--reward", *more))
+    assert "--reward with --dpo" in refused(main("simulate", file, "--reward", "--dpo", "reference"))
     assert "input should be 'none', 'reference' or 'precomputed'" in refused(main("simulate", file, "--dpo", "policy"))
 
 
@@ -94,3 +96,4 @@ def test_the_closed_form_leaves_it_to_the_dry_run_in_one_line(main: Main, tmp_pa
     file.write_text(json.dumps(config("llama")), encoding="utf-8")
 
     assert "(--dpo) is left to the dry run" in refused(main("estimate", file, "--dpo", "reference", "--gpus", "2"))
+    assert "(--reward) is left to the dry run" in refused(main("estimate", file, "--reward", "--gpus", "2"))

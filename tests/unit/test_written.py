@@ -10,11 +10,17 @@ import pytest
 
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.closed_form import training
-from bf16prof.closed_form.passes import Meter, Peak
+from bf16prof.closed_form.gathers import Gathers
+from bf16prof.closed_form.gradients import Launched
+from bf16prof.closed_form.passes import Handler, Meter, Peak, close, walk
+from bf16prof.closed_form.requests import Requests
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import WalkPlan
+from bf16prof.closed_form.written import Retelling
+from bf16prof.engine.labels import CUBLAS_WORKSPACES
+from bf16prof.models.autograd.tape import LOSS
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Device, Offload
+from bf16prof.records import Device, Offload, Phase
 
 RECIPES = ("bf16-full", "bf16-fp32-master", "fp32", "autocast-fp32", "bf16-full-autocast")
 ZERO: dict[str, tuple[object, ...]] = {
@@ -53,21 +59,82 @@ def known(meter: Meter) -> tuple[object, ...]:
     return meter.level, meter.ends, {phase: seen(peak) for phase, peak in meter.peaks.items()}, held(meter.held)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_what_is_played_is_what_is_walked(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = draw(random.Random(seed))
-    monkeypatch.setattr(training, "_COORDINATED", {})
-    walked, first = training._walked.__wrapped__(plan), training._first_step.__wrapped__(plan)
-    assert set(training._COORDINATED.values()) == {None}, "nothing is written down for one walk"
+def at_work(plan: WalkPlan, meter: Meter) -> Gathers:
+    """The coordinator itself, on a meter."""
+    gathers = training._gradients(plan, meter, plan.program())
+    assert isinstance(gathers, Gathers)
+    return gathers
 
+
+def walked_at_work(plan: WalkPlan) -> tuple[Meter, list[Launched]]:
+    whole, meter = plan.program(), Meter(plan.block)
+    gathers, launched = at_work(plan, meter), []
+    for _, is_last in plan.walked_micro_steps():
+        gathers.start(is_boundary=is_last)
+        walk(whole, meter, training._handlers(gathers) | training.loop(meter, plan))
+        gathers.finish()
+        close(whole, meter)
+        meter.begin(Phase.STEP)
+        launched.append(gathers.launched)
+    gathers.release_all()
+    return meter, launched
+
+
+def first_step_at_work(plan: WalkPlan) -> Meter:
+    whole, meter = plan.program(), Meter(plan.block)
+    for label, size in (*plan.outputs, (LOSS, plan.loss), (CUBLAS_WORKSPACES, plan.workspace)):
+        meter.give(label, size)
+    others: dict[str, Handler] = {"backward": lambda *_: meter.take(CUBLAS_WORKSPACES, plan.workspace)}
+    gathers = at_work(plan, meter)
+    gathers.forget()
+    for number in range(min(plan.micro_steps, 2)):
+        gathers.start(is_boundary=number == plan.micro_steps - 1)
+        walk(whole, meter, training._handlers(gathers) | others)
+        gathers.finish()
+        close(whole, meter)
+        meter.begin(Phase.STEP)
+        others = training.loop(meter, plan)
+    return meter
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_played_is_what_is_walked(seed: int) -> None:
+    # GIVEN a drawn plan; WHEN it is walked with the coordinator at work, and with what was written of it
+    plan = draw(random.Random(seed))
+    meter, launched = walked_at_work(plan)
     played, first_played = training._walked.__wrapped__(plan), training._first_step.__wrapped__(plan)
 
-    assert None not in training._COORDINATED.values()
-    assert known(played.meter) == known(walked.meter)
-    assert known(first_played) == known(first)
-    assert [(times, each.gathered, each.reduced) for times, each in played.launched] == [
-        (times, each.gathered, each.reduced) for times, each in walked.launched
-    ]
+    # THEN every level, every peak and what goes to collectives are the same
+    assert known(played.meter) == known(meter)
+    assert known(first_played) == known(first_step_at_work(plan))
+    assert [(each.gathered, each.reduced) for _, each in played.launched] == [(each.gathered, each.reduced) for each in launched]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_is_retold_asks_the_allocator_for_the_same(seed: int, is_first: bool) -> None:
+    # GIVEN a drawn plan, and what the coordinator at work asks the allocator for in its micro-steps
+    plan = draw(random.Random(seed))
+    whole, meter = plan.program(), Requests(plan.block, {}, 24)
+    gathers = at_work(plan, meter)
+    if is_first:
+        gathers.forget()
+    for _, is_last in plan.walked_micro_steps():
+        gathers.start(is_boundary=is_last)
+        walk(whole, meter, training._handlers(gathers))
+        gathers.finish()
+    gathers.release_all()
+
+    # WHEN another meter is told what was written; THEN it asks for the same
+    other, written = Requests(plan.block, {}, 24), training.coordinated(plan, whole, is_first=is_first)
+    assert written is not None
+    retelling = Retelling(written.steps, written.end, written.kinds, other)
+    for _, is_last in plan.walked_micro_steps():
+        retelling.start(is_boundary=is_last)
+        walk(whole, other, retelling.handlers)
+        retelling.finish()
+    retelling.release_all()
+    assert other.cut() == meter.cut()
 
 
 def test_another_length_asks_the_coordinator_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

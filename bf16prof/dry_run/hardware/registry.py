@@ -10,9 +10,10 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.shipped import shipped_table
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.kernels import AttentionCall, KernelCall, blocks, scratch_bytes
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.pointwise import dropout
 from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, GraphNode, Tape, Tensor

@@ -13,9 +13,10 @@ import heapq
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, Label
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
 

@@ -34,7 +34,9 @@ def build_trained(profile: Profile, dtype: torch.dtype | None = None, device: st
     if profile.parallel.pipeline > 1:
         return pipelined(profile.model, profile.parallel.pipeline)
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
-    model = with_liger(build(profile.model, activation_checkpointing=how), workload.liger)
+    settings = foreign.scoring(profile.model) if workload.reward else profile.model
+    model = with_liger(build(settings, activation_checkpointing=how), workload.liger)
+    model = foreign.without_dropout(model) if workload.has_pairs else model
     model = with_tiled_mlp(model) if workload.tiled_mlp else model
     model = with_tiled_loss(model, workload.fused_loss_tiles) if workload.fused_loss == "tiled" else model
     if profile.quantization is not None:

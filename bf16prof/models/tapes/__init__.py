@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from bf16prof.errors import InputError
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
@@ -11,6 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reports.units import UNKNOWN
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, cast, cross_entropy, embedding, linear
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
 from bf16prof.models.shapes.huggingface import BufferSpec

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.attention import Heads, attention, repeated
 from bf16prof.models.autograd.operators import add, contiguous, matmul, select, strided
 from bf16prof.models.autograd.pointwise import added_in_place, dropout, indexed, sliced

@@ -6,9 +6,9 @@ transformers 5.23.0: `models/{gemma,gemma2,gemma3}/modeling_*.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import FP32, add, cast, embedding, mul, strided
 from bf16prof.models.autograd.pointwise import over_number, plus_number, power, reciprocal_root, row_mean, tanh
 from bf16prof.models.autograd.tape import Tape, Tensor

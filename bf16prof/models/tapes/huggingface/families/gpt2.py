@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.attention import Heads
 from bf16prof.models.autograd.operators import add, addmm, contiguous, embedding, reshaped, split
 from bf16prof.models.autograd.tape import Tape, Tensor

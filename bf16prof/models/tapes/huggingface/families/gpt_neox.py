@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.attention import Heads
 from bf16prof.models.autograd.operators import add, reshaped, split
 from bf16prof.models.autograd.tape import Tape, Tensor

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.attention import Heads
 from bf16prof.models.autograd.operators import add, mul, reshaped, strided, viewed
 from bf16prof.models.autograd.tape import Tape, Tensor

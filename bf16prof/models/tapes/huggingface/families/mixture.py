@@ -7,9 +7,9 @@ which sorts the tokens by expert: no shape depends on how many each of them gets
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.experts import INT32, grouped_product, taken, topk
 from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, add, cast, linear, mul, softmax, split, viewed
 from bf16prof.models.autograd.pointwise import divided_in_place, row_sum, sigmoid

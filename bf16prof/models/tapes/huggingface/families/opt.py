@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.attention import Heads
 from bf16prof.models.autograd.operators import FP32, TOKEN_BYTES, add, embedding, in_rows, mul, reshaped
 from bf16prof.models.autograd.pointwise import dropout

@@ -6,10 +6,10 @@ transformers 5.23.0: `models/phi3/modeling_phi3.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import add, concatenate, mul, split
 from bf16prof.models.autograd.pointwise import sliced
 from bf16prof.models.autograd.tape import STRIDED, Tape, Tensor

@@ -1,0 +1,80 @@
+"""What a job needs at least in whatever way its ranks share the work: a lower bound of its peak from few rules, each of which is exact.
+
+It orders the ways that a search tries, and leaves out those that cannot fit. What it leaves out of account (buckets, gathered parameters,
+what a layer makes while it runs) only makes a job larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bf16prof.cases import Job
+from bf16prof.closed_form.gap import closed_form_gap
+from bf16prof.closed_form.steady import Engine, model_states
+from bf16prof.engine.config import deepspeed_config, dtype_bytes, engine_facts
+from bf16prof.planning.ways import sizes_of
+from bf16prof.profiles.models import HuggingFaceSettings
+from bf16prof.records import Component
+
+FP32_BYTES = 4
+
+CUT_FROM = {Component.PARAMETERS: 3, Component.GRADIENTS: 2}
+"""From which ZeRO stage on all ranks of a job have equal parts of these, however they share the work; of all else they do from stage 1."""
+
+AT_LEAST = {True: 1, False: 2}
+"""Tensors as wide as the model that a layer keeps for each token, by whether it is recomputed: its input, and that of its second half."""
+
+OF_THE_LOSS = 2
+"""Tensors of a word for each token that backward of cross entropy has at once: what log-softmax saved, and its gradient."""
+
+
+def states_of(job: Job) -> Mapping[Component, int]:
+    """What a job whose ranks share nothing holds of its model between steps, on the GPU, by component; empty where it is not known."""
+    if closed_form_gap(job):
+        return {}
+    found: dict[Component, int] = {}
+    for each in model_states(Engine.of(job)):
+        if not each.on_host:
+            component, _ = each.label
+            found[component] = found.get(component, 0) + each.bytes
+    return found
+
+
+@dataclass(frozen=True)
+class Least:
+    """What the peak of a job is not below: what it holds between steps, and what it keeps for backward."""
+
+    held_bytes: int
+    kept_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Both, which are there together when backward begins."""
+        return self.held_bytes + self.kept_bytes
+
+
+def least_of(job: Job, states: Mapping[Component, int]) -> Least:
+    """The bound of a job. `states`: of the same job, had its ranks shared nothing (`states_of`)."""
+    case = job.case
+    parts = case.tensor_parallel * case.pipeline_parallel
+    held = sum(size // (parts if case.zero_stage < CUT_FROM.get(component, 0) else 1) for component, size in states.items())
+    return Least(held, _activations(job))
+
+
+def _activations(job: Job) -> int:
+    """When backward begins: what every layer keeps, and the logits unless head and loss are one."""
+    case, workload, sizes = job.case, job.profile.workload, sizes_of(job.profile)
+    if sizes is None:
+        return 0
+    tokens = workload.micro_batch_size * workload.sequence_length // case.sequence_parallel
+    width = dtype_bytes(engine_facts(deepspeed_config(job)).parameter_dtype)
+    kept = AT_LEAST[workload.activation_checkpointing] * sizes.layers // case.pipeline_parallel
+    is_fused = workload.liger != "none" or workload.fused_loss != "none"
+    loss = 0 if is_fused else OF_THE_LOSS * _logit_bytes(job, width) * tokens * sizes.vocabulary // case.tensor_parallel
+    return kept * tokens * sizes.hidden * width + loss
+
+
+def _logit_bytes(job: Job, width: int) -> int:
+    """transformers computes the loss of fp32 logits (`loss/loss_utils.py`, ForCausalLMLoss); families do of their own dtype."""
+    return max(width, FP32_BYTES) if isinstance(job.profile.model, HuggingFaceSettings) else width
