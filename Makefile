@@ -98,8 +98,8 @@ $(MUTMUT): | $(VENV)/.dev
 	$(INSTALL) --target $@ mutmut==3.8.1
 
 mutants: $(VENV)/.dev $(MUTMUT) ## Mutate the formulas and see which mutants the unit tests let live (hours; goes on where it was stopped; ONLY='bf16prof.closed_form.step.*')
-	PYTHONPATH=$(MUTMUT) $(BIN)/python -m mutmut run $(ONLY)
-	PYTHONPATH=$(MUTMUT) $(BIN)/python -m mutmut results
+	PYTHONPATH=$(MUTMUT) $(BIN)/python benchmarks/mutants.py run $(ONLY)
+	PYTHONPATH=$(MUTMUT) $(BIN)/python benchmarks/mutants.py results
 
 versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
 	$(BIN)/python benchmarks/versions.py

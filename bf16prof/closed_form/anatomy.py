@@ -114,6 +114,7 @@ def without_rule(job: Job) -> str | None:
         (workload.reward, "a reward model (--reward)"),
         (workload.fused_loss != "none", f"a loss that is computed with its head (--fused-loss {workload.fused_loss})"),
         (profile.quantization is not None, "a 4-bit base (--load-in-4bit)"),
+        (profile.deepspeed.zero_optimization.offload_optimizer.device == "nvme", "an optimizer on NVMe (offload_optimizer.device)"),
         (workload.tiled_mlp, "DeepSpeed's TiledMLP (workload.tiled_mlp)"),
     )
     return next((f"{what} is left to the dry run" for is_asked, what in left if is_asked), None)

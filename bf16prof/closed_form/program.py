@@ -6,7 +6,7 @@ Events between two events that concern the engine (a gradient is there, a module
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bf16prof.cases import Job
@@ -56,6 +56,15 @@ class Section:
         return self.sizes()
 
     @functools.cached_property
+    def operations(self) -> Mapping[str, int]:
+        """Operations of its matrix products in each part of a micro-step: `forward`, `backward`, or `recomputed`."""
+        found: dict[str, int] = {}
+        for kind, part, count in self.events:
+            if kind == "compute":
+                found[part] = found.get(part, 0) + count
+        return found
+
+    @functools.cached_property
     def of_the_engine(self) -> int:
         """A number for the events that an engine hears of; sections with the same events have the same."""
         return _NUMBERS.setdefault(tuple((each.kind, each.subject, each.bytes) for each in self.segments if each.kind), len(_NUMBERS))
@@ -63,6 +72,26 @@ class Section:
     @functools.cached_property
     def _shifted(self) -> dict[int, Sequence[ActivationStretch]]:
         return {0: self.segments}
+
+    @functools.cached_property
+    def _merged(self) -> dict[Hashable, Sequence[ActivationStretch]]:
+        return {}
+
+    def merged(self, kinds: frozenset[str], places: tuple[int, ...]) -> Sequence[ActivationStretch]:
+        """The segments; one that ends with an event of these kinds is part of the next, but for those at these places."""
+        if (kinds, places) not in self._merged:
+            self._merged[kinds, places] = list(self._put_together(kinds, set(places)))
+        return self._merged[kinds, places]
+
+    def _put_together(self, kinds: frozenset[str], places: set[int]) -> Iterator[ActivationStretch]:
+        level = highest = at = 0
+        for place, each in enumerate(self.segments):
+            if level + each.highest > highest:
+                highest, at = level + each.highest, each.at
+            level += each.net
+            if each.kind not in kinds or place in places:
+                yield each._replace(highest=highest, at=at, net=level)
+                level = highest = 0
 
     def shifted(self, layers: int) -> Sequence[ActivationStretch]:
         """The segments so many layers further on."""
@@ -93,9 +122,8 @@ class Program:
         """Operations of the matrix products of a micro-step in each part of it: `forward`, `backward`, or `recomputed`."""
         found: dict[str, int] = {}
         for section, _ in self.sections:
-            for kind, part, count in section.events:
-                if kind == "compute":
-                    found[part] = found.get(part, 0) + count
+            for part, count in section.operations.items():
+                found[part] = found.get(part, 0) + count
         return found
 
     @functools.cached_property

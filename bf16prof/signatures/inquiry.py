@@ -22,7 +22,6 @@ from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.lazy_dataclass import dataclass
-from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.models import FactorySettings, Model
 from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of
@@ -145,6 +144,8 @@ def _device(job: Job) -> Any:
     """A GPU by what its kernels depend on; a CPU by what it is, and by the threads of a rank, each of which has scratch of its own."""
     if job.gpu is not None:
         return [list(job.gpu.compute_capability), dataclasses.astuple(processor_of(job.gpu))]
+    from bf16prof.processes import threads_per_rank
+
     return [_processor(), threads_per_rank(job.case.world_size)]
 
 
