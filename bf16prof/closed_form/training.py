@@ -278,7 +278,7 @@ def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinate
         return None
     net = network(plan.run) if plan.anatomy.signature is None else None
     widths = plan.precision.autocast or plan.precision.parameter, plan.precision.parameter
-    own = (plan.anatomy, widths, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
+    own = (plan.anatomy.number, widths, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
     key = (*own, net and (net.leaf, net.root), whole.of_the_engine)
     if key not in _COORDINATED:
         if len(_COORDINATED) >= REMEMBERED:
