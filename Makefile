@@ -74,7 +74,7 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (hours; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py
 
-signatures: $(VENV)/.dev ## Record the presets' signatures that ship anew; fails when they change, saying which bytes did (forty minutes; goes on where it was stopped)
+signatures: $(VENV)/.dev ## Record the presets' signatures that ship anew; fails when they change, saying which bytes did (an hour; goes on where it was stopped)
 	$(BIN)/python benchmarks/signatures.py
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run
@@ -98,8 +98,8 @@ $(MUTMUT): | $(VENV)/.dev
 	$(INSTALL) --target $@ mutmut==3.8.1
 
 mutants: $(VENV)/.dev $(MUTMUT) ## Mutate the formulas and see which mutants the unit tests let live (hours; goes on where it was stopped; ONLY='bf16prof.closed_form.step.*')
-	PYTHONPATH=$(MUTMUT) $(BIN)/python -m mutmut run $(ONLY)
-	PYTHONPATH=$(MUTMUT) $(BIN)/python -m mutmut results
+	PYTHONPATH=$(MUTMUT) $(BIN)/python benchmarks/mutants.py run $(ONLY)
+	PYTHONPATH=$(MUTMUT) $(BIN)/python benchmarks/mutants.py results
 
 versions: $(VENV)/.dev ## Dry runs with every supported release of DeepSpeed and of transformers (ten minutes; nightly)
 	$(BIN)/python benchmarks/versions.py

@@ -312,7 +312,7 @@ def partitioned(walked: Meter, numels: Mapping[Key, int], how: GradientReduction
             see(*moment)
         elif isinstance(moment, Flush):
             if moment.at.level + partition - freed + moment.most > found[Phase.BACKWARD].level:
-                see(Phase.BACKWARD, moment.at, _reduced(moment, how, share))
+                see(Phase.BACKWARD, moment.at, max(map(sum, reduced_pieces(moment, how, share))))
             if moment.reach(share.spans)[0] >= not_mine:
                 continue  # nothing in it is this rank's
             if offloaded := _offloaded(moment, how, share):
@@ -365,20 +365,9 @@ def _filled(walked: Meter, found: Mapping[Phase, Found], partition: int, before:
     return meter
 
 
-def _reduced(flush: Flush, how: GradientReduction, share: Share) -> int:
-    """The most that reducing a bucket takes: a flat copy of slices of several ranks, and a cast to the communication dtype."""
-    if not how.scatters:
-        return flush.elements * (flush.wire if flush.wire != how.width else 0)
-    first, last = flush.reach(share.spans)
-    alone = first // share.partition == (last - 1) // share.partition
-    wire = flush.wire if flush.wire != how.width else 0
-    if alone or flush.elements <= how.bucket_size:
-        return flush.elements * (wire if alone else how.width + wire)
-    return max(numel * ((how.width if slices > 1 else 0) + wire) for numel, slices in share.chunks(flush.keys, how.bucket_size))
-
-
 def reduced_pieces(flush: Flush, how: GradientReduction, share: Share) -> Iterator[tuple[int, ...]]:
-    """What reducing a bucket takes, one chunk after the other: a flat copy, and a cast to the communication dtype (as `_reduced`)."""
+    """What reducing a bucket takes, one chunk after the other: a flat copy of slices of several ranks, and a cast to the communication
+    dtype."""
     wire = flush.wire if flush.wire != how.width else 0
     if not how.scatters:
         yield (flush.elements * wire,)

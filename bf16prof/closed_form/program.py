@@ -1,4 +1,4 @@
-"""The events of a whole forward and backward pass, from the tape of a few layers: between the first and the last, layers of a kind repeat.
+"""The events of a whole forward and backward pass, from the tape of a few layers: between the first and the last they repeat.
 
 Events between two events that concern the engine (a gradient is there, a module is entered) are put together to a `Segment`.
 """
@@ -13,9 +13,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import Event, Precision, Tape
-from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import ForwardRun, network
-from bf16prof.profiles.models import Model
+from bf16prof.models.tapes import ForwardRun, OwnNetwork
 from bf16prof.records import Label
 from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
@@ -185,9 +183,9 @@ def recorded(signature: Signature, block: int) -> Program:
 @functools.cache
 def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
-    layers = _taped(network(run).kinds)
+    layers = _taped(OwnNetwork(run).model.num_layers)
     taped = sorted(set(layers))
-    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=_order(run.model), processor=run.processor)
+    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, processor=run.processor)
     parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
@@ -203,24 +201,14 @@ def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient
     ])  # fmt: skip
 
 
-@functools.lru_cache(maxsize=64)
-def _order(model: Model) -> Mapping[tuple[int, str], int]:
-    """The place of every parameter of a model."""
-    return {key_of(spec.name): place for place, spec in enumerate(inventory(model))}
-
-
-def _taped(kinds: Sequence[Hashable]) -> list[int]:
-    """For every layer the one that is on the tape for it: the first of each kind, with which ends what a kind shares, and the last layer
-    stand for themselves, the second of each kind for all others."""
-    first: dict[Hashable, int] = {}
-    second: dict[Hashable, int] = {}
-    last = len(kinds) - 1
-    return [layer if layer in (first.setdefault(kind, layer), last) else second.setdefault(kind, layer) for layer, kind in enumerate(kinds)]
+def _taped(layers: int) -> list[int]:
+    """For every layer the one that is on the tape for it: the first and the last stand for themselves, the second for all others."""
+    return [layer if layer in (0, layers - 1) else 1 for layer in range(layers)]
 
 
 def record(run: ForwardRun, tape: Tape, layers: Sequence[int]) -> list[Event]:
     """The events of a forward and backward pass through these layers alone, on an empty tape."""
-    loss = network(run).loss(tape, layers)
+    loss = OwnNetwork(run).loss(tape, layers)
     _leave_autocast(tape, layers)
     tape.mark("backward")
     tape.phase = "backward"

@@ -226,7 +226,10 @@ class _Search:
                 self.found.append((choice, judged_dry(choice.question, choice.setting, choice.job, record, chosen=choice.way.flags)))
 
     def _better(self, choices: Sequence[Choice]) -> list[Choice]:
-        """What offloads as much as the best that fits, is to be preferred to it, and may fit too; none where no dry run is left."""
+        """What offloads as much as the best that fits, is to be preferred to it, and may fit too; none where no dry run is left.
+
+        With all savers first: where that does not fit, nothing like it with fewer does.
+        """
         if not self.fitting or self.count >= self._most:
             return []
         best = self.fitting[0][0]
@@ -235,7 +238,7 @@ class _Search:
             for choice in choices
             if choice.setting.offload is best.setting.offload and choice.preference < best.preference and self._may_fit(choice)
         )
-        return sorted(hopeful, key=lambda choice: choice.preference)
+        return sorted(hopeful, key=lambda choice: (*choice.preference[:3], -len(choice.way.savers), choice.setting.stage))
 
     def _may_fit(self, choice: Choice) -> bool:
         """Whether it has not been tried, and no dry run tells that it cannot fit, or breaks."""

@@ -117,5 +117,7 @@ def sizes_of(profile: Profile) -> Sizes | None:
         return Sizes(model.num_layers, model.hidden_size, model.vocab_size)
     if not isinstance(model, HuggingFaceSettings) or model.inputs:
         return None
-    found = [value for key in ("num_hidden_layers", "hidden_size", "vocab_size") if isinstance(value := model.text.get(key), int)]
-    return Sizes(*found) if len(found) == len(Sizes.__dataclass_fields__) else None
+    layers, hidden, vocabulary = (model.text.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    if isinstance(layers, int) and isinstance(hidden, int) and isinstance(vocabulary, int):
+        return Sizes(layers, hidden, vocabulary)
+    return None

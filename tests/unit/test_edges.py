@@ -17,7 +17,16 @@ from jobs import job, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.closed_form.gathers import Gathers, GatherSettings
-from bf16prof.closed_form.gradients import Flush, GradientReduction, Gradients, PartitionedGradients, Share
+from bf16prof.closed_form.gradients import (
+    CAST,
+    AccumulatedGradients,
+    Accumulation,
+    Flush,
+    GradientReduction,
+    Gradients,
+    PartitionedGradients,
+    Share,
+)
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.step import step, update
@@ -188,6 +197,66 @@ def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, lau
 
     assert gradients.launched.reduced == launched
     assert gradients.meter.held[ALL_REDUCE_BUFFER] == 0
+
+
+@pytest.mark.parametrize(
+    ("immediate", "wire", "is_boundary", "highest", "left"),
+    [
+        (False, 4, True, 240 + 4 * 50, 240),
+        (False, 2, True, 240 + 2 * 120, 240),
+        (False, 2, False, 240 + 4 * 50, 240),
+        (True, 2, True, 2 * 50 + 4 * 50, 0),
+        (True, 4, True, 2 * 50 + 4 * 50, 0),
+        (True, 3, True, 3 * 120, 0),
+        (True, 3, False, 2 * 50 + 4 * 50, 0),
+    ],
+)
+def test_bf16_optimizer_casts_each_gradient_to_add_it(*, immediate: bool, wire: int, is_boundary: bool, highest: int, left: int) -> None:
+    """bf16_optimizer.py, update_hp_grads, or accumulate_hp_grads_and_remove_lp as soon as it is there: `lp.grad.to(fp32)`; then engine.py,
+    allreduce_bucket: the whole flat gradient in the communication dtype where that is not fp32, in the last micro-step.
+
+    Three gradients of 50, 40 and 30 elements in bf16.
+    """
+    numels = {A: 50, B: 40, C: 30}
+    meter = Meter(1)
+    gradients = AccumulatedGradients(meter, numels, Accumulation(wire, immediate))
+    gradients.start(is_boundary=is_boundary)
+    meter.begin(Phase.BACKWARD)
+    for key, numel in numels.items():
+        meter.take(GRADIENT, 2 * numel)
+        gradients.ready(key, 2 * numel)
+    gradients.finish()
+
+    peak = meter.peaks[Phase.BACKWARD]
+    assert peak.level == highest
+    assert {name: size for name, size in peak.held.items() if size and name != GRADIENT} in (
+        {CAST: 4 * 50},
+        {ALL_REDUCE_BUFFER: wire * 120},
+    )
+    assert meter.level == meter.held[GRADIENT] == left
+
+
+def test_bf16_optimizer_updates_a_partition_in_fp32_and_lets_go_of_gradients() -> None:
+    """bf16_optimizer.py, step, on two ranks: one tensor, half of the parameters in fp32, padded to two elements a rank; PyTorch's `foreach`
+    makes denominators of its size (torch/optim/adam.py). `clear_lp_grads` lets go of the gradients in bf16."""
+    more = {
+        "deepspeed__data_types__grad_accum_dtype": "fp32",
+        "optimizer__torch_adam": True,
+        "optimizer__foreach": True,
+        "optimizer__fused": False,
+    }
+    engine = Engine.of(job(profile("cpu-demo", **more), 1, 2, "bf16-fp32-master", device=Device.CPU))
+    meter = Meter(1)
+    gradients = AccumulatedGradients(meter, {A: 5, B: 10}, Accumulation(4, immediate=False))
+    for key, size in ((A, 10), (B, 20)):
+        meter.take(GRADIENT, size)
+        gradients.ready(key, size)
+
+    step(engine, meter, gradients)
+
+    padded = sum(spec.numel for spec in engine.parameters) + 3 & ~3
+    assert meter.peaks[Phase.STEP].held == {GRADIENT: 30, OPTIMIZER_TEMPORARIES: 4 * padded // 2}
+    assert meter.ends[Phase.STEP] == meter.held[GRADIENT] == 0
 
 
 IN_PIECES = (*[8 * 4000] * 5, 8 * 4400, 8, 8, 4 * 8 * 4400)

@@ -1,0 +1,88 @@
+"""mutmut with tests that are collected once (`make mutants`): a mutant costs a fork and the tests up to the first that fails.
+
+mutmut's fork server imports the tests; then pytest collects them anew for every mutant, and runs them in no order. Here it keeps what has
+been collected, has imported what tests import late, and runs the quickest first. No test has run before a fork, so that no mutant finds a
+cache that the code without it has filled.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from _pytest.config import _prepareconfig
+from mutmut import __main__ as mutmut
+from mutmut.runners.harness import PytestRunner
+from mutmut.state import state
+from mutmut.utils.file_utils import change_cwd
+from mutmut.workers import isolation
+
+EXAMPLES = 20
+"""Of hypothesis, for each property: a mutant that lives has met all of them."""
+
+
+LATE = (
+    "bitsandbytes", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "optimi", "pandas", "peft",
+    "torchao.quantization", "transformers.trainer_callback",
+)  # fmt: skip
+"""What tests import late."""
+
+
+class CollectedOnce(PytestRunner):  # type: ignore[misc]
+    """Runs tests of a session that has been collected before the process was forked."""
+
+    session: pytest.Session | None = None
+
+    def warm_up(self) -> None:
+        """Collect, in the process that will be forked."""
+        with change_cwd("mutants"):
+            config = _prepareconfig(["--rootdir=.", *self._pytest_add_cli_args, *self._pytest_add_cli_args_test_selection])
+            config._do_configure()
+            self.session = pytest.Session.from_config(config)
+            config.hook.pytest_sessionstart(session=self.session)
+            config.hook.pytest_collection(session=self.session)
+        for item in self.session.items:
+            _with_fewer_examples(item)
+        with warnings.catch_warnings(action="ignore"):
+            for name in LATE:
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+    def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        """0 where all pass, 1 as soon as one fails."""
+        if self.session is None:
+            self.warm_up()  # a run of its own: that of the code without a mutant, for which everything else is as for one
+            sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        assert self.session is not None
+        wanted, times = set(tests), state().duration_by_test
+        items = [item for item in self.session.items if not wanted or item.nodeid in wanted]
+        items.sort(key=lambda item: times.get(item.nodeid, 0.0))
+        os.chdir("mutants")
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.session.testsfailed:
+                return 1
+        return 0
+
+
+def _with_fewer_examples(item: pytest.Item) -> None:
+    import hypothesis  # not before pytest has, which rewrites its assertions
+
+    name = "_hypothesis_internal_use_settings"
+    function = getattr(item, "obj", None)
+    if (own := getattr(function, name, None)) is not None and own.max_examples > EXAMPLES:
+        setattr(function, name, hypothesis.settings(own, max_examples=EXAMPLES))
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
+    isolation.PytestRunner = CollectedOnce
+    isolation.register_timeout = lambda pid, timeout_s: None  # the limit of CPU time decides, which a busy machine does not shorten
+    mutmut.cli()
