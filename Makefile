@@ -74,7 +74,7 @@ peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (
 models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (hours; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py
 
-signatures: $(VENV)/.dev ## Record the presets' signatures that ship anew; fails when they change, saying which bytes did (forty minutes; goes on where it was stopped)
+signatures: $(VENV)/.dev ## Record the presets' signatures that ship anew; fails when they change, saying which bytes did (an hour; goes on where it was stopped)
 	$(BIN)/python benchmarks/signatures.py
 
 plans: $(VENV)/.dev ## Hold plans that say "fits" against the dry run

@@ -1,15 +1,17 @@
 """Record the signatures that ship with the package anew, and say what has changed (`make signatures`).
 
-Presets whose passes this package has not written down: in bf16, with and without checkpointing, at stages below 3 and at 3, for any batch
-and length, and where those do not cover what is assumed of both, for that. Those that are new are written; where one of before has changed,
-its new content is written too, every change is printed, and the exit code is 1. Names of presets as arguments: those alone.
+Of presets of transformers' models: in bf16, with and without checkpointing, at stages below 3 and at 3, for any batch and length, and
+whether the same happens in fp16; where that does not cover what is assumed of both, for that. In the other precisions that
+`estimate` shows: for what is assumed alone. Those that are new are written; where one of before has changed, its new content is written
+too, every change is printed, and the exit code is 1. Names of presets as arguments: those alone; `--points`: only what is for one point.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -23,14 +25,16 @@ from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped, store
 from bf16prof.signatures.general import General, Range
 from bf16prof.signatures.inquiry import Inquiry, about
-from bf16prof.signatures.sampling import generalized
+from bf16prof.signatures.sampling import folded, generalized, is_same_in_fp16
 from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
 
 GPUS = ("h100-80gb",)
 STAGES = (2, 3)
-RECIPE = "bf16-full"
-"""One of those that run a model whose parameters are in bf16; a signature is that of all of them."""
+RECIPE, IN_FP16 = "bf16-full", "fp16-fp32-master"
+"""Some of those that run a model whose parameters are in bf16, and in fp16; a signature is that of all of them."""
+AT_A_POINT = ("fp32", "autocast-fp32", "bf16-full-autocast")
+"""Of the other precisions that are shown first."""
 SHOWN = 5
 """Events that are printed of a signature that has changed."""
 BUILD = Path(__file__).parents[1] / "build"
@@ -40,43 +44,68 @@ def main() -> int:
     """Record, compare, write; whether anything has changed."""
     os.environ[store.FOLDER_VARIABLE] = str(BUILD)  # where it goes on if it was stopped
     shipped.FOLDER.mkdir(exist_ok=True)
-    named = sys.argv[1:] or preset_names()
+    named = [each for each in sys.argv[1:] if each != "--points"] or preset_names()
     session, has_changed, asked = Session(), False, set()
     for preset in named:
-        for inquiry in inquiries_of(list(_jobs(preset))):
-            words = f"{preset} ({about(inquiry.job)})"
-            has_changed |= _write_general(words, inquiry, session) | _write(words, inquiry, session)
-            asked |= {shipped.general_file_of(inquiry), shipped.file_of(inquiry)}
+        for job in _jobs(preset, (RECIPE,), (False, True)) if "--points" not in sys.argv else ():
+            for inquiry in inquiries_of([job]):
+                words = f"{preset} ({about(inquiry.job)})"
+                has_changed |= _write_general(words, inquiry, session) | _write(words, inquiry, session)
+                asked |= {shipped.general_file_of(inquiry), shipped.file_of(inquiry)}
+        for inquiry in inquiries_of(list(_jobs(preset, AT_A_POINT, (False,)))):
+            has_changed |= _write_point(f"{preset} ({about(inquiry.job)})", inquiry, session)
+            asked.add(shipped.general_file_of(inquiry))
     session.close()
-    idle = [path for path in shipped.FOLDER.iterdir() if path not in asked] if named == preset_names() else []
+    is_all = sys.argv[1:] == []
+    idle = [path for path in shipped.FOLDER.iterdir() if path not in asked] if is_all else []
     for path in idle:
         path.unlink()
         sys.stdout.write(f"nothing asks for {path.name} any more: removed\n")
     return int(has_changed or bool(idle))
 
 
-def _jobs(preset: str) -> Iterator[Job]:
-    for checkpointing in (False, True):
-        profile = load_profile(preset, [Override("workload.activation_checkpointing", checkpointing, "make signatures")]).profile
+def _jobs(preset: str, recipes: Sequence[str], checkpointing: Sequence[bool]) -> Iterator[Job]:
+    for is_on in checkpointing:
+        profile = load_profile(preset, [Override("workload.activation_checkpointing", is_on, "make signatures")]).profile
         for gpu in GPUS:
-            jobs = expand(Selection(profile, STAGES, [8], [RECIPE], Device.GPU, find_gpu(gpu)))
+            jobs = expand(Selection(profile, STAGES, [8], recipes, Device.GPU, find_gpu(gpu)))
             yield from (job for job in jobs if refusal_reason(job) is None)
 
 
 def _write_general(words: str, inquiry: Inquiry, session: Session) -> bool:
     """Write what holds of any batch and length; whether it was there and was another."""
-    path, found = shipped.general_file_of(inquiry), store.general_of(inquiry, is_shipped=False)
+    found = store.general_of(inquiry, is_shipped=False)
     if found is None and (found := generalized(inquiry, session.record)) is not None:
+        same = any(is_same_in_fp16(found, each, session.record) for each in _in_fp16(inquiry.job) if each.in_bf16 == inquiry.general)
+        found = dataclasses.replace(found, is_that_of_fp16=same)
         store.keep_general(inquiry, found)
+    return _write_found(words, inquiry, found)
+
+
+def _in_fp16(job: Job) -> list[Inquiry]:
+    selection = Selection(job.profile, [job.case.zero_stage], [job.case.world_size], [IN_FP16], job.device, job.gpu)
+    return inquiries_of(expand(selection))
+
+
+def _write_point(words: str, inquiry: Inquiry, session: Session) -> bool:
+    """The same of one batch and length."""
+    found = store.general_of(inquiry, is_shipped=False)
+    if found is None and (found := folded(inquiry, session.record)) is not None:
+        store.keep_general(inquiry, found)
+    return _write_found(words, inquiry, found)
+
+
+def _write_found(words: str, inquiry: Inquiry, found: General | None) -> bool:
+    path = shipped.general_file_of(inquiry)
     before = path.read_bytes() if path.exists() else None
     if found is None:
         path.unlink(missing_ok=True)
-        sys.stdout.write(f"{words}: nothing holds of any batch and length\n")
+        sys.stdout.write(f"{words}: nothing is known in this way\n")
         return before is not None
     content = found.packed()
     path.write_bytes(content)
     for piece in found.pieces:
-        sys.stdout.write(f"{words}: {_range(piece.range)}\n")
+        sys.stdout.write(f"{words}: {_range(piece.range)}" + ", fp16 too" * found.is_that_of_fp16 + "\n")
     if before is None:
         sys.stdout.write(f"{words}: new, {len(content):,} bytes\n")
     elif before != content:

@@ -145,9 +145,12 @@ class Pool:
         if block.state != "inactive":
             return self._put_unmapped(block, right, left)
         free = self.free
-        if right is not None and right.state == "inactive":
+        if right is not None and right.state == "inactive":  # `absorb`, as this runs a million times in a search
             del free[bisect_left(free, (right.size, right.address))]
-            block.absorb(right)
+            block.size += right.size
+            block.next = after = right.next
+            if after is not None:
+                after.prev = block
         if left is not None and left.state == "inactive":
             del free[bisect_left(free, (left.size, left.address))]
             left.absorb(block)
@@ -178,7 +181,8 @@ class Pool:
 
         In expandable segments a larger block goes first if it is smaller with the unmapped space behind it counted in.
         """
-        free, index = self.free, bisect_left(self.free, (size,))
+        free = self.free
+        index = bisect_left(free, (size,))
         if index == len(free):
             return None
         if self.is_expandable:
@@ -249,13 +253,19 @@ class CachingAllocator:
         rounded = -(-size // ALLOCATOR_BLOCK_BYTES) * ALLOCATOR_BLOCK_BYTES  # what runs a million times in a search calls little
         pool = self._pools.get((rounded <= SMALL_BYTES, stream)) or self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
-        count = 1 if most == 1 else min(most, block.size // rounded)
-        tail = block.size - rounded * count
+        if most > 1:
+            rounded *= (count := min(most, block.size // rounded))
+            size *= count
+        tail = block.size - rounded
         if tail >= pool.least_remainder:
-            rest = block.split(rounded * count, "inactive")
-            insort(pool.free, (tail, rest.address, rest))  # what follows a free block is not free: there is nothing to merge it with
+            after = block.next  # is not free, or it would be one with the block: there is nothing to merge the rest with
+            rest = Block(block.address + rounded, tail, pool, "inactive", 0, 0, None, block, after)
+            if after is not None:
+                after.prev = rest
+            block.next, block.size = rest, rounded
+            insort(pool.free, (tail, rest.address, rest))
             tail = 0
-        block.state, block.requested, block.tail = "active_allocated", size * count, tail
+        block.state, block.requested, block.tail = "active_allocated", size, tail
         self.tail_bytes += tail
         self.allocated_bytes += block.size
         if self.on_event is not None:
@@ -280,8 +290,11 @@ class CachingAllocator:
         if block.stream_uses:
             block.state, block.stream_uses = "active_pending_free", None
             self._pending.append(block)
-        else:
+        elif self.on_event is not None:
             self._free_block(block)
+        else:
+            block.state, block.requested, block.tail = "inactive", 0, 0
+            block.pool.put(block)
 
     def record_stream(self, block: Block, stream: int) -> None:
         """Say that work on another stream uses the block; its own stream does not matter (`recordStream`)."""

@@ -69,8 +69,9 @@ class Outcome:
         import plotly.graph_objects as go
 
         from bf16prof.reports import pictures
+        from bf16prof.reports.figure_names import require_name
 
-        pictures.require_name(name)
+        require_name(name)
         return go.Figure(pictures.on_paper(pictures.figure([self.run], name)))
 
     def save(self, path: str | Path, *, figure: str = "", force: bool = False) -> Path:

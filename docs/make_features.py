@@ -41,6 +41,7 @@ BEYOND = """## Training beyond one model and its parameters
 | layers spread over stages (PipelineModule) | `--pp`, `[parallel] pipeline`, the JSON ([parallel](parallel.md)) | all but `estimate` |
 | experts spread over ranks (DeepSpeed) | `--ep`, `[parallel] expert`, the model itself ([parallel](parallel.md)) | all but `estimate` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
+| Apple's cut cross entropy (`--fused-loss cce`) | - | refused, by name |
 | IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
 
 FATES: Sequence[tuple[Fate, str, str]] = (

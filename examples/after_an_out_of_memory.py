@@ -1,12 +1,12 @@
 """A job ran out of memory: what was predicted for it, where the bytes were, and which knob gives enough back.
 
-A script in cells (`# %%`). It needs no GPU and no torch. The job here: Llama 3.1 8B, ZeRO-2 on four A100, sequences of 8,192 tokens.
+A script in cells (`# %%`). It needs no GPU and no torch. The job here: Llama 3.1 8B, ZeRO-2 on four H100, sequences of 8,192 tokens.
 """
 
 # %% The job as it was
 import bf16prof
 
-JOB = {"gpus": 4, "gpu": "a100-80gb", "zero": 2, "recipe": "bf16-fp32-master", "sequence_length": 8192, "micro_batch_size": 1}
+JOB = {"gpus": 4, "gpu": "h100", "zero": 2, "recipe": "bf16-fp32-master", "sequence_length": 8192, "micro_batch_size": 1}
 before = bf16prof.estimate("llama3.1-8b", **JOB).records[0]
 print(f"peak {before.peak_allocated_bytes / 2**30:.1f} GiB in {before.peak_phase}: {before.verdict}")
 
@@ -27,5 +27,5 @@ for name, change in KNOBS.items():
     print(f"{name:26} {saved / 2**30:+7.1f} GiB back: {after.verdict}")
 
 # %% All of them together, ranked: the first choice keeps the sequence and the GPUs
-plans = bf16prof.plan("llama3.1-8b", gpus=4, gpu="a100-80gb", sequence_length=8192, recipe="bf16-fp32-master", no_verify=True)
+plans = bf16prof.plan("llama3.1-8b", gpus=4, gpu="h100", sequence_length=8192, recipe="bf16-fp32-master", no_verify=True)
 print(plans.to_dataframe()[["zero_stage", "offload", "micro_batch_size", "activation_checkpointing", "peak_bytes"]].head(3))

@@ -6,11 +6,10 @@ import functools
 from collections.abc import Sequence
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.program import key_of, run_of
+from bf16prof.closed_form.program import key_of
 from bf16prof.errors import InputError, install_hint
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
-from bf16prof.models.tapes import network
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.sizes import clash
@@ -53,7 +52,8 @@ class Anatomy:
 
 
 def anatomy_of(job: Job) -> Anatomy:
-    """The subject of a job. A signature is asked for where the passes of its model are not written down: on CPU ranks, and of all others.
+    """The subject of a job. A signature is asked for where the passes of its model are not written down: on CPU ranks, and of all models
+    but our own families'.
 
     Raises `NoInventory` where nothing is known, saying why; `InputError` where that is because of two sizes of a configuration.
     """
@@ -114,6 +114,7 @@ def without_rule(job: Job) -> str | None:
         (workload.reward, "a reward model (--reward)"),
         (workload.fused_loss != "none", f"a loss that is computed with its head (--fused-loss {workload.fused_loss})"),
         (profile.quantization is not None, "a 4-bit base (--load-in-4bit)"),
+        (profile.deepspeed.zero_optimization.offload_optimizer.device == "nvme", "an optimizer on NVMe (offload_optimizer.device)"),
         (workload.tiled_mlp, "DeepSpeed's TiledMLP (workload.tiled_mlp)"),
     )
     return next((f"{what} is left to the dry run" for is_asked, what in left if is_asked), None)
@@ -135,28 +136,17 @@ def is_as_written(profile: Profile) -> bool:
 
 
 def is_written(profile: Profile) -> bool:
-    """Whether this package knows by itself what a profile trains."""
-    try:
-        return not profile.model.inputs and is_as_written(profile) and bool(_written(profile.model))
-    except NoInventory:
-        return False
+    """Whether the passes of what a profile trains are written down (`models.tapes`): those of our own families are."""
+    return isinstance(profile.model, ModelSettings) and not profile.model.inputs and is_as_written(profile)
 
 
 def _asks(job: Job) -> bool:
     """Whether the passes of the job's model are those of a signature."""
-    if job.device is Device.CPU or job.profile.model.inputs or not is_as_written(job.profile):
-        return True
     model = job.profile.model
-    if isinstance(model, ModelSettings) or (isinstance(model, HuggingFaceSettings) and model.safetensors is not None):
+    is_of_a_header = isinstance(model, HuggingFaceSettings) and model.safetensors is not None
+    if is_of_a_header and job.device is not Device.CPU and not model.inputs and is_as_written(job.profile):
         return False
-    from bf16prof.engine.config import deepspeed_config, engine_facts
-
-    try:
-        inventory(model)
-        network(run_of(job, engine_facts(deepspeed_config(job))))
-    except InputError:
-        return True
-    return False
+    return job.device is Device.CPU or not is_written(job.profile)
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.anatomy import anatomy_of, why_not_recorded, without_rule
-from bf16prof.closed_form.program import run_of
+from bf16prof.closed_form.anatomy import anatomy_of, is_written, why_not_recorded, without_rule
 from bf16prof.closed_form.steady import Engine
 from bf16prof.engine.config import (
     BasicOptimizer,
@@ -17,10 +16,9 @@ from bf16prof.engine.config import (
     offloads_optimizer,
     optimizer_settings,
 )
-from bf16prof.errors import InputError
 from bf16prof.models.shapes import NoInventory
-from bf16prof.models.tapes import network
 from bf16prof.profiles.features import with_effect
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, WorkloadSettings, ZeroSettings
 from bf16prof.records import Device
@@ -74,7 +72,7 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     """
     if job.case.sequence_parallel > 1:
         return SHARED
-    if gap := _tape_gap(job, engine):
+    if gap := _pass_gap(job, engine):
         return gap
     if engine.device is Device.CPU and engine.anatomy.signature is None:
         return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
@@ -121,18 +119,19 @@ def work_gap(job: Job, engine: Engine) -> str | None:
     if job.case.sequence_parallel > 1:
         return "the work of ranks that share sequences (--sp) is not counted"
     switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
-    return _tape_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
+    return _pass_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
 
 
-def _tape_gap(job: Job, engine: Engine) -> str | None:
+def _pass_gap(job: Job, engine: Engine) -> str | None:
     """Why the operators of this model are not known."""
     if (signature := engine.anatomy.signature) is not None:
         return signature.problem or None
-    try:
-        network(run_of(job, engine.facts))
-    except InputError as error:
-        return store.problem(Inquiry.of(job)) or error.message
-    return None
+    if is_written(job.profile):
+        return None
+    model = job.profile.model
+    if isinstance(model, HuggingFaceSettings) and model.safetensors is not None:
+        return "a safetensors file lists parameters, and not what is computed with them"
+    return store.problem(Inquiry.of(job)) or f"peaks show in a pass of the model's own code only; {why_not_recorded(job)}"
 
 
 SWITCHES = {

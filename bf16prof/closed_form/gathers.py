@@ -234,29 +234,34 @@ class Gathers:
 
     def _gather(self, keys: Sequence[Key]) -> None:
         """`all_gather_coalesced`, in the order of the model and by dtype."""
-        keys = sorted(keys, key=self._ranking.__getitem__)
-        self.launched.gathered.append((self._meter.phase, tuple(keys)))
-        self._live += sum(self._numels[key] for key in keys)
-        world, flat = self._settings.world_size, []
-        if world == 1 and self._settings.on_host:  # `NoGatherHandle` copies at once
-            self._meter.take(GATHERED_PARAMETERS, *(self._numels[key] * self._settings.width for key in keys))
-        widths = sorted({self._widths[key] for key in keys})
-        for width in widths if world > 1 else ():
+        numels, settings, meter = self._numels, self._settings, self._meter
+        keys = sorted(keys, key=self._ranking.__getitem__) if len(keys) > 1 else keys
+        self.launched.gathered.append((meter.phase, tuple(keys)))
+        for key in keys:
+            self._live += numels[key]
+        world, flat = settings.world_size, []
+        if world == 1 and settings.on_host:  # `NoGatherHandle` copies at once
+            meter.take(GATHERED_PARAMETERS, *(numels[key] * settings.width for key in keys))
+        for width in self._sorted_widths(keys) if world > 1 else ():
             mine = [key for key in keys if self._widths[key] == width]
-            flat.append(sum(round_up(self._numels[key], world) for key in mine) * width)
-            is_parameter = len(keys) == 1 and width == self._settings.width
-            self._meter.take(GATHERED_PARAMETERS if is_parameter else ALL_GATHER_BUCKETS, flat[-1])
-            self._meter.touch(ALL_GATHER_BUCKETS, flat[-1] * self._settings.copies)
-            self._pass_on(mine, width)
+            flat.append(sum([-(-numels[key] // world) for key in mine]) * world * width)
+            is_parameter = len(keys) == 1 and width == settings.width
+            meter.take(GATHERED_PARAMETERS if is_parameter else ALL_GATHER_BUCKETS, flat[-1])
+            if settings.copies:
+                meter.touch(ALL_GATHER_BUCKETS, flat[-1])
+            if width != settings.width or settings.on_host:
+                self._pass_on(mine, width)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
             self._handles[key] = handle
 
+    def _sorted_widths(self, keys: Sequence[Key]) -> list[int]:
+        """The bytes of an element in which they are sent."""
+        return sorted({self._widths[key] for key in keys}) if len(keys) > 1 else [self._widths[keys[0]]]
+
     def _pass_on(self, keys: Sequence[Key], width: int) -> None:
         """What is sent of each parameter is a copy of its partition, from the host or in another dtype, until all is sent."""
         is_cast, on_host = width != self._settings.width, self._settings.on_host
-        if not (is_cast or on_host):
-            return
         sent: list[int] = []
         most: list[int] = []
         for key in keys:
@@ -377,7 +382,8 @@ class Gathers:
         padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
         meter.take(REDUCE_SCATTER_BUFFER, unsent, padding, flat)
         meter.give(REDUCE_SCATTER_BUFFER, padding)
-        meter.touch(REDUCE_SCATTER_BUFFER, (flat or sum(numels) * width) * self._settings.copies)
+        if self._settings.copies:
+            meter.touch(REDUCE_SCATTER_BUFFER, flat or sum(numels) * width)
         cast = sum(numels) * gradient if width != gradient else 0
         meter.share(REDUCE_SCATTER_BUFFER, cast)
         meter.give(REDUCE_SCATTER_BUFFER, unsent, flat if cast else 0)

@@ -8,13 +8,14 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import other_names
 from bf16prof.closed_form.layout import cut_order, kept_groups, partition_numels
 from bf16prof.closed_form.passes import Meter
-from bf16prof.closed_form.steady import FP32_BYTES, Engine, reduce_bucket_sizes
+from bf16prof.closed_form.steady import FP32_BYTES, REMEMBERED, Engine, reduce_bucket_sizes
 from bf16prof.closed_form.step import update
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
@@ -43,11 +44,17 @@ def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transfo
     meter.ends[Phase.INIT] = meter.level
 
 
-def init_peak(job: Job, engine: Engine, *, zero_init: bool) -> int:
-    """The peak of a job's init phase, built inside `deepspeed.zero.Init` or not."""
-    meter = Meter(ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1)
-    initial(engine, meter, zero_init=zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
-    return meter.peaks[Phase.INIT].level
+def after_init(job: Job, engine: Engine, *, zero_init: bool) -> Meter:
+    """Levels and peaks of a job's init phase, built inside `deepspeed.zero.Init` or not; not to be changed."""
+    block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
+    return _after_init(engine, block, zero_init, isinstance(job.profile.model, HuggingFaceSettings) and zero_init)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _after_init(engine: Engine, block: int, zero_init: bool, by_transformers: bool) -> Meter:
+    meter = Meter(block)
+    initial(engine, meter, zero_init=zero_init, by_transformers=by_transformers)
+    return meter
 
 
 def _plain(engine: Engine, meter: Meter, size: int) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from bf16prof.cases import Job
 from bf16prof.closed_form.device import gpu_additions
 from bf16prof.closed_form.gap import peaks_gap
-from bf16prof.closed_form.initial import initial
+from bf16prof.closed_form.initial import after_init
 from bf16prof.closed_form.kept import between_steps
-from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.training import block_bytes
 from bf16prof.records import Phase
 
 
@@ -26,6 +24,4 @@ def least_bytes(job: Job) -> int | None:
     steady = sum(a.bytes for a in [*held, *gpu_additions(held, job.gpu)])
     if job.is_inside_zero_init:
         return steady
-    meter = Meter(block_bytes(job))
-    initial(engine, meter)
-    return max(steady, meter.peaks[Phase.INIT].level)
+    return max(steady, after_init(job, engine, zero_init=False).peaks[Phase.INIT].level)

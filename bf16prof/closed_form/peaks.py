@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.initial import initial
+from bf16prof.closed_form.initial import after_init
 from bf16prof.closed_form.kept import model_buffers
 from bf16prof.closed_form.passes import Meter, activations
 from bf16prof.closed_form.program import Program
 from bf16prof.closed_form.sources import source_of
 from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.training import Walked, block_bytes, passes
+from bf16prof.closed_form.training import Walked, passes
 from bf16prof.engine.labels import MODEL_BUFFERS
 from bf16prof.lazy_dataclass import dataclass
-from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import ROUNDED, Component, Device, Item, Label, Phase, PhaseMemory
 from bf16prof.rounding import round_up
 
@@ -52,8 +51,7 @@ def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
 
 def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Peaks:
     """The peaks of a job that holds these items between two steps, from the walk through one."""
-    start = Meter(block_bytes(job))
-    initial(engine, start, zero_init=job.is_inside_zero_init, by_transformers=isinstance(job.profile.model, HuggingFaceSettings))
+    start = after_init(job, engine, zero_init=job.is_inside_zero_init)
     base = sum(item.bytes for item in steady)
     meter = passes(job, engine, done)
     phases = {Phase.INIT: _init(job, engine, start)}

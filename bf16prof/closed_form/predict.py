@@ -14,7 +14,7 @@ from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages
 from bf16prof.closed_form.device import gpu_additions
 from bf16prof.closed_form.gap import closed_form_gap, evaluation_gap, peaks_gap, work_gap
-from bf16prof.closed_form.initial import init_peak
+from bf16prof.closed_form.initial import after_init
 from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.peaks import peaks
 from bf16prof.closed_form.replay import replay
@@ -126,7 +126,7 @@ class Reserve:
         training = record.peak_allocated_bytes or 0
         if training > limit or self.job.case.zero_stage != 3 or self.job.is_inside_zero_init:
             return None
-        return max(training, init_peak(self.job, self.engine, zero_init=True))
+        return max(training, after_init(self.job, self.engine, zero_init=True).peaks[Phase.INIT].level)
 
 
 def with_work(records: Sequence[MemoryRecord]) -> list[MemoryRecord]:

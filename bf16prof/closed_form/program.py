@@ -1,4 +1,4 @@
-"""The events of a whole forward and backward pass, from the tape of a few layers: between the first and the last, layers of a kind repeat.
+"""The events of a whole forward and backward pass, from the tape of a few layers: between the first and the last they repeat.
 
 Events between two events that concern the engine (a gradient is there, a module is entered) are put together to a `Segment`.
 """
@@ -13,8 +13,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import Event, Precision, Tape
-from bf16prof.models.shapes import inventory
-from bf16prof.models.tapes import ForwardRun, network
+from bf16prof.models.tapes import ForwardRun, OwnNetwork
 from bf16prof.records import Label
 from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
@@ -57,6 +56,15 @@ class Section:
         return self.sizes()
 
     @functools.cached_property
+    def operations(self) -> Mapping[str, int]:
+        """Operations of its matrix products in each part of a micro-step: `forward`, `backward`, or `recomputed`."""
+        found: dict[str, int] = {}
+        for kind, part, count in self.events:
+            if kind == "compute":
+                found[part] = found.get(part, 0) + count
+        return found
+
+    @functools.cached_property
     def of_the_engine(self) -> int:
         """A number for the events that an engine hears of; sections with the same events have the same."""
         return _NUMBERS.setdefault(tuple((each.kind, each.subject, each.bytes) for each in self.segments if each.kind), len(_NUMBERS))
@@ -64,6 +72,26 @@ class Section:
     @functools.cached_property
     def _shifted(self) -> dict[int, Sequence[ActivationStretch]]:
         return {0: self.segments}
+
+    @functools.cached_property
+    def _merged(self) -> dict[Hashable, Sequence[ActivationStretch]]:
+        return {}
+
+    def merged(self, kinds: frozenset[str], places: tuple[int, ...]) -> Sequence[ActivationStretch]:
+        """The segments; one that ends with an event of these kinds is part of the next, but for those at these places."""
+        if (kinds, places) not in self._merged:
+            self._merged[kinds, places] = list(self._put_together(kinds, set(places)))
+        return self._merged[kinds, places]
+
+    def _put_together(self, kinds: frozenset[str], places: set[int]) -> Iterator[ActivationStretch]:
+        level = highest = at = 0
+        for place, each in enumerate(self.segments):
+            if level + each.highest > highest:
+                highest, at = level + each.highest, each.at
+            level += each.net
+            if each.kind not in kinds or place in places:
+                yield each._replace(highest=highest, at=at, net=level)
+                level = highest = 0
 
     def shifted(self, layers: int) -> Sequence[ActivationStretch]:
         """The segments so many layers further on."""
@@ -94,9 +122,8 @@ class Program:
         """Operations of the matrix products of a micro-step in each part of it: `forward`, `backward`, or `recomputed`."""
         found: dict[str, int] = {}
         for section, _ in self.sections:
-            for kind, part, count in section.events:
-                if kind == "compute":
-                    found[part] = found.get(part, 0) + count
+            for part, count in section.operations.items():
+                found[part] = found.get(part, 0) + count
         return found
 
     @functools.cached_property
@@ -156,10 +183,9 @@ def recorded(signature: Signature, block: int) -> Program:
 @functools.cache
 def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
-    layers = _taped(network(run).kinds)
+    layers = _taped(OwnNetwork(run).model.num_layers)
     taped = sorted(set(layers))
-    order = {key_of(spec.name): place for place, spec in enumerate(inventory(run.model))}
-    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, order=order, processor=run.processor)
+    tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, processor=run.processor)
     parts = _parts(record(run, tape, taped))
     sections = [Section(part, list(_segments(part, block))) for part in parts]
     first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
@@ -175,18 +201,14 @@ def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient
     ])  # fmt: skip
 
 
-def _taped(kinds: Sequence[Hashable]) -> list[int]:
-    """For every layer the one that is on the tape for it: the first of each kind, with which ends what a kind shares, and the last layer
-    stand for themselves, the second of each kind for all others."""
-    first: dict[Hashable, int] = {}
-    second: dict[Hashable, int] = {}
-    last = len(kinds) - 1
-    return [layer if layer in (first.setdefault(kind, layer), last) else second.setdefault(kind, layer) for layer, kind in enumerate(kinds)]
+def _taped(layers: int) -> list[int]:
+    """For every layer the one that is on the tape for it: the first and the last stand for themselves, the second for all others."""
+    return [layer if layer in (0, layers - 1) else 1 for layer in range(layers)]
 
 
 def record(run: ForwardRun, tape: Tape, layers: Sequence[int]) -> list[Event]:
     """The events of a forward and backward pass through these layers alone, on an empty tape."""
-    loss = network(run).loss(tape, layers)
+    loss = OwnNetwork(run).loss(tape, layers)
     _leave_autocast(tape, layers)
     tape.mark("backward")
     tape.phase = "backward"

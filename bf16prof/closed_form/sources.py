@@ -29,5 +29,5 @@ def source_of(label: Label) -> str:
     """Where a storage comes from."""
     component, name = label
     if component is Component.ACTIVATIONS:
-        return f"models/tapes: {name.partition(' ')[0]}"
+        return f"the model: {name.partition(' ')[0]}"
     return _SOURCES.get(label, "aten/src/ATen/native/cuda" if name.startswith("scratch of") else "")

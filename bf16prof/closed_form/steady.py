@@ -7,7 +7,8 @@ DeepSpeed 0.19.8 (`runtime/` unless said otherwise).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from bf16prof.cases import Job
@@ -35,9 +36,19 @@ FP32_BYTES = 4
 FP64_BYTES = 8
 
 
-@dataclass(frozen=True)
+REMEMBERED = 256
+"""So many engines, and what follows from each, are remembered."""
+
+_MICRO_BATCH = "train_micro_batch_size_per_gpu"
+_ENGINES: dict[Hashable, Engine] = {}
+
+
+@dataclass(frozen=True, eq=False)
 class Engine:
-    """A DeepSpeed configuration over the parameters of a model, ready to be laid out. An optimizer is given those that are trained."""
+    """A DeepSpeed configuration over the parameters of a model, ready to be laid out. An optimizer is given those that are trained.
+
+    One object for all micro-batches and lengths, which change nothing of it, so that what follows from it can be remembered.
+    """
 
     config: Mapping[str, Any]
     parameters: Sequence[ParameterSpec]
@@ -48,8 +59,14 @@ class Engine:
     @classmethod
     def of(cls, job: Job) -> Engine:
         """The engine of a job whose model's parameters are known."""
-        anatomy = anatomy_of(job)
-        return cls(deepspeed_config(job), anatomy.parameters, job.case.world_size, job.device, anatomy)
+        anatomy, config = anatomy_of(job), deepspeed_config(job)
+        del config[_MICRO_BATCH]
+        key = (anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
+        if key not in _ENGINES:
+            if len(_ENGINES) >= REMEMBERED:
+                _ENGINES.clear()
+            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy)
+        return _ENGINES[key]
 
     @functools.cached_property
     def anatomy(self) -> Anatomy:
@@ -104,9 +121,10 @@ class Engine:
         return sub_groups(self.own, self.zero.sub_group_size)
 
 
-def model_states(engine: Engine) -> list[Storages]:
+@functools.lru_cache(maxsize=REMEMBERED)
+def model_states(engine: Engine) -> Sequence[Storages]:
     """Everything that DeepSpeed holds between steps, from the second step on (moments are created lazily in the first)."""
-    return [*LAYOUTS[engine.facts.wrapper](engine), *_frozen(engine)]
+    return (*LAYOUTS[engine.facts.wrapper](engine), *_frozen(engine))
 
 
 def _frozen(engine: Engine) -> list[Storages]:

@@ -26,7 +26,7 @@ from bf16prof.closed_form.gradients import (
 )
 from bf16prof.closed_form.kept import kept_by_the_loop
 from bf16prof.closed_form.layout import cut_order, dealt_out, flat_spans, persistent_places
-from bf16prof.closed_form.leaves import Leaves, by_name, in_layers
+from bf16prof.closed_form.leaves import Leaves
 from bf16prof.closed_form.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.closed_form.program import Program, key_of, program, recorded, run_of
 from bf16prof.closed_form.steady import Engine
@@ -38,7 +38,7 @@ from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD
-from bf16prof.models.tapes import ForwardRun, network
+from bf16prof.models.tapes import ForwardRun
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Device, Label, Phase
@@ -131,7 +131,7 @@ def block_bytes(job: Job) -> int:
 
 
 def walked(job: Job, engine: Engine) -> Walked:
-    """The forward and backward passes of a step of a job whose model has a tape."""
+    """The forward and backward passes of a step of a job whose model's passes are known."""
     return _walked(_plan(job, engine))
 
 
@@ -276,10 +276,9 @@ def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinate
     """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones; `None` below stage 3."""
     if not isinstance(plan.how, GatherSettings):
         return None
-    net = network(plan.run) if plan.anatomy.signature is None else None
     widths = plan.precision.autocast or plan.precision.parameter, plan.precision.parameter
     own = (plan.anatomy, widths, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
-    key = (*own, net and (net.leaf, net.root), whole.of_the_engine)
+    key = (*own, whole.of_the_engine)
     if key not in _COORDINATED:
         if len(_COORDINATED) >= REMEMBERED:
             _COORDINATED.clear()
@@ -369,12 +368,9 @@ def _modules(plan: WalkPlan, trace: Sequence[Key]) -> tuple[dict[Key, list[Key]]
     if (signature := anatomy.signature) is not None:
         called = {anatomy.key(each.name): [anatomy.key(name) for name in each.parameters] for each in signature.modules}
         modules = {anatomy.key(each.name) for each in signature.modules if each.is_leaf}
-        return called, Leaves(modules, trace, anatomy.numels, by_name) if modules else None
+        return called, Leaves(modules, trace, anatomy.numels) if modules else None
     tied = {key_of(TIED_HEAD): key_of(spec.name) for spec in anatomy.parameters if spec.tied}
-    owned = owners(trace, anatomy.numels, tied)
-    net = network(plan.run)
-    modules = {module for module in owned if module[0] >= 0 and module[1] == net.leaf}
-    return owned, Leaves(modules, trace, anatomy.numels, in_layers(net.root)) if modules else None
+    return owners(trace, anatomy.numels, tied), None
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bf16prof.closed_form.gathers import Gathers
 from bf16prof.closed_form.gradients import Launched
 from bf16prof.closed_form.passes import Handler, Meter, Peak
-from bf16prof.closed_form.program import Program
+from bf16prof.closed_form.program import ActivationStretch, Program
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Label, Phase
 
@@ -41,10 +41,14 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class WrittenMicroStep:
-    """A micro-step: before its first event, at each of its events, and after the last; `launched`: what was given to collectives."""
+    """A micro-step: before its first event, at each of its events, and after the last; `launched`: what was given to collectives.
+
+    `sections`: of every section of the program the actions that do something, and the places of their segments.
+    """
 
     start: Action
     actions: Sequence[Action]
+    sections: Sequence[tuple[tuple[int, ...], tuple[Action, ...]]]
     finish: Action
     launched: Launched
 
@@ -55,34 +59,39 @@ class _Writer(Meter):
     def __init__(self, block: int) -> None:
         super().__init__(block)
         self._before, self._calls = 0, list[Call]()
-        self._nothing = Action(0, 0, {}, {}, (), ())
+        self._last: Held = {}
+        self._nothing: Action | None = None
         """The action where nothing happens, which is that of most events."""
         self.peak = Peak()
 
     def take(self, label: Label, *sizes: int) -> None:
         """The engine allocates storages of these sizes."""
-        self._calls.append(("take", label, sizes))
-        super().take(label, *sizes)
+        if any(sizes):
+            self._calls.append(("take", label, sizes))
+            super().take(label, *sizes)
 
     def give(self, label: Label, *sizes: int) -> None:
         """The engine frees them."""
-        self._calls.append(("give", label, sizes))
-        super().give(label, *sizes)
+        if any(sizes):
+            self._calls.append(("give", label, sizes))
+            super().give(label, *sizes)
 
     def share(self, label: Label, *parts: int) -> None:
         """Each rank allocates its share of storages of so many bytes for a moment."""
-        self._calls.append(("share", label, parts))
-        super().share(label, *parts)
+        if any(parts):
+            self._calls.append(("share", label, parts))
+            super().share(label, *parts)
 
     def cut(self) -> Action:
         """What has happened since the last cut."""
         if not self._calls:
+            self._nothing = self._nothing or Action(0, 0, self._last, self._last, (), ())
             return self._nothing
         peak, before = self.peak, self._before
-        if self.held != self._nothing.held:
-            self._nothing = self._nothing._replace(held=dict(self.held))
-        shared = tuple((level - before, size, label, at.held) for level, size, label, at in peak.shared)
-        action = Action(self.level - before, peak.level - before, peak.held, self._nothing.held, shared, tuple(self._calls))
+        if self.held != self._last:
+            self._last, self._nothing = dict(self.held), None
+        shared = tuple((level - before, size, label, at.held) for level, size, label, at in peak.shared) if peak.shared else ()
+        action = Action(self.level - before, peak.level - before, peak.held, self._last, shared, tuple(self._calls))
         self._before, self.peak, self._calls = self.level, Peak(self.level), []
         return action
 
@@ -98,20 +107,27 @@ class Writing:
         gathers.start(is_boundary=is_boundary)
         start = self.meter.cut()
         self.meter.phase = Phase.FORWARD
-        actions = list(self._actions(program, handlers))
+        actions: list[Action] = []
+        sections = [self._section(section.shifted(shift), handlers, actions) for section, shift in program.sections]
         gathers.finish()
         finish = self.meter.cut()
         self.meter.phase = Phase.STEP
-        return WrittenMicroStep(start, actions, finish, gathers.launched)
+        return WrittenMicroStep(start, actions, sections, finish, gathers.launched)
 
-    def _actions(self, program: Program, handlers: Mapping[str, Handler]) -> Iterator[Action]:
-        for section, shift in program.sections:
-            for segment in section.shifted(shift):
-                if segment.kind == "backward":
-                    self.meter.phase = Phase.BACKWARD
-                if segment.kind in handlers:
-                    handlers[segment.kind](segment.subject, segment.bytes)
-                    yield self.meter.cut()
+    def _section(
+        self, segments: Sequence[ActivationStretch], handlers: Mapping[str, Handler], actions: list[Action]
+    ) -> tuple[tuple[int, ...], tuple[Action, ...]]:
+        """Those that do something, and their places; all of them go to `actions`."""
+        found: list[tuple[int, Action]] = []
+        for place, segment in enumerate(segments):
+            if segment.kind == "backward":
+                self.meter.phase = Phase.BACKWARD
+            if (handler := handlers.get(segment.kind)) is not None:
+                handler(segment.subject, segment.bytes)
+                actions.append(action := self.meter.cut())
+                if action.calls:
+                    found.append((place, action))
+        return tuple(place for place, _ in found), tuple(action for _, action in found)
 
 
 class Player:
@@ -131,11 +147,10 @@ class Player:
         self._act(step.start)
         meter.section = meter.events = 0
         self._begin(Phase.FORWARD)
-        actions = iter(step.actions)
         level, best, kinds = meter.level, meter.peak.level, self._kinds
-        for index, (section, _) in enumerate(program.sections):
-            meter.section = index
-            for highest, at, net, kind, subject, size, end in section.segments:
+        for index, ((section, _), (places, done)) in enumerate(zip(program.sections, step.sections, strict=True)):
+            meter.section, actions = index, iter(done)
+            for highest, at, net, kind, subject, size, end in section.merged(kinds, places):
                 if level + highest > best:
                     best = level + highest
                     self._see(best, at)

@@ -10,8 +10,7 @@ import typer
 
 from bf16prof.errors import InputError
 from bf16prof.records import Device, Offload
-from bf16prof.reports.pictures import DEFAULT as DEFAULT_FIGURE
-from bf16prof.reports.pictures import FIGURES
+from bf16prof.reports.figure_names import DEFAULT_FIGURE, FIGURES
 
 PANELS = SELECT, TRAIN, WHERE, SCRIPT, OUTPUT = (
     "What to look at", "What is trained", "Where it runs", "Your own script (after --)", "Output",

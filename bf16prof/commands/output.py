@@ -15,16 +15,14 @@ from bf16prof.errors import DoesNotFit, InputError
 from bf16prof.files import write_bytes, write_text
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Device, MemoryRecord, Verdict
-from bf16prof.reports import pictures
 from bf16prof.reports.asked import settings
+from bf16prof.reports.figure_names import DEFAULT_FIGURE, SUFFIXES, require_name
 from bf16prof.reports.trace import is_trace, trace
 from bf16prof.reports.units import inert
 from bf16prof.reports.verdict import verdict
 from bf16prof.runs import OWN_FILES, REPORT, CaseStatus, Manifest, Run, Status, command_line, now
 
 FORMATS = (".json", ".csv", ".md", ".html")
-PICTURES = pictures.SUFFIXES
-"""Formats of a single figure."""
 
 OTHER_OUTPUTS = ("write", "snapshot")
 """Flags beside `--output` that name a file to write."""
@@ -38,7 +36,7 @@ def check_outputs(given: Mapping[str, Any]) -> None:
     """
     outputs = [("--output", path) for path in given.get("output") or ()]
     for flag, path in outputs:
-        known = FORMATS + PICTURES if "figure" in given else FORMATS
+        known = FORMATS + SUFFIXES if "figure" in given else FORMATS
         if path.suffix not in known:
             raise InputError(f"{flag} {path}: the suffix picks the format; known: {', '.join(known)}")
     _check_figure(given, [path for _, path in outputs])
@@ -55,12 +53,14 @@ def check_outputs(given: Mapping[str, Any]) -> None:
 
 def _check_figure(given: Mapping[str, Any], files: Sequence[Path]) -> None:
     """Raise `InputError` for a figure that nobody knows or that goes nowhere, and for a picture that cannot be drawn here."""
-    name, drawn = given.get("figure"), [path for path in files if path.suffix in PICTURES]
+    name, drawn = given.get("figure"), [path for path in files if path.suffix in SUFFIXES]
     if name:
-        pictures.require_name(name)
+        require_name(name)
         if not drawn:
-            raise InputError(f"--figure {name}: no file for it", hint=f"add -o {name}.png (or {', '.join(PICTURES[1:])})")
+            raise InputError(f"--figure {name}: no file for it", hint=f"add -o {name}.png (or {', '.join(SUFFIXES[1:])})")
     if drawn:
+        from bf16prof.reports import pictures
+
         pictures.require_drawing()
 
 
@@ -100,8 +100,10 @@ def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: boo
 
 
 def _render(path: Path, runs: Sequence[Run], figure: str, more: dict[str, Any]) -> bytes:
-    if path.suffix in PICTURES:
-        return pictures.picture(runs, figure or pictures.DEFAULT, path.suffix)
+    if path.suffix in SUFFIXES:
+        from bf16prof.reports import pictures
+
+        return pictures.picture(runs, figure or DEFAULT_FIGURE, path.suffix)
     return _text(path, runs, more).encode()
 
 

@@ -38,16 +38,16 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool 
         store.trace_with(None)
         return
 
-    session, progress = _session(), RecordingProgress(quiet)
+    progress = RecordingProgress(quiet)
 
     def answer(asked: Sequence[Inquiry]) -> None:
         if asked:
             with progress.of(len(asked)):
-                session.answer(asked, progress.say)
+                _session().answer(asked, progress.say)
 
     first = store.missing(inquiries_of(jobs))
     answer(first)
-    search = Search(session, progress, first)
+    search = Search(progress, first)
     store.trace_with(lambda inquiries: answer([each for each in store.missing(inquiries) if not (searches and search.covers(each))]))
 
 
@@ -55,8 +55,8 @@ class Search:
     """Records a few passes of a model for all of those that a search goes on to ask for: at one length those of any batch, and when it asks
     for another length those of any. `first`: what was recorded as it is before the search."""
 
-    def __init__(self, session: Session, progress: RecordingProgress, first: Sequence[Inquiry]) -> None:
-        self._session, self._progress = session, progress
+    def __init__(self, progress: RecordingProgress, first: Sequence[Inquiry]) -> None:
+        self._progress = progress
         self._lengths: dict[str, set[int]] = {}
         self._tried: set[tuple[str, tuple[int, ...]]] = set()
         for inquiry in first:
@@ -81,7 +81,7 @@ class Search:
 
         def record(inquiries: Sequence[Inquiry]) -> dict[str, Signature]:
             with self._progress.of(len(inquiries)):
-                return self._session.record(inquiries, self._progress.say)
+                return _session().record(inquiries, self._progress.say)
 
         if (found := generalized(inquiry, record, wanted)) is not None:
             store.keep_general(inquiry, found)

@@ -44,6 +44,12 @@ INNER_FLAGS = {"eval_batch_size": "evaluation.per_device_eval_batch_size"}
 FUSED_LOSSES = {"liger": ("workload.liger", "loss"), "tiled": ("workload.fused_loss", "tiled")}
 """What `--fused-loss` stands for: a key of the profile, and its value."""
 
+REFUSED_LOSSES = {
+    "cce": "what the package index has as cut-cross-entropy is a copy of Apple's, of January 2025, without the part that puts it on models "
+    "of transformers, and the number of tokens that it works on depends on their values; liger holds no whole logits either",
+}
+"""Losses that people ask for, and why they are not among these."""
+
 PARALLEL_FLAGS = {flag.removeprefix("--"): name for name, flag in FLAGS.items()}
 """Flags that stand for keys of the profile's `[parallel]`."""
 
@@ -198,6 +204,8 @@ def _fused_loss(asked: Asked[WorkloadFlags]) -> list[Override]:
     wanted = asked.flags.fused_loss
     if wanted is None:
         return []
+    if wanted in REFUSED_LOSSES:
+        raise InputError(f"--fused-loss {wanted}: {REFUSED_LOSSES[wanted]}")
     if wanted not in FUSED_LOSSES:
         raise InputError(f"--fused-loss {wanted!r:.60}: expected one of {', '.join(FUSED_LOSSES)}")
     key, value = FUSED_LOSSES[wanted]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bf16prof.cases import Job
 from bf16prof.dry_run.exchanges import Exchanges
 from bf16prof.dry_run.flash import flash_attention
+from bf16prof.dry_run.hardware.nvme import buffers_note
 from bf16prof.dry_run.layers import Layers
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.dry_run.micro_steps import MicroSteps
@@ -124,7 +125,8 @@ class DryRank:
         record = self._record(*held, phases)
         micro_steps = self._job.profile.workload.gradient_accumulation_steps
         found = exchanges.transfers(micro_steps - self._left_out, micro_steps) if exchanges else ()
-        return dataclasses.replace(record, exchanges=found, notes=(*record.notes, *capacity_note(self._engine.module)))
+        notes = [*capacity_note(self._engine.module), *buffers_note(self._engine.optimizer)]
+        return dataclasses.replace(record, exchanges=found, notes=(*record.notes, *notes))
 
     def _leave_out(self, number: int, total: int) -> int:
         """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bf16prof.dry_run.hardware.accelerator import StubBuilder
+from bf16prof.dry_run.hardware.nvme import FOLDERS, TREES
 from bf16prof.dry_run.memo import SERIAL
 from bf16prof.dry_run.ranks import replacements
 from bf16prof.dry_run.tracker import GPU, Tracker
@@ -36,8 +37,18 @@ RANK_COMPARISONS = ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_o
 """ZeRO-3's checks that all ranks agree compare what other ranks sent; a fake process group delivers nothing."""
 
 BUILDERS = "deepspeed.ops.op_builder"
-NEEDED_BUILDERS = {"deepspeed.ops.adam.fused_adam": "FusedAdamBuilder", "deepspeed.ops.adam.cpu_adam": "CPUAdamBuilder"}
+SWAPPING = "deepspeed.runtime.swap_tensor"
+NEEDED_BUILDERS = {
+    "deepspeed.ops.adam.fused_adam": "FusedAdamBuilder",
+    "deepspeed.ops.adam.cpu_adam": "CPUAdamBuilder",
+    f"{SWAPPING}.partitioned_optimizer_swapper": "AsyncIOBuilder",
+    f"{SWAPPING}.pipelined_optimizer_swapper": "AsyncIOBuilder",
+    f"{SWAPPING}.partitioned_param_swapper": "AsyncIOBuilder",
+}
 """Where DeepSpeed's compiled operators are asked for, and who must have taken some from there."""
+
+WRITING = ("deepspeed.runtime.zero.stage3", f"{SWAPPING}.optimizer_utils", f"{SWAPPING}.partitioned_param_swapper")
+"""Who makes folders for files on NVMe."""
 
 PARTITIONING = "deepspeed.runtime.zero.partition_parameters"
 
@@ -106,6 +117,10 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         for loaded in [module for name, module in sys.modules.items() if name.startswith("deepspeed.ops")]:
             for builder in builders & vars(loaded).keys():
                 replace(loaded, builder, StubBuilder)
+        # Swappers make folders on NVMe, and empty them: a dry run leaves them alone.
+        for module in WRITING:
+            replace(_module(module), "os", FOLDERS)
+        replace(_module(WRITING[-1]), "shutil", TREES)
         for owner, name, value in replacements(tracker, rank):
             replace(owner, name, value, create=True)
         # AutoTP asks for a mesh, which reads its ranks as values; groups made one by one, its own way out, are the same.

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,16 @@ def _is_about_a_value(error: Exception, building: bool) -> bool:
     return isinstance(error, AssertionError) and not str(error) and not building
 
 
-def import_first(hugging_face: bool = False) -> None:
-    """Import what every fork would import for itself, which takes longer than its dry run."""
+def import_first(models: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Import what every fork would import for itself, which takes longer than its dry run: the code of these models, too."""
     for name in ("torch._dynamo", "bf16prof.dry_run.dryrun"):
         importlib.import_module(name)
-    if hugging_face:
+    for model in (each for each in models if "hf_config" in each):
         with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
             importlib.import_module("transformers.modeling_utils")
+            auto = importlib.import_module("transformers.models.auto.configuration_auto")
+            module = auto.model_type_to_module_name(model["hf_config"]["model_type"])
+            importlib.import_module(f"transformers.models.{module}.modeling_{module}")
 
 
 def _task_process(files: Files) -> None:
@@ -147,7 +151,7 @@ def main() -> None:
         run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
     waiting = [Files(folder, index) for index in range(count)]
-    import_first(any("hf_config" in _model(files) for files in waiting))
+    import_first(map(_model, waiting))
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
     running: dict[Files, multiprocessing.process.BaseProcess] = {}

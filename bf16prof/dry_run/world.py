@@ -75,6 +75,7 @@ def world(
         stack.enter_context(shims(tracker, rank))
         stack.enter_context(client_optimizers(on_gpu=gpu is not None))
         stack.enter_context(four_bit(on_gpu=gpu is not None))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        mode.cache_enabled = False  # what was asked before, the tracker's memo answers; a key of this cache takes as long as an answer
         stack.enter_context(tracker)
         yield tracker

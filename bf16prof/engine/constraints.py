@@ -78,6 +78,7 @@ def refusal_reason(job: Job) -> str | None:
         _one_optimizer(job),
         _triton_needs_a_gpu(job),
         _secondary_partitions(job, config),
+        _nvme(job, config),
         shared_sequences(job),
         shared_layers(job),
         shared_stages(job),
@@ -321,6 +322,25 @@ def _offloaded_parameters_keep_their_optimizer(config: Mapping[str, Any]) -> str
     if offloads_parameters(config) and not offloads_optimizer(config):
         return "offload_param without offload_optimizer is not modelled: offload both"
     return None
+
+
+BUFFERS_OF_ADAM = 4
+"""Parameter, gradient, momentum and variance of a sub-group are in memory together (runtime/zero/offload_config.py, buffer_count)."""
+
+
+def _nvme(job: Job, config: Mapping[str, Any]) -> str | None:
+    offload = zero_settings(config).offload_optimizer
+    if offload.device != "nvme":
+        return None
+    reasons = {
+        "device: DeepSpeed swaps to NVMe at stage 3 only; at stages 1 and 2 it keeps all in host memory: say cpu": _stage(config) != 3,
+        "device: DeepSpeed's async_io (libaio) has not been held against ranks on CPUs: say cpu": job.device is Device.CPU,
+        "nvme_path: DeepSpeed needs a path for its files (runtime/zero/stage3.py, _configure_tensor_swapping)": offload.nvme_path is None,
+        "ratio: below 1 it is not modelled with nvme": offload.ratio < 1.0,
+        f"buffer_count: Adam needs {BUFFERS_OF_ADAM} (runtime/zero/offload_config.py)": offload.buffer_count < BUFFERS_OF_ADAM,
+        "device: nvme is modelled with DeepSpeedCPUAdam": engine_facts(config).optimizer is not BasicOptimizer.CPU_ADAM,
+    }
+    return next((f"zero_optimization.offload_optimizer.{reason}" for reason, is_so in reasons.items() if is_so), None)
 
 
 def _odd_allgather_bucket(config: Mapping[str, Any]) -> str | None:

@@ -122,7 +122,7 @@ def spread_experts(job: Job) -> str | None:
     if case.expert_parallel == 1:
         return None
     if len(case.parallelism.flags) > 1:
-        return "--ep with --sp, --tp or --pp is not expressed here"
+        return "--ep with --sp, --tp or --pp: which ranks have an expert's copies then has not been held against real ranks"
     if not isinstance(job.profile.model, FactorySettings):
         return (
             "experts are spread over ranks (--ep) by DeepSpeed's MoE layers, which a function of your own builds (MODULE:FUNCTION); "

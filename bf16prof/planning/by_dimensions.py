@@ -10,13 +10,14 @@ All ways that DeepSpeed's rules admit are ordered by a lower bound of their peak
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.planning.answer import Answer
 from bf16prof.planning.bound import Least, least_of, states_of
 from bf16prof.planning.by_dry_run import inside, judged_dry
@@ -225,7 +226,10 @@ class _Search:
                 self.found.append((choice, judged_dry(choice.question, choice.setting, choice.job, record, chosen=choice.way.flags)))
 
     def _better(self, choices: Sequence[Choice]) -> list[Choice]:
-        """What offloads as much as the best that fits, is to be preferred to it, and may fit too; none where no dry run is left."""
+        """What offloads as much as the best that fits, is to be preferred to it, and may fit too; none where no dry run is left.
+
+        With all savers first: where that does not fit, nothing like it with fewer does.
+        """
         if not self.fitting or self.count >= self._most:
             return []
         best = self.fitting[0][0]
@@ -234,7 +238,7 @@ class _Search:
             for choice in choices
             if choice.setting.offload is best.setting.offload and choice.preference < best.preference and self._may_fit(choice)
         )
-        return sorted(hopeful, key=lambda choice: choice.preference)
+        return sorted(hopeful, key=lambda choice: (*choice.preference[:3], -len(choice.way.savers), choice.setting.stage))
 
     def _may_fit(self, choice: Choice) -> bool:
         """Whether it has not been tried, and no dry run tells that it cannot fit, or breaks."""

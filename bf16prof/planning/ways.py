@@ -6,8 +6,8 @@ They are data. Whether DeepSpeed runs one is for its own rules to say (`engine/c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import FLAGS
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.schema import ParallelSettings, Profile
@@ -117,5 +117,7 @@ def sizes_of(profile: Profile) -> Sizes | None:
         return Sizes(model.num_layers, model.hidden_size, model.vocab_size)
     if not isinstance(model, HuggingFaceSettings) or model.inputs:
         return None
-    found = [value for key in ("num_hidden_layers", "hidden_size", "vocab_size") if isinstance(value := model.text.get(key), int)]
-    return Sizes(*found) if len(found) == len(Sizes.__dataclass_fields__) else None
+    layers, hidden, vocabulary = (model.text.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    if isinstance(layers, int) and isinstance(hidden, int) and isinstance(vocabulary, int):
+        return Sizes(layers, hidden, vocabulary)
+    return None

@@ -26,6 +26,12 @@ ADDED: dict[str, dict[str, object]] = {
         "reward": False,
     },
     "optimizer": {"library": ""},
+    "deepspeed.zero_optimization.offload_optimizer": {
+        "nvme_path": None,
+        "buffer_count": 4,
+        "pipeline_read": False,
+        "pipeline_write": False,
+    },
 }
 """Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""
 
@@ -34,7 +40,9 @@ def workload_digest(profile: Profile) -> str:
     """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
     decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT})
     for table, keys in ADDED.items():
-        place = decisive[table] if table else decisive
+        place = decisive
+        for part in table.split(".") if table else ():
+            place = place[part]
         for key, usual in keys.items():
             if place[key] == usual:
                 del place[key]

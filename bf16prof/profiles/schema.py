@@ -172,10 +172,16 @@ class OptimizerSettings(Settings):
 class OffloadOptimizerSettings(Settings):
     """`zero_optimization.offload_optimizer`: optimizer states and the update in host memory."""
 
-    device: Literal["none", "cpu"] = "none"
+    device: Literal["none", "cpu", "nvme"] = "none"
     pin_memory: bool = True
     ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the ZeRO-3 sub-groups that is offloaded."""
+    nvme_path: str | None = None
+    """Where files lie that `nvme` reads and writes."""
+    buffer_count: Count = 4
+    """Page-locked buffers that `nvme` goes through, each as large as the largest sub-group: one for each state, one for gradients."""
+    pipeline_read: bool = False
+    pipeline_write: bool = False
 
 
 class OffloadParamSettings(Settings):

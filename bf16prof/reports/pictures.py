@@ -14,33 +14,12 @@ from typing import Any
 
 from bf16prof.errors import InputError, install_hint
 from bf16prof.processes import child_environment
-from bf16prof.profiles.names import unknown
 from bf16prof.reports.chosen import headline_case
+from bf16prof.reports.figure_names import FIGURES, SUFFIXES
 from bf16prof.reports.plots import Figure, finite
 from bf16prof.reports.views import CaseView, run_views
 from bf16prof.runs import Run
 
-SUFFIXES = (".png", ".svg", ".pdf")
-
-FIGURES = {
-    "memory": "the peak of each case by component, against the GPU's limit",
-    "step": "one step, allocation by allocation",
-    "map": "what is alive at the peak",
-    "layers": "what is alive at the peak, by layer",
-    "errors": "from the prediction to the measurement, component by component",
-    "ranks": "the peak of each rank",
-    "rank_times": "seconds in forward, by rank",
-    "phases": "the peak of each phase",
-    "timeline": "allocated memory over the steps",
-    "times": "seconds per step",
-    "losses": "loss by step",
-    "differences": "loss by step, less that of the reference",
-    "price": "bytes against the learning that takes effect",
-    "gap": "bytes against the loss gap",
-}
-"""Every figure by its name, and what it shows. `step`, `map` and `errors` are of one case: the one that the page's first screen shows."""
-
-DEFAULT = "memory"
 LONGEST_S = 180
 """Seconds after which a browser has failed."""
 
@@ -143,9 +122,3 @@ def _of_one_case(views: Sequence[CaseView], name: str) -> Figure | None:
             if (found := panel.figures.get(name)) is not None:
                 return dataclasses.replace(found, title=f"{found.title}: {view.label}")
     return None
-
-
-def require_name(name: str) -> None:
-    """Raise `InputError` for a name that no figure has."""
-    if name not in FIGURES:
-        raise unknown("figure", name, list(FIGURES))

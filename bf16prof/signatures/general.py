@@ -49,6 +49,11 @@ class Range:
     lengths: tuple[int, int]
     multiple: int
 
+    @property
+    def is_one_point(self) -> bool:
+        """Whether one batch and one length is all that is in it."""
+        return self.batches[0] == self.batches[1] and self.lengths[0] == self.lengths[1]
+
     def __contains__(self, point: Point) -> bool:
         (fewest, most), (shortest, longest), (batch, length) = self.batches, self.lengths, point
         return fewest <= batch <= most and shortest <= length <= longest and length % self.multiple == 0
@@ -106,10 +111,15 @@ WITHOUT_SUBJECT = ("logits", "loss", "backward")
 
 @dataclass(frozen=True, eq=False)
 class General:
-    """A model's pieces, and what is the same everywhere: a signature without events."""
+    """A model's pieces, and what is the same everywhere: a signature without events.
+
+    `is_that_of_fp16`: whether one in bf16 was recorded in fp16 as well, in all layers in every range, and the same happened. Elements are
+    as large, but some models' code looks at the dtype.
+    """
 
     whole: Signature
     pieces: tuple[Piece, ...]
+    is_that_of_fp16: bool = False
 
     @property
     def events(self) -> int:
@@ -135,7 +145,8 @@ class General:
 
     def packed(self) -> bytes:
         """As a compressed file; the same for the same content."""
-        return packed({"format": FORMAT, "whole": plain(self.whole), "pieces": [_plain_piece(piece) for piece in self.pieces]})
+        content = {"format": FORMAT, "whole": plain(self.whole), "pieces": [_plain_piece(piece) for piece in self.pieces]}
+        return packed(content | {"is_that_of_fp16": True} if self.is_that_of_fp16 else content)
 
     @classmethod
     def unpacked(cls, content: bytes) -> General:
@@ -146,7 +157,7 @@ class General:
 def _general(found: dict[str, Any]) -> General:
     if found["format"] != FORMAT:
         raise ValueError("another format")
-    return General(signature_of(found["whole"]), tuple(_piece(each) for each in found["pieces"]))
+    return General(signature_of(found["whole"]), tuple(_piece(each) for each in found["pieces"]), found.get("is_that_of_fp16", False))
 
 
 def _plain_piece(piece: Piece) -> dict[str, Any]:

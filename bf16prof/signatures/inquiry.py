@@ -22,7 +22,6 @@ from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.lazy_dataclass import dataclass
-from bf16prof.processes import threads_per_rank
 from bf16prof.profiles.models import FactorySettings, Model
 from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of
@@ -62,11 +61,21 @@ class Inquiry:
     def general(self) -> str:
         """The digest of the same question for any batch and length, and any GPU that runs the same kernels; empty where only an exact
         answer is one: on CPU ranks, whose kernels are asked for their scratch, and of a function of the user's own."""
+        return _digest(content) if (content := self._any_batch()) else ""
+
+    @functools.cached_property
+    def in_bf16(self) -> str:
+        """Of a question in fp16 the digest of the general one in bf16, whose elements have as many bytes; empty of any other."""
+        content = self._any_batch()
+        renamed = json.loads(json.dumps(content).replace('"fp16"', '"bf16"').replace('"float16"', '"bfloat16"'))
+        return _digest(renamed) if renamed != content else ""
+
+    def _any_batch(self) -> dict[str, Any]:
         gpu = self.job.gpu
         if gpu is None or not self.is_lasting:
-            return ""
+            return {}
         inputs = {name: each.dtype for name, each in batch_spec(self.job).items()}
-        return _digest(_content(self.job) | {"batch": inputs, "device": list(gpu.compute_capability)})
+        return _content(self.job) | {"batch": inputs, "device": list(gpu.compute_capability)}
 
     @property
     def point(self) -> tuple[int, int]:
@@ -135,6 +144,8 @@ def _device(job: Job) -> Any:
     """A GPU by what its kernels depend on; a CPU by what it is, and by the threads of a rank, each of which has scratch of its own."""
     if job.gpu is not None:
         return [list(job.gpu.compute_capability), dataclasses.astuple(processor_of(job.gpu))]
+    from bf16prof.processes import threads_per_rank
+
     return [_processor(), threads_per_rank(job.case.world_size)]
 
 

@@ -59,14 +59,19 @@ class Sample:
 
 def generalized(inquiry: Inquiry, ask: Ask, lengths: Sequence[int] = ()) -> General | None:
     """What holds of the inquiry's model at any batch, and at these lengths or, if none are given, at any; `None` if nothing was shown."""
-    job = inquiry.job
-    samples = [_at_length(length) for length in lengths] or list(_everywhere(job))
+    few = [_at_length(length) for length in lengths]
+    return _of_samples(inquiry.job, few or list(_everywhere(inquiry.job)), ask, tries_all=bool(few))
+
+
+def _of_samples(job: Job, samples: Sequence[Sample], ask: Ask, *, tries_all: bool) -> General | None:
+    """What holds in their ranges. `tries_all`: whether, in the end, to record all layers at every point, which at some twenty takes too
+    long."""
     asked = {sample.deep: Inquiry.of(_at(job, sample.deep)) for sample in samples}
     answers = ask(list(asked.values()))
     deep = {point: answers[each.digest] for point, each in asked.items() if each.digest in answers and answers[each.digest].events}
     samples = [sample for sample in samples if sample.deep in deep]
     *few_layers, all_layers = _shallow(job.profile.model)
-    candidates = [*few_layers, all_layers] if lengths or not few_layers else few_layers  # all layers at some twenty points take too long
+    candidates = [*few_layers, all_layers] if tries_all or not few_layers else few_layers
     for model, more in candidates if samples else ():
         points = list(dict.fromkeys(point for sample in samples for point in (*sample.points, *sample.unaligned)))
         few = {point: Inquiry.of(_at(job, point, model)) for point in points}
@@ -106,7 +111,7 @@ def _sampled(sample: Sample, deep: Signature, known: dict[Point, Signature], mor
 def _fitted(covered: Range, known: dict[Point, Signature], at: Point, deep: Signature, more: int) -> Piece | None:
     fit, signatures = Fit(list(known)), list(known.values())
     passes = [happenings(each) for each in signatures]
-    if not fit.is_confirmed or not _same_structure(signatures, passes):
+    if not (fit.is_confirmed or covered.is_one_point) or not _same_structure(signatures, passes):
         return None
     if (runs := fold(happenings(deep), happenings(known[at]), more)) is None:
         return None
@@ -200,6 +205,27 @@ def _at(job: Job, point: Point, model: Model | None = None) -> Job:
     workload = job.profile.workload.model_copy(update={"micro_batch_size": batch, "sequence_length": length})
     profile = job.profile.model_copy(update={"workload": workload, "model": model or job.profile.model})
     return dataclasses.replace(job, profile=profile)
+
+
+def folded(inquiry: Inquiry, ask: Ask) -> General | None:
+    """The answer at the inquiry's point, with each of the layers that do the same once."""
+    batch, length = inquiry.point
+    sample = Sample(Range((batch, batch), (length, length), 1), (inquiry.point,), (), inquiry.point)
+    return _of_samples(inquiry.job, [sample], ask, tries_all=True)
+
+
+def is_same_in_fp16(general: General, inquiry: Inquiry, ask: Ask) -> bool:
+    """Whether all layers do in fp16 what is known of them in bf16: recorded where all layers were (the inquiry is one in fp16)."""
+    points = [sample.deep for sample in _everywhere(inquiry.job)]
+    asked = {point: Inquiry.of(_at(inquiry.job, point)) for point in points if any(point in piece.range for piece in general.pieces)}
+    answers, processor = ask(list(asked.values())), processor_of(inquiry.job.gpu)
+    return bool(asked) and all(
+        (found := answers.get(each.digest)) is not None
+        and (known := general.at(point, processor)) is not None
+        and _same_model(found, known)
+        and (found.events, found.outputs, found.loss_bytes) == (known.events, known.outputs, known.loss_bytes)
+        for point, each in asked.items()
+    )
 
 
 def _at_length(length: int) -> Sample:

@@ -37,13 +37,25 @@ def find(inquiry: Inquiry) -> Signature | None:
 
 def general_file_of(inquiry: Inquiry) -> Path:
     """Where what holds of any batch and length lies, if it ships."""
-    return FOLDER / f"{inquiry.general}{GENERAL}"
+    return _general_file(inquiry.general)
+
+
+def _general_file(digest: str) -> Path:
+    return FOLDER / f"{digest}{GENERAL}"
 
 
 def find_general(inquiry: Inquiry) -> General | None:
-    """What holds of any batch and length, under the same conditions as an answer."""
-    path = general_file_of(inquiry)
-    if not inquiry.general or not path.exists():
+    """What holds of any batch and length, under the same conditions as an answer; in fp16 also what was recorded in bf16, if that is shown
+    to be the same."""
+    if (found := _read_general(inquiry.general)) is not None:
+        return found
+    found = _read_general(inquiry.in_bf16)
+    return found if found is not None and found.is_that_of_fp16 else None
+
+
+def _read_general(digest: str) -> General | None:
+    path = _general_file(digest)
+    if not digest or not path.exists():
         return None
     with contextlib.suppress(InputError):
         general = General.unpacked(read_up_to(LARGEST_DOCUMENT, path))

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from bf16prof.cases import JobFile
 from bf16prof.dry_run.worker import import_first
@@ -44,11 +45,12 @@ def run(files: TraceFiles) -> None:
     os._exit(0)
 
 
-def _needs_transformers(files: TraceFiles) -> bool:
+def _model(files: TraceFiles) -> dict[str, Any]:
     try:
-        return "hf_config" in read(files.job, JobFile).profile.get("model", {})
+        found: dict[str, Any] = read(files.job, JobFile).profile.get("model", {})
+        return found
     except Bf16profError:  # its fork says what is wrong with it
-        return False
+        return {}
 
 
 def _forked(files: TraceFiles) -> None:
@@ -69,7 +71,7 @@ def main() -> None:
     while True:
         while len(running) < (os.cpu_count() or 1) and (files := TraceFiles(folder, following)).job.exists():
             following += 1
-            import_first(_needs_transformers(files))
+            import_first([_model(files)])
             running[files] = context.Process(target=_forked, args=(files,))
             running[files].start()
         multiprocessing.connection.wait([process.sentinel for process in running.values()], POLL_S)

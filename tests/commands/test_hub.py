@@ -226,12 +226,12 @@ def test_a_gpu_of_which_only_the_memory_is_known_gets_a_plan_without_a_speed(mai
 
 @pytest.mark.parametrize("gpu", ["v100-16gb", "mi300x", "24GiB"])
 def test_records_and_grids_say_which_numbers_rest_on_another_gpu(gpu: str, main: Main) -> None:
-    _, out, _ = main("estimate", "llama3.2-1b", *CASE, "--gpu", gpu, "--json")
+    _, out, _ = main("estimate", "gpt2-xl", *CASE, "--gpu", gpu, "--json")
     (record,) = json.loads(out)["records"]
     (caveat,) = find_gpu(gpu).caveats()
 
     assert caveat in record["notes"]
-    assert caveat in main("estimate", "llama3.2-1b", *CASE, "--gpus", "8,16", "--gpu", gpu)[2]
+    assert caveat in main("estimate", "gpt2-xl", *CASE, "--gpus", "8,16", "--gpu", gpu)[2]
     assert ("step_time_floor_s" in record and record["step_time_floor_s"] is not None) == (gpu != "24GiB")
 
 

@@ -1,4 +1,4 @@
-"""The peaks of transformers' models in closed form against the dry run of the real engine, over drawn configurations and jobs.
+"""The peaks of transformers' models, from recorded passes, against the dry run of the real engine, over drawn configurations and jobs.
 
 They are judged as those of our own families, under expandable segments (see `test_estimate_against_simulate`).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ from judged import judge
 from test_estimate_against_simulate import holds
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.anatomy import inquiries_of
 from bf16prof.dry_run.runner import Options
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import Refused
-from bf16prof.models.tapes.huggingface import model_types
+from bf16prof.models.shapes.huggingface import model_types
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, Offload, Phase
+from bf16prof.signatures import store
+from bf16prof.tracing.session import Session
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -98,7 +102,11 @@ def test_every_model_type_is_drawn() -> None:
     assert set(TYPES) == set(model_types())
 
 
-def test_the_peak_of_every_phase() -> None:
-    drawn = draw(SEED)
-    for each in judge([next(drawn) for _ in range(COUNT)], Options(expandable_segments=True)):
+def test_the_peak_of_every_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, session = draw(SEED), Session()
+    jobs = [next(drawn) for _ in range(COUNT)]
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
+    session.answer(inquiries_of(jobs))
+    session.close()
+    for each in judge(jobs, Options(expandable_segments=True)):
         holds(each, ends=(Phase.BACKWARD, Phase.STEP))  # after forward, Falcon in fp32 holds 1,536 bytes more: not explained yet

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hugging_face import config
 from judged import Judgement, judge
 from test_estimate_against_simulate import PEAK
 
@@ -19,10 +18,8 @@ from bf16prof.records import Device, Phase
 pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("older_gpus")]
 
 SEQUENCE, SEQUENCES, HEADS = 256, 4, 4
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {"attn_pdrop": 0.0, "n_positions": SEQUENCE, "n_embd": 64, "n_head": HEADS},
-    "llama": {"max_position_embeddings": SEQUENCE, "hidden_size": 64, "num_attention_heads": HEADS, "num_key_value_heads": 2},
-}
+SIZES = {"hidden_size": 64, "num_heads": HEADS, "num_layers": 2, "vocab_size": 101, "max_sequence_length": SEQUENCE}
+MODELS: dict[str, dict[str, Any]] = {"gpt2": {"family": "gpt2", **SIZES}, "llama": {"family": "llama", "num_kv_heads": 2, **SIZES}}
 """Heads of a width that every kernel takes; in Llama two of them share their keys."""
 CASES = [
     (model, gpu, stage, recipe)
@@ -36,10 +33,10 @@ CASES = [
 ]
 
 
-def job(model_type: str, gpu: str, stage: int, recipe: str) -> Job:
+def job(family: str, gpu: str, stage: int, recipe: str) -> Job:
     """A case of a tiny model with sequences that are long for it, so that score matrices show."""
     values = {
-        "model.hf_config": config(model_type, **MODELS[model_type]), "optimizer.torch_adam": False, "optimizer.fused": False,
+        "model": MODELS[family], "optimizer.torch_adam": False, "optimizer.fused": False,
         "workload.data": "synthetic", "workload.sequence_length": SEQUENCE, "workload.micro_batch_size": SEQUENCES,
         "workload.activation_checkpointing": False,
     }  # fmt: skip

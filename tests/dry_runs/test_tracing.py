@@ -1,4 +1,4 @@
-"""Signatures: recorded from real code, held against the tapes that are written by hand, and against dry runs of what has none.
+"""Signatures: recorded from real code, held against the passes that are written by hand, and against dry runs of what has none.
 
 All traces of this file are made at once, and kept in a folder of its own.
 """
@@ -69,10 +69,10 @@ def adapted():
 """Most parameters frozen, one tied, and a module that uses another's parameters without calling it."""
 
 SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 1000, "max_position_embeddings": 256}
-WRITTEN = {
-    "llama": config("llama", **SIZES, head_dim=64),
-    "gpt2": config("gpt2", n_embd=256, n_layer=3, vocab_size=1000, n_positions=256),
-    "mixtral": config("mixtral", **SIZES),
+LLAMA = config("llama", **SIZES, head_dim=64)
+FAMILIES = {
+    family: {"model.family": family, "model.num_layers": 4, "model.hidden_size": 256, "model.num_heads": 4, "model.vocab_size": 1000}
+    for family in ("llama", "gpt2", "transformer-postln")
 }
 BATCH_NORM = {"model_type": "mobilenet_v2", "image_size": 32, "depth_multiplier": 0.25}
 """Its buffers are made of ones and zeros, which `zero.Init` casts."""
@@ -89,7 +89,12 @@ def job(stage: int, model: dict[str, Any], *, recipe: str = "bf16-full", device:
     return admit(expand(Selection(profile, [stage], [2], [recipe], device, gpu)))[0][0]
 
 
-HAND = {(name, stage): job(stage, {"model.hf_config": content}) for name, content in WRITTEN.items() for stage in (1, 3)}
+HAND = {
+    (name, stage): job(stage, {**model, "workload.activation_checkpointing": stage == 3})
+    for name, model in FAMILIES.items()
+    for stage in (1, 3)
+}
+PLAIN = job(2, {"model.hf_config": LLAMA})
 OTHERS = {
     "an encoder and a decoder": job(3, {"model.hf_config": T5}),
     "frozen parameters, stage 2": job(2, {"model.factory": "adapted_model:adapted", "model.vocab_size": 500}),
@@ -97,18 +102,18 @@ OTHERS = {
     "LoRA, checkpointed, stage 3": job(
         3,
         {
-            "model.hf_config": WRITTEN["llama"],
+            "model.hf_config": LLAMA,
             "workload.activation_checkpointing": True,
             "workload.zero_init": False,
             "peft": {"r": 8, "target_modules": ["q_proj", "v_proj"]},
         },
     ),
     "buffers made inside zero.Init": job(3, {"model.hf_config": BATCH_NORM, "workload.zero_init": True, **IMAGES}),
-    "Liger's loss, stage 2": job(2, {"model.hf_config": WRITTEN["llama"], "workload.liger": "loss"}),
-    "Liger, stage 3": job(3, {"model.hf_config": WRITTEN["llama"], "workload.liger": "all"}),
-    "packed sequences": job(3, {"model.hf_config": WRITTEN["llama"], "workload.packed_sequences": 3}),
+    "Liger's loss, stage 2": job(2, {"model.hf_config": LLAMA, "workload.liger": "loss"}),
+    "Liger, stage 3": job(3, {"model.hf_config": LLAMA, "workload.liger": "all"}),
+    "packed sequences": job(3, {"model.hf_config": LLAMA, "workload.packed_sequences": 3}),
     "packed sequences, FlashAttention": job(
-        2, {"model.hf_config": {**WRITTEN["llama"], "attn_implementation": "flash_attention_2"}, "workload.packed_sequences": 3}
+        2, {"model.hf_config": {**LLAMA, "attn_implementation": "flash_attention_2"}, "workload.packed_sequences": 3}
     ),
     "CPU ranks": job(2, {}, recipe="bf16-fp32-master", device=Device.CPU),
 }
@@ -121,7 +126,7 @@ SHIPPED = admit(expand(Selection(load_profile("olmo2-1b").profile, [3], [8], ["b
 DEEP = job(
     3,
     {
-        "model.hf_config": {**WRITTEN["llama"], "num_hidden_layers": 9},
+        "model.hf_config": {**LLAMA, "num_hidden_layers": 9},
         "workload.activation_checkpointing": True,
         "workload.micro_batch_size": 5,
     },
@@ -140,7 +145,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(shipped, "FOLDER", folder)
         store.forget()
         session = Session()
-        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values(), SHIPPED, DEEP)])
+        session.answer([Inquiry.of(each) for each in (*HAND.values(), *OTHERS.values(), PLAIN, SHIPPED, DEEP)])
         found = generalized(Inquiry.of(DEEP), session.record, [128])
         assert found is not None
         store.keep_general(Inquiry.of(DEEP), found)
@@ -150,7 +155,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def traced(job: Job) -> MemoryRecord:
-    """The estimate from the signature, though there is a tape."""
+    """The estimate from the signature, though the pass is written down."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(anatomy, "_asks", lambda job: True)
         return predict(job)
@@ -169,7 +174,7 @@ def test_a_recorded_pass_is_the_one_that_was_written_by_hand(recorded: Path, nam
     assert found.work == by_hand.work
 
 
-def test_what_has_no_tape_agrees_with_its_dry_run(recorded: Path) -> None:
+def test_what_is_not_written_down_agrees_with_its_dry_run(recorded: Path) -> None:
     for name, judged in zip(OTHERS, judge(list(OTHERS.values()), Options(expandable_segments=True)), strict=True):
         assert judged.steady_error_bytes == 0, name
         assert abs(judged.worst) < 0.001, (name, judged.errors)
@@ -177,7 +182,7 @@ def test_what_has_no_tape_agrees_with_its_dry_run(recorded: Path) -> None:
 
 
 def test_with_ligers_loss_nobody_has_the_whole_logits(recorded: Path) -> None:
-    plain = predict(job(2, {"model.hf_config": WRITTEN["llama"]}))
+    plain = predict(PLAIN)
     fused = predict(OTHERS["Liger's loss, stage 2"])
 
     tokens, vocabulary = 2 * 128, 1000
@@ -226,9 +231,9 @@ def test_a_few_passes_through_a_few_layers_tell_those_of_any_batch_through_all(r
 
 
 def test_recipes_ranks_and_accumulation_ask_the_same() -> None:
-    asked = Inquiry.of(HAND["llama", 1])
-    more = job(2, {"model.hf_config": WRITTEN["llama"], "workload.gradient_accumulation_steps": 4})
+    asked = Inquiry.of(PLAIN)
+    more = job(1, {"model.hf_config": LLAMA, "workload.gradient_accumulation_steps": 4})
 
     assert Inquiry.of(dataclasses.replace(more, case=dataclasses.replace(more.case, world_size=64))) == asked
-    assert Inquiry.of(HAND["llama", 3]) != asked
-    assert Inquiry.of(job(1, {"model.hf_config": WRITTEN["llama"], "workload.activation_checkpointing": True})) != asked
+    assert Inquiry.of(job(3, {"model.hf_config": LLAMA})) != asked
+    assert Inquiry.of(job(1, {"model.hf_config": LLAMA, "workload.activation_checkpointing": True})) != asked

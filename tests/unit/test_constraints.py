@@ -11,6 +11,7 @@ import pytest
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.constraints import RULES, admit, alternatives, refusal_reason
 from bf16prof.errors import Refused
@@ -276,3 +277,23 @@ def test_a_library_optimizer_changes_nothing_but_the_precision() -> None:
 
     assert refusal_reason(job) is None
     assert "is an AdamW" in str(refusal_reason(dataclasses.replace(job, profile=adam)))
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"stage": 2}, "at stage 3 only"),
+    ({"nvme_path": None}, "needs a path"),
+    ({"ratio": 0.5}, "below 1"),
+    ({"buffer_count": 3}, "Adam needs 4"),
+    ({"torch_adam": True}, "DeepSpeedCPUAdam"),
+    ({"device": Device.CPU}, "async_io"),
+    ({}, ""),
+])  # fmt: skip
+def test_an_optimizer_on_nvme_needs_what_deepspeed_swaps_with(more: dict[str, Any], said: str) -> None:
+    keys: dict[str, Any] = {"device": "nvme", "nvme_path": "/x"}
+    keys |= {key: more[key] for key in ("nvme_path", "ratio", "buffer_count") if key in more}
+    settings = {"optimizer__torch_adam": more.get("torch_adam", False), "optimizer__fused": None}
+    on_nvme = jobs.profile(deepspeed__zero_optimization__offload_optimizer=keys, **settings)
+    each = jobs.job(on_nvme, more.get("stage", 3), device=more.get("device", Device.GPU))
+
+    assert said in (refusal_reason(each) or "")
+    assert "left to the dry run" in str(closed_form_gap(each))

@@ -292,7 +292,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"zero_optimization": {"stage": "3"}}, "zero_optimization.stage: expected"),
     ({"zero_optimization": [3]}, "zero_optimization: expected an object"),
     ({"zero_optimization": {"offload_param": "cpu"}}, "zero_optimization.offload_param: expected an object"),
-    ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer.device: offloading to NVMe is not modelled"),
+    ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param.device: parameters on NVMe are not modelled"),
     ({"zero_optimization": {"reduce_bucket_size": "many"}}, "deepspeed.zero_optimization.reduce_bucket_size: input should be"),
     ({"bf16": True}, "bf16: expected an object, got True"),
     ({"fp16": "on"}, "fp16: expected an object"),

@@ -135,7 +135,7 @@ ON: dict[str, tuple[dict[str, Any], str]] = {
     "MiCS": ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "zero_optimization.mics_shard_size: MiCS"),
     "experts": ({"expert_parallel": {"enabled": True}}, "expert_parallel.enabled: AutoEP"),
     "own accumulation": ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation: "),
-    "NVMe": ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, "device: offloading to NVMe"),
+    "NVMe": ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}}, "device: parameters on NVMe"),
     "two of them": ({"amp": {"enabled": True}, "sparse_attention": {"mode": "fixed"}}, "amp.enabled: "),
     "a key that DeepSpeed stops at": ({"zero_optimization": {"stage": 2, "find_unused_parameters": True}}, "stops at it"),
     "partitions that do not divide": ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}, "(3) must divide the number of"),

@@ -27,7 +27,7 @@ from bf16prof.signatures import shipped, store
 from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.polynomials import Fit, Point
-from bf16prof.signatures.sampling import generalized
+from bf16prof.signatures.sampling import folded, generalized, is_same_in_fp16
 from bf16prof.signatures.signature import OUTSIDE, Called, Signature, SilentCall
 
 MADE: Label = (Component.ACTIVATIONS, "mm (forward)")
@@ -42,14 +42,14 @@ def config(layers: int = LAYERS, **changes: object) -> dict[str, Any]:
     return {"model_type": "bert", "vocab_size": VOCABULARY, "num_hidden_layers": layers, "max_position_embeddings": 4096, **changes}
 
 
-def job(batch: int = 2, length: int = 512, gpu: str = "h100-80gb", **changes: object) -> Job:
+def job(batch: int = 2, length: int = 512, gpu: str = "h100-80gb", *, recipe: str = "bf16-full", **changes: object) -> Job:
     changed = profile(
         "cpu-demo",
         model__hf_config=config(**changes),  # type: ignore[arg-type]
         workload__micro_batch_size=batch,
         workload__sequence_length=length,
     )
-    return expand(Selection(changed, [3], [2], ["bf16-full"], Device.GPU, find_gpu(gpu)))[0]
+    return expand(Selection(changed, [3], [2], [recipe], Device.GPU, find_gpu(gpu)))[0]
 
 
 def embedding(batch: int, length: int) -> KernelCall:
@@ -157,6 +157,35 @@ def test_at_one_length_batches_are_told_apart_by_three() -> None:
     assert agrees(found, (40, 640))
     assert found is not None
     assert found.at((40, 704), processor_of(H100)) is None
+
+
+def test_an_answer_at_one_point_has_each_kind_of_layer_once() -> None:
+    ask = Asked()
+
+    found = folded(Inquiry.of(job(1, 640)), ask)
+
+    assert found is not None
+    assert len(ask.layers) == 2
+    assert len(found.pieces[0].steps) < found.events // 2
+    assert agrees(found, (1, 640))
+    assert [found.at(at, processor_of(H100)) for at in ((2, 640), (1, 641))] == [None] * 2
+
+
+def test_what_was_recorded_in_bf16_answers_in_fp16_where_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_bf16, in_fp16 = Inquiry.of(job(3, 1024)), Inquiry.of(job(3, 1024, recipe="fp16-fp32-master"))
+    found = generalized(in_bf16, Asked())
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    assert found is not None
+    assert in_fp16.in_bf16 == in_bf16.general != in_fp16.general
+
+    assert not is_same_in_fp16(found, in_fp16, Asked(lambda batch, length: 512))
+    shipped.general_file_of(in_bf16).write_bytes(found.packed())
+    assert shipped.find_general(in_fp16) is None
+    assert is_same_in_fp16(found, in_fp16, Asked())
+    shipped.general_file_of(in_bf16).write_bytes(dataclasses.replace(found, is_that_of_fp16=True).packed())
+    assert agrees(shipped.find_general(in_fp16), in_fp16.point)
+    assert not Inquiry.of(job(3, 1024, recipe="fp32")).in_bf16
 
 
 def test_lengths_that_are_laid_out_in_another_way_are_left_to_be_recorded() -> None:

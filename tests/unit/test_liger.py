@@ -83,6 +83,7 @@ def test_one_fused_loss_of_those_that_there_are(main: Main, tmp_path: Path) -> N
     file.write_text(json.dumps(config("llama")), encoding="utf-8")
 
     assert "expected one of liger, tiled" in refused(main("simulate", file, "--fused-loss", "fast"))
+    assert "--fused-loss cce: what the package index has" in refused(main("simulate", file, "--fused-loss", "cce"))
     assert "two fused losses" in refused(main("simulate", file, "--fused-loss", "tiled", "--liger", "loss"))
     assert "models of transformers" in refused(main("simulate", "cpu-demo", "--fused-loss", "tiled"))
     assert "(--fused-loss tiled) is left to the dry run" in refused(main("estimate", file, "--fused-loss", "tiled", "--gpus", "2"))

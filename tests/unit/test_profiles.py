@@ -136,7 +136,7 @@ WRONG_KEYS = {
     "one beta": ("[optimizer]\nbetas = [0.9]", ["optimizer.betas.1", "missing"]),
     "another optimizer": ("[optimizer]\ntype = 'Lion'", ["optimizer.type", "'Adam'", "'AdamW'"]),
     "another dtype": ("[deepspeed.data_types]\ngrad_accum_dtype = 'fp8'", ["grad_accum_dtype", "'bf16'"]),
-    "NVMe": ("[deepspeed.zero_optimization.offload_optimizer]\ndevice = 'nvme'", ["offload_optimizer.device", "'cpu'"]),
+    "NVMe": ("[deepspeed.zero_optimization.offload_param]\ndevice = 'nvme'", ["offload_param.device", "'cpu'"]),
     "a name that is no text": ("[workload]\ndata = 5", ["workload.data", "string"]),
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ __all__ = ["main"]
 
 LLAMA = Path(__file__).parent.parent / "data" / "hf-llama.json"
 HIDDEN = json.loads(LLAMA.read_text())["hidden_size"]
+PRESET = "llama3.2-1b"
+"""Its peaks come with the package."""
 
 TRAINER = {
     "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
@@ -210,7 +212,7 @@ def test_a_plan_keeps_every_key_of_the_users_file(main: Main, tmp_path: Path) ->
     }  # fmt: skip
     file = write(tmp_path / "ds.json", own)
 
-    code, _, err = main("plan", "--no-verify", "--hf-config", LLAMA, "--ds-config", file, "--gpus", "8", "--sequence-length", "16",
+    code, _, err = main("plan", "--no-verify", PRESET, "--ds-config", file, "--gpus", "8", "--sequence-length", "512",
                         "--write", tmp_path / "w.json", "--zero", "2", "--offload", "none", "--recipe", "bf16-full")  # fmt: skip
     assert code == 0, err
     written = json.loads((tmp_path / "w.json").read_text())
@@ -219,7 +221,7 @@ def test_a_plan_keeps_every_key_of_the_users_file(main: Main, tmp_path: Path) ->
     for key in ("steps_per_print", "my_own", "wandb", "csv_monitor", "scheduler", "optimizer", "memory_breakdown", "checkpoint", "timers"):
         assert written[key] == own[key], key
     zero = written["zero_optimization"]
-    assert (zero["stage"], zero["reduce_bucket_size"], zero["sub_group_size"]) == (2, HIDDEN * HIDDEN, 300_000_000)
+    assert (zero["stage"], zero["reduce_bucket_size"], zero["sub_group_size"]) == (2, 2048 * 2048, 300_000_000)
     assert zero["offload_optimizer"] == {"device": "none", "pin_memory": True, "buffer_count": 4}
     assert set(STAGE_3) <= set(zero)
     assert written["bf16"] == {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
@@ -232,7 +234,7 @@ def test_a_plan_keeps_every_key_of_the_users_file(main: Main, tmp_path: Path) ->
 def test_a_plan_writes_no_optimizer_that_the_trainer_brings(main: Main, tmp_path: Path) -> None:
     file = write(tmp_path / "ds.json", TAKEN["LLaMA-Factory, stage 3"])
 
-    code, _, err = main("plan", "--no-verify", "--hf-config", LLAMA, "--ds-config", file, "--gpus", "8", "--sequence-length", "16",
+    code, _, err = main("plan", "--no-verify", PRESET, "--ds-config", file, "--gpus", "8", "--sequence-length", "512",
                         "--write", tmp_path / "w.json")  # fmt: skip
 
     assert code == 0, err
@@ -242,7 +244,7 @@ def test_a_plan_writes_no_optimizer_that_the_trainer_brings(main: Main, tmp_path
 
 def test_what_a_plan_has_written_is_read_again(main: Main, tmp_path: Path) -> None:
     file = write(tmp_path / "ds.json", TAKEN["Trainer, stage 3 offloaded"])
-    said = ["--hf-config", LLAMA, "--gpus", "8", "--sequence-length", "16"]
+    said = [PRESET, "--gpus", "8", "--sequence-length", "512"]
     code, out, err = main("plan", "--no-verify", *said, "--ds-config", file, "--write", tmp_path / "w.json", "--json")
     assert code == 0, err
     first = json.loads(out)["plans"][0]

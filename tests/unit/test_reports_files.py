@@ -17,6 +17,7 @@ from report_fixtures import run_folder  # noqa: F401
 
 from bf16prof.records import Component, LayerBytes, Phase
 from bf16prof.reports import pictures
+from bf16prof.reports.figure_names import FIGURES
 from bf16prof.reports.figures import all_figures
 from bf16prof.reports.step_panels import CAPTIONS
 from bf16prof.reports.trace import is_trace, trace
@@ -35,7 +36,7 @@ def whole() -> Run:
     return fixtures.run([fixtures.estimate(case, 1200), simulated, learned])
 
 
-@pytest.mark.parametrize("name", [name for name in pictures.FIGURES if name not in OF_SEVERAL])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in OF_SEVERAL])
 def test_every_figure_has_a_name_and_stands_alone_on_paper(name: str) -> None:
     drawn = pictures.on_paper(pictures.figure([whole()], name))
 
@@ -47,7 +48,7 @@ def test_every_figure_has_a_name_and_stands_alone_on_paper(name: str) -> None:
 
 
 def test_every_figure_of_the_page_has_its_name_here() -> None:
-    assert {*all_figures([]), *CAPTIONS} == set(pictures.FIGURES)
+    assert {*all_figures([]), *CAPTIONS} == set(FIGURES)
 
 
 def test_what_these_runs_do_not_know_is_refused_with_what_they_do() -> None:

@@ -14,15 +14,13 @@ from torch import nn, ops, zeros
 import bf16prof
 from bf16prof.commands.script_estimate import script_estimate
 from bf16prof.dry_run.tracker import written
+from bf16prof.profiles.shipped import preset_files, shipped_text
 from bf16prof.records import Case, MemoryRecord, Source, Workload
 from bf16prof.scripts.described import Described, described
 from bf16prof.scripts.workload import Calls
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256, "tie_word_embeddings": False,
-    "_attn_implementation": "sdpa",
-}  # fmt: skip
+LLAMA: dict[str, Any] = json.loads(shipped_text(preset_files()["llama3.2-1b"]))["model"]["hf_config"]
+"""A model whose passes come with the package."""
 SETTINGS = {
     "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0, "bf16": {"enabled": True},
     "zero_optimization": {"stage": 2, "reduce_bucket_size": 100_000, "allgather_bucket_size": 100_000},
@@ -34,14 +32,14 @@ def of_a_script(**changes: Any) -> MemoryRecord:
     (record,) = bf16prof.estimate("llama3.2-1b", gpus=4, gpu="h100", zero=2, recipe="bf16-fp32-master").records
     workload = Workload(
         "llama",
-        64,
+        512,
         3,
         2,
         activation_checkpointing=True,
         attention="sdpa",
         optimizer="AdamW (torch)",
         zero_init=False,
-        keeps_outputs=True,
+        keeps_outputs=False,
         deepspeed=SETTINGS,
     )
     case = Case("train.py", 2, 4, "bf16-fp32-master", workload="0123456789ab")
@@ -55,8 +53,8 @@ def test_the_estimate_is_that_of_the_same_job_typed_by_hand(tmp_path: Path) -> N
     found, why_not = script_estimate(of_a_script(), Described(LLAMA, "adamw_torch"), "h100")
 
     (typed,) = bf16prof.estimate(
-        str(tmp_path / "config.json"), ds_config=tmp_path / "ds.json", gpus=4, gpu="h100", sequence_length=64,
-        activation_checkpointing=True, optim="adamw_torch", set_=["workload.keeps_outputs=true"],
+        str(tmp_path / "config.json"), ds_config=tmp_path / "ds.json", gpus=4, gpu="h100", sequence_length=512,
+        activation_checkpointing=True, optim="adamw_torch",
     ).records  # fmt: skip
     assert found is not None, why_not
     assert found.case == of_a_script().case, "so that both stand side by side"

@@ -147,12 +147,17 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     assert expected.replace(",hf", "") in on_cpu.notes[0]
 
 
-def of_a_preset(name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False, at: tuple[int, int] | None = None) -> Job:
+OTHER_PRECISIONS = ("fp32", "autocast-fp32", "bf16-full-autocast")
+
+
+def of_a_preset(
+    name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False, at: tuple[int, int] | None = None, recipe: str = "bf16-full"
+) -> Job:
     workload: dict[str, object] = {"activation_checkpointing": checkpointing}
     if at is not None:
         workload |= {"micro_batch_size": at[0], "sequence_length": at[1]}
     changed = profile(name, **{f"workload__{key}": value for key, value in workload.items()})
-    return expand(Selection(changed, [stage], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
+    return expand(Selection(changed, [stage], [8], [recipe], Device.GPU, find_gpu("h100-80gb")))[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -187,13 +192,23 @@ def test_all_that_ships_can_be_read() -> None:
 
 def test_all_that_ships_is_asked_for_by_a_preset() -> None:
     """A digest that has changed would leave files that nobody finds: `make signatures`."""
-    jobs = [of_a_preset(name, stage, checkpointing=flag) for name in preset_names() for stage in (2, 3) for flag in (False, True)]
+    cases = [(name, stage) for name in preset_names() for stage in (2, 3)]
+    jobs = [of_a_preset(*case, checkpointing=flag) for case in cases for flag in (False, True)]
+    others = [of_a_preset(*case, checkpointing=flag, recipe=each) for case in cases for flag in (False, True) for each in OTHER_PRECISIONS]
 
     pairs = [{shipped.file_of(each).name, shipped.general_file_of(each).name} for each in inquiries_of(jobs)]
     there = {path.name for path in shipped.FOLDER.iterdir()}
 
     assert all(pair & there for pair in pairs)
-    assert there <= set().union(*pairs)
+    assert there <= set().union(*pairs, (shipped.general_file_of(each).name for each in inquiries_of(others)))
+
+
+@pytest.mark.parametrize("recipe", ["bf16-fp32-master", "bf16-full", "fp16-fp32-master", *OTHER_PRECISIONS])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_preset_answers_its_first_question_without_torch(stage: int, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+
+    assert predict(of_a_preset("llama3.1-8b", stage, recipe=recipe)).peak_allocated_bytes
 
 
 @pytest.fixture

@@ -255,8 +255,9 @@ def test_flags_and_training_arguments_resolve_the_same_file_alike(main: Main, tm
 
 def test_foreach_takes_memory_in_the_step_that_fused_does_not(main: Main) -> None:
     """At stage 0 the update is the peak: beside fp32 copies of the gradients, a list of denominators as large (torch/optim/adam.py)."""
-    common = ["--recipe", "bf16-fp32-master", "--sequence-length", "4", "--zero", "0"]
-    fused, foreach = (estimate(main, *common, "--optim", name) for name in ("adamw_torch_fused", "adamw_torch"))
+    asked = ["estimate", "llama3-8b", "--gpus", "4", "--zero", "0", "--recipe", "bf16-fp32-master", "--sequence-length", "64", "--json"]
+    answers = [main(*asked, "--optim", name)[1] for name in ("adamw_torch_fused", "adamw_torch")]
+    fused, foreach = (json.loads(answer)["records"][0] for answer in answers)
     more = foreach["phases"]["step"]["peak_bytes"] - fused["phases"]["step"]["peak_bytes"]
 
     assert more == pytest.approx(4 * fused["parameters"], rel=0.05)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
+from bf16prof.dry_run.hardware.nvme import FileHandle
 from bf16prof.dry_run.tracker import GPU, HOST, Tracker
 from bf16prof.engine.config import SHARED_MEMORY_BUILDER
 from bf16prof.scripts.face.streams import GpuEvent, GpuStream
@@ -17,6 +18,8 @@ from bf16prof.scripts.face.streams import GpuEvent, GpuStream
 
 class StubOperators:
     """DeepSpeed's compiled operators read memory that fake tensors do not have. The optimizers' work in place and allocate nothing."""
+
+    aio_handle = FileHandle
 
     @staticmethod
     def quantize(tensor: torch.Tensor, groups: int, bits: int, _: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.kernels import KernelCall, scratch_bytes
-from bf16prof.models.autograd.tape import CONTIGUOUS, EXPANDED, STRIDED, VIEWABLE, GraphNode, Parameter, Tape, Tensor
+from bf16prof.models.autograd.tape import CONTIGUOUS, STRIDED, VIEWABLE, GraphNode, Parameter, Tape, Tensor
 
 FP32 = 4
 TOKEN_BYTES = 8
@@ -19,8 +19,7 @@ TOKEN_BYTES = 8
 
 def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
     """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient (`validate_outputs`)."""
-    layout = CONTIGUOUS if x.layout == EXPANDED else x.layout
-    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), layout)
+    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), x.layout)
 
 
 def _same(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
@@ -42,11 +41,6 @@ def autocast(tape: Tape, x: Tensor) -> Tensor:
 def to_fp32(tape: Tape, x: Tensor) -> Tensor:
     """What autocast does to the inputs of operators on its fp32 list."""
     return cast(tape, x, FP32) if tape.precision.autocast and tape.precision.has_fp32_islands else x
-
-
-def wide_or(tape: Tape, width: int) -> int:
-    """The width of what autocast gives in fp32 where nothing else was asked for, such as sums."""
-    return FP32 if tape.precision.autocast and tape.precision.has_fp32_islands else width
 
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -73,7 +67,7 @@ def negative(tape: Tape, x: Tensor) -> Tensor:
     return tape.new(x.numel, x.width, "neg", tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "neg"),)))
 
 
-def concatenate(tape: Tape, *parts: Tensor, layout: int = CONTIGUOUS) -> Tensor:
+def concatenate(tape: Tape, *parts: Tensor) -> Tensor:
     """`torch.cat`, whose backward gives views; under autocast in the widest dtype of the parts."""
     width = max(each.width for each in parts)
     if tape.precision.autocast:
@@ -83,7 +77,7 @@ def concatenate(tape: Tape, *parts: Tensor, layout: int = CONTIGUOUS) -> Tensor:
     def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
 
-    return tape.new(sum(sizes), width, "cat", tape.node(parts, run), layout)
+    return tape.new(sum(sizes), width, "cat", tape.node(parts, run))
 
 
 def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -151,9 +145,10 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
     return run
 
 
-def softmax(tape: Tape, x: Tensor, name: str = "_softmax", width: int = 0) -> Tensor:
-    """`_softmax` (or one of its kin) in a dtype of that width, under autocast in fp32 (for bf16 by way of a copy)."""
-    wide = width or wide_or(tape, x.width)
+def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
+    """`_softmax` (or one of its kin), under autocast in fp32 (for bf16 by way of a copy)."""
+    has_islands = tape.precision.autocast and tape.precision.has_fp32_islands
+    wide = FP32 if has_islands else x.width
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
     source_width = source.width
 
@@ -189,13 +184,6 @@ def viewed(tape: Tape, x: Tensor) -> Tensor:
     """A view in another shape, whose gradient is copied where it cannot be viewed in the old one."""
     out = x.view()
     out.node, out.slot = tape.node((x,), lambda _, grads: (_viewable(tape, grads[0]),)), 0
-    return out
-
-
-def in_rows(tape: Tape, x: Tensor) -> Tensor:
-    """x, the result of a matrix product, whose gradient is copied where its rows do not lie in order."""
-    out = x.view()
-    out.node, out.slot = tape.node((x,), lambda _, grads: (_rows(tape, grads[0]),)), 0
     return out
 
 
@@ -243,19 +231,6 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
     if bias is not None and x.layout != CONTIGUOUS:
         return _add_bias(tape, _matrix_product(tape, contiguous(tape, x), weight, inputs), bias)
     return _matrix_product(tape, x, weight, inputs, bias, is_matrix=is_matrix)
-
-
-def matmul(tape: Tape, x: Tensor, weight: Tensor, inputs: int) -> Tensor:
-    """`matmul` of x [..., inputs] with a matrix: `mm` of its rows."""
-    weight = autocast(tape, weight)
-    return _matrix_product(tape, autocast(tape, x), weight, inputs)
-
-
-def addmm(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor, inputs: int) -> Tensor:
-    """`addmm` itself, which DeepSpeed leaves alone; its arguments are cast from the last to the first."""
-    weight = autocast(tape, weight)
-    x = autocast(tape, x)
-    return _matrix_product(tape, x, weight, inputs, autocast(tape, bias))
 
 
 def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None, *, is_matrix: bool = False) -> Tensor:
@@ -361,8 +336,8 @@ def embedding(tape: Tape, weight: Tensor, rows: int, width: int, indices: Tensor
     return tape.new(rows * width, weight.width, "embedding", tape.node((weight,), run, indices))
 
 
-def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast, and labels that are not the loop's own."""
+def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
+    """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast."""
     kept = cast(tape, logits, FP32) if tape.precision.autocast else logits
     wide, numel = kept.width, kept.numel
 
@@ -380,7 +355,13 @@ def cross_entropy(tape: Tape, logits: Tensor, labels: Tensor | None = None) -> T
 
     probabilities = tape.new(numel, wide, "_log_softmax", tape.node((kept,), of_logits))
     tape.save(probabilities.node, tape.detached(probabilities))
-    node = tape.node((probabilities,), of_loss, tape.detached(probabilities), labels)
+    node = tape.node((probabilities,), of_loss, tape.detached(probabilities))
     loss = tape.new(1, wide, "nll_loss_forward", node)
     tape.save(node, tape.new(1, wide, "nll_loss_forward"))
     return loss
+
+
+def row_mean(tape: Tape, x: Tensor, rows: int) -> Tensor:
+    """The mean of each of so many rows; every element's gradient is written out."""
+    numel = x.numel
+    return tape.new(rows, x.width, "mean", tape.node((x,), lambda _, grads: (tape.new(numel, grads[0].width, "div"),)))

@@ -12,9 +12,9 @@ import contextlib
 import heapq
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, Label
@@ -89,9 +89,8 @@ class Pin:
         self._events.append(Event("unpin", (self._parameter.key, self._number), 0))
 
 
-STRIDED, VIEWABLE, CONTIGUOUS, EXPANDED = range(4)
-"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order; several in one
-place."""
+STRIDED, VIEWABLE, CONTIGUOUS = range(3)
+"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order."""
 
 
 class Tensor:
@@ -128,11 +127,6 @@ class Parameter(Tensor):
         self.key = key
         self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, width),))
 
-
-Out = TypeVar(
-    "Out", Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None], Tensor | tuple[Tensor, Tensor | None]
-)
-"""What a module gives back."""
 
 Run = Callable[["GraphNode", list[Any]], Sequence[Any]]
 
@@ -231,13 +225,10 @@ class Tape:
         *,
         zero3: bool = False,
         memory_efficient_linear: bool = True,
-        order: Mapping[tuple[int, str], int] | None = None,
         processor: Processor = USUAL_PROCESSOR,
     ) -> None:
-        """`order`: the place of each parameter in the model, in which the gradients of a leaf module are looked at."""
         self.processor = processor
         self.precision = precision
-        self._order = order or {}
         self.zero3 = zero3
         """Whether modules have ZeRO-3's hooks."""
         self.zero3_linear = zero3 and memory_efficient_linear
@@ -250,9 +241,6 @@ class Tape:
         self.layer = -1
         self.is_recomputing = False
         self._kept: list[Tensor] = []
-        self._leaf: tuple[int, str] | None = None
-        self._leaf_of: dict[tuple[int, str], tuple[int, str]] = {}
-        self._delayed: dict[tuple[int, str] | None, list[Event]] = {}
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
         self._parameters: dict[tuple[int, str], Parameter] = {}
@@ -277,8 +265,6 @@ class Tape:
     def parameter(self, name: str, numel: int) -> Parameter:
         """A parameter of the layer that is running."""
         key = (self.layer, name)
-        if self._leaf is not None:
-            self._leaf_of[key] = self._leaf
         if key not in self._parameters:
             self._parameters[key] = Parameter(self, key, numel, self.precision.parameter)
         return self._parameters[key]
@@ -287,10 +273,6 @@ class Tape:
         """The same memory without history."""
         storage = self._pin(tensor) if isinstance(tensor, Parameter) else tensor.storage
         return Tensor(storage, tensor.numel, tensor.width, layout=tensor.layout)
-
-    def view_of(self, parameter: Parameter) -> Tensor:
-        """A view of a parameter, which is cast anew where autocast wants it."""
-        return Tensor(self._pin(parameter), parameter.numel, parameter.width, self.node((parameter,), lambda _, grads: grads))
 
     def _pin(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, Parameter) or not self.zero3:
@@ -347,10 +329,10 @@ class Tape:
         """The gradient of a parameter is there, and belongs to the engine from now on."""
         storage: Storage = grad.storage
         self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", GRADIENT, storage.bytes))
-        self._delayed.get(self._leaf_of.get(key), self.events).append(Event("gradient", key, storage.bytes))
+        self.events.append(Event("gradient", key, storage.bytes))
         storage.bytes = 0
 
-    def checkpoint(self, function: Callable[..., Out], *inputs: Tensor) -> Out:
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`."""
         frame = Frame(self, function, inputs)
         outer, self.pack = self.pack, frame.pack
@@ -364,40 +346,27 @@ class Tape:
         self.mark("cut", number)
         return self._alias(x, lambda: self.mark("cut backward", number))
 
-    def module(self, name: str, forward: Callable[..., Out], *inputs: Tensor, is_leaf: bool = False) -> Out:
+    def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
 
-        `inputs` are the positional ones; hooks see no others. What comes out is a tensor or a tuple of them. In a leaf module no other
-        one has hooks, and its gradients wait for each other, then come in the model's order (zero/stage3.py, reduce_leaf_module_grads).
+        `inputs` are the positional ones; hooks see no others.
         """
-        if not self.zero3 or self._leaf is not None:
+        if not self.zero3:
             return forward(*inputs)
         key = (self.layer, name)
         self.mark("fetch", key)
         self._waiting[key] = 0
-        if is_leaf:
-            self._delayed[key] = []
         entered = []
         for each in inputs:
             self._waiting[key] += each.node is not None
             entered.append(self._alias(each, lambda: self._leave(key)))
-        self._leaf = key if is_leaf else None
-        try:
-            out = forward(*entered)
-        finally:
-            self._leaf = None
+        out = forward(*entered)
         self.mark("release", key)
-        return self._entering(out, key)
-
-    def _entering(self, out: Out, key: tuple[int, str]) -> Out:
-        if isinstance(out, Tensor):
-            return self._alias(out, lambda: self.mark("fetch backward", key))
-        return cast("Out", tuple(each if each is None else self._entering(each, key) for each in out))
+        return self._alias(out, lambda: self.mark("fetch backward", key))
 
     def _leave(self, key: tuple[int, str]) -> None:
         self._waiting[key] -= 1
         if self._waiting[key] == 0:
-            self.events += sorted(self._delayed.pop(key, ()), key=lambda event: self._order.get(event.subject, 0))
             self.mark("release backward", key)
 
     def _alias(self, x: Tensor, when_backward: Callable[[], None]) -> Tensor:

@@ -1,25 +1,18 @@
-"""The forward passes of models as a `Tape` records them (no torch): the same operators in the same order as in the modules themselves.
+"""The forward passes of our own families as a `Tape` records them (no torch): the operators of `models/modules` in their order.
 
-Our own families (`models/modules`) lie here, one file each; transformers' model types in `tapes/huggingface`.
+They answer for these families without torch, in any size, and are what the tracer is held against. All other models are recorded.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable, Hashable, Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Sequence
 
-from bf16prof.errors import InputError
 from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
-from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
+from bf16prof.profiles.models import Model, ModelSettings
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
-
-
-class NoTape(InputError):
-    """It is not known in closed form what this model allocates; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,54 +36,17 @@ class ForwardRun:
         return self.batch * self.sequence
 
 
-class Network(Protocol):
-    """A model on a tape."""
-
-    @property
-    def kinds(self) -> Sequence[Hashable]:
-        """One for every layer: layers of the same kind allocate the same."""
-        ...
-
-    @property
-    def root(self) -> str:
-        """The module that holds the layers."""
-        ...
-
-    @property
-    def leaf(self) -> str | None:
-        """The module of a layer that DeepSpeed takes as one with all that is in it, where a layer has it."""
-        ...
-
-    def loss(self, tape: Tape, layers: Sequence[int]) -> Tensor:
-        """Record the forward pass with only these layers, up to the loss; marks when the loop has the logits, and when the loss."""
-        ...
-
-
-@functools.lru_cache(maxsize=64)
-def network(run: ForwardRun) -> Network:
-    """The model of a run. Raises `NoTape` saying why there is none."""
-    if isinstance(run.model, ModelSettings):
-        return OwnNetwork(run, run.model)
-    if isinstance(run.model, HuggingFaceSettings):
-        from bf16prof.models.tapes.huggingface import network_of
-
-        return network_of(run, run.model)
-    raise NoTape("only the code that builds this model knows what it computes")
-
-
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A model of our own families: the loop computes the loss of its logits."""
+    """A model of our own families on a tape: the loop computes the loss of its logits. All layers are alike."""
 
     run: ForwardRun
-    model: ModelSettings
-    root: ClassVar[str] = ""
-    leaf: ClassVar[str | None] = None
 
     @property
-    def kinds(self) -> Sequence[Hashable]:
-        """All layers are alike."""
-        return [""] * self.model.num_layers
+    def model(self) -> ModelSettings:
+        """What it is built from."""
+        assert isinstance(self.run.model, ModelSettings), "all other models are recorded"
+        return self.run.model
 
     @property
     def intermediate(self) -> int:
@@ -98,7 +54,7 @@ class OwnNetwork:
         return self.model.intermediate_size or 4 * self.model.hidden_size
 
     def loss(self, tape: Tape, layers: Sequence[int]) -> Tensor:
-        """See `Network.loss`."""
+        """Record the forward pass with only these layers, up to the loss; marks when the loop has the logits, and when the loss."""
         family = importlib.import_module(f"{__name__}.{self.model.family.replace('-', '_')}")
         logits = tape.module("", lambda: family.forward(tape, self, layers))
         if self.run.keeps_outputs:

@@ -14,13 +14,13 @@ from bf16prof.models.autograd.operators import (
     mul,
     product,
     reshaped,
+    row_mean,
     select,
     softmax,
     split,
     strided,
     swapped,
 )
-from bf16prof.models.autograd.pointwise import row_mean
 from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.models.tapes import OwnNetwork, run_layers
 from bf16prof.models.tapes.layers import linear_layer, norm_layer

@@ -1,1 +1,0 @@
-"""One file for the model types that share a block: its `FAMILIES` maps their names to what computes them."""
