@@ -394,6 +394,26 @@ def test_a_scripts_own_counters_of_peaks_start_again() -> None:
         assert (ledger.open_peak, ledger.open_peak_reserved) == (after, reserved)
 
 
+def test_a_row_on_cpu_holds_all_of_its_storages_and_nothing_has_been_held_before() -> None:
+    ledger = Ledger()
+    assert ledger.peak_reserved == ledger.allocated_at_peak_reserved == ledger.open_peak == ledger.open_peak_reserved == 0
+
+    assert ledger.begin(7, WEIGHTS, count=3).held == ledger.allocated_bytes() == 21
+
+
+def test_what_is_said_of_a_storage_is_said_of_the_one_that_took_its_place() -> None:
+    ledger = Ledger()
+    old, new = ledger.begin(10, WEIGHTS), ledger.begin(20, WEIGHTS)
+    ledger.succeed(old, new)
+    ledger.succeed(new, new)  # it stays
+
+    ledger.relabel([(old, ACTIVATIONS)])
+    assert (old.label, new.label) == (WEIGHTS, ACTIVATIONS)
+    ledger.end(old)
+    assert ledger.allocated_bytes() == 10
+    assert list(ledger.live()) == [old]
+
+
 def test_somebody_hears_how_far_a_run_has_come() -> None:
     ledger, heard = Ledger(), []
     ledger.on_tick = lambda: heard.append(len(ledger.allocations))
