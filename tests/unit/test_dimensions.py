@@ -192,7 +192,7 @@ def test_activations_of_a_dry_run_tell_what_a_longer_part_of_the_sequence_needs(
 
 ALONE = (
     "plan",
-    "qwen2.5-72b",
+    "llama3.1-8b",
     "--gpus",
     "4",
     "--gpu",
@@ -214,7 +214,7 @@ def test_where_nothing_fits_ranks_that_share_nothing_others_are_tried(main: Main
         return [record_of(each, 2**30) for each in jobs]
 
     monkeypatch.setattr(command, "_dry_run", dry_run)
-    words = (*ALONE, "--seq", "32768", "--activation-checkpointing", "--dry-runs", "3")
+    words = (*ALONE, "--seq", "8192", "--micro-batch-size", "16", "--activation-checkpointing", "--dry-runs", "3")
     code, out, err = main(*words, "--write", tmp_path / "ds.json")
 
     assert code == 0
