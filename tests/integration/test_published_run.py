@@ -100,14 +100,6 @@ def test_with_the_oldest_supported_deepspeed_the_dry_run_holds_what_its_real_ran
         assert 0 <= real["phases"][phase]["peak_bytes"] - dry["phases"][phase]["peak_bytes"] <= 1024, phase
 
 
-@pytest.mark.nightly
-def test_the_init_of_a_published_model_is_known_from_its_own_code() -> None:
-    run = bf16prof("published", "list", "--json", env={"BF16PROF_TRACE": "1"})
-
-    errors = {(row["name"], row["quantity"]): row["error"] for row in run.document["rows"]}
-    assert abs(errors["galactica-30b-init", "phases.init.peak_bytes"]) < 0.001
-
-
 def test_a_deepspeed_that_the_dry_run_does_not_fit_is_said(tmp_path: Path) -> None:
     """A DeepSpeed without the compiled optimizer's builder, as a later one may be."""
     (tmp_path / "sitecustomize.py").write_text(

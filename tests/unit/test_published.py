@@ -109,6 +109,7 @@ def test_every_published_run_is_listed_with_its_error_and_what_is_open(main: Mai
     assert abs(errors["issue-7434", "allocated_bytes", "zero3"]) < 0.0005
     assert abs(errors["issue-3734", "allocated_bytes", "zero3"]) < 0.0005
     assert abs(errors["opt-1.3b-single", "allocated_bytes", "zero0"]) < 0.0005
+    assert abs(errors["galactica-30b-init", "phases.init.peak_bytes", "zero3"]) < 0.001
     # Issue 3734, ZeRO-2: what is missing is the partition of the gradients, 2 bytes of an eighth of 13.0e9 elements, to 5 %.
     zero2 = next(row for row in document["rows"] if row["name"] == "issue-3734" and row["case"].startswith("zero2"))
     assert zero2["published_bytes"] - zero2["predicted_bytes"] == pytest.approx(2 * 13_015_864_320 / 8, rel=0.05)
