@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.program import key_of
@@ -19,6 +19,9 @@ from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import OUTSIDE, Signature
 
 Key = tuple[int, str]
+
+
+_NUMBERS: dict[Hashable, int] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,12 @@ class Anatomy:
     def trained(self) -> dict[Key, int]:
         """The elements of every parameter that is trained."""
         return {key: each.numel for key, each in zip(self.keys, self.parameters, strict=True) if each.trainable}
+
+    @functools.cached_property
+    def number(self) -> int:
+        """A number for what ZeRO-3's hooks know of it: the same for equal parameters and modules, at any batch and length."""
+        modules = None if self.signature is None else self.signature.modules
+        return _NUMBERS.setdefault((tuple(self.parameters), modules), len(_NUMBERS))
 
     def key(self, name: str) -> Key:
         """What the events call a parameter or a module."""

@@ -72,8 +72,11 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     """
     if job.case.sequence_parallel > 1:
         return SHARED
-    if gap := _pass_gap(job, engine):
-        return gap
+    return _pass_gap(job, engine) or init_gap(job, engine)
+
+
+def init_gap(job: Job, engine: Engine) -> str | None:
+    """The same of init alone, which runs no pass of the model."""
     if engine.device is Device.CPU and engine.anatomy.signature is None:
         return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
     facts = engine.facts

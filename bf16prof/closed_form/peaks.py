@@ -51,17 +51,17 @@ def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
 
 def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Peaks:
     """The peaks of a job that holds these items between two steps, from the walk through one."""
-    start = after_init(job, engine, zero_init=job.is_inside_zero_init)
     base = sum(item.bytes for item in steady)
     meter = passes(job, engine, done)
-    phases = {Phase.INIT: _init(job, engine, start)}
+    phases = {Phase.INIT: init_memory(job, engine)}
     for phase, peak in meter.peaks.items():
         phases[phase] = PhaseMemory(base + peak.level, base + meter.ends[phase])
     return Peaks(phases, steady, meter, done.program)
 
 
-def _init(job: Job, engine: Engine, start: Meter) -> PhaseMemory:
+def init_memory(job: Job, engine: Engine) -> PhaseMemory:
     """Init, with the model's buffers, which are there all the time; a CPU rank also builds the model in its only memory, in fp32."""
+    start = after_init(job, engine, zero_init=job.is_inside_zero_init)
     buffers = sum(round_up(size, start.block) for each in model_buffers(job, engine) for size in each.sizes if each.label == MODEL_BUFFERS)
     peak, end = start.peaks[Phase.INIT].level + buffers, start.ends[Phase.INIT] + buffers
     signature = engine.anatomy.signature

@@ -13,10 +13,10 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages
 from bf16prof.closed_form.device import gpu_additions
-from bf16prof.closed_form.gap import closed_form_gap, evaluation_gap, peaks_gap, work_gap
+from bf16prof.closed_form.gap import closed_form_gap, evaluation_gap, init_gap, peaks_gap, work_gap
 from bf16prof.closed_form.initial import after_init
 from bf16prof.closed_form.kept import between_steps
-from bf16prof.closed_form.peaks import peaks
+from bf16prof.closed_form.peaks import init_memory, peaks
 from bf16prof.closed_form.replay import replay
 from bf16prof.closed_form.roofline import engine_work, tf32_note
 from bf16prof.closed_form.steady import Engine
@@ -66,7 +66,7 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUA
         items=items,
         host_bytes=on_host if job.device is Device.GPU else None,
         host_bytes_per_node=on_host * min(per_node, job.case.world_size) if job.device is Device.GPU else None,
-        **({"phases": UNKNOWN} if done is None or no_peaks else _peaks(job, engine, done, items)),
+        **({"phases": _init_alone(job, engine)} if done is None or no_peaks else _peaks(job, engine, done, items)),
         work=work,
         step_time_floor_s=work.step_time_floor_s if work else None,
         at_least=PEAKS if evaluation_gap(job) and not no_peaks else (),
@@ -74,6 +74,11 @@ def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUA
     )
     reserve = Reserve(job, engine, None if no_peaks else done, allocator, replays)
     return judged(reserve.added_to(record))
+
+
+def _init_alone(job: Job, engine: Engine) -> dict[Phase, PhaseMemory]:
+    """The phases of a job whose passes are not known: init, which runs none."""
+    return UNKNOWN if init_gap(job, engine) else {**UNKNOWN, Phase.INIT: init_memory(job, engine)}
 
 
 def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL) -> list[MemoryRecord]:

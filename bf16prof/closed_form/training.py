@@ -277,7 +277,7 @@ def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinate
     if not isinstance(plan.how, GatherSettings):
         return None
     widths = plan.precision.autocast or plan.precision.parameter, plan.precision.parameter
-    own = (plan.anatomy, widths, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
+    own = (plan.anatomy.number, widths, plan.wires, plan.how, plan.zero_init, plan.block, plan.micro_steps, is_first)
     key = (*own, whole.of_the_engine)
     if key not in _COORDINATED:
         if len(_COORDINATED) >= REMEMBERED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from bf16prof.allocator import Action, AllocatorOutOfMemory, Block, CachingAllocator
@@ -262,16 +263,17 @@ class Ledger:
             return allocator.allocate(size, self.stream, most)
         except AllocatorOutOfMemory as error:
             self.before_verdict()
-            mark = self.marks[-1] if self.marks else Mark(0, Phase.INIT, -1)
+            begun = size * (allocation.count - most)
+            of_this = replace(allocation, bytes=begun, held=error.allocated_bytes - self._allocated)
             self.out_of_memory = OutOfMemory(
-                phase=mark.phase or Phase.INIT,
-                step=mark.step if mark.step >= 0 else None,
+                phase=(self.marks[-1].phase if self.marks else None) or Phase.INIT,
+                step=self.step if self.step_starts else None,
                 tensor=allocation.label[1],
                 requested_bytes=error.requested_bytes,
                 allocated_bytes=error.allocated_bytes,
                 reserved_bytes=error.reserved_bytes,
                 limit_bytes=error.limit_bytes,
-                holders=by_component(self.live()),
+                holders=by_component([*self.live(), of_this]),
             )
             allocator.lift_limit()
             return allocator.allocate(size, self.stream, most)

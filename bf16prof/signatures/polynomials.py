@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
@@ -24,9 +26,15 @@ class Polynomial:
 
     def __call__(self, point: Point) -> int | None:
         """The number at a point; `None` where it is no whole one, which no size is."""
-        batch, length = point
-        total = sum(term * batch**b * length**s for term, (b, s) in zip(self.terms, POWERS, strict=False) if term)
+        total = sum(map(operator.mul, self.terms, _powers_at(point)))
         return None if total % self.divisor else total // self.divisor
+
+
+@functools.lru_cache(maxsize=64)
+def _powers_at(point: Point) -> tuple[int, ...]:
+    """Every term without its coefficient."""
+    batch, length = point
+    return tuple(batch**b * length**s for b, s in POWERS)
 
 
 class Fit:

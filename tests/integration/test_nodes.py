@@ -129,6 +129,18 @@ def test_a_hostfile_starts_its_hosts_by_ssh(tmp_path: Path, hosts: dict[str, str
     require_one_run_on_two_nodes(done, folder)
 
 
+@pytest.mark.nightly
+def test_a_script_runs_on_the_hosts_of_a_hostfile(tmp_path: Path, hosts: dict[str, str]) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "corpus" / "plain_engine.py"
+    where = ("--rdzv-endpoint", "127.0.0.1", "--output-dir", str(tmp_path / "run"), *hostfile(tmp_path))
+    done = bf16prof("measure", "--json", *where, "--", str(script), "--stage", "3", env=hosts)
+
+    assert done.code == 0, done.stderr
+    (record,) = done.document["records"]
+    assert (record["case"]["world_size"], record["case"]["zero_stage"]) == (2, 3)
+    assert [rank["node"] for rank in record["ranks"]] == [0, 1]
+
+
 def test_nothing_on_other_hosts_outlives_a_killed_command(tmp_path: Path, hosts: dict[str, str]) -> None:
     folder = tmp_path / "run"
     where = ("--zero", "3", "--recipe", "bf16-full", "--rdzv-endpoint", "127.0.0.1", *hostfile(tmp_path))

@@ -190,7 +190,20 @@ def test_activations_of_a_dry_run_tell_what_a_longer_part_of_the_sequence_needs(
     assert (asked, found.outlook.plans[0].case.sequence_parallel) == ([8, 2, 4], 2)
 
 
-ALONE = ("plan", "llama3.1-8b", "--gpus", "4", "--gpu", "l4-24gb", "--zero", "3", "--recipe", "bf16-fp32-master", "--offload", "optimizer")
+ALONE = (
+    "plan",
+    "llama3.1-8b",
+    "--gpus",
+    "4",
+    "--gpu",
+    "h100-80gb",
+    "--zero",
+    "3",
+    "--recipe",
+    "bf16-fp32-master",
+    "--offload",
+    "optimizer",
+)
 
 
 def test_where_nothing_fits_ranks_that_share_nothing_others_are_tried(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -201,7 +214,7 @@ def test_where_nothing_fits_ranks_that_share_nothing_others_are_tried(main: Main
         return [record_of(each, 2**30) for each in jobs]
 
     monkeypatch.setattr(command, "_dry_run", dry_run)
-    words = (*ALONE, "--seq", "32768", "--activation-checkpointing", "--dry-runs", "3")
+    words = (*ALONE, "--seq", "8192", "--micro-batch-size", "16", "--activation-checkpointing", "--dry-runs", "3")
     code, out, err = main(*words, "--write", tmp_path / "ds.json")
 
     assert code == 0

@@ -137,6 +137,7 @@ def test_pieces_of_a_large_gradient_are_reduced_when_they_are_more_than_a_bucket
     """zero/stage_1_and_2.py, allreduce_and_scatter: `numel > numel_per_bucket`. Three pieces of 50 elements, a bucket of 50."""
     assert list(Share({A: (0, 150)}, 50).chunks([A], 50)) == [(100, 2), (50, 1)]
     assert list(Share({A: (0, 150)}, 50).chunks([A], 49)) == [(50, 1), (50, 1), (50, 1)]
+    assert list(Share({A: (0, 50), B: (50, 100)}, 50).chunks([B], 50)) == [(50, 1)], "of the second rank alone"
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 3), st.integers(1, 20))
@@ -256,7 +257,21 @@ def test_bf16_optimizer_updates_a_partition_in_fp32_and_lets_go_of_gradients() -
 
     padded = sum(spec.numel for spec in engine.parameters) + 3 & ~3
     assert meter.peaks[Phase.STEP].held == {GRADIENT: 30, OPTIMIZER_TEMPORARIES: 4 * padded // 2}
-    assert meter.ends[Phase.STEP] == meter.held[GRADIENT] == 0
+    assert repr((meter.ends[Phase.STEP], meter.held[GRADIENT])) == "(0, 0)"
+
+
+def test_the_unfused_step_leaves_nothing() -> None:
+    """fp16/unfused_optimizer.py, step: the copies in fp32 go after the update, and so do the gradients."""
+    engine = Engine.of(job(profile("cpu-demo", optimizer__torch_adam=True), 0, 1, "bf16-fp32-master", device=Device.CPU))
+    meter = Meter(1)
+    gradients = Gradients(meter, {A: 5, B: 10})
+    for key, size in ((A, 10), (B, 20)):
+        meter.take(GRADIENT, size)
+        gradients.ready(key, size)
+
+    step(engine, meter, gradients)
+
+    assert meter.held[GRADIENT] == meter.held[STEP_GRADIENTS] == meter.level == 0
 
 
 IN_PIECES = (*[8 * 4000] * 5, 8 * 4400, 8, 8, 4 * 8 * 4400)

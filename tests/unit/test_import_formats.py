@@ -17,7 +17,7 @@ from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, only, read, record, writte
 
 from bf16prof.errors import InputError
 from bf16prof.imports.files import read_files
-from bf16prof.imports.finding import GIB, Reading, highest, rounded
+from bf16prof.imports.finding import GIB, Reading, highest, rounded, total
 from bf16prof.imports.memory_usage import MemoryUsageReader
 from bf16prof.imports.record import joined_steps
 from bf16prof.imports.timers import TimersReader
@@ -64,6 +64,15 @@ def test_a_reading_is_no_lower_than_what_it_includes(low: int, left: tuple[int, 
 
     assert (found.low, found.top) == left
     assert found.is_floor is is_floor
+
+
+def test_a_reading_that_says_as_much_already_stays_as_it_is() -> None:
+    assert Reading(1, 5).no_lower_than(Reading(0)) == Reading(1, 5)
+
+
+@pytest.mark.parametrize("is_floor", [False, True])
+def test_a_sum_is_a_lower_bound_where_a_part_is_one(*, is_floor: bool) -> None:
+    assert total([Reading(100, 2), Reading(30, 1, is_floor)]) == Reading(130, 3, is_floor)
 
 
 # The example.

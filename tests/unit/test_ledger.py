@@ -13,7 +13,7 @@ from bf16prof.dry_run.history import POINTS, items_at, layers_at, timeline, trai
 from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
 from bf16prof.dry_run.repeat import last_step, repeat
 from bf16prof.dry_run.snapshot import snapshot, write_snapshot
-from bf16prof.records import Component, LayerBytes, Phase
+from bf16prof.records import ROUNDED, Component, Item, LayerBytes, Phase
 
 MIB = 2**20
 WEIGHTS = (Component.PARAMETERS, "weights")
@@ -79,6 +79,44 @@ def test_an_end_that_python_tells_during_an_allocation_is_entered_before_the_nex
     assert ledger.reserved_bytes() == 2 * MIB
 
 
+def test_the_peak_of_training_is_the_first_highest_from_the_first_forward_pass_on_without_init() -> None:
+    ledger = Ledger()
+    early = ledger.begin(1000, WEIGHTS)
+    ledger.mark(Phase.FORWARD)  # after event 1
+    ledger.end(early)  # 2
+    one, two = ledger.begin(30, ACTIVATIONS), ledger.begin(20, ACTIVATIONS)  # 3 and 4: 50
+    ledger.mark(Phase.BACKWARD)
+    ledger.end(one)  # 5
+    ledger.end(ledger.begin(30, ACTIVATIONS))  # 6 and 7: 50 again
+    ledger.mark(Phase.INIT)  # a script builds another engine
+    ledger.end(ledger.begin(500, WEIGHTS))  # 8 and 9
+    ledger.mark(Phase.FORWARD)
+    ledger.end(two)  # 10
+    ledger.now()
+
+    assert training_peak(ledger) == 4
+
+
+def test_without_anything_allocated_there_is_no_event_of_the_peak() -> None:
+    ledger = Ledger()
+    ledger.mark(Phase.FORWARD)
+
+    assert training_peak(ledger) == 0
+
+
+def test_items_are_added_up_by_name_and_told_biggest_first() -> None:
+    ledger = gpu_ledger()
+    for size, label in ((100, WEIGHTS), (3000, ACTIVATIONS), (200, WEIGHTS)):
+        ledger.begin(size, label)
+    ledger.begin(5000, WEIGHTS)  # after the event that is asked for
+
+    assert items_at(ledger, 3) == (
+        Item(*ACTIVATIONS, 3000, "simulated"),
+        Item(*ROUNDED, (512 - 100) + (3072 - 3000) + (512 - 200), "simulated"),
+        Item(*WEIGHTS, 300, "simulated"),
+    )
+
+
 def test_the_peak_is_explained_by_what_is_alive_then() -> None:
     ledger = gpu_ledger()
     ledger.mark(Phase.INIT)
@@ -105,6 +143,7 @@ def test_what_layers_allocated_is_told_by_layer_and_component() -> None:
     ledger.end(ledger.begin(8, ACTIVATIONS))
     ledger.begin(4, WEIGHTS)
 
+    assert layers_at(ledger, 2) == (LayerBytes("model.layers.0", Component.ACTIVATIONS, 8),)
     assert layers_at(ledger, ledger.now().events) == (
         LayerBytes("model.layers.0", Component.ACTIVATIONS, 16), LayerBytes("model.layers.10", Component.ACTIVATIONS, 8),
         LayerBytes("lm_head", Component.ACTIVATIONS, 8), LayerBytes("lm_head", Component.PARAMETERS, 4),
@@ -133,6 +172,38 @@ def test_a_timeline_says_what_each_event_leaves_and_where_phases_begin() -> None
     assert line.components[Component.WORKSPACE] == (0, 0, 0, 100, 0, 0)
     assert [(start.phase, start.event) for start in line.phases] == [(Phase.FORWARD, 0), (Phase.BACKWARD, 2), (Phase.STEP, 5)]
     assert [size for size, _ in line.changes] == [0, *(after - before for before, after in itertools.pairwise(line.totals))]
+
+
+def test_a_timeline_is_of_one_step_and_has_the_rounding_of_the_allocator() -> None:
+    ledger = gpu_ledger()
+    ledger.begin(100, WEIGHTS)
+    for _ in range(3):
+        ledger.begin_step()
+        for phase in (Phase.FORWARD, None, Phase.EVAL, Phase.EVAL, None):  # two batches of an evaluation
+            ledger.mark(phase)
+            ledger.touch(300, ACTIVATIONS)
+
+    line = timeline(ledger, 1)
+
+    assert line.events == tuple(range(11))
+    assert line.components == {
+        Component.PARAMETERS: (100,) * 11,
+        Component.ACTIVATIONS: (0, *(300, 0) * 5),
+        Component.ROUNDING: (412, *(412 + 212, 412) * 5),
+    }
+    assert [(start.phase, start.event) for start in line.phases] == [(Phase.FORWARD, 0), (Phase.EVAL, 4)]
+
+
+def test_components_are_added_up_and_told_biggest_first() -> None:
+    ledger = gpu_ledger()
+    assert ledger.begin(100, WEIGHTS).layer == ""
+    for size, label in ((1500, ACTIVATIONS), (200, (Component.PARAMETERS, "bias"))):
+        ledger.begin(size, label)
+
+    sizes = by_component(ledger.live())
+    rounding = (512 - 100) + (1536 - 1500) + (512 - 200)
+    assert list(sizes.items()) == [(Component.ACTIVATIONS, 1500), (Component.ROUNDING, rounding), (Component.PARAMETERS, 300)]
+    assert ledger.out_of_memory is None
 
 
 def test_a_timeline_names_what_each_event_allocates_and_in_which_layer() -> None:
@@ -240,6 +311,134 @@ def test_the_first_request_without_room_is_written_down_and_the_run_goes_on() ->
     assert verdict.holders[Component.PARAMETERS] == 21 * MIB
     assert Component.ACTIVATIONS not in verdict.holders
     assert ledger.allocated_bytes() >= 43 * MIB
+
+
+def test_what_is_allocated_in_a_row_takes_one_block_of_each_segment() -> None:
+    """Five storages of 600,000 bytes: blocks of 512 bytes x 1172, three to a segment of 2 MiB. The fourth needed the second segment."""
+    ledger = gpu_ledger()
+
+    row = ledger.begin(600_000, WEIGHTS, count=5)
+
+    assert [block.requested for block in row.blocks] == [3 * 600_000, 2 * 600_000]
+    assert repr((row.bytes, row.held)) == repr((5 * 600_000, 5 * 512 * 1172))
+    assert ledger.peak_reserved == ledger.open_peak_reserved == 4 * MIB
+    assert ledger.allocated_at_peak_reserved == 4 * 512 * 1172
+    ledger.begin(100_000, WEIGHTS)  # what is left of the first segment is enough
+    assert ledger.allocated_at_peak_reserved == 4 * 512 * 1172
+    assert ledger.begin(0, WEIGHTS, count=3).held == 0
+
+
+def test_a_block_that_is_not_split_counts_whole_where_it_needed_the_memory() -> None:
+    """21 MiB in a segment of 22: no more than 1 MiB would be left, which is not split off."""
+    ledger = gpu_ledger()
+
+    ledger.begin(21 * MIB, WEIGHTS)
+
+    assert ledger.peak_reserved == ledger.allocated_at_peak_reserved == 22 * MIB
+
+
+def test_each_stream_has_segments_of_its_own() -> None:
+    ledger = gpu_ledger()
+    ledger.keep_trace()
+    ledger.begin(100, WEIGHTS)
+    ledger.stream = 1
+    ledger.begin(100, WEIGHTS)
+
+    assert ledger.reserved_bytes() == 4 * MIB
+    assert [entry.stream for entry in ledger.trace] == [0, 0, 1, 1]
+
+
+def test_what_another_stream_uses_is_free_after_it_only() -> None:
+    ledger = gpu_ledger()
+    ledger.keep_trace()
+    alone, used = ledger.begin(MIB, WEIGHTS), ledger.begin(MIB, ACTIVATIONS)
+    ledger.use_on_stream(alone, 0)  # its own
+    ledger.use_on_stream(used, 1)
+
+    ledger.end(alone)
+    ledger.now()
+    assert [entry.action for entry in ledger.trace][-2:] == ["free_requested", "free_completed"]
+    ledger.end(used)
+    ledger.now()
+    assert [entry.action for entry in ledger.trace][-1] == "free_requested"
+    ledger.synchronize()
+    assert [entry.action for entry in ledger.trace][-1] == "free_completed"
+
+    ledger.use_on_stream(used, 1)  # it has no block any more
+    assert [(index, stream) for _, index, stream in ledger.stream_uses] == [(0, 0), (1, 1)]
+
+
+def test_the_cache_can_be_emptied_and_that_is_counted() -> None:
+    for ledger, kept in ((gpu_ledger(), 2 * MIB), (Ledger(), 0)):
+        ledger.end(ledger.begin(MIB, WEIGHTS))
+        assert ledger.reserved_bytes() == kept
+
+        ledger.empty_cache()
+        ledger.empty_cache()
+        ledger.synchronize()
+
+        assert ledger.reserved_bytes() == 0
+        assert ledger.emptied == 2
+
+
+def test_a_scripts_own_counters_of_peaks_start_again() -> None:
+    for ledger, (before, after), reserved in ((gpu_ledger(), (1024, 512), 2 * MIB), (Ledger(), (107, 7), 7)):
+        ledger.end(ledger.begin(100, WEIGHTS))
+        one = ledger.begin(100, WEIGHTS)
+        ledger.begin(7, ACTIVATIONS)
+        ledger.end(one)
+        assert ledger.open_peak == before
+
+        ledger.reset_open_peaks()
+
+        assert (ledger.open_peak, ledger.open_peak_reserved) == (after, reserved)
+
+
+def test_a_row_on_cpu_holds_all_of_its_storages_and_nothing_has_been_held_before() -> None:
+    ledger = Ledger()
+    assert ledger.peak_reserved == ledger.allocated_at_peak_reserved == ledger.open_peak == ledger.open_peak_reserved == 0
+
+    assert ledger.begin(7, WEIGHTS, count=3).held == ledger.allocated_bytes() == 21
+
+
+def test_what_is_said_of_a_storage_is_said_of_the_one_that_took_its_place() -> None:
+    ledger = Ledger()
+    old, new = ledger.begin(10, WEIGHTS), ledger.begin(20, WEIGHTS)
+    ledger.succeed(old, new)
+    ledger.succeed(new, new)  # it stays
+
+    ledger.relabel([(old, ACTIVATIONS)])
+    assert (old.label, new.label) == (WEIGHTS, ACTIVATIONS)
+    ledger.end(old)
+    assert ledger.allocated_bytes() == 10
+    assert list(ledger.live()) == [old]
+
+
+def test_somebody_hears_how_far_a_run_has_come() -> None:
+    ledger, heard = Ledger(), []
+    ledger.on_tick = lambda: heard.append(len(ledger.allocations))
+
+    for _ in range(600):
+        ledger.touch(1, ACTIVATIONS)
+
+    assert heard == [1, 257, 513]
+
+
+def test_running_out_of_memory_before_any_phase_is_in_init_and_the_rest_of_a_row_is_found() -> None:
+    ledger = gpu_ledger(limit=2 * MIB)
+    ledger.stream = 3
+    held = ledger.begin(100, ACTIVATIONS)
+    ledger.before_verdict = lambda: ledger.relabel([(held, WEIGHTS)])
+
+    row = ledger.begin(600_000, ACTIVATIONS, count=5)
+
+    verdict = ledger.out_of_memory
+    assert verdict is not None
+    assert (verdict.phase, verdict.step, verdict.requested_bytes) == (Phase.INIT, None, 600_000)
+    assert (verdict.limit_bytes, verdict.tensor) == (2 * MIB, ACTIVATIONS[1])
+    assert (verdict.allocated_bytes, verdict.reserved_bytes) == (512 + 3 * 512 * 1172, 2 * MIB)
+    assert verdict.holders == {Component.ACTIVATIONS: 1_800_000, Component.ROUNDING: 412 + 192, Component.PARAMETERS: 100}
+    assert [(block.requested, block.stream) for block in row.blocks] == [(3 * 600_000, 3), (2 * 600_000, 3)]
 
 
 def test_pytorchs_visualiser_reads_the_snapshot(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bf16prof.closed_form.written import Retelling
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.models.autograd.tape import LOSS
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, Offload, Phase
 
 RECIPES = ("bf16-full", "bf16-fp32-master", "fp32", "autocast-fp32", "bf16-full-autocast")
@@ -141,6 +142,17 @@ def test_another_length_asks_the_coordinator_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training, "_COORDINATED", {})
     for length in (16, 32, 48):
         job = jobs.job(jobs.profile("cpu-demo", workload__sequence_length=length), 3)
+        training._walked.__wrapped__(training._plan(job, Engine.of(job)))
+
+    assert len(training._COORDINATED) == 1
+
+
+def test_another_point_of_a_general_signature_asks_the_coordinator_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_COORDINATED", {})
+    for length in (1024, 2048):
+        sets = {"workload.micro_batch_size": 2, "workload.sequence_length": length}
+        profile = load_profile("olmo2-1b", [Override(key, value, "test") for key, value in sets.items()]).profile
+        job = expand(Selection(profile, [3], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
         training._walked.__wrapped__(training._plan(job, Engine.of(job)))
 
     assert len(training._COORDINATED) == 1
