@@ -33,8 +33,10 @@ GPUS = ("h100-80gb",)
 STAGES = (2, 3)
 RECIPE, IN_FP16 = "bf16-full", "fp16-fp32-master"
 """Some of those that run a model whose parameters are in bf16, and in fp16; a signature is that of all of them."""
-AT_A_POINT = ("fp32", "autocast-fp32", "bf16-full-autocast")
+OTHERS = ("fp32", "autocast-fp32", "bf16-full-autocast")
 """Of the other precisions that are shown first."""
+IN_ALL_PRECISIONS = ("llama3.1-8b",)
+"""Presets that are recorded for any batch and length in those, too: what the README asks for."""
 SHOWN = 5
 """Events that are printed of a signature that has changed."""
 BUILD = Path(__file__).parents[1] / "build"
@@ -52,8 +54,10 @@ def main() -> int:
                 words = f"{preset} ({about(inquiry.job)})"
                 has_changed |= _write_general(words, inquiry, session) | _write(words, inquiry, session)
                 asked |= {shipped.general_file_of(inquiry), shipped.file_of(inquiry)}
-        for inquiry in inquiries_of(list(_jobs(preset, AT_A_POINT, (False,)))):
-            has_changed |= _write_point(f"{preset} ({about(inquiry.job)})", inquiry, session)
+        is_whole = preset in IN_ALL_PRECISIONS and "--points" not in sys.argv
+        for inquiry in inquiries_of(list(_jobs(preset, OTHERS, (False, True) if is_whole else (False,)))):
+            write = _write_general if is_whole else _write_point
+            has_changed |= write(f"{preset} ({about(inquiry.job)})", inquiry, session)
             asked.add(shipped.general_file_of(inquiry))
     session.close()
     is_all = sys.argv[1:] == []
