@@ -31,8 +31,8 @@ BATCH_KEYS = (TRAIN, MICRO, ACCUMULATION)
 OFFLOADS = ("offload_optimizer", "offload_param")
 
 NO_PARAMETERS_ON_NVME = (
-    "parameters on NVMe are not modelled: which of their buffers are in use, and whether they suffice, depends on how fast files are "
-    "read; cpu is, beside an optimizer on nvme"
+    "parameters on NVMe are not modelled: which of their buffers are in use was not held against real ranks; cpu is, beside an optimizer "
+    "on nvme"
 )
 
 DECISIVE = {

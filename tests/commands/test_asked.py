@@ -130,10 +130,10 @@ def test_the_line_stands_over_the_table_the_page_markdown_and_in_csv(main: Main,
     assert json.loads(row["deepspeed"])["zero_optimization"]["stage"] == 3
 
 
-def test_a_plan_says_what_it_chooses_and_what_was_assumed(main: Main, config: Path, tmp_path: Path) -> None:
+def test_a_plan_says_what_it_chooses_and_what_was_assumed(main: Main, tmp_path: Path) -> None:
     files = [tmp_path / f"out{suffix}" for suffix in (".md", ".html")]
 
-    code, out, err = main("plan", "--no-verify", "--hf-config", config, "--gpus", "2", *(part for file in files for part in ("-o", file)))
+    code, out, err = main("plan", "--no-verify", "qwen2.5-0.5b", "--gpus", "2", *(part for file in files for part in ("-o", file)))
 
     assert code == 0, err
     line = out.splitlines()[0]
@@ -181,7 +181,7 @@ def test_documents_satisfy_their_schema(main: Main, config: Path, tmp_path: Path
     message.write_text(OUT_OF_MEMORY)
     commands = {
         "estimate": ("estimate", "--hf-config", config, "--gpus", "2"),
-        "plan": ("plan", "--no-verify", "--hf-config", config, "--gpus", "2,4"),
+        "plan": ("plan", "--no-verify", "qwen2.5-0.5b", "--gpus", "2,4"),
         "import": ("import", losses, "--hf-config", config, *ONE, "-d", run),
         "explain": ("explain", message, "--hf-config", config, *ONE),
         "report": ("report", run),
