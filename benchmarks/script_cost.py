@@ -138,11 +138,72 @@ def hooks(modules: int) -> tuple[float, float]:
     return timed, after
 
 
+IN_TURN = """
+import json, os, statistics, sys, tempfile, time
+import deepspeed, torch
+from torch import nn
+import bf16prof
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+width, rows, layers = map(int, sys.argv[1:])
+model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()) for _ in range(layers)))
+engine, _, _, _ = deepspeed.initialize(
+    model=model, model_parameters=model.parameters(),
+    config={
+        "train_micro_batch_size_per_gpu": rows, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+    },
+)
+
+def steps(number):
+    times = []
+    for _ in range(number):
+        begin = time.process_time()
+        loss = engine(torch.randn(rows, width, dtype=torch.bfloat16)).float().pow(2).mean()
+        engine.backward(loss)
+        engine.step()
+        loss.item()
+        times.append(time.process_time() - begin)
+    return times
+
+steps(20)
+bare, timed, after = [], [], []
+for _ in range(25):
+    bare += steps(25)
+    with bf16prof.watch(engine, tempfile.mkdtemp() + "/run", warmup=2, steps=20):
+        steps(2)
+        timed += steps(19)
+        steps(1)
+        after += steps(25)
+print(*(statistics.quantiles(each, n=5)[0] for each in (bare, timed, after)))
+"""
+"""Steps without us, timed ones, and those after them, in turn in one process: what else runs on the machine is in all three alike. Of each
+kind the fastest fifth ends where we look."""
+
+SIZES = ((64, 16, 2), (64, 16, 8), (256, 64, 8), (512, 256, 8))
+"""Width, rows and layers of models with short steps and longer ones."""
+
+
+def in_turn(width: int, rows: int, layers: int) -> tuple[float, float, float]:
+    """Processor seconds of a step without us, of a timed one and of one after those."""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", CACHE_VARIABLE: str(cache_folder())}
+    words = [str(each) for each in (width, rows, layers)]
+    done = subprocess.run([sys.executable, "-c", IN_TURN, *words], env=env, capture_output=True, text=True, check=True)
+    bare, timed, after = (float(word) for word in done.stdout.split()[-3:])
+    return bare, timed, after
+
+
 def main() -> None:
     """Print both ratios, what is different, and what the hooks take by themselves."""
     for modules in (10, 10_000):
         timed, after = hooks(modules)
         say(f"our hooks alone, {modules:,} modules: a timed step, one after them", f"{timed:7.0f} us {after:7.0f} us")
+    for sizes in SIZES:
+        bare, timed, after = in_turn(*sizes)
+        what = f"a step of {1e3 * bare:.1f} ms, in turn in one process: timed, after those"
+        say(what, f"ratio {timed / bare:6.3f} {after / bare:6.3f}")
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for number in range(ROUNDS):

@@ -85,9 +85,8 @@ class Watch:
 
         @functools.wraps(method)
         def call(engine: Any, *args: Any, **kwargs: Any) -> Any:
-            if phase is Phase.STEP:
-                return self._step(engine, functools.partial(method, engine), args, kwargs, is_update=True)
-            return self._inside_phase(functools.partial(method, engine), phase)(*args, **kwargs)
+            inside = self._inside_phase(functools.partial(method, engine), phase)
+            return self._step(engine, inside, args, kwargs, is_update=True) if phase is Phase.STEP else inside(*args, **kwargs)
 
         return call
 
@@ -120,14 +119,16 @@ class Watch:
         return call
 
     def _stepping(self, engine: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        inside = self._inside_phase(method, Phase.STEP)
+
         @functools.wraps(method)
         def step(*args: Any, **kwargs: Any) -> Any:
-            return self._step(engine, method, args, kwargs, is_update=engine.is_gradient_accumulation_boundary())
+            return self._step(engine, inside, args, kwargs, is_update=engine.is_gradient_accumulation_boundary())
 
         return step
 
-    def _step(self, engine: Any, method: Callable[..., Any], args: Any, kwargs: Any, *, is_update: bool) -> Any:
-        result = self._inside_phase(method, Phase.STEP)(*args, **kwargs)
+    def _step(self, engine: Any, inside: Callable[..., Any], args: Any, kwargs: Any, *, is_update: bool) -> Any:
+        result = inside(*args, **kwargs)
         self.marks.mark(None)
         if is_update and self._ends_a_step(engine):
             self.steps += 1

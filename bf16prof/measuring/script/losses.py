@@ -53,10 +53,10 @@ class Losses:
         if self._is_over or not isinstance(loss, torch.Tensor) or loss.numel() != 1 or self._count >= MOST or in_backward():
             return
         self._count += 1
+        if self._probe.device_type != "cuda":
+            self._values.append(float(loss.detach()))
+            return
         with torch.no_grad():
-            if self._probe.device_type != "cuda":
-                self._values.append(float(loss))
-                return
             if self._pinned is None:
                 self._pinned = torch.empty(MOST, dtype=torch.float32, device="cpu", pin_memory=True)  # whatever the script's defaults are
             self._pinned[self._count - 1].copy_(loss.detach().reshape(()), non_blocking=True)
