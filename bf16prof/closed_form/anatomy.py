@@ -105,10 +105,10 @@ def _counted(profile: Profile) -> tuple[Model, str]:
 
 def why_not_recorded(job: Job) -> str:
     """Why nobody has run a model's own code, which would tell all of it."""
-    if can_trace():
+    if can_trace(job.profile.model):
         return "its code was not run to find out (--no-trace)"
     extra = "train,hf" if isinstance(job.profile.model, HuggingFaceSettings) else "train"
-    return f"what it takes to run its code and find out: {install_hint(extra)}"
+    return f"to record it: {install_hint(extra)}"
 
 
 def without_rule(job: Job) -> str | None:

@@ -22,7 +22,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
 from bf16prof.lazy_dataclass import dataclass
-from bf16prof.profiles.models import FactorySettings, Model
+from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of
 
@@ -176,6 +176,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def can_trace() -> bool:
-    """Whether what a trace needs is installed, whatever the model."""
-    return {"torch", "deepspeed"} <= versions().keys()
+def can_trace(model: Model) -> bool:
+    """Whether what a trace of this model needs is installed."""
+    needed = {"torch", "deepspeed"} | ({"transformers"} if isinstance(model, HuggingFaceSettings) else set())
+    return needed <= versions().keys()

@@ -175,7 +175,7 @@ def test_what_was_recorded_in_bf16_answers_in_fp16_where_it_is_the_same(tmp_path
     in_bf16, in_fp16 = Inquiry.of(job(3, 1024)), Inquiry.of(job(3, 1024, recipe="fp16-fp32-master"))
     found = generalized(in_bf16, Asked())
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
     assert found is not None
     assert in_fp16.in_bf16 == in_bf16.general != in_fp16.general
 

@@ -127,14 +127,24 @@ def test_an_answer_of_other_code_counts_only_where_nothing_can_be_recorded(monke
     store.forget()
 
     assert store.find(asked) is None
-    monkeypatch.setattr(store, "can_trace", lambda: False)
+    monkeypatch.setattr(store, "can_trace", lambda _: False)
     assert store.find(asked) is not None
 
 
+TRAIN, TRAIN_HF, LEFT = "pip install 'bf16prof[train]'", "pip install 'bf16prof[train,hf]'", "--no-trace"
+
+
 @pytest.mark.parametrize(
-    ("installed", "expected"), [({}, "pip install 'bf16prof[train,hf]'"), ({"torch": "2", "deepspeed": "0"}, "--no-trace")]
+    ("installed", "expected", "of_ours"),
+    [
+        ({}, TRAIN_HF, TRAIN),
+        ({"torch": "2", "deepspeed": "0"}, TRAIN_HF, LEFT),
+        ({"torch": "2", "deepspeed": "0", "transformers": "5"}, LEFT, LEFT),
+    ],
 )
-def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_recorded_is_said_in_one_line(
+    installed: dict[str, str], expected: str, of_ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inquiry, "versions", lambda: installed)
 
     gap = closed_form_gap(job(BERT)) or ""
@@ -144,7 +154,7 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     on_cpu = predict(job(device=Device.CPU))
     assert on_cpu.allocated_bytes
     assert on_cpu.peak_allocated_bytes is None
-    assert expected.replace(",hf", "") in on_cpu.notes[0]
+    assert of_ours in on_cpu.notes[0]
 
 
 OTHER_PRECISIONS = ("fp32", "autocast-fp32", "bf16-full-autocast")
@@ -163,12 +173,18 @@ def of_a_preset(
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("at", [(1, 4096), (1, 777), (6, 3000), (64, 32768)], ids=str)
 def test_a_preset_has_peaks_where_nothing_can_be_recorded(stage: int, at: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
     found = predict(of_a_preset(stage=stage, at=at))
 
     assert found.allocated_bytes
     assert all(memory.peak_bytes for memory in found.phases.values())
     assert found.parameters == 1_484_916_736  # as the published checkpoint has them
+
+
+def test_what_ships_counts_where_a_package_is_missing_that_its_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "versions", lambda: {"torch": "99.0", "deepspeed": "99.0"})
+
+    assert predict(of_a_preset()).peak_allocated_bytes
 
 
 def test_what_ships_counts_only_with_the_releases_that_it_was_recorded_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +222,7 @@ def test_all_that_ships_is_asked_for_by_a_preset() -> None:
 @pytest.mark.parametrize("recipe", ["bf16-fp32-master", "bf16-full", "fp16-fp32-master", *OTHER_PRECISIONS])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_preset_answers_its_first_question_without_torch(stage: int, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
 
     assert predict(of_a_preset("llama3.1-8b", stage, recipe=recipe)).peak_allocated_bytes
 
