@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.program import key_of
 from bf16prof.errors import InputError, install_hint
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.schema import Profile

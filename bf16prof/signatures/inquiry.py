@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import bf16prof
 from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of

@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped
 from bf16prof.signatures.general import General
