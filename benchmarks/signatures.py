@@ -81,7 +81,9 @@ def _write_general(words: str, inquiry: Inquiry, session: Session) -> bool:
     """Write what holds of any batch and length; whether it was there and was another."""
     found = store.general_of(inquiry, is_shipped=False)
     if found is None and (found := generalized(inquiry, session.record)) is not None:
-        same = any(is_same_in_fp16(found, each, session.record) for each in _in_fp16(inquiry.job) if each.in_bf16 == inquiry.general)
+        same = any(
+            is_same_in_fp16(found, each, session.record) for each in _in_fp16(inquiry.job) if (inquiry.general, True) in each.as_shipped
+        )
         found = dataclasses.replace(found, is_that_of_fp16=same)
         store.keep_general(inquiry, found)
     return _write_found(words, inquiry, found)

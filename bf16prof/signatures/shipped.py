@@ -45,12 +45,13 @@ def _general_file(digest: str) -> Path:
 
 
 def find_general(inquiry: Inquiry) -> General | None:
-    """What holds of any batch and length, under the same conditions as an answer; in fp16 also what was recorded in bf16, if that is shown
-    to be the same."""
-    if (found := _read_general(inquiry, inquiry.general)) is not None:
-        return found
-    found = _read_general(inquiry, inquiry.in_bf16)
-    return found if found is not None and found.is_that_of_fp16 else None
+    """What holds of any batch and length, under the same conditions as an answer; also what was recorded in bf16 or on another GPU, if that
+    is the same."""
+    for digest, is_in_bf16 in inquiry.as_shipped:
+        found = _read_general(inquiry, digest)
+        if found is not None and (found.is_that_of_fp16 or not is_in_bf16):
+            return found
+    return None
 
 
 def _read_general(inquiry: Inquiry, digest: str) -> General | None:

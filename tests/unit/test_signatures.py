@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.profiles.load import preset_names
+from bf16prof.profiles.load import load_profile, preset_names
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.general import General
@@ -161,13 +162,19 @@ OTHER_PRECISIONS = ("fp32", "autocast-fp32", "bf16-full-autocast")
 
 
 def of_a_preset(
-    name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False, at: tuple[int, int] | None = None, recipe: str = "bf16-full"
+    name: str = "olmo2-1b",
+    stage: int = 2,
+    *,
+    checkpointing: bool = False,
+    at: tuple[int, int] | None = None,
+    recipe: str = "bf16-full",
+    gpu: str = "h100-80gb",
 ) -> Job:
     workload: dict[str, object] = {"activation_checkpointing": checkpointing}
     if at is not None:
         workload |= {"micro_batch_size": at[0], "sequence_length": at[1]}
     changed = profile(name, **{f"workload__{key}": value for key, value in workload.items()})
-    return expand(Selection(changed, [stage], [8], [recipe], Device.GPU, find_gpu("h100-80gb")))[0]
+    return expand(Selection(changed, [stage], [8], [recipe], Device.GPU, find_gpu(gpu)))[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -209,7 +216,9 @@ def test_all_that_ships_can_be_read() -> None:
 def test_all_that_ships_is_asked_for_by_a_preset() -> None:
     """A digest that has changed would leave files that nobody finds: `make signatures`."""
     cases = [(name, stage) for name in preset_names() for stage in (2, 3)]
-    jobs = [of_a_preset(*case, checkpointing=flag) for case in cases for flag in (False, True)]
+    jobs = [
+        of_a_preset(*case, checkpointing=flag, gpu=gpu) for case in cases for flag in (False, True) for gpu in ("h100-80gb", "a100-80gb")
+    ]
     others = [of_a_preset(*case, checkpointing=flag, recipe=each) for case in cases for flag in (False, True) for each in OTHER_PRECISIONS]
 
     pairs = [{shipped.file_of(each).name, shipped.general_file_of(each).name} for each in inquiries_of(jobs)]
@@ -225,6 +234,29 @@ def test_a_preset_answers_its_first_question_without_torch(stage: int, recipe: s
     monkeypatch.setattr(shipped, "can_trace", lambda _: False)
 
     assert predict(of_a_preset("llama3.1-8b", stage, recipe=recipe)).peak_allocated_bytes
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb", "l4-24gb", "rtx-4090-24gb"])
+def test_a_preset_has_peaks_on_gpus_that_run_the_kernels_of_an_a100(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
+
+    assert predict(of_a_preset("llama3.1-8b", gpu=gpu)).peak_allocated_bytes
+
+
+def test_no_preset_has_heads_that_a_small_gpu_runs_with_other_kernels() -> None:
+    """Of more than 192 elements: up to 224, or with dropout (`dry_run/hardware/cuda_operators/attention.py`)."""
+    models = [load_profile(name).profile.model for name in preset_names()]
+    configs = [model.hf_config for model in models if isinstance(model, HuggingFaceSettings)]
+    wide = [(each, max(_widths_of_heads(each))) for each in (config.get("text_config", config) for config in configs)]
+
+    assert len(configs) > 30
+    assert [width for config, width in wide if width > 192 and (width <= 224 or config.get("attention_dropout"))] == []
+
+
+def _widths_of_heads(config: Mapping[str, Any]) -> set[int]:
+    whole = config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"])
+    latent = int(config.get("qk_nope_head_dim", 0)) + int(config.get("qk_rope_head_dim", 0))
+    return {int(whole), latent, int(config.get("v_head_dim") or 0)}
 
 
 @pytest.fixture
