@@ -25,7 +25,8 @@ from mutmut.workers import isolation
 
 EXAMPLES = 20
 """Of hypothesis, for each property: a mutant that lives has met all of them."""
-
+WALL_S = 300
+"""Seconds after which a mutant that waits is ended."""
 
 LATE = (
     "bitsandbytes", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "optimi", "pandas", "peft",
@@ -56,13 +57,15 @@ class CollectedOnce(PytestRunner):  # type: ignore[misc]
         gc.freeze()
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
-        """0 where all pass, 1 as soon as one fails."""
+        """0 where all pass, 1 as soon as one fails, pytest's own code where there is no test."""
         if self.session is None:
             self.warm_up()  # a run of its own: that of the code without a mutant, for which everything else is as for one
             sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         assert self.session is not None
         wanted, times = set(tests), state().duration_by_test
         items = [item for item in self.session.items if not wanted or item.nodeid in wanted]
+        if not items:
+            return pytest.ExitCode.NO_TESTS_COLLECTED
         items.sort(key=lambda item: times.get(item.nodeid, 0.0))
         os.chdir("mutants")
         for item, following in zip(items, [*items[1:], None], strict=True):
@@ -84,5 +87,7 @@ def _with_fewer_examples(item: pytest.Item) -> None:
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
     isolation.PytestRunner = CollectedOnce
-    isolation.register_timeout = lambda pid, timeout_s: None  # the limit of CPU time decides, which a busy machine does not shorten
+    register = isolation.register_timeout
+    # The limit of CPU time decides, which a busy machine does not shorten; this one ends those that sleep.
+    isolation.register_timeout = lambda pid, timeout_s: register(pid, WALL_S + timeout_s)
     mutmut.cli()

@@ -29,7 +29,8 @@ from bf16prof.signatures.sampling import folded, generalized, is_same_in_fp16
 from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
 
-GPUS = ("h100-80gb",)
+GPUS = ("h100-80gb", "a100-80gb")
+"""One for each set of attention kernels that ships: cuDNN's come first on compute capability 9.0, flash attention on 8.0."""
 STAGES = (2, 3)
 RECIPE, IN_FP16 = "bf16-full", "fp16-fp32-master"
 """Some of those that run a model whose parameters are in bf16, and in fp16; a signature is that of all of them."""
@@ -49,13 +50,13 @@ def main() -> int:
     named = [each for each in sys.argv[1:] if each != "--points"] or preset_names()
     session, has_changed, asked = Session(), False, set()
     for preset in named:
-        for job in _jobs(preset, (RECIPE,), (False, True)) if "--points" not in sys.argv else ():
+        for job in _jobs(preset, (RECIPE,), (False, True), GPUS) if "--points" not in sys.argv else ():
             for inquiry in inquiries_of([job]):
                 words = f"{preset} ({about(inquiry.job)})"
                 has_changed |= _write_general(words, inquiry, session) | _write(words, inquiry, session)
                 asked |= {shipped.general_file_of(inquiry), shipped.file_of(inquiry)}
         is_whole = preset in IN_ALL_PRECISIONS and "--points" not in sys.argv
-        for inquiry in inquiries_of(list(_jobs(preset, OTHERS, (False, True) if is_whole else (False,)))):
+        for inquiry in inquiries_of(list(_jobs(preset, OTHERS, (False, True) if is_whole else (False,), GPUS[:1]))):
             write = _write_general if is_whole else _write_point
             has_changed |= write(f"{preset} ({about(inquiry.job)})", inquiry, session)
             asked.add(shipped.general_file_of(inquiry))
@@ -68,10 +69,10 @@ def main() -> int:
     return int(has_changed or bool(idle))
 
 
-def _jobs(preset: str, recipes: Sequence[str], checkpointing: Sequence[bool]) -> Iterator[Job]:
+def _jobs(preset: str, recipes: Sequence[str], checkpointing: Sequence[bool], gpus: Sequence[str]) -> Iterator[Job]:
     for is_on in checkpointing:
         profile = load_profile(preset, [Override("workload.activation_checkpointing", is_on, "make signatures")]).profile
-        for gpu in GPUS:
+        for gpu in gpus:
             jobs = expand(Selection(profile, STAGES, [8], recipes, Device.GPU, find_gpu(gpu)))
             yield from (job for job in jobs if refusal_reason(job) is None)
 
@@ -80,7 +81,9 @@ def _write_general(words: str, inquiry: Inquiry, session: Session) -> bool:
     """Write what holds of any batch and length; whether it was there and was another."""
     found = store.general_of(inquiry, is_shipped=False)
     if found is None and (found := generalized(inquiry, session.record)) is not None:
-        same = any(is_same_in_fp16(found, each, session.record) for each in _in_fp16(inquiry.job) if each.in_bf16 == inquiry.general)
+        same = any(
+            is_same_in_fp16(found, each, session.record) for each in _in_fp16(inquiry.job) if (inquiry.general, True) in each.as_shipped
+        )
         found = dataclasses.replace(found, is_that_of_fp16=same)
         store.keep_general(inquiry, found)
     return _write_found(words, inquiry, found)

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from typing import Literal
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.rounding import round_up
 

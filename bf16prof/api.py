@@ -14,6 +14,7 @@ but `simulate`, `measure` and what `plan` runs dry.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof import runs
@@ -21,7 +22,6 @@ from bf16prof.commands.calling import called
 from bf16prof.commands.flags import Asked, EstimateFlags, ImportFlags, MeasureFlags, PlanFlags, SimulateFlags
 from bf16prof.commands.options import ScriptArgument
 from bf16prof.commands.request import read_request
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.outcome import Outcome, Plans, of_run, without_error
 
 __all__ = ["Outcome", "Plans", "estimate", "import_logs", "load", "measure", "plan", "simulate"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,6 @@ import typer
 from bf16prof import __version__
 from bf16prof.commands.help import EXIT_CODES, examples
 from bf16prof.commands.literal import LiteralTyper
-from bf16prof.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import FLAGS, MOST_RANKS
 from bf16prof.profiles.ds_config import BatchSizes
 from bf16prof.profiles.features import refusals

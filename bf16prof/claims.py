@@ -14,11 +14,11 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import TEMPORARY, opened
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.locks import Busy, held
 from bf16prof.runs import LOCK, MANIFEST, OWN_FILES, REPORT, SCRIPT_FOLDER, Manifest, is_case_file, read
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from bf16prof.lazy_dataclass import dataclass
+from dataclasses import dataclass
+
 from bf16prof.plans import Change, Plan
 from bf16prof.records import STRICT, Phase, Size
 

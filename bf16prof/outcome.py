@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ from bf16prof.cases import Refusal
 from bf16prof.documents import json_text, raw_document
 from bf16prof.errors import Bf16profError, Refused
 from bf16prof.files import write_text
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import MemoryRecord
 from bf16prof.runs import Run
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-
-from bf16prof.lazy_dataclass import dataclass
 
 FLAGS: Mapping[str, str] = MappingProxyType({"sequence": "--sp", "tensor": "--tp", "pipeline": "--pp", "expert": "--ep"})
 """The dimensions beside data that ranks can share, and the flag of each."""

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Bytes, Case, Component, Item, Phase, Size, Verdict
 from bf16prof.verdict import room_bytes
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bf16prof.errors import InputError, ToleranceExceeded
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
 
 REFERENCES = (Source.MEASURE, Source.IMPORT)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from annotated_types import Interval
 
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import MOST_RANKS, Parallelism
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import DEFAULT_MULTIPROCESSORS, Gpu
 from bf16prof.rounding import ceil_div
 

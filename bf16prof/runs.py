@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 from bf16prof.documents import SCHEMA_VERSION, raw_document
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, read_text, write_json, write_text
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.locks import is_held
 from bf16prof.profiles.plain import problem
 from bf16prof.profiles.secrets import command_without_secrets

@@ -11,9 +11,9 @@ limit, which is the GPU's memory less what the process holds beside the allocato
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from enum import Enum
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles import beside
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.records import Device, Item, MemoryRecord, OutOfMemory, Phase, Source, Verdict

@@ -14,10 +14,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from bf16prof.lazy_dataclass import dataclass
 
 MINUTES = 8.0
 TABLE, ARCHIVE = "table.md", "gpu-check.tar.gz"

@@ -9,6 +9,7 @@ those do, at the version that the row names (src/liger_kernel/ops), and compute 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch.nn import functional
 
 from bf16prof.check.liger import LigerCrossEntropy, LigerFusedLinearCrossEntropy, LigerRmsNorm, LigerSiluMul
 from bf16prof.check.moe import mixture, tokens_of_experts
-from bf16prof.lazy_dataclass import dataclass
 
 ITERATIONS = 4
 """The benchmark takes the median of ten; the first differs (it makes the gradients), the later ones are alike."""

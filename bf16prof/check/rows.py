@@ -13,10 +13,10 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import Gpu, gpu_named
 
 PROCESSES = 2

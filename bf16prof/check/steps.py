@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.load import Override, load_profile
 
 STEPS = 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.program import key_of
 from bf16prof.errors import InputError, install_hint
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.schema import Profile
@@ -105,10 +105,10 @@ def _counted(profile: Profile) -> tuple[Model, str]:
 
 def why_not_recorded(job: Job) -> str:
     """Why nobody has run a model's own code, which would tell all of it."""
-    if can_trace():
+    if can_trace(job.profile.model):
         return "its code was not run to find out (--no-trace)"
     extra = "train,hf" if isinstance(job.profile.model, HuggingFaceSettings) else "train"
-    return f"what it takes to run its code and find out: {install_hint(extra)}"
+    return f"to record it: {install_hint(extra)}"
 
 
 def without_rule(job: Job) -> str | None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import TRAINING, Device, MemoryRecord, Phase, Source, StepRecord, StepWork
 
 Row = dict[str, float]

@@ -9,7 +9,7 @@ first one. What depends on the number of ranks in more than padding is left to `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.closed_form.gradients import Key, Launched
@@ -17,7 +17,6 @@ from bf16prof.closed_form.leaves import Leaves
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.steady import FP64_BYTES
 from bf16prof.engine.labels import ALL_GATHER_BUCKETS, GATHERED_PARAMETERS, GRADIENT_NORM, REDUCE_SCATTER_BUFFER
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.rounding import ceil_div, round_up
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bf16prof.closed_form.passes import Meter, Peak
 from bf16prof.closed_form.steady import FP32_BYTES, FP64_BYTES
 from bf16prof.engine.labels import ALL_REDUCE_BUFFER, GRADIENT_NORM, GRADIENT_PARTITION, REDUCE_BUCKET
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.records import Component, Label, Phase
 from bf16prof.rounding import round_up

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.closed_form.program import Program
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div, round_up
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.initial import after_init
@@ -13,7 +14,6 @@ from bf16prof.closed_form.sources import source_of
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import Walked, passes
 from bf16prof.engine.labels import MODEL_BUFFERS
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import ROUNDED, Component, Device, Item, Label, Phase, PhaseMemory
 from bf16prof.rounding import round_up
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
@@ -22,7 +23,6 @@ from bf16prof.closed_form.roofline import engine_work, tf32_note
 from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import Walked, walked
 from bf16prof.engine.workload import workload_of
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
 from bf16prof.records import TRAINING, Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
 from bf16prof.rounding import round_up

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import Event, Precision, Tape
 from bf16prof.models.tapes import ForwardRun, OwnNetwork
 from bf16prof.records import Label

@@ -15,6 +15,7 @@ import itertools
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.allocator import AllocatorOutOfMemory, Block, CachingAllocator
@@ -32,7 +33,6 @@ from bf16prof.closed_form.training import Walked, coordinated, loop, share, stra
 from bf16prof.closed_form.written import Retelling
 from bf16prof.engine import labels
 from bf16prof.engine.config import Wrapper, overlaps_communication
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import BY_THE_LOOP, GRADIENT, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
@@ -26,7 +27,6 @@ from bf16prof.engine.config import (
     offloads_parameters,
     zero_settings,
 )
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import Anatomy
@@ -35,7 +36,6 @@ from bf16prof.closed_form.written import Action, Player, Writing, WrittenMicroSt
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import LOSS, Precision
 from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.models.tapes import ForwardRun

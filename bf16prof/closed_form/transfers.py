@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.gradients import Key, Share
@@ -21,7 +22,6 @@ from bf16prof.closed_form.passes import REMEMBERED
 from bf16prof.closed_form.steady import Engine, persistent_sizes
 from bf16prof.closed_form.training import Walked, share
 from bf16prof.engine.config import Wrapper, dtype_bytes
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.records import Collective, Phase, Transfer
 from bf16prof.rounding import round_up

@@ -7,13 +7,13 @@ at other levels. So a sweep runs the coordinator once, and adds levels up from t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from bf16prof.closed_form.gathers import Gathers
 from bf16prof.closed_form.gradients import Launched
 from bf16prof.closed_form.passes import Handler, Meter, Peak
 from bf16prof.closed_form.program import ActivationStretch, Program
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Label, Phase
 
 Held = Mapping[Label, int]

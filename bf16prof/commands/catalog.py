@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,6 @@ from bf16prof.commands.literal import LiteralTyper
 from bf16prof.commands.request import resolve_profile
 from bf16prof.documents import as_json, json_text, raw_document
 from bf16prof.engine.constraints import refusal_reason
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import NoInventory, inventory
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import load_profile, preset_names

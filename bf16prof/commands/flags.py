@@ -15,7 +15,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
@@ -24,7 +24,6 @@ import typer
 from bf16prof.commands import options as o
 from bf16prof.commands.literal import script_words
 from bf16prof.commands.where import PlaceFlags
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.records import Device, Offload
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from bf16prof.commands.output import hint
 from bf16prof.commands.request import read_request, select
 from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError, Refused
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.ds_config import ds_case
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.recipes import find_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import typer
 
@@ -12,7 +13,6 @@ from bf16prof.commands.help import examples
 from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import json_text, raw_document
 from bf16prof.imports.published import PREFIX, Published, all_published
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reconcile import reconcile
 from bf16prof.records import Source
 from bf16prof.reports.units import UNKNOWN, gib, signed_percent

@@ -34,7 +34,7 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool 
     from bf16prof.signatures import store
     from bf16prof.signatures.inquiry import can_trace
 
-    if not trace or not can_trace():
+    if not trace or not all(can_trace(job.profile.model) for job in jobs):
         store.trace_with(None)
         return
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job, Refusal, Selection, expand, fills_groups
@@ -17,7 +18,6 @@ from bf16prof.commands.output import hint
 from bf16prof.commands.trainer import Trainer, answers, numbers_beside, read_trainer, script_overrides, trainer_notes
 from bf16prof.engine.constraints import admit
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.naming import model_name
 from bf16prof.parallelism import FLAGS
 from bf16prof.profiles.adapters import read_lora

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.commands.flags import Asked, CaseFlags
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.auto import ACCUMULATION, Answers
 from bf16prof.profiles.ds_config import DeepSpeedFile
 from bf16prof.profiles.hidden_size import hidden_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,6 @@ import typer
 from bf16prof.cases import check_sizes
 from bf16prof.commands import options as o
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from bf16prof.measuring.accelerator import TorchAnswer

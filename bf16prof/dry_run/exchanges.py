@@ -7,7 +7,7 @@ and are not counted here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch.distributed import ProcessGroup
 from bf16prof.cases import Job
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.engine.nested import tensors_in
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.experts import GROUP
 from bf16prof.records import Collective, Phase, Transfer
 

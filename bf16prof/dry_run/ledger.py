@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bf16prof.allocator import Action, AllocatorOutOfMemory, Block, CachingAllocator
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Component, Label, OutOfMemory, Phase
 from bf16prof.rounding import round_up

@@ -8,13 +8,13 @@ input, inputs themselves. Everything else goes on to the fake tensors, every tim
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.rounding import ceil_div
 
 Operator = Any

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Collection, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from bf16prof.dry_run.ledger import Instant, Ledger
 from bf16prof.dry_run.repeat import Body, kind, stream_uses
 from bf16prof.dry_run.tracker import Tracker
-from bf16prof.lazy_dataclass import dataclass
 
 COMPARED = 3
 """So many states in a row are compared: numbers that count on do so by the same amount twice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bf16prof.dry_run.history import items_at, layers_at, timeline, training_peak
 from bf16prof.dry_run.ledger import Ledger
@@ -11,7 +12,6 @@ from bf16prof.dry_run.tracker import Tracker
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.phases import PhaseMarks
 from bf16prof.engine.workspace import CUBLAS_SOURCE
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import (

@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 from bf16prof.dry_run.ledger import Allocation, Instant, Ledger, Loop, Mark
-from bf16prof.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,7 +21,6 @@ from bf16prof.dry_run.versions import check as check_versions
 from bf16prof.dry_run.versions import installed
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.files import last_lines, write_bytes, write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment, require_proc, signal_name, started
 from bf16prof.records import MemoryRecord

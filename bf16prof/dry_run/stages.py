@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,6 @@ from unittest import mock
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import RunFailed
 from bf16prof.files import write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import Parallelism
 from bf16prof.records import STRICT, Case, MemoryRecord, RankSummary, Verdict
 from bf16prof.runs import read

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT, Phase
 
 

@@ -6,10 +6,10 @@ Whoever makes batches - ranks with values, the dry run without - makes them of t
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import deepspeed_config, engine_facts
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import InputSettings
 
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -6,11 +6,11 @@ References are to DeepSpeed 0.19.8.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.ds_config import known_keys
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.recipes import DTYPE_BYTES

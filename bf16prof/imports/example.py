@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from dataclasses import dataclass
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import StepRecord
 from bf16prof.summaries import not_finite
 

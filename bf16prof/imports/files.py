@@ -13,7 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +40,6 @@ from bf16prof.imports.throughput import ThroughputReader
 from bf16prof.imports.timers import TimersReader
 from bf16prof.imports.trainer import TrainerReader
 from bf16prof.imports.trainer_files import TrainerFilesReader, is_trainers
-from bf16prof.lazy_dataclass import dataclass
 
 STDIN = Path("-")
 """What stands for standard input."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Item, OutOfMemory, Phase, StepRecord
 
 GIB, MIB = 2**30, 2**20

@@ -6,8 +6,8 @@ Outermost, because backward runs forward again under activation checkpointing, a
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Phase
 
 _HEADER = "Traceback (most recent call last)"

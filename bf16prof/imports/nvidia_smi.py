@@ -14,10 +14,9 @@ import csv
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from bf16prof.imports.finding import MIB, NUMBER, Finding, Reading, known
-from bf16prof.lazy_dataclass import dataclass
 
 UNITS = {"memory.used": "MiB", "utilization.gpu": "%", "power.draw": "W"}
 """The columns whose values are used, with their units."""

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from bf16prof.imports.finding import Finding, Reading, rounded
 from bf16prof.imports.frames import Frames, SaidPhase
 from bf16prof.imports.text import LogLine
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import TRAINING, OutOfMemory
 
 _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

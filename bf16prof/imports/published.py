@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.imports.finding import GIB, MIB, Finding, Reading, rounded
 from bf16prof.imports.record import imported_record
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile
 from bf16prof.profiles.names import named

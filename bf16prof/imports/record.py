@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
 from bf16prof.imports.merge import merged
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, peak_phase
 from bf16prof.summaries import interquartile_range
 

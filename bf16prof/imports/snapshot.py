@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Component, Item
 from bf16prof.rounding import round_up

@@ -11,9 +11,8 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from bf16prof.lazy_dataclass import dataclass
 
 LARGEST_BYTES = 256 * 2**20
 """Of a file, and of what a compressed one unpacks to."""

@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.engine.config import deepspeed_config, enabled_dtype
 from bf16prof.engine.constraints import refused_error
 from bf16prof.errors import InputError, install_hint
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.machine import package_version, usable_memory
 from bf16prof.processes import child_environment, require_proc
 from bf16prof.profiles.models import HuggingFaceSettings, Model

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.files import write_text
-from bf16prof.lazy_dataclass import dataclass
 
 POLL_S = 0.5
 CANCEL_S = 60.0

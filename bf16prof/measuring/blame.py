@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.exits import RankExit
 from bf16prof.measuring.results import RankResult
 from bf16prof.runs import Status

@@ -6,9 +6,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.places import Layout, Place, Starter
 from bf16prof.measuring.surroundings import UNWANTED_VARIABLES
 from bf16prof.processes import PARENT_VARIABLE

@@ -17,14 +17,13 @@ import os
 import random
 from array import array
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from bf16prof.errors import InputError, install_hint
 from bf16prof.files import read_up_to
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.hub_data import Dataset
 from bf16prof.profiles.names import unknown
 

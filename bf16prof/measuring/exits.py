@@ -13,13 +13,13 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.processes import signal_name
 from bf16prof.records import STRICT
 from bf16prof.runs import read

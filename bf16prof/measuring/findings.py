@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-
-from bf16prof.lazy_dataclass import dataclass
 
 
 class State(StrEnum):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from bf16prof.errors import InputError, install_hint
-from bf16prof.lazy_dataclass import dataclass
 
 LARGEST_BYTES = 64 * 2**20
 """So much of the train split is read, from its beginning: more than any short job sees, and every rank holds it."""

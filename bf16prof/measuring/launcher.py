@@ -13,12 +13,12 @@ import functools
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bf16prof.errors import SIGNALLED, InputError
 from bf16prof.files import last_lines
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.blame import Cause, blame
 from bf16prof.measuring.commands import commands, local_command
 from bf16prof.measuring.exits import RankExit, load_exits

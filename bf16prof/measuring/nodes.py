@@ -7,13 +7,12 @@ import os
 import socket
 import threading
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT, Size
 from bf16prof.runs import node_file, read
 

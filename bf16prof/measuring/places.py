@@ -6,13 +6,13 @@ are started by ssh, pdsh or srun, or by whoever starts `bf16prof measure` on eve
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
 from bf16prof.files import write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT, Size
 from bf16prof.runs import LAYOUT, read
 

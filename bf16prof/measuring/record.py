@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.engine.workload import workload_of
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.launcher import RanksOutcome
 from bf16prof.measuring.results import RankQuality, RankResult
 from bf16prof.measuring.utilisation import peak_note, utilisation

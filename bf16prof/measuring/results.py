@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import NotWritten, write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.quality.casts import Casts
 from bf16prof.quality.sums import Sums
 from bf16prof.records import STRICT, Case, Device, Item, Phase, PhaseMemory, Size, StepRecord, Workload, merge_phases

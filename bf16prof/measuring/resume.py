@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.documents import as_json
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.machine import versions
 from bf16prof.measuring.results import RankTask
 from bf16prof.records import MemoryRecord, Source

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.errors import RunFailed
 from bf16prof.files import NotWritten, write_json, write_text
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.launcher import RanksOutcome, launch
 from bf16prof.measuring.machine import environment, hardware, versions
 from bf16prof.measuring.places import LOCAL, Place

@@ -14,11 +14,11 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_up_to
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.processes import STACK_FRAME
 from bf16prof.records import Phase
 from bf16prof.runs import where_file

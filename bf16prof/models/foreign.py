@@ -12,11 +12,11 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.errors import InputError, install_hint
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import EXAMPLE_INPUT, FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.plain import INFINITY
 

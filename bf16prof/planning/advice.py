@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 from bf16prof.cases import STAGES, Job
 from bf16prof.engine.shared_batches import packed_rows, shared_layers, shared_sequences, shared_stages
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import Parallelism
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import MOST_GPUS

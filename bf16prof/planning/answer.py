@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError, Refused
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.planning.advice import all_changes, beyond, compare_stages
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.limits import limits

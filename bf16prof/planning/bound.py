@@ -7,13 +7,13 @@ what a layer makes while it runs) only makes a job larger.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.closed_form.steady import FP32_BYTES, Engine, model_states
 from bf16prof.engine import labels
 from bf16prof.engine.config import deepspeed_config, dtype_bytes, engine_facts
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.planning.ways import sizes_of
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component

@@ -10,14 +10,13 @@ All ways that DeepSpeed's rules admit are ordered by a lower bound of their peak
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.planning.answer import Answer
 from bf16prof.planning.bound import Least, least_of, states_of
 from bf16prof.planning.by_dry_run import inside, judged_dry

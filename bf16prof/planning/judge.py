@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
@@ -12,7 +13,6 @@ from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.closed_form.least import least_bytes
 from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import refusal_reason
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.planning.question import Question, Setting
 from bf16prof.plans import Plan
 from bf16prof.profiles.schema import Profile

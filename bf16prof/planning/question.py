@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from bf16prof.cases import Job, Selection, expand
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.plans import Room
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu

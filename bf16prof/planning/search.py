@@ -15,9 +15,8 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Setting
 from bf16prof.plans import EQUAL

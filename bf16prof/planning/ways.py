@@ -6,8 +6,8 @@ They are data. Whether DeepSpeed runs one is for its own rules to say (`engine/c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.parallelism import FLAGS
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.schema import ParallelSettings, Profile

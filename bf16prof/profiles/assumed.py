@@ -10,9 +10,9 @@ micro-batches of one, no activation checkpointing, the model built inside `deeps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.shipped import shipped_table
 
 ASSUMED = "assumed: "

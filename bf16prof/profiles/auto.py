@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.features import AUTO, documented_key
 from bf16prof.profiles.hidden_size import HiddenSize

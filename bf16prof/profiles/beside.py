@@ -6,8 +6,8 @@ The context's is the highest that public messages show for GPUs of the same gene
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.shipped import shipped_table
 from bf16prof.records import Component, Item
 

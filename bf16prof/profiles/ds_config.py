@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.assumed import ASSUMED
 from bf16prof.profiles.auto import ACCUMULATION, MICRO, PRECISIONS, TRAIN, Answers, Resolution, resolve
 from bf16prof.profiles.features import AUTO, documented_key, features, sort_keys

@@ -8,11 +8,10 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.profiles.shipped import shipped_table
 

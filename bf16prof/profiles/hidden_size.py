@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.settings import Settings
 from bf16prof.profiles.shipped import shipped_table

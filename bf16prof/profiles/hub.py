@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from bf16prof.errors import InputError, install_hint
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.names import did_you_mean, matches, nearest, shown
 from bf16prof.profiles.shipped import preset_ids
 

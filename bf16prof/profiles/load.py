@@ -9,6 +9,7 @@ import errno
 import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from pydantic import ValidationError
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_text
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.assumed import assumed_words, fill_in
 from bf16prof.profiles.explain import documented, explain, origin_of
 from bf16prof.profiles.models import KINDS, HuggingFaceSettings

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.recipes import DTYPE_BYTES, all_recipes
 from bf16prof.profiles.shipped import shipped_table
 from bf16prof.records import Component

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.errors import Refused
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.names import named
 from bf16prof.profiles.shipped import shipped_table
 from bf16prof.records import Component

@@ -7,12 +7,11 @@ not used. What the Trainer would take where the file says nothing is `DEFAULTS` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.assumed import ASSUMED, TRAINERS_OPTIMIZER
 from bf16prof.profiles.plain import read_yaml_object
 

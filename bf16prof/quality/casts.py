@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT, CastShares, Size
 
 if TYPE_CHECKING:

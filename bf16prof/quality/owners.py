@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from bf16prof.lazy_dataclass import dataclass
 
 Piece = tuple[int, int, Any, int]
 """Address of an updated tensor, offset in it, parameter, and how many elements of it there are."""

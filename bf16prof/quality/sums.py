@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Interval
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT, Size
 
 SAMPLE = 2**16

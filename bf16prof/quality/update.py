@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.quality.sums import Sums
 
 

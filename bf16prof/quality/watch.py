@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.optimizers import OptimizerLayout
 from bf16prof.quality.casts import Casts, counted
 from bf16prof.quality.owners import Span, owners

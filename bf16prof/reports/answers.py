@@ -6,8 +6,8 @@ Does it fit? Where are the bytes at the peak? How good was the prediction? How f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, MemoryRecord, Verdict
 from bf16prof.reports import palette
 from bf16prof.reports.cells import error_style

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bf16prof.lazy_dataclass import dataclass
+from dataclasses import dataclass
+
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.intervals import Interval
 from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, gib, number, signed_bytes, signed_percent, whole

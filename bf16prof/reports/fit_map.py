@@ -4,8 +4,8 @@ plan, micro-batches across and sequence lengths down."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.plans import Plan
 from bf16prof.records import Offload, Verdict
 from bf16prof.reports import palette

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-
-from bf16prof.lazy_dataclass import dataclass
 
 CONFIDENCE = 0.95
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reports import palette
 from bf16prof.reports.plots import GROUND
 from bf16prof.reports.rows import Rows

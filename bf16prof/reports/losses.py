@@ -11,10 +11,10 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.recipes import all_recipes
 from bf16prof.records import MemoryRecord
 from bf16prof.reports.intervals import Interval, t_interval

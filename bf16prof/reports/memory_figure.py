@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, MemoryRecord, Phase
 from bf16prof.reports import palette
 from bf16prof.reports.chosen import nearest_the_limit

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.plans import Outlook, Plan
 from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette, plan_rows

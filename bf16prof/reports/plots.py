@@ -11,10 +11,9 @@ import html
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
-
-from bf16prof.lazy_dataclass import dataclass
 
 CONFIG = {
     "showSendToCloud": False,

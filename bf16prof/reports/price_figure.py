@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, MemoryRecord
 from bf16prof.reports.intervals import Interval, t_interval
 from bf16prof.reports.learning import edq_text, learning, lost_text

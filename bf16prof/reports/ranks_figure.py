@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Phase, RankSummary
 from bf16prof.reports.limit_lines import level, limit_of
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks

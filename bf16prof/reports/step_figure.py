@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, MemoryRecord, Phase, PhaseStart, Timeline
 from bf16prof.reports import palette
 from bf16prof.reports.plots import GROUND, Figure, Trace, base_layout, figure, plotly_text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.reports.cells import (
     Cell,

@@ -6,9 +6,9 @@ Groups are components, whose parts are tensors; or layers, whose parts are compo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, Item, LayerBytes, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reconcile import REFERENCES
 from bf16prof.records import MemoryRecord, OutOfMemory, Phase, Source, Verdict
 from bf16prof.reports import palette

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
 from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source, Workload
 from bf16prof.reports.units import AT_LEAST, NOT_FINITE, gib, inert, number, seconds

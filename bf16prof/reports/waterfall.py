@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure

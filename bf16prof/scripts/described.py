@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT
 from bf16prof.scripts.workload import Calls, optimizer_words
 

@@ -9,9 +9,9 @@ import runpy
 import sys
 import traceback
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.scripts.command import Script
 
 

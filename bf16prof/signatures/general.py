@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bf16prof.kernels import KernelCall, scratch_bytes
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import Event
 from bf16prof.records import Component, Label
 from bf16prof.reductions import Processor

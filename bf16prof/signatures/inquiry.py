@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ import bf16prof
 from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
-from bf16prof.lazy_dataclass import dataclass
-from bf16prof.profiles.models import FactorySettings, Model
+from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of
 
@@ -64,11 +64,23 @@ class Inquiry:
         return _digest(content) if (content := self._any_batch()) else ""
 
     @functools.cached_property
-    def in_bf16(self) -> str:
-        """Of a question in fp16 the digest of the general one in bf16, whose elements have as many bytes; empty of any other."""
-        content = self._any_batch()
-        renamed = json.loads(json.dumps(content).replace('"fp16"', '"bf16"').replace('"float16"', '"bfloat16"'))
-        return _digest(renamed) if renamed != content else ""
+    def as_shipped(self) -> tuple[tuple[str, bool], ...]:
+        """Digests under which the general answer may ship, the nearest first; `True`: it is one in bf16, and must have been shown to be the
+        same in fp16.
+
+        Compute capabilities 8.6 to 8.9 and 12.x run the attention kernels of 8.0, but for heads of more than 192 elements that are no more
+        than 224 or have dropout. No preset has such heads.
+        """
+        content, found = self._any_batch(), dict[str, bool]()
+        if not content:
+            return ()
+        major, minor = content["device"]
+        devices = [[major, minor]] + [[8, 0]] * ((major == 8 and minor >= 6) or major == 12)
+        for device in devices:
+            on = content | {"device": device}
+            found.setdefault(_digest(on), False)
+            found.setdefault(_digest(_in_bf16(on)), True)
+        return tuple(found.items())
 
     def _any_batch(self) -> dict[str, Any]:
         gpu = self.job.gpu
@@ -87,6 +99,11 @@ class Inquiry:
 def _digest(content: dict[str, Any]) -> str:
     text = json.dumps({key: value for key, value in content.items() if value not in OFF}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _in_bf16(content: dict[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = json.loads(json.dumps(content).replace('"fp16"', '"bf16"').replace('"float16"', '"bfloat16"'))
+    return renamed
 
 
 def _one_micro_step(job: Job) -> Job:
@@ -176,6 +193,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def can_trace() -> bool:
-    """Whether what a trace needs is installed, whatever the model."""
-    return {"torch", "deepspeed"} <= versions().keys()
+def can_trace(model: Model) -> bool:
+    """Whether what a trace of this model needs is installed."""
+    needed = {"torch", "deepspeed"} | ({"transformers"} if isinstance(model, HuggingFaceSettings) else set())
+    return needed <= versions().keys()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-
-from bf16prof.lazy_dataclass import dataclass
 
 Point = tuple[int, int]
 """Sequences of a micro-batch, and their length."""

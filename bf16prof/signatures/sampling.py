@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import lcm
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.reductions import Processor, processor_of
 from bf16prof.signatures.folding import fold

@@ -30,7 +30,7 @@ def find(inquiry: Inquiry) -> Signature | None:
         return None
     with contextlib.suppress(InputError):  # one that is broken is as good as none
         signature = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-        if is_of_today(signature):
+        if is_of_today(signature, inquiry):
             return signature
     return None
 
@@ -45,29 +45,30 @@ def _general_file(digest: str) -> Path:
 
 
 def find_general(inquiry: Inquiry) -> General | None:
-    """What holds of any batch and length, under the same conditions as an answer; in fp16 also what was recorded in bf16, if that is shown
-    to be the same."""
-    if (found := _read_general(inquiry.general)) is not None:
-        return found
-    found = _read_general(inquiry.in_bf16)
-    return found if found is not None and found.is_that_of_fp16 else None
+    """What holds of any batch and length, under the same conditions as an answer; also what was recorded in bf16 or on another GPU, if that
+    is the same."""
+    for digest, is_in_bf16 in inquiry.as_shipped:
+        found = _read_general(inquiry, digest)
+        if found is not None and (found.is_that_of_fp16 or not is_in_bf16):
+            return found
+    return None
 
 
-def _read_general(digest: str) -> General | None:
+def _read_general(inquiry: Inquiry, digest: str) -> General | None:
     path = _general_file(digest)
     if not digest or not path.exists():
         return None
     with contextlib.suppress(InputError):
         general = General.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-        if is_of_today(general.whole):
+        if is_of_today(general.whole, inquiry):
             return general
     return None
 
 
-def is_of_today(signature: Signature) -> bool:
+def is_of_today(signature: Signature, inquiry: Inquiry) -> bool:
     """Whether nothing could be recorded anew, or the same releases are installed that this was recorded with."""
     found = signature.versions
-    return not can_trace() or _releases(found) == _releases({name: versions().get(name, "") for name in found})
+    return not can_trace(inquiry.job.profile.model) or _releases(found) == _releases({name: versions().get(name, "") for name in found})
 
 
 def _releases(found: dict[str, str]) -> dict[str, str]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.kernels import KernelCall
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.records import Component, Label

@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-
-from bf16prof.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped
 from bf16prof.signatures.general import General
@@ -163,7 +163,11 @@ def _of_other_code(inquiry: Inquiry) -> Signature | None:
     """Where nothing could be traced anew, what other code has answered; it says which (`versions`)."""
     others: list[Path] = []
     with contextlib.suppress(OSError):  # a cache of another user's, which this one may not look into, is as good as none
-        others = [] if can_trace() else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+        others = (
+            []
+            if can_trace(inquiry.job.profile.model)
+            else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+        )
     return _read(others[-1], Signature.unpacked) if others else None
 
 

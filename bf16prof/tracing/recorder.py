@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from bf16prof.dry_run.tracker import Tracker
 from bf16prof.kernels import KernelCall
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.records import Label
 from bf16prof.signatures.signature import SilentCall

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.cases import JobFile
 from bf16prof.dry_run.versions import check, installed
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, last_lines, read_text, read_up_to, write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.processes import child_environment, started
 from bf16prof.scratch import temporary_folder
 from bf16prof.signatures import store

@@ -19,7 +19,6 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"lazy_dataclass"},
     {"errors", "locks", "parallelism", "processes", "rounding", "scratch", "started_by", "summaries"},
     {"control_groups", "records", "documents", "files", "memory_kills"},
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -79,3 +80,19 @@ def test_which_attention_keeps_score_matrices(judged: dict[tuple[str, str], Judg
     scores = {item.bytes for item in judged[model, gpu].dry.peak_items if "_safe_softmax" in item.name}
 
     assert (max(scores, default=0) >= 4 * SEQUENCES * HEADS * SEQUENCE**2) is kept
+
+
+@pytest.mark.parametrize("width", [64, 80, 128, 192])
+def test_small_gpus_choose_the_attention_of_an_a100(width: int) -> None:
+    """Signatures that ship rely on it (`Inquiry.as_shipped`)."""
+    import torch
+
+    from bf16prof.dry_run.hardware.cuda_operators.attention import Call, choose
+
+    for dtype, grad, masked, dropout in itertools.product((torch.bfloat16, torch.float32), (True, False), (True, False), (0.0, 0.1)):
+        query = torch.empty(2, 4, 8, width, dtype=dtype, requires_grad=grad)
+        grouped = torch.empty(2, 2, 8, width, dtype=dtype, requires_grad=grad)
+        mask = torch.zeros(2, 1, 8, 8, dtype=dtype) if masked else None
+        for keys in (query, grouped):
+            call = Call(query, keys, keys, mask, dropout, not masked, keys is grouped)
+            assert len({choose(call, capability) for capability in ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))}) == 1

@@ -175,9 +175,9 @@ def test_what_was_recorded_in_bf16_answers_in_fp16_where_it_is_the_same(tmp_path
     in_bf16, in_fp16 = Inquiry.of(job(3, 1024)), Inquiry.of(job(3, 1024, recipe="fp16-fp32-master"))
     found = generalized(in_bf16, Asked())
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
     assert found is not None
-    assert in_fp16.in_bf16 == in_bf16.general != in_fp16.general
+    assert in_fp16.as_shipped == ((in_fp16.general, False), (in_bf16.general, True))
 
     assert not is_same_in_fp16(found, in_fp16, Asked(lambda batch, length: 512))
     shipped.general_file_of(in_bf16).write_bytes(found.packed())
@@ -185,7 +185,8 @@ def test_what_was_recorded_in_bf16_answers_in_fp16_where_it_is_the_same(tmp_path
     assert is_same_in_fp16(found, in_fp16, Asked())
     shipped.general_file_of(in_bf16).write_bytes(dataclasses.replace(found, is_that_of_fp16=True).packed())
     assert agrees(shipped.find_general(in_fp16), in_fp16.point)
-    assert not Inquiry.of(job(3, 1024, recipe="fp32")).in_bf16
+    (only,) = Inquiry.of(job(3, 1024, recipe="fp32")).as_shipped
+    assert only == (Inquiry.of(job(3, 1024, recipe="fp32")).general, False)
 
 
 def test_lengths_that_are_laid_out_in_another_way_are_left_to_be_recorded() -> None:

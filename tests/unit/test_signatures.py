@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from bf16prof.errors import InputError
 from bf16prof.models.autograd.tape import GRADIENT, Event
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.profiles.load import preset_names
+from bf16prof.profiles.load import load_profile, preset_names
+from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.general import General
@@ -127,14 +128,24 @@ def test_an_answer_of_other_code_counts_only_where_nothing_can_be_recorded(monke
     store.forget()
 
     assert store.find(asked) is None
-    monkeypatch.setattr(store, "can_trace", lambda: False)
+    monkeypatch.setattr(store, "can_trace", lambda _: False)
     assert store.find(asked) is not None
 
 
+TRAIN, TRAIN_HF, LEFT = "pip install 'bf16prof[train]'", "pip install 'bf16prof[train,hf]'", "--no-trace"
+
+
 @pytest.mark.parametrize(
-    ("installed", "expected"), [({}, "pip install 'bf16prof[train,hf]'"), ({"torch": "2", "deepspeed": "0"}, "--no-trace")]
+    ("installed", "expected", "of_ours"),
+    [
+        ({}, TRAIN_HF, TRAIN),
+        ({"torch": "2", "deepspeed": "0"}, TRAIN_HF, LEFT),
+        ({"torch": "2", "deepspeed": "0", "transformers": "5"}, LEFT, LEFT),
+    ],
 )
-def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_recorded_is_said_in_one_line(
+    installed: dict[str, str], expected: str, of_ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inquiry, "versions", lambda: installed)
 
     gap = closed_form_gap(job(BERT)) or ""
@@ -144,31 +155,43 @@ def test_what_is_not_recorded_is_said_in_one_line(installed: dict[str, str], exp
     on_cpu = predict(job(device=Device.CPU))
     assert on_cpu.allocated_bytes
     assert on_cpu.peak_allocated_bytes is None
-    assert expected.replace(",hf", "") in on_cpu.notes[0]
+    assert of_ours in on_cpu.notes[0]
 
 
 OTHER_PRECISIONS = ("fp32", "autocast-fp32", "bf16-full-autocast")
 
 
 def of_a_preset(
-    name: str = "olmo2-1b", stage: int = 2, *, checkpointing: bool = False, at: tuple[int, int] | None = None, recipe: str = "bf16-full"
+    name: str = "olmo2-1b",
+    stage: int = 2,
+    *,
+    checkpointing: bool = False,
+    at: tuple[int, int] | None = None,
+    recipe: str = "bf16-full",
+    gpu: str = "h100-80gb",
 ) -> Job:
     workload: dict[str, object] = {"activation_checkpointing": checkpointing}
     if at is not None:
         workload |= {"micro_batch_size": at[0], "sequence_length": at[1]}
     changed = profile(name, **{f"workload__{key}": value for key, value in workload.items()})
-    return expand(Selection(changed, [stage], [8], [recipe], Device.GPU, find_gpu("h100-80gb")))[0]
+    return expand(Selection(changed, [stage], [8], [recipe], Device.GPU, find_gpu(gpu)))[0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("at", [(1, 4096), (1, 777), (6, 3000), (64, 32768)], ids=str)
 def test_a_preset_has_peaks_where_nothing_can_be_recorded(stage: int, at: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
     found = predict(of_a_preset(stage=stage, at=at))
 
     assert found.allocated_bytes
     assert all(memory.peak_bytes for memory in found.phases.values())
     assert found.parameters == 1_484_916_736  # as the published checkpoint has them
+
+
+def test_what_ships_counts_where_a_package_is_missing_that_its_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "versions", lambda: {"torch": "99.0", "deepspeed": "99.0"})
+
+    assert predict(of_a_preset()).peak_allocated_bytes
 
 
 def test_what_ships_counts_only_with_the_releases_that_it_was_recorded_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +216,9 @@ def test_all_that_ships_can_be_read() -> None:
 def test_all_that_ships_is_asked_for_by_a_preset() -> None:
     """A digest that has changed would leave files that nobody finds: `make signatures`."""
     cases = [(name, stage) for name in preset_names() for stage in (2, 3)]
-    jobs = [of_a_preset(*case, checkpointing=flag) for case in cases for flag in (False, True)]
+    jobs = [
+        of_a_preset(*case, checkpointing=flag, gpu=gpu) for case in cases for flag in (False, True) for gpu in ("h100-80gb", "a100-80gb")
+    ]
     others = [of_a_preset(*case, checkpointing=flag, recipe=each) for case in cases for flag in (False, True) for each in OTHER_PRECISIONS]
 
     pairs = [{shipped.file_of(each).name, shipped.general_file_of(each).name} for each in inquiries_of(jobs)]
@@ -206,9 +231,32 @@ def test_all_that_ships_is_asked_for_by_a_preset() -> None:
 @pytest.mark.parametrize("recipe", ["bf16-fp32-master", "bf16-full", "fp16-fp32-master", *OTHER_PRECISIONS])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_preset_answers_its_first_question_without_torch(stage: int, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "can_trace", lambda: False)
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
 
     assert predict(of_a_preset("llama3.1-8b", stage, recipe=recipe)).peak_allocated_bytes
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb", "l4-24gb", "rtx-4090-24gb"])
+def test_a_preset_has_peaks_on_gpus_that_run_the_kernels_of_an_a100(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "can_trace", lambda _: False)
+
+    assert predict(of_a_preset("llama3.1-8b", gpu=gpu)).peak_allocated_bytes
+
+
+def test_no_preset_has_heads_that_a_small_gpu_runs_with_other_kernels() -> None:
+    """Of more than 192 elements: up to 224, or with dropout (`dry_run/hardware/cuda_operators/attention.py`)."""
+    models = [load_profile(name).profile.model for name in preset_names()]
+    configs = [model.hf_config for model in models if isinstance(model, HuggingFaceSettings)]
+    wide = [(each, max(_widths_of_heads(each))) for each in (config.get("text_config", config) for config in configs)]
+
+    assert len(configs) > 30
+    assert [width for config, width in wide if width > 192 and (width <= 224 or config.get("attention_dropout"))] == []
+
+
+def _widths_of_heads(config: Mapping[str, Any]) -> set[int]:
+    whole = config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"])
+    latent = int(config.get("qk_nope_head_dim", 0)) + int(config.get("qk_rope_head_dim", 0))
+    return {int(whole), latent, int(config.get("v_head_dim") or 0)}
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def test_what_is_played_is_what_is_walked(seed: int) -> None:
     assert known(played.meter) == known(meter)
     assert known(first_played) == known(first_step_at_work(plan))
     assert [(each.gathered, each.reduced) for _, each in played.launched] == [(each.gathered, each.reduced) for each in launched]
+    assert sum(times for times, _ in played.launched) == plan.micro_steps, "a micro-step that is walked stands for those that are not"
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-
-from bf16prof.lazy_dataclass import dataclass
 
 ASKED_BYTES = 64 << 20
 """A call whose tensors hold more bytes a thread is not run: it would take the time of the real job."""

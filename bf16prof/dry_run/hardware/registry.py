@@ -10,10 +10,9 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.shipped import shipped_table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -19,7 +19,6 @@ from bf16prof.dry_run.tracker import GPU, HOST
 from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.phases import PhaseMarks
 from bf16prof.engine.training import parameter_count
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.tape import GRADIENT
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
@@ -15,7 +15,6 @@ from bf16prof.dry_run.script.stacks import STACK, where
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
 from bf16prof.files import last_lines, write_bytes, write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import child_environment, require_proc, started
 from bf16prof.profiles.gpus import find_gpu

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import STRICT
 from bf16prof.scripts.command import Script
 

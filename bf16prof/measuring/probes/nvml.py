@@ -11,11 +11,9 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
-
-from bf16prof.lazy_dataclass import dataclass
 
 JOIN_TIMEOUT_S = 5.0
 """How long to wait for a sample under way when sampling ends; a wedged driver must not hold up the job."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.documents import as_json
 from bf16prof.errors import RunFailed
 from bf16prof.files import NotWritten, write_json
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.measuring.launcher import RanksOutcome, launch
 from bf16prof.measuring.machine import environment, hardware, versions
 from bf16prof.measuring.places import Place

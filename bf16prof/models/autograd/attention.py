@@ -7,10 +7,10 @@ The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.kernels import AttentionCall, KernelCall, blocks, scratch_bytes
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.tape import STRIDED, GraphNode, Tape, Tensor
 from bf16prof.profiles.gpus import FIRST_WITH_BF16

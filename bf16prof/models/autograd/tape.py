@@ -13,10 +13,9 @@ import heapq
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.records import Component, Label
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
 

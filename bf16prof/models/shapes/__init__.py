@@ -6,10 +6,10 @@ import functools
 import importlib
 import math
 import pkgutil
+from dataclasses import dataclass
 from functools import cached_property
 
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.names import unknown
 

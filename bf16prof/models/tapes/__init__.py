@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.autograd.operators import cross_entropy
 from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
 from bf16prof.profiles.models import Model, ModelSettings

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
@@ -18,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.reports.palette import SYMBOLS
 from bf16prof.reports.units import inert
 

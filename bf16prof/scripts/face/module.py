@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.scripts.face.callers import asked_from_inside
 
 RNG_STATE_BYTES = 16

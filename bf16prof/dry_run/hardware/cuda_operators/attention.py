@@ -10,12 +10,12 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.profiles.gpus import FIRST_WITH_BF16
 
 OLDEST_EFFICIENT, NEWEST = (5, 0), (12, 1)

@@ -12,10 +12,9 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import NoInventory, ParameterSpec
 from bf16prof.models.shapes.huggingface.config import Config, shown
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bf16prof.errors import InputError
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import NoInventory, ParameterSpec, linear
 from bf16prof.models.shapes.huggingface import BufferSpec, Skeleton
 from bf16prof.models.shapes.huggingface.config import Config

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from bf16prof.lazy_dataclass import dataclass
 from bf16prof.models.shapes import NoInventory
 
 MOST_LAYERS = 2**14
