@@ -192,11 +192,14 @@ def offload_of(profile: Profile) -> Offload:
 
 
 def _with_offload(profile: Profile, offload: Offload | None) -> Profile:
-    """The profile with its offloading set as the user asked; as it is when nothing was asked."""
+    """The profile with its offloading set as the user asked; as it is when nothing was asked. An optimizer that is offloaded to files stays
+    there."""
     if offload is None:
         return profile
     zero = profile.deepspeed.zero_optimization
-    optimizer = zero.offload_optimizer.model_copy(update={"device": "none" if offload is Offload.NONE else "cpu"})
+    is_kept = offload is not Offload.NONE and zero.offload_optimizer.device == "nvme"
+    there = {"device": "none" if offload is Offload.NONE else "cpu", "nvme_path": None}
+    optimizer = zero.offload_optimizer if is_kept else zero.offload_optimizer.model_copy(update=there)
     parameters = zero.offload_param.model_copy(update={"device": "cpu" if offload is Offload.OPTIMIZER_AND_PARAMETERS else "none"})
     changed = zero.model_copy(update={"offload_optimizer": optimizer, "offload_param": parameters})
     return profile.model_copy(update={"deepspeed": profile.deepspeed.model_copy(update={"zero_optimization": changed})})

@@ -165,7 +165,7 @@ class Outlook:
 
     * `plans`: of each combination of stage, recipe, offloading and checkpointing that fits the best micro-batch, the first choice first.
       `complete`: these are all; otherwise the search ended with as many as were wanted.
-    * `combinations`: how many DeepSpeed runs. `left_out`: why some that it runs are not judged.
+    * `combinations`: how many DeepSpeed runs and are judged. `left_out`: why some that it runs are not, `unjudged` how many.
     * `tried`: the first choices that were dry-run and failed, each with the verdict on it.
     * `nearest`: where none fits, the one that lacks least, and `changes` what each change of it is worth, those that fit first: single
       ones, then the smallest sets that work together.
@@ -184,6 +184,7 @@ class Outlook:
     stages: StageComparison | None = None
     tried: tuple[Plan, ...] = ()
     beyond: tuple[str, ...] = ()
+    unjudged: int = 0
 
     def up_to(self, most: int | None) -> Outlook:
         """The same with the `most` first plans (all if not given)."""

@@ -65,9 +65,8 @@ class Requests(Meter):
 
     def add(self, label: Label, size: int) -> None:
         """Allocate a storage."""
-        if (
-            known := self._places.get(label)
-        ) is None:  # `setdefault` would make a queue for every storage: this runs some ten thousand times
+        known = self._places.get(label)  # `setdefault` would make a queue for every storage: this runs some ten thousand times
+        if known is None:
             known = self._places[label] = {}
         if (same := known.get(size)) is None:
             same = known[size] = deque()
@@ -137,11 +136,8 @@ class Requests(Meter):
     def state(self) -> object:
         """All that what is written from now on depends on: where it is what it was, the same requests come again."""
         counts = [(label, size, len(queue)) for label, size, queue in self._queues() if queue]
-        return (
-            counts,
-            [list(sizes) for _, sizes in self.lazy],
-            self.held.get(labels.GRADIENT_PARTITION, 0),
-        )  # which the step gives back whole
+        partition = self.held.get(labels.GRADIENT_PARTITION, 0)  # which the step gives back whole
+        return counts, [list(sizes) for _, sizes in self.lazy], partition
 
     def cut(self) -> RequestScript:
         """What has been written since the last cut."""

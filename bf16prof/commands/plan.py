@@ -101,7 +101,7 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
         answers = [answer(judge, size, most) for size in sizes]
     if wanted := _to_try(given, len(sizes)):
         answers = _tried(answers, judge, wanted, given=given)
-    if len(answers) == 1 and answers[0].first is None and _may_search(given, sizes[0]):
+    if any(answer.first is None for answer in answers) and _may_search(given, answers):
         answers = [_wider(answers[0], given, request)]
     name, parameters = _model(request.profile)
     line = _asked(judge, answers[0], parameters)
@@ -125,7 +125,18 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
 def _by_dimensions(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
     """The same where somebody asks for a search of the dimensions: ranks that share nothing are one of its choices."""
     _require_dry_runs(asked.flags, request, judge, sizes)
-    return _plans(asked, request, judge, [_search_dimensions(judge, size, asked.flags) for size in sizes])
+    answers, reasons = [], []
+    for size in sizes:
+        try:
+            answers.append(_search_dimensions(judge, size, asked.flags))
+        except InputError as error:
+            if len(sizes) == 1:
+                raise
+            reasons.append(error)
+            hint(error.message, asked.flags.quiet)
+    if not answers:
+        raise reasons[0]
+    return _plans(asked, request, judge, answers)
 
 
 def _require_dry_runs(given: PlanFlags, request: Request, judge: Judge, sizes: Sequence[int]) -> None:
@@ -157,17 +168,23 @@ def _require_free_dimensions(given: PlanFlags, profile: Profile) -> None:
         raise InputError("--search-dimensions: the dimensions are given", hint="leave it out, or --sp, --tp, --pp and --ep")
 
 
-def _may_search(given: PlanFlags, world_size: int) -> bool:
+def _may_search(given: PlanFlags, answers: Sequence[Answer]) -> bool:
     """Whether other ways are looked for where nothing fits ranks that share nothing; says so, or why not."""
     from bf16prof.measuring.machine import package_version
 
     if given.no_verify or given.search_dimensions is False:
         return False
+    if len(answers) > 1:
+        hint("ways that share a batch were not tried, as there are several numbers of GPUs: name one, or --search-dimensions", given.quiet)
+        return False
+    if answers[0].outlook.unjudged:
+        hint("ranks that share a batch were not tried, for some that share nothing could not be judged: --search-dimensions", given.quiet)
+        return False
     if package_version("torch") is None or package_version("deepspeed") is None:
         hint("ranks that share a batch were not tried: dry runs need torch and deepspeed", given.quiet)
         return False
-    words = f"nothing fits {world_size} GPUs as it is; in search of other ways: {given.dry_runs} dry runs at most (--no-search-dimensions)"
-    hint(words, given.quiet)
+    nothing = f"nothing fits {answers[0].outlook.world_size} GPUs as it is"
+    hint(f"{nothing}; in search of other ways: {given.dry_runs} dry runs at most (--no-search-dimensions)", given.quiet)
     return True
 
 
@@ -196,7 +213,7 @@ def _search_dimensions(judge: Judge, world_size: int, given: PlanFlags) -> Answe
     def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | str]:
         return [r if isinstance(r, str) else with_host_per_node([r], given.gpus_per_node)[0] for r in _each_dry_run(jobs, given)]
 
-    return answer_by_dimensions(judge, world_size, dry_run, given.dry_runs, packages)
+    return answer_by_dimensions(judge, world_size, dry_run, given.dry_runs, packages, alone=bool(given.search_dimensions))
 
 
 def _each_dry_run(jobs: Sequence[Job], given: PlanFlags) -> list[MemoryRecord | str]:
@@ -417,4 +434,4 @@ def _hints(asked: Asked[PlanFlags], answers: Sequence[Answer], request: Request,
             quiet,
         )
         hint(f"launch: {launch_line(found.first, asked.flags.gpus_per_node, str(write))}", quiet)
-    hint(next_command("simulate", asked, *flags(found.first, found.outlook.room)), quiet)
+    hint(next_command("simulate", asked, *flags(found.first, found.outlook.room, request.profile)), quiet)

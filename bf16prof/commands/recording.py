@@ -47,11 +47,11 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool 
 
     first = store.missing(inquiries_of(jobs))
     answer(first)
-    search = Search(progress, first)
+    search = RecordedSearch(progress, first)
     store.trace_with(lambda inquiries: answer([each for each in store.missing(inquiries) if not (searches and search.covers(each))]))
 
 
-class Search:
+class RecordedSearch:
     """Records a few passes of a model for all of those that a search goes on to ask for: at one length those of any batch, and when it asks
     for another length those of any. `first`: what was recorded as it is before the search."""
 

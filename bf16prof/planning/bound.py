@@ -11,16 +11,29 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.gap import closed_form_gap
-from bf16prof.closed_form.steady import Engine, model_states
+from bf16prof.closed_form.steady import FP32_BYTES, Engine, model_states
+from bf16prof.engine import labels
 from bf16prof.engine.config import deepspeed_config, dtype_bytes, engine_facts
 from bf16prof.planning.ways import sizes_of
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component
 
-FP32_BYTES = 4
+CUT_FROM = {
+    Component.PARAMETERS: 3,
+    Component.BUFFERS: 3,
+    Component.GRADIENTS: 2,
+    Component.MASTER_PARAMETERS: 1,
+    Component.MOMENTUM: 1,
+    Component.VARIANCE: 1,
+    Component.COMPENSATION: 1,
+}
+"""From which ZeRO stage on a rank has as much of these however ranks share the work: an equal part of all, or a bucket of a set size.
 
-CUT_FROM = {Component.PARAMETERS: 3, Component.GRADIENTS: 2}
-"""From which ZeRO stage on all ranks of a job have equal parts of these, however they share the work; of all else they do from stage 1."""
+All else, and these at lower stages, a rank has for its own layers, its part of them, or its own experts. What is not divided (norms) makes
+it more, never less."""
+
+NEVER = 4
+"""A stage that there is not."""
 
 AT_LEAST = {True: 1, False: 2}
 """Tensors as wide as the model that a layer keeps for each token, by whether it is recomputed: its input, and that of its second half."""
@@ -30,12 +43,15 @@ OF_THE_LOSS = 2
 
 
 def states_of(job: Job) -> Mapping[Component, int]:
-    """What a job whose ranks share nothing holds of its model between steps, on the GPU, by component; empty where it is not known."""
+    """What a job whose ranks share nothing holds of its model between steps, on the GPU, by component; empty where it is not known.
+
+    Without what stage 3 leaves gathered: which parameters are small enough depends on how ranks share them.
+    """
     if closed_form_gap(job):
         return {}
     found: dict[Component, int] = {}
     for each in model_states(Engine.of(job)):
-        if not each.on_host:
+        if not each.on_host and each.label != labels.PERSISTENT_PARAMETERS:
             component, _ = each.label
             found[component] = found.get(component, 0) + each.bytes
     return found
@@ -57,21 +73,25 @@ class Least:
 def least_of(job: Job, states: Mapping[Component, int]) -> Least:
     """The bound of a job. `states`: of the same job, had its ranks shared nothing (`states_of`)."""
     case = job.case
-    parts = case.tensor_parallel * case.pipeline_parallel
-    held = sum(size // (parts if case.zero_stage < CUT_FROM.get(component, 0) else 1) for component, size in states.items())
+    parts = case.tensor_parallel * case.pipeline_parallel * case.expert_parallel
+    held = sum(size // (1 if case.zero_stage >= CUT_FROM.get(component, NEVER) else parts) for component, size in states.items())
     return Least(held, _activations(job))
 
 
 def _activations(job: Job) -> int:
-    """When backward begins: what every layer keeps, and the logits unless head and loss are one."""
+    """When backward begins: what every layer keeps, and the logits unless head and loss are one.
+
+    Of a pipeline's stages, which need not be equal, the largest peak is not below the mean.
+    """
     case, workload, sizes = job.case, job.profile.workload, sizes_of(job.profile)
     if sizes is None:
         return 0
     tokens = workload.micro_batch_size * workload.sequence_length // case.sequence_parallel
     width = dtype_bytes(engine_facts(deepspeed_config(job)).parameter_dtype)
     kept = AT_LEAST[workload.activation_checkpointing] * sizes.layers // case.pipeline_parallel
-    is_fused = workload.liger != "none" or workload.fused_loss != "none"
-    loss = 0 if is_fused else OF_THE_LOSS * _logit_bytes(job, width) * tokens * sizes.vocabulary // case.tensor_parallel
+    is_fused = workload.liger != "none" or workload.fused_loss != "none" or workload.has_pairs  # whose losses are of other tensors
+    shared = case.tensor_parallel * case.pipeline_parallel
+    loss = 0 if is_fused else OF_THE_LOSS * _logit_bytes(job, width) * tokens * sizes.vocabulary // shared
     return kept * tokens * sizes.hidden * width + loss
 
 

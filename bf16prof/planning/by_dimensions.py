@@ -57,19 +57,25 @@ class Choice:
         return self.least.bytes, -len(self.way.savers), -self.way.size
 
     def estimate_bytes(self, other: Choice, record: MemoryRecord) -> int:
-        """What it needs at least by the dry run of another that is like it but for its size, and has no saver less; 0 by one that is not.
+        """What it should need by the dry run of another that differs in its size and savers alone, and has no saver less; 0 by any other.
 
         Activations grow as a rank's part of the sequence does. Those of ranks that share layers are divided by no exact rule.
         """
         mine, theirs = self.way, other.way
         shares_tokens = {mine.dimension, theirs.dimension} <= {"", "sequence"}
-        if self.setting.checkpointing is not other.setting.checkpointing or len(mine.savers) > len(theirs.savers):
+        if self.but_for_the_way != other.but_for_the_way or len(mine.savers) > len(theirs.savers):
             return 0
         if not shares_tokens and (mine.dimension != theirs.dimension or mine.size > theirs.size):
             return 0
         more = Fraction(theirs.size, mine.size) - 1 if shares_tokens else 0
         activations = record.peak_components.get(Component.ACTIVATIONS, 0)
         return int((record.peak_allocated_bytes or 0) + self.least.held_bytes - other.least.held_bytes + activations * more)
+
+    @property
+    def but_for_the_way(self) -> tuple[int, str, Offload, bool]:
+        """What decides what the engine itself holds during a step: the stage's buffers, what is gathered, what is on the host."""
+        setting = self.setting
+        return setting.stage, setting.recipe, setting.offload, setting.checkpointing
 
 
 @dataclass(frozen=True)
@@ -87,27 +93,33 @@ class Field:
         return [*self.refused, *([many] if self.hopeless else [])]
 
 
-def answer_by_dimensions(judge: Judge, world_size: int, dry_run: EachDryRun, most: int, packages: frozenset[str]) -> Answer:
-    """The choices that fit, the first one first, after so many dry runs at most. Raises `InputError` where there is nothing to try."""
+def answer_by_dimensions(
+    judge: Judge, world_size: int, dry_run: EachDryRun, most: int, packages: frozenset[str], *, alone: bool = False
+) -> Answer:
+    """The choices that fit, the first one first, after so many dry runs at most; with ranks that share nothing among them if `alone`.
+
+    Raises `InputError` where there is nothing to try.
+    """
     room = judge.question.room(world_size)
-    field = field_of(judge.question, world_size, room.allocator_bytes, packages)
+    field = field_of(judge.question, world_size, room.allocator_bytes, packages, alone=alone)
     if not field.choices:
         reasons = "; ".join(field.left_out) or f"{world_size} ranks have nothing to share"
         raise InputError(f"--search-dimensions: nothing to try on {world_size} GPUs: {reasons:.600}")
-    search = _Search(dry_run, most, room.allocator_bytes)
+    search = _DimensionSearch(dry_run, most, room.allocator_bytes)
     search.run(field.choices)
     found, failed = [one for _, one in search.fitting], [one for _, one in search.failed]
     if not search.found:
         raise InputError(f"--search-dimensions: no dry run on {world_size} GPUs came to its end: {'; '.join(search.reasons):.600}")
     nearest = None if found else max(failed, key=lambda one: one.plan.free_bytes, default=None)
-    tried = f"all but {search.count} of {len(field.choices)} settings that may fit, which were run dry ({most} at most: --dry-runs)"
+    missed = len(field.choices) - search.count
+    tried = f"{missed} of {len(field.choices)} settings that may fit were not run dry (--dry-runs {most})"
     outlook = Outlook(
         world_size=world_size,
         room=room,
         plans=tuple(one.plan for one in found),
         complete=True,
         combinations=len(field.choices),
-        left_out=(tried, *search.reasons, *field.left_out),
+        left_out=(*([tried] if missed else []), *search.reasons, *field.left_out),
         limits=Limits((), are_known=False),
         nearest=nearest.plan if nearest else None,
         tried=tuple(one.plan for one in failed if one is not nearest),
@@ -115,12 +127,12 @@ def answer_by_dimensions(judge: Judge, world_size: int, dry_run: EachDryRun, mos
     return Answer(outlook, tuple(found), judge)
 
 
-def field_of(question: Question, world_size: int, limit_bytes: int, packages: frozenset[str]) -> Field:
-    """Every way and setting, parted into those to choose from and the others."""
+def field_of(question: Question, world_size: int, limit_bytes: int, packages: frozenset[str], *, alone: bool = False) -> Field:
+    """Every way (`ways`) and setting, parted into those to choose from and the others."""
     states = _States(question)
     refused: dict[tuple[str, str], list[Way]] = {}
     choices, hopeless = [], 0
-    for way in ways(question.profile, world_size, packages):
+    for way in ways(question.profile, world_size, packages, alone=alone):
         like = replace(question, profile=way.laid_over(question.profile))
         jobs = [(setting, like.job(setting)) for setting in inside(like, world_size)]
         reasons = [refusal_reason(job) for _, job in jobs]
@@ -159,7 +171,7 @@ def _refusal(reason: str, refused: Sequence[Way]) -> str:
     return f"{' '.join([*dimension, *first.saver_flags])}: {reason}"
 
 
-class _Search:
+class _DimensionSearch:
     """Runs choices dry, so many at most, and remembers what came of them."""
 
     def __init__(self, dry_run: EachDryRun, most: int, limit_bytes: int) -> None:
@@ -240,7 +252,7 @@ class _Search:
         return sorted(hopeful, key=lambda choice: (*choice.preference[:3], -len(choice.way.savers), choice.setting.stage))
 
     def _may_fit(self, choice: Choice) -> bool:
-        """Whether it has not been tried, and no dry run tells that it cannot fit, or breaks."""
+        """Whether it has not been tried, and no dry run of one that is like it says that it should not fit, or breaks."""
         if (choice.way, choice.setting) in self._asked or any(choice.way.is_more_than(way) for way, _ in self.broken):
             return False
         return all(choice.estimate_bytes(other, one.record) <= self._limit_bytes for other, one in self.found)

@@ -29,7 +29,7 @@ def answer_by_dry_runs(judge: Judge, world_size: int, dry_run: DryRun) -> Answer
 
     Raises `InputError` where there is no combination, or DeepSpeed runs none.
     """
-    search = _Search(judge.question, dry_run)
+    search = _SettingSearch(judge.question, dry_run)
     possible = [setting for setting in inside(judge.question, world_size) if refusal_reason(judge.question.job(setting)) is None]
     if not possible:
         raise nothing_to_judge(judge, world_size)
@@ -54,7 +54,7 @@ def answer_by_dry_runs(judge: Judge, world_size: int, dry_run: DryRun) -> Answer
     return Answer(outlook, tuple(choices), judge)
 
 
-class _Search:
+class _SettingSearch:
     """Runs settings dry and counts them."""
 
     def __init__(self, question: Question, dry_run: DryRun) -> None:
@@ -88,7 +88,7 @@ def _preference(one: Judged) -> tuple[bool, int, int]:
     return one.setting.checkpointing, one.setting.stage, -one.setting.micro_batch_size
 
 
-def _further(search: _Search, question: Question, possible: Sequence[Setting], best: Judged) -> list[Judged]:
+def _further(search: _SettingSearch, question: Question, possible: Sequence[Setting], best: Judged) -> list[Judged]:
     """The setting that fits, and what else does that asks for more memory or a larger micro-batch."""
     start = best.setting
     like = [s for s in possible if s.offload is start.offload and s.recipe == start.recipe and s != start]

@@ -13,6 +13,7 @@ from bf16prof.profiles.schema import Profile
 
 OLD_NAMES = {"bfloat16": "bf16"}
 OLD_SWITCHES = ("cpu_offload", "cpu_offload_param")
+NVME_PATH = "nvme_path"
 
 
 def laid_over(content: Mapping[str, Any], config: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def _zero(base: dict[str, Any], plan: Mapping[str, Any], profile: Profile) -> di
     for key, table in tables.items():
         planned = {"device": defaults[key]["device"], **plan.get(key, {})}
         if table is not None or planned["device"] != "none":
-            laid[key] = {**(table or {}), **planned}
+            theirs = {name: value for name, value in (table or {}).items() if name != NVME_PATH or planned["device"] == "nvme"}
+            laid[key] = {**theirs, **planned}
     return laid
 
 

@@ -67,12 +67,12 @@ class Way:
         return profile.model_copy(update=changed)
 
 
-def ways(profile: Profile, world_size: int, packages: frozenset[str]) -> Iterator[Way]:
-    """Every way but the profile's own, which shares nothing; `packages`: those of the savers' that are installed."""
+def ways(profile: Profile, world_size: int, packages: frozenset[str], *, alone: bool = False) -> Iterator[Way]:
+    """Every way, with the profile's own, which shares nothing, first if `alone`; `packages`: those of the savers' that are installed."""
     savers = savers_of(profile, packages)
     chains = [savers[:count] for count in range(len(savers) + 1)]
     for dimension, size in [("", 1), *_dimensions(profile, world_size)]:
-        yield from (Way(dimension, size, chain) for chain in chains if dimension or chain)
+        yield from (Way(dimension, size, chain) for chain in chains if alone or dimension or chain)
 
 
 def savers_of(profile: Profile, packages: frozenset[str]) -> tuple[Saver, ...]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bf16prof.cases import offload_of
 from bf16prof.engine.client import client_keywords
 from bf16prof.engine.config import cast_dtype, client_optimizer, deepspeed_config, handed_to_deepspeed
 from bf16prof.engine.workload import optimizer_words
@@ -14,7 +15,7 @@ from bf16prof.planning.kept_keys import brings_optimizer, laid_over
 from bf16prof.plans import Room
 from bf16prof.profiles.auto import ACCUMULATION, MICRO
 from bf16prof.profiles.features import AUTO
-from bf16prof.profiles.schema import ParallelSettings, WorkloadSettings
+from bf16prof.profiles.schema import ParallelSettings, Profile, WorkloadSettings
 from bf16prof.records import Offload
 
 OUR_OWN = ("steps_per_print",)
@@ -30,12 +31,13 @@ def ds_config_text(choice: Judged, content: Mapping[str, Any] | None = None) -> 
     return json.dumps(config, indent=2, allow_nan=False) + "\n"
 
 
-def flags(choice: Judged, room: Room) -> list[str]:
-    """The flags that say the plan to `simulate`; what is trained comes before them."""
+def flags(choice: Judged, room: Room, given: Profile) -> list[str]:
+    """The flags that say the plan to `simulate`; what is trained comes before them. `given`: the profile that they make of it, which may
+    offload."""
     plan = choice.plan
     case = plan.case
     said = [*plan.chosen, "--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
-    said += ["--offload", str(case.offload)] if case.offload is not Offload.NONE else []
+    said += ["--offload", str(case.offload)] if {case.offload, offload_of(given)} != {Offload.NONE} else []
     said += ["--micro-batch-size", str(plan.micro_batch_size), "--gradient-accumulation-steps", str(plan.gradient_accumulation_steps)]
     said += ["--activation-checkpointing" if plan.activation_checkpointing else "--no-activation-checkpointing"]
     said += ["--expandable-segments"] if room.expandable else []

@@ -10,6 +10,9 @@ from bf16prof.profiles.schema import Profile
 WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer": {"lr", "betas", "eps"}}
 """Keys of a profile's tables that change what is learned and no byte."""
 
+PLACES = {"deepspeed": {"zero_optimization": {"offload_optimizer": {"nvme_path"}}}}
+"""Keys of a profile's tables that say where somebody's files lie: they change no byte, and no record needs them."""
+
 ADDED: dict[str, dict[str, object]] = {
     "parallel": {"pipeline": 1, "expert": 1},
     "": {"peft": None, "quantization": None, "parallel": {"sequence": 1, "tensor": 1}},
@@ -27,7 +30,6 @@ ADDED: dict[str, dict[str, object]] = {
     },
     "optimizer": {"library": ""},
     "deepspeed.zero_optimization.offload_optimizer": {
-        "nvme_path": None,
         "buffer_count": 4,
         "pipeline_read": False,
         "pipeline_write": False,
@@ -38,7 +40,7 @@ ADDED: dict[str, dict[str, object]] = {
 
 def workload_digest(profile: Profile) -> str:
     """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
-    decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT})
+    decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT, **PLACES})
     for table, keys in ADDED.items():
         place = decisive
         for part in table.split(".") if table else ():

@@ -134,7 +134,7 @@ def settings(profile: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str
     return {key: {"value": value, "origin": _origin(key, origins)} for key, value in keys.items() if key not in _NO_SETTINGS}
 
 
-_NO_SETTINGS = ("name", "description")
+_NO_SETTINGS = ("name", "description", "deepspeed.zero_optimization.offload_optimizer.nvme_path")
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:

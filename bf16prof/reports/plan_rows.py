@@ -301,13 +301,18 @@ def nearest_lines(outlook: Outlook) -> list[str]:
     fewest = outlook.limits.fewest
     more = [f"Fewest GPUs on which anything fits: {fewest_words(plan)}." for plan in fewest]
     if not more:
-        more = ["More GPUs of this kind do not help." if outlook.limits.are_known else "Other numbers of GPUs were not tried."]
+        known = outlook.limits.are_known
+        more = (
+            ["Other numbers of GPUs were not tried."] if not known else [] if outlook.unjudged else ["More GPUs of this kind do not help."]
+        )
     held = nearest.peak_bytes if nearest.reserved_bytes is None else nearest.reserved_bytes
     how = "in " + str(nearest.peak_phase) if nearest.reserved_bytes is None else f"reserved for a peak of {gib(nearest.peak_bytes)}"
     lacks = f"{nearest.verdict}: {gib(held)} {how}, {gib(-nearest.free_bytes)} too much"
     inside = [only_init_text(nearest)] if nearest.inside_zero_init_bytes is not None else []
     none = "None of" if outlook.limits.are_known else "What needs least of"
     fits = "fits" if outlook.limits.are_known else "does not fit"
+    if outlook.unjudged:
+        none, fits = f"{none} the", f"that could be judged {fits}; {outlook.unjudged} were not judged"
     lines = [f"{none} {outlook.combinations} combinations {fits}. Nearest: {plan_words(nearest)}: {lacks}.", *inside, *more]
     return [*lines, *tried_lines(outlook), *outlook.beyond]
 

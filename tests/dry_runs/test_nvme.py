@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from jobs import job, profile
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.layout import partition_numels, sub_groups
 from bf16prof.closed_form.steady import Engine
+from bf16prof.dry_run.hardware.nvme import FileHandle
 from bf16prof.dry_run.runner import simulate
 from bf16prof.records import MemoryRecord, Phase
 
@@ -50,6 +52,22 @@ def test_buffers_take_the_place_of_states_in_host_memory() -> None:
     assert len(swapped) == len(parts) - 1
     assert host_bytes(cpu) - host_bytes(nvme) == FP32 * (STATES * sum(swapped) - BUFFERS * largest)
     assert any(f"{BUFFERS} page-locked buffers of {FP32 * largest:,} bytes" in note for note in nvme.notes)
+
+
+def test_what_is_page_locked_is_the_storage_and_not_its_address() -> None:
+    handle, like = FileHandle(), torch.empty(0)
+    locked = handle.new_cpu_locked_tensor(8, like)
+
+    assert FileHandle().is_pinned(locked[2:])
+    addresses = set()
+    for _ in range(20):
+        addresses.add((locked := handle.new_cpu_locked_tensor(8, like)).untyped_storage()._cdata)
+    del locked
+    others = [torch.empty(8) for _ in range(20)]
+    assert addresses & {other.untyped_storage()._cdata for other in others}, "an address is used again"
+    assert not any(map(handle.is_pinned, others))
+    handle.free_cpu_locked_tensor(freed := handle.new_cpu_locked_tensor(8, like))
+    assert not handle.is_pinned(freed)
 
 
 def host_bytes(record: MemoryRecord) -> int:

@@ -15,8 +15,10 @@ from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.constraints import RULES, admit, alternatives, refusal_reason
 from bf16prof.errors import Refused
+from bf16prof.profiles.identity import PLACES, workload_digest
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Device, Offload
+from bf16prof.reports.asked import settings
 
 pytestmark = DEEPSPEED_WARNINGS
 
@@ -297,3 +299,13 @@ def test_an_optimizer_on_nvme_needs_what_deepspeed_swaps_with(more: dict[str, An
 
     assert said in (refusal_reason(each) or "")
     assert "left to the dry run" in str(closed_form_gap(each))
+
+
+def test_where_files_lie_makes_no_other_case() -> None:
+    here, there = (
+        jobs.profile(deepspeed__zero_optimization__offload_optimizer={"device": "nvme", "nvme_path": path}) for path in ("/a", "/b")
+    )
+
+    assert workload_digest(here) == workload_digest(there)
+    assert "nvme_path" not in str(here.model_dump(exclude=PLACES))
+    assert not [key for key in settings(here.model_dump(mode="json"), {}) if "nvme_path" in key]

@@ -19,6 +19,7 @@ from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.preference import BETA, preference_loss, reference_config
 from bf16prof.measuring.batches import make_batches
+from bf16prof.models.modules import build_trained
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Offload
 
@@ -97,3 +98,16 @@ def test_the_closed_form_leaves_it_to_the_dry_run_in_one_line(main: Main, tmp_pa
 
     assert "(--dpo) is left to the dry run" in refused(main("estimate", file, "--dpo", "reference", "--gpus", "2"))
     assert "(--reward) is left to the dry run" in refused(main("estimate", file, "--reward", "--gpus", "2"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao and others, which PEFT imports
+def test_dropout_is_off_in_the_adapter_as_well() -> None:
+    """TRL puts the adapter on and then turns dropout off in all of it (trl/trainer/dpo_trainer.py, reward_trainer.py)."""
+    lora = {"r": 2, "lora_dropout": 0.5, "target_modules": "all-linear"}
+    rates = {
+        dpo: {module.p for module in build_trained(paired(dpo, peft=lora)).modules() if isinstance(module, torch.nn.Dropout)}
+        for dpo in ("none", "reference")
+    }
+
+    assert 0.5 in rates["none"]
+    assert not any(rates["reference"])

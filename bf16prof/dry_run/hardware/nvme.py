@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -15,11 +15,13 @@ TREES: Any = SimpleNamespace(rmtree=lambda *_, **__: None)
 """What they ask of `shutil`, without removing any."""
 
 
+LOCKED = "is_page_locked"
+"""An attribute of the storages of page-locked tensors, which all handles know (deepspeed_pin_tensor.cpp): it goes with the storage, whose
+address another one may have later."""
+
+
 class FileHandle:
     """DeepSpeed's `aio_handle` (csrc/aio/py_lib): every read and write is over at once."""
-
-    _locked: ClassVar[set[int]] = set()
-    """Storages of page-locked tensors, which all handles know (deepspeed_pin_tensor.cpp)."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self._done = 0
@@ -27,17 +29,17 @@ class FileHandle:
     def new_cpu_locked_tensor(self, count: int, like: torch.Tensor) -> torch.Tensor:
         """A page-locked tensor on the host, of as many bytes as are asked for."""
         made = torch.empty(count, dtype=like.dtype, device="cpu")
-        self._locked.add(made.untyped_storage()._cdata)
+        setattr(made.untyped_storage(), LOCKED, True)
         return made
 
     def free_cpu_locked_tensor(self, tensor: torch.Tensor) -> bool:
         """Its memory goes with the tensor."""
-        self._locked.discard(tensor.untyped_storage()._cdata)
+        setattr(tensor.untyped_storage(), LOCKED, False)
         return True
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in one that is page-locked."""
-        return tensor.untyped_storage()._cdata in self._locked
+        return getattr(tensor.untyped_storage(), LOCKED, False)
 
     def async_pread(self, *_: Any) -> int:
         """Begin to read; 0 is no error."""

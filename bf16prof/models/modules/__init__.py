@@ -36,13 +36,13 @@ def build_trained(profile: Profile, dtype: torch.dtype | None = None, device: st
     how = Checkpointing(workload.use_reentrant, workload.checkpoint_every_n_layers) if workload.activation_checkpointing else None
     settings = foreign.scoring(profile.model) if workload.reward else profile.model
     model = with_liger(build(settings, activation_checkpointing=how), workload.liger)
-    model = foreign.without_dropout(model) if workload.has_pairs else model
     model = with_tiled_mlp(model) if workload.tiled_mlp else model
     model = with_tiled_loss(model, workload.fused_loss_tiles) if workload.fused_loss == "tiled" else model
     if profile.quantization is not None:
         assert dtype is not None, "whoever builds a quantized model says what it computes in"
         model = quantized(model, profile.quantization, dtype, device)
-    return model if profile.peft is None else adapted(model, profile.peft)
+    model = model if profile.peft is None else adapted(model, profile.peft)
+    return foreign.without_dropout(model) if workload.has_pairs else model  # TRL turns it off last, in the adapter as well
 
 
 def build(model: Model, *, activation_checkpointing: bool | Checkpointing | None) -> nn.Module:
