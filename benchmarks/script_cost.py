@@ -21,30 +21,39 @@ from timing import say
 
 from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
 
-SCRIPT = """
-import json, sys, time
+TRAINING = """
+import json, statistics, sys, tempfile, time
 import deepspeed, torch
 from torch import nn
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 512), nn.GELU()) for _ in range(8)))
+model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()) for _ in range(layers)))
 engine, _, _, _ = deepspeed.initialize(
     model=model, model_parameters=model.parameters(),
     config={
-        "train_micro_batch_size_per_gpu": 256, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": rows, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
     },
 )
 times, losses = [], []
-for _ in range(60):
-    begin = time.process_time()
-    batch = torch.randn(256, 512, dtype=torch.bfloat16)
-    loss = engine(batch).float().pow(2).mean()
-    engine.backward(loss)
-    engine.step()
-    losses.append(loss.item())
-    times.append(time.process_time() - begin)
+
+def steps(number):
+    for _ in range(number):
+        begin = time.process_time()
+        loss = engine(torch.randn(rows, width, dtype=torch.bfloat16)).float().pow(2).mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+        times.append(time.process_time() - begin)
+    return times[-number:]
+"""
+"""A model of `layers` layers of that width, trained on so many rows."""
+
+SCRIPT = f"""
+width, rows, layers = 512, 256, 8
+{TRAINING}
+steps(60)
 open("times.json", "w").write(json.dumps(times))
 print("last loss", losses[-1], sum(losses))
 sys.exit(5)
@@ -70,15 +79,19 @@ def run(folder: Path, *words: str) -> TimedScript:
     folder.mkdir(parents=True)
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", CACHE_VARIABLE: str(cache_folder())}
-    done = subprocess.run([sys.executable, *words, str(script)], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *words, str(script)], cwd=folder, env=_one_rank(), capture_output=True, text=True, check=False)
     printed = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("[20"))  # DeepSpeed's log has the time in it
     if not (folder / "times.json").exists():
         sys.exit(done.stderr)
     return TimedScript(
         printed, done.returncode, sorted(path.name for path in folder.iterdir()), json.loads((folder / "times.json").read_text())
     )
+
+
+def _one_rank() -> dict[str, str]:
+    """The environment of one gloo rank on one thread."""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    return env | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", CACHE_VARIABLE: str(cache_folder())}
 
 
 def _free_port() -> str:
@@ -138,35 +151,13 @@ def hooks(modules: int) -> tuple[float, float]:
     return timed, after
 
 
-IN_TURN = """
-import json, os, statistics, sys, tempfile, time
-import deepspeed, torch
-from torch import nn
+IN_TURN = f"""
+import sys
+
 import bf16prof
 
-torch.set_num_threads(1)
-torch.manual_seed(0)
 width, rows, layers = map(int, sys.argv[1:])
-model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()) for _ in range(layers)))
-engine, _, _, _ = deepspeed.initialize(
-    model=model, model_parameters=model.parameters(),
-    config={
-        "train_micro_batch_size_per_gpu": rows, "bf16": {"enabled": True}, "zero_optimization": {"stage": 2},
-        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-    },
-)
-
-def steps(number):
-    times = []
-    for _ in range(number):
-        begin = time.process_time()
-        loss = engine(torch.randn(rows, width, dtype=torch.bfloat16)).float().pow(2).mean()
-        engine.backward(loss)
-        engine.step()
-        loss.item()
-        times.append(time.process_time() - begin)
-    return times
-
+{TRAINING}
 steps(20)
 bare, timed, after = [], [], []
 for _ in range(25):
@@ -187,10 +178,8 @@ SIZES = ((64, 16, 2), (64, 16, 8), (256, 64, 8), (512, 256, 8))
 
 def in_turn(width: int, rows: int, layers: int) -> tuple[float, float, float]:
     """Processor seconds of a step without us, of a timed one and of one after those."""
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", CACHE_VARIABLE: str(cache_folder())}
     words = [str(each) for each in (width, rows, layers)]
-    done = subprocess.run([sys.executable, "-c", IN_TURN, *words], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", IN_TURN, *words], env=_one_rank(), capture_output=True, text=True, check=True)
     bare, timed, after = (float(word) for word in done.stdout.split()[-3:])
     return bare, timed, after
 

@@ -141,31 +141,17 @@ class Pool:
     def put(self, block: Block) -> Block:
         """Enter an inactive or unmapped block, merged with its neighbours of the same state (`try_merge_blocks`)."""
         right, left = block.next, block.prev
-        if block.state != "inactive":
-            return self._put_unmapped(block, right, left)
-        free = self.free
-        if right is not None and right.state == "inactive":  # `absorb`, as this runs a million times in a search
-            del free[bisect_left(free, (right.size, right.address))]
-            block.size += right.size
-            block.next = after = right.next
-            if after is not None:
-                after.prev = block
-        if left is not None and left.state == "inactive":
-            del free[bisect_left(free, (left.size, left.address))]
-            left.absorb(block)
-            block = left
-        insort(free, (block.size, block.address, block))
-        return block
-
-    def _put_unmapped(self, block: Block, right: Block | None, left: Block | None) -> Block:
-        if right is not None and right.state == "unmapped":
+        if right is not None and right.state == block.state:
             self.drop(right)
             block.absorb(right)
-        if left is not None and left.state == "unmapped":
+        if left is not None and left.state == block.state:
             self.drop(left)
             left.absorb(block)
             block = left
-        insort(self.unmapped, (block.address, block))
+        if block.state == "inactive":
+            insort(self.free, (block.size, block.address, block))
+        else:
+            insort(self.unmapped, (block.address, block))
         return block
 
     def drop(self, block: Block) -> None:
@@ -180,8 +166,7 @@ class Pool:
 
         In expandable segments a larger block goes first if it is smaller with the unmapped space behind it counted in.
         """
-        free = self.free
-        index = bisect_left(free, (size,))
+        free, index = self.free, bisect_left(self.free, (size,))
         if index == len(free):
             return None
         if self.is_expandable:
@@ -253,15 +238,11 @@ class CachingAllocator:
         pool = self._pools.get((rounded <= SMALL_BYTES, stream)) or self._pool(rounded <= SMALL_BYTES, stream)
         block = pool.take(rounded) or self._grow(pool, rounded, size)
         if most > 1:
-            rounded *= (count := min(most, block.size // rounded))
-            size *= count
+            count = min(most, block.size // rounded)
+            rounded, size = rounded * count, size * count
         tail = block.size - rounded
         if tail >= pool.least_remainder:
-            after = block.next  # is not free, or it would be one with the block: there is nothing to merge the rest with
-            rest = Block(block.address + rounded, tail, pool, "inactive", 0, 0, None, block, after)
-            if after is not None:
-                after.prev = rest
-            block.next, block.size = rest, rounded
+            rest = block.split(rounded, "inactive")  # what is behind the block is not free, or it would be one with it: nothing to merge
             insort(pool.free, (tail, rest.address, rest))
             tail = 0
         block.state, block.requested, block.tail = "active_allocated", size, tail
@@ -289,11 +270,8 @@ class CachingAllocator:
         if block.stream_uses:
             block.state, block.stream_uses = "active_pending_free", None
             self._pending.append(block)
-        elif self.on_event is not None:
-            self._free_block(block)
         else:
-            block.state, block.requested, block.tail = "inactive", 0, 0
-            block.pool.put(block)
+            self._free_block(block)
 
     def record_stream(self, block: Block, stream: int) -> None:
         """Say that work on another stream uses the block; its own stream does not matter (`recordStream`)."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.program import key_of
+from bf16prof.closed_form.program import key_of, number_of
 from bf16prof.errors import InputError, install_hint
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
@@ -19,9 +19,6 @@ from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import OUTSIDE, Signature
 
 Key = tuple[int, str]
-
-
-_NUMBERS: dict[Hashable, int] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +50,7 @@ class Anatomy:
     def number(self) -> int:
         """A number for what ZeRO-3's hooks know of it: the same for equal parameters and modules, at any batch and length."""
         modules = None if self.signature is None else self.signature.modules
-        return _NUMBERS.setdefault((tuple(self.parameters), modules), len(_NUMBERS))
+        return number_of((tuple(self.parameters), modules))
 
     def key(self, name: str) -> Key:
         """What the events call a parameter or a module."""
@@ -149,11 +146,15 @@ def is_written(profile: Profile) -> bool:
     return isinstance(profile.model, ModelSettings) and not profile.model.inputs and is_as_written(profile)
 
 
+def is_of_a_header(model: Model) -> bool:
+    """Whether all that is known of a model are the parameters that a checkpoint lists."""
+    return isinstance(model, HuggingFaceSettings) and model.safetensors is not None
+
+
 def _asks(job: Job) -> bool:
     """Whether the passes of the job's model are those of a signature."""
     model = job.profile.model
-    is_of_a_header = isinstance(model, HuggingFaceSettings) and model.safetensors is not None
-    if is_of_a_header and job.device is not Device.CPU and not model.inputs and is_as_written(job.profile):
+    if is_of_a_header(model) and job.device is not Device.CPU and not model.inputs and is_as_written(job.profile):
         return False
     return job.device is Device.CPU or not is_written(job.profile)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.anatomy import anatomy_of, is_written, why_not_recorded, without_rule
+from bf16prof.closed_form.anatomy import anatomy_of, is_of_a_header, is_written, why_not_recorded, without_rule
 from bf16prof.closed_form.steady import Engine
 from bf16prof.engine.config import (
     BasicOptimizer,
@@ -18,7 +18,6 @@ from bf16prof.engine.config import (
 )
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.features import with_effect
-from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, WorkloadSettings, ZeroSettings
 from bf16prof.records import Device
@@ -131,8 +130,7 @@ def _pass_gap(job: Job, engine: Engine) -> str | None:
         return signature.problem or None
     if is_written(job.profile):
         return None
-    model = job.profile.model
-    if isinstance(model, HuggingFaceSettings) and model.safetensors is not None:
+    if is_of_a_header(job.profile.model):
         return "a safetensors file lists parameters, and not what is computed with them"
     return store.problem(Inquiry.of(job)) or f"peaks show in a pass of the model's own code only; {why_not_recorded(job)}"
 

@@ -15,12 +15,11 @@ from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import other_names
 from bf16prof.closed_form.layout import cut_order, kept_groups, partition_numels
 from bf16prof.closed_form.passes import Meter
-from bf16prof.closed_form.steady import FP32_BYTES, REMEMBERED, Engine, reduce_bucket_sizes
+from bf16prof.closed_form.steady import FP32_BYTES, REMEMBERED, Engine, block_bytes, reduce_bucket_sizes
 from bf16prof.closed_form.step import update
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters
 from bf16prof.models.shapes import ParameterSpec
-from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component, Device, Label, Phase
 
@@ -46,8 +45,7 @@ def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transfo
 
 def after_init(job: Job, engine: Engine, *, zero_init: bool) -> Meter:
     """Levels and peaks of a job's init phase, built inside `deepspeed.zero.Init` or not; not to be changed."""
-    block = ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
-    return _after_init(engine, block, zero_init, isinstance(job.profile.model, HuggingFaceSettings) and zero_init)
+    return _after_init(engine, block_bytes(job), zero_init, isinstance(job.profile.model, HuggingFaceSettings) and zero_init)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

@@ -28,6 +28,7 @@ from bf16prof.engine.config import (
     zero_settings,
 )
 from bf16prof.models.shapes import ParameterSpec
+from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
 from bf16prof.records import Component, Device
@@ -119,6 +120,11 @@ class Engine:
     def groups(self) -> list[int]:
         """Elements of the sub-groups at stage 3."""
         return sub_groups(self.own, self.zero.sub_group_size)
+
+
+def block_bytes(job: Job) -> int:
+    """What the allocator rounds to."""
+    return ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

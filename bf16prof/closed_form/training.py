@@ -30,7 +30,7 @@ from bf16prof.closed_form.layout import cut_order, dealt_out, flat_spans, persis
 from bf16prof.closed_form.leaves import Leaves
 from bf16prof.closed_form.passes import REMEMBERED, Handler, Meter, close, walk
 from bf16prof.closed_form.program import Program, key_of, program, recorded, run_of
-from bf16prof.closed_form.steady import Engine
+from bf16prof.closed_form.steady import Engine, block_bytes
 from bf16prof.closed_form.step import step, waiting_norms
 from bf16prof.closed_form.written import Action, Player, Writing, WrittenMicroStep
 from bf16prof.engine.config import Wrapper, dtype_bytes, offloads_optimizer, offloads_parameters, overlaps_communication
@@ -123,11 +123,6 @@ class Walked:
     def reduced(self) -> Sequence[tuple[int, tuple[Key, ...]]]:
         """The gradients that are reduced together, and how often in a step."""
         return [(times, keys) for times, launched in self.launched for keys in launched.reduced]
-
-
-def block_bytes(job: Job) -> int:
-    """What the allocator rounds to."""
-    return ALLOCATOR_BLOCK_BYTES if job.device is Device.GPU else 1
 
 
 def walked(job: Job, engine: Engine) -> Walked:

@@ -25,7 +25,7 @@ from bf16prof.commands.working import working
 from bf16prof.errors import Refused
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import Gpu, find_gpu
-from bf16prof.profiles.identity import PLACES
+from bf16prof.profiles.identity import recorded
 from bf16prof.records import Case, Device, MemoryRecord, Offload, Verdict
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, load
@@ -114,7 +114,7 @@ def estimated(asked: Asked[EstimateFlags], request: Request) -> Outcome:
         for job, record in zip(jobs, records, strict=True)
         if record.parameters is not None
     }
-    trained, origins = jobs[0].profile.model_dump(mode="json", exclude=PLACES), request.resolved.origins
+    trained, origins = recorded(jobs[0].profile), request.resolved.origins
     more = {
         "settings": settings(trained, origins),
         "refused": refused,

@@ -19,6 +19,7 @@ from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.ds_config import ds_case
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu, gpu_named
+from bf16prof.profiles.identity import recorded
 from bf16prof.profiles.recipes import find_recipe
 from bf16prof.records import Case, Device, MemoryRecord, Offload
 
@@ -90,8 +91,8 @@ def _subject(asked: Asked[LogFlags], sources: Sources, files: Sequence[Path]) ->
     try:
         (job,), _ = select(request, gpus=given.gpus, device=Device.GPU, gpu=_gpu(given.gpu, sources))
     except Refused as refusal:
-        return Subject(case, None, request.profile.model_dump(mode="json"), request.resolved.origins, refusal.message, told)
-    return Subject(job.case, job, job.profile.model_dump(mode="json"), request.resolved.origins, told=told)
+        return Subject(case, None, recorded(request.profile), request.resolved.origins, refusal.message, told)
+    return Subject(job.case, job, recorded(job.profile), request.resolved.origins, told=told)
 
 
 def _name(files: Sequence[Path]) -> str:

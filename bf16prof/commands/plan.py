@@ -21,6 +21,7 @@ from bf16prof.errors import Bf16profError, DoesNotFit, InputError, Refused
 from bf16prof.files import write_text
 from bf16prof.outcome import Plans
 from bf16prof.profiles.gpus import find_gpu
+from bf16prof.profiles.identity import recorded
 from bf16prof.profiles.load import Resolved
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
@@ -66,7 +67,7 @@ def plan(asked: Asked[PlanFlags]) -> None:
 
         show(found, make_console(), verbose=given.verbose)
         if given.verbose:
-            show_settings(request.profile.model_dump(mode="json"), request.resolved.origins)
+            show_settings(recorded(request.profile), request.resolved.origins)
     _require_a_plan(answers, given.fail_unless_fits)
     if given.write is not None and answers[0].first is None:
         raise Refused(f"--write {given.write}: nothing written, for no plan fits", hint="the table says what to change first")
@@ -170,8 +171,6 @@ def _require_free_dimensions(given: PlanFlags, profile: Profile) -> None:
 
 def _may_search(given: PlanFlags, answers: Sequence[Answer]) -> bool:
     """Whether other ways are looked for where nothing fits ranks that share nothing; says so, or why not."""
-    from bf16prof.measuring.machine import package_version
-
     if given.no_verify or given.search_dimensions is False:
         return False
     if len(answers) > 1:
@@ -180,7 +179,7 @@ def _may_search(given: PlanFlags, answers: Sequence[Answer]) -> bool:
     if answers[0].outlook.unjudged:
         hint("ranks that share a batch were not tried, for some that share nothing could not be judged: --search-dimensions", given.quiet)
         return False
-    if package_version("torch") is None or package_version("deepspeed") is None:
+    if not _can_dry_run():
         hint("ranks that share a batch were not tried: dry runs need torch and deepspeed", given.quiet)
         return False
     nothing = f"nothing fits {answers[0].outlook.world_size} GPUs as it is"
@@ -255,7 +254,6 @@ def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence
 def _to_try(given: PlanFlags, sizes: int) -> int:
     """How many choices are to be run dry. Where nobody asked for it, none without torch and DeepSpeed."""
     from bf16prof.measuring.accelerator import require_packages
-    from bf16prof.measuring.machine import package_version
 
     if given.no_verify:
         if given.verify is not None:
@@ -265,10 +263,16 @@ def _to_try(given: PlanFlags, sizes: int) -> int:
         if given.verify:
             require_packages("--verify")
         return int(given.verify)
-    if package_version("torch") is None or package_version("deepspeed") is None:
+    if not _can_dry_run():
         hint("plans are predicted, not tried: dry runs need torch and deepspeed", given.quiet)
         return 0
     return TRIED if sizes == 1 else 1
+
+
+def _can_dry_run() -> bool:
+    from bf16prof.measuring.machine import package_version
+
+    return package_version("torch") is not None and package_version("deepspeed") is not None
 
 
 def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: PlanFlags) -> list[Answer]:
@@ -401,7 +405,7 @@ def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[s
         del outlook["plans"]
         outlooks.append({**outlook, "room": {**outlook["room"], "bytes": answer.outlook.room.bytes}})
     plans = [plan for answer in answers for plan in answer.outlook.plans]
-    said = settings(request.profile.model_dump(mode="json"), request.resolved.origins)
+    said = settings(recorded(request.profile), request.resolved.origins)
     records = [record for answer in answers for record in answer.records]
     return document(records, asked=asked, settings=said, plans=plans, outlooks=outlooks)
 

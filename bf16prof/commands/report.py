@@ -138,8 +138,9 @@ def _load(path: Path) -> Run:
         return load(path)
     from bf16prof.closed_form.predict import predictions
     from bf16prof.imports.published import find_published
+    from bf16prof.profiles.identity import recorded
 
     found = find_published(name)
     resolved = found.runs[0].resolved
     predicted = predictions([run.job for run in found.runs])
-    return told_run(f"{found.name}, published", [*found.records, *predicted], resolved.profile.model_dump(mode="json"), resolved.origins)
+    return told_run(f"{found.name}, published", [*found.records, *predicted], recorded(resolved.profile), resolved.origins)

@@ -24,7 +24,7 @@ from bf16prof.commands.simulate_script import refuse_script_flags, simulate_scri
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.profiles.identity import PLACES
+from bf16prof.profiles.identity import recorded
 from bf16prof.records import Device, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run
@@ -95,7 +95,7 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
     records = with_host_per_node(records, given.gpus_per_node)
     both = with_work([*records, *predictions(jobs, given.gpus_per_node, Allocator(given.expandable_segments))])
     records = both[: len(records)]
-    trained, origins = jobs[0].profile.model_dump(mode="json", exclude=PLACES), request.resolved.origins
+    trained, origins = recorded(jobs[0].profile), request.resolved.origins
     more = {"settings": settings(trained, origins), "refused": refused}
     result = finished_run(f"simulate {request.profile.name}", both, trained, origins)
     return of_run(result, more, records, request.notes, failed)

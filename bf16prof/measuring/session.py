@@ -20,7 +20,7 @@ from bf16prof.measuring.record import measured_record
 from bf16prof.measuring.results import RankResult, RankTask
 from bf16prof.measuring.resume import NOTHING, Finished
 from bf16prof.measuring.waiting import heartbeat
-from bf16prof.profiles.identity import PLACES
+from bf16prof.profiles.identity import recorded
 from bf16prof.records import MemoryRecord, Source
 from bf16prof.runs import (
     QUALITY,
@@ -152,7 +152,7 @@ def _begin(plan: MeasurementPlan) -> Run:
         device=first.device,
         argv=command_line(),
         cases=tuple(plan.kept.cases[job.case.label][0] if job.case.label in plan.kept.cases else planned(job) for job in plan.jobs),
-        profile=first.profile.model_dump(mode="json", exclude=PLACES),
+        profile=recorded(first.profile),
         versions=versions(),
         hardware=hardware(),
         environment=environment(),

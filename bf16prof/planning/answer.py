@@ -45,13 +45,12 @@ def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
     Raises `Refused` where DeepSpeed runs no combination or none has peaks in closed form, `InputError` where no batch size is possible.
     """
     settings = list(judge.question.combinations(world_size))
-    admitted = [setting for setting in settings if refusal_reason(judge.question.job(setting)) is None]
     found = list(itertools.islice(best_first(judge, world_size), None if most is None else most + 1))
     choices = tuple(found[:most])
     first = choices[0] if choices else None
-    run = [setting for setting in admitted if judge.job(setting) is not None]
-    nearest = None if first else _nearest(judge, run)
-    judged = [setting for setting in run if math.isfinite(judge.least_bytes(setting))]
+    judged = {setting for setting in settings if math.isfinite(judge.least_bytes(setting))}
+    others = [setting for setting in settings if setting not in judged]
+    nearest = None if first else _nearest(judge, [setting for setting in settings if setting in judged])
     like = first or nearest
     if like is None:
         raise nothing_to_judge(judge, world_size)
@@ -62,7 +61,7 @@ def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
             plans=tuple(choice.plan for choice in choices),
             complete=len(found) == len(choices),
             combinations=len(judged),
-            unjudged=len(admitted) - len(judged),
+            unjudged=sum(refusal_reason(judge.question.job(setting)) is None for setting in others),
             left_out=tuple(judge.left_out),
             limits=limits(judge, world_size, first),
             nearest=nearest.plan if nearest else None,

@@ -40,6 +40,12 @@ WRITTEN_UNITS = {2**30: "GiB", 10**9: "GB", 2**20: "MiB", 10**6: "MB"}
 LARGEST_BYTES = 2**44
 
 
+def has_small_shared_memory(capability: tuple[int, int]) -> bool:
+    """Whether flash attention's backward has too little of it for wide heads (transformers/cuda/sdp_utils.cpp,
+    check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120)."""
+    return (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU model, with the vendor's figures.

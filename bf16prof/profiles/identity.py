@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from bf16prof.profiles.schema import Profile
 
@@ -36,6 +37,11 @@ ADDED: dict[str, dict[str, object]] = {
     },
 }
 """Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""
+
+
+def recorded(profile: Profile) -> dict[str, Any]:
+    """A profile as records and documents keep it."""
+    return profile.model_dump(mode="json", exclude=PLACES)
 
 
 def workload_digest(profile: Profile) -> str:

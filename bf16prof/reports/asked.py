@@ -129,12 +129,11 @@ def planned_line(workload: Workload, profile: str, parameters: int, chosen: Sequ
 def settings(profile: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Every resolved setting of a profile by its dotted key: its value, and where it comes from ("default": the library's own)."""
     from bf16prof.profiles.explain import documented
+    from bf16prof.profiles.identity import PLACES
 
-    keys = {documented(key): value for key, value in dotted(profile).items()}
-    return {key: {"value": value, "origin": _origin(key, origins)} for key, value in keys.items() if key not in _NO_SETTINGS}
-
-
-_NO_SETTINGS = ("name", "description", "deepspeed.zero_optimization.offload_optimizer.nvme_path")
+    places = {f"{table}.{key}" for table, keys in dotted(PLACES).items() for key in keys}
+    keys = {documented(key): value for key, value in dotted(profile).items() if key not in {"name", "description", *places}}
+    return {key: {"value": value, "origin": _origin(key, origins)} for key, value in keys.items()}
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:

@@ -300,11 +300,10 @@ def nearest_lines(outlook: Outlook) -> list[str]:
     assert nearest is not None, "where nothing fits there is a nearest miss"
     fewest = outlook.limits.fewest
     more = [f"Fewest GPUs on which anything fits: {fewest_words(plan)}." for plan in fewest]
-    if not more:
-        known = outlook.limits.are_known
-        more = (
-            ["Other numbers of GPUs were not tried."] if not known else [] if outlook.unjudged else ["More GPUs of this kind do not help."]
-        )
+    if not more and not outlook.limits.are_known:
+        more = ["Other numbers of GPUs were not tried."]
+    elif not more and not outlook.unjudged:
+        more = ["More GPUs of this kind do not help."]
     held = nearest.peak_bytes if nearest.reserved_bytes is None else nearest.reserved_bytes
     how = "in " + str(nearest.peak_phase) if nearest.reserved_bytes is None else f"reserved for a peak of {gib(nearest.peak_bytes)}"
     lacks = f"{nearest.verdict}: {gib(held)} {how}, {gib(-nearest.free_bytes)} too much"

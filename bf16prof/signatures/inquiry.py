@@ -22,6 +22,7 @@ import bf16prof
 from bf16prof.cases import Job
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import deepspeed_config, engine_facts, zero_settings
+from bf16prof.profiles.gpus import has_small_shared_memory
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
 from bf16prof.profiles.schema import ParallelSettings
 from bf16prof.reductions import processor_of
@@ -74,9 +75,8 @@ class Inquiry:
         content, found = self._any_batch(), dict[str, bool]()
         if not content:
             return ()
-        major, minor = content["device"]
-        devices = [[major, minor]] + [[8, 0]] * ((major == 8 and minor >= 6) or major == 12)
-        for device in devices:
+        of_an_a100 = [[8, 0]] if has_small_shared_memory(tuple(content["device"])) else []
+        for device in (content["device"], *of_an_a100):
             on = content | {"device": device}
             found.setdefault(_digest(on), False)
             found.setdefault(_digest(_in_bf16(on)), True)

@@ -1,4 +1,4 @@
-"""Signatures that ship with the package: those of presets whose passes nothing else describes, for the questions that are asked first.
+"""Signatures that ship with the package: those of transformers' models among the presets, for the questions that are asked first.
 
 A file is named by the digest of its inquiry. `make signatures` writes them anew, and fails when that changes one.
 """
@@ -6,7 +6,9 @@ A file is named by the digest of its inquiry. `make signatures` writes them anew
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, read_up_to
@@ -17,6 +19,8 @@ from bf16prof.signatures.signature import Signature
 FOLDER = Path(__file__).parent / "presets"
 SUFFIX, GENERAL = ".signature", ".general"
 
+T = TypeVar("T")
+
 
 def file_of(inquiry: Inquiry) -> Path:
     """Where the answer lies, if it ships."""
@@ -25,14 +29,8 @@ def file_of(inquiry: Inquiry) -> Path:
 
 def find(inquiry: Inquiry) -> Signature | None:
     """The answer, where nothing could be recorded anew, or where the same releases are installed that it was recorded with."""
-    path = file_of(inquiry)
-    if not path.exists():
-        return None
-    with contextlib.suppress(InputError):  # one that is broken is as good as none
-        signature = Signature.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-        if is_of_today(signature, inquiry):
-            return signature
-    return None
+    signature = read_file(file_of(inquiry), Signature.unpacked)
+    return signature if signature is not None and is_of_today(signature, inquiry) else None
 
 
 def general_file_of(inquiry: Inquiry) -> Path:
@@ -48,20 +46,17 @@ def find_general(inquiry: Inquiry) -> General | None:
     """What holds of any batch and length, under the same conditions as an answer; also what was recorded in bf16 or on another GPU, if that
     is the same."""
     for digest, is_in_bf16 in inquiry.as_shipped:
-        found = _read_general(inquiry, digest)
-        if found is not None and (found.is_that_of_fp16 or not is_in_bf16):
+        found = read_file(_general_file(digest), General.unpacked)
+        if found is not None and is_of_today(found.whole, inquiry) and (found.is_that_of_fp16 or not is_in_bf16):
             return found
     return None
 
 
-def _read_general(inquiry: Inquiry, digest: str) -> General | None:
-    path = _general_file(digest)
-    if not digest or not path.exists():
-        return None
-    with contextlib.suppress(InputError):
-        general = General.unpacked(read_up_to(LARGEST_DOCUMENT, path))
-        if is_of_today(general.whole, inquiry):
-            return general
+def read_file(path: Path, unpacked: Callable[[bytes], T]) -> T | None:
+    """What a file has; one that is broken, of another format or of another user's is as good as none."""
+    with contextlib.suppress(InputError, OSError):
+        if path.exists():
+            return unpacked(read_up_to(LARGEST_DOCUMENT, path))
     return None
 
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_DOCUMENT, NotWritten, read_up_to, write_bytes
@@ -25,8 +24,6 @@ from bf16prof.signatures.sources import ReadSources
 FOLDER_VARIABLE = "BF16PROF_CACHE"
 SUFFIX = shipped.SUFFIX
 SOURCES = ".sources"
-
-T = TypeVar("T")
 
 Tracer = Callable[[Sequence[Inquiry]], None]
 """Answers these inquiries: calls `keep` or `give_up` for each."""
@@ -106,7 +103,7 @@ def forget() -> None:
 def _recalled(inquiry: Inquiry) -> Signature | None:
     if inquiry.digest not in _known.signatures:
         if inquiry.is_lasting:
-            exact = _read(folder() / (inquiry.name + SUFFIX), Signature.unpacked) or shipped.find(inquiry)
+            exact = shipped.read_file(folder() / (inquiry.name + SUFFIX), Signature.unpacked) or shipped.find(inquiry)
             found = exact or _in_general(inquiry) or _of_other_code(inquiry)
         else:
             found = _of_a_function(inquiry)
@@ -127,7 +124,7 @@ def general_of(inquiry: Inquiry, *, is_shipped: bool = True) -> General | None:
     if not (name := inquiry.general):
         return None
     if name not in _known.generals:
-        found = _read(_general_file(inquiry), General.unpacked) or (shipped.find_general(inquiry) if is_shipped else None)
+        found = shipped.read_file(_general_file(inquiry), General.unpacked) or (shipped.find_general(inquiry) if is_shipped else None)
         if found is None:
             return None
         _known.generals[name] = found
@@ -161,22 +158,12 @@ def _of_a_function(inquiry: Inquiry) -> Signature | None:
 
 def _of_other_code(inquiry: Inquiry) -> Signature | None:
     """Where nothing could be traced anew, what other code has answered; it says which (`versions`)."""
+    if can_trace(inquiry.job.profile.model):
+        return None
     others: list[Path] = []
     with contextlib.suppress(OSError):  # a cache of another user's, which this one may not look into, is as good as none
-        others = (
-            []
-            if can_trace(inquiry.job.profile.model)
-            else sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
-        )
-    return _read(others[-1], Signature.unpacked) if others else None
-
-
-def _read(path: Path, unpacked: Callable[[bytes], T]) -> T | None:
-    """What a file has; one that is broken, of another format or of another user's is as good as none."""
-    with contextlib.suppress(InputError, OSError):
-        if path.exists():
-            return unpacked(read_up_to(LARGEST_DOCUMENT, path))
-    return None
+        others = sorted(folder().glob(f"{inquiry.digest}-*{SUFFIX}"), key=lambda each: each.stat().st_mtime)
+    return shipped.read_file(others[-1], Signature.unpacked) if others else None
 
 
 @dataclass(frozen=True)

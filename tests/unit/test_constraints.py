@@ -15,7 +15,7 @@ from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.engine.config import deepspeed_config
 from bf16prof.engine.constraints import RULES, admit, alternatives, refusal_reason
 from bf16prof.errors import Refused
-from bf16prof.profiles.identity import PLACES, workload_digest
+from bf16prof.profiles.identity import PLACES, recorded, workload_digest
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.records import Device, Offload
 from bf16prof.reports.asked import settings
@@ -308,4 +308,5 @@ def test_where_files_lie_makes_no_other_case() -> None:
 
     assert workload_digest(here) == workload_digest(there)
     assert "nvme_path" not in str(here.model_dump(exclude=PLACES))
+    assert "nvme_path" not in str(recorded(here))
     assert not [key for key in settings(here.model_dump(mode="json"), {}) if "nvme_path" in key]

@@ -13,7 +13,7 @@ from typing import Any
 from bf16prof.kernels import AttentionCall, KernelCall, blocks, scratch_bytes
 from bf16prof.models.autograd.operators import FP32, autocast, cast, contiguous, mul, product, softmax, strided, swapped
 from bf16prof.models.autograd.tape import STRIDED, GraphNode, Tape, Tensor
-from bf16prof.profiles.gpus import FIRST_WITH_BF16
+from bf16prof.profiles.gpus import FIRST_WITH_BF16, has_small_shared_memory
 from bf16prof.rounding import round_up
 
 SEED_BYTES = 8
@@ -58,8 +58,7 @@ def backend(heads: Heads, element: int, *, is_bf16: bool = True) -> str:
 
 
 def _too_wide(heads: Heads, capability: tuple[int, int]) -> bool:
-    small = (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
-    return small and 192 < heads.width <= 224
+    return has_small_shared_memory(capability) and 192 < heads.width <= 224
 
 
 def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:

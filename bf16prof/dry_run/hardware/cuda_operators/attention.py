@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bf16prof.profiles.gpus import FIRST_WITH_BF16
+from bf16prof.profiles.gpus import FIRST_WITH_BF16, has_small_shared_memory
 
 OLDEST_EFFICIENT, NEWEST = (5, 0), (12, 1)
 """The compute capabilities for which PyTorch has memory-efficient attention (`check_mem_efficient_hardware_support`)."""
@@ -150,8 +150,7 @@ def _takes_flash(call: Call, capability: tuple[int, int]) -> bool:
 def _too_wide_to_train(call: Call, capability: tuple[int, int]) -> bool:
     """`check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`: the shared memory of these GPUs is too small."""
     dim = call.query.shape[-1]
-    small = (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
-    return small and call.trains and dim > 192 and (dim <= 224 or call.dropout > 0)
+    return has_small_shared_memory(capability) and call.trains and dim > 192 and (dim <= 224 or call.dropout > 0)
 
 
 def _takes_efficient(call: Call, capability: tuple[int, int]) -> bool:
