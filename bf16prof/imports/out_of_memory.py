@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from bf16prof.imports.finding import Finding, Reading, rounded
-from bf16prof.imports.frames import Frames, SaidPhase
+from bf16prof.imports.frames import FRAME_MARKS, Frames, SaidPhase
 from bf16prof.imports.text import LogLine
 from bf16prof.records import TRAINING, OutOfMemory
 
@@ -155,23 +155,34 @@ class OutOfMemoryReader:
     """Reads the messages of all ranks, with the traceback that each has above it; the rank that needed most is told."""
 
     format = "out-of-memory message of torch"
+    marks = ("out of memory", "tried to allocate", *FRAME_MARKS)
 
     def __init__(self) -> None:
         self.assumed = SaidPhase()
         """Where a message is of whose traceback does not say it."""
         self._frames: dict[str, Frames] = {}
         self._open: dict[str, list[str]] = {}
+        self._waiting: set[str] = set()
         self._seen: dict[object, set[int | None]] = {}
         self.messages: list[Message] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a message or a frame of somebody's goes on."""
+        return bool(self._waiting)
 
     def line(self, line: LogLine) -> int:
         """Read one line; how many it explains. Frames of a traceback are kept, and counted with the message that they lead to."""
         frames = self._frames.setdefault(line.speaker, Frames()) if len(self._frames) < MOST else Frames()
+        count = self._line(line, frames)
+        goes_on = line.speaker in self._open or frames.code_follows
+        (self._waiting.add if goes_on else self._waiting.discard)(line.speaker)
+        return count
+
+    def _line(self, line: LogLine, frames: Frames) -> int:
         began = self._open.get(line.speaker)
         if began is not None:
             return self._continued(line, began, frames)
-        if "emory" not in line.text and "ried to allocate" not in line.text:
-            return int(frames.line(line.text))
         message = parse(line.text)
         if message is None:
             return int(frames.line(line.text))
@@ -229,7 +240,7 @@ class OutOfMemoryReader:
         if is_another or len(began) >= _WRAPPED_LINES:
             self._keep(" ".join(began), line, frames)
             del self._open[line.speaker]
-            return self.line(line)
+            return self._line(line, frames)
         began.append(line.text.strip())
         return int(grown)
 
