@@ -14,25 +14,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
+from bf16prof.models.autograd.events import BEFORE, GRADIENT, NO_LAYER, RECOMPUTED, Event, ParameterKey, SectionKey
 from bf16prof.records import Component, Label
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
 
-GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
-
-
-BY_THE_LOOP = " kept by the training loop"
-
-
-def local_variable(name: str) -> Label:
-    """A tensor that the training loop holds in a local variable until it has a new one."""
-    return Component.ACTIVATIONS, name + BY_THE_LOOP
-
-
-LOGITS, LOSS = local_variable("logits"), local_variable("loss")
-RECOMPUTED = "recomputed"
-"""What operations are part of that run again in backward; others are part of the phase."""
 LOCAL = 2
 """`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's argument."""
 LAST = 1 << 60
@@ -50,14 +37,6 @@ class Precision:
     autocast: int = 0
     is_fp16: bool = False
     has_fp32_islands: bool = True
-
-
-class Event(NamedTuple):
-    """What happens to a storage (`bytes` come or go) or at a module (`kind` and `subject`); of a matrix product, how many operations."""
-
-    kind: str
-    subject: Any
-    bytes: int
 
 
 class Storage:
@@ -117,11 +96,11 @@ class Tensor:
 
 
 class Parameter(Tensor):
-    """A parameter of the model. `key` is (layer or -1, name); its memory is the engine's business."""
+    """A parameter of the model; its memory is the engine's business."""
 
     __slots__ = ("key",)
 
-    def __init__(self, tape: Tape, key: tuple[int, str], numel: int, width: int) -> None:
+    def __init__(self, tape: Tape, key: ParameterKey, numel: int, width: int) -> None:
         super().__init__(None, numel, width)
         self.key = key
         self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, width),))
@@ -150,7 +129,7 @@ class GraphNode:
         return [each.unpack() if isinstance(each, RecomputedTensor) else each for each in self.saved]
 
 
-def _accumulate(tape: Tape, key: tuple[int, str]) -> Run:
+def _accumulate(tape: Tape, key: ParameterKey) -> Run:
     def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         grad: Tensor = grads[0]
         tape.hand_over(grad, key)
@@ -235,15 +214,16 @@ class Tape:
         self.events: list[Event] = []
         self.phase = "forward"
         self.pack: Callable[[Tensor], Any] | None = None
-        self.casts: dict[tuple[int, str], Tensor] = {}
+        self.casts: dict[ParameterKey, Tensor] = {}
         """Autocast's cache of weights."""
-        self.layer = -1
+        self.layer = NO_LAYER
         self.is_recomputing = False
         self._kept: list[Tensor] = []
+        self._section: int | str = BEFORE
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
-        self._parameters: dict[tuple[int, str], Parameter] = {}
-        self._waiting: dict[tuple[int, str], int] = {}
+        self._parameters: dict[ParameterKey, Parameter] = {}
+        self._waiting: dict[ParameterKey, int] = {}
 
     def new(self, numel: int, width: int, operator: str, node: GraphNode | None = None, layout: int = CONTIGUOUS) -> Tensor:
         """A new tensor that `operator` makes."""
@@ -263,7 +243,7 @@ class Tape:
 
     def parameter(self, name: str, numel: int) -> Parameter:
         """A parameter of the layer that is running."""
-        key = (self.layer, name)
+        key = ParameterKey(self.layer, name)
         if key not in self._parameters:
             self._parameters[key] = Parameter(self, key, numel, self.precision.parameter)
         return self._parameters[key]
@@ -324,7 +304,7 @@ class Tape:
         finally:
             self.precision = outer
 
-    def hand_over(self, grad: Tensor, key: tuple[int, str]) -> None:
+    def hand_over(self, grad: Tensor, key: ParameterKey) -> None:
         """The gradient of a parameter is there, and belongs to the engine from now on."""
         storage: Storage = grad.storage
         self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", GRADIENT, storage.bytes))
@@ -340,10 +320,11 @@ class Tape:
         finally:
             self.pack = outer
 
-    def cut(self, x: Tensor, number: int) -> Tensor:
-        """The border before a layer (-1: after the last one), seen again from the other side in backward."""
-        self.mark("cut", number)
-        return self._alias(x, lambda: self.mark("cut backward", number))
+    def cut(self, x: Tensor, following: int | str) -> Tensor:
+        """A section ends and the `following` one begins; in backward it is the other way round."""
+        preceding, self._section = self._section, following
+        self.mark("cut", SectionKey("forward", following))
+        return self._alias(x, lambda: self.mark("cut", SectionKey("backward", preceding)))
 
     def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
@@ -352,7 +333,7 @@ class Tape:
         """
         if not self.zero3:
             return forward(*inputs)
-        key = (self.layer, name)
+        key = ParameterKey(self.layer, name)
         self.mark("fetch", key)
         self._waiting[key] = 0
         entered = []
@@ -363,7 +344,7 @@ class Tape:
         self.mark("release", key)
         return self._alias(out, lambda: self.mark("fetch backward", key))
 
-    def _leave(self, key: tuple[int, str]) -> None:
+    def _leave(self, key: ParameterKey) -> None:
         self._waiting[key] -= 1
         if self._waiting[key] == 0:
             self.mark("release backward", key)
