@@ -210,7 +210,7 @@ def record(run: ForwardRun, tape: Tape, layers: Sequence[int]) -> list[Event]:
     _leave_autocast(tape, layers)
     tape.mark("backward")
     tape.phase = "backward"
-    tape.backward(loss, tape.new(1, loss.width, "ones_like"))
+    tape.backward(loss, tape.new(1, loss.itemsize, "ones_like"))
     return list(tape.events)
 
 

@@ -77,22 +77,22 @@ class Tensor:
     `is_view`: not the tensor that the storage was made for. PyTorch's views hold that one, and so a second time the storage.
     """
 
-    __slots__ = ("__weakref__", "is_view", "layout", "node", "numel", "slot", "storage", "width")
+    __slots__ = ("__weakref__", "is_view", "itemsize", "layout", "node", "numel", "slot", "storage")
 
     def __init__(
-        self, storage: Any, numel: int, width: int, node: GraphNode | None = None, slot: int = 0, *, layout: int = CONTIGUOUS
+        self, storage: Any, numel: int, itemsize: int, node: GraphNode | None = None, slot: int = 0, *, layout: int = CONTIGUOUS
     ) -> None:
-        self.storage, self.numel, self.width, self.node, self.slot, self.layout = storage, numel, width, node, slot, layout
+        self.storage, self.numel, self.itemsize, self.node, self.slot, self.layout = storage, numel, itemsize, node, slot, layout
         self.is_view = True
 
     @property
     def bytes(self) -> int:
         """Bytes of its elements."""
-        return self.numel * self.width
+        return self.numel * self.itemsize
 
     def view(self) -> Tensor:
         """The same elements and history."""
-        return Tensor(self.storage, self.numel, self.width, self.node, self.slot, layout=self.layout)
+        return Tensor(self.storage, self.numel, self.itemsize, self.node, self.slot, layout=self.layout)
 
 
 class Parameter(Tensor):
@@ -100,10 +100,10 @@ class Parameter(Tensor):
 
     __slots__ = ("key",)
 
-    def __init__(self, tape: Tape, key: ParameterKey, numel: int, width: int) -> None:
-        super().__init__(None, numel, width)
+    def __init__(self, tape: Tape, key: ParameterKey, numel: int, itemsize: int) -> None:
+        super().__init__(None, numel, itemsize)
         self.key = key
-        self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, width),))
+        self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, itemsize),))
 
 
 Run = Callable[["GraphNode", list[Any]], Sequence[Any]]
@@ -225,9 +225,9 @@ class Tape:
         self._parameters: dict[ParameterKey, Parameter] = {}
         self._waiting: dict[ParameterKey, int] = {}
 
-    def new(self, numel: int, width: int, operator: str, node: GraphNode | None = None, layout: int = CONTIGUOUS) -> Tensor:
+    def new(self, numel: int, itemsize: int, operator: str, node: GraphNode | None = None, layout: int = CONTIGUOUS) -> Tensor:
         """A new tensor that `operator` makes."""
-        made = Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+        made = Tensor(Storage(self.events, numel * itemsize, self._label(operator)), numel, itemsize, node, layout=layout)
         made.is_view = False
         return made
 
@@ -251,7 +251,7 @@ class Tape:
     def detached(self, tensor: Tensor) -> Tensor:
         """The same memory without history."""
         storage = self._pin(tensor) if isinstance(tensor, Parameter) else tensor.storage
-        return Tensor(storage, tensor.numel, tensor.width, layout=tensor.layout)
+        return Tensor(storage, tensor.numel, tensor.itemsize, layout=tensor.layout)
 
     def _pin(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, Parameter) or not self.zero3:
@@ -265,7 +265,8 @@ class Tape:
             return None
         self._sequence += 1
         edges = tuple(None if each is None or each.node is None else (each.node, each.slot) for each in inputs)
-        node = GraphNode(self._sequence, run, (), edges, tuple((each.numel, each.width) if each is not None else (0, 0) for each in inputs))
+        sizes = tuple((each.numel, each.itemsize) if each is not None else (0, 0) for each in inputs)
+        node = GraphNode(self._sequence, run, (), edges, sizes)
         self.save(node, *saved)
         return node
 
@@ -397,11 +398,11 @@ class Tape:
                     pushed += 1
                     heapq.heappush(ready, (-following.sequence, pushed, following))
 
-    def _validated(self, grad: Tensor, numel: int, width: int) -> Tensor:
+    def _validated(self, grad: Tensor, numel: int, itemsize: int) -> Tensor:
         """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where the input was repeated."""
         if grad.numel != numel:
-            grad = self.new(numel, grad.width, "sum")
-        return grad if grad.width == width else self.new(numel, width, "_to_copy", None, grad.layout)
+            grad = self.new(numel, grad.itemsize, "sum")
+        return grad if grad.itemsize == itemsize else self.new(numel, itemsize, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
         """`InputBuffer::add`: a second gradient is added to the first; in a new tensor where somebody else holds the first."""
@@ -415,7 +416,7 @@ class Tape:
         elif not known.is_view and sys.getrefcount(known) <= LOCAL and sys.getrefcount(known.storage) <= LOCAL:
             buffer[slot] = known
         else:
-            buffer[slot] = self.new(grad.numel, grad.width, "add", None, known.layout)
+            buffer[slot] = self.new(grad.numel, grad.itemsize, "add", None, known.layout)
             del known  # it goes before the one that was added to it
 
 
