@@ -8,11 +8,12 @@ import math
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages, allocation
-from bf16prof.closed_form.steady import Engine, model_states
+from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.engine.labels import MODEL_BUFFERS, OWN_LOSS
-from bf16prof.models.autograd.tape import local_variable
+from bf16prof.models.autograd.events import local_variable
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component
