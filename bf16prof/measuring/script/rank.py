@@ -20,7 +20,6 @@ from bf16prof.measuring.probes import Probe
 from bf16prof.measuring.results import GuestTask, OfScript, RankWriter
 from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
-from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.measuring.worker import recorded_event, started_result
 from bf16prof.records import Item, Phase, PhaseMemory, StepRecord, merge_phases
 from bf16prof.runs import Status
@@ -28,6 +27,7 @@ from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, workload_of_engine
+from bf16prof.whereabouts import Whereabouts
 
 OURS = str(Path(__file__).parents[2])
 
@@ -90,7 +90,7 @@ class GuestRank:
 
     def _stamp(self, phase: Phase | None) -> None:
         self._clock.mark(phase)  # each step has a clock of its own
-        if self._whereabouts is not None and os.getpid() == self._pid:
+        if self._whereabouts is not None:
             self._whereabouts.enter(phase, len(self._steps))
 
     # What the watch tells.
@@ -163,7 +163,7 @@ class GuestRank:
         self._is_over = True
         self._losses.hear_no_more()
         self.result = dataclasses.replace(self.result, **self._device.end())
-        if self._whereabouts is not None and os.getpid() == self._pid:
+        if self._whereabouts is not None:
             self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
         self.watch.marks = Deaf()  # type: ignore[assignment]
 
