@@ -138,12 +138,12 @@ class Watch:
         self._observer.called(engine, args, kwargs)
 
     def _without_engine(self, engine: Any, *_: Any) -> None:
-        """A model is called, perhaps without its engine: between steps, as an evaluation may do, or to generate."""
+        """A model is called, perhaps without its engine: in an evaluation, to generate, or by a script that never calls the engine."""
         if self._inside or in_backward():
             return
         if self._evaluates(engine):
             self._evaluation()
-        elif self.marks.phase is None:
+        elif self.marks.phase in (None, Phase.BACKWARD, Phase.EVAL):
             self.marks.mark(Phase.FORWARD)
 
     def _evaluation(self) -> None:

@@ -223,6 +223,16 @@ def test_a_model_that_is_called_without_its_engine_evaluates_if_it_says_so() -> 
     assert watch.steps == 2
 
 
+def test_a_script_that_never_calls_its_engine_has_forward_passes() -> None:
+    """DeepSpeedExamples' GAN: two losses of one model, each with a backward pass of its own."""
+    engine = Engine()
+    _, marked = _watched(Notes(), engine)
+    for _ in range(2):
+        engine.backward(engine.module(torch.ones(1, 2)).sum())
+    engine.step()
+    assert marked == [Phase.FORWARD, Phase.BACKWARD, Phase.FORWARD, Phase.BACKWARD, Phase.STEP, None]
+
+
 def test_a_reference_belongs_to_whatever_the_trained_engine_does() -> None:
     engine, reference = Engine(), Engine(has_optimizer=False)
     _, marked = _watched(Notes(), engine, reference)
