@@ -70,7 +70,7 @@ def model_buffers(job: Job, engine: Engine) -> list[Storages]:
         other = [each.bytes for each in signature.held if not each.is_registered]
     else:
         held, other = _of_the_skeleton(job, engine.facts)
-    source = "the model's own tensors, which DeepSpeed does not cast"
+    source = f"the model's own tensors, which {'megatron-core casts' if job.profile.is_for_megatron else 'DeepSpeed does not cast'}"
     return [
         allocation(MODEL_BUFFERS, held, source),
         allocation((Component.WORKSPACE, "tensors that modules keep as plain attributes"), other, source),
@@ -87,6 +87,7 @@ def _of_the_skeleton(job: Job, facts: EngineFacts) -> tuple[list[int], list[int]
         buffers = skeleton(job.profile.model.hf_config).buffers
     except NoInventory:  # its parameters are those of a safetensors file
         return [], []
-    of_a_value = facts.parameter_dtype if job.is_inside_zero_init else "fp32"
-    held = [dtype_bytes(of_a_value if b.is_value else "fp32") * b.numel for b in buffers if b.is_registered]
+    usual = facts.parameter_dtype if job.profile.is_for_megatron else "fp32"
+    of_a_value = facts.parameter_dtype if job.is_inside_zero_init else usual
+    held = [dtype_bytes(of_a_value if b.is_value else usual) * b.numel for b in buffers if b.is_registered]
     return held, [dtype_bytes("fp32") * b.numel for b in buffers if not b.is_registered]

@@ -1,6 +1,7 @@
-"""What is allocated between two optimizer steps: every persistent tensor of every optimizer wrapper of DeepSpeed, as it lays them out.
+"""What is allocated between two optimizer steps: every persistent tensor of every optimizer wrapper of DeepSpeed, and of
+megatron-core's two, as they lay them out.
 
-There are no persistent master gradients anywhere on the device: wrappers build them inside the step and drop them. References are to
+DeepSpeed has no persistent master gradients anywhere on the device: wrappers build them inside the step and drop them. References are to
 DeepSpeed 0.19.8 (`runtime/` unless said otherwise).
 """
 
@@ -15,7 +16,16 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.anatomy import Anatomy, anatomy_of
-from bf16prof.closed_form.layout import flat_numel, flat_spans, kept_groups, partition_numels, persistent, sub_groups, touched_numel
+from bf16prof.closed_form.layout import (
+    buffer_spans,
+    flat_numel,
+    flat_spans,
+    kept_groups,
+    partition_numels,
+    persistent,
+    sub_groups,
+    touched_numel,
+)
 from bf16prof.engine import labels
 from bf16prof.engine.config import (
     EngineFacts,
@@ -27,6 +37,7 @@ from bf16prof.engine.config import (
     offloads_parameters,
     zero_settings,
 )
+from bf16prof.engine.megatron.settings import megatron_facts, settings_of
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.optimizers import OptimizerLayout, all_optimizers
@@ -39,6 +50,8 @@ FP64_BYTES = 8
 
 REMEMBERED = 256
 """So many engines, and what follows from each, are remembered."""
+
+MEGATRON_BUFFERS = "megatron/core/distributed/param_and_grad_buffer.py _ParamAndGradBuffer"
 
 _MICRO_BATCH = "train_micro_batch_size_per_gpu"
 _ENGINES: dict[Hashable, Engine] = {}
@@ -56,17 +69,20 @@ class Engine:
     world_size: int
     device: Device = Device.GPU
     given: Anatomy | None = None
+    made: EngineFacts | None = None
 
     @classmethod
     def of(cls, job: Job) -> Engine:
         """The engine of a job whose model's parameters are known."""
-        anatomy, config = anatomy_of(job), deepspeed_config(job)
-        del config[_MICRO_BATCH]
+        anatomy, on_megatron = anatomy_of(job), job.profile.is_for_megatron
+        config = {"engine": job.profile.engine, **settings_of(job)} if on_megatron else deepspeed_config(job)
+        config.pop(_MICRO_BATCH, None)
         key = (anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
         if key not in _ENGINES:
             if len(_ENGINES) >= REMEMBERED:
                 _ENGINES.clear()
-            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy)
+            made = megatron_facts(job) if on_megatron else None
+            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy, made)
         return _ENGINES[key]
 
     @functools.cached_property
@@ -76,8 +92,8 @@ class Engine:
 
     @functools.cached_property
     def facts(self) -> EngineFacts:
-        """What DeepSpeed makes of the configuration."""
-        return engine_facts(self.config)
+        """What DeepSpeed makes of the configuration, or megatron-core of the job."""
+        return self.made or engine_facts(self.config)
 
     @functools.cached_property
     def zero(self) -> ZeroSettings:
@@ -348,6 +364,42 @@ def _grad_norm(size: int, *, on_host: bool = False) -> Storages:
     return allocation(labels.GLOBAL_NORM, size, "engine.py _take_model_step", on_host=on_host)
 
 
+def _megatron(engine: Engine) -> list[Storages]:
+    """megatron-core without its distributed optimizer: gradients are views of one buffer, the rest is per parameter."""
+    facts, numels = engine.facts, engine.numels
+    buffer = dtype_bytes(facts.gradient_dtype) * sum(numels)
+    return [
+        allocation(labels.PARAMETERS, [dtype_bytes(facts.parameter_dtype) * n for n in numels], "the model's own tensors"),
+        allocation(labels.GRADIENT_BUFFERS, buffer, MEGATRON_BUFFERS),
+        *_megatron_states(facts, numels, "megatron/core/optimizer/optimizer.py Float16OptimizerWithFloat16Params"),
+    ]
+
+
+def _megatron_distributed(engine: Engine) -> list[Storages]:
+    """With it, parameters are views of a buffer too, and the first rank has states of what lies in the first part of the buffers."""
+    facts = engine.facts
+    spans, total = buffer_spans(engine.numels, engine.world_size)
+    own = total // engine.world_size
+    shards = [min(end, own) - start for start, end in spans if start < own]
+    return [
+        allocation(labels.FLAT_PARAMETERS, dtype_bytes(facts.parameter_dtype) * total, MEGATRON_BUFFERS),
+        allocation(labels.GRADIENT_BUFFERS, dtype_bytes(facts.gradient_dtype) * total, MEGATRON_BUFFERS),
+        *_megatron_states(facts, shards, "megatron/core/optimizer/distrib_optimizer.py DistributedOptimizer"),
+    ]
+
+
+def _megatron_states(facts: EngineFacts, numels: Sequence[int], source: str) -> list[Storages]:
+    """fp32 gradients that are made of others stay until the next step begins (`_copy_model_grads_to_main_grads`, `zero_grad`)."""
+    sizes = [FP32_BYTES * n for n in numels]
+    copied = [] if facts.gradient_dtype == "fp32" else [allocation(labels.MASTER_GRADIENTS, sizes, source)]
+    return [
+        allocation(labels.MASTER_PARAMETERS, sizes, source),
+        *copied,
+        *_optimizer_states(facts, list(numels)),
+        allocation(labels.held_by(facts.wrapper, "_scale_one"), FP32_BYTES, source),
+    ]
+
+
 LAYOUTS: dict[Wrapper, Callable[[Engine], list[Storages]]] = {
     Wrapper.PLAIN: _plain,
     Wrapper.FUSED: _fused,
@@ -355,4 +407,6 @@ LAYOUTS: dict[Wrapper, Callable[[Engine], list[Storages]]] = {
     Wrapper.BF16: _bf16,
     Wrapper.ZERO12: _zero12,
     Wrapper.ZERO3: _zero3,
+    Wrapper.MEGATRON: _megatron,
+    Wrapper.MEGATRON_DISTRIBUTED: _megatron_distributed,
 }

@@ -18,7 +18,9 @@ from bf16prof.measuring.probes import nvml
 from bf16prof.processes import usable_cores, whole_memory
 from bf16prof.profiles.secrets import is_secret
 
-PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "nvidia-ml-py", "numpy")
+PACKAGES = (
+    "torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "megatron-core", "nvidia-ml-py", "numpy",
+)  # fmt: skip
 """Packages whose version is recorded where they are installed."""
 
 _ALLOWED = """
