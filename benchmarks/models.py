@@ -22,8 +22,8 @@ from model_page import page
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import anatomy_of, inquiries_of
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gap import peaks_gap
-from bf16prof.closed_form.steady import Engine
 from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, Options, simulate
 from bf16prof.errors import Bf16profError
 from bf16prof.records import MemoryRecord

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.program import key_of, number_of
+from bf16prof.closed_form.program import number_of
 from bf16prof.errors import InputError, install_hint
+from bf16prof.models.autograd.events import NO_LAYER, ParameterKey
 from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, inventory
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.schema import Profile
@@ -16,9 +17,7 @@ from bf16prof.profiles.sizes import clash
 from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry, can_trace
-from bf16prof.signatures.signature import OUTSIDE, Signature
-
-Key = tuple[int, str]
+from bf16prof.signatures.signature import Signature
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +31,17 @@ class Anatomy:
     signature: Signature | None = None
 
     @functools.cached_property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[ParameterKey]:
         """What the events call each parameter."""
         return [self.key(each.name) for each in self.parameters]
 
     @functools.cached_property
-    def numels(self) -> dict[Key, int]:
+    def numels(self) -> dict[ParameterKey, int]:
         """The elements of every parameter."""
         return {key: each.numel for key, each in zip(self.keys, self.parameters, strict=True)}
 
     @functools.cached_property
-    def trained(self) -> dict[Key, int]:
+    def trained(self) -> dict[ParameterKey, int]:
         """The elements of every parameter that is trained."""
         return {key: each.numel for key, each in zip(self.keys, self.parameters, strict=True) if each.trainable}
 
@@ -52,9 +51,9 @@ class Anatomy:
         modules = None if self.signature is None else self.signature.modules
         return number_of((tuple(self.parameters), modules))
 
-    def key(self, name: str) -> Key:
+    def key(self, name: str) -> ParameterKey:
         """What the events call a parameter or a module."""
-        return (OUTSIDE, name) if self.signature is not None else key_of(name)
+        return ParameterKey(NO_LAYER, name) if self.signature is not None else ParameterKey.of(name)
 
 
 def anatomy_of(job: Job) -> Anatomy:

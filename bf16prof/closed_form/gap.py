@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import anatomy_of, is_of_a_header, is_written, why_not_recorded, without_rule
-from bf16prof.closed_form.steady import Engine
+from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.wrappers import wrapper_of
 from bf16prof.engine.config import (
     BasicOptimizer,
     EngineFacts,
-    Wrapper,
     deepspeed_config,
     engine_facts,
-    offloads_optimizer,
     optimizer_settings,
 )
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.features import with_effect
 from bf16prof.profiles.recipes import DS_CONFIG
-from bf16prof.profiles.schema import OptimizerSettings, WorkloadSettings, ZeroSettings
+from bf16prof.profiles.schema import OptimizerSettings, WorkloadSettings
 from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
@@ -90,7 +87,7 @@ def init_gap(job: Job, engine: Engine) -> str | None:
     facts = engine.facts
     if facts.layout and facts.layout.temporaries in {"all", str(engine.device)}:
         return f"the temporaries of {facts.layout.class_}'s update are not modelled"
-    return _gradients_gap(facts, engine) or (_switched(engine.zero) if facts.wrapper is Wrapper.ZERO3 else None)
+    return wrapper_of(engine).gap()
 
 
 def evaluation_gap(job: Job) -> str | None:
@@ -114,27 +111,13 @@ OF_MEGATRON = "what megatron-core holds within a step is left to the dry run"
 SHARED = "what ranks that share sequences (--sp) hold in a step has no exact rule"
 
 
-def _gradients_gap(facts: EngineFacts, engine: Engine) -> str | None:
-    """A way to keep or to reduce gradients that is not known."""
-    if facts.wrapper is not Wrapper.ZERO12:
-        return None
-    if facts.parameter_dtype != facts.gradient_dtype:
-        return "gradients that stages 1 and 2 accumulate in another dtype than the parameters' are not modelled"
-    if offloads_optimizer(engine.config) and not engine.zero.contiguous_gradients:
-        return "zero_optimization.contiguous_gradients=false with an offloaded optimizer is not modelled at stages 1 and 2"
-    if engine.zero.reduce_scatter and not engine.zero.use_multi_rank_bucket_allreduce and engine.world_size > 1:
-        return "zero_optimization.use_multi_rank_bucket_allreduce=false, which reduces the slices of one rank at a time, is not modelled"
-    return None
-
-
 def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
     if job.case.sequence_parallel > 1:
         return "the work of ranks that share sequences (--sp) is not counted"
     if job.profile.is_for_megatron:
         return OF_MEGATRON
-    switches = ("stage3_module_granularity_threshold", "zero_hpz_partition_size")
-    return _pass_gap(job, engine) or (_switched(engine.zero, switches) if job.case.zero_stage == 3 else None)
+    return _pass_gap(job, engine) or wrapper_of(engine).work_gap()
 
 
 def _pass_gap(job: Job, engine: Engine) -> str | None:
@@ -146,20 +129,3 @@ def _pass_gap(job: Job, engine: Engine) -> str | None:
     if is_of_a_header(job.profile.model):
         return "a safetensors file lists parameters, and not what is computed with them"
     return store.problem(Inquiry.of(job)) or f"peaks show in a pass of the model's own code only; {why_not_recorded(job)}"
-
-
-SWITCHES = {
-    "memory_efficient_linear": "memory_efficient_linear",
-    "stage3_use_all_reduce_for_fetch_params": "use_all_reduce_for_fetch_params",
-    "stage3_allgather_sequential": "allgather_sequential",
-    "stage3_module_granularity_threshold": "module_granularity_threshold",
-    "zero_hpz_partition_size": "zero_hpz_partition_size",
-}
-"""Keys that take stage 3 through code of its own, and their names here."""
-
-
-def _switched(zero: ZeroSettings, keys: Iterable[str] = SWITCHES) -> str | None:
-    """One of these keys that is not as usual."""
-    usual = ZeroSettings()
-    changed = (key for key in keys if getattr(zero, SWITCHES[key]) != getattr(usual, SWITCHES[key]))
-    return next((f"zero_optimization.{key} is not modelled" for key in changed), None)

@@ -8,23 +8,31 @@ first one. What depends on the number of ranks in more than padding is left to `
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bf16prof.closed_form.gradients import Key, Launched
+from bf16prof.closed_form.engine import FP64_BYTES
+from bf16prof.closed_form.layout import cut_order
 from bf16prof.closed_form.leaves import Leaves
-from bf16prof.closed_form.passes import Meter
-from bf16prof.closed_form.steady import FP64_BYTES
+from bf16prof.closed_form.passes import REMEMBERED, Handler, Meter
+from bf16prof.closed_form.strategy import Launched, Reduction, Strategy
 from bf16prof.engine.labels import ALL_GATHER_BUCKETS, GATHERED_PARAMETERS, GRADIENT_NORM, REDUCE_SCATTER_BUFFER
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.models.autograd.events import GRADIENT, ParameterKey
+from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.rounding import ceil_div, round_up
+
+if TYPE_CHECKING:
+    from bf16prof.closed_form.anatomy import Anatomy
+    from bf16prof.closed_form.program import Program
+    from bf16prof.closed_form.walks import WalkPlan
 
 NEVER = -(10**10)
 
 
 @dataclass(frozen=True)
-class GatherSettings:
+class GatherSettings(Reduction):
     """What decides about gathers and reductions, in elements; `persistent` parameters are never released."""
 
     world_size: int
@@ -33,11 +41,11 @@ class GatherSettings:
     max_reuse_distance: int
     reduce_bucket: int
     contiguous: bool
-    width: int
+    itemsize: int
     """Bytes of an element of a parameter."""
     gradient: int
     """Bytes of an element of the gradient partition."""
-    persistent: frozenset[Key]
+    persistent: frozenset[ParameterKey]
     on_host: bool = False
     """Whether partitions are in host memory (`offload_param`)."""
     offloads: bool = False
@@ -47,6 +55,25 @@ class GatherSettings:
     copies: bool = False
     """Whether collectives work on copies, as gloo's do (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp, AsyncAllgatherWork,
     _reduce_scatter_base)."""
+
+    is_partitioned: ClassVar[bool] = True
+
+    def strategy(self, plan: WalkPlan, meter: Meter, program: Program) -> Gathers:
+        """For all parameters, with the order of modules known (`forget` forgets it)."""
+        anatomy, trace = plan.anatomy, list(program.modules())
+        order = _cut(anatomy) if plan.zero_init else anatomy.keys
+        owned, leaves = _modules(anatomy, trace)
+        return Gathers(
+            meter,
+            anatomy.numels,
+            itemsizes=plan.itemsizes(),
+            communication=plan.communication_itemsizes(),
+            owned=owned,
+            trace=trace,
+            order=order,
+            settings=self,
+            leaves=leaves,
+        )
 
 
 @dataclass(eq=False)
@@ -62,7 +89,7 @@ class GatheredParameter:
 class Handle:
     """`MultipleAllGatherHandles`: parameters that are gathered together, by the bytes of an element they are sent in."""
 
-    keys: Sequence[Key]
+    keys: Sequence[ParameterKey]
     flat: tuple[int, ...]
     waiting: int
     is_complete: bool = False
@@ -72,51 +99,54 @@ class Handle:
 class Reducing:
     """`IPGBucket` of one communication dtype: the gradients in it and those too large for it, in bytes."""
 
-    keys: list[Key] = field(default_factory=list)
+    keys: list[ParameterKey] = field(default_factory=list)
     elements: int = 0
     large: int = 0
     cast: int = 0
 
 
-class Gathers:
+class Gathers(Strategy):
     """The state of every parameter, and the memory that follows from it."""
 
     def __init__(
         self,
         meter: Meter,
-        numels: Mapping[Key, int],
+        numels: Mapping[ParameterKey, int],
         *,
-        widths: Mapping[Key, int],
-        wires: Mapping[Key, int],
-        owned: Mapping[Key, Sequence[Key]],
-        trace: Sequence[Key],
-        order: Sequence[Key],
+        itemsizes: Mapping[ParameterKey, int],
+        communication: Mapping[ParameterKey, int],
+        owned: Mapping[ParameterKey, Sequence[ParameterKey]],
+        trace: Sequence[ParameterKey],
+        order: Sequence[ParameterKey],
         settings: GatherSettings,
         leaves: Leaves | None = None,
     ) -> None:
-        """`widths`: bytes of an element of each parameter when it is gathered, `wires` when its gradient is reduced; `owned`: parameters of
-        each module; `trace`: modules as they run; `order`: the parameters as they were cut (`ds_id`); `leaves`:
-        the modules among them that are taken as one."""
-        self._meter, self._numels, self._widths, self._wires, self._owned, self._settings = meter, numels, widths, wires, owned, settings
+        """`itemsizes`: bytes of an element of each parameter when it is gathered, `communication` when its gradient is reduced; `owned`:
+        parameters of each module; `trace`: modules as they run; `order`: the parameters as they were cut (`ds_id`); `leaves`: the modules
+        among them that are taken as one."""
+        self._meter, self._numels, self._owned, self._settings = meter, numels, owned, settings
+        self._itemsizes, self._communication = itemsizes, communication
         self._leaves = leaves
         ids = {key: index for index, key in enumerate(order)}
         self._order = [(key, step) for step, module in enumerate(trace) for key in sorted(owned.get(module, ()), key=ids.__getitem__)]
-        self._ranking = {key: (widths[key], ids[key]) for key in numels}
-        self._uses: dict[Key, list[int]] = {}
+        self._ranking = {key: (itemsizes[key], ids[key]) for key in numels}
+        self._uses: dict[ParameterKey, list[int]] = {}
         self._distance = [0]
         for step, module in enumerate(trace):
             for key in owned.get(module, ()):
                 self._uses.setdefault(key, []).append(step)
             direct = () if leaves is not None and module in leaves.modules else owned.get(module, ())
             self._distance.append(self._distance[-1] + sum(numels[key] for key in direct))
-        self._available: dict[Key, GatheredParameter] = {key: GatheredParameter(0) for key in settings.persistent}
-        self._handles: dict[Key, Handle] = {}
-        self._active: dict[Key, set[Key]] = {}
-        self._entered: dict[Key, None] = {}
+        self._available: dict[ParameterKey, GatheredParameter] = {key: GatheredParameter(0) for key in settings.persistent}
+        self._handles: dict[ParameterKey, Handle] = {}
+        self._active: dict[ParameterKey, set[ParameterKey]] = {}
+        self._entered: dict[ParameterKey, None] = {}
         self._pins: dict[Any, GatheredParameter] = {}
         self._buckets: dict[int, Reducing] = {}
-        self._decisions: dict[tuple[Key, int], frozenset[Key]] = {}
+        self._decisions: dict[tuple[ParameterKey, int], frozenset[ParameterKey]] = {}
         self._is_recording = False
+        # in the first step other parameters are gathered together: where some stay later, or a module has several
+        self.differs_at_first = not self.is_free and (bool(settings.persistent) or any(len(keys) > 1 for keys in owned.values()))
         self.start()
 
     @property
@@ -124,10 +154,18 @@ class Gathers:
         """Whether gathered parameters are their partitions: on one rank nothing is copied (`NoGatherHandle`)."""
         return self._settings.world_size == 1 and not self._settings.on_host
 
-    @property
-    def differs_at_first(self) -> bool:
-        """Whether other parameters are gathered together in the first step: where some stay later, or a module has several."""
-        return not self.is_free and (bool(self._settings.persistent) or any(len(keys) > 1 for keys in self._owned.values()))
+    def handlers(self) -> dict[str, Handler]:
+        """Nothing is gathered where gathered parameters are their partitions."""
+        if self.is_free:
+            return super().handlers()
+        return super().handlers() | {
+            "fetch": self.fetch,
+            "fetch backward": self.fetch_backward,
+            "release": self.release,
+            "release backward": self.release_backward,
+            "pin": self.pin,
+            "unpin": self.unpin,
+        }
 
     def forget(self) -> None:
         """The very first micro-step: not even persistent parameters are gathered, and the order of modules is yet to be recorded."""
@@ -142,9 +180,9 @@ class Gathers:
         self._step = self._live = self._next = 0
         self.launched = Launched()
         self._is_boundary = is_boundary
-        self._fetched: dict[Key, int] = {}
+        self._fetched: dict[ParameterKey, int] = {}
 
-    def fetch(self, module: Key, _: int = 0) -> None:
+    def fetch(self, module: ParameterKey, _: int = 0) -> None:
         """`fetch_sub_module`: gather and wait for the module's parameters, then gather ahead."""
         keys = self._owned.get(module, ())  # none of most modules: this runs a million times in a search
         if keys:
@@ -161,12 +199,12 @@ class Gathers:
                 self._prefetch()
         self._step += 1
 
-    def fetch_backward(self, module: Key, _: int = 0) -> None:
+    def fetch_backward(self, module: ParameterKey, _: int = 0) -> None:
         """The same in backward."""
         self._entered[module] = None
         self.fetch(module)
 
-    def release(self, module: Key, _: int = 0) -> None:
+    def release(self, module: ParameterKey, _: int = 0) -> None:
         """`release_sub_module`."""
         if module not in self._owned:
             return
@@ -176,45 +214,45 @@ class Gathers:
             if free is None or key in free:
                 self._release(key)
 
-    def release_backward(self, module: Key, _: int = 0) -> None:
+    def release_backward(self, module: ParameterKey, _: int = 0) -> None:
         """The same in backward."""
         self.release(module)
         self._entered.pop(module, None)
 
-    def pin(self, subject: tuple[Key, Any], _: int = 0) -> None:
+    def pin(self, subject: tuple[ParameterKey, Any], _: int = 0) -> None:
         """Autograd holds a view of a parameter."""
         key, number = subject
         memory = self._available.get(key, GatheredParameter(0))
         memory.pins += 1
         self._pins[number] = memory
 
-    def unpin(self, subject: tuple[Key, Any], _: int = 0) -> None:
+    def unpin(self, subject: tuple[ParameterKey, Any], _: int = 0) -> None:
         """Autograd lets go of it."""
         memory = self._pins.pop(subject[1])
         memory.pins -= 1
         if memory.is_released and not memory.pins:
             self._meter.give(GATHERED_PARAMETERS, memory.bytes)
 
-    def ready(self, key: Key, size: int) -> None:
+    def ready(self, key: ParameterKey, size: int) -> None:
         """`reduce_independent_p_g_buckets_and_remove_grads`: a gradient goes into the bucket, or waits if it is too large."""
-        numel, width = self._numels[key], self._wires[key]
+        numel, communication = self._numels[key], self._communication[key]
         limit = self._settings.reduce_bucket
-        bucket = self._buckets.setdefault(width, Reducing())
+        bucket = self._buckets.setdefault(communication, Reducing())
         if bucket.elements and bucket.elements + numel > limit:
-            self._reduce(width)
-            bucket = self._buckets[width]
+            self._reduce(communication)
+            bucket = self._buckets[communication]
         if self._settings.contiguous and bucket.elements + numel <= limit:
             self._meter.give(GRADIENT, size)
         else:
             bucket.large += size
-            bucket.cast += numel * width if size != numel * width else 0
+            bucket.cast += numel * communication if size != numel * communication else 0
         bucket.keys.append(key)
         bucket.elements += numel
 
     def finish(self) -> None:
         """The end of backward: what is left in the buckets, and modules whose inputs needed no gradient (`release_backward_leftovers`)."""
-        for width in list(self._buckets):
-            self._reduce(width)
+        for communication in list(self._buckets):
+            self._reduce(communication)
         while self._entered:
             module, _ = self._entered.popitem()
             for key in self._owned.get(module, ()):
@@ -231,7 +269,7 @@ class Gathers:
         for key in list(self._available):
             self._release(key)
 
-    def _gather(self, keys: Sequence[Key]) -> None:
+    def _gather(self, keys: Sequence[ParameterKey]) -> None:
         """`all_gather_coalesced`, in the order of the model and by dtype."""
         numels, settings, meter = self._numels, self._settings, self._meter
         keys = sorted(keys, key=self._ranking.__getitem__) if len(keys) > 1 else keys
@@ -240,36 +278,36 @@ class Gathers:
             self._live += numels[key]
         world, flat = settings.world_size, []
         if world == 1 and settings.on_host:  # `NoGatherHandle` copies at once
-            meter.take(GATHERED_PARAMETERS, *(numels[key] * settings.width for key in keys))
-        for width in self._sorted_widths(keys) if world > 1 else ():
-            mine = [key for key in keys if self._widths[key] == width]
-            flat.append(sum([-(-numels[key] // world) for key in mine]) * world * width)
-            is_parameter = len(keys) == 1 and width == settings.width
+            meter.take(GATHERED_PARAMETERS, *(numels[key] * settings.itemsize for key in keys))
+        for itemsize in self._sorted_itemsizes(keys) if world > 1 else ():
+            mine = [key for key in keys if self._itemsizes[key] == itemsize]
+            flat.append(sum([-(-numels[key] // world) for key in mine]) * world * itemsize)
+            is_parameter = len(keys) == 1 and itemsize == settings.itemsize
             meter.take(GATHERED_PARAMETERS if is_parameter else ALL_GATHER_BUCKETS, flat[-1])
             if settings.copies:
                 meter.touch(ALL_GATHER_BUCKETS, flat[-1])
-            if width != settings.width or settings.on_host:
-                self._pass_on(mine, width)
+            if itemsize != settings.itemsize or settings.on_host:
+                self._pass_on(mine, itemsize)
         handle = Handle(keys, tuple(flat), len(keys))
         for key in keys:
             self._handles[key] = handle
 
-    def _sorted_widths(self, keys: Sequence[Key]) -> list[int]:
+    def _sorted_itemsizes(self, keys: Sequence[ParameterKey]) -> list[int]:
         """The bytes of an element in which they are sent."""
-        return sorted({self._widths[key] for key in keys}) if len(keys) > 1 else [self._widths[keys[0]]]
+        return sorted({self._itemsizes[key] for key in keys}) if len(keys) > 1 else [self._itemsizes[keys[0]]]
 
-    def _pass_on(self, keys: Sequence[Key], width: int) -> None:
+    def _pass_on(self, keys: Sequence[ParameterKey], itemsize: int) -> None:
         """What is sent of each parameter is a copy of its partition, from the host or in another dtype, until all is sent."""
-        is_cast, on_host = width != self._settings.width, self._settings.on_host
+        is_cast, on_host = itemsize != self._settings.itemsize, self._settings.on_host
         sent: list[int] = []
         most: list[int] = []
         for key in keys:
-            sent.append(self._numels[key] * width)
-            now = [*sent, self._numels[key] * self._settings.width] if is_cast and on_host else sent
+            sent.append(self._numels[key] * itemsize)
+            now = [*sent, self._numels[key] * self._settings.itemsize] if is_cast and on_host else sent
             most = list(now) if sum(now) > sum(most) else most
         self._meter.share(ALL_GATHER_BUCKETS, *most)
 
-    def _wait(self, key: Key, handle: Handle) -> None:
+    def _wait(self, key: ParameterKey, handle: Handle) -> None:
         """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
         del self._handles[key]
         if not handle.is_complete:
@@ -277,23 +315,23 @@ class Gathers:
             for each in handle.keys:
                 self._available[each] = GatheredParameter(self._copy(each, len(handle.keys) == 1))
         handle.waiting -= 1
-        if not handle.waiting and not (len(handle.keys) == 1 and self._widths[key] == self._settings.width):
+        if not handle.waiting and not (len(handle.keys) == 1 and self._itemsizes[key] == self._settings.itemsize):
             self._meter.give(ALL_GATHER_BUCKETS, *handle.flat)
 
-    def _copy(self, key: Key, is_alone: bool) -> int:
-        numel, width, wire, world = self._numels[key], self._settings.width, self._widths[key], self._settings.world_size
+    def _copy(self, key: ParameterKey, is_alone: bool) -> int:
+        numel, itemsize, sent, world = self._numels[key], self._settings.itemsize, self._itemsizes[key], self._settings.world_size
         if world == 1:
-            return numel * width if self._settings.on_host else 0
-        if is_alone and wire == width:
-            return round_up(numel, world) * width
-        if wire != width and not is_alone:
-            self._meter.take(ALL_GATHER_BUCKETS, numel * wire)
-        self._meter.take(GATHERED_PARAMETERS, numel * width)
-        if wire != width and not is_alone:
-            self._meter.give(ALL_GATHER_BUCKETS, numel * wire)
-        return numel * width
+            return numel * itemsize if self._settings.on_host else 0
+        if is_alone and sent == itemsize:
+            return round_up(numel, world) * itemsize
+        if sent != itemsize and not is_alone:
+            self._meter.take(ALL_GATHER_BUCKETS, numel * sent)
+        self._meter.take(GATHERED_PARAMETERS, numel * itemsize)
+        if sent != itemsize and not is_alone:
+            self._meter.give(ALL_GATHER_BUCKETS, numel * sent)
+        return numel * itemsize
 
-    def _release(self, key: Key) -> None:
+    def _release(self, key: ParameterKey) -> None:
         if key in self._available and key not in self._handles and not self._active.get(key):
             memory = self._available.pop(key)
             memory.is_released = True
@@ -301,10 +339,10 @@ class Gathers:
             if not memory.pins:
                 self._meter.give(GATHERED_PARAMETERS, memory.bytes)
 
-    def _skip(self, keys: Sequence[Key]) -> None:
+    def _skip(self, keys: Sequence[ParameterKey]) -> None:
         """What is needed now leaves the queue of parameters to prefetch."""
         wanted = {key for key in keys if self._fetched.get(key, NEVER) < self._step}
-        seen: set[Key] = set()
+        seen: set[ParameterKey] = set()
         while self._next < len(self._order) and len(seen) < len(wanted):
             key, step = self._order[self._next]
             self._next += 1
@@ -315,7 +353,7 @@ class Gathers:
         limit = min(self._settings.max_live - self._live, self._settings.prefetch_bucket)
         if limit <= 0 or self._next == len(self._order):
             return
-        chosen: dict[Key, None] = {}
+        chosen: dict[ParameterKey, None] = {}
         numel = 0
         order, fetched = self._order, self._fetched
         while self._next < len(order) and numel < limit:
@@ -328,7 +366,7 @@ class Gathers:
         if chosen:
             self._gather(list(chosen))
 
-    def _free_to_go(self, module: Key) -> frozenset[Key]:
+    def _free_to_go(self, module: ParameterKey) -> frozenset[ParameterKey]:
         """`__params_to_release`: not persistent, not skipped by a prefetch, not used again soon. DeepSpeed remembers its decisions."""
         known = (module, self._step)
         if known not in self._decisions:
@@ -340,7 +378,7 @@ class Gathers:
             )
         return self._decisions[known]
 
-    def _is_reused(self, key: Key, module: Key) -> bool:
+    def _is_reused(self, key: ParameterKey, module: ParameterKey) -> bool:
         if self._leaves is not None and module in self._leaves.modules:
             return self._leaves.is_reused(key, self._step, self._settings.max_reuse_distance)
         following = next((step for step in self._uses[key] if step >= self._step), None)
@@ -348,42 +386,42 @@ class Gathers:
             return False
         return self._distance[following] - self._distance[self._step] < self._settings.max_reuse_distance
 
-    def _reduce(self, width: int) -> None:
+    def _reduce(self, communication: int) -> None:
         """`__reduce_and_partition_ipg_grads`."""
-        bucket = self._buckets.pop(width, Reducing())
+        bucket = self._buckets.pop(communication, Reducing())
         if not bucket.keys:
             return
         self.launched.reduced.append(tuple(bucket.keys))
         numels = [self._numels[key] for key in bucket.keys]
         if self._settings.contiguous and not self._settings.scatters and bucket.elements <= self._settings.reduce_bucket:
-            self._reduce_whole(bucket.elements, max(numels), width)
+            self._reduce_whole(bucket.elements, max(numels), communication)
         else:
-            self._scatter(numels, bucket.cast, width)
+            self._scatter(numels, bucket.cast, communication)
         self._meter.give(GRADIENT, bucket.large)
-        self._buckets[width] = Reducing()
+        self._buckets[communication] = Reducing()
 
-    def _reduce_whole(self, elements: int, largest: int, width: int) -> None:
+    def _reduce_whole(self, elements: int, largest: int, itemsize: int) -> None:
         """`__avg_scatter_contiguous_grads`: what has been reduced in the bucket is multiplied into a copy, and cast in another."""
         meter, gradient = self._meter, self._settings.gradient
-        copy = elements * width if self._settings.world_size > 1 else 0
-        cast = elements * gradient if width != gradient else 0
+        copy = elements * itemsize if self._settings.world_size > 1 else 0
+        cast = elements * gradient if itemsize != gradient else 0
         meter.take(REDUCE_SCATTER_BUFFER, copy, cast)
         meter.give(REDUCE_SCATTER_BUFFER, copy if cast else 0)
         if self._settings.offloads:
             meter.share(GRADIENT_NORM, largest * gradient, largest * FP64_BYTES * self._is_boundary)
         meter.give(REDUCE_SCATTER_BUFFER, cast or copy)
 
-    def _scatter(self, numels: Sequence[int], unsent: int, width: int) -> None:
+    def _scatter(self, numels: Sequence[int], unsent: int, itemsize: int) -> None:
         """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that are cast before they are put together."""
         meter, world, gradient = self._meter, self._settings.world_size, self._settings.gradient
         in_place = len(numels) == 1 and numels[0] % world == 0
-        flat = 0 if in_place else sum(round_up(numel, world) for numel in numels) * width
-        padding = 0 if in_place else sum(padding_bytes(numel, world, width, meter.block) for numel in numels)
+        flat = 0 if in_place else sum(round_up(numel, world) for numel in numels) * itemsize
+        padding = 0 if in_place else sum(padding_bytes(numel, world, itemsize, meter.block) for numel in numels)
         meter.take(REDUCE_SCATTER_BUFFER, unsent, padding, flat)
         meter.give(REDUCE_SCATTER_BUFFER, padding)
         if self._settings.copies:
-            meter.touch(REDUCE_SCATTER_BUFFER, flat or sum(numels) * width)
-        cast = sum(numels) * gradient if width != gradient else 0
+            meter.touch(REDUCE_SCATTER_BUFFER, flat or sum(numels) * itemsize)
+        cast = sum(numels) * gradient if itemsize != gradient else 0
         meter.share(REDUCE_SCATTER_BUFFER, cast)
         meter.give(REDUCE_SCATTER_BUFFER, unsent, flat if cast else 0)
         if self._settings.offloads:
@@ -391,25 +429,44 @@ class Gathers:
         meter.give(REDUCE_SCATTER_BUFFER, 0 if cast else flat)
 
 
-def padding_bytes(numel: int, world: int, width: int, block: int) -> int:
+def padding_bytes(numel: int, world: int, itemsize: int, block: int) -> int:
     """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks (`reduce_scatter_coalesced`)."""
     piece = ceil_div(numel, world)
     count, rest = divmod(piece * world - numel, piece)
-    return count * round_up(piece * width, block) + round_up(rest * width, block)
+    return count * round_up(piece * itemsize, block) + round_up(rest * itemsize, block)
 
 
-def owners(modules: Iterable[Key], parameters: Iterable[Key], tied: Mapping[Key, Key]) -> dict[Key, list[Key]]:
+def owners(
+    modules: Iterable[ParameterKey], parameters: Iterable[ParameterKey], tied: Mapping[ParameterKey, ParameterKey]
+) -> dict[ParameterKey, list[ParameterKey]]:
     """The parameters of each module that is called: its own, and those of modules inside it that are not (`nn.MultiheadAttention`).
 
     `tied`: modules that use another module's parameter.
     """
     called = set(modules)
-    owned: dict[Key, list[Key]] = {}
-    for layer, name in parameters:
-        module = name
-        while (layer, module) not in called:
-            module = module.rpartition(".")[0]
-        owned.setdefault((layer, module), []).append((layer, name))
+    owned: dict[ParameterKey, list[ParameterKey]] = {}
+    for key in parameters:
+        module = key
+        while module not in called:
+            module = ParameterKey(key.layer, module.name.rpartition(".")[0])
+        owned.setdefault(module, []).append(key)
     for module_key, parameter in tied.items():
         owned.setdefault(module_key, []).append(parameter)
     return owned
+
+
+def _modules(anatomy: Anatomy, trace: Sequence[ParameterKey]) -> tuple[dict[ParameterKey, list[ParameterKey]], Leaves | None]:
+    """The parameters of each module that is called, and those that are taken as one with all that is in them."""
+    if (signature := anatomy.signature) is not None:
+        called = {anatomy.key(each.name): [anatomy.key(name) for name in each.parameters] for each in signature.modules}
+        modules = {anatomy.key(each.name) for each in signature.modules if each.is_leaf}
+        return called, Leaves(modules, trace, anatomy.numels) if modules else None
+    tied = {ParameterKey.of(TIED_HEAD): ParameterKey.of(spec.name) for spec in anatomy.parameters if spec.tied}
+    return owners(trace, anatomy.numels, tied), None
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _cut(anatomy: Anatomy) -> list[ParameterKey]:
+    """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
+    modules = [each.name.rpartition(".")[0] for each in anatomy.parameters]
+    return [anatomy.keys[index] for index in cut_order(modules) if index is not None]

@@ -6,7 +6,6 @@ References are to DeepSpeed 0.19.8, `deepspeed/runtime/zero/`.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -52,22 +51,6 @@ def _spans(numels: tuple[int, ...], ranks: int, step: int) -> list[tuple[int, in
 def dealt_out(parameters: Sequence[T], ranks: int) -> list[T]:
     """The parameters in the order of a flat buffer in which they are dealt out to so many ranks in turn."""
     return [parameter for rank in range(ranks) for parameter in parameters[rank::ranks]]
-
-
-BUCKET_ALIGNMENT, PARAMETER_ALIGNMENT = 128, 64
-"""Elements to whose multiples megatron-core pads the buffers of its distributed optimizer, and the start of each parameter in them
-(megatron/core/distributed/param_and_grad_buffer.py, _pad_end_of_bucket_if_needed and _pad_start_of_param_if_needed)."""
-
-
-def buffer_spans(numels: Sequence[int], ranks: int) -> tuple[list[tuple[int, int]], int]:
-    """Where each parameter starts and ends in the buffer of megatron-core's distributed optimizer, the last of the model first, and the
-    elements of the whole."""
-    spans, end = list[tuple[int, int]](), 0
-    for n in reversed(numels):
-        start = round_up(end, PARAMETER_ALIGNMENT)
-        end = start + n
-        spans.append((start, end))
-    return spans, round_up(end, math.lcm(ranks, BUCKET_ALIGNMENT))
 
 
 def touched_numel(spans: Sequence[tuple[int, int]], partition: int) -> int:

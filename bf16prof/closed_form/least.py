@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.between_steps import between_steps
 from bf16prof.closed_form.device import gpu_additions
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gap import peaks_gap
 from bf16prof.closed_form.initial import after_init
-from bf16prof.closed_form.kept import between_steps
-from bf16prof.closed_form.steady import Engine
 from bf16prof.records import Phase
 
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from bf16prof.closed_form.gradients import Key
+from bf16prof.models.autograd.events import ParameterKey
 
 
 class Leaves:
     """Modules that are taken as one, with everything in them. To release one, DeepSpeed looks for its parameters in all of what follows,
     whole containers included; to release another, it finds nothing in them (`__params_to_release`, iter_params)."""
 
-    def __init__(self, modules: Collection[Key], trace: Sequence[Key], numels: Mapping[Key, int]) -> None:
+    def __init__(self, modules: Collection[ParameterKey], trace: Sequence[ParameterKey], numels: Mapping[ParameterKey, int]) -> None:
         self.modules = modules
         self._trace = trace
-        known: dict[Key, int] = {}
+        known: dict[ParameterKey, int] = {}
         self._distance = [0]
         for module in trace:
             if module not in known:
                 known[module] = sum(numel for key, numel in numels.items() if _holds(module, key))
             self._distance.append(self._distance[-1] + known[module])
 
-    def is_reused(self, key: Key, step: int, limit: int) -> bool:
+    def is_reused(self, key: ParameterKey, step: int, limit: int) -> bool:
         """Whether a parameter comes again, from that step on, before so many elements have passed."""
         for following in range(step, len(self._trace)):
             if self._distance[following] - self._distance[step] >= limit:
@@ -31,6 +31,6 @@ class Leaves:
         return False
 
 
-def _holds(module: Key, key: Key) -> bool:
+def _holds(module: ParameterKey, key: ParameterKey) -> bool:
     """Whether a module has a parameter somewhere in it."""
-    return not module[1] or key[1].startswith(f"{module[1]}.")
+    return not module.name or key.name.startswith(f"{module.name}.")

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.between_steps import model_buffers
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.initial import after_init
-from bf16prof.closed_form.kept import model_buffers
 from bf16prof.closed_form.passes import Meter, activations
 from bf16prof.closed_form.program import Program
 from bf16prof.closed_form.sources import source_of
-from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.training import Walked, passes
+from bf16prof.closed_form.training import passes
+from bf16prof.closed_form.walks import Walked
 from bf16prof.engine.labels import MODEL_BUFFERS
 from bf16prof.records import ROUNDED, Component, Device, Item, Label, Phase, PhaseMemory
 from bf16prof.rounding import round_up
@@ -52,7 +53,7 @@ def _add(sizes: dict[Label, int], label: Label, size: int) -> None:
 def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Peaks:
     """The peaks of a job that holds these items between two steps, from the walk through one."""
     base = sum(item.bytes for item in steady)
-    meter = passes(job, engine, done)
+    meter = passes(engine, done)
     phases = {Phase.INIT: init_memory(job, engine)}
     for phase, peak in meter.peaks.items():
         phases[phase] = PhaseMemory(base + peak.level, base + meter.ends[phase])

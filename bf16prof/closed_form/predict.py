@@ -13,15 +13,16 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages
+from bf16prof.closed_form.between_steps import between_steps
 from bf16prof.closed_form.device import gpu_additions
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gap import closed_form_gap, evaluation_gap, init_gap, peaks_gap, work_gap
 from bf16prof.closed_form.initial import after_init
-from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.peaks import init_memory, peaks
 from bf16prof.closed_form.replay import replay
 from bf16prof.closed_form.roofline import engine_work, tf32_note
-from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.training import Walked, walked
+from bf16prof.closed_form.training import walked
+from bf16prof.closed_form.walks import Walked
 from bf16prof.engine.workload import workload_of
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
 from bf16prof.records import TRAINING, Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts
-from bf16prof.models.autograd.tape import Event, Precision, Tape
+from bf16prof.models.autograd.events import BEFORE, BEHIND, NO_LAYER, Event, ParameterKey, SectionKey
+from bf16prof.models.autograd.tape import Precision, Tape
 from bf16prof.models.tapes import ForwardRun, OwnNetwork
 from bf16prof.records import Label
 from bf16prof.reductions import processor_of
@@ -136,13 +137,12 @@ class Program:
         """What an engine hears of: the same for programs whose activations alone differ."""
         return tuple((section.of_the_engine, shift) for section, shift in self.sections)
 
-    def modules(self) -> Iterator[tuple[int, str]]:
+    def modules(self) -> Iterator[ParameterKey]:
         """The modules in the order in which they are entered, forwards and backwards: ZeRO-3's trace."""
         for section, shift in self.sections:
             for segment in section.segments:
                 if segment.kind in {"fetch", "fetch backward"}:
-                    layer, name = segment.subject
-                    yield (layer + shift if layer >= 0 else layer), name
+                    yield segment.subject.shifted(shift)
 
 
 def shifted(subject: Any, layers: int) -> Any:
@@ -151,17 +151,12 @@ def shifted(subject: Any, layers: int) -> Any:
 
 
 def _shift(subject: Any, layers: int) -> Any:
-    first, second = subject
-    if isinstance(first, tuple):
-        return (_shift(first, layers), (second, layers))
-    return (first + layers, second) if first >= 0 else subject
-
-
-def key_of(name: str) -> tuple[int, str]:
-    """`transformer.h.3.attn.c_attn.weight` as (3, `attn.c_attn.weight`), and what is outside the layers with -1."""
-    parts = name.split(".")
-    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
-    return (-1, name) if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
+    if isinstance(subject, ParameterKey):
+        return subject.shifted(layers)
+    if isinstance(subject, tuple) and isinstance(subject[0], ParameterKey):  # a view of a parameter, by its number
+        key, number = subject
+        return key.shifted(layers), (number, layers)
+    return subject
 
 
 def run_of(job: Job, facts: EngineFacts) -> ForwardRun:
@@ -188,22 +183,20 @@ def recorded(signature: Signature, block: int) -> Program:
 @functools.cache
 def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient_linear: bool, block: int) -> Program:
     """The program of a micro-batch. `block`: the allocator's block size (1: it does not round)."""
-    layers = _taped(OwnNetwork(run).model.num_layers)
-    taped = sorted(set(layers))
+    stand_ins = list(enumerate(_taped(OwnNetwork(run).model.num_layers)))
     tape = Tape(precision, zero3=zero3, memory_efficient_linear=memory_efficient_linear, processor=run.processor)
-    parts = _parts(record(run, tape, taped))
-    sections = [Section(part, list(_segments(part, block))) for part in parts]
-    first, second = 1, 2 + len(taped)  # of the layers' forward passes, and of what is forgotten of each layer
-    last = second + len(taped)
-    place = {layer: index for index, layer in enumerate(taped)}
-    forwards, forgotten, backwards = (
-        [(sections[base + sign * place[taken]], layer - taken) for layer, taken in enumerate(layers)]
-        for base, sign in ((first, 1), (second, 1), (last + len(taped), -1))
-    )
-    turns = [(sections[last], 0)]
-    return Program([
-        (sections[0], 0), *forwards, (sections[second - 1], 0), *forgotten, *turns, *reversed(backwards), (sections[-1], 0),
-    ])  # fmt: skip
+    parts = _parts(record(run, tape, sorted({taken for _, taken in stand_ins})))
+    sections = {key: Section(part, list(_segments(part, block))) for key, part in parts.items()}
+
+    def outside(kind: str, place: str) -> tuple[Section, int]:
+        return sections[SectionKey(kind, place)], 0
+
+    def of_layers(kind: str) -> list[tuple[Section, int]]:
+        return [(sections[SectionKey(kind, taken)], layer - taken) for layer, taken in stand_ins]
+
+    forward = [outside("forward", BEFORE), *of_layers("forward"), outside("forward", BEHIND)]
+    backward = [outside("backward", BEHIND), *reversed(of_layers("backward")), outside("backward", BEFORE)]
+    return Program([*forward, *of_layers("forget"), *backward])
 
 
 def _taped(layers: int) -> list[int]:
@@ -217,25 +210,32 @@ def record(run: ForwardRun, tape: Tape, layers: Sequence[int]) -> list[Event]:
     _leave_autocast(tape, layers)
     tape.mark("backward")
     tape.phase = "backward"
-    tape.backward(loss, tape.new(1, loss.width, "ones_like"))
+    tape.backward(loss, tape.new(1, loss.itemsize, "ones_like"))
     return list(tape.events)
 
 
 def _leave_autocast(tape: Tape, layers: Sequence[int]) -> None:
-    """Forget the casts of weights, layer by layer."""
-    for layer in (-1, *layers):
-        for key in [key for key in tape.casts if key[0] == layer]:
-            del tape.casts[key]
-        tape.mark("cut")
+    """Forget the casts of weights, those of layers in a section of each; then backward begins."""
+    _forget(tape, NO_LAYER)
+    for layer in layers:
+        tape.mark("cut", SectionKey("forget", layer))
+        _forget(tape, layer)
+    tape.mark("cut", SectionKey("backward", BEHIND))
 
 
-def _parts(events: Sequence[Event]) -> list[list[Event]]:
-    parts: list[list[Event]] = [[]]
+def _forget(tape: Tape, layer: int) -> None:
+    for key in [key for key in tape.casts if key.layer == layer]:
+        del tape.casts[key]
+
+
+def _parts(events: Sequence[Event]) -> dict[SectionKey, list[Event]]:
+    parts: dict[SectionKey, list[Event]] = {}
+    part = parts[SectionKey("forward", BEFORE)] = []
     for event in events:
-        if event.kind in {"cut", "cut backward"}:
-            parts.append([])
+        if event.kind == "cut":
+            part = parts[event.subject] = []
         else:
-            parts[-1].append(event)
+            part.append(event)
     return parts
 
 

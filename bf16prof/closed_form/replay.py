@@ -20,42 +20,26 @@ from typing import Any
 
 from bf16prof.allocator import AllocatorOutOfMemory, Block, CachingAllocator
 from bf16prof.cases import Job
+from bf16prof.closed_form.between_steps import between_steps
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.first_step import LAZY
-from bf16prof.closed_form.gradients import GradientReduction, Gradients
 from bf16prof.closed_form.initial import initial
-from bf16prof.closed_form.kept import between_steps
 from bf16prof.closed_form.passes import Handler
 from bf16prof.closed_form.program import Section, shifted
-from bf16prof.closed_form.requests import STREAM_BITS, BucketsOfPartition, Requests, RequestScript
-from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.step import step
-from bf16prof.closed_form.training import Walked, coordinated, loop, share, strategy
+from bf16prof.closed_form.requests import STREAM_BITS, Requests, RequestScript
+from bf16prof.closed_form.strategy import Strategy
+from bf16prof.closed_form.training import coordinated, loop, step
+from bf16prof.closed_form.walks import Walked
+from bf16prof.closed_form.wrappers import wrapper_of
 from bf16prof.closed_form.written import Retelling
 from bf16prof.engine import labels
-from bf16prof.engine.config import Wrapper, overlaps_communication
-from bf16prof.models.autograd.tape import BY_THE_LOOP, GRADIENT, LOSS
+from bf16prof.engine.config import overlaps_communication
+from bf16prof.models.autograd.events import BY_THE_LOOP, GRADIENT, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Label, Phase
 
 MOST_STEPS = 14
 """As many as the dry run does: two, and twelve that repeat."""
-
-GATHER_STREAM, REDUCE_STREAM = 1, 2
-STREAMS: dict[Wrapper, dict[Label, int]] = {
-    Wrapper.ZERO3: {
-        labels.GATHERED_PARAMETERS: GATHER_STREAM,
-        labels.ALL_GATHER_BUCKETS: GATHER_STREAM,
-        labels.REDUCE_SCATTER_BUFFER: REDUCE_STREAM,
-        labels.GRADIENT_NORM: REDUCE_STREAM,
-    },
-    Wrapper.ZERO12: {
-        labels.GRADIENT_PARTITION: REDUCE_STREAM,
-        labels.ALL_REDUCE_BUFFER: REDUCE_STREAM,
-        labels.GRADIENT_NORM: REDUCE_STREAM,
-    },
-}
-"""What is allocated on a stream of DeepSpeed's own in forward and backward, where communication overlaps (stage3.py `__allgather_stream`,
-`reduce_and_partition_stream`; stage_1_and_2.py `reduction_stream`). Blocks of one stream are not given to another."""
 
 OUTPUTS = {"logits", "loss"}
 """Events at which the training loop replaces what it holds of the last micro-step."""
@@ -91,13 +75,13 @@ def replay(
 
     Not `to_the_end`: no further than to the step in which the limit does not suffice.
     """
-    streams = STREAMS.get(engine.facts.wrapper, {}) if overlaps_communication(engine.config) else {}
+    wrapper = wrapper_of(engine)
+    streams = wrapper.streams if overlaps_communication(engine.config) else {}
     plan = done.plan
     meter = Requests(plan.block, streams, engine.world_size)
     _init(job, engine, meter, HELD_ELSEWHERE | {label for label, _ in plan.outputs})
     init = meter.cut()
-    if isinstance(plan.how, GradientReduction):
-        meter.buckets = BucketsOfPartition(engine.anatomy.trained, plan.how, share(engine))
+    meter.buckets = wrapper.buckets(done)
     steps = (_step(engine, meter, done, is_first=number == 0) for number in range(MOST_STEPS))
     first, state = next(steps), meter.state()
     second = next(steps)
@@ -188,17 +172,18 @@ def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> R
         retelling = Retelling(known.steps, known.end, known.kinds, meter)
         _micro_steps(done, meter, retelling, retelling.handlers | loop(meter, plan), is_first=is_first)
         retelling.release_all()
-        step(engine, meter, known.gathers)
+        step(wrapper_of(engine), meter, known.gathers)
         return meter.cut()
-    gradients, handlers = strategy(plan, meter, done.program)
+    gradients = plan.reduction.strategy(plan, meter, done.program)
+    handlers = gradients.handlers() | loop(meter, plan)
     if meter.buckets is not None:
         meter.buckets.begin_step()
     _micro_steps(done, meter, gradients, handlers, is_first=is_first)
-    step(engine, meter, gradients if meter.buckets is None else meter.buckets.share)
+    step(wrapper_of(engine), meter, gradients)
     return meter.cut()
 
 
-def _micro_steps(done: Walked, meter: Requests, engine: Gradients | Retelling, handlers: Mapping[str, Handler], *, is_first: bool) -> None:
+def _micro_steps(done: Walked, meter: Requests, engine: Strategy | Retelling, handlers: Mapping[str, Handler], *, is_first: bool) -> None:
     for number, is_last in done.plan.walked_micro_steps():
         engine.start(is_boundary=is_last)
         if is_first and not number:  # the loop has no outputs yet to let go of

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from bf16prof.closed_form.gradients import Flush, GradientReduction, Key, Share, reduced_pieces
+from bf16prof.closed_form.engine import FP64_BYTES
+from bf16prof.closed_form.gradients import Flush, GradientReduction, Share, reduced_pieces
 from bf16prof.closed_form.passes import Meter
-from bf16prof.closed_form.steady import FP64_BYTES
 from bf16prof.engine import labels
+from bf16prof.models.autograd.events import ParameterKey
 from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div
 
@@ -166,7 +167,7 @@ class Requests(Meter):
 class BucketsOfPartition:
     """What stages 1 and 2 allocate when a bucket is reduced: the part of `gradients.partitioned` that depends on the partition."""
 
-    def __init__(self, numels: Mapping[Key, int], how: GradientReduction, share: Share) -> None:
+    def __init__(self, numels: Mapping[ParameterKey, int], how: GradientReduction, share: Share) -> None:
         self._numels, self._how, self.share = numels, how, share
         self._new: list[int] = []
         self._is_kept = False
@@ -186,17 +187,17 @@ class BucketsOfPartition:
         self._new = []
 
     def _flush(self, flush: Flush, meter: Requests) -> None:
-        how, own = self._how, self.share.own
+        how, parts = self._how, self.share.parts
         for pieces in reduced_pieces(flush, how, self.share):
             meter.touch(labels.ALL_REDUCE_BUFFER, *pieces)
-        mine = [(key, size) for key, size in zip(flush.keys, flush.sizes, strict=True) if key in own]
+        mine = [(key, size) for key, size in zip(flush.keys, flush.sizes, strict=True) if key in parts]
         if not mine:
             return
         if how.master:
-            meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(own[key] for key, _ in mine))
+            meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(parts[key] for key, _ in mine))
             return
         taken = [size for _, size in mine]
         if how.contiguous:
-            taken = [] if self._new else [how.width * sum(self._numels[key] for key in own)]
+            taken = [] if self._new else [how.itemsize * sum(self._numels[key] for key in parts)]
         meter.take(labels.GRADIENT_PARTITION, *taken)
         self._new += taken

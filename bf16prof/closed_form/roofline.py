@@ -18,12 +18,12 @@ from __future__ import annotations
 import dataclasses
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.traffic import HostLink, host_link, optimizer_traffic
-from bf16prof.closed_form.training import Walked
-from bf16prof.closed_form.transfers import transfers
-from bf16prof.engine.config import Wrapper, offloads_optimizer, overlaps_communication
-from bf16prof.models.autograd.tape import RECOMPUTED
+from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.transfers import HostLink, Ranks
+from bf16prof.closed_form.walks import Walked
+from bf16prof.closed_form.wrappers import wrapper_of
+from bf16prof.engine.config import offloads_optimizer, overlaps_communication
+from bf16prof.models.autograd.events import RECOMPUTED
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.records import Device, Phase, StepWork, Transfer
 
@@ -37,9 +37,10 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
     workload = job.profile.workload
     micro_steps = workload.gradient_accumulation_steps
     operations = done.program.operations
-    read, written = optimizer_traffic(engine)
-    offloaded = host_link(engine, done) if job.device is Device.GPU else HostLink()
-    hidden = engine.facts.wrapper in (Wrapper.ZERO12, Wrapper.ZERO3) and overlaps_communication(engine.config)
+    wrapper = wrapper_of(engine)
+    read, written = wrapper.optimizer_traffic()
+    offloaded = wrapper.host_link(done) if job.device is Device.GPU else HostLink()
+    hidden = wrapper.hides_communication and overlaps_communication(engine.config)
     busy = 0 if offloads_optimizer(engine.config) else read + written
     work = StepWork(
         tokens=micro_steps * workload.micro_batch_size * workload.sequence_length,
@@ -48,7 +49,7 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
         forward_flops=micro_steps * operations[Phase.FORWARD],
         backward_flops=micro_steps * operations[Phase.BACKWARD],
         recomputed_flops=micro_steps * operations.get(RECOMPUTED, 0),
-        transfers=transfers(job, engine, done, per_node),
+        transfers=wrapper.transfers(done, Ranks(engine.world_size, per_node)),
         optimizer_read_bytes=read,
         optimizer_written_bytes=written,
         host_link_bytes=sum(offloaded),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bf16prof.engine import labels
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.models.autograd.events import GRADIENT
 from bf16prof.records import ROUNDED, Component, Label
 
 _SOURCES: Mapping[Label, str] = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bf16prof.closed_form.gathers import Gathers
-from bf16prof.closed_form.gradients import Launched
 from bf16prof.closed_form.passes import Handler, Meter, Peak
 from bf16prof.closed_form.program import ActivationStretch, Program
+from bf16prof.closed_form.strategy import Launched
 from bf16prof.records import Label, Phase
 
 Held = Mapping[Label, int]

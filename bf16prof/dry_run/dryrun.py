@@ -41,7 +41,7 @@ from bf16prof.engine.training import (
     training_loop,
 )
 from bf16prof.engine.workload import workload_of
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.models.autograd.events import GRADIENT
 from bf16prof.models.experts import capacity_note, require_capacities
 from bf16prof.records import Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bf16prof.engine import labels
 from bf16prof.engine.optimizer_states import state_label
-from bf16prof.models.autograd.tape import GRADIENT, local_variable
+from bf16prof.models.autograd.events import GRADIENT, local_variable
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.records import Item, Label
 

@@ -33,6 +33,7 @@ from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, h
 from bf16prof.engine.evaluation import evaluate
 from bf16prof.engine.facts import facts_of
 from bf16prof.engine.labels import OWN_LOSS
+from bf16prof.engine.megatron.settings import MODULE
 from bf16prof.engine.pipeline import PipelineLoop
 from bf16prof.engine.preference import preference_loss, reference_config, reward_loss, switched_off
 from bf16prof.errors import Bf16profError, InputError
@@ -51,7 +52,7 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def import_libraries(job: Job) -> None:
     """Import what the job's model and optimizer need besides, so that what a library allocates for itself is not taken for the job's."""
     if job.profile.is_for_megatron:
-        importlib.import_module("megatron.core.optimizer")
+        importlib.import_module(MODULE)
     else:
         import_client_optimizer(deepspeed_config(job))
     import_peft(job.profile.peft)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.engine import FP32_BYTES, Engine
 from bf16prof.closed_form.gap import closed_form_gap
-from bf16prof.closed_form.steady import FP32_BYTES, Engine, model_states
+from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine import labels
 from bf16prof.engine.config import deepspeed_config, dtype_bytes, engine_facts
 from bf16prof.planning.ways import sizes_of

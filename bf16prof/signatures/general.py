@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bf16prof.kernels import KernelCall, scratch_bytes
-from bf16prof.models.autograd.tape import Event
+from bf16prof.models.autograd.events import NO_LAYER, Event, ParameterKey
 from bf16prof.records import Component, Label
 from bf16prof.reductions import Processor
 from bf16prof.signatures.happenings import further
 from bf16prof.signatures.polynomials import Point, Polynomial
-from bf16prof.signatures.signature import OUTSIDE, PINS_OF, Signature, packed, plain, signature_of, unpacked
+from bf16prof.signatures.signature import PINS_OF, Signature, packed, plain, signature_of, unpacked
 
 FORMAT = 1
 """Counted up when the form of the file changes."""
@@ -100,10 +100,10 @@ class Piece:
 
 def _subject(kind: str, name: str, pins: Any) -> Any:
     if kind in PINS_OF:
-        return (OUTSIDE, name), next(pins)
+        return ParameterKey(NO_LAYER, name), next(pins)
     if kind == "compute":
         return name
-    return None if kind in WITHOUT_SUBJECT else (OUTSIDE, name)
+    return None if kind in WITHOUT_SUBJECT else ParameterKey(NO_LAYER, name)
 
 
 WITHOUT_SUBJECT = ("logits", "loss", "backward")

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from bf16prof.kernels import KernelCall
-from bf16prof.models.autograd.tape import Event
+from bf16prof.models.autograd.events import Event
 from bf16prof.records import Label
 from bf16prof.signatures.signature import PINS_OF, Signature
 

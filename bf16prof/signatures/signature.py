@@ -1,6 +1,7 @@
-"""A model's memory signature: its parameters and buffers, and the events of one forward and backward pass (`models.autograd.tape.Event`).
+"""A model's memory signature: its parameters and buffers, and the events of one forward and backward pass (`models.autograd.events`).
 
-Nothing in it depends on a ZeRO stage below 3, on a number of ranks, or on an optimizer: those are the emulator's business (`estimate`).
+Names in it are whole (`NO_LAYER`), so that two lists of layers cannot be mixed up. Nothing in it depends on a ZeRO stage below 3, on a
+number of ranks, or on an optimizer: those are the business of `closed_form`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from bf16prof.errors import InputError
 from bf16prof.kernels import KernelCall
-from bf16prof.models.autograd.tape import Event
+from bf16prof.models.autograd.events import NO_LAYER, Event, ParameterKey
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.records import Component, Label
 
 FORMAT = 1
 """Counted up when the form of the file changes."""
-
-OUTSIDE = -1
-"""The layer of every key here: names are whole, so that two lists of layers cannot be mixed up."""
 
 PARAMETERS_OF = ("gradient",)
 MODULES_OF = ("fetch", "release", "fetch backward", "release backward")
@@ -193,7 +191,7 @@ def _events(found: dict[str, Any]) -> Sequence[Event]:
     names: list[str] = found["names"]
     kinds: list[str] = found["kinds"]
     labels = [(Component(component), name) for component, name in found["labels"]]
-    keys = [(OUTSIDE, name) for name in names]
+    keys = [ParameterKey(NO_LAYER, name) for name in names]
     events = []
     for kind_number, place, number, size in zip(*found["events"], strict=True):
         kind = kinds[kind_number]

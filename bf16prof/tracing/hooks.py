@@ -15,7 +15,8 @@ from deepspeed.runtime.zero import parameter_offload as offload
 from deepspeed.utils.z3_leaf_module import z3_leaf_module
 from torch import Tensor, nn
 
-from bf16prof.signatures.signature import OUTSIDE, Called
+from bf16prof.models.autograd.events import NO_LAYER, ParameterKey
+from bf16prof.signatures.signature import Called
 from bf16prof.tracing.recorder import Recorder
 
 
@@ -28,7 +29,7 @@ class Hooks(offload.DeepSpeedZeRoOffload):  # type: ignore[misc]
         self.forward_hooks: list[Any] = []
         self.backward_hooks: list[Any] = []
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._keys = {id(parameter): (OUTSIDE, name) for name, parameter in model.named_parameters()}
+        self._keys = {id(parameter): ParameterKey(NO_LAYER, name) for name, parameter in model.named_parameters()}
         self._shapes = {id(parameter): parameter.shape for parameter in model.parameters()}
         self._strides = {id(parameter): parameter.stride() for parameter in model.parameters()}
         self._external: dict[int, list[Tensor]] = {}
@@ -122,8 +123,8 @@ class Hooks(offload.DeepSpeedZeRoOffload):  # type: ignore[misc]
                 self._let_go(parameter)
         self._recorder.mark(kind, self._key(module))
 
-    def _key(self, module: nn.Module) -> tuple[int, str]:
-        return OUTSIDE, self._names[id(module)]
+    def _key(self, module: nn.Module) -> ParameterKey:
+        return ParameterKey(NO_LAYER, self._names[id(module)])
 
     def _make(self, parameter: Tensor) -> None:
         with self._recorder.aside(), torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from bf16prof.models.autograd.tape import RECOMPUTED
+from bf16prof.models.autograd.events import RECOMPUTED
 
 _ATEN = torch.ops.aten
 

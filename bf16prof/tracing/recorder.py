@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bf16prof.dry_run.tracker import Tracker
 from bf16prof.kernels import KernelCall
-from bf16prof.models.autograd.tape import GRADIENT, Event
+from bf16prof.models.autograd.events import GRADIENT, Event
 from bf16prof.records import Label
 from bf16prof.signatures.signature import SilentCall
 

@@ -32,7 +32,7 @@ from bf16prof.engine.training import TORCH_DTYPES, Batch, TrainingLoop, named_te
 from bf16prof.errors import Bf16profError
 from bf16prof.kernels import scratch_bytes
 from bf16prof.models.adapted import import_peft
-from bf16prof.models.autograd.tape import LOSS, Event, local_variable
+from bf16prof.models.autograd.events import LOSS, NO_LAYER, Event, ParameterKey, local_variable
 from bf16prof.models.foreign import keeps_arange
 from bf16prof.models.liger import import_liger
 from bf16prof.models.modules import build_trained
@@ -42,7 +42,7 @@ from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Phase
 from bf16prof.reductions import processor_of
 from bf16prof.signatures.inquiry import about
-from bf16prof.signatures.signature import OUTSIDE, HeldTensor, Signature
+from bf16prof.signatures.signature import HeldTensor, Signature
 from bf16prof.tracing.hooks import Hooks
 from bf16prof.tracing.products import operations, part
 from bf16prof.tracing.recorder import Recorder
@@ -180,7 +180,7 @@ class Bare:
         self.events: list[Event] = []
         self._keeps_outputs = False
         self._late: dict[int, list[tuple[Tensor, int]]] = {}
-        self._order = {id(parameter): (OUTSIDE, name) for name, parameter in model.named_parameters()}
+        self._order = {id(parameter): ParameterKey(NO_LAYER, name) for name, parameter in model.named_parameters()}
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._has_gradient)  # type: ignore[no-untyped-call]

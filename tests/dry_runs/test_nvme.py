@@ -9,8 +9,8 @@ import torch
 from jobs import job, profile
 
 from bf16prof.cases import Job
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.layout import partition_numels, sub_groups
-from bf16prof.closed_form.steady import Engine
 from bf16prof.dry_run.hardware.nvme import FileHandle
 from bf16prof.dry_run.runner import simulate
 from bf16prof.records import MemoryRecord, Phase

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from drawn_cases import draw
 
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.replay import replay
-from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import walked
 from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.verdict import MARGIN

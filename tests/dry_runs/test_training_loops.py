@@ -9,10 +9,10 @@ import pytest
 from drawn_cases import drawn_from
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gap import peaks_gap
 from bf16prof.closed_form.peaks import peaks
 from bf16prof.closed_form.predict import predict
-from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import walked
 from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.profiles.gpus import find_gpu

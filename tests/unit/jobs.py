@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.cases import Job, Selection, expand
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.roofline import engine_work
-from bf16prof.closed_form.steady import Engine
 from bf16prof.closed_form.training import walked
 from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import Override, load_profile

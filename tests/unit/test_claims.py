@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -236,8 +237,19 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+def test_a_folder_that_may_not_be_written_is_one_line() -> None:
+    # not below pytest's own folder: another run of pytest closes that to others at any time
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        said = _claimed_by_nobody(folder)
+    finally:
+        folder.rmdir()
+
+    assert said == [f"cannot write {folder}: Permission denied", f"cannot create {folder}/new: Permission denied"]
+
+
+def _claimed_by_nobody(folder: Path) -> list[str]:
     program = f"""
 import os
 from pathlib import Path
@@ -245,16 +257,12 @@ from bf16prof import runs
 from bf16prof.claims import claimed
 from bf16prof.errors import InputError
 os.setuid(65534)
-for path in (Path({str(tmp_path)!r}), Path({str(tmp_path)!r}) / "new"):
+for path in (Path({str(folder)!r}), Path({str(folder)!r}) / "new"):
     try:
         with claimed(path, "x"): print("claimed")
     except InputError as error: print(error.message)
 """
-    for folder in tmp_path.parents[:3]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert done.stdout.splitlines() == [f"cannot write {tmp_path}: Permission denied", f"cannot create {tmp_path}/new: Permission denied"]
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_default_names_made_at_once_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jobs import job, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gathers import Gathers, GatherSettings
 from bf16prof.closed_form.gradients import (
     CAST,
@@ -27,16 +28,19 @@ from bf16prof.closed_form.gradients import (
     PartitionedGradients,
     Share,
 )
+from bf16prof.closed_form.optimizer import update
 from bf16prof.closed_form.passes import Meter
-from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.step import step, update
+from bf16prof.closed_form.training import step
+from bf16prof.closed_form.wrappers import wrapper_of
+from bf16prof.closed_form.wrappers.zero12 import Zero12Optimizer
 from bf16prof.engine.labels import ALL_REDUCE_BUFFER, OPTIMIZER_TEMPORARIES, STEP_GRADIENTS
+from bf16prof.models.autograd.events import GRADIENT, ParameterKey
 from bf16prof.models.autograd.operators import embedding
-from bf16prof.models.autograd.tape import GRADIENT, Precision, Tape
+from bf16prof.models.autograd.tape import Precision, Tape
 from bf16prof.quality.update import measured_sums
 from bf16prof.records import Component, Device, Phase
 
-A, B, C = (0, "a"), (0, "b"), (0, "c")
+A, B, C = (ParameterKey(0, name) for name in "abc")
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -106,7 +110,9 @@ def test_a_partition_with_padding_is_copied_flat(rank: int, *, flat: bool) -> No
     engine = Engine.of(job(profile("cpu-demo", deepspeed__zero_optimization__compute_grad_norm=False), 1, 2, "fp32", device=Device.CPU))
     meter = Meter(1)
 
-    step(engine, meter, Share({A: (0, 150)}, 100, rank))
+    meter.begin(Phase.STEP)
+
+    Zero12Optimizer(engine).step_of(Share({A: (0, 150)}, 100, rank), meter)
 
     held = meter.peaks[Phase.STEP].held.get(STEP_GRADIENTS, 0)
     assert held == (4 * 100 if flat else 0)
@@ -143,11 +149,11 @@ def test_pieces_of_a_large_gradient_are_reduced_when_they_are_more_than_a_bucket
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 3), st.integers(1, 20))
 def test_partitions_and_chunks_hold_the_elements_that_lie_in_them(numels: list[int], partition: int, rank: int, bucket: int) -> None:
     """Element by element: the rank that owns it, and a slice for every run of elements of one rank."""
-    spans = {(0, str(index)): span for index, span in enumerate(pairwise(accumulate(numels, initial=0)))}
+    spans = {ParameterKey(0, str(index)): span for index, span in enumerate(pairwise(accumulate(numels, initial=0)))}
     owners = {key: [element // partition for element in range(*span)] for key, span in spans.items()}
     share = Share(spans, partition, rank)
 
-    assert share.own == {key: ranks.count(rank) for key, ranks in owners.items() if rank in ranks}
+    assert share.parts == {key: ranks.count(rank) for key, ranks in owners.items() if rank in ranks}
     assert all(set(share.ranks(key)) == set(ranks) for key, ranks in owners.items())
     chunks, numel, slices = [], 0, 0
     for _, run in groupby(owner for ranks in owners.values() for owner in ranks):
@@ -166,10 +172,10 @@ def test_stage_3s_bucket_may_be_just_full(size: int, buckets: list[tuple[Any, ..
     the bucket, so that the gradient itself is gone."""
     numels = {A: 60, B: 40}
     two = dict.fromkeys(numels, 2)
-    how = GatherSettings(2, 0, 10**9, 10**9, size, contiguous=True, width=2, gradient=2, persistent=frozenset())
+    how = GatherSettings(2, 0, 10**9, 10**9, size, contiguous=True, itemsize=2, gradient=2, persistent=frozenset())
     meter = Meter(1)
     meter.begin(Phase.BACKWARD)
-    gathers = Gathers(meter, numels, widths=two, wires=two, owned={}, trace=[], order=list(numels), settings=how)
+    gathers = Gathers(meter, numels, itemsizes=two, communication=two, owned={}, trace=[], order=list(numels), settings=how)
     for key, numel in numels.items():
         meter.take(GRADIENT, 2 * numel)
         gathers.ready(key, 2 * numel)
@@ -201,7 +207,7 @@ def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, lau
 
 
 @pytest.mark.parametrize(
-    ("immediate", "wire", "is_boundary", "highest", "left"),
+    ("immediate", "communication", "is_boundary", "highest", "left"),
     [
         (False, 4, True, 240 + 4 * 50, 240),
         (False, 2, True, 240 + 2 * 120, 240),
@@ -212,7 +218,9 @@ def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, lau
         (True, 3, False, 2 * 50 + 4 * 50, 0),
     ],
 )
-def test_bf16_optimizer_casts_each_gradient_to_add_it(*, immediate: bool, wire: int, is_boundary: bool, highest: int, left: int) -> None:
+def test_bf16_optimizer_casts_each_gradient_to_add_it(
+    *, immediate: bool, communication: int, is_boundary: bool, highest: int, left: int
+) -> None:
     """bf16_optimizer.py, update_hp_grads, or accumulate_hp_grads_and_remove_lp as soon as it is there: `lp.grad.to(fp32)`; then engine.py,
     allreduce_bucket: the whole flat gradient in the communication dtype where that is not fp32, in the last micro-step.
 
@@ -220,7 +228,7 @@ def test_bf16_optimizer_casts_each_gradient_to_add_it(*, immediate: bool, wire: 
     """
     numels = {A: 50, B: 40, C: 30}
     meter = Meter(1)
-    gradients = AccumulatedGradients(meter, numels, Accumulation(wire, immediate))
+    gradients = AccumulatedGradients(meter, numels, Accumulation(communication, immediate))
     gradients.start(is_boundary=is_boundary)
     meter.begin(Phase.BACKWARD)
     for key, numel in numels.items():
@@ -232,7 +240,7 @@ def test_bf16_optimizer_casts_each_gradient_to_add_it(*, immediate: bool, wire: 
     assert peak.level == highest
     assert {name: size for name, size in peak.held.items() if size and name != GRADIENT} in (
         {CAST: 4 * 50},
-        {ALL_REDUCE_BUFFER: wire * 120},
+        {ALL_REDUCE_BUFFER: communication * 120},
     )
     assert meter.level == meter.held[GRADIENT] == left
 
@@ -253,7 +261,7 @@ def test_bf16_optimizer_updates_a_partition_in_fp32_and_lets_go_of_gradients() -
         meter.take(GRADIENT, size)
         gradients.ready(key, size)
 
-    step(engine, meter, gradients)
+    step(wrapper_of(engine), meter, gradients)
 
     padded = sum(spec.numel for spec in engine.parameters) + 3 & ~3
     assert meter.peaks[Phase.STEP].held == {GRADIENT: 30, OPTIMIZER_TEMPORARIES: 4 * padded // 2}
@@ -269,7 +277,7 @@ def test_the_unfused_step_leaves_nothing() -> None:
         meter.take(GRADIENT, size)
         gradients.ready(key, size)
 
-    step(engine, meter, gradients)
+    step(wrapper_of(engine), meter, gradients)
 
     assert meter.held[GRADIENT] == meter.held[STEP_GRADIENTS] == meter.level == 0
 

@@ -11,7 +11,8 @@ import torch
 from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.steady import Engine, model_states
+from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.config import (
     Wrapper,
     client_optimizer,

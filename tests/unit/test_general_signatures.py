@@ -18,7 +18,7 @@ from bf16prof.cases import Job, Selection, expand
 from bf16prof.commands import recording
 from bf16prof.errors import InputError
 from bf16prof.kernels import KernelCall, scratch_bytes
-from bf16prof.models.autograd.tape import GRADIENT, Event
+from bf16prof.models.autograd.events import GRADIENT, NO_LAYER, Event, ParameterKey
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.records import Component, Device, Label
@@ -28,7 +28,7 @@ from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.polynomials import Fit, Point
 from bf16prof.signatures.sampling import folded, generalized, is_same_in_fp16
-from bf16prof.signatures.signature import OUTSIDE, Called, Signature, SilentCall
+from bf16prof.signatures.signature import Called, Signature, SilentCall
 
 MADE: Label = (Component.ACTIVATIONS, "mm (forward)")
 SCRATCH: Label = (Component.WORKSPACE, "scratch of embedding_dense_backward")
@@ -61,12 +61,12 @@ def recorded(asked: Job, extra: EXTRA = lambda batch, length: 0) -> Signature:
     batch, length = asked.profile.workload.micro_batch_size, asked.profile.workload.sequence_length
     layers = asked.profile.model.hf_config["num_hidden_layers"]  # type: ignore[union-attr]
     size, scores = 2 * batch * length * WIDTH, batch * length**2 + extra(batch, length)
-    weights = [(OUTSIDE, f"layers.{number}.weight") for number in range(layers)]
+    weights = [ParameterKey(NO_LAYER, f"layers.{number}.weight") for number in range(layers)]
     events = [
         event
         for number, weight in enumerate(weights)
         for event in (
-            Event("fetch", (OUTSIDE, f"layers.{number}"), 0), Event("memory", MADE, size), Event("memory", MADE, scores),
+            Event("fetch", ParameterKey(NO_LAYER, f"layers.{number}"), 0), Event("memory", MADE, size), Event("memory", MADE, scores),
             Event("memory", MADE, -scores), Event("compute", "forward", 2 * batch * length * WIDTH**2), Event("pin", (weight, number), 0),
         )
     ]  # fmt: skip

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from command_line import Main, main, refused
+from hypothesis import given
+from hypothesis import strategies as st
 from jobs import profile, write_profile
 
 from bf16prof.cases import Selection, expand
-from bf16prof.closed_form.layout import buffer_spans
 from bf16prof.closed_form.predict import predict
-from bf16prof.measuring import accelerator
+from bf16prof.engine.megatron.layout import buffer_spans, fullest_rank, shards
+from bf16prof.measuring import accelerator, machine
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.records import Component as C
@@ -46,6 +48,14 @@ def test_the_buffer_begins_with_the_last_parameter() -> None:
     assert total == 640  # a multiple of 128 and of 5
 
 
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=9), st.integers(1, 7))
+def test_every_element_is_some_ranks_and_the_fullest_has_most(numels: list[int], ranks: int) -> None:
+    held = [sum(shards(numels, ranks, rank)) for rank in range(ranks)]
+
+    assert sum(held) == sum(numels)
+    assert held[fullest_rank(numels, ranks)] == max(held)
+
+
 def test_stages_and_recipes_are_those_that_it_has(main: Main) -> None:
     _, out, _ = main("estimate", "cpu-demo", *ON, "--gpus", "2", "--json")
 
@@ -74,7 +84,7 @@ def test_the_command_that_comes_next_is_the_dry_run(main: Main) -> None:
         ("--optim adamw_torch", "--optim: says what DeepSpeed is to do, and --engine is megatron-core"),
         ("--recipe bf16-full", "megatron-core does not run bf16-full: it is DeepSpeed's"),
         ("--recipe megatron-precision-aware", "describes Megatron-LM on Transformer Engine's FusedAdam, which runs on GPUs only"),
-        ("--recipe apex-o2", "megatron-core does not run apex-o2: Apex amp was removed from DeepSpeed"),
+        ("--recipe apex-o2", "megatron-core does not run apex-o2: NVIDIA's Apex is not on the package index"),
     ],
 )
 @pytest.mark.parametrize("command", ["estimate", "simulate"])
@@ -94,7 +104,7 @@ def test_commands_about_deepspeed_say_so(main: Main, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = accelerator.package_version
+    real = machine.package_version
     monkeypatch.setattr(accelerator, "package_version", lambda name: None if name == "megatron-core" else real(name))
 
     done = main("simulate", "cpu-demo", *ON)

@@ -26,7 +26,7 @@ from bf16prof.engine.constraints import refusal_reason
 from bf16prof.engine.workload import workload_of
 from bf16prof.errors import InputError
 from bf16prof.models import experts
-from bf16prof.models.autograd.tape import local_variable
+from bf16prof.models.autograd.events import local_variable
 from bf16prof.parallelism import Parallelism
 from bf16prof.planning.advice import beyond
 from bf16prof.planning.by_dry_run import answer_by_dry_runs

@@ -21,7 +21,7 @@ from bf16prof.closed_form.anatomy import inquiries_of
 from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.closed_form.predict import predict
 from bf16prof.errors import InputError
-from bf16prof.models.autograd.tape import GRADIENT, Event
+from bf16prof.models.autograd.events import GRADIENT, NO_LAYER, Event, ParameterKey
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, preset_names
@@ -30,13 +30,14 @@ from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
-from bf16prof.signatures.signature import OUTSIDE, Called, HeldTensor, Signature
+from bf16prof.signatures.signature import Called, HeldTensor, Signature
 from bf16prof.signatures.sources import ReadSources
 
 __all__ = ["main"]
 
 MADE: Label = (Component.ACTIVATIONS, "mm (forward)")
-WEIGHT = (OUTSIDE, "head.weight")
+HEAD = ParameterKey(NO_LAYER, "head")
+WEIGHT = ParameterKey(NO_LAYER, "head.weight")
 SIGNATURE = Signature(
     parameters=(ParameterSpec("head.weight", (8, 4), "Linear", also=("tied.weight",)), ParameterSpec("old", (3,), "Net", trainable=False)),
     held=(HeldTensor("positions", 64, is_registered=True),),
@@ -44,7 +45,7 @@ SIGNATURE = Signature(
     outputs=(("logits", 128),),
     loss_bytes=4,
     events=(
-        Event("fetch", (OUTSIDE, "head"), 0), Event("compute", "forward", 512), Event("memory", MADE, 128), Event("pin", (WEIGHT, 3), 0),
+        Event("fetch", HEAD, 0), Event("compute", "forward", 512), Event("memory", MADE, 128), Event("pin", (WEIGHT, 3), 0),
         Event("logits", None, 0), Event("loss", None, 0), Event("backward", None, 0), Event("unpin", (WEIGHT, 3), 0),
         Event("memory", GRADIENT, 64), Event("gradient", WEIGHT, 64), Event("compute", "backward", 1024),
     ),

@@ -13,7 +13,8 @@ from fake_ranks import DEEPSPEED_WARNINGS, build_engine, fake_ranks, step
 from jobs import job, profile
 
 from bf16prof.cases import Job
-from bf16prof.closed_form.steady import Engine, model_states
+from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.attribution import attribute
 from bf16prof.records import Device, Offload
 

@@ -10,15 +10,15 @@ import pytest
 
 from bf16prof.cases import Job, Selection, expand
 from bf16prof.closed_form import training
+from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gathers import Gathers
-from bf16prof.closed_form.gradients import Launched
 from bf16prof.closed_form.passes import Handler, Meter, Peak, close, walk
 from bf16prof.closed_form.requests import Requests
-from bf16prof.closed_form.steady import Engine
-from bf16prof.closed_form.training import WalkPlan
+from bf16prof.closed_form.strategy import Launched
+from bf16prof.closed_form.walks import WalkPlan
 from bf16prof.closed_form.written import Retelling
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
-from bf16prof.models.autograd.tape import LOSS
+from bf16prof.models.autograd.events import LOSS
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.records import Device, Offload, Phase
@@ -45,7 +45,7 @@ def draw(rng: random.Random) -> WalkPlan:
     offload = rng.choice((Offload.NONE, Offload.NONE, Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS))
     case = ([3], [rng.choice((1, 2, 24))], [rng.choice(RECIPES)], Device.GPU, find_gpu("h100-80gb"), offload)
     job: Job = expand(Selection(jobs.profile("cpu-demo", **sets), *case))[0]
-    return training._plan(job, Engine.of(job))
+    return training.plan_of(job, Engine.of(job))
 
 
 def held(labels: dict[Any, int]) -> dict[Any, int]:
@@ -62,7 +62,7 @@ def known(meter: Meter) -> tuple[object, ...]:
 
 def at_work(plan: WalkPlan, meter: Meter) -> Gathers:
     """The coordinator itself, on a meter."""
-    gathers = training._gradients(plan, meter, plan.program())
+    gathers = plan.reduction.strategy(plan, meter, plan.program())
     assert isinstance(gathers, Gathers)
     return gathers
 
@@ -72,7 +72,7 @@ def walked_at_work(plan: WalkPlan) -> tuple[Meter, list[Launched]]:
     gathers, launched = at_work(plan, meter), []
     for _, is_last in plan.walked_micro_steps():
         gathers.start(is_boundary=is_last)
-        walk(whole, meter, training._handlers(gathers) | training.loop(meter, plan))
+        walk(whole, meter, gathers.handlers() | training.loop(meter, plan))
         gathers.finish()
         close(whole, meter)
         meter.begin(Phase.STEP)
@@ -90,7 +90,7 @@ def first_step_at_work(plan: WalkPlan) -> Meter:
     gathers.forget()
     for number in range(min(plan.micro_steps, 2)):
         gathers.start(is_boundary=number == plan.micro_steps - 1)
-        walk(whole, meter, training._handlers(gathers) | others)
+        walk(whole, meter, gathers.handlers() | others)
         gathers.finish()
         close(whole, meter)
         meter.begin(Phase.STEP)
@@ -123,7 +123,7 @@ def test_what_is_retold_asks_the_allocator_for_the_same(seed: int, is_first: boo
         gathers.forget()
     for _, is_last in plan.walked_micro_steps():
         gathers.start(is_boundary=is_last)
-        walk(whole, meter, training._handlers(gathers))
+        walk(whole, meter, gathers.handlers())
         gathers.finish()
     gathers.release_all()
 
@@ -143,7 +143,7 @@ def test_another_length_asks_the_coordinator_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training, "_COORDINATED", {})
     for length in (16, 32, 48):
         job = jobs.job(jobs.profile("cpu-demo", workload__sequence_length=length), 3)
-        training._walked.__wrapped__(training._plan(job, Engine.of(job)))
+        training._walked.__wrapped__(training.plan_of(job, Engine.of(job)))
 
     assert len(training._COORDINATED) == 1
 
@@ -154,6 +154,6 @@ def test_another_point_of_a_general_signature_asks_the_coordinator_nothing(monke
         sets = {"workload.micro_batch_size": 2, "workload.sequence_length": length}
         profile = load_profile("olmo2-1b", [Override(key, value, "test") for key, value in sets.items()]).profile
         job = expand(Selection(profile, [3], [8], ["bf16-full"], Device.GPU, find_gpu("h100-80gb")))[0]
-        training._walked.__wrapped__(training._plan(job, Engine.of(job)))
+        training._walked.__wrapped__(training.plan_of(job, Engine.of(job)))
 
     assert len(training._COORDINATED) == 1

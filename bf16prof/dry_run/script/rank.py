@@ -19,7 +19,7 @@ from bf16prof.dry_run.tracker import GPU, HOST
 from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.phases import PhaseMarks
 from bf16prof.engine.training import parameter_count
-from bf16prof.models.autograd.tape import GRADIENT
+from bf16prof.models.autograd.events import GRADIENT
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
 from bf16prof.scripts.described import Described, described

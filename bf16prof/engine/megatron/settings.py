@@ -16,6 +16,9 @@ from bf16prof.records import Component, Device, Offload
 
 PACKAGE = "megatron-core"
 
+MODULE = "megatron.core.optimizer"
+"""What imports all of it that is needed."""
+
 STAGES = {0: "whole optimizer states on every rank", 1: "the distributed optimizer"}
 """What ZeRO stages stand for: 1 is the stage that the distributed optimizer is, with gradient buffers whole on every rank."""
 

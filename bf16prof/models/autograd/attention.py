@@ -22,13 +22,13 @@ FLASH_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of an attention: heads of queries and of keys, positions, width of a head, the GPU's kind (`None`: a CPU)."""
+    """The shape of an attention: heads of queries and of keys, positions, elements of a head, the GPU's kind (`None`: a CPU)."""
 
     batch: int
     queries: int
     keys: int
     sequence: int
-    width: int
+    head_dim: int
     capability: tuple[int, int] | None
 
     @property
@@ -39,7 +39,7 @@ class Heads:
     @property
     def operations(self) -> int:
         """Of the two products with all sequence x sequence scores, whatever the mask leaves out."""
-        return 2 * 2 * self.rows * self.sequence * self.width
+        return 2 * 2 * self.rows * self.sequence * self.head_dim
 
 
 def backend(heads: Heads, element: int, *, is_bf16: bool = True) -> str:
@@ -48,17 +48,17 @@ def backend(heads: Heads, element: int, *, is_bf16: bool = True) -> str:
     if capability is None:
         return "cpu"
     if capability < FIRST_WITH_BF16:
-        return "math" if grouped or (half and (is_bf16 or heads.width % 8)) else "efficient"
-    cudnn = half and heads.width % 8 == 0 and heads.sequence > 1 and heads.width <= (256 if capability == (9, 0) else 128)
-    flash = half and heads.width <= 256 and not _too_wide(heads, capability)
-    efficient = not grouped and heads.width % (8 if half else 4) == 0
+        return "math" if grouped or (half and (is_bf16 or heads.head_dim % 8)) else "efficient"
+    cudnn = half and heads.head_dim % 8 == 0 and heads.sequence > 1 and heads.head_dim <= (256 if capability == (9, 0) else 128)
+    flash = half and heads.head_dim <= 256 and not _too_wide(heads, capability)
+    efficient = not grouped and heads.head_dim % (8 if half else 4) == 0
     if capability[0] in (9, 10) and cudnn:
         return "cudnn"
     return "flash" if flash else "efficient" if efficient else "math"
 
 
 def _too_wide(heads: Heads, capability: tuple[int, int]) -> bool:
-    return has_small_shared_memory(capability) and 192 < heads.width <= 224
+    return has_small_shared_memory(capability) and 192 < heads.head_dim <= 224
 
 
 def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
@@ -68,45 +68,45 @@ def attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Head
 
 
 def _attention(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
-    kernel = backend(heads, query.width, is_bf16=not tape.precision.is_fp16)
+    kernel = backend(heads, query.itemsize, is_bf16=not tape.precision.is_fp16)
     if kernel == "math":
         return _math(tape, query, key, value, heads)
     name = {"cpu": "_scaled_dot_product_flash_attention_for_cpu"}.get(kernel, f"_scaled_dot_product_{kernel}_attention")
-    padded = -heads.width % FLASH_ALIGNMENT if kernel == "flash" else 0
+    padded = -heads.head_dim % FLASH_ALIGNMENT if kernel == "flash" else 0
     if padded:
-        query, key, value = (_padded(tape, each, heads.width, padded) for each in (query, key, value))
+        query, key, value = (_padded(tape, each, heads.head_dim, padded) for each in (query, key, value))
     sizes = query.numel, key.numel, value.numel
 
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * heads.operations)
-        out = [tape.new(size, grads[0].width, f"{name}_backward") for size in sizes]
-        tape.touch(_backward_scratch(tape, kernel, heads, grads[0].width), f"{name}_backward")
+        out = [tape.new(size, grads[0].itemsize, f"{name}_backward") for size in sizes]
+        tape.touch(_backward_scratch(tape, kernel, heads, grads[0].itemsize), f"{name}_backward")
         del saved
         return out
 
     node = tape.node((query, key, value), run, query, key, value)
     tape.compute(heads.operations)
-    out = tape.new(query.numel, query.width, name, node)
-    tape.touch(_forward_scratch(tape, kernel, heads, query.width), name)
+    out = tape.new(query.numel, query.itemsize, name, node)
+    tape.touch(_forward_scratch(tape, kernel, heads, query.itemsize), name)
     kept = [tape.new(_statistics(kernel, heads), FP32, name)]
     if kernel != "cpu":
         kept += [tape.new(1 + (kernel == "flash"), SEED_BYTES, name), tape.new(1, SEED_BYTES, name)]
     tape.save(node, tape.detached(out), *kept)
-    return _cut(tape, out, heads.width, padded) if padded else out
+    return _cut(tape, out, heads.head_dim, padded) if padded else out
 
 
-def _padded(tape: Tape, x: Tensor, width: int, padding: int) -> Tensor:
+def _padded(tape: Tape, x: Tensor, head_dim: int, padding: int) -> Tensor:
     numel = x.numel
-    node = tape.node((x,), lambda _, grads: (tape.new(numel, grads[0].width, "constant_pad_nd"),))
-    return tape.new(numel // width * (width + padding), x.width, "constant_pad_nd", node)
+    node = tape.node((x,), lambda _, grads: (tape.new(numel, grads[0].itemsize, "constant_pad_nd"),))
+    return tape.new(numel // head_dim * (head_dim + padding), x.itemsize, "constant_pad_nd", node)
 
 
-def _cut(tape: Tape, x: Tensor, width: int, padding: int) -> Tensor:
-    """`out[..., :width]`, a view."""
+def _cut(tape: Tape, x: Tensor, head_dim: int, padding: int) -> Tensor:
+    """`out[..., :head_dim]`, a view."""
     whole = x.numel
-    node = tape.node((x,), lambda _, grads: (tape.new(whole, grads[0].width, "slice_backward"),))
-    return Tensor(x.storage, whole // (width + padding) * width, x.width, node, layout=STRIDED)
+    node = tape.node((x,), lambda _, grads: (tape.new(whole, grads[0].itemsize, "slice_backward"),))
+    return Tensor(x.storage, whole // (head_dim + padding) * head_dim, x.itemsize, node, layout=STRIDED)
 
 
 def _statistics(kernel: str, heads: Heads) -> int:
@@ -118,8 +118,8 @@ def _statistics(kernel: str, heads: Heads) -> int:
 
 def _scratch(tape: Tape, kernel: str, heads: Heads, element: int, *copies: int) -> int:
     """What a kernel of attention allocates for itself (`bf16prof.kernels`)."""
-    width, length = heads.width, heads.sequence
-    shape = AttentionCall(heads.batch, heads.queries, length, width, heads.keys, length, width, element)
+    head_dim, length = heads.head_dim, heads.sequence
+    shape = AttentionCall(heads.batch, heads.queries, length, head_dim, heads.keys, length, head_dim, element)
     return scratch_bytes(KernelCall(kernel, (*shape, *copies)), tape.processor)
 
 
@@ -141,7 +141,7 @@ BACKWARD = {
 
 def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
     """`_scaled_dot_product_attention_math`, in fp32."""
-    given = query.width
+    given = query.itemsize
     with tape.without_autocast():
         query, key, value = cast(tape, query, FP32), cast(tape, key, FP32), cast(tape, value, FP32)
         return _in_full(tape, query, key, value, heads, given=given)
@@ -149,16 +149,16 @@ def _math(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -
 
 def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, given: int) -> Tensor:
     """The score matrices in full, and every head with its own keys and values."""
-    width, scores = query.width, heads.rows * heads.sequence
+    itemsize, scores = query.itemsize, heads.rows * heads.sequence
     scaled = strided(mul(tape, query))
-    mask = _causal_mask(tape, heads.sequence**2, width)
+    mask = _causal_mask(tape, heads.sequence**2, itemsize)
     key, value = repeated(tape, key, query.numel), repeated(tape, value, query.numel)
     keys = mul(tape, key)
     keys.layout = key.layout
     rows = head_by_head(tape, scaled, heads.batch)
-    products = product(tape, rows, head_by_head(tape, keys, heads.batch), scores, inner=heads.width, transposed=True)
+    products = product(tape, rows, head_by_head(tape, keys, heads.batch), scores, inner=heads.head_dim, transposed=True)
     del rows, keys
-    masked = tape.new(scores, width, "add", tape.node((products,), lambda _, grads: grads))
+    masked = tape.new(scores, itemsize, "add", tape.node((products,), lambda _, grads: grads))
     del products
     weights = softmax(tape, masked, name="_safe_softmax")
     tape.touch(blocks(scores, heads.rows), "_safe_softmax")
@@ -170,11 +170,11 @@ def _in_full(tape: Tape, query: Tensor, key: Tensor, value: Tensor, heads: Heads
     return out
 
 
-def _causal_mask(tape: Tape, numel: int, width: int) -> Tensor:
+def _causal_mask(tape: Tape, numel: int, itemsize: int) -> Tensor:
     whole = tape.new(numel, 1, "ones")
     lower = tape.new(numel, 1, "tril")
     del whole
-    mask = tape.new(numel, width, "where")
+    mask = tape.new(numel, itemsize, "where")
     del lower
     return mask
 
@@ -194,4 +194,5 @@ def repeated(tape: Tape, x: Tensor, numel: int) -> Tensor:
     if x.numel == numel:
         return strided(x.view())
     size = x.numel
-    return tape.new(numel, x.width, "clone", tape.node((x,), lambda _, grads: (tape.new(size, grads[0].width, "sum", None, STRIDED),)))
+    node = tape.node((x,), lambda _, grads: (tape.new(size, grads[0].itemsize, "sum", None, STRIDED),))
+    return tape.new(numel, x.itemsize, "clone", node)

@@ -17,9 +17,9 @@ TOKEN_BYTES = 8
 """Token ids and positions are int64."""
 
 
-def cast(tape: Tape, x: Tensor, width: int) -> Tensor:
+def cast(tape: Tape, x: Tensor, itemsize: int) -> Tensor:
     """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient (`validate_outputs`)."""
-    return x if x.width == width else tape.new(x.numel, width, "_to_copy", tape.node((x,), _same), x.layout)
+    return x if x.itemsize == itemsize else tape.new(x.numel, itemsize, "_to_copy", tape.node((x,), _same), x.layout)
 
 
 def _same(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
@@ -28,13 +28,13 @@ def _same(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
 
 def autocast(tape: Tape, x: Tensor) -> Tensor:
     """`cached_cast`: into autocast's dtype; a parameter's cast is kept until autocast is left."""
-    width = tape.precision.autocast
-    if not width or x.width <= width:
+    itemsize = tape.precision.autocast
+    if not itemsize or x.itemsize <= itemsize:
         return x
     if not isinstance(x, Parameter):
-        return cast(tape, x, width)
+        return cast(tape, x, itemsize)
     if x.key not in tape.casts:
-        tape.casts[x.key] = cast(tape, x, width)
+        tape.casts[x.key] = cast(tape, x, itemsize)
     return tape.casts[x.key]
 
 
@@ -45,7 +45,7 @@ def to_fp32(tape: Tape, x: Tensor) -> Tensor:
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """a + b, of which one may be repeated."""
-    return tape.new(max(a.numel, b.numel), max(a.width, b.width), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
+    return tape.new(max(a.numel, b.numel), max(a.itemsize, b.itemsize), "add", tape.node((a, b), lambda _, grads: (grads[0], grads[0])))
 
 
 def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -53,49 +53,49 @@ def mul(tape: Tape, a: Tensor, b: Tensor | None = None) -> Tensor:
 
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        out = [tape.new(grads[0].numel, grads[0].width, "mul", None, grads[0].layout) if edge else None for edge in node.edges]
+        out = [tape.new(grads[0].numel, grads[0].itemsize, "mul", None, grads[0].layout) if edge else None for edge in node.edges]
         del saved
         return out
 
     kept = (b if a.node else None, a if b is not None and b.node else None)
-    numel, width = (a.numel, a.width) if b is None else (max(a.numel, b.numel), max(a.width, b.width))
-    return tape.new(numel, width, "mul", tape.node((a, b), run, *kept))
+    numel, itemsize = (a.numel, a.itemsize) if b is None else (max(a.numel, b.numel), max(a.itemsize, b.itemsize))
+    return tape.new(numel, itemsize, "mul", tape.node((a, b), run, *kept))
 
 
 def negative(tape: Tape, x: Tensor) -> Tensor:
     """-x."""
-    return tape.new(x.numel, x.width, "neg", tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "neg"),)))
+    return tape.new(x.numel, x.itemsize, "neg", tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].itemsize, "neg"),)))
 
 
 def concatenate(tape: Tape, *parts: Tensor) -> Tensor:
     """`torch.cat`, whose backward gives views; under autocast in the widest dtype of the parts."""
-    width = max(each.width for each in parts)
+    itemsize = max(each.itemsize for each in parts)
     if tape.precision.autocast:
-        parts = tuple(cast(tape, each, width) for each in parts)
+        parts = tuple(cast(tape, each, itemsize) for each in parts)
     sizes = [each.numel for each in parts]
 
     def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
-        return [Tensor(grads[0].storage, size, grads[0].width, layout=STRIDED) for size in sizes]
+        return [Tensor(grads[0].storage, size, grads[0].itemsize, layout=STRIDED) for size in sizes]
 
-    return tape.new(sum(sizes), width, "cat", tape.node(parts, run))
+    return tape.new(sum(sizes), itemsize, "cat", tape.node(parts, run))
 
 
 def split(tape: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Views of parts of x, whose gradients are put together again."""
-    total, width, layout = x.numel, x.width, x.layout
-    node = tape.node((x,), lambda _, grads: (tape.new(total, width, "cat", None, layout),))
+    total, itemsize, layout = x.numel, x.itemsize, x.layout
+    node = tape.node((x,), lambda _, grads: (tape.new(total, itemsize, "cat", None, layout),))
     whole = tape.detached(x)
-    return [Tensor(whole.storage, size, width, node, slot, layout=layout) for slot, size in enumerate(sizes)]
+    return [Tensor(whole.storage, size, itemsize, node, slot, layout=layout) for slot, size in enumerate(sizes)]
 
 
 def select(tape: Tape, x: Tensor, count: int) -> list[Tensor]:
     """x[0], x[1], ...: each has a gradient as large as x, and these are added up."""
-    total, width = x.numel, x.width
+    total, itemsize = x.numel, x.itemsize
 
     def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
-        return (tape.new(total, width, "select_backward", None, STRIDED),)
+        return (tape.new(total, itemsize, "select_backward", None, STRIDED),)
 
-    return [Tensor(x.storage, total // count, width, tape.node((x,), run)) for _ in range(count)]
+    return [Tensor(x.storage, total // count, itemsize, tape.node((x,), run)) for _ in range(count)]
 
 
 def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
@@ -103,22 +103,22 @@ def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
 
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        out = tape.new(grads[0].numel, grads[0].width, f"{name}_backward")
+        out = tape.new(grads[0].numel, grads[0].itemsize, f"{name}_backward")
         del saved
         return (out,)
 
-    return tape.new(x.numel, x.width, name, tape.node((x,), run, x))
+    return tape.new(x.numel, x.itemsize, name, tape.node((x,), run, x))
 
 
-def layer_norm(tape: Tape, x: Tensor, width: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """`native_layer_norm` over rows of that width; the statistics of half-precision rows are kept in fp32."""
+def layer_norm(tape: Tape, x: Tensor, hidden: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`native_layer_norm` over rows of `hidden` elements; the statistics of half-precision rows are kept in fp32."""
     x = to_fp32(tape, x)
     weight, bias = (None if each is None else to_fp32(tape, each) for each in (weight, bias))
     affine = (weight is not None) + (bias is not None)
-    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", width, affine))
-    out = tape.new(x.numel, x.width, "native_layer_norm", node)
-    rows = x.numel // width
-    mean, deviation = tape.new(rows, x.width, "native_layer_norm"), tape.new(rows, x.width, "native_layer_norm")
+    node = tape.node((x, weight, bias), _norm_backward(tape, "native_layer_norm_backward", hidden, affine))
+    out = tape.new(x.numel, x.itemsize, "native_layer_norm", node)
+    rows = x.numel // hidden
+    mean, deviation = tape.new(rows, x.itemsize, "native_layer_norm"), tape.new(rows, x.itemsize, "native_layer_norm")
     tape.save(node, x, weight, bias, cast(tape, mean, FP32), cast(tape, deviation, FP32))
     return out
 
@@ -127,17 +127,17 @@ def rms_norm(tape: Tape, x: Tensor, weight: Tensor) -> Tensor:
     """`_fused_rms_norm`."""
     x, weight = to_fp32(tape, x), to_fp32(tape, weight)
     node = tape.node((x, weight), _norm_backward(tape, "_fused_rms_norm_backward", weight.numel, 1))
-    out = tape.new(x.numel, x.width, "_fused_rms_norm", node)
+    out = tape.new(x.numel, x.itemsize, "_fused_rms_norm", node)
     tape.save(node, x, weight, tape.new(x.numel // weight.numel, FP32, "_fused_rms_norm"))
     return out
 
 
-def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
+def _norm_backward(tape: Tape, name: str, hidden: int, parameters: int) -> Any:
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        size = saved[0].width
-        out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[width] * parameters)]
-        call = KernelCall("norm, backward", (grads[0].numel // width, width, size, parameters))
+        size = saved[0].itemsize
+        out = [tape.new(numel, size, name) for numel in (grads[0].numel, *[hidden] * parameters)]
+        call = KernelCall("norm, backward", (grads[0].numel // hidden, hidden, size, parameters))
         tape.touch(scratch_bytes(call, tape.processor), name)
         del saved
         return out
@@ -148,13 +148,13 @@ def _norm_backward(tape: Tape, name: str, width: int, parameters: int) -> Any:
 def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
     """`_softmax` (or one of its kin), under autocast in fp32 (for bf16 by way of a copy)."""
     has_islands = tape.precision.autocast and tape.precision.has_fp32_islands
-    wide = FP32 if has_islands else x.width
+    wide = FP32 if has_islands else x.itemsize
     source = x if tape.precision.is_fp16 else cast(tape, x, wide)
-    source_width = source.width
+    source_itemsize = source.itemsize
 
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        grad = tape.new(grads[0].numel, source_width, "_softmax_backward_data")
+        grad = tape.new(grads[0].numel, source_itemsize, "_softmax_backward_data")
         tape.touch(grads[0].bytes, "_softmax_backward_data")
         del saved
         return (grad,)
@@ -166,7 +166,7 @@ def softmax(tape: Tape, x: Tensor, name: str = "_softmax") -> Tensor:
 
 def contiguous(tape: Tape, x: Tensor) -> Tensor:
     """`x.contiguous()`, or what `reshape` makes of it."""
-    return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone", tape.node((x,), _same))
+    return x if x.layout == CONTIGUOUS else tape.new(x.numel, x.itemsize, "clone", tape.node((x,), _same))
 
 
 def strided(x: Tensor) -> Tensor:
@@ -190,16 +190,16 @@ def viewed(tape: Tape, x: Tensor) -> Tensor:
 def swapped(tape: Tape, x: Tensor) -> Tensor:
     """A matrix product's result with its dimensions swapped: the gradient comes swapped and is copied."""
     out = strided(x.view())
-    out.node, out.slot = tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].width, "clone"),)), 0
+    out.node, out.slot = tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].itemsize, "clone"),)), 0
     return out
 
 
 def _viewable(tape: Tape, x: Tensor) -> Tensor:
-    return tape.new(x.numel, x.width, "clone") if x.layout == STRIDED else x.view()
+    return tape.new(x.numel, x.itemsize, "clone") if x.layout == STRIDED else x.view()
 
 
 def _rows(tape: Tape, x: Tensor) -> Tensor:
-    return x.view() if x.layout == CONTIGUOUS else tape.new(x.numel, x.width, "clone")
+    return x.view() if x.layout == CONTIGUOUS else tape.new(x.numel, x.itemsize, "clone")
 
 
 def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transposed: bool = False) -> Tensor:
@@ -211,14 +211,14 @@ def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transpo
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
-        of_b = tape.new(sizes[1], grads[0].width, "bmm", None, VIEWABLE if transposed else STRIDED)
-        of_a = tape.new(sizes[0], grads[0].width, "bmm", None, STRIDED)
+        of_b = tape.new(sizes[1], grads[0].itemsize, "bmm", None, VIEWABLE if transposed else STRIDED)
+        of_a = tape.new(sizes[0], grads[0].itemsize, "bmm", None, STRIDED)
         del saved
         return (of_a, of_b)
 
     node = tape.node((a, b), run, a, b)
     tape.compute(operations)
-    return tape.new(numel, a.width, "bmm", node, STRIDED)
+    return tape.new(numel, a.itemsize, "bmm", node, STRIDED)
 
 
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool = False) -> Tensor:
@@ -242,28 +242,28 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
-        width = grads[0].width
+        itemsize = grads[0].itemsize
         if not of_bias:
-            second = tape.new(of_weight, width, "mm")
-            first = tape.new(of_x, width, "mm")
+            second = tape.new(of_weight, itemsize, "mm")
+            first = tape.new(of_x, itemsize, "mm")
             del saved
             return (first, second.view())  # the weight is transposed for the product, and its gradient back
-        first, second = tape.new(of_x, width, "mm"), tape.new(of_weight, width, "mm")
+        first, second = tape.new(of_x, itemsize, "mm"), tape.new(of_weight, itemsize, "mm")
         del saved
-        return (_sum_of_rows(tape, grads[0].numel, of_bias, width), first, second.view())
+        return (_sum_of_rows(tape, grads[0].numel, of_bias, itemsize), first, second.view())
 
     node = tape.node((x, weight) if bias is None else (bias, x, weight), run, x, weight)
     tape.compute(operations)
-    return tape.new(of_x // inputs * (of_weight // inputs), x.width, "mm" if bias is None else "addmm", node)
+    return tape.new(of_x // inputs * (of_weight // inputs), x.itemsize, "mm" if bias is None else "addmm", node)
 
 
-def _sum_of_rows(tape: Tape, numel: int, columns: int, width: int, out_width: int | None = None) -> Tensor:
+def _sum_of_rows(tape: Tape, numel: int, columns: int, itemsize: int, out_itemsize: int | None = None) -> Tensor:
     """The gradient of a bias: the sum over the rows of [numel / columns, columns]. Where several blocks of threads share a column, they
     leave their parts in global memory until the sum is done (`reductions.py`)."""
-    out_width = out_width or width
-    out = tape.new(columns, out_width, "sum")
-    is_half = width < FP32
-    numbers = 0, width, 8 if is_half else 4, not is_half or out_width == FP32, 2, numel // columns, columns, columns, 1, 0
+    out_itemsize = out_itemsize or itemsize
+    out = tape.new(columns, out_itemsize, "sum")
+    is_half = itemsize < FP32
+    numbers = 0, itemsize, 8 if is_half else 4, not is_half or out_itemsize == FP32, 2, numel // columns, columns, columns, 1, 0
     if scratch := scratch_bytes(KernelCall("reduction", numbers), tape.processor):
         tape.touch(scratch, "sum")
     return out
@@ -271,8 +271,8 @@ def _sum_of_rows(tape: Tape, numel: int, columns: int, width: int, out_width: in
 
 def _add_bias(tape: Tape, x: Tensor, bias: Tensor) -> Tensor:
     rows = bias.numel
-    node = tape.node((x, bias), lambda _, grads: (grads[0], _sum_of_rows(tape, grads[0].numel, rows, grads[0].width)))
-    return tape.new(x.numel, x.width, "add", node)
+    node = tape.node((x, bias), lambda _, grads: (grads[0], _sum_of_rows(tape, grads[0].numel, rows, grads[0].itemsize)))
+    return tape.new(x.numel, x.itemsize, "add", node)
 
 
 def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool) -> Tensor:
@@ -285,18 +285,18 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
         tape.compute(2 * operations)
-        width = half or grads[0].width
-        weight = cast(tape, tape.detached(saved[1]), width)
-        first = _product_with(tape, grads[0], width, of_x, "mm")
+        itemsize = half or grads[0].itemsize
+        weight = cast(tape, tape.detached(saved[1]), itemsize)
+        first = _product_with(tape, grads[0], itemsize, of_x, "mm")
         if is_view:
             del weight  # autocast caches casts of parameters only
         copied = _rows(tape, grads[0])
-        grad = cast(tape, copied, width)
+        grad = cast(tape, copied, itemsize)
         rows = _rows(tape, tape.detached(saved[0]))
-        x = cast(tape, rows, width)
-        second = tape.new(of_weight, width, "mm")
+        x = cast(tape, rows, itemsize)
+        second = tape.new(of_weight, itemsize, "mm")
         del x, rows, grad, copied
-        third = _sum_of_rows(tape, grads[0].numel, of_bias, grads[0].width, FP32 if half else None) if of_bias else None
+        third = _sum_of_rows(tape, grads[0].numel, of_bias, grads[0].itemsize, FP32 if half else None) if of_bias else None
         del saved
         grads.clear()  # a function in Python does not hold them until they are validated
         return (first, second, third) if of_bias else (first, second)
@@ -306,40 +306,40 @@ def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, in
     casts = [cast(tape, tape.detached(each), half) for each in ((bias, weight) if fused else (weight,)) if half and each is not None]
     numel = of_x // inputs * (of_weight // inputs)
     tape.compute(operations)
-    out = _product_with(tape, tape.detached(x), half or x.width, numel, "addmm" if fused else "mm", node=node)
+    out = _product_with(tape, tape.detached(x), half or x.itemsize, numel, "addmm" if fused else "mm", node=node)
     del casts
     tape.save(node, x, weight, bias)
     return out
 
 
-def _product_with(tape: Tape, x: Tensor, width: int, numel: int, name: str, *, node: GraphNode | None = None) -> Tensor:
+def _product_with(tape: Tape, x: Tensor, itemsize: int, numel: int, name: str, *, node: GraphNode | None = None) -> Tensor:
     """A matrix product with x, cast and copied for it if need be."""
-    narrow = cast(tape, tape.detached(x), width)
+    narrow = cast(tape, tape.detached(x), itemsize)
     rows = _rows(tape, narrow)
-    out = tape.new(numel, width, name, node)
+    out = tape.new(numel, itemsize, name, node)
     del rows, narrow
     return out
 
 
-def embedding(tape: Tape, weight: Tensor, rows: int, width: int, indices: Tensor | None = None) -> Tensor:
+def embedding(tape: Tape, weight: Tensor, rows: int, hidden: int, indices: Tensor | None = None) -> Tensor:
     """Rows of a table, by indices that are kept (`None`: the loop's own); its gradient is as large as the table."""
     table = weight.numel
 
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
-        grad = tape.new(table, grads[0].width, "embedding_dense_backward")
-        call = KernelCall("embedding, backward", (rows, width, table // width, 0, TOKEN_BYTES, grads[0].width))
+        grad = tape.new(table, grads[0].itemsize, "embedding_dense_backward")
+        call = KernelCall("embedding, backward", (rows, hidden, table // hidden, 0, TOKEN_BYTES, grads[0].itemsize))
         tape.touch(scratch_bytes(call, tape.processor), "embedding_dense_backward")
         del saved
         return (grad,)
 
-    return tape.new(rows * width, weight.width, "embedding", tape.node((weight,), run, indices))
+    return tape.new(rows * hidden, weight.itemsize, "embedding", tape.node((weight,), run, indices))
 
 
 def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
     """`cross_entropy`: the loss keeps log-probabilities, in fp32 under autocast."""
     kept = cast(tape, logits, FP32) if tape.precision.autocast else logits
-    wide, numel = kept.width, kept.numel
+    wide, numel = kept.itemsize, kept.numel
 
     def of_logits(node: GraphNode, grads: list[Any]) -> Sequence[Any]:
         saved = node.unpack()
@@ -364,4 +364,4 @@ def cross_entropy(tape: Tape, logits: Tensor) -> Tensor:
 def row_mean(tape: Tape, x: Tensor, rows: int) -> Tensor:
     """The mean of each of so many rows; every element's gradient is written out."""
     numel = x.numel
-    return tape.new(rows, x.width, "mean", tape.node((x,), lambda _, grads: (tape.new(numel, grads[0].width, "div"),)))
+    return tape.new(rows, x.itemsize, "mean", tape.node((x,), lambda _, grads: (tape.new(numel, grads[0].itemsize, "div"),)))

@@ -14,25 +14,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
+from bf16prof.models.autograd.events import BEFORE, GRADIENT, NO_LAYER, RECOMPUTED, Event, ParameterKey, SectionKey
 from bf16prof.records import Component, Label
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
 
-GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
-
-
-BY_THE_LOOP = " kept by the training loop"
-
-
-def local_variable(name: str) -> Label:
-    """A tensor that the training loop holds in a local variable until it has a new one."""
-    return Component.ACTIVATIONS, name + BY_THE_LOOP
-
-
-LOGITS, LOSS = local_variable("logits"), local_variable("loss")
-RECOMPUTED = "recomputed"
-"""What operations are part of that run again in backward; others are part of the phase."""
 LOCAL = 2
 """`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's argument."""
 LAST = 1 << 60
@@ -50,14 +37,6 @@ class Precision:
     autocast: int = 0
     is_fp16: bool = False
     has_fp32_islands: bool = True
-
-
-class Event(NamedTuple):
-    """What happens to a storage (`bytes` come or go) or at a module (`kind` and `subject`); of a matrix product, how many operations."""
-
-    kind: str
-    subject: Any
-    bytes: int
 
 
 class Storage:
@@ -98,33 +77,33 @@ class Tensor:
     `is_view`: not the tensor that the storage was made for. PyTorch's views hold that one, and so a second time the storage.
     """
 
-    __slots__ = ("__weakref__", "is_view", "layout", "node", "numel", "slot", "storage", "width")
+    __slots__ = ("__weakref__", "is_view", "itemsize", "layout", "node", "numel", "slot", "storage")
 
     def __init__(
-        self, storage: Any, numel: int, width: int, node: GraphNode | None = None, slot: int = 0, *, layout: int = CONTIGUOUS
+        self, storage: Any, numel: int, itemsize: int, node: GraphNode | None = None, slot: int = 0, *, layout: int = CONTIGUOUS
     ) -> None:
-        self.storage, self.numel, self.width, self.node, self.slot, self.layout = storage, numel, width, node, slot, layout
+        self.storage, self.numel, self.itemsize, self.node, self.slot, self.layout = storage, numel, itemsize, node, slot, layout
         self.is_view = True
 
     @property
     def bytes(self) -> int:
         """Bytes of its elements."""
-        return self.numel * self.width
+        return self.numel * self.itemsize
 
     def view(self) -> Tensor:
         """The same elements and history."""
-        return Tensor(self.storage, self.numel, self.width, self.node, self.slot, layout=self.layout)
+        return Tensor(self.storage, self.numel, self.itemsize, self.node, self.slot, layout=self.layout)
 
 
 class Parameter(Tensor):
-    """A parameter of the model. `key` is (layer or -1, name); its memory is the engine's business."""
+    """A parameter of the model; its memory is the engine's business."""
 
     __slots__ = ("key",)
 
-    def __init__(self, tape: Tape, key: tuple[int, str], numel: int, width: int) -> None:
-        super().__init__(None, numel, width)
+    def __init__(self, tape: Tape, key: ParameterKey, numel: int, itemsize: int) -> None:
+        super().__init__(None, numel, itemsize)
         self.key = key
-        self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, width),))
+        self.node = GraphNode(LAST, _accumulate(tape, key), (), (), ((numel, itemsize),))
 
 
 Run = Callable[["GraphNode", list[Any]], Sequence[Any]]
@@ -150,7 +129,7 @@ class GraphNode:
         return [each.unpack() if isinstance(each, RecomputedTensor) else each for each in self.saved]
 
 
-def _accumulate(tape: Tape, key: tuple[int, str]) -> Run:
+def _accumulate(tape: Tape, key: ParameterKey) -> Run:
     def run(_: GraphNode, grads: list[Any]) -> Sequence[Any]:
         grad: Tensor = grads[0]
         tape.hand_over(grad, key)
@@ -235,19 +214,20 @@ class Tape:
         self.events: list[Event] = []
         self.phase = "forward"
         self.pack: Callable[[Tensor], Any] | None = None
-        self.casts: dict[tuple[int, str], Tensor] = {}
+        self.casts: dict[ParameterKey, Tensor] = {}
         """Autocast's cache of weights."""
-        self.layer = -1
+        self.layer = NO_LAYER
         self.is_recomputing = False
         self._kept: list[Tensor] = []
+        self._section: int | str = BEFORE
         self._sequence = self._pins = 0
         self._labels: dict[tuple[str, str], Label] = {}
-        self._parameters: dict[tuple[int, str], Parameter] = {}
-        self._waiting: dict[tuple[int, str], int] = {}
+        self._parameters: dict[ParameterKey, Parameter] = {}
+        self._waiting: dict[ParameterKey, int] = {}
 
-    def new(self, numel: int, width: int, operator: str, node: GraphNode | None = None, layout: int = CONTIGUOUS) -> Tensor:
+    def new(self, numel: int, itemsize: int, operator: str, node: GraphNode | None = None, layout: int = CONTIGUOUS) -> Tensor:
         """A new tensor that `operator` makes."""
-        made = Tensor(Storage(self.events, numel * width, self._label(operator)), numel, width, node, layout=layout)
+        made = Tensor(Storage(self.events, numel * itemsize, self._label(operator)), numel, itemsize, node, layout=layout)
         made.is_view = False
         return made
 
@@ -263,7 +243,7 @@ class Tape:
 
     def parameter(self, name: str, numel: int) -> Parameter:
         """A parameter of the layer that is running."""
-        key = (self.layer, name)
+        key = ParameterKey(self.layer, name)
         if key not in self._parameters:
             self._parameters[key] = Parameter(self, key, numel, self.precision.parameter)
         return self._parameters[key]
@@ -271,7 +251,7 @@ class Tape:
     def detached(self, tensor: Tensor) -> Tensor:
         """The same memory without history."""
         storage = self._pin(tensor) if isinstance(tensor, Parameter) else tensor.storage
-        return Tensor(storage, tensor.numel, tensor.width, layout=tensor.layout)
+        return Tensor(storage, tensor.numel, tensor.itemsize, layout=tensor.layout)
 
     def _pin(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, Parameter) or not self.zero3:
@@ -285,7 +265,8 @@ class Tape:
             return None
         self._sequence += 1
         edges = tuple(None if each is None or each.node is None else (each.node, each.slot) for each in inputs)
-        node = GraphNode(self._sequence, run, (), edges, tuple((each.numel, each.width) if each is not None else (0, 0) for each in inputs))
+        sizes = tuple((each.numel, each.itemsize) if each is not None else (0, 0) for each in inputs)
+        node = GraphNode(self._sequence, run, (), edges, sizes)
         self.save(node, *saved)
         return node
 
@@ -324,7 +305,7 @@ class Tape:
         finally:
             self.precision = outer
 
-    def hand_over(self, grad: Tensor, key: tuple[int, str]) -> None:
+    def hand_over(self, grad: Tensor, key: ParameterKey) -> None:
         """The gradient of a parameter is there, and belongs to the engine from now on."""
         storage: Storage = grad.storage
         self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", GRADIENT, storage.bytes))
@@ -340,10 +321,11 @@ class Tape:
         finally:
             self.pack = outer
 
-    def cut(self, x: Tensor, number: int) -> Tensor:
-        """The border before a layer (-1: after the last one), seen again from the other side in backward."""
-        self.mark("cut", number)
-        return self._alias(x, lambda: self.mark("cut backward", number))
+    def cut(self, x: Tensor, following: int | str) -> Tensor:
+        """A section ends and the `following` one begins; in backward it is the other way round."""
+        preceding, self._section = self._section, following
+        self.mark("cut", SectionKey("forward", following))
+        return self._alias(x, lambda: self.mark("cut", SectionKey("backward", preceding)))
 
     def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
@@ -352,7 +334,7 @@ class Tape:
         """
         if not self.zero3:
             return forward(*inputs)
-        key = (self.layer, name)
+        key = ParameterKey(self.layer, name)
         self.mark("fetch", key)
         self._waiting[key] = 0
         entered = []
@@ -363,7 +345,7 @@ class Tape:
         self.mark("release", key)
         return self._alias(out, lambda: self.mark("fetch backward", key))
 
-    def _leave(self, key: tuple[int, str]) -> None:
+    def _leave(self, key: ParameterKey) -> None:
         self._waiting[key] -= 1
         if self._waiting[key] == 0:
             self.mark("release backward", key)
@@ -416,11 +398,11 @@ class Tape:
                     pushed += 1
                     heapq.heappush(ready, (-following.sequence, pushed, following))
 
-    def _validated(self, grad: Tensor, numel: int, width: int) -> Tensor:
+    def _validated(self, grad: Tensor, numel: int, itemsize: int) -> Tensor:
         """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where the input was repeated."""
         if grad.numel != numel:
-            grad = self.new(numel, grad.width, "sum")
-        return grad if grad.width == width else self.new(numel, width, "_to_copy", None, grad.layout)
+            grad = self.new(numel, grad.itemsize, "sum")
+        return grad if grad.itemsize == itemsize else self.new(numel, itemsize, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
         """`InputBuffer::add`: a second gradient is added to the first; in a new tensor where somebody else holds the first."""
@@ -434,7 +416,7 @@ class Tape:
         elif not known.is_view and sys.getrefcount(known) <= LOCAL and sys.getrefcount(known.storage) <= LOCAL:
             buffer[slot] = known
         else:
-            buffer[slot] = self.new(grad.numel, grad.width, "add", None, known.layout)
+            buffer[slot] = self.new(grad.numel, grad.itemsize, "add", None, known.layout)
             del known  # it goes before the one that was added to it
 
 

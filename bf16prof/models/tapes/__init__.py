@@ -9,8 +9,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bf16prof.models.autograd.events import BEHIND, LOGITS, LOSS
 from bf16prof.models.autograd.operators import cross_entropy
-from bf16prof.models.autograd.tape import LOGITS, LOSS, Tape, Tensor
+from bf16prof.models.autograd.tape import Tape, Tensor
 from bf16prof.profiles.models import Model, ModelSettings
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
 
@@ -76,4 +77,4 @@ def run_layers(tape: Tape, net: OwnNetwork, layers: Sequence[int], block: Callab
                 return tape.module("block", lambda x, *extra: block(tape, net, x, *extra), x, *extra)
 
         x = tape.checkpoint(call, x, *extra) if net.run.checkpointing else call(x, *extra)
-    return tape.cut(x, -1)
+    return tape.cut(x, BEHIND)

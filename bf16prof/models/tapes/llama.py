@@ -32,20 +32,20 @@ def forward(tape: Tape, net: OwnNetwork, layers: Sequence[int]) -> Tensor:
     table = tape.parameter("embed_tokens.weight", model.vocab_size * hidden)
     head = table if model.tie_embeddings else tape.parameter("lm_head.weight", model.vocab_size * hidden)
     x = tape.module("embed_tokens", lambda: embedding(tape, table, net.run.tokens, hidden))
-    cos, sin = _rotary(tape, net, x.width)
+    cos, sin = _rotary(tape, net, x.itemsize)
     out = _norm(tape, "norm", run_layers(tape, net, layers, _block, x, cos, sin), hidden)
     return tape.module("lm_head", lambda x: linear(tape, x, head, None, hidden), out)
 
 
-def _rotary(tape: Tape, net: OwnNetwork, width: int) -> tuple[Tensor, Tensor]:
+def _rotary(tape: Tape, net: OwnNetwork, itemsize: int) -> tuple[Tensor, Tensor]:
     """Tables of cosines and sines, computed in fp32."""
     size = net.model.hidden_size // net.model.num_heads
     frequencies = tape.new(size // 2, FP32, "pow")
     outer = tape.new(net.run.sequence * size // 2, FP32, "mul")
     angles = tape.new(net.run.sequence * size, FP32, "repeat")
     del outer
-    cos = cast(tape, tape.new(angles.numel, FP32, "cos"), width)
-    sin = cast(tape, tape.new(angles.numel, FP32, "sin"), width)
+    cos = cast(tape, tape.new(angles.numel, FP32, "cos"), itemsize)
+    sin = cast(tape, tape.new(angles.numel, FP32, "sin"), itemsize)
     del frequencies
     return cos, sin
 
@@ -64,12 +64,12 @@ def _block(tape: Tape, net: OwnNetwork, x: Tensor, cos: Tensor, sin: Tensor) -> 
 
 def _attention(tape: Tape, net: OwnNetwork, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     hidden, heads = net.model.hidden_size, net.model.num_heads
-    groups, width = net.model.num_kv_heads or heads, hidden // heads
+    groups, head_dim = net.model.num_kv_heads or heads, hidden // heads
     q, k, v = (
-        reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, hidden, width * n, bias=False))
+        reshaped(tape, linear_layer(tape, f"self_attn.{name}_proj", x, hidden, head_dim * n, bias=False))
         for name, n in (("q", heads), ("k", groups), ("v", groups))
     )
-    shape = Heads(net.run.batch, heads, groups, net.run.sequence, width, net.run.capability)
+    shape = Heads(net.run.batch, heads, groups, net.run.sequence, head_dim, net.run.capability)
     attended = attention(tape, _rotate(tape, q, cos, sin), _rotate(tape, k, cos, sin), v, shape)
     return linear_layer(tape, "self_attn.o_proj", contiguous(tape, attended), hidden, hidden, bias=False)
 

@@ -1,5 +1,5 @@
-"""What is alive between steps: DeepSpeed's own (`steady`), the model's buffers, and a training loop's local variables of the last
-micro-batch (see `engine/training.py`).
+"""What is alive between steps: DeepSpeed's own (`wrappers`) or megatron-core's, the model's buffers, and a training loop's local variables
+of the last micro-batch (see `engine/training.py`).
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ import math
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages, allocation
-from bf16prof.closed_form.steady import Engine, model_states
+from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.megatron import megatron_states
+from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import EngineFacts, dtype_bytes
 from bf16prof.engine.labels import MODEL_BUFFERS, OWN_LOSS
-from bf16prof.models.autograd.tape import local_variable
+from bf16prof.models.autograd.events import local_variable
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.records import Component
@@ -26,7 +28,8 @@ ELEMENT_BYTES = {"bool": 1, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2,
 def between_steps(job: Job, engine: Engine) -> list[Storages]:
     """Everything that is alive between two steps, in host memory as well."""
     outputs, loss, batch = kept_by_the_loop(job, engine)
-    return [*model_states(engine), *model_buffers(job, engine), *outputs, loss, *batch]
+    states = megatron_states(engine) if job.profile.is_for_megatron else model_states(engine)
+    return [*states, *model_buffers(job, engine), *outputs, loss, *batch]
 
 
 def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Storages], Storages, list[Storages]]:
