@@ -4,7 +4,7 @@ Each release is installed alone, without what it requires, into a folder below `
 are dry-run with each: stages 0 to 3, BF16_Optimizer, `zero.Init`, both offloads, and a Hugging Face model. Writes `docs/versions.md`.
 
     python benchmarks/versions.py                     everything in `versions.toml`
-    python benchmarks/versions.py torch-2.14.1=DIR    also with a package that somebody else has installed in that folder
+    python benchmarks/versions.py torch-2.14.1=DIR    also with a package that lies in that folder
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The Python API: each function is a command of the terminal, with the same names, and returns records instead of printing them.
 
     >>> import bf16prof
-    >>> outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3, recipe="bf16-fp32-master")
+    >>> recipe = "bf16-fp32-master"
+    >>> outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3, recipe=recipe)
     >>> record, = outcome.records
     >>> f"{record.peak_allocated_bytes / 2**30:.2f} GiB in {record.peak_phase}: {record.verdict}"
     '48.37 GiB in backward: fits'

@@ -2,7 +2,8 @@
 
 A phase (forward, backward, step, and what is between them) takes
 
-    seconds = operations / rate(dtype) + optimizer bytes / bandwidth + sent bytes / bandwidth + collectives x latency + launches x overhead
+    seconds = operations / rate(dtype) + optimizer bytes / bandwidth + sent bytes / bandwidth
+              + collectives x latency + launches x overhead
 
 with every constant fitted, none assumed: non-negative least squares over the phases of the measured cases (Lawson and Hanson 1974,
 chapter 23), each phase weighted by its step. What the measured cases cannot tell apart is not fitted: one case gives rates and bandwidths

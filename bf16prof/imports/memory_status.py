@@ -1,6 +1,6 @@
 """DeepSpeed's `memory_status` (deepspeed/runtime/utils.py), which scripts and its pipeline engine call on every rank, or on one:
 
-    RANK=0 MEMSTATS after step device=cuda:0 current alloc=18.2031GB (delta=0.0000GB max=24.9063GB) current cache=29.3750GB (... max=...)
+    RANK=0 MEMSTATS after step device=cuda:0 current alloc=18.2031GB (delta=... max=24.9063GB) ...
 
 Its GB are 2**30 bytes with four decimals; `max` is torch's peak counter, which the call resets only if it is told to.
 """

@@ -1,6 +1,6 @@
 """DeepSpeed's throughput timer (deepspeed/utils/timer.py, `ThroughputTimer.stop`), which prints every `steps_per_print` steps on rank 0:
 
-    epoch=0/micro_step=40/global_step=20, RunningAvgSamplesPerSec=38.4, CurrSamplesPerSec=38.7, MemAllocated=5.18GB, MaxMemAllocated=21.4GB
+    epoch=0/micro_step=40/global_step=20, ..., MemAllocated=5.18GB, MaxMemAllocated=21.4GB
 
 without any switch. Its GB are 2**30 bytes rounded to two decimals (`round(x, 2)`, so 21.4 is 21.40). It is called at the end of
 `engine.step`: what is allocated then is what is allocated between steps, and the peak is `max_memory_allocated`, since the process began

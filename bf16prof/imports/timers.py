@@ -1,7 +1,7 @@
 """DeepSpeed's timers (`wall_clock_breakdown` in its JSON): one line per micro-step and, after each optimizer step, one of the whole:
 
-    time (ms) | fwd_microstep: 90.60 | bwd_microstep: 176.80 | bwd_inner_microstep: 176.77 | ... | step_microstep: 0.03
-    [Rank 0] time (ms) | fwd: 181.20 | bwd: 353.61 | bwd_inner: 353.55 | bwd_allreduce: 0.01 | step: 65.90
+    time (ms) | fwd_microstep: 90.60 | bwd_microstep: 176.80 | ... | step_microstep: 0.03
+    [Rank 0] time (ms) | fwd: 181.20 | bwd: 353.61 | ... | bwd_allreduce: 0.01 | step: 65.90
 
 from `SynchronizedWallClockTimer.log` (deepspeed/utils/timer.py) and `DeepSpeedEngine.step`. Versions before 0.10 spell the names out, and
 say `rank=0` in front. Where only lines of micro-steps were kept, a step is as many of them as there are in a step, if that is known.

@@ -1,9 +1,10 @@
 """What the Trainer of Hugging Face prints (transformers, trainer_callback.py, trainer_utils.py, trainer_pt_utils.py):
 
-    {'loss': 1.9413, 'grad_norm': 2.81, 'learning_rate': 1.8e-05, 'epoch': 0.02}   or since 5.0 {'loss': '1.941', ...}
+    {'loss': 1.9413, 'grad_norm': 2.81, 'learning_rate': 1.8e-05, 'epoch': 0.02}
+    {'loss': '1.941', ...}                                    since 5.0
     {'train_runtime': 1063.2, 'train_steps_per_second': 0.47, 'train_loss': 1.52, 'epoch': 1.0}
-      train_mem_gpu_alloc_delta  =    11475MB                           `skip_memory_metrics=False`, in whole MiB, rounded down
-      Instantaneous batch size per device = 4                           under ***** Running training *****
+      train_mem_gpu_alloc_delta  =    11475MB       `skip_memory_metrics=False`: whole MiB, rounded down
+      Instantaneous batch size per device = 4       under ***** Running training *****
 
 A line of losses does not say its step; the progress bar in front of it does. Where there is none, lines are counted.
 """

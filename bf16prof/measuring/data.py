@@ -4,11 +4,11 @@ No torch here on purpose: the CPU allocator is measured to the byte while these 
 makes tensors of it. Rows are numbered over the whole job and a row depends on nothing but its number, the seed and the spec: runs repeat,
 ranks read different rows, and one rank with micro-batch 4 sees the same rows as two ranks with micro-batch 2.
 
-    synthetic        a seeded Markov chain over a part of the vocabulary, which a model learns quickly
-    pydoc            the Python language reference that every Python carries (`pydoc_data.topics`), byte by byte
+    synthetic        a seeded Markov chain over a part of the vocabulary, which is learned quickly
+    pydoc            the language reference in every Python (`pydoc_data.topics`), byte by byte
     text:PATH        any file, byte by byte
-    hf:NAME:CONFIG   the train split of a dataset of the Hugging Face Hub, from the local cache (`hub_data.py`), byte by byte
-    pydoc-bpe, text-bpe:PATH, hf-bpe:NAME:CONFIG    the same, in tokens of a BPE trained on that text
+    hf:NAME:CONFIG   the train split of a dataset in the local cache (`hub_data.py`), byte by byte
+    pydoc-bpe, text-bpe:PATH, hf-bpe:NAME:CONFIG    the same, in tokens of a BPE trained on it
 """
 
 from __future__ import annotations

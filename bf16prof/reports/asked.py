@@ -2,8 +2,9 @@
 
 Example:
 
-    qwen2, 7.62 B parameters | 8,192 tokens x 1 x 1 (sequence, micro-batch, accumulation) | checkpointing off | attention sdpa |
-    AdamW (FusedAdam) | ZeRO-3, buckets 500 M, zero.Init | assumed: checkpointing, attention
+    qwen2, 7.62 B parameters | 8,192 tokens x 1 x 1 (sequence, micro-batch, accumulation) |
+    checkpointing off | attention sdpa | AdamW (FusedAdam) | ZeRO-3, buckets 500 M, zero.Init |
+    assumed: checkpointing, attention
 """
 
 from __future__ import annotations

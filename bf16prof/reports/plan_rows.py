@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bf16prof.plans import EQUAL, Difference, Limits, Outlook, Plan, Room, StageComparison
 from bf16prof.records import Offload
 from bf16prof.reports import palette
+from bf16prof.reports.answers import counted
 from bf16prof.reports.cells import Cell, Table, bytes_cell, number_cell, without_empty
 from bf16prof.reports.units import gib, inert, seconds, share, signed_bytes
 from bf16prof.reports.verdict import STYLES
@@ -252,9 +253,10 @@ def _size_row(outlook: Outlook) -> tuple[Cell, ...]:
 def limit_lines(first: Plan, limits: Limits) -> list[str]:
     """How fast the first choice is at most and how far it goes, and how few GPUs do."""
     calibrated = f", {seconds(first.step_time_s)} calibrated" if first.step_time_s is not None else ""
-    why = "the GPU's speed is not" if limits.are_known else "the work of ranks that share a batch is not counted"
+    why = "the GPU's speed is not" if limits.are_known else "the work of such a job has no closed form"
     floor = f"not known, for {why}" if first.step_time_floor_s is None else f"at least {seconds(first.step_time_floor_s)}"
-    said = [f"step time: {floor}{calibrated}, for {first.train_batch_size} sequences"]
+    said = [f"step time: {floor}{calibrated}, for {counted(first.train_batch_size, 'sequence')}"]
+    said += [] if limits.are_known else ["largest micro-batch, longest sequence, fewest GPUs: not looked for, as each takes dry runs"]
     said += [f"host memory: {host_text(first)}"] if first.host_bytes >= SMALL else []
     if limits.micro_batch_size is not None:
         said.append(f"largest micro-batch: {limits.micro_batch_size}")

@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import bf16prof
@@ -184,13 +186,14 @@ def environment() -> str:
     return hashlib.sha256("\n".join([*versions().values(), platform.python_version(), *own]).encode()).hexdigest()[:12]
 
 
-def versions() -> dict[str, str]:
-    """The installed versions, as far as there are any; nothing is imported."""
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """The installed versions, as far as there are any; nothing is imported. Remembered: every job of a grid asks."""
     found = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    return found
+    return MappingProxyType(found)
 
 
 def can_trace(model: Model) -> bool:

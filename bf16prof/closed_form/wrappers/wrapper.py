@@ -4,7 +4,7 @@
 |---|---|
 | What is allocated between two steps? | `states` |
 | What does DeepSpeed allocate while it is built? | `initial` |
-| Where do gradients go in forward and backward? | `reduction` (settings of a strategy in `gradients.py` or `gathers.py`) |
+| Where do gradients go in forward and backward? | `reduction` (the settings of a `Strategy`) |
 | What does the optimizer's step allocate for a while? | `step` |
 | What does a rank send, and move over its host link? | `transfers`, `host_link` |
 | What does the optimizer read and write? | `optimizer_traffic` |

@@ -24,7 +24,8 @@ class NvmlSummary:
     """What was sampled. `peak_process_bytes` is None when NVML does not list this process, as in a container with its own process ids.
 
     * `peak_device_bytes`: used on the device by everybody, without what the driver reserves for itself.
-    * `mean_utilisation`: share of the time in which a kernel ran, 0 to 1.  * `mean_power_w`: watts of the whole device.
+    * `mean_utilisation`: share of the time in which a kernel ran, 0 to 1.
+    * `mean_power_w`: watts of the whole device.
     """
 
     device_name: str

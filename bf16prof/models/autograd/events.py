@@ -7,7 +7,7 @@
 | `fetch`, `release`, `fetch backward`, `release backward` | the module whose ZeRO-3 hook runs | 0 |
 | `pin`, `unpin` | the parameter, and the number of a view of it that autograd holds | 0 |
 | `compute` | the part of the micro-step | operations of a matrix product (no bytes) |
-| `logits`, `loss`, `backward` | none: the training loop has its outputs, has its loss, starts backward | 0 |
+| `logits`, `loss`, `backward` | none: the loop has its outputs, has its loss, starts backward | 0 |
 | `cut` | the section that begins (`SectionKey`), on tapes only | 0 |
 """
 
