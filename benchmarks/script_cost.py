@@ -101,7 +101,7 @@ def _free_port() -> str:
 
 
 HOOKS = """
-import sys, tempfile, time
+import gc, sys, tempfile, time
 from pathlib import Path
 import torch
 from bf16prof.measuring.probes.cpu import CpuProbe
@@ -132,6 +132,7 @@ def seconds(engine):
 
 STEPS, one = 2000, torch.ones(1, requires_grad=True)
 engine = Idle(int(sys.argv[1]))
+gc.freeze()
 bare = seconds(engine)
 rank = GuestRank(GuestTask(Script("idle.py"), 0, 2 * STEPS), Path(tempfile.mkdtemp()), CpuProbe())
 with rank.watching():
@@ -140,7 +141,8 @@ with rank.watching():
     rank.listen_no_more()
     print(timed - bare, seconds(engine) - bare)
 """
-"""Steps of an engine that does nothing, with so many modules: the processor time that our hooks add to each."""
+"""Steps of an engine that does nothing, with so many modules: the processor time that our hooks add to each. Python's garbage collection
+leaves out what torch has made when it was imported: one such collection takes as long as a thousand steps of ours."""
 
 
 def hooks(modules: int) -> tuple[float, float]:
@@ -155,33 +157,52 @@ IN_TURN = f"""
 import sys
 
 import bf16prof
+from bf16prof.measuring.probes.cpu import CpuProbe
 
-width, rows, layers = map(int, sys.argv[1:])
+width, rows, layers, rounds = map(int, sys.argv[1:])
 {TRAINING}
-steps(20)
-bare, timed, after = [], [], []
-for _ in range(25):
-    bare += steps(25)
-    with bf16prof.watch(engine, tempfile.mkdtemp() + "/run", warmup=2, steps=20):
-        steps(2)
-        timed += steps(19)
-        steps(1)
-        after += steps(25)
-print(*(statistics.quantiles(each, n=5)[0] for each in (bare, timed, after)))
-"""
-"""Steps without us, timed ones, and those after them, in turn in one process: what else runs on the machine is in all three alike. Of each
-kind the fastest fifth ends where we look."""
+def median(number):
+    seconds = []
+    for _ in range(number):
+        begin = time.perf_counter()
+        (own,) = steps(1)
+        seconds.append((own, time.perf_counter() - begin))
+    return [statistics.median(each) for each in zip(*seconds)]
 
+steps(20)
+CpuProbe()
+print("rounds:")
+for _ in range(rounds):
+    before = median(20)
+    with bf16prof.watch(engine, tempfile.mkdtemp() + "/run", warmup=2, steps=21):
+        steps(2)
+        timed = median(20)
+        steps(1)
+    after = median(20)
+    print(*before, *timed, *after)
+"""
+"""Twenty steps that are timed, between twenty without us and twenty after us, again and again in one process: of each the median, in
+seconds of the processor and of the clock. What else runs on the machine is in neighbours alike. The counting allocator is there always."""
+
+IN_TURN_ROUNDS = 25
 SIZES = ((64, 16, 2), (64, 16, 8), (256, 64, 8), (512, 256, 8))
 """Width, rows and layers of models with short steps and longer ones."""
 
 
-def in_turn(width: int, rows: int, layers: int) -> tuple[float, float, float]:
-    """Processor seconds of a step without us, of a timed one and of one after those."""
-    words = [str(each) for each in (width, rows, layers)]
+def in_turn(width: int, rows: int, layers: int) -> list[tuple[float, float, float]]:
+    """For the processor's time and for the clock's: a step without us, what a timed step takes more, and half the distance of the quartiles
+    of that."""
+    words = [str(each) for each in (width, rows, layers, IN_TURN_ROUNDS)]
     done = subprocess.run([sys.executable, "-c", IN_TURN, *words], env=_one_rank(), capture_output=True, text=True, check=True)
-    bare, timed, after = (float(word) for word in done.stdout.split()[-3:])
-    return bare, timed, after
+    lines = done.stdout.partition("rounds:")[2].splitlines()
+    rounds = [[float(word) for word in line.split()] for line in lines if line and not line.startswith("[20")]
+    found = []
+    for clock in (0, 1):
+        bare = statistics.median((each[clock] + each[4 + clock]) / 2 for each in rounds)
+        more = [each[2 + clock] - (each[clock] + each[4 + clock]) / 2 for each in rounds]
+        low, middle, high = statistics.quantiles(more, n=4)
+        found.append((bare, middle, (high - low) / 2))
+    return found
 
 
 def main() -> None:
@@ -190,9 +211,9 @@ def main() -> None:
         timed, after = hooks(modules)
         say(f"our hooks alone, {modules:,} modules: a timed step, one after them", f"{timed:7.0f} us {after:7.0f} us")
     for sizes in SIZES:
-        bare, timed, after = in_turn(*sizes)
-        what = f"a step of {1e3 * bare:.1f} ms, in turn in one process: timed, after those"
-        say(what, f"ratio {timed / bare:6.3f} {after / bare:6.3f}")
+        for clock, (bare, more, spread) in zip(("processor", "clock"), in_turn(*sizes), strict=True):
+            what = f"a step of {1e3 * bare:.1f} ms by the {clock}, in turn in one process: timed"
+            say(what, f"+ {1e6 * more:5.0f} us +- {1e6 * spread:.0f}  ratio {1 + more / bare:6.3f}")
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for number in range(ROUNDS):

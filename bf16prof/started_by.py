@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,4 +56,25 @@ def rank_variables(variables: Mapping[str, str] | None = None) -> dict[str, str]
     if "RANK" in variables:
         return {}
     words = _SLURM if "SLURM_STEP_ID" in variables else _MPI
-    return {name: variables[word] for name, word in words.items() if word in variables and name not in variables}
+    found = {name: variables[word] for name, word in words.items() if word in variables}
+    if words is _SLURM:
+        found |= _meeting(variables)
+    return {name: value for name, value in found.items() if name not in variables}
+
+
+PORTS = range(10_000, 30_000)
+"""Ports that systems give to nobody who asks for any."""
+
+
+def _meeting(variables: Mapping[str, str]) -> dict[str, str]:
+    """Where the ranks of a step of srun meet, on which all of them agree without a word: the step's first host, a port by its number."""
+    job, step, hosts = (variables.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"))
+    if not (job.isdecimal() and step.isdecimal() and hosts):
+        return {}
+    return {"MASTER_ADDR": first_host(hosts), "MASTER_PORT": str(PORTS[(31 * int(job) + int(step)) % len(PORTS)])}
+
+
+def first_host(names: str) -> str:
+    """The first of hosts as Slurm writes them: `node[03-07,12],login1` begins with `node03`; so do several brackets in a name."""
+    first = re.match(r"(?:[^,[]|\[[^\]]*\])*", names)
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first[0] if first else names)

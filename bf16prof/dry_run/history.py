@@ -17,11 +17,12 @@ POINTS = 2000
 
 
 def training_peak(ledger: Ledger) -> int:
-    """The number of the event (counted from 1) that reaches the highest allocation from the first forward pass on, init left out.
+    """The number of the event (counted from 1) that reaches the highest allocation from the first forward pass on, be it one of an
+    evaluation, init left out.
 
     A script may build another engine when it has begun to train.
     """
-    first = next(mark.event for mark in ledger.marks if mark.phase is Phase.FORWARD)
+    first = next(mark.event for mark in ledger.marks if mark.phase in (Phase.FORWARD, Phase.EVAL))
     begins = {mark.event: mark.phase for mark in ledger.marks}
     best = held = highest = 0
     phase = None

@@ -74,6 +74,18 @@ ACCUMULATING = frozenset({
 (`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp); real ranks fill the zeros themselves."""
 
 
+_C10D = torch.ops.c10d
+
+COALESCED: dict[Any, Callable[..., Any]] = {
+    _C10D.allreduce_coalesced_.default: lambda tensors, group, by, *_: _C10D.allreduce_(tensors, group, by, None),
+    _C10D.allgather_into_tensor_coalesced_.default: lambda out, given, group, *_: _C10D._allgather_base_(out[0], given[0], group),
+    _C10D.reduce_scatter_tensor_coalesced_.default: lambda out, given, group, by, *_: _C10D._reduce_scatter_base_(
+        out[0], given[0], group, by
+    ),
+}
+"""Collectives of several tensors, which fake tensors do not know, by those of one, which they do."""
+
+
 class KernelModel(Protocol):
     """What kernels do beyond the shapes of their outputs (`hardware.kernels`)."""
 
@@ -114,12 +126,13 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
+        if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere PyTorch has cut it into its parts by now
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         if self._sums.see(func, args):
             return args[0]
-        if func is DEVICE_OF:
-            return args[0].fake_device
-        if func is ITEM:
-            return scalar_answer(args[0])
+        if func in ANSWERED:
+            return ANSWERED[func](args[0])
         kwargs = kwargs or {}
         if func in MATRIX_PRODUCTS:
             _require_one_dtype(args)
@@ -221,6 +234,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         returns = len(func._schema.returns)
         if self._work is not None and returns:
             return (args[0], self._work) if returns == 2 else self._work
+        if func in COALESCED:
+            _, self._work = COALESCED[func](*args, **kwargs)
+            return self._work
         out = func(*args, **kwargs)
         if returns == 2 and _same(out[0], args[0]):
             self._work = out[1]
@@ -266,6 +282,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return gone
 
 
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is made of others (`linear`, `matmul`, `dropout`)."""
+    return bool(func._can_decompose())
+
+
 def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors of a call that the operator writes into."""
     into = [(place, each.name) for place, each in enumerate(func._schema.arguments) if each.alias_info and each.alias_info.is_write]
@@ -306,3 +328,7 @@ def scalar_answer(tensor: Tensor) -> float | int | bool:
     if tensor.dtype is torch.bool:
         return False
     return 0.5 if tensor.dtype.is_floating_point else 0
+
+
+ANSWERED: dict[Any, Callable[[Any], Any]] = {DEVICE_OF: lambda tensor: tensor.fake_device, ITEM: scalar_answer}
+"""What is asked of one tensor, and makes none."""

@@ -136,25 +136,30 @@ def save_rank(folder: Path, result: RankResult) -> None:
 WRITE_EVERY_S = 1.0
 """A partial result is written at most this often, and never inside a timed step."""
 
+WRITING_SHARE = 0.001
+"""The part of a rank's time that writing partial results may take: they grow with the steps."""
+
 
 class RankWriter:
     """Writes a rank's result again and again, some writes left out where they would come too often."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._written = folder, 0.0
+        self._folder, self._due = folder, 0.0
 
     @property
     def is_due(self) -> bool:
         """Whether the last write is long ago."""
-        return time.monotonic() - self._written > WRITE_EVERY_S
+        return time.monotonic() > self._due
 
     def write(self, result: RankResult, *, force: bool) -> None:
         """Write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
         if not force and not self.is_due:
             return
+        begin = time.monotonic()
         with contextlib.nullcontext() if force else contextlib.suppress(NotWritten):
             save_rank(self._folder, result)
-        self._written = time.monotonic()
+        end = time.monotonic()
+        self._due = end + max(WRITE_EVERY_S, (end - begin) / WRITING_SHARE)
 
 
 def load_rank(folder: Path, rank: int) -> RankResult | None:

@@ -36,9 +36,9 @@ def hooked(watch: Watch) -> Iterator[None]:
         return built
 
     @functools.wraps(real_backward)
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        watch.backward_begins()
-        return real_backward(*args, **kwargs)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        watch.backward_begins(tensors)
+        return real_backward(tensors, *args, **kwargs)
 
     instructions = {
         instruction: watch.instruction(PHASES_OF_INSTRUCTIONS[instruction.__name__], method)

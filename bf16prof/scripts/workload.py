@@ -13,6 +13,7 @@ from bf16prof.profiles.features import Fate, features
 from bf16prof.profiles.settings import short_dtype
 from bf16prof.records import Case, Offload, Workload
 from bf16prof.scripts.command import Script
+from bf16prof.scripts.watch import trains
 
 WITHOUT_EFFECT = frozenset({"steps_per_print", "wall_clock_breakdown", "tensorboard", "wandb", "csv_monitor", "comet", "dump_state"})
 """Keys of DeepSpeed's configuration that change what is logged and no byte."""
@@ -26,9 +27,21 @@ class Calls:
         self.rows: set[int] = set()
         self.autocast: str | None = None
         self.has_labels = False
+        self._seen: set[tuple[Any, ...]] = set()
 
     def see(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Look at the arguments of a forward pass; the first tensor tells the rows, the first of integers in two dimensions the tokens."""
+        import torch
+
+        values = (*arguments, *keywords.values())
+        shapes = (*keywords, *[value.shape if isinstance(value, torch.Tensor) else None for value in values])
+        if shapes in self._seen:
+            return
+        self._look(arguments, keywords)
+        if None not in shapes:  # a container may hold others the next time
+            self._seen.add(shapes)
+
+    def _look(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         import torch
 
         from bf16prof.engine.nested import tensors_in
@@ -87,9 +100,9 @@ def _sequence_ranks(engine: Any) -> int:
 
 def optimizer_words(engine: Any) -> str:
     """What updates the weights: "AdamW (torch)", "FusedAdam (DeepSpeed)", or a library's class."""
-    optimizer = getattr(engine, "basic_optimizer", None)
-    if optimizer is None:
+    if not trains(engine):
         return "none"
+    optimizer = engine.basic_optimizer
     package = type(optimizer).__module__.partition(".")[0]
     return f"{type(optimizer).__name__} ({'DeepSpeed' if package == 'deepspeed' else package})"
 
@@ -101,7 +114,7 @@ def main_engine(engines: Sequence[Any], called: Container[int]) -> Any:
 
     return max(
         [engine for engine in engines if id(engine) in called] or engines,
-        key=lambda engine: (optimizer_words(engine) != "none", parameter_count(engine)),
+        key=lambda engine: (trains(engine), parameter_count(engine)),
     )
 
 

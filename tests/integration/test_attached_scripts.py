@@ -37,7 +37,8 @@ def own_lines(text: str) -> list[str]:
 
 def test_a_script_is_measured_and_its_dry_run_is_exact(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = bf16prof("measure", "--simulate", "--json", "--num-gpus", "2", "-d", str(folder), "--", str(PLAIN), "--steps=5", env=HERE)
+    words = ("--", str(PLAIN), "--steps=5", "--evaluate")
+    done = bf16prof("measure", "--simulate", "--json", "--num-gpus", "2", "-d", str(folder), *words, env=HERE)
 
     assert done.code == 0, done.stderr
     found = {record["source"]: record for record in done.document["records"]}
@@ -47,6 +48,8 @@ def test_a_script_is_measured_and_its_dry_run_is_exact(tmp_path: Path) -> None:
     assert measured["allocated_bytes"] == dry["allocated_bytes"] == sum(measured["components"].values())
     assert measured["components"].get("other", 0) == 0
     assert measured["phases"] == dry["phases"]
+    assert measured["phases"]["eval"]["peak_bytes"] > measured["phases"]["forward"]["peak_bytes"]
+    assert not any("eval" in step["phases"] for step in measured["steps"])
     assert len(measured["steps"]) == 5
     assert all(step["loss"] > 0 for step in measured["steps"])
     assert [rank["rank"] for rank in measured["ranks"]] == [0, 1]

@@ -57,6 +57,9 @@ class Rank:
     def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         pass
 
+    def goes_backward(self, loss: Any) -> None:
+        pass
+
     def stepped(self, engine: Any, frame: FrameType) -> None:
         self.probe.settle()
         self.allocated.append(self.probe.allocated_bytes())

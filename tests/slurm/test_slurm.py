@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster import cluster, missing
-from harness import bf16prof, end, finish, measure_arguments, start, wait_for
+from harness import LIMIT_S, bf16prof, end, environment, finish, measure_arguments, start, wait_for
 
 from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
+from bf16prof.records import MemoryRecord
+from bf16prof.runs import Status, load
 
 pytestmark = [
     pytest.mark.nightly,
@@ -20,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason="needs Debian's slurmctld, slurmd, slurm-client and munge (make slurm)"),
 ]
 
+PLAIN = Path(__file__).parents[1] / "integration" / "scripts" / "plain.py"
 BOTH = ("--launcher", "slurm", "--nnodes", "2", "--num-gpus", "1", "--rdzv-endpoint", "127.0.0.1")
 
 
@@ -56,6 +60,40 @@ def test_a_script_has_its_exit_code(slurm: dict[str, str], tmp_path: Path) -> No
     assert done.code == 3
     assert "here I am" in done.stdout + done.stderr
     assert "left with exit code 7" in done.stderr
+
+
+def slurms(slurm: dict[str, str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm's, with this environment's programs."""
+    env = {**environment(), **slurm, "PATH": f"{Path(sys.executable).parent}:{slurm['PATH']}", "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def only_record(folder: Path) -> MemoryRecord:
+    run = load(folder)
+    assert run.manifest.status is Status.FINISHED
+    (record,) = run.records
+    return record
+
+
+def test_srun_starts_the_ranks_of_an_attached_script(slurm: dict[str, str], tmp_path: Path) -> None:
+    """The nodes of this cluster have no names that resolve; the port is agreed on without a word."""
+    words = ("srun", "--nodes", "2", "--ntasks-per-node", "1", "python", "-m", "bf16prof.attach", "-d", "run", str(PLAIN), "--steps", "5")
+    done = slurms(slurm, tmp_path, *words)
+
+    assert done.returncode == 0, done.stderr
+    assert bf16prof("report", str(tmp_path / "run"), "--quiet").code == 0
+    record = only_record(tmp_path / "run")
+    assert (record.case.world_size, len(record.steps)) == (2, 5)
+    assert [rank.node for rank in record.ranks] == [0, 1]
+
+
+def test_an_allocation_of_two_nodes_is_measured_in(slurm: dict[str, str], tmp_path: Path) -> None:
+    ours = ("bf16prof", "measure", "--num-gpus", "1", "--rdzv-endpoint", "127.0.0.1", "-d", "run", "--", str(PLAIN), "--steps", "5")
+    done = slurms(slurm, tmp_path, "salloc", "--nodes", "2", *ours)
+
+    assert done.returncode == 0, done.stderr
+    assert [rank.node for rank in only_record(tmp_path / "run").ranks] == [0, 1]
+    assert not jobs(slurm)
 
 
 @pytest.mark.parametrize(("where", "ranks"), [(("--num-gpus", "1"), 1), (BOTH, 2)], ids=["one node", "two nodes"])

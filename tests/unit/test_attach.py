@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import bf16prof
 from bf16prof import attach
 from bf16prof.errors import InputError
 from bf16prof.measuring.results import OfScript, RankResult, save_rank
-from bf16prof.measuring.script import join
+from bf16prof.measuring.script import join, steps
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.script.probes import GuestProbe
-from bf16prof.records import Case, Device, PhaseMemory, StepRecord
+from bf16prof.records import Case, Device, Phase, PhaseMemory, StepRecord
 from bf16prof.runs import SCRIPT_FOLDER, Status, load
 from bf16prof.scripts.command import Script
-from bf16prof.started_by import rank_variables
+from bf16prof.scripts.workload import Calls
+from bf16prof.started_by import PORTS, first_host, rank_variables
 
 __all__ = ["main"]
 
@@ -61,7 +63,24 @@ def test_a_rank_is_known_by_the_words_of_its_launcher() -> None:
     assert rank_variables(step) == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
     assert rank_variables(mpi) == {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     assert rank_variables({**step, "RANK": "7"}) == {}
+    there = {**step, "SLURM_JOB_ID": "4", "SLURM_STEP_NODELIST": "node[03-07,12],login1", "MASTER_PORT": "29500"}
+    assert rank_variables(there) == {**rank_variables(step), "MASTER_ADDR": "node03"}
     assert rank_variables({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "first"), [("nodea", "nodea"), ("a[1-2],b", "a1"), ("r[07-09]n[1,3]", "r07n1"), ("x-1,x-2", "x-1"), ("n[005]", "n005")]
+)
+def test_ranks_of_a_step_meet_at_its_first_host(names: str, first: str) -> None:
+    assert first_host(names) == first
+
+
+def test_ranks_of_a_step_agree_on_a_port() -> None:
+    step = {"SLURM_JOB_ID": "99999", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a,b"}
+    ports = {int(rank_variables({**step, "SLURM_STEP_ID": str(number)})["MASTER_PORT"]) for number in range(30)}
+
+    assert len(ports) == 30
+    assert ports <= set(PORTS)
 
 
 def test_watch_is_there_when_it_is_asked_for() -> None:
@@ -138,9 +157,72 @@ def test_losses_are_means_over_the_micro_steps_that_are_known() -> None:
             losses.see(torch.tensor(value))
         losses.step_ends(wait=False)
     losses.see("no tensor")
-    steps = losses.of([StepRecord(n, None, 1.0, 1) for n in range(3)])
+    found = losses.of([StepRecord(n, None, 1.0, 1) for n in range(3)])
 
-    assert [(step.loss, step.loss_not_finite) for step in steps] == [(2.0, False), (None, True), (None, False)]
+    assert [(step.loss, step.loss_not_finite) for step in found] == [(2.0, False), (None, True), (None, False)]
+
+
+# What is read while a script runs.
+
+
+class Memory:
+    """A probe that writes down how often it was asked to settle, and a clock that it moves on by ten seconds then."""
+
+    device_type = "cpu"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = 0.0
+        self.peak = self.settled = 0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.clock)
+
+    def allocated_bytes(self) -> int:
+        return 5
+
+    def take_phase_peak(self) -> int:
+        return self.peak
+
+    def settle(self) -> None:
+        self.settled += 1
+        self.clock += 10.0
+
+    def synchronize(self) -> None:
+        self.clock += 0.5
+
+
+def test_an_evaluation_is_measured_closely_and_is_no_part_of_a_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(monkeypatch)
+    seen = steps.SeenSteps(memory)  # type: ignore[arg-type]
+    seen.marks.is_timed = True
+    seen.begins()
+    for phase, peak in ((Phase.EVAL, 1), (Phase.FORWARD, 900), (Phase.BACKWARD, 30), (Phase.STEP, 40), (None, 50)):
+        memory.peak, memory.clock = peak, memory.clock + 1.0
+        seen.marks.mark(phase)
+
+    assert seen.ends(is_warmup=False, is_last=False) == 5
+    assert memory.settled == 2, "where the evaluation begins and ends"
+    (step,) = seen.timed_records()
+    assert step.phases == {Phase.FORWARD: PhaseMemory(30, 5), Phase.BACKWARD: PhaseMemory(40, 5), Phase.STEP: PhaseMemory(50, 5)}
+    assert seen.outside == {Phase.EVAL: PhaseMemory(900, 5)}
+    assert step.time_s == 1.0 + 0.5 + 3.0, "until the evaluation, what the device had to do still, and the phases of the step"
+    assert step.phase_time_s == {Phase.FORWARD: 1.0, Phase.BACKWARD: 1.0, Phase.STEP: 1.0}
+
+
+def test_an_evaluation_at_the_very_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(monkeypatch)
+    seen = steps.SeenSteps(memory)  # type: ignore[arg-type]
+    seen.marks.mark(Phase.EVAL)
+    memory.peak = 70
+    seen.is_script_over()
+
+    assert seen.outside == {Phase.EVAL: PhaseMemory(70, 5)}
+
+
+def test_what_batches_look_like_is_seen_once_for_each_shape() -> None:
+    calls = Calls()
+    for tokens, labels in ((8, None), (16, None), (8, None), (8, torch.ones(2, 8))):
+        calls.see(({"mask": torch.ones(2, tokens)},), {"input_ids": torch.ones(2, tokens, dtype=torch.int64), "labels": labels})
+
+    assert (calls.sequence_lengths, calls.rows, calls.has_labels) == ({8, 16}, {2}, True)
 
 
 # How ranks are joined.
@@ -148,9 +230,9 @@ def test_losses_are_means_over_the_micro_steps_that_are_known() -> None:
 
 def rank(number: int, status: Status = Status.FINISHED, size: int = 2, name: str = "train.py", **changes: Any) -> RankResult:
     of = OfScript(Script(path=name), size, CASE)
-    steps = tuple(StepRecord(n, None, 1.0, 95, warmup=n < 2) for n in range(4))
+    seen = tuple(StepRecord(n, None, 1.0, 95, warmup=n < 2) for n in range(4))
     whole = RankResult(
-        number, 1, status, Device.CPU, "cpu", host=f"host{number}", node=number, parameters=9, init=PhaseMemory(40, 30), steps=steps,
+        number, 1, status, Device.CPU, "cpu", host=f"host{number}", node=number, parameters=9, init=PhaseMemory(40, 30), steps=seen,
         allocated_bytes=95, of_script=of,
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)

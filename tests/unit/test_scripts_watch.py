@@ -32,8 +32,9 @@ class Meter:
 class Engine(nn.Module):
     """What DeepSpeed's engine is to those that watch it."""
 
-    def __init__(self, accumulation: int = 1) -> None:
+    def __init__(self, accumulation: int = 1, *, has_optimizer: bool = True) -> None:
         super().__init__()
+        self.basic_optimizer = "some" if has_optimizer else None
         self.module = nn.Linear(2, 1)
         self._accumulation, self._calls = accumulation, 0
 
@@ -64,6 +65,9 @@ class Notes:
 
     def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         self.told.append("called")
+
+    def goes_backward(self, loss: Any) -> None:
+        self.told.append("loss")
 
     def stepped(self, engine: Any, frame: FrameType) -> None:
         self.told.append("stepped")
@@ -159,14 +163,121 @@ class Filling(Meter):
         return self.peak
 
 
-def test_an_evaluation_without_the_engine_is_a_forward_pass() -> None:
-    engine = Engine()
-    watch, marked = _watched(Notes(), engine)
+def _train(engine: Engine) -> None:
     engine.backward(engine(torch.ones(1, 2)))
     engine.step()
+
+
+def test_an_evaluation_between_steps_is_no_step_and_no_forward_pass() -> None:
+    engine, notes = Engine(), Notes()
+    watch, marked = _watched(notes, engine)
+    for context in (torch.no_grad, torch.inference_mode):
+        _train(engine)
+        engine.module.eval()
+        with context():
+            engine(torch.ones(8, 2))
+            engine.module(torch.ones(8, 2))
+            engine(torch.ones(8, 2))
+        engine.module.train()
+    _train(engine)
+    step = [Phase.FORWARD, Phase.BACKWARD, Phase.STEP, None]
+    assert marked == [*step, Phase.EVAL, *step, Phase.EVAL, *step], "one mark, however many batches it has"
+    assert watch.steps == 3
+    assert notes.told.count("called") == 3, "its batches say nothing of the job's"
+
+
+def test_an_evaluation_between_micro_steps_leaves_them_alone() -> None:
+    engine, notes = Engine(accumulation=2), Notes()
+    watch, marked = _watched(notes, engine)
+    for _ in range(2):
+        _train(engine)
+        engine.module.eval()
+        with torch.no_grad():
+            engine(torch.ones(8, 2))
+        engine.module.train()
+    assert watch.steps == notes.told.count("stepped") == 1
+    assert marked.count(Phase.FORWARD) == marked.count(Phase.EVAL) == 2
+
+
+@pytest.mark.parametrize(("training", "grad"), [(True, False), (False, True)], ids=["no gradients", "eval mode"])
+def test_either_alone_is_a_forward_pass(training: bool, grad: bool) -> None:
+    engine = Engine()
+    _, marked = _watched(Notes(), engine)
+    engine.module.train(training)
+    with torch.set_grad_enabled(grad):
+        engine(torch.ones(1, 2))
+    assert marked == [Phase.FORWARD]
+
+
+def test_a_model_that_is_called_without_its_engine_evaluates_if_it_says_so() -> None:
+    engine = Engine()
+    watch, marked = _watched(Notes(), engine)
+    _train(engine)
     engine.module(torch.ones(1, 2))
     assert marked[-2:] == [None, Phase.FORWARD]
-    assert watch.steps == 1
+    _train(engine)
+    engine.module.eval()
+    with torch.no_grad():
+        engine.module(torch.ones(1, 2))
+    assert marked[-2:] == [None, Phase.EVAL]
+    assert watch.steps == 2
+
+
+def test_a_script_that_never_calls_its_engine_has_forward_passes() -> None:
+    """DeepSpeedExamples' GAN: two losses of one model, each with a backward pass of its own."""
+    engine = Engine()
+    _, marked = _watched(Notes(), engine)
+    for _ in range(2):
+        engine.backward(engine.module(torch.ones(1, 2)).sum())
+    engine.step()
+    assert marked == [Phase.FORWARD, Phase.BACKWARD, Phase.FORWARD, Phase.BACKWARD, Phase.STEP, None]
+
+
+def test_a_reference_belongs_to_whatever_the_trained_engine_does() -> None:
+    engine, reference = Engine(), Engine(has_optimizer=False)
+    _, marked = _watched(Notes(), engine, reference)
+    reference.module.eval()
+    for training in (True, False):
+        engine.module.train(training)
+        with torch.set_grad_enabled(training):
+            loss = engine(torch.ones(1, 2))
+        with torch.no_grad():
+            reference(torch.ones(1, 2))
+        if training:
+            engine.backward(loss)
+            engine.step()
+    assert marked == [Phase.FORWARD, Phase.FORWARD, Phase.BACKWARD, Phase.STEP, None, Phase.EVAL]
+
+
+def test_engines_are_as_they_were_when_nobody_watches_any_more() -> None:
+    engine, notes = Engine(), Notes()
+    before = dict(vars(engine))
+    watch, _ = _watched(notes, engine)
+    _train(engine)
+    watch.end()
+    told = list(notes.told)
+    with hooked(watch):
+        _train(engine)
+    assert notes.told == told
+    assert vars(engine).keys() == before.keys()
+    assert not engine._forward_pre_hooks
+    assert not engine.module._forward_pre_hooks
+
+
+def test_what_a_script_has_put_in_the_place_of_our_methods_stays() -> None:
+    engine, notes = Engine(), Notes()
+    watch, _ = _watched(notes, engine)
+    ours = engine.step
+    calls: list[None] = []
+
+    def step() -> None:
+        calls.append(None)
+        ours()
+
+    engine.step = step  # type: ignore[method-assign]
+    watch.end()
+    engine.step()
+    assert (len(calls), engine._calls, watch.steps) == (1, 1, 0)
 
 
 def test_what_a_script_holds_between_steps_is_kept_apart() -> None:

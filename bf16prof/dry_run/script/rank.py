@@ -81,6 +81,9 @@ class ScriptRank:
         """A forward pass begins."""
         self._calls.setdefault(id(engine), Calls()).see(arguments, keywords)
 
+    def goes_backward(self, loss: Any) -> None:
+        """Losses have no values."""
+
     def stepped(self, engine: Any, frame: FrameType) -> None:
         """A step is over: what is held now is what is held between steps."""
         phases = self._marks.take()
@@ -103,6 +106,8 @@ class ScriptRank:
         """The record of the steps so far; there must be one."""
         last, engine = self.steps[-1], main_engine(self.watch.engines, self._calls)
         calls = self._calls.get(id(engine), Calls())
+        if self._marks.phase is Phase.EVAL:  # the last thing that the script has done
+            self._marks.mark(None)
         self._phases = merge_phases(self._phases, self._marks.take())
         between = self._highest_between_steps()
         ran = Ran(

@@ -41,23 +41,26 @@ class CpuProbe:
     device_type = "cpu"
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(str(compile_allocator()))
-        for function in ("current", "run_peak", "take_phase_peak"):
-            getattr(self._library, f"bf16prof_{function}").restype = ctypes.c_int64
-        self._library.bf16prof_set_limit(ctypes.c_int64(int(os.environ.get(LIMIT_VARIABLE, "0"))))
-        self._library.bf16prof_install()
+        library = ctypes.PyDLL(str(compile_allocator()))  # a call lets no other thread of Python run, which costs more than a reading
+        self._current, self._run_peak, self._take = (
+            getattr(library, f"bf16prof_{function}") for function in ("current", "run_peak", "take_phase_peak")
+        )
+        for function in (self._current, self._run_peak, self._take):
+            function.restype = ctypes.c_int64
+        library.bf16prof_set_limit(ctypes.c_int64(int(os.environ.get(LIMIT_VARIABLE, "0"))))
+        library.bf16prof_install()
 
     def allocated_bytes(self) -> int:
         """Bytes in live tensors now."""
-        return int(self._library.bf16prof_current())
+        return int(self._current())
 
     def take_phase_peak(self) -> int:
         """The highest since the last call; starts again from now."""
-        return int(self._library.bf16prof_take_phase_peak())
+        return int(self._take())
 
     def run_peak_bytes(self) -> int:
         """The highest since the probe was made."""
-        return int(self._library.bf16prof_run_peak())
+        return int(self._run_peak())
 
     def reserved_bytes(self) -> None:
         """The CPU allocator caches nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -47,9 +47,10 @@ class GuestProbe:
         if not is_in_use():
             return 0
         self.name = self.name or torch.cuda.get_device_name()
-        self._fold()
+        stats = self._stats()  # once: torch makes a dictionary of some hundred numbers
+        self._fold(stats)
         for key in ALL_PEAKS:
-            self._scripts[key] = max(self._scripts.get(key, 0), self._value(key))
+            self._scripts[key] = max(self._scripts.get(key, 0), int(stats.get(key, 0)))
         self._reset()
         peak, self._phase = self._phase, 0
         return peak
@@ -81,11 +82,12 @@ class GuestProbe:
         if is_in_use():
             torch.cuda.synchronize()
 
-    def _fold(self) -> None:
+    def _fold(self, stats: Mapping[str, Any]) -> None:
         """Keep the peaks that are about to be reset."""
-        self._phase = max(self._phase, self._value(PEAKS[0]))
+        allocated, reserved = (int(stats.get(key, 0)) for key in PEAKS)
+        self._phase = max(self._phase, allocated)
         self._run = max(self._run, self._phase)
-        self._run_reserved = max(self._run_reserved, self._value(PEAKS[1]))
+        self._run_reserved = max(self._run_reserved, reserved)
 
     def _value(self, key: str) -> int:
         return int(self._stats().get(key, 0)) if is_in_use() else 0
@@ -104,7 +106,7 @@ class GuestProbe:
 
         def reset_peak_memory_stats(device: Any = None) -> None:
             if self._is_own(device) and is_in_use():
-                self._fold()
+                self._fold(self._stats())
                 self._scripts.clear()
             self._reset(device)
 

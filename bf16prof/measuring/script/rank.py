@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,14 +13,14 @@ from typing import Any
 
 from bf16prof.engine.attribution import attribute
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
-from bf16prof.engine.phases import PhaseClock, PhaseMarks
 from bf16prof.engine.training import parameter_count
 from bf16prof.measuring.probes import Probe
 from bf16prof.measuring.results import GuestTask, OfScript, RankWriter
 from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
-from bf16prof.measuring.worker import recorded_event, started_result
-from bf16prof.records import Item, Phase, PhaseMemory, StepRecord, merge_phases
+from bf16prof.measuring.script.steps import SeenSteps
+from bf16prof.measuring.worker import started_result
+from bf16prof.records import Item, Phase
 from bf16prof.runs import Status
 from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.hooks import hooked
@@ -30,29 +29,6 @@ from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, worklo
 from bf16prof.whereabouts import Whereabouts
 
 OURS = str(Path(__file__).parents[2])
-
-
-def guest_clock(probe: Probe) -> PhaseClock:
-    """A clock of phases by the device's own time; before the script uses CUDA there is none, and no event may be made."""
-    from bf16prof.measuring.script.probes import is_in_use
-
-    if probe.device_type != "cuda":
-        return PhaseClock()
-
-    def seconds(begin: Any, end: Any) -> float:
-        return float(begin.elapsed_time(end)) / 1000 if begin is not None else 0.0
-
-    return PhaseClock(lambda: recorded_event() if is_in_use() else None, seconds)
-
-
-class Deaf:
-    """Marks that nobody listens to any more."""
-
-    phase = None
-    settle = None
-
-    def mark(self, phase: Phase | None) -> None:
-        """Do nothing."""
 
 
 class GuestRank:
@@ -67,29 +43,23 @@ class GuestRank:
         self._task, self._folder, self._probe, self._enough, self._whereabouts = task, folder, probe, enough, whereabouts
         self._pid, self._writer = os.getpid(), RankWriter(folder)
         rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self._clock: PhaseClock = guest_clock(probe)
-        self._clocks: list[PhaseClock] = []
-        self._marks = PhaseMarks(probe, probe.settle, self._stamp)
-        self.watch = Watch(self._marks, self)
+        self._steps = SeenSteps(probe, None if whereabouts is None else self._say_where)
+        self.watch = Watch(self._steps.marks, self)
         self._calls: dict[int, Calls] = {}
         self._zero_init = self._keeps_outputs = False
-        self._began = 0.0
-        self._is_over = False
         self._said: list[str] = []
         self._losses = Losses(probe)
         self._device = DeviceView(probe.device_type)
-        self._steps: list[StepRecord] = []
         of_script = OfScript(task.script, self._world_size)
         self.result = dataclasses.replace(started_result(rank, probe), of_script=of_script)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """A context in which every engine that is built is watched, and losses are heard."""
-        with hooked(self.watch), self._losses.heard(self.watch):
+        """A context in which every engine that is built is watched."""
+        with hooked(self.watch):
             yield
 
-    def _stamp(self, phase: Phase | None) -> None:
-        self._clock.mark(phase)  # each step has a clock of its own
+    def _say_where(self, phase: Phase | None) -> None:
         if self._whereabouts is not None:
             self._whereabouts.enter(phase, len(self._steps))
 
@@ -97,26 +67,21 @@ class GuestRank:
 
     def built(self, engine: Any, *, zero_init: bool) -> None:
         """An engine is ready; init is over with the first one."""
-        if self._is_over:
-            return
-        self._losses.listen(engine)
         self._device.begin()
         gc.collect()
         self._zero_init = self._zero_init or zero_init
-        self._marks.mark(Phase.INIT)
-        self._took_init(self._marks.take())
+        self._steps.marks.mark(Phase.INIT)
+        self._steps.is_init_over()
         self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
-        self._began = time.perf_counter()
+        self._steps.begins()
 
     def adopted(self, engine: Any) -> None:
         """An engine that was built before anybody watched."""
         self.watch.add(engine)
-        self._losses.listen(engine)
         self._device.begin()
-        self._marks.mark(None)
-        self._marks.take()
+        self._steps.marks.mark(None)
         self.save(parameters=sum(parameter_count(each) for each in self.watch.engines), device_name=self._probe.name)
-        self._began = time.perf_counter()
+        self._steps.begins()
 
     def note(self, text: str) -> None:
         """Something that there is to say in any case."""
@@ -124,51 +89,45 @@ class GuestRank:
 
     def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """A forward pass begins."""
-        if not self._is_over:
-            self._calls.setdefault(id(engine), Calls()).see(arguments, keywords)
+        self._calls.setdefault(id(engine), Calls()).see(arguments, keywords)
+
+    def goes_backward(self, loss: Any) -> None:
+        """A loss, perhaps."""
+        self._losses.see(loss)
 
     def stepped(self, engine: Any, frame: FrameType) -> None:
         """A step is over."""
-        if self._is_over or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        seconds = time.perf_counter() - self._began
         number = len(self._steps)
         is_warmup = number < self._task.warmup
         is_last = number + 1 >= self._task.warmup + self._task.steps
-        if is_warmup or is_last:
-            self._probe.settle()
-        allocated = self._probe.allocated_bytes()
-        phases = self._marks.take()
-        self._took_init({Phase.INIT: phases.pop(Phase.INIT)} if Phase.INIT in phases else {})
+        allocated = self._steps.ends(is_warmup=is_warmup, is_last=is_last)
         self._losses.step_ends(wait=is_warmup)
-        step = StepRecord(number, None, seconds, allocated, phases, is_warmup)
-        self._steps.append(step)
-        self._clocks.append(self._clock)
-        self._clock = guest_clock(self._probe)
         if is_warmup or is_last:
             self._attribute(allocated, frame)
-        self._marks.settle = self._probe.settle if number + 1 < self._task.warmup else None
+        self._steps.marks.is_timed = number + 1 >= self._task.warmup
         is_decisive = is_warmup or is_last or not number
         if is_decisive or self._writer.is_due:  # what is written grows with the steps
-            self.save(force=is_decisive, steps=self._losses.of(self._steps))
+            self.save(force=is_decisive, steps=self._losses.of(self._steps.records()))
         if is_last:
             self.listen_no_more()
             self._enough()
-        self._began = time.perf_counter()
+        self._steps.begins()
 
     # What becomes of it.
 
     def listen_no_more(self) -> None:
         """From now on the script runs as if nobody were here."""
-        self._is_over = True
-        self._losses.hear_no_more()
+        self.watch.end()
         self.result = dataclasses.replace(self.result, **self._device.end())
         if self._whereabouts is not None:
             self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
-        self.watch.marks = Deaf()  # type: ignore[assignment]
 
     def save(self, *, force: bool = True, **changes: Any) -> None:
         """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        outside = self._steps.outside
+        changes["init"], changes["evaluation"] = outside.get(Phase.INIT, self.result.init), outside.get(Phase.EVAL)
         changes = {"run_peak_bytes": self._probe.run_peak_bytes(), "reserved_bytes": self._probe.reserved_bytes(), **changes}
         self.result = dataclasses.replace(self.result, **changes)
         self._writer.write(self.result, force=force)
@@ -177,16 +136,13 @@ class GuestRank:
         """The last word: what is known at the end only, and how the script ended."""
         if os.getpid() != self._pid:
             return
-        self.listen_no_more()
         with suppress(Exception):  # a device that has failed cannot be asked
+            self._steps.is_script_over()
+        self.listen_no_more()
+        with suppress(Exception):
             self._know_times()
             self.result = dataclasses.replace(self.result, **self._of_the_device())
         self.save(status=status, message=message, **changes)
-
-    def _took_init(self, phases: Mapping[Phase, PhaseMemory]) -> None:
-        if Phase.INIT in phases:
-            known = {} if self.result.init.peak_bytes is None else {Phase.INIT: self.result.init}
-            self.result = dataclasses.replace(self.result, init=merge_phases(known, phases)[Phase.INIT])
 
     def _attribute(self, allocated: int, frame: FrameType) -> None:
         """What engines and loop hold now, by name; and the case, as the engine that trains most has it."""
@@ -217,9 +173,8 @@ class GuestRank:
     def _know_times(self) -> None:
         """Times of phases by the device's own clock, which could not be asked while the script ran."""
         self._probe.synchronize()
-        timed = [dataclasses.replace(step, phase_time_s=clock.take()) for step, clock in zip(self._steps, self._clocks, strict=False)]
         self._losses.wait()
-        self.result = dataclasses.replace(self.result, steps=self._losses.of(timed))
+        self.result = dataclasses.replace(self.result, steps=self._losses.of(self._steps.timed_records()))
 
     def _of_the_device(self) -> dict[str, Any]:
         """What cuBLAS holds inside the allocator, and how often that had to try again."""

@@ -11,6 +11,7 @@ parser.add_argument("--steps", type=int, default=6)
 parser.add_argument("--stage", type=int, default=2)
 parser.add_argument("--plain", action="store_true")
 parser.add_argument("--watch", default="")
+parser.add_argument("--evaluate", action="store_true")
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
@@ -22,6 +23,15 @@ config = {
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
 }
 engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+
+
+def evaluate() -> None:
+    """An evaluation on a larger batch, whose outputs are kept until it is over."""
+    engine.eval()
+    with torch.inference_mode():
+        kept = [engine(torch.randn(64, 64).bfloat16()) for _ in range(2)]
+    engine.train()
+    assert len(kept) == 2
 
 
 def train() -> None:
@@ -36,6 +46,8 @@ def train() -> None:
             engine.backward(loss)
         engine.step()
         print(f"rank {os.environ['RANK']} step {step} loss {loss.item():.4f}", flush=True)
+        if arguments.evaluate:
+            evaluate()
 
 
 if arguments.watch:
