@@ -25,16 +25,17 @@ WORDS = ("killed", "by time", "equal", "alive", "no test", "not judged")
 
 @dataclass(frozen=True)
 class Kind:
-    """Mutants that do what the code does, by what they take away and add."""
+    """Mutants that do what the code does, by what they take away and add, and by their names."""
 
     why: str
     was: re.Pattern[str]
     becomes: re.Pattern[str]
+    where: re.Pattern[str]
 
-    def holds(self, diff: str) -> bool:
+    def holds(self, mutant: str, diff: str) -> bool:
         """Whether a mutant is of this kind."""
         lines = [line for line in diff.splitlines() if line[:3] not in ("---", "+++")]
-        return all(
+        return self.where.search(mutant) is not None and all(
             any(line.startswith(sign) and pattern.search(line[1:].strip()) for line in lines)
             for sign, pattern in (("-", self.was), ("+", self.becomes))
         )
@@ -43,7 +44,10 @@ class Kind:
 def main() -> None:
     """Write the page."""
     with (Path(__file__).parent / "equal_mutants.toml").open("rb") as stream:
-        kinds = [Kind(kind["why"], re.compile(kind["was"]), re.compile(kind["becomes"])) for kind in tomllib.load(stream)["kind"]]
+        kinds = [
+            Kind(kind["why"], *(re.compile(kind.get(key, "")) for key in ("was", "becomes", "where")))
+            for kind in tomllib.load(stream)["kind"]
+        ]
     modules, reasons = {}, Counter[str]()
     for meta in sorted(JUDGED.glob("bf16prof/**/*.meta")):
         if judged := json.loads(meta.read_text())["exit_code_by_key"]:
@@ -58,7 +62,7 @@ def _status(mutant: str, code: int | None, module: str, kinds: Sequence[Kind], r
     status = str(status_by_exit_code[code])
     if status == "survived":
         diff = get_diff_for_mutant(mutant, path=module)
-        if kind := next((kind for kind in kinds if kind.holds(diff)), None):
+        if kind := next((kind for kind in kinds if kind.holds(mutant, diff)), None):
             reasons[kind.why] += 1
             return EQUAL
     return status if status in COLUMNS else "killed"  # it broke the tests in another way

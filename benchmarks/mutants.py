@@ -61,7 +61,7 @@ class CollectedOnce(PytestRunner):  # type: ignore[misc]
 
     def execute_pytest(self, params: list[str], **keywords: Any) -> int:
         """Which tests reach a function is asked without what earlier tests have left in caches."""
-        return super().execute_pytest(params, **{**keywords, "plugins": [*keywords.get("plugins", []), WithoutMemory()]})
+        return int(super().execute_pytest(params, **{**keywords, "plugins": [*keywords.get("plugins", []), WithoutMemory()]}))
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         """0 where all pass, 1 as soon as one fails, pytest's own code where there is no test."""
