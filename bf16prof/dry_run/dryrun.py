@@ -28,6 +28,7 @@ from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
 from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.batch import batch_spec, evaluation_of
+from bf16prof.engine.engines import engine_of
 from bf16prof.engine.megatron.settings import update_note
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import (
@@ -57,7 +58,7 @@ def dry_run(
     """
     warnings.simplefilter("ignore")  # PyTorch's and DeepSpeed's own, about private interfaces and CPUs
     job = task.job.job()
-    notes = (_versions(job), *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
+    notes = (f"{engine_of(job).version()}, PyTorch {torch.__version__}", *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_libraries(job)
     with (
         flash_attention(job),
@@ -70,17 +71,6 @@ def dry_run(
         rank = DryRank(job, tracker, on_progress)
         record = rank.run(task.steps)
         return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
-
-
-def _versions(job: Job) -> str:
-    """What ran."""
-    if job.profile.is_for_megatron:
-        from megatron.core import __version__ as megatron
-
-        return f"megatron-core {megatron}, PyTorch {torch.__version__}"
-    from deepspeed import __version__ as deepspeed
-
-    return f"DeepSpeed {deepspeed}, PyTorch {torch.__version__}"
 
 
 def _of_megatron(job: Job, tracker: Tracker, rank: int) -> AbstractContextManager[None]:
