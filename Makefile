@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test unit coverage slow nightly slurm lint docs format bench peaks models signatures plans operators fuzz soak faults mutants versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
+.PHONY: help demo test unit coverage slow nightly slurm lint docs format bench peaks models signatures plans dry-runs operators fuzz soak faults mutants versions pythons study schemas features pictures against-gpus gpu-bundle gpu-check clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -70,6 +70,9 @@ bench: $(VENV)/.dev ## Print benchmarks as ratios measured in one run
 
 peaks: $(VENV)/.dev ## Search the closed form's worst case against the dry run (ten minutes)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/peaks.py
+
+dry-runs: $(VENV)/.dev ## Dry-run drawn jobs and write tests/data/dry-runs.json, which unit tests hold the closed form to (five minutes)
+	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/dry_runs.py
 
 models: $(VENV)/.dev ## Which model types have a closed form, against the dry run; writes docs/models.md (hours; goes on where it was stopped; nightly)
 	PYTHONPATH=tests/dry_runs $(BIN)/python benchmarks/models.py

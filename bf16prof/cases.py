@@ -18,7 +18,7 @@ from bf16prof.profiles.features import refusals
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.models import ModelSettings
-from bf16prof.profiles.recipes import Recipe, find_recipe, require_runnable, runnable_recipes
+from bf16prof.profiles.recipes import Recipe, find_recipe, megatron_recipes, require_runnable, runnable_recipes
 from bf16prof.profiles.schema import ParallelSettings, Profile
 from bf16prof.records import STRICT, Case, Device, Offload
 
@@ -74,7 +74,7 @@ class JobFile:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A case that DeepSpeed would reject or silently spoil: why, and recipes that work in its place."""
+    """A case that its engine would reject or silently spoil: why, and recipes that work in its place."""
 
     case: Case
     reason: str
@@ -107,8 +107,10 @@ def expand(selection: Selection) -> list[Job]:
     check_sizes(selection.stages, selection.world_sizes)
     for size in selection.world_sizes:
         _require_whole_groups(selection.profile.parallel, size)
-    named = [require_runnable(find_recipe(id_)) for id_ in dict.fromkeys(selection.recipes)]
-    chosen = named or [recipe for recipe in runnable_recipes().values() if recipe.is_json]
+    on_megatron = selection.profile.is_for_megatron
+    named = [require_runnable(find_recipe(id_), on_megatron=on_megatron) for id_ in dict.fromkeys(selection.recipes)]
+    usual = megatron_recipes().values() if on_megatron else [recipe for recipe in runnable_recipes().values() if recipe.is_json]
+    chosen = named or list(usual)
     profile = _with_offload(selection.profile, selection.offload)
     sizes = dict.fromkeys(selection.world_sizes)
     is_asked = selection.offload is not None

@@ -16,7 +16,7 @@ SIGNALLED = 128
 
 
 def install_hint(extra: str) -> str:
-    """How to install what an optional part needs: `train`, `hf`, `peft`, `recipes`, `pictures`, `data`, `tensorboard` or `wandb`."""
+    """How to install what an optional part needs: an extra, as `train`, `hf`, `peft` or `megatron`."""
     return f"pip install 'bf16prof[{extra}]'"
 
 

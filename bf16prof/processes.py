@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,9 +19,6 @@ from bf16prof.errors import InputError
 PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "BF16PROF_PARENT"
 """The process id of whoever started this process, which may be dead before this process gets to ask."""
-
-STACK_FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
-"""A line of a stack as `faulthandler` writes it."""
 
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """Where torch's compiler keeps things (torch/_inductor/runtime/cache_dir_utils.py); importing it makes that folder."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bf16prof.profiles.features import Fate, Feature, features
 from bf16prof.profiles.optimizers import all_optimizers, library_ids
-from bf16prof.profiles.recipes import all_recipes
+from bf16prof.profiles.recipes import all_recipes, megatron_recipes
 from bf16prof.profiles.trainer_optimizers import modelled, trainer_optimizers
 
 PAGE = Path(__file__).parent / "features.md"
@@ -40,6 +40,7 @@ BEYOND = """## Training beyond one model and its parameters
 | layers that ranks share (AutoTP) | `--tp`, `[parallel] tensor`, the JSON ([parallel](parallel.md)) | all but `estimate` |
 | layers spread over stages (PipelineModule) | `--pp`, `[parallel] pipeline`, the JSON ([parallel](parallel.md)) | all but `estimate` |
 | experts spread over ranks (DeepSpeed) | `--ep`, `[parallel] expert`, the model itself ([parallel](parallel.md)) | all but `estimate` |
+| megatron-core in the place of DeepSpeed | `--engine megatron-core` ([engines](engines.md)) | `estimate`, `simulate`, `measure` |
 | anything that a training script does | `-- train.py` ([scripts](scripts.md)) | `simulate`, `measure` |
 | Apple's cut cross entropy (`--fused-loss cce`) | - | refused, by name |
 | IA3, prompt and prefix tuning, LoRA weights computed from data or from the model's | - | refused |"""
@@ -93,10 +94,12 @@ def _optimizers() -> Iterator[str]:
 
 def _recipes() -> Iterator[str]:
     runnable = [recipe.id for recipe in all_recipes().values() if recipe.deepspeed is not None]
-    others = [recipe.id for recipe in all_recipes().values() if recipe.deepspeed is None]
+    others = [recipe.id for recipe in all_recipes().values() if recipe.deepspeed is None and recipe.megatron is None]
     yield "## Precision recipes"
     yield ""
     yield f"Run by DeepSpeed: {', '.join(f'`{id_}`' for id_ in runnable)}."
+    yield ""
+    yield f"Run by megatron-core ([engines](engines.md)): {', '.join(f'`{id_}`' for id_ in megatron_recipes())}."
     yield ""
     yield f"Described only, for comparison: {', '.join(f'`{id_}`' for id_ in others)} (`bf16prof recipes show NAME` says from where)."
 

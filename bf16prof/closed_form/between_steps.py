@@ -1,5 +1,5 @@
-"""What is alive between steps: DeepSpeed's own (`steady`), the model's buffers, and a training loop's local variables of the last
-micro-batch (see `engine/training.py`).
+"""What is alive between steps: DeepSpeed's own (`wrappers`) or megatron-core's, the model's buffers, and a training loop's local variables
+of the last micro-batch (see `engine/training.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from bf16prof.cases import Job
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import Engine
+from bf16prof.closed_form.megatron import megatron_states
 from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.batch import batch_spec
 from bf16prof.engine.config import EngineFacts, dtype_bytes
@@ -27,7 +28,8 @@ ELEMENT_BYTES = {"bool": 1, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2,
 def between_steps(job: Job, engine: Engine) -> list[Storages]:
     """Everything that is alive between two steps, in host memory as well."""
     outputs, loss, batch = kept_by_the_loop(job, engine)
-    return [*model_states(engine), *model_buffers(job, engine), *outputs, loss, *batch]
+    states = megatron_states(engine) if job.profile.is_for_megatron else model_states(engine)
+    return [*states, *model_buffers(job, engine), *outputs, loss, *batch]
 
 
 def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Storages], Storages, list[Storages]]:
@@ -71,7 +73,7 @@ def model_buffers(job: Job, engine: Engine) -> list[Storages]:
         other = [each.bytes for each in signature.held if not each.is_registered]
     else:
         held, other = _of_the_skeleton(job, engine.facts)
-    source = "the model's own tensors, which DeepSpeed does not cast"
+    source = f"the model's own tensors, which {'megatron-core casts' if job.profile.is_for_megatron else 'DeepSpeed does not cast'}"
     return [
         allocation(MODEL_BUFFERS, held, source),
         allocation((Component.WORKSPACE, "tensors that modules keep as plain attributes"), other, source),
@@ -88,6 +90,7 @@ def _of_the_skeleton(job: Job, facts: EngineFacts) -> tuple[list[int], list[int]
         buffers = skeleton(job.profile.model.hf_config).buffers
     except NoInventory:  # its parameters are those of a safetensors file
         return [], []
-    of_a_value = facts.parameter_dtype if job.is_inside_zero_init else "fp32"
-    held = [dtype_bytes(of_a_value if b.is_value else "fp32") * b.numel for b in buffers if b.is_registered]
+    usual = facts.parameter_dtype if job.profile.is_for_megatron else "fp32"
+    of_a_value = facts.parameter_dtype if job.is_inside_zero_init else usual
+    held = [dtype_bytes(of_a_value if b.is_value else usual) * b.numel for b in buffers if b.is_registered]
     return held, [dtype_bytes("fp32") * b.numel for b in buffers if not b.is_registered]

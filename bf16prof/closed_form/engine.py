@@ -11,6 +11,7 @@ from typing import Any
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import Anatomy, anatomy_of
 from bf16prof.engine.config import EngineFacts, deepspeed_config, engine_facts, zero_settings
+from bf16prof.engine.megatron.settings import megatron_facts, settings_of
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.schema import ZeroSettings
@@ -38,17 +39,21 @@ class Engine:
     world_size: int
     device: Device = Device.GPU
     given: Anatomy | None = None
+    made: EngineFacts | None = None
+    """What another engine than DeepSpeed makes of the job."""
 
     @classmethod
     def of(cls, job: Job) -> Engine:
         """The engine of a job whose model's parameters are known."""
-        anatomy, config = anatomy_of(job), deepspeed_config(job)
-        del config[_MICRO_BATCH]
+        anatomy, on_megatron = anatomy_of(job), job.profile.is_for_megatron
+        config = {"engine": job.profile.engine, **settings_of(job)} if on_megatron else deepspeed_config(job)
+        config.pop(_MICRO_BATCH, None)
         key = (anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
         if key not in _ENGINES:
             if len(_ENGINES) >= REMEMBERED:
                 _ENGINES.clear()
-            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy)
+            made = megatron_facts(job) if on_megatron else None
+            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy, made)
         return _ENGINES[key]
 
     @functools.cached_property
@@ -59,7 +64,7 @@ class Engine:
     @functools.cached_property
     def facts(self) -> EngineFacts:
         """What DeepSpeed makes of the configuration."""
-        return engine_facts(self.config)
+        return self.made or engine_facts(self.config)
 
     @functools.cached_property
     def zero(self) -> ZeroSettings:

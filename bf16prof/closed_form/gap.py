@@ -32,10 +32,15 @@ def closed_form_gap(job: Job) -> str | None:
         anatomy_of(job)
     except NoInventory as error:
         return error.message
+    return _graph_gap(job.profile.workload) or (None if job.profile.is_for_megatron else _deepspeed_gap(job))
+
+
+def _deepspeed_gap(job: Job) -> str | None:
+    """What of DeepSpeed's is not modelled."""
     if job.recipe.id == DS_CONFIG:
         return "the DeepSpeed JSON describes a precision that is no recipe's"
     config = deepspeed_config(job)
-    if gap := _adapter_gap(job, engine_facts(config)) or _graph_gap(job.profile.workload):
+    if gap := _adapter_gap(job, engine_facts(config)):
         return gap
     if engine_facts(config).optimizer is BasicOptimizer.OTHER:
         return f"the optimizer {config['optimizer'].get('type')!r:.60} is not modelled"
@@ -68,11 +73,15 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     """
     if job.case.sequence_parallel > 1:
         return SHARED
+    if job.profile.is_for_megatron:
+        return OF_MEGATRON
     return _pass_gap(job, engine) or init_gap(job, engine)
 
 
 def init_gap(job: Job, engine: Engine) -> str | None:
     """The same of init alone, which runs no pass of the model."""
+    if job.profile.is_for_megatron:
+        return OF_MEGATRON
     if engine.device is Device.CPU and engine.anatomy.signature is None:
         return store.problem(Inquiry.of(job)) or f"scratch memory of CPU kernels shows in a recorded pass only; {why_not_recorded(job)}"
     facts = engine.facts
@@ -97,6 +106,8 @@ def evaluation_gap(job: Job) -> str | None:
     return None
 
 
+OF_MEGATRON = "what megatron-core holds within a step is left to the dry run"
+
 SHARED = "what ranks that share sequences (--sp) hold in a step has no exact rule"
 
 
@@ -104,6 +115,8 @@ def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
     if job.case.sequence_parallel > 1:
         return "the work of ranks that share sequences (--sp) is not counted"
+    if job.profile.is_for_megatron:
+        return OF_MEGATRON
     return _pass_gap(job, engine) or wrapper_of(engine).work_gap()
 
 

@@ -9,7 +9,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.flags import Asked
 
 TRAINED_FLAGS = (
-    "hf_config", "model", "ds_config", "training_args", "optim", "sequence_length", "lora", "load_in_4bit", "liger", "fused_loss",
+    "hf_config", "model", "engine", "ds_config", "training_args", "optim", "sequence_length", "lora", "load_in_4bit", "liger", "fused_loss",
     "packed_sequences", "dpo", "reward", "eval_batch_size", "sp", "tp", "pp", "ep",
 )  # fmt: skip
 """Flags that say what is trained, and that no plan decides."""

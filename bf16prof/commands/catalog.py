@@ -127,7 +127,8 @@ def _narrow_list(found: Sequence[Recipe]) -> None:
 def _narrow_row(recipe: Recipe) -> list[str]:
     steady, whole = recipe.steady_bytes_per_parameter, sum(recipe.bytes_per_parameter().values())
     size = f"{steady} (+{whole - steady})" if whole > steady else str(steady)
-    runs = "no" if recipe.deepspeed is None else f"with {all_optimizers()[recipe.optimizer].package}" if recipe.optimizer else "yes"
+    by_deepspeed = f"with {all_optimizers()[recipe.optimizer].package}" if recipe.optimizer else "yes"
+    runs = _not_by_deepspeed(recipe, "no") if recipe.deepspeed is None else by_deepspeed
     return [recipe.id, size, recipe.learning.replace("stochastic ", "stochastic\n"), runs]
 
 
@@ -156,7 +157,9 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run
     if recipe.cast:
         about.append(["model", f"parameters cast to {recipe.cast} before DeepSpeed is given them"])
     about += [[f"DeepSpeed {form}".strip(), json.dumps(r.deepspeed)] for form, r in forms.items() if r.deepspeed is not None]
-    about += [["not run", recipe.not_run]] if recipe.not_run else [[stage, said] for stage, said in where.items()]
+    about += [] if recipe.megatron is None else [["--engine megatron-core", json.dumps(recipe.megatron)]]
+    refused = [["not run by DeepSpeed" if recipe.megatron else "not run", recipe.not_run]] if recipe.not_run else []
+    about += refused or [[stage, said] for stage, said in where.items()]
     about += [[f"measured, {case_label(record.case)}", found.text] for record, found in of_recipe(records, recipe.id)]
     return print_table(["", ""], [*about, ["source", recipe.source]])
 
@@ -169,10 +172,15 @@ def _parameter_count(model: Model) -> int | None:
         return None
 
 
+def _not_by_deepspeed(recipe: Recipe, nobody: str) -> str:
+    """Who runs a recipe that DeepSpeed does not."""
+    return "megatron-core" if recipe.megatron is not None else nobody
+
+
 def _runs_on(recipe: Recipe) -> str:
     """Who runs a recipe here."""
     if recipe.deepspeed is None:
-        return "-"
+        return _not_by_deepspeed(recipe, "-")
     return f"DeepSpeed, {all_optimizers()[recipe.optimizer].package}" if recipe.optimizer else "DeepSpeed"
 
 

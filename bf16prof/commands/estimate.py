@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.commands.again import how_it_runs, next_command
+from bf16prof.commands.engines import is_on_megatron
 from bf16prof.commands.flags import Asked, EstimateFlags, takes
 from bf16prof.commands.output import (
     check_judged_device,
@@ -80,9 +81,9 @@ def _next(asked: Asked[EstimateFlags], records: Sequence[MemoryRecord]) -> str:
             return "next: bf16prof measure cpu-demo --simulate   (real DeepSpeed ranks)"
         return next_command("measure", asked, *case, "--num-gpus", str(first.world_size), *how_it_runs(asked), "--simulate")
     gpu = ["--gpu", str(given.gpu)]
-    is_shared = not first.parallelism.is_data_only
-    if is_shared or (len(records) == 1 and records[0].verdict is Verdict.FITS):
-        why = "   (peaks, from the real engine)" if is_shared else ""
+    without_plan = not first.parallelism.is_data_only or is_on_megatron(records[0])
+    if without_plan or (len(records) == 1 and records[0].verdict is Verdict.FITS):
+        why = "   (peaks, from the real engine)" if without_plan else ""
         return next_command("simulate", asked, *case, "--gpus", str(first.world_size), *gpu, *how_it_runs(asked)) + why
     sizes = ["--gpus", str(given.gpus)] if asked.is_named("gpus") else []
     return next_command("plan", asked, *sizes, *gpu) + "   (what fits, ranked)"

@@ -85,6 +85,7 @@ class SubjectFlags(CaseFlags):
     """The same with the model as the first argument."""
 
     subject: o.SubjectArgument = field(default=None, kw_only=False)
+    engine: o.EngineOption = None
 
     @property
     def asked_model(self) -> str | None:

@@ -189,6 +189,7 @@ def _possible(request: Request, asked: str | None, place: Place, *, download: bo
     """The jobs that can run there, with so many ranks on a node if they are asked for, and the refusals of the others."""
     from bf16prof.measuring.accelerator import (
         require_dtypes,
+        require_engine,
         require_memory,
         require_model_library,
         require_optimizer_libraries,
@@ -199,6 +200,7 @@ def _possible(request: Request, asked: str | None, place: Place, *, download: bo
 
     validate_spec(request.profile.workload.data, readable=True, download=download)
     require_model_library(request.profile.model)
+    require_engine(request.profile)
     torch = require_torch(on_first_node(place))
     ranks = w.numbers_of_ranks(asked, torch, place)
     if torch.device is Device.CPU and place.is_here:

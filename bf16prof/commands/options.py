@@ -119,6 +119,16 @@ TrainingArgsOption = Annotated[
         rich_help_panel=TRAIN,
     ),
 ]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="deepspeed|megatron-core",
+        envvar="BF16PROF_ENGINE",
+        help="Who trains: DeepSpeed, or megatron-core, data parallel (--zero 1 is then its distributed optimizer).",
+        rich_help_panel=TRAIN,
+    ),
+]
 OptimOption = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job, Refusal, Selection, expand, fills_groups
+from bf16prof.commands.engines import check_engine, usual_recipe, usual_zero
 from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, CaseFlags, WorkloadFlags
 from bf16prof.commands.options import Numbers, Words, numbers, words
 from bf16prof.commands.output import hint
@@ -93,11 +94,12 @@ def read_request(asked: Asked[CaseFlags]) -> Request:
     script = script_overrides(trainer, file)
     given_by_file = [*file.overrides, *numbers_beside(trainer, file)] if file else []
     resolved = _with_defaults_of_flags(asked, _resolve(asked, [*script, *given_by_file, *ours]))
+    check_engine(asked, resolved.profile)
     notes = (*(file.notes if file else ()), *trainer_notes(trainer, file))
-    recipe = given.recipe if named["recipe"] else trainer.recipe or given.recipe
+    recipe = given.recipe if named["recipe"] else trainer.recipe or usual_recipe(resolved.profile, given.recipe)
     if file is None:
         stage = trainer.args.get("zero_stage") if trainer.args else None
-        zero = str(stage.value) if stage and not named["zero"] else given.zero
+        zero = given.zero if named["zero"] else str(stage.value) if stage else usual_zero(resolved.profile, given.zero)
         return Request(resolved, zero, recipe, given.offload, any_gpus=not named["gpus"], notes=notes)
     zero, recipe = given.zero if named["zero"] else str(file.stage), given.recipe if named["recipe"] else file.recipe
     batch = _batch(file, resolved.profile, {override.key for override in ours})
@@ -158,7 +160,7 @@ def resolve_profile(asked: Asked[WorkloadFlags], name: str) -> Resolved:
 
 
 def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
-    """The jobs that DeepSpeed runs, and the refusals of the others.
+    """The jobs that their engine runs, and the refusals of the others.
 
     Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
     that no case admits is passed over in silence, and so is a number of GPUs that the batch sizes do not fit.
@@ -193,6 +195,7 @@ def _overrides(asked: Asked[WorkloadFlags]) -> list[Override]:
         *([Override("peft", read_lora(lora, asked.origin("lora")), asked.origin("lora"))] if lora is not None else []),
         *_quantization(asked),
         *_fused_loss(asked),
+        *([Override("engine", engine, asked.origin("engine"))] if (engine := given.get("engine")) is not None else []),
         *(parse_set(text) for text in asked.flags.set_ or ()),
         *(Override(f"workload.{key}", given[key], asked.origin(key)) for key in typed),
         *(Override(f"workload.{key}", given[flag], asked.origin(flag)) for flag, key in INNER_FLAGS.items() if given[flag] is not None),

@@ -68,13 +68,14 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
     from bf16prof.commands.progress import SimulationProgress
     from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, Options
     from bf16prof.dry_run.runner import simulate as run
-    from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
+    from bf16prof.measuring.accelerator import require_engine, require_model_library, require_optimizer_libraries, require_packages
 
     given = asked.flags
     refuse_script_flags(asked)
     require_packages("simulating")
     target = find_gpu(given.gpu) if given.device is Device.GPU else None
     require_model_library(request.profile.model)
+    require_engine(request.profile)
     jobs, refused = select(request, gpus=given.gpus, device=Device(given.device), gpu=target)
     require_optimizer_libraries(jobs)
     if given.snapshot is not None and len(jobs) != 1:
@@ -121,7 +122,7 @@ def _show_changes(request: Request, given: SimulateFlags) -> None:
     from bf16prof.planning.from_job import what_gives_back
     from bf16prof.reports.console import changes_view, make_console
 
-    if given.device is not Device.GPU:
+    if given.device is not Device.GPU or request.profile.is_for_megatron:
         return
     gpu = find_gpu(given.gpu)
     jobs, _ = select(request, gpus=given.gpus, device=Device(given.device), gpu=gpu)

@@ -28,6 +28,7 @@ from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
 from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.batch import batch_spec, evaluation_of
+from bf16prof.engine.megatron.settings import update_note
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import (
     Batch,
@@ -55,22 +56,40 @@ def dry_run(
     `beside` is entered once the world is: what a stage of a pipeline is told by the others (`stages.told`).
     """
     warnings.simplefilter("ignore")  # PyTorch's and DeepSpeed's own, about private interfaces and CPUs
-    import deepspeed
-
     job = task.job.job()
-    versions = f"DeepSpeed {deepspeed.__version__}, PyTorch {torch.__version__}"
-    notes = (versions, *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
+    notes = (_versions(job), *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_libraries(job)
     with (
         flash_attention(job),
         world(job.case.world_size, job.gpu, expandable_segments=task.expandable_segments, rank=task.rank) as tracker,
         beside or nullcontext(),
+        _of_megatron(job, tracker, task.rank),
     ):
         if task.snapshot:
             tracker.ledger.keep_trace()
         rank = DryRank(job, tracker, on_progress)
         record = rank.run(task.steps)
         return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
+
+
+def _versions(job: Job) -> str:
+    """What ran."""
+    if job.profile.is_for_megatron:
+        from megatron.core import __version__ as megatron
+
+        return f"megatron-core {megatron}, PyTorch {torch.__version__}"
+    from deepspeed import __version__ as deepspeed
+
+    return f"DeepSpeed {deepspeed}, PyTorch {torch.__version__}"
+
+
+def _of_megatron(job: Job, tracker: Tracker, rank: int) -> AbstractContextManager[None]:
+    """What megatron-core needs, where it trains."""
+    if not job.profile.is_for_megatron:
+        return nullcontext()
+    from bf16prof.dry_run.megatron import megatron_world
+
+    return megatron_world(job, tracker, rank)
 
 
 class DryRank:
@@ -125,7 +144,7 @@ class DryRank:
         record = self._record(*held, phases)
         micro_steps = self._job.profile.workload.gradient_accumulation_steps
         found = exchanges.transfers(micro_steps - self._left_out, micro_steps) if exchanges else ()
-        notes = [*capacity_note(self._engine.module), *buffers_note(self._engine.optimizer)]
+        notes = [*capacity_note(self._engine.module), *buffers_note(self._engine.optimizer), *update_note(self._job)]
         return dataclasses.replace(record, exchanges=found, notes=(*record.notes, *notes))
 
     def _leave_out(self, number: int, total: int) -> int:

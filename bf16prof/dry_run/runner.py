@@ -19,6 +19,7 @@ from bf16prof.dry_run.stages import of_all_stages, ranks_run, severity
 from bf16prof.dry_run.task import Fault, Progress, Task
 from bf16prof.dry_run.versions import check as check_versions
 from bf16prof.dry_run.versions import installed
+from bf16prof.engine.megatron.layout import fullest_rank_of
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.files import last_lines, write_bytes, write_json
 from bf16prof.memory_kills import MemoryKills
@@ -113,7 +114,7 @@ def simulate(jobs: Sequence[Job], watcher: DryRunWatcher | None = None, options:
     require_proc("simulating")
     check_versions(installed(jobs))  # before anything of theirs is imported, which may be what does not work
     with temporary_folder() as folder:
-        runs = [(index, rank) for index, job in enumerate(jobs) for rank in ranks_run(job.case)]
+        runs = [(index, rank) for index, job in enumerate(jobs) for rank in _ranks(job)]
         tasks = [_Run(Files(folder, number), index, jobs[index], rank) for number, (index, rank) in enumerate(runs)]
         for run in tasks:
             job = JobFile.of(run.job)
@@ -129,6 +130,11 @@ def simulate(jobs: Sequence[Job], watcher: DryRunWatcher | None = None, options:
             shown = found[0].index(max(found[0], key=severity))
             write_bytes(options.snapshot, tasks[shown].files.snapshot.read_bytes(), replace=options.replace)
         return records
+
+
+def _ranks(job: Job) -> list[int]:
+    """The ranks that are run: the one that holds most, of a pipeline the first of each stage."""
+    return [fullest_rank_of(job)] if job.profile.is_for_megatron else ranks_run(job.case)
 
 
 @dataclass(frozen=True)

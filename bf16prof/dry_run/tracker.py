@@ -74,6 +74,18 @@ ACCUMULATING = frozenset({
 (`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp); real ranks fill the zeros themselves."""
 
 
+_C10D = torch.ops.c10d
+
+COALESCED: dict[Any, Callable[..., Any]] = {
+    _C10D.allreduce_coalesced_.default: lambda tensors, group, by, *_: _C10D.allreduce_(tensors, group, by, None),
+    _C10D.allgather_into_tensor_coalesced_.default: lambda out, given, group, *_: _C10D._allgather_base_(out[0], given[0], group),
+    _C10D.reduce_scatter_tensor_coalesced_.default: lambda out, given, group, by, *_: _C10D._reduce_scatter_base_(
+        out[0], given[0], group, by
+    ),
+}
+"""Collectives of several tensors, which fake tensors do not know, by those of one, which they do."""
+
+
 class KernelModel(Protocol):
     """What kernels do beyond the shapes of their outputs (`hardware.kernels`)."""
 
@@ -221,6 +233,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         returns = len(func._schema.returns)
         if self._work is not None and returns:
             return (args[0], self._work) if returns == 2 else self._work
+        if func in COALESCED:
+            _, self._work = COALESCED[func](*args, **kwargs)
+            return self._work
         out = func(*args, **kwargs)
         if returns == 2 and _same(out[0], args[0]):
             self._work = out[1]

@@ -11,7 +11,7 @@ from bf16prof.engine.versions import NEWEST_DEEPSPEED, OLDEST_DEEPSPEED, Support
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.models import HuggingFaceSettings
 
-NAMES = {"deepspeed": "DeepSpeed", "torch": "PyTorch", "transformers": "transformers"}
+NAMES = {"deepspeed": "DeepSpeed", "torch": "PyTorch", "transformers": "transformers", "megatron-core": "megatron-core"}
 
 
 def installed(jobs: Sequence[Job]) -> dict[str, str]:
@@ -19,6 +19,8 @@ def installed(jobs: Sequence[Job]) -> dict[str, str]:
     names = ["deepspeed", "torch"]
     if any(isinstance(job.profile.model, HuggingFaceSettings) for job in jobs):
         names.append("transformers")
+    if any(job.profile.is_for_megatron for job in jobs):
+        names.append("megatron-core")
     found: dict[str, str] = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -25,6 +25,7 @@ from bf16prof.documents import as_json, raw_document
 from bf16prof.dry_run.runner import TOO_BIG, Files, killed
 from bf16prof.dry_run.stages import told
 from bf16prof.dry_run.task import Fault, Progress, Task
+from bf16prof.engine.megatron.settings import MODULE, PACKAGE
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import write_json
 from bf16prof.memory_kills import MemoryKills
@@ -90,15 +91,15 @@ def _fault(error: Exception) -> Fault:
 
 def _with_clash(fault: Fault, files: Files) -> Fault:
     """The fault with the two sizes of a configuration that may be behind it."""
-    model = _model(files)
+    model = _profile(files).get("model", {})
     found = clash(model.get("hf_config", {})) if fault.is_input else None
     return fault if found is None else dataclasses.replace(fault, message=f"{found}: {fault.message}")
 
 
-def _model(files: Files) -> dict[str, Any]:
-    """The model of a task as its file has it; nothing where that cannot be read, which its fork says."""
+def _profile(files: Files) -> dict[str, Any]:
+    """The profile of a task as its file has it; nothing where that cannot be read, which its fork says."""
     try:
-        found: dict[str, Any] = read(files.task, Task).job.profile.get("model", {})
+        found: dict[str, Any] = read(files.task, Task).job.profile
         return found
     except InputError:
         return {}
@@ -126,9 +127,9 @@ def _is_about_a_value(error: Exception, building: bool) -> bool:
     return isinstance(error, AssertionError) and not str(error) and not building
 
 
-def import_first(models: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Import what every fork would import for itself, which takes longer than its dry run: the code of these models, too."""
-    for name in ("torch._dynamo", "bf16prof.dry_run.dryrun"):
+def import_first(models: Iterable[Mapping[str, Any]] = (), more: Iterable[str] = ()) -> None:
+    """Import what every fork would import for itself, which takes longer than its dry run: the code of these models, and more modules."""
+    for name in ("torch._dynamo", "bf16prof.dry_run.dryrun", *more):
         importlib.import_module(name)
     for model in (each for each in models if "hf_config" in each):
         with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
@@ -151,7 +152,9 @@ def main() -> None:
         run_task(Files(folder, 0))
     os.environ["DS_ACCELERATOR"] = "cpu"
     waiting = [Files(folder, index) for index in range(count)]
-    import_first(map(_model, waiting))
+    profiles = [_profile(files) for files in waiting]
+    on_megatron = any(profile.get("engine") == PACKAGE for profile in profiles)
+    import_first((profile.get("model", {}) for profile in profiles), [MODULE] * on_megatron)
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
     running: dict[Files, multiprocessing.process.BaseProcess] = {}

@@ -1,8 +1,8 @@
 """Which component do the live bytes of an engine belong to?
 
-The tensors that a DeepSpeed engine holds are walked in the order of `_claims`, and each storage is given to the first component that
-claims it, once. The walk reads attribute names of DeepSpeed's optimizer wrappers (0.18.3 to 0.19.8); it neither copies nor computes, so
-it works on fake tensors as on real ones.
+The tensors that an engine holds are walked in the order of `_claims`, and each storage is given to the first component that claims it,
+once. The walk reads attribute names of DeepSpeed's optimizer wrappers (0.18.3 to 0.19.8) and of megatron-core's (0.16.1); it neither copies
+nor computes, so it works on fake tensors as on real ones.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Attributes = tuple[str, ...]
 FLAT: Attributes = ("bit16_groups_flat", "bf16_groups_flat", "fp16_groups_flat", "lp_param_buffer", "param_groups_fp16_flat_cpu_memory")
 MASTERS: Attributes = (
     "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "fp32_groups_flat", "fp32_groups",
+    "fp32_from_float16_groups", "shard_fp32_from_float16_groups",  # megatron-core's
 )  # fmt: skip
 BESIDE: tuple[tuple[Label, Attributes], ...] = (
     (labels.GRADIENT_PARTITION, (
@@ -108,7 +109,8 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     """Everything that may hold tensors, the most telling name first."""
     parameters = list(engine.module.parameters())
     wrapper, basic = engine.optimizer, getattr(engine, "basic_optimizer", None)
-    yield labels.FLAT_PARAMETERS, _values(wrapper, FLAT)
+    contiguous = getattr(engine, "contiguous", [])  # megatron-core's
+    yield labels.FLAT_PARAMETERS, [*_values(wrapper, FLAT), *(buffer.param_data for buffer in contiguous)]
     yield labels.PARTITIONED_PARAMETERS, [getattr(p, "ds_tensor", None) for p in parameters]
     yield labels.SECONDARY_PARTITIONS, [getattr(p, "ds_secondary_tensor", None) for p in parameters]
     yield labels.PERSISTENT_PARAMETERS, [p.data for p in parameters if getattr(p, "ds_persist", False)]
@@ -118,6 +120,7 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
     if any(hasattr(p, "quant_state") for p in parameters):  # the table that all scales of 8 bits are copied from is a global one
         yield labels.QUANTIZATION, getattr(sys.modules.get("bitsandbytes.functional"), "name2qmap", {})
     yield labels.MODEL_BUFFERS, list(engine.module.buffers())
+    yield labels.GRADIENT_BUFFERS, [buffer.grad_data for buffer in contiguous]
     masters = _values(wrapper, MASTERS)
     yield labels.MASTER_PARAMETERS, masters
     for label, attributes in BESIDE:

@@ -22,7 +22,7 @@ SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
 
 
 class Wrapper(StrEnum):
-    """The optimizer wrapper that DeepSpeed puts around the basic optimizer; it decides the whole memory layout."""
+    """What DeepSpeed, or megatron-core, puts around the basic optimizer; it decides the whole memory layout."""
 
     PLAIN = "none"
     """No wrapper: the basic optimizer works on the parameters (stage 0 in fp32)."""
@@ -34,6 +34,10 @@ class Wrapper(StrEnum):
     """Stage 1 with bf16 parameters and fp32 gradient accumulation."""
     ZERO12 = "DeepSpeedZeroOptimizer"
     ZERO3 = "DeepSpeedZeroOptimizer_Stage3"
+    MEGATRON = "Float16OptimizerWithFloat16Params"
+    """megatron-core's: a master copy per parameter."""
+    MEGATRON_DISTRIBUTED = "DistributedOptimizer"
+    """megatron-core's, which cuts master copies and states into as many parts as there are ranks."""
 
 
 class BasicOptimizer(StrEnum):

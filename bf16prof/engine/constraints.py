@@ -25,6 +25,7 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
+from bf16prof.engine.megatron.settings import megatron_refusal
 from bf16prof.engine.shared_batches import (
     fused_loss,
     packed_rows,
@@ -48,7 +49,7 @@ Rule = Callable[[Mapping[str, Any]], str | None]
 
 
 def admit(jobs: Sequence[Job]) -> tuple[list[Job], list[Refusal]]:
-    """Part the jobs into those that DeepSpeed runs and the refusals of the others.
+    """Part the jobs into those that their engine runs and the refusals of the others.
 
     Raises `Refused`, with the reason and the nearest recipes that work, when none is left.
     """
@@ -71,7 +72,9 @@ def refused_error(refusal: Refusal) -> Refused:
 
 
 def refusal_reason(job: Job) -> str | None:
-    """Why DeepSpeed cannot run this job as described; `None` if it can."""
+    """Why its engine cannot run this job as described; `None` if it can."""
+    if job.profile.is_for_megatron:
+        return megatron_refusal(job)
     config = deepspeed_config(job)
     rules = (
         *(rule(config) for rule in RULES),
@@ -98,9 +101,9 @@ def refusal_reason(job: Job) -> str | None:
 def alternatives(job: Job) -> tuple[str, ...]:
     """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that need offloading say so.
 
-    None where the precision is the user's own.
+    None where the precision is the user's own, and of megatron-core.
     """
-    if job.recipe.id == DS_CONFIG:
+    if job.recipe.id == DS_CONFIG or job.profile.is_for_megatron:  # whatever megatron-core refuses, it refuses of every recipe
         return ()
     runnable = runnable_recipes()
     works = []

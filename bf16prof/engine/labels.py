@@ -31,6 +31,8 @@ STEP_GRADIENTS: Label = (C.MASTER_GRADIENTS, "gradients for the optimizer")
 PENDING_MOMENTUM: Label = (C.MOMENTUM, "momentum of the step that is under way")
 """Muon's, which backward updates and the step takes over (`zero/stage_1_and_2.py`)."""
 
+GRADIENT_BUFFERS: Label = (C.GRADIENTS, "gradient buffers")
+"""megatron-core's, of which each parameter's `main_grad` is a view."""
 GRADIENT_PARTITION: Label = (C.GRADIENTS, "gradient partition")
 ACCUMULATED_GRADIENTS: Label = (C.GRADIENTS, "accumulated gradients")
 """Those that stage 2 adds up in host memory."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, handed_to_deepspeed, optimizer_settings, zero_settings
+from bf16prof.engine.megatron.settings import megatron_optimizer_words, settings_of
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Workload
 
 
 def workload_of(job: Job) -> Workload:
-    """The workload of a job that DeepSpeed runs (`engine.constraints.admit`)."""
-    settings, config = job.profile.workload, deepspeed_config(job)
-    model = job.profile.model
+    """The workload of a job that its engine runs (`engine.constraints.admit`)."""
+    settings, model = job.profile.workload, job.profile.model
+    how = _how(job)
     return Workload(
         model=model.family,
         sequence_length=settings.sequence_length if takes_sequences(model) else None,
@@ -22,10 +24,10 @@ def workload_of(job: Job) -> Workload:
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         activation_checkpointing=settings.activation_checkpointing,
         attention=str(model.attention) if isinstance(model, HuggingFaceSettings) and model.attention else None,
-        optimizer=optimizer_words(config),
+        optimizer=how.optimizer,
         zero_init=job.is_inside_zero_init,
         keeps_outputs=settings.keeps_outputs,
-        deepspeed=_resolved(config),
+        deepspeed=how.deepspeed,
         liger=settings.liger,
         tiled_mlp=settings.tiled_mlp,
         packed_sequences=settings.packed_sequences,
@@ -34,8 +36,26 @@ def workload_of(job: Job) -> Workload:
         fused_loss=settings.fused_loss,
         evaluation=settings.evaluation.words if settings.evaluation else None,
         adapter=_adapter(job.profile),
+        engine=job.profile.engine,
+        megatron=how.megatron,
         assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
     )
+
+
+@dataclass(frozen=True)
+class _How:
+    """Who updates the weights, in words, and the settings of the engine."""
+
+    optimizer: str
+    deepspeed: dict[str, Any]
+    megatron: dict[str, Any]
+
+
+def _how(job: Job) -> _How:
+    if job.profile.is_for_megatron:
+        return _How(megatron_optimizer_words(job), {}, settings_of(job))
+    config = deepspeed_config(job)
+    return _How(optimizer_words(config), _resolved(config), {})
 
 
 def _adapter(profile: Profile) -> str | None:

@@ -18,10 +18,12 @@ _WORST = ("run_peak_allocated_bytes", "peak_allocated_bytes", "allocated_bytes",
 class ByRank:
     """A reader of lines for each speaker."""
 
+    is_open = False
+
     def __init__(self, make: Callable[[], LineReader]) -> None:
         self._make = make
         self._readers: dict[str, LineReader] = {}
-        self.format = make().format
+        self.format, self.marks = make().format, make().marks
 
     def line(self, line: LogLine) -> int:
         """Read one line; how many it explains."""
@@ -50,9 +52,11 @@ class ByRank:
 class Shared:
     """A reader of lines that say themselves which rank they are of, or whose rank does not matter."""
 
+    is_open = False
+
     def __init__(self, reader: LineReader) -> None:
         self._reader = reader
-        self.format = reader.format
+        self.format, self.marks = reader.format, reader.marks
 
     def line(self, line: LogLine) -> int:
         """Read one line; how many it explains."""

@@ -19,6 +19,7 @@ import re
 from typing import Any
 
 from bf16prof.imports.finding import Finding
+from bf16prof.imports.text import LogLine
 from bf16prof.profiles.plain import problem
 
 _KEYS = {
@@ -42,6 +43,7 @@ class ConfigReader:
     """Reads what is said once; of several values the first counts."""
 
     format = "DeepSpeed's configuration"
+    marks = ("json = {", *_KEYS, "zero stage", "[config.py:")
 
     def __init__(self) -> None:
         self._said: dict[str, Any] = {}
@@ -49,21 +51,27 @@ class ConfigReader:
         self._is_open = self._block = False
         self._depth = self._patience = 0
 
-    def line(self, text: str) -> int:
+    @property
+    def is_open(self) -> bool:
+        """Whether what the last line has begun goes on."""
+        return self._is_open or self._block
+
+    def line(self, line: LogLine) -> int:
         """Read one line."""
+        text = line.text
         if self._is_open:
             return self._more_json(text)
-        if "json = {" in text and (found := _JSON.search(text)):
+        if found := _JSON.search(text):
             self._json, self._is_open, self._depth, self._patience = [found[1]], True, 0, _LONGEST_JSON
             self._close()
             return 1
         if found := _KEY.search(text):
             self._said.setdefault(_KEYS[found[1]], int(found[2]))
             return 1
-        if "world_size" in text and (found := _RANKS.search(text)):
+        if found := _RANKS.search(text):
             self._said.setdefault("world_size", int(found[1] or found[2]))
             return 1
-        if "ZeRO stage" in text and (found := _STAGE.search(text)):
+        if found := _STAGE.search(text):
             self._said.setdefault("zero_stage", int(found[1]))
             return 1
         return self._other(text)

@@ -50,6 +50,10 @@ class ExampleReader:
     """Reads the lines of all ranks."""
 
     format = "output of DeepSpeed's bf16 example"
+    marks = (
+        "summary: ", "[rank ", "average step time: ", "peak memory: ", "final allocated memory: ", "activation checkpointing enabled",
+        "  config: ", "  model: ", "  parameters: ", "  batch size: ", "=" * 60, "loss history saved to: ",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._summaries: list[_Summary] = []

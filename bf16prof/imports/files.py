@@ -34,6 +34,7 @@ from bf16prof.imports.nvidia_smi_table import NvidiaSmiTableReader
 from bf16prof.imports.out_of_memory import Message, OutOfMemoryReader
 from bf16prof.imports.pipeline import PipelineReader
 from bf16prof.imports.plain_pickle import load
+from bf16prof.imports.sieve import Sieve, Skipped
 from bf16prof.imports.snapshot import SnapshotReader
 from bf16prof.imports.text import LARGEST_BYTES, LONGEST_LINE, LogLine, lines, raw_lines, unpacked
 from bf16prof.imports.throughput import ThroughputReader
@@ -90,6 +91,16 @@ class _TextReader(Reader, Protocol):
 
     format: str
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """One of them is in every line that concerns it, letters in any case."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """It waits for the next lines, which may hold none of its marks."""
+        ...
+
     def line(self, line: LogLine) -> int:
         """Read one line; how many it explains."""
         ...
@@ -110,7 +121,7 @@ class _Readers:
             ByRank(TrainerReader),
             Shared(MegatronReader()),
             ByRank(NvidiaSmiTableReader),
-            Shared(ConfigReader()),
+            ConfigReader(),
             self.failures,
         )
         self.losses = LossReader()
@@ -217,19 +228,37 @@ def _table(path: Path, name: str, good: int, bad: int) -> Understood:
 def _text(path: Path, content: bytes, readers: _Readers) -> Understood:
     counts: Counter[str] = Counter()
     total, explained = 0, False
-    for line in lines(content, path):
-        if not line.text.strip():
+    sieve = Sieve(mark for reader in readers.texts for mark in reader.marks)
+    sieve.is_open = any(reader.is_open for reader in readers.texts)
+    for part in sieve.parts(content):
+        if isinstance(part, Skipped):
+            total += part.lines
+            explained = explained and not part.lines
             continue
-        total += 1
-        reader, count = next(((r, n) for r in readers.texts if (n := r.line(line))), (None, 0))
-        if reader is not None:
-            counts[reader.format] += min(count, 1 if explained else 2)
-        explained = reader is not None
+        for line in lines(part, path):
+            if not line.text.strip():
+                continue
+            total += 1
+            reader, count = _explaining(line, readers.texts)
+            if reader is not None:
+                counts[reader.format] += min(count, 1 if explained else 2)
+            explained = reader is not None
+        sieve.is_open = any(reader.is_open for reader in readers.texts)
     if not total:
         raise ValueError("empty")
     if not counts:
         raise ValueError(f"none of its {total:,} lines is understood; known: {KNOWN}")
     return Understood(path, dict(counts), total - sum(counts.values()))
+
+
+def _explaining(line: LogLine, readers: Sequence[_TextReader]) -> tuple[_TextReader | None, int]:
+    """The first reader that explains a line, and how many lines it does; only those are asked whom it may concern."""
+    lowered = line.text.lower()
+    for reader in readers:
+        is_concerned = reader.is_open or any(mark in lowered for mark in reader.marks)
+        if is_concerned and (count := reader.line(line)):
+            return reader, count
+    return None, 0
 
 
 def _first_line(content: bytes) -> str:

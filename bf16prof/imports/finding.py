@@ -143,6 +143,11 @@ class LineReader(Reader, Protocol):
 
     format: str
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """One of them is in every line that concerns it, letters in any case."""
+        ...
+
     def line(self, text: str) -> int:
         """Read one line; how many lines it explains: none, itself, or itself and the line before."""
         ...

@@ -19,6 +19,9 @@ _FRAMES = (
 )
 """How a frame names its file and its function: Python's own traceback, and what draws it anew."""
 
+FRAME_MARKS = ("traceback (most recent call last)", "file ", ".py in ", "│", "->", "❱")
+"""One of them is in every line of a traceback but those of code that follow one."""
+
 _MARKED = re.compile(r"^[\s│]*(?:-+>|❱) ?\d{1,9}[\s│]+(\S.*?)\s*│?$")
 """The line of code that a notebook or rich points at."""
 
@@ -77,22 +80,23 @@ class Frames:
 
     def __init__(self) -> None:
         self._first: SaidPhase | None = None
-        self._code_follows = False
+        self.code_follows = False
+        """The next line is the code of a frame."""
 
     def line(self, text: str) -> bool:
         """Whether a line belongs to a traceback."""
         if _HEADER in text:
             self._first = None
             return True
-        found = next((f for form in _FRAMES if (f := form.search(text))), None) if ".py" in text or "File " in text else None
+        found = next((f for form in _FRAMES if (f := form.search(text))), None)
         if found is not None:
-            self._code_follows = True
+            self.code_follows = True
             self._note(_of_function(found[2] or "", found[1]), found[2] or "")
             return True
-        marked = _MARKED.match(text) if "> " in text or "❱" in text else None
-        if marked is None and not self._code_follows:
+        marked = _MARKED.match(text)
+        if marked is None and not self.code_follows:
             return False
-        self._code_follows = False
+        self.code_follows = False
         code = marked[1] if marked else text.strip()
         self._note(_matching(_CODE, code), code)
         return True

@@ -7,6 +7,9 @@ import re
 from bf16prof.records import Phase
 
 _INSTANT = re.compile(r"\b(before|after)\b.*\b(forward|backward|step)\b", re.IGNORECASE)
+INSTANT_MARKS = ("before", "after")
+"""One of them is in every message that names an instant."""
+
 _LOOKED_AT = 400
 """Characters at the end of a message that are looked at."""
 

@@ -28,6 +28,7 @@ class MegatronReader:
     """Reads iterations, and the memory of all ranks that print it."""
 
     format = "Megatron-DeepSpeed"
+    marks = ("memory (mb) |", "iteration ")
 
     def __init__(self) -> None:
         self._steps: dict[int, StepRecord] = {}
@@ -35,13 +36,13 @@ class MegatronReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        if "memory (MB)" in text and (found := _MEMORY.search(text)):
+        if found := _MEMORY.search(text):
             names = ("allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes")
             self._ranks[int(found[1])] = {
                 name: rounded(size, MIB, len(size.partition(".")[2])) for name, size in zip(names, found.groups()[1:], strict=True)
             }
             return 1
-        if "iteration" in text and (found := _ITERATION.search(text)):
+        if found := _ITERATION.search(text):
             self._iteration(int(found[1]), text)
             return 1
         return 0

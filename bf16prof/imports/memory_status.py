@@ -24,13 +24,14 @@ class MemoryStatusReader:
     """Reads the lines of all ranks, which name themselves; the one with the highest peak is told."""
 
     format = "DeepSpeed's memory_status"
+    marks = ("memstats",)
 
     def __init__(self) -> None:
         self._ranks: dict[int, _Rank] = {}
 
     def line(self, text: str) -> int:
         """Read one line."""
-        found = _LINE.search(text) if "MEMSTATS" in text else None
+        found = _LINE.search(text)
         if found is None or any(found[group].startswith("-") for group in (3, 5, 6, 8)):
             return 0
         self._ranks.setdefault(int(found[1]), _Rank()).add(found[2], *(rounded(found[group], GIB, 4) for group in (3, 5, 6, 8)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
-from bf16prof.imports.instants import instant_of
+from bf16prof.imports.instants import INSTANT_MARKS, instant_of
 from bf16prof.records import TRAINING, Phase
 
 _LINE = re.compile(rf"\bMA ({NUMBER}) GB\s+Max_MA ({NUMBER}) GB\s+CA ({NUMBER}) GB\s+Max_CA ({NUMBER}) GB")
@@ -26,6 +26,7 @@ class MemoryUsageReader:
     """Reads the lines of rank 0, and keeps what each interval between two of them belongs to."""
 
     format = "DeepSpeed's see_memory_usage"
+    marks = ("max_ma", "cpu virtual memory", *INSTANT_MARKS)
 
     def __init__(self) -> None:
         self._instant: tuple[str, Phase | None] = ("", None)
@@ -42,9 +43,9 @@ class MemoryUsageReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        if "CPU Virtual Memory" in text and _CPU.search(text):
+        if _CPU.search(text):
             return 1
-        found = _LINE.search(text) if "Max_MA" in text else None
+        found = _LINE.search(text)
         if found is None:
             said = instant_of(text)
             self._instant = said if said[0] else self._instant

@@ -32,6 +32,7 @@ class NvidiaSmiTableReader:
     """Reads the rows of all GPUs; samples of one GPU are those under the same number."""
 
     format = "the table of nvidia-smi"
+    marks = ("|", "+-", "+=")
 
     def __init__(self) -> None:
         self._devices: dict[str, GpuSamples] = {}
@@ -39,8 +40,6 @@ class NvidiaSmiTableReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        if "|" not in text and "+-" not in text:
-            return 0
         if found := _NAME.search(text):
             self._named = found[1], found[2]
             return 1

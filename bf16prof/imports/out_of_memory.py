@@ -16,10 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
-from bf16prof.imports.finding import Finding, Reading, rounded
-from bf16prof.imports.frames import Frames, SaidPhase
+from bf16prof.imports.finding import Finding, Reading, rounded, total
+from bf16prof.imports.frames import FRAME_MARKS, Frames, SaidPhase
 from bf16prof.imports.text import LogLine
 from bf16prof.records import TRAINING, OutOfMemory
 
@@ -86,7 +85,7 @@ class Message:
     def needed(self) -> Reading | None:
         """What would have been allocated had there been room: no job that does the same needs less."""
         parts = [self.sizes[name] for name in ("allocated", "tried") if name in self.sizes]
-        return Reading(sum(p.bytes for p in parts), sum(p.rounding for p in parts), is_floor=True) if len(parts) == 2 else None
+        return total(parts).as_floor() if len(parts) == 2 else None
 
     def bytes(self, name: str) -> int | None:
         """One of the sizes; `None` if the message does not give it."""
@@ -133,10 +132,10 @@ def parse(text: str, *, rank: int | None = None, place: SaidPhase | None = None)
 def _completed(sizes: dict[str, Reading]) -> dict[str, Reading]:
     """With reserved from its parts or the other way round, and what whatever is not this allocator uses."""
     allocated = sizes.get("allocated")
-    if allocated and "reserved" not in sizes and "unallocated" in sizes:
-        sizes["reserved"] = Reading(allocated.bytes + sizes["unallocated"].bytes, allocated.rounding + sizes["unallocated"].rounding)
-    if allocated and "unallocated" not in sizes and "reserved" in sizes:
-        sizes["unallocated"] = _less(sizes["reserved"], allocated)
+    if allocated and "unallocated" in sizes:
+        sizes.setdefault("reserved", total([allocated, sizes["unallocated"]]))
+    if allocated and "reserved" in sizes:
+        sizes.setdefault("unallocated", _less(sizes["reserved"], allocated))
     if all(name in sizes for name in ("total", "free", "reserved")):
         sizes["beside"] = _less(_less(sizes["total"], sizes["free"]), sizes["reserved"])
     return sizes
@@ -148,30 +147,41 @@ def _less(whole: Reading, part: Reading) -> Reading:
 
 def _reading(found: re.Match[str], name: str) -> Reading:
     number, unit = found[name], _UNITS[found[f"{name}_unit"]]
-    return Reading(round(Fraction(number)) * unit) if unit == 1 else rounded(number, unit, len(number.partition(".")[2]))
+    return rounded(number, unit, len(number.partition(".")[2]))
 
 
 class OutOfMemoryReader:
     """Reads the messages of all ranks, with the traceback that each has above it; the rank that needed most is told."""
 
     format = "out-of-memory message of torch"
+    marks = ("out of memory", "tried to allocate", *FRAME_MARKS)
 
     def __init__(self) -> None:
         self.assumed = SaidPhase()
         """Where a message is of whose traceback does not say it."""
         self._frames: dict[str, Frames] = {}
         self._open: dict[str, list[str]] = {}
+        self._waiting: set[str] = set()
         self._seen: dict[object, set[int | None]] = {}
         self.messages: list[Message] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a message or a frame of somebody's goes on."""
+        return bool(self._waiting)
 
     def line(self, line: LogLine) -> int:
         """Read one line; how many it explains. Frames of a traceback are kept, and counted with the message that they lead to."""
         frames = self._frames.setdefault(line.speaker, Frames()) if len(self._frames) < MOST else Frames()
+        count = self._line(line, frames)
+        goes_on = line.speaker in self._open or frames.code_follows
+        (self._waiting.add if goes_on else self._waiting.discard)(line.speaker)
+        return count
+
+    def _line(self, line: LogLine, frames: Frames) -> int:
         began = self._open.get(line.speaker)
         if began is not None:
             return self._continued(line, began, frames)
-        if "emory" not in line.text and "ried to allocate" not in line.text:
-            return int(frames.line(line.text))
         message = parse(line.text)
         if message is None:
             return int(frames.line(line.text))
@@ -229,7 +239,7 @@ class OutOfMemoryReader:
         if is_another or len(began) >= _WRAPPED_LINES:
             self._keep(" ".join(began), line, frames)
             del self._open[line.speaker]
-            return self.line(line)
+            return self._line(line, frames)
         began.append(line.text.strip())
         return int(grown)
 
@@ -261,7 +271,7 @@ def _floors(message: Message) -> dict[str, Reading]:
             readings[f"phases.{phase}.peak_bytes"] = needed
     if reserved := message.sizes.get("reserved"):
         readings["reserved_bytes"] = reserved.as_floor()
-    total, free = message.sizes.get("total"), message.sizes.get("free")
-    if total and free and total.bytes >= free.bytes:
-        readings["device_bytes"] = _less(total, free).as_floor()
+    has, free = message.sizes.get("total"), message.sizes.get("free")
+    if has and free:
+        readings["device_bytes"] = _less(has, free).as_floor()
     return readings

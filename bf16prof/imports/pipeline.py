@@ -21,13 +21,14 @@ class PipelineReader:
     """Reads the lines of rank 0."""
 
     format = "DeepSpeed's pipeline engine"
+    marks = ("iter time (s):",)
 
     def __init__(self) -> None:
         self._steps: dict[int, StepRecord] = {}
 
     def line(self, text: str) -> int:
         """Read one line."""
-        found = _LINE.search(text) if "iter time (s):" in text else None
+        found = _LINE.search(text)
         if found is None:
             return 0
         loss = float(found[2])

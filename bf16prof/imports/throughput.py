@@ -26,6 +26,7 @@ class ThroughputReader:
     """Reads the lines of one rank."""
 
     format = "DeepSpeed's throughput timer"
+    marks = ("maxmemallocated=",)
 
     def __init__(self) -> None:
         self._rates: dict[int, float] = {}
@@ -35,7 +36,7 @@ class ThroughputReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        found = _LINE.search(text) if "MaxMemAllocated=" in text else None
+        found = _LINE.search(text)
         if found is None:
             return 0
         step = int(found[1] or found[2])

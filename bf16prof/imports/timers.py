@@ -26,6 +26,7 @@ class TimersReader:
     """Reads the lines of one rank; those of whole steps count, where there are any."""
 
     format = "DeepSpeed's wall-clock timers"
+    marks = ("time (ms) |",)
 
     def __init__(self) -> None:
         self._steps: list[dict[str, float]] = []
@@ -33,7 +34,7 @@ class TimersReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        found = _LINE.search(text) if "time (ms)" in text else None
+        found = _LINE.search(text)
         if found is None:
             return 0
         timers = [(name, float(ms) / 1e3) for name, ms in _TIMER.findall(found[1])]

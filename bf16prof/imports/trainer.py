@@ -43,6 +43,7 @@ class TrainerReader:
     """Reads losses, metrics and what the Trainer says of the batch before it begins."""
 
     format = "the Trainer of Hugging Face"
+    marks = ("%|", "{'", '{"', "_mem_", " = ", "metrics *****")
 
     def __init__(self) -> None:
         self._losses = LossLines()
@@ -52,20 +53,20 @@ class TrainerReader:
 
     def line(self, text: str) -> int:
         """Read one line."""
-        is_bar = "%|" in text and (bars := _BAR.findall(text))
-        for done, of in bars if is_bar else ():
+        bars = _BAR.findall(text)
+        for done, of in bars:
             self._losses.bar(int(done), int(of))
-        if "{" in text and (found := _DICT.search(text)) and self._dict(found[1]):
+        if (found := _DICT.search(text)) and self._dict(found[1]):
             return 1
-        if "MB" in text and (found := _METRIC.search(text)):
+        if found := _METRIC.search(text):
             name, mib = found[1], int(found[2])
             self._memory.setdefault(name, Reading.between(mib * MIB, (mib + 1) * MIB - 1))
             return 1
-        if " = " in text and (found := _HEADER.search(text)):
+        if found := _HEADER.search(text):
             if name := _SAID.get(found[1]):
                 self._said.setdefault(name, int(found[2].replace(",", "") or 0))
             return 1
-        return int(bool(is_bar) or _TABLE.search(text) is not None)
+        return int(bool(bars) or _TABLE.search(text) is not None)
 
     def finding(self) -> Finding | None:
         """The steps, the memory of the whole run, and the batch."""

@@ -28,10 +28,10 @@ from bf16prof.measuring.places import Place, Starter
 from bf16prof.measuring.results import RankResult, load_rank
 from bf16prof.measuring.shared_memory import clean_shared_memory
 from bf16prof.measuring.surroundings import rank_environment
-from bf16prof.measuring.whereabouts import DEADLINE, STACK_LINES, described, hanging
 from bf16prof.memory_kills import MemoryKills
 from bf16prof.processes import signal_name, started
 from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, exits_file, rank_log, where_file
+from bf16prof.whereabouts import DEADLINE, STACK_LINES, hanging, where_they_were
 
 T = TypeVar("T")
 POLL_S = 0.2
@@ -139,7 +139,7 @@ def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:
     """Who hangs, by what ranks have written of their whereabouts, with its log and its stack."""
     unfinished = [rank for rank, result in enumerate(seen.ranks) if result is None or result.status is not Status.FINISHED]
     found = hanging(folder, unfinished)
-    message = f"not finished after {timeout_s:g} s: {described(found) or 'all ranks had finished, and did not leave'}"
+    message = f"not finished after {timeout_s:g} s: {where_they_were(found) or 'all ranks had finished, and did not leave'}"
     lines = [line for each in found[:1] for line in (_tail(rank_log(folder, each.rank)), *each.stack[:STACK_LINES]) if line]
     return RanksOutcome(Status.TIMEOUT, message, "\n".join(lines), seen.ranks)
 

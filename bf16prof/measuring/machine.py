@@ -18,7 +18,9 @@ from bf16prof.measuring.probes import nvml
 from bf16prof.processes import usable_cores, whole_memory
 from bf16prof.profiles.secrets import is_secret
 
-PACKAGES = ("torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "nvidia-ml-py", "numpy")
+PACKAGES = (
+    "torch", "deepspeed", "tokenizers", "transformers", "torchao", "torch-optimi", "bitsandbytes", "megatron-core", "nvidia-ml-py", "numpy",
+)  # fmt: skip
 """Packages whose version is recorded where they are installed."""
 
 _ALLOWED = """
@@ -30,7 +32,7 @@ NCCL_DEBUG NCCL_ALGO NCCL_PROTO NCCL_BUFFSIZE NCCL_MIN_NCHANNELS NCCL_MAX_NCHANN
 NCCL_IB_DISABLE NCCL_CUMEM_ENABLE NCCL_NVLS_ENABLE
 DS_ACCELERATOR DS_SKIP_CUDA_CHECK OMP_NUM_THREADS MKL_NUM_THREADS MALLOC_ARENA_MAX TOKENIZERS_PARALLELISM
 SLURM_JOB_ID SLURM_NNODES SLURM_NTASKS SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_NODE
-BF16PROF_PROFILE BF16PROF_ZERO BF16PROF_RECIPE BF16PROF_OFFLOAD BF16PROF_HF_CONFIG BF16PROF_MODEL BF16PROF_DS_CONFIG
+BF16PROF_PROFILE BF16PROF_ZERO BF16PROF_RECIPE BF16PROF_ENGINE BF16PROF_OFFLOAD BF16PROF_HF_CONFIG BF16PROF_MODEL BF16PROF_DS_CONFIG
 BF16PROF_SEQUENCE_LENGTH BF16PROF_MICRO_BATCH_SIZE BF16PROF_GRADIENT_ACCUMULATION_STEPS BF16PROF_ACTIVATION_CHECKPOINTING
 BF16PROF_CPU_MEMORY_LIMIT
 """

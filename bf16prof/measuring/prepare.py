@@ -89,7 +89,7 @@ def needed(jobs: Sequence[Job]) -> list[str]:
     """The parts that these jobs need compiled."""
     on_cpu = any(job.device is Device.CPU for job in jobs)
     parts = [ALLOCATOR, SHARED_MEMORY_BUILDER] if on_cpu else []
-    builders = [_optimizer_builder(deepspeed_config(job)) for job in jobs]
+    builders = [_optimizer_builder(deepspeed_config(job)) for job in jobs if not job.profile.is_for_megatron]
     return parts + list(dict.fromkeys(builder for builder in builders if builder))
 
 

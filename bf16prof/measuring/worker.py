@@ -24,10 +24,10 @@ from bf16prof.measuring.batches import NextBatch, make_batches
 from bf16prof.measuring.batons import use_dying_batons
 from bf16prof.measuring.cache import CACHE_VARIABLE
 from bf16prof.measuring.results import RankQuality, RankResult, RankTask, RankWriter
-from bf16prof.measuring.whereabouts import Whereabouts, deadline
 from bf16prof.processes import TORCH_CACHE, die_with_parent
 from bf16prof.records import Device, Item, Phase, StepRecord
 from bf16prof.runs import Status, rank_log, read
+from bf16prof.whereabouts import Whereabouts, deadline
 
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What PyTorch raises, as a RuntimeError, where the system has no memory left (c10/core/impl/alloc_cpu.cpp)."""
@@ -69,7 +69,12 @@ class Rank:
         self._writer.write(self.result, force=force)
 
     def run(self) -> None:
-        """The whole measurement of this rank, with NVML watching the GPU where there is one."""
+        """The whole measurement of this rank."""
+        with self._face():
+            self._measure()
+
+    def _measure(self) -> None:
+        """With NVML watching the GPU where there is one."""
         with self._device_sampler() as sampler:
             engine, loop = self._train()
             self._finish(engine, loop)
@@ -80,6 +85,14 @@ class Rank:
         if self.task.quality_steps:
             self._watch_updates(engine, loop)
         self.save(status=Status.FINISHED)
+
+    def _face(self) -> AbstractContextManager[Any]:
+        """What megatron-core finds where there is no GPU: it asks for CUDA devices by name."""
+        if not (self.job.profile.is_for_megatron and self.job.device is Device.CPU):
+            return nullcontext()
+        from bf16prof.measuring.face import cpu_worn_as_gpu
+
+        return cpu_worn_as_gpu(self.probe)
 
     def _device_sampler(self) -> AbstractContextManager[Any]:
         from bf16prof.measuring.probes.nvml import NvmlSampler, cuda_uuid
@@ -164,10 +177,10 @@ class Rank:
 
     def _watch_updates(self, engine: Any, loop: Any) -> None:
         """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""
-        from bf16prof.engine.config import deepspeed_config, engine_facts
+        from bf16prof.engine.facts import facts_of
         from bf16prof.quality.watch import UpdateWatch
 
-        layout = engine_facts(deepspeed_config(self.job)).layout
+        layout = facts_of(self.job).layout
         if layout is None or not layout.is_adam:
             raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
         watch = UpdateWatch(engine, layout)

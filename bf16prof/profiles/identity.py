@@ -16,7 +16,7 @@ PLACES = {"deepspeed": {"zero_optimization": {"offload_optimizer": {"nvme_path"}
 
 ADDED: dict[str, dict[str, object]] = {
     "parallel": {"pipeline": 1, "expert": 1},
-    "": {"peft": None, "quantization": None, "parallel": {"sequence": 1, "tensor": 1}},
+    "": {"engine": "deepspeed", "peft": None, "quantization": None, "parallel": {"sequence": 1, "tensor": 1}},
     "workload": {
         "use_reentrant": False,
         "checkpoint_every_n_layers": 1,

@@ -34,6 +34,7 @@ class Recipe:
     * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's or PyTorch's, as the profile says.
     * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
     * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where no engine here can, and then `not_run` says why.
+    * `megatron`: the options of megatron-core that run it (`--engine megatron-core`); `None` where it does not.
     * `partitioned`: the components that an engine other than DeepSpeed's cuts into as many parts as there are ranks; see `over_ranks`.
     * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and `dtypes`. See `at`.
     """
@@ -49,6 +50,7 @@ class Recipe:
     optimizer: str = ""
     deepspeed: Mapping[str, Any] | None = None
     zero: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    megatron: Mapping[str, Any] | None = None
     not_run: str = ""
     partitioned: Sequence[str] = ()
 
@@ -123,10 +125,19 @@ def runnable_recipes() -> dict[str, Recipe]:
     return {id_: recipe for id_, recipe in all_recipes().items() if recipe.deepspeed is not None}
 
 
-def require_runnable(recipe: Recipe) -> Recipe:
+def megatron_recipes() -> dict[str, Recipe]:
+    """The recipes that megatron-core can run."""
+    return {id_: recipe for id_, recipe in all_recipes().items() if recipe.megatron is not None}
+
+
+def require_runnable(recipe: Recipe, *, on_megatron: bool = False) -> Recipe:
     """The recipe itself, or `Refused` with the reason and the runnable recipes that come nearest to it."""
-    if recipe.deepspeed is None:
-        hint = "nearest that run: " + ", ".join(nearest(recipe, list(runnable_recipes().values()))[:3])
+    if on_megatron and recipe.megatron is None:
+        why = recipe.not_run or "it is DeepSpeed's"
+        raise Refused(f"megatron-core does not run {recipe.id}: {why}", hint="it runs " + ", ".join(megatron_recipes()))
+    if not on_megatron and recipe.deepspeed is None:
+        other = "--engine megatron-core runs it; " if recipe.megatron is not None else ""
+        hint = f"{other}nearest that run: " + ", ".join(nearest(recipe, list(runnable_recipes().values()))[:3])
         raise Refused(f"no DeepSpeed engine runs {recipe.id}: {recipe.not_run}", hint=hint)
     return recipe
 

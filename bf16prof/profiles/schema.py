@@ -29,6 +29,10 @@ Preference = Literal["none", "reference", "precomputed"]
 """Direct preference optimization (DPO): beside a reference that does not learn, or with its log-probabilities in the data."""
 
 
+EngineName = Literal["deepspeed", "megatron-core"]
+"""Who holds parameters, gradients and states, and steps."""
+
+
 FusedLoss = Literal["none", "tiled"]
 """Who computes head and loss without the whole logits, beside Liger: DeepSpeed's TiledFusedLogitsLoss."""
 
@@ -284,5 +288,12 @@ class Profile(Settings):
     """How these are kept, where they are not in the recipe's dtype: bitsandbytes' 4 bits."""
     workload: WorkloadSettings
     parallel: ParallelSettings = ParallelSettings()
+    engine: EngineName = "deepspeed"
+    """Who trains it."""
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+
+    @property
+    def is_for_megatron(self) -> bool:
+        """Whether megatron-core trains it, and not DeepSpeed."""
+        return self.engine == "megatron-core"

@@ -1,6 +1,7 @@
 """Which layer do the elements of the tensors that an optimizer updates belong to?
 
-Wrappers update flat tensors and partitions of them; the walk reads attribute names of DeepSpeed's wrappers (0.18.3 to 0.19.8).
+Wrappers update flat tensors and partitions of them; the walk reads attribute names of DeepSpeed's wrappers (0.18.3 to 0.19.8)
+and of megatron-core's (0.16.1).
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def _pieces(engine: Any) -> Iterator[Piece]:
         return _zero3(wrapper)
     if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
         return _zero12(parameters)
-    return _fused(wrapper) if hasattr(wrapper, "fp32_groups_flat") else _unfused(wrapper)
+    if hasattr(wrapper, "fp32_groups_flat"):
+        return _fused(wrapper)
+    return next(_by_parameter(wrapper, *pair) for pair in BY_PARAMETER if hasattr(wrapper, pair[1]))
 
 
 def _zero3(wrapper: Any) -> Iterator[Piece]:
@@ -73,11 +76,18 @@ def _fused(wrapper: Any) -> Iterator[Piece]:
         yield from _in_a_row(flat, group, [parameter.numel() for parameter in group])
 
 
-def _unfused(wrapper: Any) -> Iterator[Piece]:
-    """FP16_UnfusedOptimizer: a master copy of each parameter."""
-    for group, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+BY_PARAMETER = (
+    ("fp16_groups", "fp32_groups"),
+    ("float16_groups", "fp32_from_float16_groups"),
+    ("model_float16_groups", "shard_fp32_from_float16_groups"),
+)
+"""Where wrappers keep parameters and a master copy of each, or of a part of each: FP16_UnfusedOptimizer and megatron-core's two."""
+
+
+def _by_parameter(wrapper: Any, parameters: str, copies: str) -> Iterator[Piece]:
+    for group, masters in zip(getattr(wrapper, parameters), getattr(wrapper, copies), strict=True):
         for parameter, master in zip(group, masters, strict=True):
-            yield master.data_ptr(), 0, parameter, parameter.numel()
+            yield master.data_ptr(), 0, parameter, master.numel()
 
 
 def _rank_in(parameter: Any) -> int:

@@ -83,7 +83,9 @@ def _parallelism(records: Sequence[MemoryRecord]) -> str:
 def _zero(records: Sequence[MemoryRecord], workloads: Sequence[Workload]) -> str:
     stages = sorted({record.case.zero_stage for record in records})
     sizes = [int(w.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", 0)) for w in workloads]
-    parts = ["ZeRO-" + ",".join(map(str, stages))]
+    engines = {workload.engine for workload in workloads} - {"deepspeed"}
+    switched = "/".join("on" if stage else "off" for stage in stages)
+    parts = [f"{inert(name)}, distributed optimizer {switched}" for name in sorted(engines)] or ["ZeRO-" + ",".join(map(str, stages))]
     if any(sizes):
         parts.append("buckets " + _distinct(short_count(size, " ") for size in sizes))
     if any(workload.zero_init for workload in workloads):

@@ -37,7 +37,7 @@ FLOORS: list[set[str]] = [
     },
     {"models", "cases", "imports"},
     {"engine", "closed_form", "quality", "signatures"},
-    {"scripts"},
+    {"scripts", "whereabouts"},
     {"dry_run", "measuring", "planning", "tracing"},
     {"commands", "check", "outcome"},
     {"app", "api", "attach"},

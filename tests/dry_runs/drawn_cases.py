@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from hypothesis import reject
 from hypothesis import strategies as st
@@ -59,6 +60,24 @@ Choose = Callable[[Sequence[object]], object]
 """Picks one of several."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn: all that a job takes from it, as it may be stored."""
+
+    sets: Sequence[str]
+    stage: int
+    world_size: int
+    recipe: str
+    offload: Offload | None
+
+    def job(self) -> Job:
+        """The job. Raises `Refused` where DeepSpeed does not run it."""
+        profile = load_profile("cpu-demo", [parse_set(each) for each in self.sets]).profile
+        gpu = find_gpu("h200-141gb")
+        selection = Selection(profile, [self.stage], [self.world_size], [self.recipe], Device.GPU, gpu, self.offload)
+        return admit(expand(selection))[0][0]
+
+
 def draw(seed: int, count: int) -> list[Job]:
     """So many jobs for a GPU that DeepSpeed runs."""
     drawn = drawn_from(random.Random(seed))
@@ -70,21 +89,24 @@ def jobs(draw: st.DrawFn) -> Job:
     """A job for a GPU that DeepSpeed runs."""
     for _ in range(ATTEMPTS):
         with contextlib.suppress(Refused):
-            return _job(lambda choices: draw(st.sampled_from(choices)))
+            return _drawn(lambda choices: draw(st.sampled_from(choices))).job()
     return reject()
 
 
 def drawn_from(rng: random.Random) -> Iterator[Job]:
     """Jobs for a GPU that DeepSpeed runs, without end."""
+    return (job for _, job in described(rng))
+
+
+def described(rng: random.Random) -> Iterator[tuple[Drawn, Job]]:
+    """The same with what each was made of."""
     while True:
-        try:
-            yield _job(rng.choice)
-        except Refused:
-            continue
+        drawn = _drawn(rng.choice)
+        with contextlib.suppress(Refused):
+            yield drawn, drawn.job()
 
 
-def _job(choose: Choose) -> Job:
-    """Raises `Refused` where DeepSpeed does not run what was chosen."""
+def _drawn(choose: Choose) -> Drawn:
     values = {key: choose(choices) for key, choices in CHOICES.items()}
     values["model.max_sequence_length"] = values["workload.sequence_length"]
     heads = int(str(values["model.hidden_size"])) // int(str(choose(HEAD_WIDTHS)))
@@ -96,8 +118,4 @@ def _job(choose: Choose) -> Job:
     stage, world, recipe = choose(STAGES), choose(WORLD_SIZES), choose(RECIPES)
     offload = choose(OFFLOADS) if stage else None
     kernel = KERNELS["DeepSpeed's" if offload else str(choose(tuple(KERNELS)))]
-    profile = load_profile(
-        "cpu-demo", [parse_set(each) for each in (*kernel, *(f"{key}={value}" for key, value in values.items()))]
-    ).profile
-    selection = Selection(profile, [stage], [world], [recipe], Device.GPU, find_gpu("h200-141gb"), offload)  # type: ignore[list-item, arg-type]
-    return admit(expand(selection))[0][0]
+    return Drawn((*kernel, *(f"{key}={value}" for key, value in values.items())), stage, world, recipe, offload)  # type: ignore[arg-type]

@@ -33,8 +33,8 @@ class Measured:
     finished: Finished
     folder: Path
 
-    def quickest(self, stage: int, recipe: str) -> dict[Phase, PhaseMemory]:
-        """The phases of a case's rank 0, with the peaks of those moments in which gloo was quickest.
+    def quickest(self, stage: int, recipe: str, rank: int = 0) -> dict[Phase, PhaseMemory]:
+        """The phases of a rank of a case, with the peaks of those moments in which gloo was quickest.
 
         When a collective is over, gloo's threads may hold its tensors for a moment longer, in one step and not in the next. The first step
         counts, and of the warm-up steps after it, which repeat each other, the smallest peak of each phase.
@@ -42,7 +42,7 @@ class Measured:
         (label,) = {
             each.case.label for each in runs.load(self.folder).records if (each.case.zero_stage, each.case.recipe) == (stage, recipe)
         }
-        result = load_rank(self.folder / label, 0)
+        result = load_rank(self.folder / label, rank)
         assert result is not None
         first, *others = [step.phases for step in result.steps if step.warmup]
         least = {

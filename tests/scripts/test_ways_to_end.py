@@ -103,5 +103,5 @@ def test_a_script_that_hangs_is_said_where(tmp_path: Path) -> None:
     done = bf16prof("simulate", "--timeout", "60", "--", str(script))
 
     assert done.code == 3
-    assert "hangs.py has not come to 3 steps after 60 seconds (--timeout): rank 0 stands at hangs.py:3" in done.stderr
+    assert "hangs.py has not come to 3 steps after 60 seconds (--timeout): rank 0 was in init (hangs.py, line 3 in <module>)" in done.stderr
     assert "waiting" in done.stderr

@@ -37,17 +37,17 @@ FOREIGN = {"--hf-config", "--download", "--model", "--ds-config", "--training-ar
 OUTPUT = {"--json", "--output", "-o", "--force", "--quiet", "-q"}
 FLAGS = {
     "estimate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "subject", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
+        "subject", "--engine", "--gpus", "--gpu", "--gpus-per-node", "--device", "--calibrate", "--verbose", "-v",
         "--expandable-segments", "--fail-unless-fits", "--figure", "--trace", "--no-trace",
     },
     "measure": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "subject",
+        "subject", "--engine",
         "--nproc-per-node", "--num-gpus", "--warmup", "--steps", "--timeout", "--output-dir", "-d", "--fail-over", "--verbose", "-v",
         "--simulate", "--quality", "--figure", "--trace", "--no-trace",
         "--nnodes", "--node-rank", "--rdzv-endpoint", "--hostfile", "-H", "--include", "-i", "--exclude", "-e", "--launcher", "--resume",
     },
     "simulate": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "subject", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
+        "subject", "--engine", "--gpus", "--gpu", "--device", "--verbose", "-v", "--expandable-segments", "--snapshot",
         "--gpus-per-node", "--fail-unless-fits", "--figure", "--steps", "--rank", "--timeout",
     },
     "import": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
@@ -55,9 +55,9 @@ FLAGS = {
     },
     "explain": SELECTORS | OVERRIDES | FOREIGN | {"--gpus", "--gpu", "--json", "--quiet", "-q", "files"},
     "plan": SELECTORS | OVERRIDES | FOREIGN | OUTPUT | {
-        "subject", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit", "--calibrate",
-        "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace", "--search-dimensions",
-        "--no-search-dimensions", "--dry-runs",
+        "subject", "--engine", "--gpus", "--gpu", "--gpus-per-node", "--margin", "--expandable-segments", "--micro-batch-limit",
+        "--calibrate", "--write", "--verbose", "-v", "--verify", "--no-verify", "--fail-unless-fits", "--trace", "--no-trace",
+        "--search-dimensions", "--no-search-dimensions", "--dry-runs",
     },
     "report": OUTPUT | {"--open", "--verbose", "-v", "--fail-over", "runs", "--figure", "--tensorboard", "--wandb"},
     "doctor": {"--json"},

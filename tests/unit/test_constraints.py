@@ -231,6 +231,13 @@ def test_bf16_full_at_stage_0_is_refused_with_what_works_there() -> None:
     assert all(refusal_reason(a_job(0, id_)) is None for id_ in offered)
 
 
+def test_where_nothing_works_nothing_is_offered() -> None:
+    with pytest.raises(Refused) as caught:
+        admit([a_job(0, "bf16-full", offload=Offload.OPTIMIZER)])
+
+    assert caught.value.hint == ""
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_master_without_offloading_says_how_to_offload(stage: int) -> None:
     with pytest.raises(Refused) as caught:

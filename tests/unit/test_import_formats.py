@@ -269,6 +269,17 @@ def test_a_first_line_after_a_phase_says_nothing_of_it_alone(tmp_path: Path) -> 
     assert round(readings["run_peak_allocated_bytes"].bytes / GIB, 2) == 30.0
 
 
+def test_training_is_proved_by_whole_phases_alone_however_the_log_begins(tmp_path: Path) -> None:
+    """A log that was cut in front never closes init, and knows training all the same."""
+    step = usage("after forward", 2.0, 30.0) + usage("after backward", 2.5, 4.0) + usage("after step", 1.0, 3.0)
+
+    readings = only(tmp_path, step + usage("before forward", 1.0, 1.0) + step).readings
+
+    assert not readings["peak_allocated_bytes"].is_floor
+    assert not readings["phases.forward.peak_bytes"].is_floor
+    assert only(tmp_path, step).readings["peak_allocated_bytes"].is_floor, "forward was never seen alone"
+
+
 @pytest.fixture(scope="module")
 def see_memory_usage() -> Callable[..., str]:
     """DeepSpeed's function over made-up bytes; what it printed."""

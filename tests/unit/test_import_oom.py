@@ -8,6 +8,7 @@ import pytest
 from logs import only, read, record, written
 from pasted import BACKWARD, FORWARD, INIT, LOADING, NOTEBOOK, OLD_NOTEBOOK, OUT_OF_MEMORY, RICH, STEP, THROUGHPUT
 
+from bf16prof.imports import out_of_memory
 from bf16prof.imports.arithmetic import advice, room
 from bf16prof.imports.finding import GIB, MIB
 from bf16prof.imports.frames import SaidPhase
@@ -61,7 +62,13 @@ def test_what_only_some_forms_say_is_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["nothing", "except torch.cuda.OutOfMemoryError:", "Tried to allocate a lot", "out of memory: Killed process 12 (python)"],
+    [
+        "nothing",
+        "except torch.cuda.OutOfMemoryError:",
+        "Tried to allocate a lot",
+        "out of memory: Killed process 12 (python)",
+        "tried to allocate 2.00 GiB of shared memory, of which 1.00 GiB is free",
+    ],
 )
 def test_what_is_no_message_is_none(text: str) -> None:
     assert parse(text) is None
@@ -136,6 +143,39 @@ def test_a_rank_without_a_traceback_was_where_the_others_were(tmp_path: Path) ->
     assert message is not None
     assert (message.rank, message.place.phase) == (2, Phase.STEP)
     assert "rank 1" in message.place.evidence
+
+
+def test_what_is_said_of_how_a_job_died(tmp_path: Path) -> None:
+    (alone,) = read(tmp_path, BACKWARD + OUT_OF_MEMORY).findings
+    (of_two,) = read(
+        tmp_path, "\n".join([OUT_OF_MEMORY, OUT_OF_MEMORY.replace("GPU 1", "GPU 2").replace("19.00 GiB", "19.50 GiB")])
+    ).findings
+
+    died = "out of memory on GPU 1 in backward (the traceback: loss.backward, `engine.backward(loss)`)"
+    needs = "peaks are what was allocated then and what was asked for: the job needs at least so much"
+    assert alone.failure == died
+    assert alone.notes == tuple(f"{alone.format}: {note}" for note in (died, needs))
+    assert of_two.notes[0] == f"{alone.format}: out of memory on GPU 2, which needed most of 2"
+
+
+def test_a_message_says_no_rank_of_whose_traceback_is_known(tmp_path: Path) -> None:
+    bare = "RuntimeError: CUDA error: out of memory"
+    text = "\n".join([*(f"node-1: {line}" for line in (STEP + bare).splitlines()), f"node-2: {OUT_OF_MEMORY}"])
+
+    message = read(tmp_path, text).failed
+
+    assert message is not None
+    assert message.place.phase is Phase.STEP
+    assert message.place.evidence.startswith("another rank: the traceback: ")
+
+
+def test_so_many_messages_are_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_memory, "MOST", 2)
+    reader = OutOfMemoryReader()
+    for rank in range(4):
+        reader.line(LogLine(OUT_OF_MEMORY, f"rank {rank}"))
+
+    assert [each.rank for each in reader.messages] == [0, 1]
 
 
 def test_without_a_traceback_the_log_says_what_had_begun(tmp_path: Path) -> None:
@@ -232,6 +272,27 @@ def test_a_message_without_its_numbers_is_no_shortage(missing: str) -> None:
     assert message.shortage() is None
 
 
+def test_what_a_message_leaves_out_is_not_made_up() -> None:
+    """Without what is free, the limit is what was reserved; of a whole device without what is free, nothing is said."""
+    reader = OutOfMemoryReader()
+    reader.line(LogLine(OUT_OF_MEMORY.replace(" of which 1.50 GiB is free", "").replace("2.25 GiB", "0 bytes")))
+
+    finding = reader.finding()
+
+    assert finding is not None
+    assert finding.shortage is not None
+    assert finding.shortage.limit_bytes == finding.shortage.reserved_bytes == 19 * GIB
+    assert finding.shortage.free_bytes is None
+    assert "device_bytes" not in finding.readings
+
+
+def test_what_is_reserved_is_allocated_to_the_last_byte() -> None:
+    message = parse(f"CUDA out of memory. {OLD}6.00 GiB reserved in total by PyTorch)")
+
+    assert message is not None
+    assert message.bytes("unallocated") == 0
+
+
 def test_peaks_before_the_end_are_lower_bounds_as_well(tmp_path: Path) -> None:
     """The throughput timer saw 18.3 GB until step 20; then the run asked for 21."""
     found = record(written(tmp_path, THROUGHPUT + OUT_OF_MEMORY))
@@ -256,11 +317,11 @@ BEGUN = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.
 @pytest.mark.parametrize("ending", ['  File "train.py", line 7, in <module>', "Traceback (most recent call last):", OUT_OF_MEMORY])
 def test_a_message_that_lacks_its_end_is_over_where_something_else_begins(ending: str) -> None:
     reader, alone = OutOfMemoryReader(), OutOfMemoryReader()
-    texts = (BEGUN, "total capacity of 23.50 GiB of which", "1.50 GiB is free.", "?", ending)
+    texts = (BEGUN, "total capacity of 23.50", "GiB of which 1.50 GiB is free.", "?", ending)
 
     taken = [reader.line(LogLine(text, "rank 3")) for text in texts]
 
-    assert taken == [1, 1, 1, 0, alone.line(LogLine(ending, "rank 3"))]
+    assert taken == [1, 0, 1, 0, alone.line(LogLine(ending, "rank 3"))]
     first, *others = reader.messages
     assert (first.bytes("tried"), first.bytes("total")) == (2 * GIB, 23.5 * GIB)
     assert (first.gpu, first.rank) == (1, 3)

@@ -20,6 +20,7 @@ from bf16prof.imports.config_print import ConfigReader
 from bf16prof.imports.finding import GIB, MIB, Reading
 from bf16prof.imports.memory_status import MemoryStatusReader
 from bf16prof.imports.record import Batch, imported_record
+from bf16prof.imports.text import LogLine
 from bf16prof.imports.throughput import ThroughputReader
 from bf16prof.imports.timers import TimersReader
 from bf16prof.imports.trainer import TrainerReader
@@ -425,7 +426,7 @@ def test_what_the_real_configuration_prints_is_read(prefix: str, monkeypatch: py
     reader = ConfigReader()
 
     for line in lines("\n".join(prefix + text for text in printed.splitlines()).encode(), Path("log")):
-        reader.line(line.text)
+        reader.line(line)
     finding = reader.finding()
 
     assert finding is not None
@@ -439,7 +440,7 @@ def test_what_the_real_configuration_prints_is_read(prefix: str, monkeypatch: py
 def test_launcher_and_engine_say_ranks_and_stage() -> None:
     reader = ConfigReader()
     for line in ("[launch.py:168:main] dist_world_size=16", "[Rank 0] Creating torch.bfloat16 ZeRO stage 2 optimizer"):
-        assert reader.line(line) == 1
+        assert reader.line(LogLine(line)) == 1
 
     finding = reader.finding()
 

@@ -52,6 +52,16 @@ def test_ranks_on_cpu_hold_the_bytes_of_their_storages() -> None:
     assert list(ledger.live()) == [two]
 
 
+def test_a_storage_ends_once_and_does_not_keep_others_from_it() -> None:
+    ledger = gpu_ledger()
+    one, two = ledger.begin(100, WEIGHTS), ledger.begin(7, ACTIVATIONS)
+    for each in (one, one, two):
+        ledger.end(each)
+
+    assert ledger.allocated_bytes() == 0
+    assert ledger.events == [1, 2, -1, -2]
+
+
 def test_a_gpu_holds_blocks_and_the_difference_is_rounding() -> None:
     ledger = gpu_ledger()
 
@@ -95,6 +105,22 @@ def test_the_peak_of_training_is_the_first_highest_from_the_first_forward_pass_o
     ledger.now()
 
     assert training_peak(ledger) == 4
+
+
+def test_all_of_another_engines_init_is_left_out_and_sizes_decide() -> None:
+    ledger = Ledger()
+    ledger.mark(Phase.FORWARD)
+    for size in (1, 1, 70):  # events 1 to 3, of which the last is large
+        ledger.begin(size, ACTIVATIONS)
+    ledger.mark(Phase.INIT)
+    built = [ledger.begin(500, WEIGHTS) for _ in range(3)]
+    for each in built:
+        ledger.end(each)
+    ledger.mark(Phase.BACKWARD)
+    ledger.begin(2, ACTIVATIONS)
+
+    assert training_peak(ledger) == len(ledger.events) == 10
+    assert [mark.event for mark in ledger.marks] == [0, 3, 9]
 
 
 def test_without_anything_allocated_there_is_no_event_of_the_peak() -> None:
@@ -298,6 +324,7 @@ def test_the_first_request_without_room_is_written_down_and_the_run_goes_on() ->
     ledger.mark(Phase.INIT)
     ledger.begin(21 * MIB, WEIGHTS)
     ledger.begin_step()
+    ledger.mark(Phase.FORWARD)
     ledger.mark(Phase.BACKWARD)
 
     ledger.begin(11 * MIB, (Component.GRADIENTS, "parameter gradients"))

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import job, small_profile
 
 from bf16prof.commands.catalog import list_recipes
+from bf16prof.engine.config import Wrapper, deepspeed_config, engine_facts
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.recipes import BYTES_HEADER, all_recipes, find_recipe, nearest, require_runnable, runnable_recipes
 from bf16prof.records import Component
@@ -114,6 +116,19 @@ def test_a_mistyped_recipe_names_the_nearest() -> None:
     assert "did you mean bf16-full" in caught.value.hint
 
 
+def test_apex_is_described_and_equals_what_runs() -> None:
+    """O1 has no master copy: neither has DeepSpeed at ZeRO 0, where the optimizer works on fp32 parameters."""
+    facts = engine_facts(deepspeed_config(job(small_profile(), 0, 1, "autocast-fp32")))
+    o1, o2 = find_recipe("apex-o1"), find_recipe("apex-o2")
+
+    assert facts.wrapper is Wrapper.PLAIN
+    assert [facts.parameter_dtype, facts.gradient_dtype, facts.master_dtype] == ["fp32"] * 3
+    assert sum(o1.bytes_per_parameter().values()) == 4 + 4 + 8
+    assert o2.dtypes == find_recipe("fp16-fp32-master").dtypes
+    assert "byte for byte it is autocast-fp32 at ZeRO 0" in o1.not_run
+    assert "byte for byte it is fp16-fp32-master" in o2.not_run
+
+
 @pytest.mark.parametrize("id_", sorted(set(PRODUCT) - set(runnable_recipes())))
 def test_a_recipe_that_nothing_runs_is_refused_with_the_nearest_that_run(id_: str) -> None:
     with pytest.raises(Refused) as caught:
@@ -121,7 +136,7 @@ def test_a_recipe_that_nothing_runs_is_refused_with_the_nearest_that_run(id_: st
 
     assert caught.value.exit_code == 2
     assert find_recipe(id_).not_run in caught.value.message
-    offered = caught.value.hint.removeprefix("nearest that run: ").split(", ")
+    offered = caught.value.hint.rpartition("nearest that run: ")[2].split(", ")
     assert set(offered) <= set(runnable_recipes())
 
 

@@ -237,6 +237,15 @@ def test_a_lower_bound_leaves_an_error_only_below_it(predicted: int, error: floa
     assert not comparisons["allocated_bytes"].at_least
 
 
+@pytest.mark.parametrize(("measured", "error"), [(100, None), (101, None), (99, 100 / 99 - 1)])
+def test_a_prediction_that_is_a_floor_misses_only_what_is_below_it(measured: int, error: float | None) -> None:
+    floor = record(Source.SIMULATE, allocated_bytes=100, at_least=("allocated_bytes",))
+
+    (said,) = found([record(Source.MEASURE, allocated_bytes=measured), floor])["allocated_bytes"].errors.values()
+
+    assert said == (None if error is None else pytest.approx(error))
+
+
 def test_a_bound_of_what_no_log_says_is_none() -> None:
     log = record(Source.IMPORT, allocated_bytes=1, at_least=("peak_allocated_bytes",))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bf16prof.measuring.whereabouts import WIDTH, Where, Whereabouts, described, hanging, read_where
 from bf16prof.records import Phase
 from bf16prof.runs import where_file
+from bf16prof.whereabouts import WIDTH, Where, Whereabouts, hanging, read_where, where_they_were
 
 THREAD = "\n\nThread 0x1 (most recent call first):\n"
 WAITS = THREAD + '  File "/p/deepspeed/comm/comm.py", line 5 in all_reduce\n  File "t.py", line 9 in <module>\n'
@@ -45,10 +46,10 @@ def test_the_rank_that_has_come_least_far_hangs(tmp_path: Path) -> None:
     for number, phases in enumerate((4, 3, 4)):
         rank(tmp_path, number, phases)
 
-    assert described(hanging(tmp_path, [0, 1, 2])) == "rank 1 was in backward of step 0"
-    assert described(hanging(tmp_path, [0, 2])) == "ranks 0 and 2 were in the optimizer's part of step 0"
-    assert described(hanging(tmp_path, [0, 3])) == "rank 3 was not there yet"
-    assert described(hanging(tmp_path, [])) == ""
+    assert where_they_were(hanging(tmp_path, [0, 1, 2])) == "rank 1 was in backward of step 0"
+    assert where_they_were(hanging(tmp_path, [0, 2])) == "ranks 0 and 2 were in the optimizer's part of step 0"
+    assert where_they_were(hanging(tmp_path, [0, 3])) == "rank 3 was not there yet"
+    assert where_they_were(hanging(tmp_path, [])) == ""
 
 
 def test_who_waits_for_others_does_not_hang(tmp_path: Path) -> None:
@@ -57,17 +58,36 @@ def test_who_waits_for_others_does_not_hang(tmp_path: Path) -> None:
     rank(tmp_path, 1, 3, COMPUTES)
     rank(tmp_path, 2, 2, WAITS)
 
-    assert described(hanging(tmp_path, [0, 1, 2])) == "rank 1 was in backward of step 0 (model.py, line 35 in forward)"
+    assert where_they_were(hanging(tmp_path, [0, 1, 2])) == "rank 1 was in backward of step 0 (model.py, line 35 in forward)"
+
+
+def test_the_line_is_one_of_the_users_own(tmp_path: Path) -> None:
+    """Also where it waits inside of a library, however deep; with none of its own, it is the innermost of all."""
+    library = '  File "/x/site-packages/torch/autograd/graph.py", line 9 in backward\n'
+    rank(tmp_path, 0, 3, THREAD + library + '  File "/home/u/train.py", line 31 in main\n  File "/home/u/run.py", line 2 in <module>\n')
+    rank(tmp_path, 1, 3, THREAD + library)
+
+    assert [read_where(tmp_path, number).place for number in (0, 1)] == [" (train.py, line 31 in main)", " (graph.py, line 9 in backward)"]
+
+
+def test_what_a_rank_has_forked_says_nothing(tmp_path: Path) -> None:
+    whereabouts = Whereabouts(tmp_path, 0, None)
+    if not (child := os.fork()):
+        whereabouts.enter(Phase.STEP, 7)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    assert read_where(tmp_path, 0).what == "starting"
 
 
 @pytest.mark.parametrize(("count", "names"), [(2, "0 and 1"), (4, "0, 1, 2 and 3"), (9, "0, 1, 2, 3 and 5 more")])
 def test_of_many_some_are_named(count: int, names: str) -> None:
-    assert described([Where(number, 0, "in init") for number in range(count)]) == f"ranks {names} were in init"
+    assert where_they_were([Where(number, 0, "in init") for number in range(count)]) == f"ranks {names} were in init"
 
 
 def test_a_rank_writes_its_stack_in_time(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys, time\nfrom bf16prof.measuring.whereabouts import Whereabouts\n"
+        "import pathlib, sys, time\nfrom bf16prof.whereabouts import Whereabouts\n"
         "where = Whereabouts(pathlib.Path(sys.argv[1]), 0, time.monotonic())\ndef hangs():\n    sys.stdin.read()\nhangs()\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE) as process:

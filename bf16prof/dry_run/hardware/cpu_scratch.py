@@ -251,9 +251,19 @@ def _reduce_scatter(_: Tensor, source: Tensor, *__: Any) -> int:
     return source.untyped_storage().nbytes()
 
 
+def _reduce_scatter_coalesced(_: Sequence[Tensor], sources: Sequence[Tensor], *__: Any) -> int:
+    """The same of several, without what lies beside them in their storages (reduce_scatter_tensor_coalesced)."""
+    return sum(map(_copy, sources))
+
+
 def _all_gather(output: Tensor, *_: Any) -> int:
     """Gloo receives into a flat tensor of its own (ProcessGroupGloo.cpp, AsyncAllgatherWork)."""
     return output.untyped_storage().nbytes()
+
+
+def _all_gather_coalesced(outputs: Sequence[Tensor], *_: Any) -> int:
+    """The same of several (ProcessGroupGloo.cpp, AsyncAllgatherCoalescedWork)."""
+    return sum(map(_copy, outputs))
 
 
 _ARITHMETIC = ("add", "sub", "mul", "div")
@@ -278,5 +288,7 @@ CPU_SCRATCH: dict[Any, Callable[..., int]] = {
     _ATEN.bmm.default: _batched_matrix_product,
     _C10D._reduce_scatter_base_.default: _reduce_scatter,
     _C10D._allgather_base_.default: _all_gather,
+    _C10D.reduce_scatter_tensor_coalesced_.default: _reduce_scatter_coalesced,
+    _C10D.allgather_into_tensor_coalesced_.default: _all_gather_coalesced,
 }
 """By operator, the bytes that its kernel holds beside its outputs while it runs, as a function of its arguments."""

@@ -26,6 +26,7 @@ from bf16prof.scripts.described import Described, described
 from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, unchecked, workload_of_engine
+from bf16prof.whereabouts import Whereabouts
 
 BATCH_WORDS = "batches or shapes differ from step to step"
 
@@ -43,11 +44,18 @@ class ScriptRank:
     """An observer (`scripts.watch`) that feeds the tracker with labels and collects the steps."""
 
     def __init__(
-        self, task: ScriptTask, gpu: Gpu | None, tracker: ScriptTracker, on_progress: Callable[[Progress], None], enough: Callable[[], None]
+        self,
+        task: ScriptTask,
+        gpu: Gpu | None,
+        tracker: ScriptTracker,
+        on_progress: Callable[[Progress], None],
+        enough: Callable[[], None],
+        *,
+        whereabouts: Whereabouts,
     ) -> None:
         """`enough` is called when as many steps have been run as the task asks for."""
         self._task, self._gpu, self._tracker, self._ledger = task, gpu, tracker, tracker.ledger
-        self._on_progress, self._enough = on_progress, enough
+        self._on_progress, self._whereabouts, self._enough = on_progress, whereabouts, enough
         self._marks = PhaseMarks(self._ledger, on_mark=self._on_mark)
         self.watch = Watch(self._marks, self)
         self._ledger.before_verdict, self._ledger.on_tick = self._label, self._say
@@ -148,6 +156,7 @@ class ScriptRank:
         return {key: why for engine in self.watch.engines for key, why in unchecked(engine).items()}
 
     def _on_mark(self, phase: Phase | None) -> None:
+        self._whereabouts.enter(phase, len(self.steps))
         self._label()
         self._ledger.mark(phase)
         self._say()

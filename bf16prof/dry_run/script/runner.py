@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bf16prof.dry_run.runner import POLL_S, TOO_BIG, DryRunFailed, DryRunRefused, Files, Options, killed
-from bf16prof.dry_run.script.stacks import STACK, where
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault, Progress
 from bf16prof.files import last_lines, write_bytes, write_json
@@ -23,6 +22,7 @@ from bf16prof.runs import load_records, read
 from bf16prof.scratch import temporary_folder
 from bf16prof.scripts.described import Described
 from bf16prof.verdict import gpu_limit, judged
+from bf16prof.whereabouts import DEADLINE, read_where, where_they_were
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
         write_json(files.task, task)
         command = [sys.executable, "-m", "bf16prof.dry_run.script.worker", str(folder)]
         kills = MemoryKills()
-        with started(command, log, child_environment(folder), signal.SIGKILL) as process:
-            deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
+        with started(command, log, child_environment(folder) | {DEADLINE: str(deadline)}, signal.SIGKILL) as process:
             while process.poll() is None and time.monotonic() < deadline:
                 if files.progress.exists():
                     on_progress(read(files.progress, Progress))
                 time.sleep(POLL_S)
             code = process.poll()
-            stands = where(process.pid, folder / STACK) if code is None else ""
         record = _record(files, task) if files.record.exists() else None
         said = read(files.described, Described) if record is not None else Described()
         if record is not None and options.snapshot is not None:
@@ -63,8 +62,8 @@ def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Pro
         if record is not None:
             return ScriptOutcome(record, None, said)
         if code is None:
-            how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout)"
-            how += f": rank {task.rank} stands at {stands}" if stands else ""
+            there = where_they_were([read_where(folder, task.rank)])
+            how = f"{name} has not come to {task.steps} steps after {timeout:g} seconds (--timeout): {there}"
         else:
             how = f"{name} was {killed(-code, kills.happened())}" if code < 0 else f"{name} left with exit code {code}"
         return ScriptOutcome(None, _failure(Fault(how, TOO_BIG if code is not None and code < 0 else "", is_input=False), log))

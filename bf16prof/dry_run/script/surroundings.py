@@ -46,13 +46,13 @@ def surroundings(tracker: ScriptTracker, gpu: Gpu | None, world_size: int, rank:
     with (
         replaced(row for each in rows for row in each),
         changed_when_imported(libraries.changes(invented)),
-        worn(_as_seen(gpu, local, count, LedgerMemory(tracker.ledger)), HOST if gpu is None else GPU),
+        worn(as_seen(gpu, local, count, LedgerMemory(tracker.ledger)), HOST if gpu is None else GPU),
     ):
         yield
 
 
-def _as_seen(gpu: Gpu | None, index: int, count: int, memory: LedgerMemory) -> module.ModelledGpu:
-    """The GPU of this rank as the script sees it."""
+def as_seen(gpu: Gpu | None, index: int, count: int, memory: LedgerMemory) -> module.ModelledGpu:
+    """The GPU of this rank as code sees it that asks for one."""
     from deepspeed.accelerator import get_accelerator
 
     if gpu is None:

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from bf16prof.documents import raw_document
 from bf16prof.dry_run.runner import Files
-from bf16prof.dry_run.script.stacks import STACK, answer_into
 from bf16prof.dry_run.script.task import ScriptTask
 from bf16prof.dry_run.task import Fault
 from bf16prof.dry_run.worker import ProgressFile, comes_from_checking
@@ -25,6 +24,7 @@ from bf16prof.processes import die_with_parent
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.runs import read
 from bf16prof.scripts.main import Ending, run
+from bf16prof.whereabouts import Whereabouts, deadline
 
 WITHOUT_VALUES = frozenset({
     "DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode", "UnsupportedOperatorException",
@@ -43,6 +43,7 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self._files = Files(folder, 0)
         self._task: ScriptTask = read(self._files.task, ScriptTask)
+        self._whereabouts = Whereabouts(folder, self._task.rank, deadline())
         self._pid = os.getpid()
         self._exit = os._exit
         self._rank: Any = None
@@ -68,7 +69,9 @@ class Worker:
             self._tracker = tracker
             if task.snapshot:
                 tracker.ledger.keep_trace()
-            self._rank = ScriptRank(task, self._gpu, tracker, ProgressFile(self._files.progress), self._enough)
+            self._rank = ScriptRank(
+                task, self._gpu, tracker, ProgressFile(self._files.progress), self._enough, whereabouts=self._whereabouts
+            )
             with surroundings(tracker, self._gpu, task.world_size, task.rank), hooked(self._rank.watch), self._rank.layers.followed():
                 os._exit = self._leave  # type: ignore[assignment]
                 gc.collect()
@@ -148,9 +151,7 @@ class Worker:
 def main() -> NoReturn:
     """Run the task of the folder."""
     die_with_parent()
-    folder = Path(sys.argv[1])
-    answer_into(folder / STACK)
-    Worker(folder).run()
+    Worker(Path(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bf16prof.measuring.results import GuestTask
 from bf16prof.measuring.script.running import run_attached
-from bf16prof.measuring.whereabouts import deadline
 from bf16prof.processes import die_with_parent
 from bf16prof.runs import SCRIPT, read
+from bf16prof.whereabouts import deadline
 
 
 def main() -> int:

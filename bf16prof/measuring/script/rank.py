@@ -19,7 +19,6 @@ from bf16prof.measuring.results import GuestTask, OfScript, RankWriter
 from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.script.steps import SeenSteps
-from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.measuring.worker import started_result
 from bf16prof.records import Item, Phase
 from bf16prof.runs import Status
@@ -27,6 +26,7 @@ from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, workload_of_engine
+from bf16prof.whereabouts import Whereabouts
 
 OURS = str(Path(__file__).parents[2])
 
@@ -60,7 +60,7 @@ class GuestRank:
             yield
 
     def _say_where(self, phase: Phase | None) -> None:
-        if self._whereabouts is not None and os.getpid() == self._pid:
+        if self._whereabouts is not None:
             self._whereabouts.enter(phase, len(self._steps))
 
     # What the watch tells.
@@ -121,7 +121,7 @@ class GuestRank:
         """From now on the script runs as if nobody were here."""
         self.watch.end()
         self.result = dataclasses.replace(self.result, **self._device.end())
-        if self._whereabouts is not None and os.getpid() == self._pid:
+        if self._whereabouts is not None:
             self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
 
     def save(self, *, force: bool = True, **changes: Any) -> None:

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from bf16prof.errors import InputError
 from bf16prof.measuring.results import GuestTask
-from bf16prof.measuring.whereabouts import Whereabouts
 from bf16prof.runs import SCRIPT_FOLDER, Status, rank_file
 from bf16prof.scripts.main import Ending, run
+from bf16prof.whereabouts import Whereabouts
 
 
 def run_attached(

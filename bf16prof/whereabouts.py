@@ -1,7 +1,7 @@
 """Where a rank is, for whoever ends it because it hangs: a small file, written anew at every phase, and the stack that the rank hangs in.
 
 A phase is one write of a line, which takes microseconds and no memory: it may be inside of a timed step. The stack is written by a thread
-of `faulthandler`, which needs no Python to run, a moment before the time is over.
+of `faulthandler`, which needs no Python to run, a moment before the time is over. Real ranks and dry runs of scripts say it alike.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_up_to
-from bf16prof.processes import STACK_FRAME
 from bf16prof.records import Phase
 from bf16prof.runs import where_file
+from bf16prof.scripts.main import is_own
 
 DEADLINE = "BF16PROF_DEADLINE"
 """The variable that says when all ranks will be ended, in seconds of the system's monotonic clock."""
@@ -33,6 +33,8 @@ WIDTH = 80
 """Bytes of the line that is written anew; the stack comes after it."""
 
 STACK_LINES = 12
+_FRAME = re.compile(r'\s*File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
+"""A line of a stack as `faulthandler` writes it."""
 _WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/")
 _THREAD = "most recent call first"
 _MOST_NAMED = 4
@@ -51,7 +53,7 @@ class Whereabouts:
     """
 
     def __init__(self, folder: Path, rank: int, deadline: float | None) -> None:
-        self._count, self._descriptor = 0, -1
+        self._count, self._descriptor, self._pid = 0, -1, os.getpid()
         with contextlib.suppress(OSError):
             self._descriptor = os.open(where_file(folder, rank), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self.say("starting")
@@ -61,7 +63,9 @@ class Whereabouts:
             faulthandler.dump_traceback_later(max(0.1, left), file=self._descriptor)
 
     def say(self, what: str) -> None:
-        """The rank is there now: a phrase that stands after "rank 3 was"."""
+        """The rank is there now: a phrase that stands after "rank 3 was". A process that it has forked says nothing."""
+        if os.getpid() != self._pid:
+            return
         line = f"{self._count} {what}".encode()[: WIDTH - 1].ljust(WIDTH - 1) + b"\n"
         with contextlib.suppress(OSError):
             os.pwrite(self._descriptor, line, 0)
@@ -89,8 +93,9 @@ class Where:
 
     @property
     def place(self) -> str:
-        """The line of code, if it is known."""
-        found = STACK_FRAME.fullmatch(self.stack[0]) if self.stack else None
+        """The innermost line of the user's own code, or the innermost of all; empty without a stack."""
+        frames = [found for line in self.stack if (found := _FRAME.fullmatch(line))]
+        found = next((frame for frame in frames if is_own(frame["file"])), frames[0] if frames else None)
         return f" ({Path(found['file']).name}, line {found['line']} in {found['name']})" if found else ""
 
 
@@ -104,7 +109,7 @@ def read_where(folder: Path, rank: int) -> Where:
     if not count.isdecimal():
         return Where(rank, -1, "not there yet")
     threads = text[WIDTH:].split("\n\n")
-    frames = [line for line in threads[-1].splitlines() if STACK_FRAME.fullmatch(line)] if _THREAD in threads[-1] else []
+    frames = [line for line in threads[-1].splitlines() if _FRAME.fullmatch(line)] if _THREAD in threads[-1] else []
     return Where(rank, int(count), what, tuple(frames), _WAITING.search(text[WIDTH:]) is not None)
 
 
@@ -115,7 +120,7 @@ def hanging(folder: Path, ranks: Sequence[int]) -> list[Where]:
     return [each for each in found if (each.is_waiting, each.count) == least]
 
 
-def described(found: Sequence[Where]) -> str:
+def where_they_were(found: Sequence[Where]) -> str:
     """Who hangs and where, in words; empty if nobody does."""
     if not found:
         return ""
