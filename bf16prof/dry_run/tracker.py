@@ -179,6 +179,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             gone = functools.partial(self._forget, storage._cdata)
             self._live.setdefault(storage._cdata, (weakref.ref(storage, gone), None))
 
+    def is_left_out(self, tensor: Tensor) -> bool:
+        """Whether the tensor's storage is in nobody's allocator."""
+        known = self._live.get(tensor.untyped_storage()._cdata)
+        return known is not None and known[1] is None
+
     def _forget(self, key: int, _: Any) -> None:
         self._live.pop(key, None)
 
