@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from command_line import Main, main, refused
@@ -20,6 +22,7 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.records import Component as C
 from bf16prof.records import Device
+from bf16prof.scripts.hooks import nothing_built
 
 __all__ = ["main"]
 
@@ -122,6 +125,14 @@ def test_what_is_missing_is_named(main: Main, monkeypatch: pytest.MonkeyPatch) -
 
     assert "--engine megatron-core needs megatron-core, which is not installed" in refused(done)
     assert "pip install 'bf16prof[megatron]'" in done[2]
+
+
+def test_a_script_that_trains_with_it_hears_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "megatron.core", raising=False)
+    assert nothing_built() == "deepspeed.initialize was never called"
+
+    monkeypatch.setitem(sys.modules, "megatron.core", ModuleType("megatron.core"))
+    assert nothing_built().endswith("it trains with megatron-core, which --engine megatron-core runs without a script")
 
 
 def test_cases_of_two_engines_are_never_joined() -> None:
