@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bf16prof.dry_run.compiler import not_compiled
 from bf16prof.dry_run.hardware.accelerator import StubBuilder
 from bf16prof.dry_run.hardware.nvme import FOLDERS, TREES
 from bf16prof.dry_run.memo import SERIAL
@@ -107,7 +108,7 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         # gradients the same bytes are allocated.
         replace(torch._C, "_InferenceMode", _WithoutGradients)
         # Nothing is compiled here; asking for it would import the whole compiler.
-        replace(torch, "compile", _not_compiled)
+        replace(torch, "compile", not_compiled)
         # A distribution checks its parameters by their values.
         replace(torch.distributions.Distribution, "_validate_args", False)
         # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
@@ -325,8 +326,3 @@ class _WithoutGradients:
 
     def __exit__(self, *_: object) -> None:
         torch.set_grad_enabled(self._before)
-
-
-def _not_compiled(model: Any = None, **_: Any) -> Any:
-    """`torch.compile`, which leaves a function as it is."""
-    return model if model is not None else lambda function: function

@@ -37,8 +37,14 @@ def workload_of(job: Job) -> Workload:
         adapter=_adapter(job.profile),
         engine=job.profile.engine,
         megatron=how.megatron,
-        assumed=tuple(word for word in job.assumed if word != "zero.Init" or job.is_inside_zero_init),
+        assumed=tuple(word for word in job.assumed if word not in _without_effect(job)),
     )
+
+
+def _without_effect(job: Job) -> set[str]:
+    """What is assumed of the profile and means nothing to this job, in the words of `profiles/assumed.py`."""
+    of_deepspeed = {"buckets"} if job.profile.is_for_megatron else set()
+    return of_deepspeed if job.is_inside_zero_init else of_deepspeed | {"zero.Init"}
 
 
 def _adapter(profile: Profile) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from bf16prof.errors import InputError
 from bf16prof.measuring.results import GuestTask
 from bf16prof.runs import SCRIPT_FOLDER, Status, rank_file
+from bf16prof.scripts.hooks import nothing_built
 from bf16prof.scripts.main import Ending, run
 from bf16prof.whereabouts import Whereabouts
 
@@ -119,7 +120,7 @@ def _how(task: GuestTask, rank: Any, ending: Ending) -> tuple[Status, str]:
     if ending.code:
         return Status.FAILED, f"{name} {ending.message}"
     if not rank.watch.engines:
-        return Status.REFUSED, f"{name} ended: deepspeed.initialize was never called"
+        return Status.REFUSED, f"{name} ended: {nothing_built()}"
     if not result.steps:
         return Status.REFUSED, f"{name} ended: no optimizer step of its engine was taken"
     return Status.FINISHED, ""
