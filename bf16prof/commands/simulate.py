@@ -21,6 +21,7 @@ from bf16prof.commands.output import (
 )
 from bf16prof.commands.request import Request, read_request, say_notes, select
 from bf16prof.commands.simulate_script import refuse_script_flags, simulate_script
+from bf16prof.engine.megatron.settings import update_note
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import find_gpu
@@ -83,6 +84,8 @@ def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
             f"--snapshot {given.snapshot}: a snapshot is of one case, these are {len(jobs)}", hint="name one stage, size and recipe"
         )
     say_notes(request, given.quiet)
+    for note in update_note(jobs[0]):
+        hint(f"note: {note}", given.quiet)
     failed: Bf16profError | None = None
     with SimulationProgress(jobs, given.quiet) as progress:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import types
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -24,6 +26,17 @@ class _Compiler(types.ModuleType):
         assert self.__spec__ is not None and self.__spec__.loader is not None
         self.__spec__.loader.exec_module(self)
         return getattr(self, name)
+
+
+def not_compiled(model: Any = None, **_: Any) -> Any:
+    """`torch.compile`, which leaves a function as it is."""
+    return model if model is not None else lambda function: function
+
+
+def import_uncompiled(name: str) -> None:
+    """Import a module whose functions are compiled as they are defined, without importing the compiler for that."""
+    with mock.patch.object(torch, "compile", not_compiled):
+        importlib.import_module(name)
 
 
 def leave_out_the_compiler() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bf16prof.dry_run.compiler import not_compiled
 from bf16prof.dry_run.hardware.accelerator import StubBuilder
 from bf16prof.dry_run.hardware.nvme import FOLDERS, TREES
 from bf16prof.dry_run.memo import SERIAL
@@ -103,8 +104,11 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
         replace(torch, "autocast", cpu_autocast())
+        # In inference mode PyTorch tells nobody of the parts of an operator (`linear`, attention), and fake tensors fail in views. Without
+        # gradients the same bytes are allocated.
+        replace(torch._C, "_InferenceMode", _WithoutGradients)
         # Nothing is compiled here; asking for it would import the whole compiler.
-        replace(torch, "compile", _not_compiled)
+        replace(torch, "compile", not_compiled)
         # A distribution checks its parameters by their values.
         replace(torch.distributions.Distribution, "_validate_args", False)
         # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
@@ -310,6 +314,15 @@ class InOrder(MutableSet[Any]):
         self._values |= dict.fromkeys(values)
 
 
-def _not_compiled(model: Any = None, **_: Any) -> Any:
-    """`torch.compile`, which leaves a function as it is."""
-    return model if model is not None else lambda function: function
+class _WithoutGradients:
+    """What `torch.inference_mode` enters, without its marks on tensors; `enabled=False` turns gradients on (c10/core/InferenceMode.h)."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled, self._before = enabled, True
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch.set_grad_enabled(not self._enabled)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(self._before)

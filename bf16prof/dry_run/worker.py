@@ -127,9 +127,9 @@ def _is_about_a_value(error: Exception, building: bool) -> bool:
     return isinstance(error, AssertionError) and not str(error) and not building
 
 
-def import_first(models: Iterable[Mapping[str, Any]] = (), more: Iterable[str] = ()) -> None:
-    """Import what every fork would import for itself, which takes longer than its dry run: the code of these models, and more modules."""
-    for name in ("torch._dynamo", "bf16prof.dry_run.dryrun", *more):
+def import_first(models: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Import what every fork would import for itself, which takes longer than its dry run: the code of these models, too."""
+    for name in ("torch._dynamo", "bf16prof.dry_run.dryrun"):
         importlib.import_module(name)
     for model in (each for each in models if "hf_config" in each):
         with contextlib.suppress(Exception):  # whatever is wrong with it, the fork that needs it says so
@@ -153,8 +153,11 @@ def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     waiting = [Files(folder, index) for index in range(count)]
     profiles = [_profile(files) for files in waiting]
-    on_megatron = any(profile.get("engine") == PACKAGE for profile in profiles)
-    import_first((profile.get("model", {}) for profile in profiles), [MODULE] * on_megatron)
+    import_first(profile.get("model", {}) for profile in profiles)
+    if any(profile.get("engine") == PACKAGE for profile in profiles):
+        from bf16prof.dry_run.compiler import import_uncompiled
+
+        import_uncompiled(MODULE)
 
     context, kills = multiprocessing.get_context("fork"), MemoryKills()
     running: dict[Files, multiprocessing.process.BaseProcess] = {}

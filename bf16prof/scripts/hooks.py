@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -16,6 +17,12 @@ from bf16prof.scripts.watch import Watch
 
 PHASES_OF_INSTRUCTIONS = {"ForwardPass": Phase.FORWARD, "BackwardPass": Phase.BACKWARD, "OptimizerStep": Phase.STEP}
 """Instructions of a pipeline engine (`runtime/pipe/schedule.py`) that begin a phase."""
+
+
+def nothing_built() -> str:
+    """What to say of a script that has made no engine, in this process: which it trains with, where that is another."""
+    other = ": it trains with megatron-core, which --engine megatron-core runs without a script" if "megatron.core" in sys.modules else ""
+    return f"deepspeed.initialize was never called{other}"
 
 
 @contextlib.contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from command_line import Main, main, refused
+from hugging_face import config
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import profile, write_profile
@@ -19,6 +22,7 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.records import Component as C
 from bf16prof.records import Device
+from bf16prof.scripts.hooks import nothing_built
 
 __all__ = ["main"]
 
@@ -70,6 +74,17 @@ def test_the_command_that_comes_next_is_the_dry_run(main: Main) -> None:
     assert "megatron-core, distributed optimizer off/on" in " ".join(out.split())
 
 
+def test_what_is_assumed_of_deepspeed_is_neither_refused_nor_said(main: Main, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config("llama")), encoding="utf-8")
+
+    _, out, _ = main("estimate", file, *ON, "--gpus", "2", "--zero", "1", "--json")
+
+    first = json.loads(out)["records"][0]["workload"]
+    assert (first["engine"], first["zero_init"]) == ("megatron-core", False)
+    assert not {"buckets", "zero.Init"} & set(first["assumed"])
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -78,7 +93,6 @@ def test_the_command_that_comes_next_is_the_dry_run(main: Main) -> None:
         ("--tp 2", "--tp is DeepSpeed's; megatron-core is run data parallel only"),
         ("--pp 2", "--pp is DeepSpeed's; megatron-core is run data parallel only"),
         ("--lora r=4,targets=linear1", "adapters and 4-bit weights are not run with megatron-core"),
-        ("--zero-init", "--zero-init is DeepSpeed's; megatron-core builds the whole model"),
         ("--eval-batch-size 2", "evaluation (--eval-batch-size) is not run with megatron-core"),
         ("--set deepspeed.more.zero_allow_untested_optimizer=true", "keys of a DeepSpeed JSON mean nothing to megatron-core"),
         ("--optim adamw_torch", "--optim: says what DeepSpeed is to do, and --engine is megatron-core"),
@@ -111,6 +125,14 @@ def test_what_is_missing_is_named(main: Main, monkeypatch: pytest.MonkeyPatch) -
 
     assert "--engine megatron-core needs megatron-core, which is not installed" in refused(done)
     assert "pip install 'bf16prof[megatron]'" in done[2]
+
+
+def test_a_script_that_trains_with_it_hears_what_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "megatron.core", raising=False)
+    assert nothing_built() == "deepspeed.initialize was never called"
+
+    monkeypatch.setitem(sys.modules, "megatron.core", ModuleType("megatron.core"))
+    assert nothing_built().endswith("it trains with megatron-core, which --engine megatron-core runs without a script")
 
 
 def test_cases_of_two_engines_are_never_joined() -> None:

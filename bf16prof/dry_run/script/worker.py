@@ -23,6 +23,7 @@ from bf16prof.files import write_json
 from bf16prof.processes import die_with_parent
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.runs import read
+from bf16prof.scripts.hooks import hooked, nothing_built
 from bf16prof.scripts.main import Ending, run
 from bf16prof.whereabouts import Whereabouts, deadline
 
@@ -57,7 +58,6 @@ class Worker:
         from bf16prof.dry_run.script.surroundings import surroundings
         from bf16prof.dry_run.script.tracker import ScriptTracker
         from bf16prof.dry_run.world import world
-        from bf16prof.scripts.hooks import hooked
 
         warnings.simplefilter("ignore")
         task = self._task
@@ -132,7 +132,7 @@ class Worker:
             return None
         if ending.code == 0:
             built = len(self._rank.watch.engines)
-            what = "no optimizer step of its engine was taken" if built else "deepspeed.initialize was never called"
+            what = "no optimizer step of its engine was taken" if built else nothing_built()
             return Fault(f"{name} ended: {what}", "", is_input=True)
         if type(error).__name__ in WITHOUT_VALUES:
             return (

@@ -71,7 +71,6 @@ def megatron_refusal(job: Job) -> str | None:
         f"keys of a DeepSpeed JSON mean nothing to {PACKAGE}: leave --ds-config out": bool(profile.deepspeed.more),
         f"adapters and 4-bit weights are not run with {PACKAGE}": profile.peft is not None or profile.quantization is not None,
         f"preferences and rewards (--dpo, --reward) are not run with {PACKAGE}": workload.has_pairs,
-        f"--zero-init is DeepSpeed's; {PACKAGE} builds the whole model": workload.zero_init,
         f"tiles (workload.tiled_mlp, --fused-loss tiled) are DeepSpeed's own modules, not {PACKAGE}'s": workload.tiled_mlp
         or workload.fused_loss != "none",
         f"evaluation (--eval-batch-size) is not run with {PACKAGE}": workload.evaluation is not None,

@@ -6,13 +6,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bf16prof.errors import InputError
 from bf16prof.measuring.results import GuestTask
 from bf16prof.runs import SCRIPT_FOLDER, Status, rank_file
+from bf16prof.scripts.hooks import nothing_built
 from bf16prof.scripts.main import Ending, run
 from bf16prof.whereabouts import Whereabouts
 
@@ -29,7 +30,6 @@ def run_attached(
     whereabouts = None if deadline is None else Whereabouts(folder, int(os.environ.get("RANK", "0")), deadline)
     import torch
 
-    from bf16prof.measuring.script.meeting import at_torchrun
     from bf16prof.measuring.script.probes import make_guest_probe
     from bf16prof.measuring.script.rank import GuestRank
 
@@ -54,7 +54,7 @@ def run_attached(
         exit_now(code)
 
     rank = GuestRank(task, folder, probe, enough, whereabouts)
-    with shown, rank.watching(), at_torchrun(rank.note) if is_launched else contextlib.nullcontext():
+    with shown, rank.watching(), _as_by_a_launcher(rank.note) if is_launched else contextlib.nullcontext():
         os._exit = leave  # type: ignore[assignment]
         try:
             rank.save()
@@ -67,6 +67,17 @@ def run_attached(
             os._exit = exit_now
         rank.end(*_how(task, rank, ending), **_details(ending))
     return ending.code
+
+
+@contextlib.contextmanager
+def _as_by_a_launcher(note: Callable[[str], None]) -> Iterator[None]:
+    """What a script that torchrun has started finds, and the argument that DeepSpeed's launcher would give it."""
+    from bf16prof.measuring.script.meeting import at_torchrun
+    from bf16prof.scripts import arguments
+    from bf16prof.scripts.face.worn import replaced
+
+    with at_torchrun(note), replaced(arguments.replacements(int(os.environ["LOCAL_RANK"]))):
+        yield
 
 
 def claimed_rank(run_folder: Path, *, replace: bool = False) -> Path:
@@ -109,7 +120,7 @@ def _how(task: GuestTask, rank: Any, ending: Ending) -> tuple[Status, str]:
     if ending.code:
         return Status.FAILED, f"{name} {ending.message}"
     if not rank.watch.engines:
-        return Status.REFUSED, f"{name} ended: deepspeed.initialize was never called"
+        return Status.REFUSED, f"{name} ended: {nothing_built()}"
     if not result.steps:
         return Status.REFUSED, f"{name} ended: no optimizer step of its engine was taken"
     return Status.FINISHED, ""
