@@ -101,6 +101,7 @@ def test_what_every_wrapper_sends_is_named_with_its_place_in_deepspeed(name: str
     runtime = Path(find_spec("deepspeed").origin or "").parent / "runtime"  # type: ignore[union-attr]
     assert tuple((each.name, each.collective, each.phase) for each in transfers) == sent
     for each in transfers:
+        assert 0 < each.calls < each.sent_bytes < 2 * each.size_bytes
         file, _, function = each.source.partition(" ")
         assert f"def {function.partition(':')[0]}(" in (runtime / file).read_text(encoding="utf-8"), each.source
 
