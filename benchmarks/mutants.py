@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.config import _prepareconfig
@@ -27,6 +28,8 @@ EXAMPLES = 20
 """Of hypothesis, for each property: a mutant that lives has met all of them."""
 WALL_S = 300
 """Seconds after which a mutant that waits is ended."""
+LONG_S = 3.0
+"""A test that takes longer with a mutable copy of the code is not asked: each mutant that lives would pay for it."""
 
 LATE = (
     "bitsandbytes", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "optimi", "pandas", "peft",
@@ -56,6 +59,10 @@ class CollectedOnce(PytestRunner):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
 
+    def execute_pytest(self, params: list[str], **keywords: Any) -> int:
+        """Which tests reach a function is asked without what earlier tests have left in caches."""
+        return int(super().execute_pytest(params, **{**keywords, "plugins": [*keywords.get("plugins", []), WithoutMemory()]}))
+
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         """0 where all pass, 1 as soon as one fails, pytest's own code where there is no test."""
         if self.session is None:
@@ -63,7 +70,11 @@ class CollectedOnce(PytestRunner):  # type: ignore[misc]
             sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         assert self.session is not None
         wanted, times = set(tests), state().duration_by_test
-        items = [item for item in self.session.items if not wanted or item.nodeid in wanted]
+        modules = {test.partition("::")[0] for test in wanted}
+        items = [
+            i for i in self.session.items if not wanted or i.nodeid in wanted or (_shares(i) and i.nodeid.partition("::")[0] in modules)
+        ]
+        items = [item for item in items if times.get(item.nodeid, 0.0) <= LONG_S]
         if not items:
             return pytest.ExitCode.NO_TESTS_COLLECTED
         items.sort(key=lambda item: times.get(item.nodeid, 0.0))
@@ -73,6 +84,23 @@ class CollectedOnce(PytestRunner):  # type: ignore[misc]
             if self.session.testsfailed:
                 return 1
         return 0
+
+
+class WithoutMemory:
+    """A plugin of pytest that empties the package's caches before every test."""
+
+    def pytest_runtest_logstart(self) -> None:
+        """A test begins."""
+        for module in [module for name, module in sys.modules.items() if name.startswith("bf16prof")]:
+            for value in list(vars(module).values()):
+                if callable(clear := getattr(value, "cache_clear", None)):
+                    clear()
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether a test reads what a fixture made once for its module: the first test of it is said to have reached all that."""
+    fixtures = getattr(item, "_fixtureinfo", None)
+    return fixtures is not None and any(each.scope == "module" for made in fixtures.name2fixturedefs.values() for each in made)
 
 
 def _with_fewer_examples(item: pytest.Item) -> None:

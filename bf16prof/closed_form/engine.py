@@ -10,8 +10,8 @@ from typing import Any
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import Anatomy, anatomy_of
-from bf16prof.engine.config import EngineFacts, deepspeed_config, engine_facts, zero_settings
-from bf16prof.engine.megatron.settings import megatron_facts, settings_of
+from bf16prof.engine.config import EngineFacts, engine_facts, zero_settings
+from bf16prof.engine.engines import engine_of
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.schema import ZeroSettings
@@ -40,20 +40,19 @@ class Engine:
     device: Device = Device.GPU
     given: Anatomy | None = None
     made: EngineFacts | None = None
-    """What another engine than DeepSpeed makes of the job."""
+    """What the engine makes of the job; where it is not given, what DeepSpeed makes of the configuration."""
 
     @classmethod
     def of(cls, job: Job) -> Engine:
         """The engine of a job whose model's parameters are known."""
-        anatomy, on_megatron = anatomy_of(job), job.profile.is_for_megatron
-        config = {"engine": job.profile.engine, **settings_of(job)} if on_megatron else deepspeed_config(job)
+        anatomy, chosen = anatomy_of(job), engine_of(job)
+        config = chosen.settings(job)
         config.pop(_MICRO_BATCH, None)
         key = (anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
         if key not in _ENGINES:
             if len(_ENGINES) >= REMEMBERED:
                 _ENGINES.clear()
-            made = megatron_facts(job) if on_megatron else None
-            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy, made)
+            _ENGINES[key] = cls(config, anatomy.parameters, job.case.world_size, job.device, anatomy, chosen.facts(job))
         return _ENGINES[key]
 
     @functools.cached_property

@@ -73,8 +73,6 @@ def peaks_gap(job: Job, engine: Engine) -> str | None:
     """
     if job.case.sequence_parallel > 1:
         return SHARED
-    if job.profile.is_for_megatron:
-        return OF_MEGATRON
     return _pass_gap(job, engine) or init_gap(job, engine)
 
 
@@ -115,13 +113,13 @@ def work_gap(job: Job, engine: Engine) -> str | None:
     """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
     if job.case.sequence_parallel > 1:
         return "the work of ranks that share sequences (--sp) is not counted"
-    if job.profile.is_for_megatron:
-        return OF_MEGATRON
     return _pass_gap(job, engine) or wrapper_of(engine).work_gap()
 
 
 def _pass_gap(job: Job, engine: Engine) -> str | None:
-    """Why the operators of this model are not known."""
+    """Why the operators of this model are not known, or what the engine does at them."""
+    if job.profile.is_for_megatron:
+        return OF_MEGATRON
     if (signature := engine.anatomy.signature) is not None:
         return signature.problem or None
     if is_written(job.profile):

@@ -17,7 +17,7 @@ from bf16prof.closed_form.engine import FP64_BYTES
 from bf16prof.closed_form.layout import cut_order
 from bf16prof.closed_form.leaves import Leaves
 from bf16prof.closed_form.passes import REMEMBERED, Handler, Meter
-from bf16prof.closed_form.strategy import Launched, Reduction, Strategy
+from bf16prof.closed_form.strategy import Launched, Strategy, StrategySettings
 from bf16prof.engine.labels import ALL_GATHER_BUCKETS, GATHERED_PARAMETERS, GRADIENT_NORM, REDUCE_SCATTER_BUFFER
 from bf16prof.models.autograd.events import GRADIENT, ParameterKey
 from bf16prof.models.shapes import TIED_HEAD
@@ -32,7 +32,7 @@ NEVER = -(10**10)
 
 
 @dataclass(frozen=True)
-class GatherSettings(Reduction):
+class GatherSettings(StrategySettings):
     """What decides about gathers and reductions, in elements; `persistent` parameters are never released."""
 
     world_size: int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bf16prof.closed_form.engine import FP32_BYTES, FP64_BYTES
 from bf16prof.closed_form.passes import Meter, Peak
-from bf16prof.closed_form.strategy import Launched, Reduction, Strategy
+from bf16prof.closed_form.strategy import Launched, Strategy, StrategySettings
 from bf16prof.engine.labels import ALL_REDUCE_BUFFER, GRADIENT_NORM, GRADIENT_PARTITION, REDUCE_BUCKET
 from bf16prof.models.autograd.events import GRADIENT, ParameterKey
 from bf16prof.records import Component, Label, Phase
@@ -28,7 +28,7 @@ MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
 
 
 @dataclass(frozen=True)
-class AllReduction(Reduction):
+class AllReduction(StrategySettings):
     """Stage 0. `cast`: bytes of an element in communication where that is not the gradients' dtype, else 0."""
 
     cast: int = 0
@@ -87,7 +87,7 @@ class Gradients(Strategy):
 
 
 @dataclass(frozen=True)
-class Accumulation(Reduction):
+class Accumulation(StrategySettings):
     """How BF16_Optimizer accumulates: bytes of an element in communication; `immediate`, each gradient as soon as it is there."""
 
     communication: int
@@ -132,7 +132,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class GradientReduction(Reduction):
+class GradientReduction(StrategySettings):
     """How stages 1 and 2 reduce, whatever the number of ranks.
 
     * `bucket_size`: elements of a bucket; `buffers`: buckets of each communication dtype.

@@ -1,8 +1,8 @@
 """What becomes of gradients in forward and backward, and at stage 3 of parameters: one strategy for each way that DeepSpeed has.
 
-A walk (`passes.walk`) tells the strategy what happens in the model; the strategy tells a `Meter` what DeepSpeed allocates and frees then.
-An optimizer wrapper says which strategy it uses by its settings, a `Reduction`, which hold nothing else, so that jobs with equal settings
-share one walk.
+A walk (`passes.walk`) tells the strategy what happens in the model; the strategy tells a `Meter` what DeepSpeed allocates and
+frees then. An optimizer wrapper says which strategy it uses by `StrategySettings`, which hold nothing else, so that jobs with
+equal settings share one walk.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Strategy(ABC):
         return {"gradient": self.ready}
 
 
-class Reduction(ABC):
+class StrategySettings(ABC):
     """The settings of a strategy. Two that are equal make the same."""
 
     is_partitioned: ClassVar[bool] = False

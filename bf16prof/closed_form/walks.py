@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bf16prof.closed_form.anatomy import Anatomy
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.program import Program, program, recorded
-from bf16prof.closed_form.strategy import Launched, Reduction, Strategy
+from bf16prof.closed_form.strategy import Launched, Strategy, StrategySettings
 from bf16prof.models.autograd.events import ParameterKey
 from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.tapes import ForwardRun
@@ -34,7 +34,7 @@ class WalkPlan:
     """Bytes of the loss that it holds."""
     communication: tuple[int, int]
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
-    reduction: Reduction
+    reduction: StrategySettings
     memory_efficient_linear: bool
     workspace: int
     """Bytes of the cuBLAS workspace of a thread."""

@@ -29,6 +29,7 @@ from bf16prof.dry_run.versions import check, installed
 from bf16prof.dry_run.world import world
 from bf16prof.engine.attribution import attribute, held_by_all
 from bf16prof.engine.batch import batch_spec, evaluation_of
+from bf16prof.engine.engines import engine_of
 from bf16prof.engine.megatron.settings import MODULE, update_note
 from bf16prof.engine.phases import PhaseMarks, attach
 from bf16prof.engine.training import (
@@ -60,7 +61,7 @@ def dry_run(
     job = task.job.job()
     if job.profile.is_for_megatron:
         import_uncompiled(MODULE)
-    notes = (_versions(job), *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
+    notes = (f"{engine_of(job).version()}, PyTorch {torch.__version__}", *check(installed([job])), *(job.gpu.caveats() if job.gpu else ()))
     import_libraries(job)
     with (
         flash_attention(job),
@@ -73,17 +74,6 @@ def dry_run(
         rank = DryRank(job, tracker, on_progress)
         record = rank.run(task.steps)
         return dataclasses.replace(record, notes=(*notes, *record.notes, *tracker.lower_bounds())), tracker.ledger
-
-
-def _versions(job: Job) -> str:
-    """What ran."""
-    if job.profile.is_for_megatron:
-        from megatron.core import __version__ as megatron
-
-        return f"megatron-core {megatron}, PyTorch {torch.__version__}"
-    from deepspeed import __version__ as deepspeed
-
-    return f"DeepSpeed {deepspeed}, PyTorch {torch.__version__}"
 
 
 def _of_megatron(job: Job, tracker: Tracker, rank: int) -> AbstractContextManager[None]:

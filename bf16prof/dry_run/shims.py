@@ -104,6 +104,9 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
         replace(torch, "autocast", cpu_autocast())
+        # In inference mode PyTorch tells nobody of the parts of an operator (`linear`, attention), and fake tensors fail in views. Without
+        # gradients the same bytes are allocated.
+        replace(torch._C, "_InferenceMode", _WithoutGradients)
         # Nothing is compiled here; asking for it would import the whole compiler.
         replace(torch, "compile", not_compiled)
         # A distribution checks its parameters by their values.
@@ -309,3 +312,17 @@ class InOrder(MutableSet[Any]):
     def update(self, values: Iterable[Any]) -> None:
         """Add them all."""
         self._values |= dict.fromkeys(values)
+
+
+class _WithoutGradients:
+    """What `torch.inference_mode` enters, without its marks on tensors; `enabled=False` turns gradients on (c10/core/InferenceMode.h)."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled, self._before = enabled, True
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch.set_grad_enabled(not self._enabled)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(self._before)

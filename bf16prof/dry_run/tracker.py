@@ -126,13 +126,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and look at what it gave."""
-        if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere PyTorch has cut it into its parts by now
-            with self:
-                return func.decompose(*args, **(kwargs or {}))
         if self._sums.see(func, args):
             return args[0]
-        if func in ANSWERED:
-            return ANSWERED[func](args[0])
+        if func is DEVICE_OF:
+            return args[0].fake_device
+        if func is ITEM:
+            return scalar_answer(args[0])
         kwargs = kwargs or {}
         if func in MATRIX_PRODUCTS:
             _require_one_dtype(args)
@@ -179,6 +178,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = tensor.untyped_storage()
             gone = functools.partial(self._forget, storage._cdata)
             self._live.setdefault(storage._cdata, (weakref.ref(storage, gone), None))
+
+    def is_left_out(self, tensor: Tensor) -> bool:
+        """Whether the tensor's storage is in nobody's allocator."""
+        known = self._live.get(tensor.untyped_storage()._cdata)
+        return known is not None and known[1] is None
 
     def _forget(self, key: int, _: Any) -> None:
         self._live.pop(key, None)
@@ -282,12 +286,6 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return gone
 
 
-@functools.cache
-def _is_composite(func: Any) -> bool:
-    """Whether an operator is made of others (`linear`, `matmul`, `dropout`)."""
-    return bool(func._can_decompose())
-
-
 def written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors of a call that the operator writes into."""
     into = [(place, each.name) for place, each in enumerate(func._schema.arguments) if each.alias_info and each.alias_info.is_write]
@@ -328,7 +326,3 @@ def scalar_answer(tensor: Tensor) -> float | int | bool:
     if tensor.dtype is torch.bool:
         return False
     return 0.5 if tensor.dtype.is_floating_point else 0
-
-
-ANSWERED: dict[Any, Callable[[Any], Any]] = {DEVICE_OF: lambda tensor: tensor.fake_device, ITEM: scalar_answer}
-"""What is asked of one tensor, and makes none."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from bf16prof.cases import Job
+from bf16prof.engine.engines import engine_of
 from bf16prof.engine.versions import NEWEST_DEEPSPEED, OLDEST_DEEPSPEED, Support, supported, version_tuple
 from bf16prof.errors import InputError, RunFailed
 from bf16prof.profiles.models import HuggingFaceSettings
@@ -16,11 +17,9 @@ NAMES = {"deepspeed": "DeepSpeed", "torch": "PyTorch", "transformers": "transfor
 
 def installed(jobs: Sequence[Job]) -> dict[str, str]:
     """The versions of the packages that these jobs need, as far as they are installed. Nothing is imported."""
-    names = ["deepspeed", "torch"]
+    names = dict.fromkeys(["deepspeed", "torch", *(engine_of(job).package for job in jobs)])
     if any(isinstance(job.profile.model, HuggingFaceSettings) for job in jobs):
-        names.append("transformers")
-    if any(job.profile.is_for_megatron for job in jobs):
-        names.append("megatron-core")
+        names["transformers"] = None
     found: dict[str, str] = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from bf16prof.cases import Job
-from bf16prof.engine.facts import facts_of
+from bf16prof.engine.engines import engine_of
 from bf16prof.profiles.models import InputSettings
 
 TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -72,6 +72,6 @@ def _described(described: InputSettings, job: Job) -> TensorSpec:
     shape = tuple(words[extent] if isinstance(extent, str) else extent for extent in described.shape)
     dtype: str = described.dtype
     if dtype == "parameters":
-        dtype = facts_of(job).parameter_dtype
+        dtype = engine_of(job).facts(job).parameter_dtype
     is_integer = dtype in ("int32", "int64")
     return TensorSpec(shape, TORCH_NAMES.get(dtype, dtype), (described.high or job.profile.model.vocab_size) if is_integer else None)

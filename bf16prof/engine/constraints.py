@@ -25,7 +25,7 @@ from bf16prof.engine.config import (
     optimizer_type,
     zero_settings,
 )
-from bf16prof.engine.megatron.settings import megatron_refusal
+from bf16prof.engine.engines import engine_of
 from bf16prof.engine.shared_batches import (
     fused_loss,
     packed_rows,
@@ -73,8 +73,11 @@ def refused_error(refusal: Refusal) -> Refused:
 
 def refusal_reason(job: Job) -> str | None:
     """Why its engine cannot run this job as described; `None` if it can."""
-    if job.profile.is_for_megatron:
-        return megatron_refusal(job)
+    return engine_of(job).refusal(job)
+
+
+def deepspeed_refusal(job: Job) -> str | None:
+    """The same of DeepSpeed."""
     config = deepspeed_config(job)
     rules = (
         *(rule(config) for rule in RULES),
@@ -101,9 +104,9 @@ def refusal_reason(job: Job) -> str | None:
 def alternatives(job: Job) -> tuple[str, ...]:
     """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that need offloading say so.
 
-    None where the precision is the user's own, and of megatron-core.
+    None where the precision is the user's own, or where no recipe would change it.
     """
-    if job.recipe.id == DS_CONFIG or job.profile.is_for_megatron:  # whatever megatron-core refuses, it refuses of every recipe
+    if job.recipe.id == DS_CONFIG or not engine_of(job).depends_on_recipe:
         return ()
     runnable = runnable_recipes()
     works = []

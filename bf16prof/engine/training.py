@@ -15,7 +15,6 @@ and labels as `labels` if its forward has such a parameter. What it returns is, 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import traceback
@@ -28,12 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.cases import Job
-from bf16prof.engine.client import import_client_optimizer, make_client_optimizer
+from bf16prof.engine.client import make_client_optimizer
 from bf16prof.engine.config import cast_dtype, deepspeed_config, engine_facts, handed_to_deepspeed
+from bf16prof.engine.engines import engine_of
 from bf16prof.engine.evaluation import evaluate
-from bf16prof.engine.facts import facts_of
 from bf16prof.engine.labels import OWN_LOSS
-from bf16prof.engine.megatron.settings import MODULE
 from bf16prof.engine.pipeline import PipelineLoop
 from bf16prof.engine.preference import preference_loss, reference_config, reward_loss, switched_off
 from bf16prof.errors import Bf16profError, InputError
@@ -51,10 +49,7 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def import_libraries(job: Job) -> None:
     """Import what the job's model and optimizer need besides, so that what a library allocates for itself is not taken for the job's."""
-    if job.profile.is_for_megatron:
-        importlib.import_module(MODULE)
-    else:
-        import_client_optimizer(deepspeed_config(job))
+    engine_of(job).import_libraries(job)
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
     import_bitsandbytes(job.profile.quantization)
@@ -67,13 +62,13 @@ Batch = dict[str, Tensor]
 def build_engine(job: Job) -> Any:
     """The engine of a job, on the accelerator that DeepSpeed finds; the process group must be initialised.
 
-    Whichever engine it is, it is called as its `module` is, `backward` and `step` end every micro-step, and `attribution` knows what it
-    holds. Raises `InputError` when the model is the user's own and cannot be built.
+    Raises `InputError` when the model is the user's own and cannot be built.
     """
-    if job.profile.is_for_megatron:
-        from bf16prof.engine.megatron.engine import build_megatron_engine
+    return engine_of(job).build(job)
 
-        return build_megatron_engine(job)
+
+def build_deepspeed_engine(job: Job) -> Any:
+    """DeepSpeed's."""
     workload, config = job.profile.workload, deepspeed_config(job)
     torch.manual_seed(workload.seed)
     with _zero_init(job, config):
@@ -220,7 +215,7 @@ class TrainingLoop:
         self._passes_labels, self._shares_sequences = takes_labels(engine.module), job.case.sequence_parallel > 1
         self._micro_steps = job.profile.workload.gradient_accumulation_steps
         self._keeps_outputs, self._evaluation = job.profile.workload.keeps_outputs, job.profile.workload.evaluation
-        self._autocast_dtype = TORCH_DTYPES.get(facts_of(job).autocast_dtype)
+        self._autocast_dtype = TORCH_DTYPES.get(engine_of(job).facts(job).autocast_dtype)
         self.batches: list[Batch] = []
         self.outputs: Any = None
         self.loss: Tensor | None = None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.cases import Job
-from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts, handed_to_deepspeed, optimizer_settings, zero_settings
-from bf16prof.engine.megatron.settings import megatron_optimizer_words, settings_of
+from bf16prof.engine.config import BasicOptimizer, engine_facts, handed_to_deepspeed, optimizer_settings, zero_settings
+from bf16prof.engine.engines import engine_of
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import Workload
@@ -16,7 +15,7 @@ from bf16prof.records import Workload
 def workload_of(job: Job) -> Workload:
     """The workload of a job that its engine runs (`engine.constraints.admit`)."""
     settings, model = job.profile.workload, job.profile.model
-    how = _how(job)
+    how = engine_of(job).words(job)
     return Workload(
         model=model.family,
         sequence_length=settings.sequence_length if takes_sequences(model) else None,
@@ -48,22 +47,6 @@ def _without_effect(job: Job) -> set[str]:
     return of_deepspeed if job.is_inside_zero_init else of_deepspeed | {"zero.Init"}
 
 
-@dataclass(frozen=True)
-class _How:
-    """Who updates the weights, in words, and the settings of the engine."""
-
-    optimizer: str
-    deepspeed: dict[str, Any]
-    megatron: dict[str, Any]
-
-
-def _how(job: Job) -> _How:
-    if job.profile.is_for_megatron:
-        return _How(megatron_optimizer_words(job), {}, settings_of(job))
-    config = deepspeed_config(job)
-    return _How(optimizer_words(config), _resolved(config), {})
-
-
 def _adapter(profile: Profile) -> str | None:
     if profile.peft is None:
         return None
@@ -89,7 +72,7 @@ def optimizer_words(config: dict[str, Any]) -> str:
     return f"{name} ({facts.optimizer})"
 
 
-def _resolved(config: dict[str, Any]) -> dict[str, Any]:
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration as DeepSpeed is given it, with the defaults of ZeRO's keys that are known."""
     zero = {**zero_settings(config).model_dump(mode="json", by_alias=True), **config["zero_optimization"]}
     return {**handed_to_deepspeed(config), "zero_optimization": zero}

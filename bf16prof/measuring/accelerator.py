@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bf16prof.cases import Job, Refusal
 from bf16prof.engine.constraints import refused_error
-from bf16prof.engine.facts import facts_of
+from bf16prof.engine.engines import engine_of
 from bf16prof.errors import InputError, install_hint
 from bf16prof.measuring.machine import package_version, usable_memory
 from bf16prof.processes import child_environment, require_proc
@@ -90,9 +90,9 @@ def require_packages(purpose: str) -> None:
 
 
 def require_engine(profile: Profile) -> None:
-    """Raise `InputError` with a hint unless the engine of a profile is installed, as far as it is not DeepSpeed."""
-    if profile.is_for_megatron:
-        _require("megatron-core", "--engine megatron-core", install_hint("megatron"))
+    """Raise `InputError` with a hint unless the engine of a profile is installed."""
+    extra = "megatron" if profile.is_for_megatron else "train"
+    _require(profile.engine, f"--engine {profile.engine}", install_hint(extra))
 
 
 def require_model_library(model: Model) -> None:
@@ -123,7 +123,7 @@ def can_be_built(job: Job) -> bool:
 
 def require_dtypes(jobs: Sequence[Job], torch: TorchAnswer) -> tuple[list[Job], list[Refusal]]:
     """The jobs whose dtype this machine has, and refusals of the others. Raises `Refused` when none is left."""
-    lacking = [job for job in jobs if not torch.fp16 and facts_of(job).parameter_dtype == "fp16"]
+    lacking = [job for job in jobs if not torch.fp16 and engine_of(job).facts(job).parameter_dtype == "fp16"]
     refused = [Refusal(job.case, "DeepSpeed runs no fp16 on this CPU, where oneDNN has none; simulate does") for job in lacking]
     if len(lacking) == len(jobs):
         raise refused_error(refused[0])

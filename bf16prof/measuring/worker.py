@@ -177,10 +177,10 @@ class Rank:
 
     def _watch_updates(self, engine: Any, loop: Any) -> None:
         """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""
-        from bf16prof.engine.facts import facts_of
+        from bf16prof.engine.engines import engine_of
         from bf16prof.quality.watch import UpdateWatch
 
-        layout = facts_of(self.job).layout
+        layout = engine_of(self.job).facts(self.job).layout
         if layout is None or not layout.is_adam:
             raise InputError("--quality: what this optimizer intends is known of Adam and AdamW only")
         watch = UpdateWatch(engine, layout)

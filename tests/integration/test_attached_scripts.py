@@ -37,7 +37,7 @@ def own_lines(text: str) -> list[str]:
 
 def test_a_script_is_measured_and_its_dry_run_is_exact(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = ("--", str(PLAIN), "--steps=5", "--evaluate")
+    words = ("--", str(PLAIN), "--steps=5", "--evaluate", "--launched")
     done = bf16prof("measure", "--simulate", "--json", "--num-gpus", "2", "-d", str(folder), *words, env=HERE)
 
     assert done.code == 0, done.stderr

@@ -36,6 +36,7 @@ COMPILED = {"optimizer__torch_adam": False}
 CASES: dict[str, tuple[int, str, Offload | None, dict[str, Any]]] = {
     "plain": (0, "fp32", None, {}),
     "unfused": (0, "bf16-fp32-master", None, {"optimizer__torch_adam": True}),
+    "unfused, factored": (0, "bf16-fp32-master", None, {"optimizer__library": "adafactor"}),
     "BF16_Optimizer": (1, "bf16-fp32-master", None, {"deepspeed__data_types__grad_accum_dtype": "fp32"}),
     "stage 1": (1, "bf16-fp32-master", None, {}),
     "stage 2": (2, "bf16-full", None, {}),
@@ -78,16 +79,17 @@ def test_every_tensor_that_deepspeed_holds_is_named_with_its_bytes(name: str, wo
 
 
 def test_sources_name_what_deepspeed_has() -> None:
-    """The file and the names in it that each allocation is said to come from."""
+    """The file and the names in it that each allocation is said to come from; only the model's own tensors come from none."""
     found = find_spec("deepspeed")
     assert found is not None
     assert found.origin is not None
-    runtime = Path(found.origin).parent / "runtime"
-    for name in CASES:
-        for each in model_states(Engine.of(small(name, 2))):
-            file, _, rest = each.source.partition(" ")
-            if not file.startswith(("zero/", "fp16/", "engine", "bf16_")):
+    installed, fused = Path(found.origin).parents[1], job(profile("cpu-demo", **SMALL, **COMPILED), 0, 2, "bf16-fp32-master")
+    for given in (fused, *(small(name, 2) for name in CASES)):
+        for each in model_states(Engine.of(given)):
+            if each.source == "the model's own tensors":
                 continue
-            text = (runtime / file).read_text(encoding="utf-8")
+            file, _, rest = each.source.partition(" ")
+            place = installed if (installed / file).exists() else installed / "deepspeed" / "runtime"
+            text = (place / file).read_text(encoding="utf-8")
             names = re.findall(r"[A-Za-z]\w*_\w+|_\w+", rest)
             assert [n for n in names if n not in text] == [], each.source

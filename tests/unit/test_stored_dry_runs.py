@@ -1,6 +1,6 @@
 """The closed form against what the real engine held in dry runs of drawn jobs, which are stored (`make dry-runs`).
 
-The dry runs take minutes, these tests two seconds; `tests/dry_runs` makes others anew. Bytes between steps, and after each phase of a
+The dry runs take minutes, these tests three seconds; `tests/dry_runs` makes others anew. Bytes between steps, and after each phase of a
 step, are the same. A peak may be lower by scalars, which the closed form leaves out; one may be higher, where in a kernel two small tensors
 overlap.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -71,11 +70,12 @@ def test_the_line_is_one_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_what_a_rank_has_forked_says_nothing(tmp_path: Path) -> None:
-    whereabouts = Whereabouts(tmp_path, 0, None)
-    if not (child := os.fork()):
-        whereabouts.enter(Phase.STEP, 7)
-        os._exit(0)
-    os.waitpid(child, 0)
+    program = (  # a process of its own: one that has mapped more than there is memory, as a tester may, cannot fork
+        "import os, pathlib, sys\nfrom bf16prof.records import Phase\nfrom bf16prof.whereabouts import Whereabouts\n"
+        "whereabouts = Whereabouts(pathlib.Path(sys.argv[1]), 0, None)\n"
+        "if not (child := os.fork()):\n    whereabouts.enter(Phase.STEP, 7)\n    os._exit(0)\nos.waitpid(child, 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
     assert read_where(tmp_path, 0).what == "starting"
 

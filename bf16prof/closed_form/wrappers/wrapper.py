@@ -32,7 +32,7 @@ from bf16prof.records import Label, Transfer
 if TYPE_CHECKING:
     from bf16prof.cases import Job
     from bf16prof.closed_form.requests import BucketsOfPartition
-    from bf16prof.closed_form.strategy import Reduction, Strategy
+    from bf16prof.closed_form.strategy import Strategy, StrategySettings
     from bf16prof.closed_form.walks import Walked
 
 
@@ -110,7 +110,7 @@ class OptimizerWrapper(ABC):
         """What it allocates and frees while it is built, from the model on."""
 
     @abstractmethod
-    def reduction(self, job: Job) -> Reduction:
+    def reduction(self, job: Job) -> StrategySettings:
         """How gradients are kept and reduced, and at stage 3 parameters gathered."""
 
     def autocast_communication(self) -> bool:

@@ -88,7 +88,7 @@ class ScriptRank:
         """A step is over: what is held now is what is held between steps."""
         phases = self._marks.take()
         self._phases = merge_phases(self._phases, phases)
-        kept = held_by_frames(frame)
+        kept = {name: [each for each in held if not self._tracker.is_left_out(each)] for name, held in held_by_frames(frame).items()}
         engines = self.watch.engines
         self._tracker.claim(held_by_all(engines, kept))
         items, _ = attribute(engines, kept, self._home)

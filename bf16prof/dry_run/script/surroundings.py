@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from bf16prof.dry_run.script import arguments, known, libraries, loaders, parameters, ranks, saving, values
+from bf16prof.dry_run.script import known, libraries, loaders, parameters, ranks, saving, values
 from bf16prof.dry_run.script.memory import LedgerMemory
 from bf16prof.dry_run.script.tracker import ScriptTracker
 from bf16prof.dry_run.tracker import GPU, HOST
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.reductions import processor_of
+from bf16prof.scripts import arguments
 from bf16prof.scripts.face import around, module
 from bf16prof.scripts.face.module import Row
 from bf16prof.scripts.face.worn import cpu_as_gpu, replaced, worn

@@ -6,6 +6,7 @@ goes to the GPU, or becomes a parameter.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -103,7 +104,7 @@ def _bytes_of_factory(args: Any, kwargs: Any) -> int:
     for extent in size:
         count *= extent
     if not size:
-        count = max((abs(int(value)) for value in args if isinstance(value, int | float)), default=1)
+        count = max((abs(int(value)) for value in args if isinstance(value, int | float) and math.isfinite(value)), default=1)
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
     return count * int(dtype.itemsize)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +30,6 @@ def run_attached(
     whereabouts = None if deadline is None else Whereabouts(folder, int(os.environ.get("RANK", "0")), deadline)
     import torch
 
-    from bf16prof.measuring.script.meeting import at_torchrun
     from bf16prof.measuring.script.probes import make_guest_probe
     from bf16prof.measuring.script.rank import GuestRank
 
@@ -55,7 +54,7 @@ def run_attached(
         exit_now(code)
 
     rank = GuestRank(task, folder, probe, enough, whereabouts)
-    with shown, rank.watching(), at_torchrun(rank.note) if is_launched else contextlib.nullcontext():
+    with shown, rank.watching(), _as_by_a_launcher(rank.note) if is_launched else contextlib.nullcontext():
         os._exit = leave  # type: ignore[assignment]
         try:
             rank.save()
@@ -68,6 +67,17 @@ def run_attached(
             os._exit = exit_now
         rank.end(*_how(task, rank, ending), **_details(ending))
     return ending.code
+
+
+@contextlib.contextmanager
+def _as_by_a_launcher(note: Callable[[str], None]) -> Iterator[None]:
+    """What a script that torchrun has started finds, and the argument that DeepSpeed's launcher would give it."""
+    from bf16prof.measuring.script.meeting import at_torchrun
+    from bf16prof.scripts import arguments
+    from bf16prof.scripts.face.worn import replaced
+
+    with at_torchrun(note), replaced(arguments.replacements(int(os.environ["LOCAL_RANK"]))):
+        yield
 
 
 def claimed_rank(run_folder: Path, *, replace: bool = False) -> Path:

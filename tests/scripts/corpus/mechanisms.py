@@ -52,6 +52,17 @@ def agree(device):
     assert (weight.device, (weight * lengths[0]).item()) == (device, 3)
 
 
+def without_values():
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(3)
+    assert mask[0].tolist() == [0.0, float("-inf"), float("-inf")]
+    assert torch.full((), float("inf")).item() == float("inf")
+    with torch.inference_mode():
+        assert not torch.is_grad_enabled()
+        with torch.inference_mode(mode=False):
+            assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
 def prepare(path):
     torch.save({"rows": torch.arange(4), "name": "prepared"}, path)
     found = torch.load(path)
@@ -62,6 +73,7 @@ def prepare(path):
 
 
 prepare("prepared.pt")
+without_values()
 model = Model()
 engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config(2))
 for _ in range(10):
@@ -69,6 +81,6 @@ for _ in range(10):
     engine.backward(engine(batch, labels=batch))
     engine.step()
     agree(engine.device)
-    with torch.no_grad():
+    with torch.inference_mode():
         many = batch.repeat(64, 1)
         engine.module(many, labels=many)
