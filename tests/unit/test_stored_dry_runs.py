@@ -43,6 +43,7 @@ def agrees(record: MemoryRecord, held: dict[str, Any]) -> None:
     assert record.components == held["components"], name
     assert record.allocated_bytes == held["allocated"] - held["remainders"], name
     assert {phase: record.phases[phase].end_bytes for phase in TRAINING} == {phase: held["ends"][phase] for phase in TRAINING}, name
+    assert abs((record.phases[Phase.INIT].end_bytes or 0) - held["ends"]["init"]) <= SCALARS, name
     assert errors[Phase.FORWARD] == 0, name
     assert min(errors.values()) >= -SCALARS, name
     assert max(errors.values()) <= PEAK * max(peaks.values()), name
