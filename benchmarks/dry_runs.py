@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,10 @@ from bf16prof.records import MemoryRecord
 
 FILE = Path(__file__).parents[1] / "tests" / "data" / "dry-runs.json"
 SEED, COUNT = 16, 64
-RARE_SEED, RARE_COUNT = 17, 23
+Rare = tuple[tuple[str, ...], dict[str, Any]]
+"""Settings that few jobs have, and the cases that they decide something of."""
 BF16_OPTIMIZER = {"stage": 1, "offload": None, "recipe": "bf16-fp32-master"}
-RARE: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+RARE: tuple[Rare, ...] = (
     (("deepspeed.data_types.grad_accum_dtype=fp32",), BF16_OPTIMIZER),
     (("deepspeed.data_types.grad_accum_dtype=fp32", "deepspeed.bf16.immediate_grad_update=true"), BF16_OPTIMIZER),
     (("deepspeed.zero_optimization.contiguous_gradients=false",), {}),
@@ -33,21 +34,29 @@ RARE: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("optimizer.library=adamw-8bit",), {}),
     (("optimizer.library=lion-32bit",), {}),
 )
-"""What few jobs have and whole formulas are about: settings, and the cases that they decide something of."""
+FUSED: tuple[Rare, ...] = (
+    (
+        ("optimizer.torch_adam=false", "optimizer.fused=false"),
+        {"stage": 0, "offload": None, "recipe": "bf16-fp32-master"},
+    ),
+)
+GROUPS = ((17, 23, RARE), (18, 6, FUSED))
+"""Seeds, numbers of jobs, and what they have that whole formulas are about."""
 
 
 def main() -> None:
     """Draw, run, write."""
-    drawn = [*islice(described(random.Random(SEED)), COUNT), *islice(_rare(random.Random(RARE_SEED)), RARE_COUNT)]
+    drawn = list(islice(described(random.Random(SEED)), COUNT))
+    drawn += [each for seed, count, rare in GROUPS for each in islice(_rare(random.Random(seed), rare), count)]
     records = simulate([job for _, job in drawn], options=Options(expandable_segments=True))
     rows = [json.dumps(dataclasses.asdict(made) | held(record)) for (made, _), record in zip(drawn, records, strict=True)]
     FILE.write_text(f'{{"deepspeed": "{version("deepspeed")}", "jobs": [\n' + ",\n".join(rows) + "\n]}\n")
 
 
-def _rare(rng: random.Random) -> Iterator[tuple[Drawn, Job]]:
+def _rare(rng: random.Random, rare: Sequence[Rare]) -> Iterator[tuple[Drawn, Job]]:
     """Jobs with something rare whose peaks have a closed form."""
     for drawn, _ in described(rng):
-        sets, changes = rng.choice(RARE)
+        sets, changes = rng.choice(rare)
         made = dataclasses.replace(drawn, sets=(*drawn.sets, *sets), **changes)
         with contextlib.suppress(Refused, InputError):
             if predict(job := made.job()).peak_allocated_bytes is not None:

@@ -46,7 +46,9 @@ class CollectedOnce(PytestRunner):  # type: ignore[misc]
     def warm_up(self) -> None:
         """Collect, in the process that will be forked."""
         with change_cwd("mutants"):
-            config = _prepareconfig(["--rootdir=.", *self._pytest_add_cli_args, *self._pytest_add_cli_args_test_selection])
+            config = _prepareconfig(
+                ["--rootdir=.", "--tb=no", "--assert=plain", *self._pytest_add_cli_args, *self._pytest_add_cli_args_test_selection]
+            )
             config._do_configure()
             self.session = pytest.Session.from_config(config)
             config.hook.pytest_sessionstart(session=self.session)

@@ -303,8 +303,10 @@ def test_peaks_before_the_end_are_lower_bounds_as_well(tmp_path: Path) -> None:
     assert not [note for note in found.notes if "contradict" in note]
 
 
-def test_a_message_that_was_broken_into_lines_is_read(tmp_path: Path) -> None:
-    words = OUT_OF_MEMORY.split(" ")
+@pytest.mark.parametrize("first", range(1, 9))
+def test_a_message_that_was_broken_into_lines_is_read(first: int, tmp_path: Path) -> None:
+    """Wherever: also between a number and its unit."""
+    words = ["torch.OutOfMemoryError: CUDA out of memory.", *["and"] * first, *OUT_OF_MEMORY.split(" ")[5:]]
     broken = "\n".join(" ".join(words[n : n + 8]) for n in range(0, len(words), 8))
 
     assert record(written(tmp_path, broken)).run_peak_allocated_bytes == 21 * GIB

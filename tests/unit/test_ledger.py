@@ -107,7 +107,7 @@ def test_the_peak_of_training_is_the_first_highest_from_the_first_forward_pass_o
     assert training_peak(ledger) == 4
 
 
-def test_all_of_another_engines_init_is_left_out_and_sizes_decide() -> None:
+def test_all_of_another_engines_init_is_left_out() -> None:
     ledger = Ledger()
     ledger.mark(Phase.FORWARD)
     for size in (1, 1, 70):  # events 1 to 3, of which the last is large
@@ -121,6 +121,16 @@ def test_all_of_another_engines_init_is_left_out_and_sizes_decide() -> None:
 
     assert training_peak(ledger) == len(ledger.events) == 10
     assert [mark.event for mark in ledger.marks] == [0, 3, 9]
+
+
+def test_one_large_storage_is_more_than_two_small_ones() -> None:
+    ledger = Ledger()
+    ledger.mark(Phase.FORWARD)
+    ledger.end(ledger.begin(70, ACTIVATIONS))
+    ledger.begin(1, ACTIVATIONS)
+    ledger.begin(1, ACTIVATIONS)
+
+    assert training_peak(ledger) == 1
 
 
 def test_without_anything_allocated_there_is_no_event_of_the_peak() -> None:

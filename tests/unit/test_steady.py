@@ -36,6 +36,7 @@ COMPILED = {"optimizer__torch_adam": False}
 CASES: dict[str, tuple[int, str, Offload | None, dict[str, Any]]] = {
     "plain": (0, "fp32", None, {}),
     "unfused": (0, "bf16-fp32-master", None, {"optimizer__torch_adam": True}),
+    "plain, factored": (0, "fp32", None, {"optimizer__library": "adafactor"}),
     "unfused, factored": (0, "bf16-fp32-master", None, {"optimizer__library": "adafactor"}),
     "BF16_Optimizer": (1, "bf16-fp32-master", None, {"deepspeed__data_types__grad_accum_dtype": "fp32"}),
     "stage 1": (1, "bf16-fp32-master", None, {}),

@@ -28,41 +28,24 @@ def predicted(held: dict[str, Any]) -> MemoryRecord:
     return predict(Drawn(held["sets"], held["stage"], held["world_size"], held["recipe"], offload).job())
 
 
-@pytest.fixture(scope="module")
-def closed() -> list[MemoryRecord]:
-    return [predicted(held) for held in STORED]
+@pytest.mark.parametrize("few", [STORED[begin : begin + 6] for begin in range(0, len(STORED), 6)], ids=range(-(-len(STORED) // 6)))
+def test_the_closed_form_is_what_the_real_engine_held(few: list[dict[str, Any]]) -> None:
+    for held in few:
+        agrees(predicted(held), held)
 
 
-def each(closed: list[MemoryRecord]) -> list[tuple[str, dict[str, Any], MemoryRecord]]:
-    """A name, what was held, and what the closed form says."""
-    return [(record.case.label, held, record) for held, record in zip(STORED, closed, strict=True)]
+def agrees(record: MemoryRecord, held: dict[str, Any]) -> None:
+    """Assert that bytes between steps and after each phase are the same, and peaks as near as they can be."""
+    name, peaks = record.case.label, held["peaks"]
+    errors = {phase: (memory.peak_bytes or 0) - peaks[phase] for phase, memory in record.phases.items()}
 
-
-def test_what_is_held_between_steps_and_after_each_phase(closed: list[MemoryRecord]) -> None:
-    for name, held, record in each(closed):
-        ends = {phase: record.phases[phase].end_bytes for phase in TRAINING}
-
-        assert record.allocated_bytes == held["allocated"] - held["remainders"], name
-        assert record.components == held["components"], name
-        assert record.parameters == held["parameters"], name
-        assert ends == {phase: held["ends"][phase] for phase in TRAINING}, name
-        if not (held["stage"] == 2 and held["offload"]):  # there the dry run is rank 0, and the closed form of the rank that holds most
-            assert record.host_bytes == held["host"], name
-
-
-def test_forward_is_exact(closed: list[MemoryRecord]) -> None:
-    for name, held, record in each(closed):
-        assert record.phases[Phase.FORWARD].peak_bytes == held["peaks"]["forward"], name
-
-
-def test_other_peaks_are_lower_by_scalars_only(closed: list[MemoryRecord]) -> None:
-    higher = 0
-    for name, held, record in each(closed):
-        errors = {phase: (record.phases[phase].peak_bytes or 0) - held["peaks"][phase] for phase in Phase if phase in record.phases}
-        above = max(errors.values())
-        higher += above > 0
-
-        assert min(errors.values()) >= -SCALARS, name
-        assert above <= PEAK * held["peaks"]["backward"], name
-
-    assert higher <= 1
+    assert record.parameters == held["parameters"], name
+    assert record.components == held["components"], name
+    assert record.allocated_bytes == held["allocated"] - held["remainders"], name
+    assert {phase: record.phases[phase].end_bytes for phase in TRAINING} == {phase: held["ends"][phase] for phase in TRAINING}, name
+    assert abs((record.phases[Phase.INIT].end_bytes or 0) - held["ends"]["init"]) <= SCALARS, name
+    assert errors[Phase.FORWARD] == 0, name
+    assert min(errors.values()) >= -SCALARS, name
+    assert max(errors.values()) <= PEAK * max(peaks.values()), name
+    if not (held["stage"] == 2 and held["offload"]):  # there the dry run is rank 0, and the closed form of the rank that holds most
+        assert record.host_bytes == held["host"], name

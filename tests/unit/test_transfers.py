@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,51 @@ def test_gradient_accumulation_multiplies_what_every_micro_step_sends(stage: int
     once = 65 * 4096 / 8_030_261_248 * (RANKS - 1) / RANKS if stage == 3 else 0
 
     assert _volume(_job(stage, steps=3)) - once == pytest.approx(more * (volume - once), rel=1e-9)
+
+
+REDUCED = ("gradients", Collective.ALL_REDUCE, Phase.BACKWARD)
+UPDATED = ("updated parameters", Collective.ALL_GATHER, Phase.STEP)
+SENT: dict[str, tuple[int, str, tuple[tuple[str, Collective, Phase], ...]]] = {
+    "plain": (0, "fp32", (REDUCED,)),
+    "stage 0": (0, "bf16-fp32-master", (REDUCED,)),
+    "BF16_Optimizer": (1, "bf16-fp32-master", (REDUCED, UPDATED)),
+    "stage 1": (1, "bf16-full", (REDUCED, UPDATED)),
+    "stage 2": (2, "bf16-fp32-master", (REDUCED, UPDATED)),
+    "stage 3": (
+        3,
+        "bf16-fp32-master",
+        (
+            ("parameters in forward", Collective.ALL_GATHER, Phase.FORWARD),
+            ("parameters in backward", Collective.ALL_GATHER, Phase.BACKWARD),
+            ("gradients", Collective.REDUCE_SCATTER, Phase.BACKWARD),
+            ("persistent parameters", Collective.ALL_GATHER, Phase.STEP),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_what_every_wrapper_sends_is_named_with_its_place_in_deepspeed(name: str) -> None:
+    stage, recipe, sent = SENT[name]
+    changes = {"deepspeed__data_types__grad_accum_dtype": "fp32"} if name == "BF16_Optimizer" else {}
+
+    transfers = step_work(job(profile("llama3-8b", **changes), stage, 16, recipe)).transfers
+
+    runtime = Path(find_spec("deepspeed").origin or "").parent / "runtime"  # type: ignore[union-attr]
+    assert tuple((each.name, each.collective, each.phase) for each in transfers) == sent
+    for each in transfers:
+        assert 0 < each.calls < each.sent_bytes < 2 * each.size_bytes
+        file, _, function = each.source.partition(" ")
+        assert f"def {function.partition(':')[0]}(" in (runtime / file).read_text(encoding="utf-8"), each.source
+
+
+def test_bf16_optimizer_sends_all_gradients_at_once() -> None:
+    """In the dtype of the model, however they are accumulated."""
+    found = job(profile("llama3-8b", deepspeed__data_types__grad_accum_dtype="fp32"), 1, RANKS, "bf16-fp32-master")
+
+    gradients, _ = step_work(found).transfers
+
+    assert (gradients.calls, gradients.size_bytes) == (1, 2 * 8_030_261_248)
 
 
 def test_one_rank_sends_nothing() -> None:
