@@ -156,7 +156,7 @@ class Workload:
     * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3 only). `keeps_outputs`: the training loop holds the model's
       outputs until the next forward pass.
     * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in; empty where another engine trains.
-    * `engine`: who trains. `megatron`: the options of megatron-core that differ from its defaults.
+    * `engine`: who trains. `megatron`: the options that the job sets of megatron-core.
     * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.

@@ -24,5 +24,5 @@ class Storages:
 
 
 def allocation(label: Label, sizes: int | Iterable[int], source: str, *, on_host: bool = False) -> Storages:
-    """An `Allocation` of one size or of several."""
+    """`Storages` of one size or of several."""
     return Storages(label, (sizes,) if isinstance(sizes, int) else tuple(sizes), source, on_host)

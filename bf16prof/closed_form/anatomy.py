@@ -69,6 +69,9 @@ def anatomy_of(job: Job) -> Anatomy:
         unknown = error.message
     if written is not None and not _asks(job):
         return written
+    if job.profile.is_for_megatron:  # nothing is recorded for it: of it the steady state alone has a closed form
+        why = unknown if is_as_written(job.profile) else "what such a pass leaves is not written down"
+        raise NoInventory(f"{why}: with megatron-core that is left to the dry run")
     inquiry = Inquiry.of(job)
     if (signature := store.find(inquiry)) is not None:
         _require_no_clash(job.profile.model, signature.problem)

@@ -1,4 +1,4 @@
-"""A job's DeepSpeed engine: its configuration over the parameters of the model. What it allocates, its wrapper says (`wrappers/`)."""
+"""A job's engine: its configuration over the parameters of the model. What it allocates, its wrapper says (`wrappers/`, `megatron.py`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENGINES: dict[Hashable, Engine] = {}
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A DeepSpeed configuration over the parameters of a model, ready to be laid out. An optimizer is given those that are trained.
+    """A configuration of DeepSpeed, or megatron-core's options, over the parameters of a model. The optimizer has those that are trained.
 
     One object for all micro-batches and lengths, which change nothing of it, so that what follows from it can be remembered.
     """
@@ -48,7 +48,7 @@ class Engine:
         anatomy, chosen = anatomy_of(job), engine_of(job)
         config = chosen.settings(job)
         config.pop(_MICRO_BATCH, None)
-        key = (anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
+        key = (chosen.package, anatomy, job.case.world_size, job.device, json.dumps(config, default=str))
         if key not in _ENGINES:
             if len(_ENGINES) >= REMEMBERED:
                 _ENGINES.clear()

@@ -1,4 +1,4 @@
-"""Which jobs have a closed form: a model that only the code of others can build, or a part of DeepSpeed that is not modelled, has none."""
+"""Which jobs have a closed form: a model that only the code of others can build, or a part of its engine that is not modelled, has none."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ PEAKS = ("peak_allocated_bytes", "run_peak_allocated_bytes")
 
 
 def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL, replays: Replays = Replays.DECISIVE) -> MemoryRecord:
-    """The record of a job that has a closed form (`gap.closed_form_gap`) and that DeepSpeed runs (`engine.constraints.admit`).
+    """The record of a job that has a closed form (`gap.closed_form_gap`) and that its engine runs (`engine.constraints.admit`).
 
     `per_node`: so many GPUs share a node. `allocator`: how it is set; `replays`: whether it is replayed. On a GPU, `host_bytes` are what
     offloading keeps in host memory; CPU ranks have one memory, which holds both. Peaks stay null, with the reason in the notes, where their

@@ -27,6 +27,8 @@ def check_engine(asked: Asked[Any], profile: Profile) -> None:
         raise InputError(
             f"engine megatron-core: {asked.command} is about DeepSpeed only", hint=f"{', '.join(ANSWERING)} know what megatron-core holds"
         )
+    if getattr(asked.flags, "calibrate", None) is not None:
+        raise InputError("--calibrate: the work of a step is not counted for megatron-core")
     for flag in OF_DEEPSPEED:
         if getattr(asked.flags, flag) is not None:
             raise InputError(f"{asked.origin(flag)}: says what DeepSpeed is to do, and --engine is megatron-core")

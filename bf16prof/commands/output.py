@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from bf16prof.commands.engines import is_on_megatron
 from bf16prof.documents import json_text, raw_document
 from bf16prof.errors import DoesNotFit, InputError
 from bf16prof.files import write_bytes, write_text
@@ -203,7 +204,7 @@ def require_fit(records: Sequence[MemoryRecord], wanted: bool) -> None:
     why = said.short if said else "whether it fits is not known"
     raise DoesNotFit(
         f"--fail-unless-fits: {len(others)} of {len(records)} cases do not; {first.case.label}: {why}",
-        hint="bf16prof plan with the same flags looks for what fits",
+        hint="bf16prof simulate finds the peak" if is_on_megatron(first) else "bf16prof plan with the same flags looks for what fits",
     )
 
 

@@ -73,7 +73,8 @@ def refused_error(refusal: Refusal) -> Refused:
 
 def refusal_reason(job: Job) -> str | None:
     """Why its engine cannot run this job as described; `None` if it can."""
-    return engine_of(job).refusal(job)
+    rules = (_triton_needs_a_gpu(job), packed_rows(job), _flash(job))
+    return next((reason for reason in rules if reason), None) or engine_of(job).refusal(job)
 
 
 def deepspeed_refusal(job: Job) -> str | None:
@@ -82,7 +83,6 @@ def deepspeed_refusal(job: Job) -> str | None:
     rules = (
         *(rule(config) for rule in RULES),
         _one_optimizer(job),
-        _triton_needs_a_gpu(job),
         _secondary_partitions(job, config),
         _nvme(job, config),
         shared_sequences(job),
@@ -90,9 +90,7 @@ def deepspeed_refusal(job: Job) -> str | None:
         shared_stages(job),
         spread_experts(job),
         _quantizer_needs_a_gpu(job, config),
-        packed_rows(job),
         preference(job),
-        _flash(job, config),
         fused_loss(job),
         _four_bits(job),
         shared_evaluation(job),
@@ -180,12 +178,12 @@ def asks_for_flash(job: Job) -> bool:
     return isinstance(model, HuggingFaceSettings) and model.attention == FLASH
 
 
-def _flash(job: Job, config: Mapping[str, Any]) -> str | None:
+def _flash(job: Job) -> str | None:
     if not asks_for_flash(job):
         return None
     if job.device is Device.CPU:
         return "FlashAttention's package (flash_attention_2) runs on GPUs only: sdpa runs here"
-    if engine_facts(config).output_dtype == "fp32":
+    if engine_of(job).facts(job).output_dtype == "fp32":
         return "FlashAttention's package (flash_attention_2) takes bf16 and fp16 only"
     if job.gpu is not None and job.gpu.compute_capability < (8, 0):
         return f"FlashAttention's package (flash_attention_2) needs compute capability 8.0, {job.gpu.id} has less"

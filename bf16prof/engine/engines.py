@@ -119,10 +119,10 @@ class OnMegatron(TrainingEngine):
         return megatron_facts(job)
 
     def settings(self, job: Job) -> dict[str, Any]:
-        """Its options that differ from its defaults."""
+        """The options that the job sets."""
         from bf16prof.engine.megatron.settings import settings_of
 
-        return {"engine": self.name, **settings_of(job)}
+        return settings_of(job)
 
     def refusal(self, job: Job) -> str | None:
         """What it does not have, and what nobody has held against ranks."""

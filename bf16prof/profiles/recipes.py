@@ -33,7 +33,7 @@ class Recipe:
     * `cast`: the dtype that the model's parameters are cast to before DeepSpeed is given it, so that it keeps no other copy; empty if not.
     * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's or PyTorch's, as the profile says.
     * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
-    * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where no engine here can, and then `not_run` says why.
+    * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where DeepSpeed cannot, and then `not_run` says why.
     * `megatron`: the options of megatron-core that run it (`--engine megatron-core`); `None` where it does not.
     * `partitioned`: the components that an engine other than DeepSpeed's cuts into as many parts as there are ranks; see `over_ranks`.
     * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and `dtypes`. See `at`.

@@ -138,3 +138,29 @@ def test_a_script_that_trains_with_it_hears_what_runs_it(monkeypatch: pytest.Mon
 def test_cases_of_two_engines_are_never_joined() -> None:
     assert workload_digest(profile()) == workload_digest(profile(engine="deepspeed"))
     assert workload_digest(profile()) != workload_digest(profile(engine="megatron-core"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--liger", "all"), "what such a pass leaves is not written down"),
+        (("--packed-sequences", "4", "--seq", "32"), "what such a pass leaves is not written down"),
+        (("--activation-checkpointing", "--set", "workload.use_reentrant=true"), "what such a pass leaves is not written down"),
+    ],
+)
+def test_what_is_not_a_plain_pass_is_left_to_the_dry_run(main: Main, tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config("llama")), encoding="utf-8")
+
+    assert f"{said}: with megatron-core that is left to the dry run" in refused(main("estimate", file, *ON, "--gpus", "2", *flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--packed-sequences", "2"), "that read token ids and their positions"),
+        (("--calibrate", "run"), "--calibrate: the work of a step is not counted"),
+    ],
+)
+def test_rules_of_models_hold_for_every_engine(main: Main, flags: tuple[str, ...], said: str) -> None:
+    assert said in refused(main("estimate", "cpu-demo", *ON, "--gpus", "2", *flags))

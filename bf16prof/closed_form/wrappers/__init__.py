@@ -29,6 +29,7 @@ CLASSES: Mapping[Wrapper, type[OptimizerWrapper]] = {
 @functools.lru_cache(maxsize=REMEMBERED)
 def wrapper_of(engine: Engine) -> OptimizerWrapper:
     """The wrapper of an engine; one object, so that what follows from it can be remembered."""
+    assert engine.facts.wrapper in CLASSES, "megatron-core's wrappers have a closed form between steps alone (`megatron.py`)"
     return CLASSES[engine.facts.wrapper](engine)
 
 

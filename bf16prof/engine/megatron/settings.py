@@ -51,12 +51,17 @@ def megatron_optimizer_words(job: Job) -> str:
 
 def update_note(job: Job) -> tuple[str, ...]:
     """What Transformer Engine and Apex, whose FusedAdam updates in place, would change on a GPU."""
-    if not job.profile.is_for_megatron or job.device is Device.CPU or any(find_spec(name) for name in ("transformer_engine", "apex")):
+    if not job.profile.is_for_megatron or job.device is Device.CPU or _has_fused_adam():
         return ()
     return (
         f"the step is {PACKAGE}'s without Transformer Engine and Apex, which are not installed here: torch's AdamW makes temporaries, "
         "their FusedAdam none",
     )
+
+
+def _has_fused_adam() -> bool:
+    """Whether a module is there that megatron-core takes FusedAdam from. The index has another project by the name of apex."""
+    return bool(find_spec("transformer_engine") or (find_spec("apex") and find_spec("apex.optimizers")))
 
 
 def megatron_refusal(job: Job) -> str | None:
