@@ -16,8 +16,9 @@ from pathlib import Path
 from timing import say
 
 from bf16prof.closed_form.calibration import calibrate
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.runs import load
+from bf16prof.vocabulary import Source
 
 MODEL = ("family='gpt2'", "hidden_size=256", "num_layers=4", "num_heads=4", "vocab_size=257", "max_sequence_length=128")
 RECIPES = ("fp32", "bf16-fp32-master", "bf16-full")

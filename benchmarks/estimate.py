@@ -20,9 +20,9 @@ from bf16prof.closed_form.predict import predict
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.verdict import Replays
+from bf16prof.vocabulary import Device
 
 FEW = 3
 """Rounds of what takes seconds."""

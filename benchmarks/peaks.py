@@ -17,7 +17,7 @@ from judged import Judgement, judge
 
 from bf16prof.cases import Job
 from bf16prof.dry_run.runner import Options
-from bf16prof.records import TRAINING, Phase
+from bf16prof.vocabulary import TRAINING, Phase
 
 EACH = 10
 WORST = 5

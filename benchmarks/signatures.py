@@ -20,7 +20,6 @@ from bf16prof.closed_form.anatomy import inquiries_of
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile, preset_names
-from bf16prof.records import Device
 from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped, store
 from bf16prof.signatures.general import General, Range
@@ -28,6 +27,7 @@ from bf16prof.signatures.inquiry import Inquiry, about
 from bf16prof.signatures.sampling import folded, generalized, is_same_in_fp16
 from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
+from bf16prof.vocabulary import Device
 
 GPUS = ("h100-80gb", "a100-80gb")
 """One for each set of attention kernels that ships: cuDNN's come first on compute capability 9.0, flash attention on 8.0."""

@@ -27,7 +27,6 @@ from bf16prof.errors import InputError
 from bf16prof.files import write_text
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.recipes import BYTES_HEADER, find_recipe, runnable_recipes
-from bf16prof.records import Device, Offload
 from bf16prof.reports import palette
 from bf16prof.reports.intervals import CONFIDENCE, Interval
 from bf16prof.reports.loss_figure import loss_curves, mean_curve
@@ -37,6 +36,7 @@ from bf16prof.reports.price_figure import gap, learned, price
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.views import run_views
 from bf16prof.runs import MANIFEST, Run, Status, load
+from bf16prof.vocabulary import Device, Offload
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -21,7 +21,8 @@ from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.versions import supported
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device, MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Device, Offload
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "versions"

@@ -20,7 +20,8 @@ from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.recipes import Recipe, find_recipe, megatron_recipes, require_runnable, runnable_recipes
 from bf16prof.profiles.schema import ParallelSettings, Profile
-from bf16prof.records import STRICT, Case, Device, Offload
+from bf16prof.records import Case
+from bf16prof.vocabulary import STRICT, Device, Offload
 
 STAGES = (0, 1, 2, 3)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bf16prof.plans import Change, Plan
-from bf16prof.records import STRICT, Phase, Size
+from bf16prof.vocabulary import STRICT, Phase, Size
 
 
 @dataclass(frozen=True)

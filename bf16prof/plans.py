@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bf16prof.records import Bytes, Case, Component, Item, Phase, Size, Verdict
+from bf16prof.records import Case, Item
 from bf16prof.verdict import room_bytes
+from bf16prof.vocabulary import Bytes, Component, Phase, Size, Verdict
 
 EQUAL = 0.13
 """Bounds of throughput this close are told apart by no bound: one model on one cluster, trained in three layouts, came between 38 and 43 %

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.errors import InputError, ToleranceExceeded
-from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source
+from bf16prof.records import Case, MemoryRecord
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 REFERENCES = (Source.MEASURE, Source.IMPORT)
 

@@ -1,4 +1,4 @@
-"""The vocabulary that every other part speaks: cases, components, phases and the record they meet in.
+"""The record that all sources emit, and the case that it is about.
 
 All sources (`estimate`, `simulate`, `measure`, `import`) emit the same `MemoryRecord`; the reconciler and the reports read nothing else.
 Bytes are integers; `None` means "not known by this source" and is never replaced by a guess.
@@ -9,90 +9,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from bf16prof.errors import InputError
 from bf16prof.parallelism import MOST_RANKS, Parallelism
-
-Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
-"""A difference of bytes: what is free, saved, more, or came and went. Nothing that is held is a `Bytes`."""
-
-Size = Annotated[int, Interval(ge=0, lt=2**63)]
-"""A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is made, pydantic where it is read)."""
-
-Amount = Annotated[float, Interval(ge=0)]
-"""Seconds, watts, rates and shares: never negative."""
-
-Share = Annotated[float, Interval(ge=0, le=1)]
-
-STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-"""How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
-
-
-class TooMuch(InputError, ValueError):
-    """Sizes that were accepted one by one, and whose product nothing can hold."""
-
-
-class Source(StrEnum):
-    """Where a record comes from."""
-
-    ESTIMATE = "estimate"
-    SIMULATE = "simulate"
-    MEASURE = "measure"
-    IMPORT = "import"
-
-
-class Component(StrEnum):
-    """What bytes are for. The bytes of all components add up to the record's `allocated_bytes`."""
-
-    PARAMETERS = "parameters"
-    GRADIENTS = "gradients"
-    MASTER_PARAMETERS = "master_parameters"
-    MASTER_GRADIENTS = "master_gradients"
-    MOMENTUM = "momentum"
-    VARIANCE = "variance"
-    COMPENSATION = "compensation"
-    ACTIVATIONS = "activations"
-    BUFFERS = "buffers"
-    WORKSPACE = "workspace"
-    ROUNDING = "rounding"
-    OTHER = "other"
-
-
-class Phase(StrEnum):
-    """The parts of a training job whose peaks are told apart, in the order in which they happen."""
-
-    INIT = "init"
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    STEP = "step"
-    EVAL = "eval"
-
-
-class Device(StrEnum):
-    """The memory that a record is about: a GPU's caching allocator, or the CPU allocator of a gloo rank."""
-
-    GPU = "gpu"
-    CPU = "cpu"
-
-
-class Offload(StrEnum):
-    """What DeepSpeed keeps in host memory instead of on the device."""
-
-    NONE = "none"
-    OPTIMIZER = "optimizer"
-    OPTIMIZER_AND_PARAMETERS = "optimizer+parameters"
-
-
-class Verdict(StrEnum):
-    """Whether a job fits its GPU (see `verdict.py`). Tight: the bytes fit, but what the caching allocator takes for them may not."""
-
-    FITS = "fits"
-    TIGHT = "tight"
-    DOES_NOT_FIT = "does not fit"
+from bf16prof.step_records import LossSummary, PhaseMemory, QualityStep, StepRecord, StepWork, Transfer
+from bf16prof.vocabulary import (
+    STRICT,
+    TRAINING,
+    Amount,
+    Bytes,
+    Component,
+    Device,
+    Offload,
+    Phase,
+    Share,
+    Size,
+    Source,
+    Verdict,
+    require_size,
+)
 
 
 @dataclass(frozen=True)
@@ -192,13 +129,6 @@ class Workload:
     megatron: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
-Label = tuple[Component, str]
-"""What a storage is for: its component, and the name under which it is listed."""
-
-ROUNDED: Label = (Component.ROUNDING, "blocks rounded up by the allocator")
-"""What the caching allocator adds to the bytes of storages that are not listed one by one."""
-
-
 @dataclass(frozen=True)
 class Item:
     """One named tensor, or one named kind of tensor, inside a component.
@@ -226,94 +156,6 @@ class LayerBytes:
     layer: str
     component: Component
     bytes: Size
-
-
-@dataclass(frozen=True)
-class PhaseMemory:
-    """Allocated bytes during one phase: the highest, and at its end."""
-
-    __pydantic_config__ = STRICT
-
-    peak_bytes: Size | None = None
-    end_bytes: Size | None = None
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase.
-
-    `phase_time_s`: seconds in each phase over all micro-steps, by the clock, on a GPU between CUDA events.
-    `loss_not_finite`: the source said a loss that is no finite number, so that `loss` is `None` (else it is just not known). The
-    steps of a measured record all say their loss or none does: without one among others that have one, it was not finite.
-    """
-
-    __pydantic_config__ = STRICT
-
-    step: Size
-    loss: float | None
-    time_s: Amount | None
-    allocated_bytes: Size | None
-    phases: dict[Phase, PhaseMemory] = field(default_factory=dict)
-    warmup: bool = False
-    device_time_s: Amount | None = None
-    phase_time_s: dict[Phase, Amount] = field(default_factory=dict)
-    loss_not_finite: bool = False
-
-
-@dataclass(frozen=True)
-class LossSummary:
-    """What was published of a loss curve whose steps were not: over so many `steps` its mean and standard deviation, printed with so many
-    `decimals`; its last value is the record's `loss`. `source` is the citation."""
-
-    __pydantic_config__ = STRICT
-
-    steps: Size
-    mean: float
-    deviation: float
-    decimals: Size
-    source: str
-
-
-@dataclass(frozen=True)
-class UpdateQuality:
-    """What became of the updates that the optimizer intended, on the `elements` that were looked at (see `quality/`).
-
-    * `lost_updates`: the share of non-zero intended updates that changed no stored value.
-    * `edq`: effective descent quality, the projection of the update that took effect on the intended one as a share of that.
-    """
-
-    __pydantic_config__ = STRICT
-
-    elements: Size
-    lost_updates: Share | None
-    edq: float | None
-
-
-@dataclass(frozen=True)
-class CastShares:
-    """Of so many finite values the share that a cast to `bf16` and to `fp16` makes zero, of values that are not, and infinite."""
-
-    __pydantic_config__ = STRICT
-
-    values: Size
-    zero: dict[str, Share]
-    infinite: dict[str, Share]
-
-
-@dataclass(frozen=True)
-class QualityStep:
-    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer.
-
-    `casts`: what lower precisions cannot hold of `weights`, `gradients` and `updates`, whatever they are kept in.
-    """
-
-    __pydantic_config__ = STRICT
-
-    step: Size
-    loss: float | None
-    total: UpdateQuality
-    layers: dict[str, UpdateQuality]
-    casts: dict[str, CastShares] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -402,93 +244,6 @@ class OutOfMemory:
 
     def __post_init__(self) -> None:
         _require_sizes(self.holders)
-
-
-class Collective(StrEnum):
-    """A kind of collective communication."""
-
-    ALL_REDUCE = "all-reduce"
-    REDUCE = "reduce"
-    REDUCE_SCATTER = "reduce-scatter"
-    ALL_GATHER = "all-gather"
-    ALL_TO_ALL = "all-to-all"
-    SEND = "send"
-    """From one rank to another."""
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What one rank sends in one optimizer step for one purpose.
-
-    * `size_bytes`: the whole tensors that the `calls` collectives work on; `sent_bytes` of them leave each rank (ring algorithms).
-    * `between_nodes_bytes`: the part of `sent_bytes` that leaves the node, as a mean over its ranks.
-    * `phase`: when; `source`: DeepSpeed's file and function.
-    """
-
-    __pydantic_config__ = STRICT
-
-    name: str
-    collective: Collective
-    phase: Phase
-    calls: Size
-    size_bytes: Size
-    sent_bytes: Size
-    between_nodes_bytes: Size
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class StepWork:
-    """What one rank has to do in one optimizer step, whatever the time it takes.
-
-    * `tokens`, in `micro_steps` forward and backward passes.
-    * `forward_flops`, `backward_flops` of the model, and `recomputed_flops` of activation checkpointing on top (matrix products only, a
-      multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
-    * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model states that the optimizer has to read and
-      to write, once each. `host_link_bytes`: offloaded gradients and parameters between host and device.
-    * `floor_s`: the seconds below which each part cannot take on the record's GPU, beyond what runs beside the parts before it; empty
-      without one. `hidden_s`: the seconds of communication and of the host link that run beside computation and are not in the floor.
-    """
-
-    __pydantic_config__ = STRICT
-
-    tokens: Size
-    compute_dtype: str
-    forward_flops: Size
-    backward_flops: Size
-    recomputed_flops: Size
-    transfers: tuple[Transfer, ...]
-    optimizer_read_bytes: Size
-    optimizer_written_bytes: Size
-    host_link_bytes: Size = 0
-    micro_steps: Size = 1
-    floor_s: dict[str, Amount] = field(default_factory=dict)
-    hidden_s: dict[str, Amount] = field(default_factory=dict)
-
-    @property
-    def model_flops(self) -> int:
-        """Operations that the model asks for: forward and backward."""
-        return self.forward_flops + self.backward_flops
-
-    @property
-    def hardware_flops(self) -> int:
-        """Operations that are carried out: those of the model, and the recomputation."""
-        return self.model_flops + self.recomputed_flops
-
-    @property
-    def step_time_floor_s(self) -> float | None:
-        """No step is faster than this on the record's GPU; `None` without one, or without its peaks."""
-        return sum(self.floor_s.values()) if self.floor_s else None
-
-    @property
-    def sent_bytes(self) -> int:
-        """What the rank sends in all its collectives."""
-        return sum(transfer.sent_bytes for transfer in self.transfers)
-
-    @property
-    def optimizer_bytes(self) -> int:
-        """What the optimizer reads and writes."""
-        return self.optimizer_read_bytes + self.optimizer_written_bytes
 
 
 @dataclass(frozen=True)
@@ -613,14 +368,6 @@ class MemoryRecord:
                 raise ValueError(f"peak_layers: {of_layers} bytes of {component}, of which there are {alive}")
 
 
-def require_size(name: str, size: int) -> None:
-    """Raise `ValueError` for a number of bytes below zero, and `TooMuch` for more than any machine can address."""
-    if size < 0:
-        raise ValueError(f"{name}: {size:,} bytes")
-    if size >= 2**63:
-        raise TooMuch(f"{name}: {size:,} bytes are more than 2^63, which no machine has", hint="look at the sizes of model and workload")
-
-
 def _require_sizes(parts: Mapping[Component, int]) -> None:
     for component, size in parts.items():
         require_size(component, size)
@@ -629,10 +376,6 @@ def _require_sizes(parts: Mapping[Component, int]) -> None:
 def _require_sum(name: str, parts: Mapping[Component, int], total_name: str, total: int | None) -> None:
     if parts and total is not None and sum(parts.values()) != total:
         raise ValueError(f"{name} add up to {sum(parts.values())}, {total_name} is {total}")
-
-
-TRAINING = (Phase.FORWARD, Phase.BACKWARD, Phase.STEP)
-"""The phases of a step; init comes once, before them, and an evaluation between two of them."""
 
 
 def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseMemory]) -> dict[Phase, PhaseMemory]:

@@ -26,7 +26,8 @@ from bf16prof.files import LARGEST_DOCUMENT, read_text, write_json, write_text
 from bf16prof.locks import is_held
 from bf16prof.profiles.plain import problem
 from bf16prof.profiles.secrets import command_without_secrets
-from bf16prof.records import STRICT, Case, Device, MemoryRecord
+from bf16prof.records import Case, MemoryRecord
+from bf16prof.vocabulary import STRICT, Device
 
 MANIFEST = "run.json"
 RECORDS = "records.json"

@@ -16,7 +16,8 @@ from enum import Enum
 
 from bf16prof.profiles import beside
 from bf16prof.profiles.gpus import Gpu, gpu_named
-from bf16prof.records import Device, Item, MemoryRecord, OutOfMemory, Phase, Source, Verdict
+from bf16prof.records import Item, MemoryRecord, OutOfMemory
+from bf16prof.vocabulary import Device, Phase, Source, Verdict
 
 MARGIN, MARGIN_EXPANDABLE = 0.1, 0.05
 """What the replay of the allocator does not know, as a share of the limit: with default and with expandable segments. The replay was held

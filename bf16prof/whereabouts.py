@@ -19,9 +19,9 @@ from pathlib import Path
 
 from bf16prof.errors import InputError
 from bf16prof.files import LARGEST_SETTINGS, read_up_to
-from bf16prof.records import Phase
 from bf16prof.runs import where_file
 from bf16prof.scripts.main import is_own
+from bf16prof.vocabulary import Phase
 
 DEADLINE = "BF16PROF_DEADLINE"
 """The variable that says when all ranks will be ended, in seconds of the system's monotonic clock."""

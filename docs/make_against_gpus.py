@@ -22,7 +22,8 @@ from measured_on_gpus import KERNELS, STEPS, kernels, simulated_kernels, simulat
 from bf16prof.dry_run.runner import Options, simulate  # noqa: E402
 from bf16prof.imports.published import Published, PublishedRun, all_published  # noqa: E402
 from bf16prof.profiles.beside import pairs  # noqa: E402
-from bf16prof.records import MemoryRecord, Phase  # noqa: E402
+from bf16prof.records import MemoryRecord  # noqa: E402
+from bf16prof.vocabulary import Phase  # noqa: E402
 
 PAGE, FIGURE = DOCS / "against-gpus.md", DOCS / "against-gpus.png"
 KIND = {"kernel": "single kernels", "step": "whole steps, plain PyTorch", "published": "DeepSpeed jobs"}

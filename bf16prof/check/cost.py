@@ -38,7 +38,7 @@ def main() -> None:
     from bf16prof.measuring.batches import make_batches
     from bf16prof.measuring.probes import make_probe
     from bf16prof.profiles.load import load_profile
-    from bf16prof.records import Device
+    from bf16prof.vocabulary import Device
 
     (job,) = expand(Selection(load_profile("gpu-check").profile, [2], [1], ["bf16-fp32-master"], Device.GPU))
     deepspeed.init_distributed()

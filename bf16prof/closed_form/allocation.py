@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bf16prof.records import Label
+from bf16prof.vocabulary import Label
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from bf16prof.models.shapes import TIED_HEAD, NoInventory, ParameterSpec, invent
 from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.sizes import clash
-from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry, can_trace
 from bf16prof.signatures.signature import Signature
+from bf16prof.vocabulary import Device
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from bf16prof.engine.labels import MODEL_BUFFERS, OWN_LOSS
 from bf16prof.models.autograd.events import local_variable
 from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 SOURCE = "local variables of the training loop"
 

@@ -22,7 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bf16prof.errors import InputError
-from bf16prof.records import TRAINING, Device, MemoryRecord, Phase, Source, StepRecord, StepWork
+from bf16prof.records import MemoryRecord
+from bf16prof.step_records import StepRecord, StepWork
+from bf16prof.vocabulary import TRAINING, Device, Phase, Source
 
 Row = dict[str, float]
 """How much of each constant's unit a phase holds."""

@@ -15,7 +15,7 @@ from bf16prof.engine.engines import engine_of
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 FP32_BYTES = 4
 FP64_BYTES = 8

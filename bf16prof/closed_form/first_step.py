@@ -9,7 +9,7 @@ from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.passes import Meter, Peak
 from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.labels import GLOBAL_NORM, PERSISTENT_PARAMETERS
-from bf16prof.records import Component, Phase
+from bf16prof.vocabulary import Component, Phase
 
 LAZY = {Component.MOMENTUM, Component.VARIANCE}
 """Made by the optimizer in its first step."""

@@ -17,9 +17,9 @@ from bf16prof.models.shapes import NoInventory
 from bf16prof.profiles.features import with_effect
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import OptimizerSettings, WorkloadSettings
-from bf16prof.records import Device
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.vocabulary import Device
 
 ADAM_PARAMS = {*OptimizerSettings.model_fields, "adam_w_mode", "bias_correction"}
 

@@ -15,8 +15,8 @@ from bf16prof.closed_form.passes import Meter, Peak
 from bf16prof.closed_form.strategy import Launched, Strategy, StrategySettings
 from bf16prof.engine.labels import ALL_REDUCE_BUFFER, GRADIENT_NORM, GRADIENT_PARTITION, REDUCE_BUCKET
 from bf16prof.models.autograd.events import GRADIENT, ParameterKey
-from bf16prof.records import Component, Label, Phase
 from bf16prof.rounding import round_up
+from bf16prof.vocabulary import Component, Label, Phase
 
 if TYPE_CHECKING:
     from bf16prof.closed_form.program import Program

@@ -21,7 +21,7 @@ from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, offloads_parameters
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Component, Label, Phase
+from bf16prof.vocabulary import Component, Label, Phase
 
 SMALL: Label = (Component.WORKSPACE, "small tensors of the optimizer")
 

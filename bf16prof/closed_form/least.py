@@ -8,7 +8,7 @@ from bf16prof.closed_form.device import gpu_additions
 from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.gap import peaks_gap
 from bf16prof.closed_form.initial import after_init
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 
 def least_bytes(job: Job) -> int | None:

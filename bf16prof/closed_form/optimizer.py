@@ -14,7 +14,7 @@ from bf16prof.closed_form.passes import Meter
 from bf16prof.engine import labels
 from bf16prof.engine.config import BasicOptimizer, optimizer_settings, optimizer_type
 from bf16prof.profiles.optimizers import OptimizerLayout
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 
 def layout_of(engine: Engine) -> OptimizerLayout:

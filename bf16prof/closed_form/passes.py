@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bf16prof.closed_form.program import Program
-from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div, round_up
+from bf16prof.vocabulary import Label, Phase
 
 REMEMBERED = 512
 """So many walks, and places in a program, are remembered."""

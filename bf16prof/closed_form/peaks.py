@@ -15,8 +15,10 @@ from bf16prof.closed_form.sources import source_of
 from bf16prof.closed_form.training import passes
 from bf16prof.closed_form.walks import Walked
 from bf16prof.engine.labels import MODEL_BUFFERS
-from bf16prof.records import ROUNDED, Component, Device, Item, Label, Phase, PhaseMemory
+from bf16prof.records import Item
 from bf16prof.rounding import round_up
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import ROUNDED, Component, Device, Label, Phase
 
 
 @dataclass(frozen=True)

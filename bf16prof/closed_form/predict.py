@@ -25,9 +25,11 @@ from bf16prof.closed_form.training import walked
 from bf16prof.closed_form.walks import Walked
 from bf16prof.engine.workload import workload_of
 from bf16prof.profiles.gpus import ALLOCATOR_SEGMENT_BYTES, GPUS_PER_NODE
-from bf16prof.records import TRAINING, Device, Item, MemoryRecord, Phase, PhaseMemory, Source, StepWork, by_component, peak_phase
+from bf16prof.records import Item, MemoryRecord, by_component, peak_phase
 from bf16prof.rounding import round_up
+from bf16prof.step_records import PhaseMemory, StepWork
 from bf16prof.verdict import Allocator, Replays, gpu_limit, is_surely_within, judged, room_bytes
+from bf16prof.vocabulary import TRAINING, Device, Phase, Source
 
 USUAL = Allocator()
 """With default segments and the usual margin."""

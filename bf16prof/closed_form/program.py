@@ -15,10 +15,10 @@ from bf16prof.engine.config import EngineFacts
 from bf16prof.models.autograd.events import BEFORE, BEHIND, NO_LAYER, Event, ParameterKey, SectionKey
 from bf16prof.models.autograd.tape import Precision, Tape
 from bf16prof.models.tapes import ForwardRun, OwnNetwork
-from bf16prof.records import Label
 from bf16prof.reductions import processor_of
 from bf16prof.rounding import round_up
 from bf16prof.signatures.signature import Signature
+from bf16prof.vocabulary import Label
 
 
 class ActivationStretch(NamedTuple):

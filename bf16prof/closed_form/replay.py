@@ -36,7 +36,7 @@ from bf16prof.engine import labels
 from bf16prof.engine.config import overlaps_communication
 from bf16prof.models.autograd.events import BY_THE_LOOP, GRADIENT, LOSS
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Label, Phase
+from bf16prof.vocabulary import Label, Phase
 
 MOST_STEPS = 14
 """As many as the dry run does: two, and twelve that repeat."""

@@ -15,8 +15,8 @@ from bf16prof.closed_form.gradients import Flush, GradientReduction, Share, redu
 from bf16prof.closed_form.passes import Meter
 from bf16prof.engine import labels
 from bf16prof.models.autograd.events import ParameterKey
-from bf16prof.records import Label, Phase
 from bf16prof.rounding import ceil_div
+from bf16prof.vocabulary import Label, Phase
 
 STREAM_BITS = 2
 """Of a request's number, for the stream; the bytes are above them."""

@@ -25,7 +25,8 @@ from bf16prof.closed_form.wrappers import wrapper_of
 from bf16prof.engine.config import offloads_optimizer, overlaps_communication
 from bf16prof.models.autograd.events import RECOMPUTED
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
-from bf16prof.records import Device, Phase, StepWork, Transfer
+from bf16prof.step_records import StepWork, Transfer
+from bf16prof.vocabulary import Device, Phase
 
 DIRECTIONS = 2
 """A link's figure is that of both directions together."""

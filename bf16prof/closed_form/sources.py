@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bf16prof.engine import labels
 from bf16prof.models.autograd.events import GRADIENT
-from bf16prof.records import ROUNDED, Component, Label
+from bf16prof.vocabulary import ROUNDED, Component, Label
 
 _SOURCES: Mapping[Label, str] = {
     labels.GATHERED_PARAMETERS: "zero/partition_parameters.py all_gather_coalesced",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from bf16prof.models.autograd.events import ParameterKey
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 if TYPE_CHECKING:
     from bf16prof.closed_form.passes import Handler, Meter

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bf16prof.profiles.recipes import Recipe
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 
 def zero_paper_bytes(

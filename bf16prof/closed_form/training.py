@@ -27,8 +27,8 @@ from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.models.autograd.events import LOSS
 from bf16prof.models.autograd.tape import Precision
-from bf16prof.records import Device, Label, Phase
 from bf16prof.rounding import round_up
+from bf16prof.vocabulary import Device, Label, Phase
 
 
 def walked(job: Job, engine: Engine) -> Walked:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bf16prof.closed_form.passes import REMEMBERED
 from bf16prof.profiles.gpus import GPUS_PER_NODE
-from bf16prof.records import Collective, Phase, Transfer
 from bf16prof.rounding import round_up
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Phase
 
 if TYPE_CHECKING:
     from bf16prof.closed_form.walks import Walked

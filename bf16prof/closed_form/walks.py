@@ -13,7 +13,7 @@ from bf16prof.closed_form.strategy import Launched, Strategy, StrategySettings
 from bf16prof.models.autograd.events import ParameterKey
 from bf16prof.models.autograd.tape import Precision
 from bf16prof.models.tapes import ForwardRun
-from bf16prof.records import Label
+from bf16prof.vocabulary import Label
 
 SETTLED = 2
 """Micro-steps after which those before the last repeat."""

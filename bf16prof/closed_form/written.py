@@ -14,7 +14,7 @@ from bf16prof.closed_form.gathers import Gathers
 from bf16prof.closed_form.passes import Handler, Meter, Peak
 from bf16prof.closed_form.program import ActivationStretch, Program
 from bf16prof.closed_form.strategy import Launched
-from bf16prof.records import Label, Phase
+from bf16prof.vocabulary import Label, Phase
 
 Held = Mapping[Label, int]
 

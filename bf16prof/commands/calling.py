@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, WorkloadFlags, hints_of, one_call, parameters_of
 from bf16prof.errors import InputError
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=WorkloadFlags)

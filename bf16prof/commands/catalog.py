@@ -26,11 +26,12 @@ from bf16prof.profiles.models import Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.plain import dotted
 from bf16prof.profiles.recipes import BYTES_HEADER, Recipe, all_recipes, find_recipe
-from bf16prof.records import Component, Device, MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.learning import of_recipe
 from bf16prof.reports.units import UNKNOWN
 from bf16prof.reports.views import case_label
 from bf16prof.runs import load
+from bf16prof.vocabulary import Component, Device, Offload
 
 profiles = LiteralTyper(no_args_is_help=True, help="What to train: the presets, and what a profile resolves to.")
 recipes = LiteralTyper(no_args_is_help=True, help="Precision recipes: dtypes, bytes per parameter, who runs them, sources.")

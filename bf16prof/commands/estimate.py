@@ -27,10 +27,11 @@ from bf16prof.errors import Refused
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.identity import recorded
-from bf16prof.records import Case, Device, MemoryRecord, Offload, Verdict
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, load
 from bf16prof.verdict import Allocator, Replays
+from bf16prof.vocabulary import Device, Offload, Verdict
 
 FEW_CASES = 12
 """Up to this many cases the textbook accountings are shown beside ours, which would drown a larger grid, and the allocator is replayed

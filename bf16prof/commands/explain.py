@@ -13,8 +13,9 @@ from bf16prof.commands.imported import Subject, record_of, subject_of
 from bf16prof.commands.output import hint, told_run
 from bf16prof.documents import json_text, raw_document
 from bf16prof.explanations import Explanation, Prediction
-from bf16prof.records import MemoryRecord, Phase
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
+from bf16prof.vocabulary import Phase
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources

@@ -25,7 +25,7 @@ from bf16prof.commands import options as o
 from bf16prof.commands.literal import script_words
 from bf16prof.commands.where import PlaceFlags
 from bf16prof.profiles.gpus import GPUS_PER_NODE
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from bf16prof.profiles.ds_config import ds_case
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.identity import recorded
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Case, Device, MemoryRecord, Offload
+from bf16prof.records import Case, MemoryRecord
+from bf16prof.vocabulary import Device, Offload
 
 if TYPE_CHECKING:
     from bf16prof.imports.files import Sources

@@ -24,10 +24,11 @@ from bf16prof.profiles.explain import REASONS
 from bf16prof.profiles.features import features
 from bf16prof.profiles.gpus import Gpu, gpu_named
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Device, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run, Status
 from bf16prof.started_by import started_by
+from bf16prof.vocabulary import Device
 
 if TYPE_CHECKING:
     from bf16prof.commands.progress import SimulationProgress

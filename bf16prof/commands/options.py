@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bf16prof.errors import InputError
-from bf16prof.records import Device, Offload
 from bf16prof.reports.figure_names import DEFAULT_FIGURE, FIGURES
+from bf16prof.vocabulary import Device, Offload
 
 PANELS = SELECT, TRAIN, WHERE, SCRIPT, OUTPUT = (
     "What to look at", "What is trained", "Where it runs", "Your own script (after --)", "Output",

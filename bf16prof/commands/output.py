@@ -15,13 +15,14 @@ from bf16prof.documents import json_text, raw_document
 from bf16prof.errors import DoesNotFit, InputError
 from bf16prof.files import write_bytes, write_text
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.records import Device, MemoryRecord, Verdict
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.reports.figure_names import DEFAULT_FIGURE, SUFFIXES, require_name
 from bf16prof.reports.trace import is_trace, trace
 from bf16prof.reports.units import inert
 from bf16prof.reports.verdict import verdict
 from bf16prof.runs import OWN_FILES, REPORT, CaseStatus, Manifest, Run, Status, command_line, now
+from bf16prof.vocabulary import Device, Verdict
 
 FORMATS = (".json", ".csv", ".md", ".html")
 

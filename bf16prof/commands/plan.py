@@ -25,8 +25,9 @@ from bf16prof.profiles.identity import recorded
 from bf16prof.profiles.load import Resolved
 from bf16prof.profiles.recipes import DS_CONFIG, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
+from bf16prof.vocabulary import Offload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -318,8 +319,8 @@ def _judge(given: PlanFlags, request: Request) -> Judge:
     if given.calibrate is None:
         return Judge(question)
     from bf16prof.closed_form.calibration import calibrate
-    from bf16prof.records import Device
     from bf16prof.runs import load
+    from bf16prof.vocabulary import Device
 
     fitted = calibrate(str(given.calibrate), load(given.calibrate).records)
     if (fitted.device, fitted.gpu) != (Device.GPU, question.gpu.id):

@@ -14,9 +14,9 @@ from bf16prof.commands.literal import LiteralTyper
 from bf16prof.documents import json_text, raw_document
 from bf16prof.imports.published import PREFIX, Published, all_published
 from bf16prof.reconcile import reconcile
-from bf16prof.records import Source
 from bf16prof.reports.units import UNKNOWN, gib, signed_percent
 from bf16prof.reports.views import case_label
+from bf16prof.vocabulary import Source
 
 published = LiteralTyper(no_args_is_help=True, help="Runs that others published, beside their prediction.")
 

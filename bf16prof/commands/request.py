@@ -31,7 +31,7 @@ from bf16prof.profiles.names import is_same, matches, unknown
 from bf16prof.profiles.recipes import DS_CONFIG
 from bf16prof.profiles.schema import Profile
 from bf16prof.profiles.shipped import preset_ids
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 WORKLOAD_FLAGS = (
     "sequence_length", "micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init", "liger",

@@ -20,8 +20,9 @@ from bf16prof.explanations import Explanation
 from bf16prof.plans import Outlook, Plan, Room
 from bf16prof.profiles.names import unknown
 from bf16prof.reconcile import Comparison
-from bf16prof.records import Bytes, Case, MemoryRecord
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.runs import CaseStatus, Manifest
+from bf16prof.vocabulary import Bytes
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -9,9 +9,10 @@ from typing import Any
 from bf16prof.commands.flags import COMMANDLINE, DEFAULT, Asked, EstimateFlags
 from bf16prof.errors import Bf16profError, InputError
 from bf16prof.files import write_json
-from bf16prof.records import Device, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.scratch import temporary_folder
 from bf16prof.scripts.described import Described
+from bf16prof.vocabulary import Device
 
 
 def with_estimate(record: MemoryRecord, found: Described, gpu: str) -> list[MemoryRecord]:

@@ -26,10 +26,11 @@ from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.identity import recorded
-from bf16prof.records import Device, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.asked import settings
 from bf16prof.runs import Run
 from bf16prof.verdict import Allocator
+from bf16prof.vocabulary import Device
 
 
 @takes(SimulateFlags)

@@ -20,9 +20,10 @@ from bf16prof.errors import Bf16profError, InputError
 from bf16prof.outcome import Outcome, of_run, without_error
 from bf16prof.parallelism import MOST_RANKS
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Device, MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.units import gib, signed_percent
 from bf16prof.scripts.command import Script, read_script
+from bf16prof.vocabulary import Device, Source
 
 OF_THE_SCRIPT = ("steps", "rank", "timeout")
 """Flags that mean nothing without a script."""

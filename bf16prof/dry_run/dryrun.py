@@ -45,7 +45,9 @@ from bf16prof.engine.training import (
 from bf16prof.engine.workload import workload_of
 from bf16prof.models.autograd.events import GRADIENT
 from bf16prof.models.experts import capacity_note, require_capacities
-from bf16prof.records import Item, MemoryRecord, Phase, PhaseMemory, merge_phases
+from bf16prof.records import Item, MemoryRecord, merge_phases
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Phase
 
 OnProgress = Callable[[Progress], None]
 

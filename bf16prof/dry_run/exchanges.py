@@ -18,7 +18,8 @@ from bf16prof.cases import Job
 from bf16prof.dry_run.ledger import Ledger
 from bf16prof.engine.nested import tensors_in
 from bf16prof.models.experts import GROUP
-from bf16prof.records import Collective, Phase, Transfer
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Phase
 
 ULYSSES = "deepspeed::dim_zero_all_to_all"
 """DeepSpeed's own operator around the exchange of tokens for heads (sequence/layer.py)."""

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from bf16prof.dry_run.ledger import Allocation, Ledger, Mark, by_component
-from bf16prof.records import ROUNDED, Component, Item, Label, LayerBytes, Phase, PhaseStart, Timeline
+from bf16prof.records import Item, LayerBytes, PhaseStart, Timeline
+from bf16prof.vocabulary import ROUNDED, Component, Label, Phase
 
 BEFORE = "held before the step"
 """What the first point of a timeline is."""

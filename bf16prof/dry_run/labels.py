@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from bf16prof.engine import labels
-from bf16prof.records import Component, Label, Phase
+from bf16prof.vocabulary import Component, Label, Phase
 
 C = Component
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from bf16prof.allocator import Action, AllocatorOutOfMemory, Block, CachingAllocator
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import Component, Label, OutOfMemory, Phase
+from bf16prof.records import OutOfMemory
 from bf16prof.rounding import round_up
+from bf16prof.vocabulary import Component, Label, Phase
 
 TICK = 256
 

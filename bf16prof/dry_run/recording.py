@@ -14,21 +14,9 @@ from bf16prof.engine.phases import PhaseMarks
 from bf16prof.engine.workspace import CUBLAS_SOURCE
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.records import (
-    Case,
-    Component,
-    Device,
-    Item,
-    MemoryRecord,
-    Phase,
-    PhaseMemory,
-    Source,
-    Workload,
-    by_component,
-    merge_phases,
-    peak_phase,
-    with_other,
-)
+from bf16prof.records import Case, Item, MemoryRecord, Workload, by_component, merge_phases, peak_phase, with_other
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 MOST_REPEATS = 12
 """A training job that this project measures takes 3 + 10 steps."""

@@ -20,8 +20,9 @@ from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import RunFailed
 from bf16prof.files import write_json
 from bf16prof.parallelism import Parallelism
-from bf16prof.records import STRICT, Case, MemoryRecord, RankSummary, Verdict
+from bf16prof.records import Case, MemoryRecord, RankSummary
 from bf16prof.runs import read
+from bf16prof.vocabulary import STRICT, Verdict
 
 POLL_S = 0.05
 

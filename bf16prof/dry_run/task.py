@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bf16prof.cases import JobFile
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.records import STRICT, Phase
+from bf16prof.vocabulary import STRICT, Phase
 
 
 @dataclass(frozen=True)

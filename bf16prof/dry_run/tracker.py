@@ -28,7 +28,7 @@ from bf16prof.dry_run.labels import Labels
 from bf16prof.dry_run.ledger import Allocation, Ledger
 from bf16prof.dry_run.memo import Memo
 from bf16prof.engine.labels import CUBLAS_WORKSPACES
-from bf16prof.records import Component, Label, Phase
+from bf16prof.vocabulary import Component, Label, Phase
 
 GPU = torch.device("cpu", 0)
 HOST = torch.device("cpu")

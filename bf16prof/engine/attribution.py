@@ -18,7 +18,8 @@ from bf16prof.engine import labels
 from bf16prof.engine.optimizer_states import state_label
 from bf16prof.models.autograd.events import GRADIENT, local_variable
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import Item, Label
+from bf16prof.records import Item
+from bf16prof.vocabulary import Label
 
 Attributes = tuple[str, ...]
 """Attributes of DeepSpeed's optimizer wrappers that hold tensors of one kind."""

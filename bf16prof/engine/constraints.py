@@ -42,8 +42,8 @@ from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.optimizers import library_ids
 from bf16prof.profiles.recipes import DS_CONFIG, nearest, runnable_recipes
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Device, Offload
 from bf16prof.rounding import ceil_div
+from bf16prof.vocabulary import Device, Offload
 
 Rule = Callable[[Mapping[str, Any]], str | None]
 

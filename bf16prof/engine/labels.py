@@ -5,7 +5,7 @@ dry run, which sees it allocated; and attribution, which finds it in an engine.
 from __future__ import annotations
 
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import Component, Label
+from bf16prof.vocabulary import Component, Label
 
 C = Component
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bf16prof.engine import labels
 from bf16prof.profiles.optimizers import state_components
-from bf16prof.records import Component, Label
+from bf16prof.vocabulary import Component, Label
 
 C = Component
 

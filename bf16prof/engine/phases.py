@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from bf16prof.engine.pipeline import mark_instructions
-from bf16prof.records import Phase, PhaseMemory, merge_phases
+from bf16prof.records import merge_phases
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Phase
 
 
 class PhaseMeter(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bf16prof.models.pipelined import is_pipeline
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor

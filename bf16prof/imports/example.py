@@ -16,7 +16,7 @@ import statistics
 from dataclasses import dataclass
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 from bf16prof.summaries import not_finite
 
 _SUMMARY = re.compile(r"\bSUMMARY: (\w+=.*)")

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
-from bf16prof.records import Item, OutOfMemory, Phase, StepRecord
+from bf16prof.records import Item, OutOfMemory
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import Phase
 
 GIB, MIB = 2**30, 2**20
 _ENDLESS = 2**62

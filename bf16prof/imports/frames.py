@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 _HEADER = "Traceback (most recent call last)"
 _FRAMES = (

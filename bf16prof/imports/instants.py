@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 _INSTANT = re.compile(r"\b(before|after)\b.*\b(forward|backward|step)\b", re.IGNORECASE)
 INSTANT_MARKS = ("before", "after")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 from bf16prof.imports.finding import Finding
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 from bf16prof.summaries import not_finite
 
 COLUMNS = ("step", "loss")

@@ -12,7 +12,7 @@ import math
 import re
 
 from bf16prof.imports.finding import MIB, NUMBER, Finding, Reading, rounded
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 from bf16prof.summaries import not_finite
 
 _ITERATION = re.compile(r"\biteration +(\d{1,12})/ *\d{1,12} \|")

@@ -11,7 +11,7 @@ import re
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
 from bf16prof.imports.instants import instant_of
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 _GB = rf"(-?{NUMBER})GB"
 _LINE = re.compile(

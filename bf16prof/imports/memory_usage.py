@@ -16,7 +16,7 @@ import re
 
 from bf16prof.imports.finding import GIB, NUMBER, Finding, Reading, highest, known, rounded
 from bf16prof.imports.instants import INSTANT_MARKS, instant_of
-from bf16prof.records import TRAINING, Phase
+from bf16prof.vocabulary import TRAINING, Phase
 
 _LINE = re.compile(rf"\bMA ({NUMBER}) GB\s+Max_MA ({NUMBER}) GB\s+CA ({NUMBER}) GB\s+Max_CA ({NUMBER}) GB")
 _CPU = re.compile(r"CPU Virtual Memory: +used = ")

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from bf16prof.imports.finding import Finding, Reading, rounded, total
 from bf16prof.imports.frames import FRAME_MARKS, Frames, SaidPhase
 from bf16prof.imports.text import LogLine
-from bf16prof.records import TRAINING, OutOfMemory
+from bf16prof.records import OutOfMemory
+from bf16prof.vocabulary import TRAINING
 
 _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = r"(?P<{name}>\d{{1,6}}(?:\.\d{{1,6}})?) ?(?P<{name}_unit>bytes|B|KiB|MiB|GiB|TiB)"

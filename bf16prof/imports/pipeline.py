@@ -11,7 +11,7 @@ import math
 import re
 
 from bf16prof.imports.finding import NUMBER, Finding
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 from bf16prof.summaries import not_finite
 
 _LINE = re.compile(rf"\bsteps: (\d{{1,12}}) loss: (-?{NUMBER}|nan|inf) .{{0,400}}?iter time \(s\): ({NUMBER}) samples/sec: ")

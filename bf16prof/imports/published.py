@@ -19,7 +19,9 @@ from bf16prof.profiles.gpus import Gpu, find_gpu
 from bf16prof.profiles.load import Override, Resolved, load_profile
 from bf16prof.profiles.names import named
 from bf16prof.profiles.shipped import shipped_names, shipped_table
-from bf16prof.records import Device, LossSummary, MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
+from bf16prof.step_records import LossSummary
+from bf16prof.vocabulary import Device, Offload
 
 PREFIX = "published:"
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
 from bf16prof.imports.merge import merged
-from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source, StepRecord, peak_phase
+from bf16prof.records import Case, MemoryRecord, peak_phase
+from bf16prof.step_records import PhaseMemory, StepRecord
 from bf16prof.summaries import interquartile_range
+from bf16prof.vocabulary import Device, Phase, Source
 
 
 @dataclass(frozen=True)

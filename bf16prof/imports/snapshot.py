@@ -16,8 +16,9 @@ from typing import Any
 
 from bf16prof.imports.finding import Finding, Reading
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import Component, Item
+from bf16prof.records import Item
 from bf16prof.rounding import round_up
+from bf16prof.vocabulary import Component
 
 MOST_ITEMS = 200
 """So many places in a program are kept by name; the others are one item."""

@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Sequence
 
 from bf16prof.imports.finding import NUMBER, Finding, Rates
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 
 _LINE = re.compile(rf"\btime \(ms\)((?: \| [\w./-]{{1,60}}: {NUMBER})+)")
 _TIMER = re.compile(rf"([\w./-]+): ({NUMBER})")

@@ -10,7 +10,7 @@ from typing import Any
 from bf16prof.imports.finding import Finding, Rates, Reading
 from bf16prof.imports.trainer_memory import memory_readings
 from bf16prof.imports.trainer_steps import run_rates
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 from bf16prof.summaries import not_finite
 
 _RESULTS = {"train_runtime", "train_loss", "train_samples_per_second", "train_mem_gpu_alloc_delta"}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from bf16prof.imports.finding import Rates
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 from bf16prof.summaries import not_finite
 
 _STEP_KEYS = ("step", "global_step", "current_steps")

@@ -17,7 +17,7 @@ from bf16prof.processes import child_environment, require_proc
 from bf16prof.profiles.models import HuggingFaceSettings, Model
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 TIMEOUT_S = 120.0
 RANK_BYTES = 200 * 2**20

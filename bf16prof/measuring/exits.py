@@ -21,8 +21,8 @@ import psutil
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
 from bf16prof.processes import signal_name
-from bf16prof.records import STRICT
 from bf16prof.runs import read
+from bf16prof.vocabulary import STRICT
 
 LOOK_S = 0.02
 """How often ranks are looked for that have not been found yet."""

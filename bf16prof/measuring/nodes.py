@@ -13,8 +13,8 @@ from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import write_json
-from bf16prof.records import STRICT, Size
 from bf16prof.runs import node_file, read
+from bf16prof.vocabulary import STRICT, Size
 
 BEAT_S = 2.0
 """An agent reports at least this often."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.errors import InputError
 from bf16prof.files import write_json
-from bf16prof.records import STRICT, Size
 from bf16prof.runs import LAYOUT, read
+from bf16prof.vocabulary import STRICT, Size
 
 
 class Starter(StrEnum):

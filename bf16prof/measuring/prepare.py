@@ -27,7 +27,7 @@ from bf16prof.locks import Busy, held
 from bf16prof.measuring.batons import use_dying_batons
 from bf16prof.measuring.cache import BUILD_LOCK, CACHE_VARIABLE, cache_folder, is_compiled, mark_compiled
 from bf16prof.processes import child_environment, die_with_parent, kill_session, started
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 TIMEOUT_S = 900.0
 POLL_S = 0.2

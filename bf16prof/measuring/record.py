@@ -16,26 +16,12 @@ from bf16prof.parallelism import Parallelism
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.quality.casts import Casts
 from bf16prof.quality.sums import SAMPLE, Sums, total
-from bf16prof.records import (
-    Case,
-    CastShares,
-    Device,
-    MemoryRecord,
-    Phase,
-    QualityStep,
-    RankSummary,
-    Source,
-    StepRecord,
-    StepWork,
-    UpdateQuality,
-    Workload,
-    by_component,
-    peak_phase,
-    with_other,
-)
+from bf16prof.records import Case, MemoryRecord, RankSummary, Workload, by_component, peak_phase, with_other
 from bf16prof.runs import Status
+from bf16prof.step_records import CastShares, QualityStep, StepRecord, StepWork, UpdateQuality
 from bf16prof.summaries import interquartile_range, not_finite
 from bf16prof.verdict import of_a_run
+from bf16prof.vocabulary import Device, Phase, Source
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from bf16prof.documents import SCHEMA_VERSION
 from bf16prof.files import NotWritten, write_json
 from bf16prof.quality.casts import Casts
 from bf16prof.quality.sums import Sums
-from bf16prof.records import STRICT, Case, Device, Item, Phase, PhaseMemory, Size, StepRecord, Workload, merge_phases
+from bf16prof.records import Case, Item, Workload, merge_phases
 from bf16prof.runs import Status, rank_file, read
 from bf16prof.scripts.command import Script
+from bf16prof.step_records import PhaseMemory, StepRecord
+from bf16prof.vocabulary import STRICT, Device, Phase, Size
 
 
 @dataclass(frozen=True)

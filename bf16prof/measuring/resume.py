@@ -10,8 +10,9 @@ from bf16prof.documents import as_json
 from bf16prof.errors import InputError
 from bf16prof.measuring.machine import versions
 from bf16prof.measuring.results import RankTask
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.runs import MANIFEST, SPEC, CaseStatus, Node, Run, Status, load, read
+from bf16prof.vocabulary import Source
 
 START_ANEW = "--force starts anew"
 

@@ -21,7 +21,7 @@ from bf16prof.measuring.results import RankResult, RankTask
 from bf16prof.measuring.resume import NOTHING, Finished
 from bf16prof.measuring.waiting import heartbeat
 from bf16prof.profiles.identity import recorded
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.runs import (
     QUALITY,
     RESERVE,
@@ -41,6 +41,7 @@ from bf16prof.runs import (
     save_manifest,
     save_records,
 )
+from bf16prof.vocabulary import Source
 
 
 @dataclass(frozen=True)

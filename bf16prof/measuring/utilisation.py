@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bf16prof.profiles.gpus import Gpu, gpu_named
-from bf16prof.records import StepWork
+from bf16prof.step_records import StepWork
 
 
 def utilisation(work: StepWork | None, gpu: Gpu | None, step_time_s: float | None) -> tuple[float | None, float | None]:

@@ -25,8 +25,10 @@ from bf16prof.measuring.batons import use_dying_batons
 from bf16prof.measuring.cache import CACHE_VARIABLE
 from bf16prof.measuring.results import RankQuality, RankResult, RankTask, RankWriter
 from bf16prof.processes import TORCH_CACHE, die_with_parent
-from bf16prof.records import Device, Item, Phase, StepRecord
+from bf16prof.records import Item
 from bf16prof.runs import Status, rank_log, read
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import Device, Phase
 from bf16prof.whereabouts import Whereabouts, deadline
 
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"

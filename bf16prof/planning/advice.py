@@ -16,7 +16,8 @@ from bf16prof.plans import Change, Difference, StageComparison
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.recipes import runnable_recipes
 from bf16prof.profiles.schema import Profile, ZeroSettings
-from bf16prof.records import Component, MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Component, Offload
 
 TENTH, NONE = 10, 0
 KEYS: tuple[tuple[tuple[str, ...], int], ...] = (

@@ -17,7 +17,7 @@ from bf16prof.engine import labels
 from bf16prof.engine.config import deepspeed_config, dtype_bytes, engine_facts
 from bf16prof.planning.ways import sizes_of
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 CUT_FROM = {
     Component.PARAMETERS: 3,

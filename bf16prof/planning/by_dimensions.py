@@ -24,7 +24,8 @@ from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Question, Setting
 from bf16prof.planning.ways import Way, ways
 from bf16prof.plans import Limits, Outlook
-from bf16prof.records import Component, MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Component, Offload
 
 TOGETHER = 2
 """So many choices are run together once one is known to fit."""

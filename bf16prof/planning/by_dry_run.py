@@ -18,7 +18,8 @@ from bf16prof.planning.judge import Judge, Judged, plan_of
 from bf16prof.planning.question import Question, Setting
 from bf16prof.planning.verified import DryRun, tried
 from bf16prof.plans import Limits, Outlook
-from bf16prof.records import MemoryRecord, Offload, Phase
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Offload, Phase
 
 STEPS = 2
 """So many micro-batches are run together, each twice the one before."""

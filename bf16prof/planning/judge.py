@@ -16,8 +16,10 @@ from bf16prof.engine.constraints import refusal_reason
 from bf16prof.planning.question import Question, Setting
 from bf16prof.plans import Plan
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import MemoryRecord, Offload, Phase, StepWork
+from bf16prof.records import MemoryRecord
+from bf16prof.step_records import StepWork
 from bf16prof.verdict import Replays
+from bf16prof.vocabulary import Offload, Phase
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from bf16prof.planning.question import Setting
 from bf16prof.plans import Limits, Plan
 from bf16prof.profiles.gpus import GPUS_PER_NODE
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Offload
 from bf16prof.signatures import store
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.vocabulary import Offload
 
 MOST_GPUS = 1024
 LARGEST_MICRO_BATCH = 2**14

@@ -12,8 +12,8 @@ from bf16prof.plans import Room
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Device, Offload
 from bf16prof.verdict import Allocator
+from bf16prof.vocabulary import Device, Offload
 
 
 @dataclass(frozen=True)

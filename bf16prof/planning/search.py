@@ -21,7 +21,7 @@ from bf16prof.planning.judge import Judge, Judged
 from bf16prof.planning.question import Setting
 from bf16prof.plans import EQUAL
 from bf16prof.profiles.recipes import runnable_recipes
-from bf16prof.records import Offload
+from bf16prof.vocabulary import Offload
 
 AS_FAST = 0.01
 """Micro-batches of one combination this close are as fast."""

@@ -10,8 +10,9 @@ from bf16prof.cases import Job
 from bf16prof.planning.answer import Answer
 from bf16prof.planning.judge import Judged
 from bf16prof.plans import Outlook
-from bf16prof.records import MemoryRecord, Verdict
+from bf16prof.records import MemoryRecord
 from bf16prof.verdict import judge, most_allocated
+from bf16prof.vocabulary import Verdict
 
 MOST_ROUNDS = 3
 """So often further choices are tried, where earlier ones have failed."""

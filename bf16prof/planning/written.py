@@ -16,7 +16,7 @@ from bf16prof.plans import Room
 from bf16prof.profiles.auto import ACCUMULATION, MICRO
 from bf16prof.profiles.features import AUTO
 from bf16prof.profiles.schema import ParallelSettings, Profile, WorkloadSettings
-from bf16prof.records import Offload
+from bf16prof.vocabulary import Offload
 
 OUR_OWN = ("steps_per_print",)
 """Keys that our runs set for themselves."""

@@ -9,7 +9,8 @@ import functools
 from dataclasses import dataclass
 
 from bf16prof.profiles.shipped import shipped_table
-from bf16prof.records import Component, Item
+from bf16prof.records import Item
+from bf16prof.vocabulary import Component
 
 GENERATIONS = {(7, 0): "Volta", (7, 5): "Turing", (8, 0): "Ampere", (8, 6): "Ampere", (8, 9): "Ada", (9, 0): "Hopper"}
 """NVIDIA's architectures by compute capability; from 10 on it is Blackwell."""

@@ -11,7 +11,7 @@ from typing import Any
 from bf16prof.errors import InputError
 from bf16prof.profiles.names import matches, named
 from bf16prof.profiles.shipped import shipped_table
-from bf16prof.records import STRICT
+from bf16prof.vocabulary import STRICT
 
 ALLOCATOR_BLOCK_BYTES = 512
 """`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it (c10/cuda/CUDACachingAllocator.h)."""

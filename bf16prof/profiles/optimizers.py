@@ -10,8 +10,8 @@ from typing import Any
 
 from bf16prof.profiles.recipes import DTYPE_BYTES, all_recipes
 from bf16prof.profiles.shipped import shipped_table
-from bf16prof.records import Component
 from bf16prof.rounding import ceil_div
+from bf16prof.vocabulary import Component
 
 OWN = "own"
 """The dtype of a state that has that of the tensor which is updated."""

@@ -11,7 +11,7 @@ from typing import Any
 from bf16prof.errors import Refused
 from bf16prof.profiles.names import named
 from bf16prof.profiles.shipped import shipped_table
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int16": 2, "none": 0}
 DTYPE_COMPONENTS = (

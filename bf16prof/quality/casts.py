@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bf16prof.records import STRICT, CastShares, Size
+from bf16prof.step_records import CastShares
+from bf16prof.vocabulary import STRICT, Size
 
 if TYPE_CHECKING:
     from torch import Tensor

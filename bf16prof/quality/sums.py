@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from bf16prof.records import STRICT, Size
+from bf16prof.vocabulary import STRICT, Size
 
 SAMPLE = 2**16
 """At most so many elements of each parameter (or of the part of it that a rank updates) are looked at."""

@@ -18,8 +18,8 @@ from bf16prof.quality.casts import Casts, counted
 from bf16prof.quality.owners import Span, owners
 from bf16prof.quality.sums import SAMPLE, Sums
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
-from bf16prof.records import Component
 from bf16prof.rounding import ceil_div
+from bf16prof.vocabulary import Component
 
 
 @dataclass(frozen=True)

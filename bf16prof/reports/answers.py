@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bf16prof.records import Component, MemoryRecord, Verdict
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.cells import error_style
 from bf16prof.reports.chosen import FEW, headline_case, nearest_the_limit, needs
@@ -18,6 +18,7 @@ from bf16prof.reports.units import AS_PRINTED, EXACT, NOT_FINITE, gib, inert, nu
 from bf16prof.reports.verdict import case_verdict
 from bf16prof.reports.views import CaseView, Headline, case_label, component_name, headline, loss_text, losses, provenance
 from bf16prof.runs import Run, Status
+from bf16prof.vocabulary import Component, Verdict
 
 
 @dataclass(frozen=True)

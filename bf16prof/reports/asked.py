@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bf16prof.profiles.plain import dotted
-from bf16prof.records import MemoryRecord, Offload, Workload
+from bf16prof.records import MemoryRecord, Workload
 from bf16prof.reports.units import inert
 from bf16prof.rounding import short_count
+from bf16prof.vocabulary import Offload
 
 MOST_VALUES = 4
 """So many different values of one setting are listed; of more, how many there are."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.intervals import Interval
 from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, gib, number, signed_bytes, signed_percent, whole
 from bf16prof.reports.views import Line
+from bf16prof.vocabulary import Source
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bf16prof.records import Verdict
 from bf16prof.reports.views import CaseView
 from bf16prof.verdict import judge
+from bf16prof.vocabulary import Verdict
 
 FEW = 4
 """Up to so many cases each has a bar on the first screen."""

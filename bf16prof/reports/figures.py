@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from bf16prof.records import TRAINING, MemoryRecord, Phase, StepRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.chosen import nearest_the_limit
 from bf16prof.reports.limit_lines import LimitLines
@@ -22,6 +22,8 @@ from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
 from bf16prof.reports.units import gib, scale, seconds, whole
 from bf16prof.reports.views import CaseView, bound, step_times
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import TRAINING, Phase
 
 
 def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:

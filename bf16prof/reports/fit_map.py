@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bf16prof.plans import Plan
-from bf16prof.records import Offload, Verdict
 from bf16prof.reports import palette
 from bf16prof.reports.anchors import anchors
 from bf16prof.reports.chosen import FEW
@@ -16,6 +15,7 @@ from bf16prof.reports.units import gib, inert
 from bf16prof.reports.verdict import STYLES, Said, Style, case_verdict
 from bf16prof.reports.views import CaseView
 from bf16prof.verdict import judge
+from bf16prof.vocabulary import Offload, Verdict
 
 
 @dataclass(frozen=True)

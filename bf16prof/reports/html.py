@@ -11,7 +11,7 @@ from typing import Any
 from bf16prof.bounds import bound_notes
 from bf16prof.documents import as_json, document
 from bf16prof.reconcile import REFERENCES
-from bf16prof.records import Component, MemoryRecord, Phase, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import figures, palette, plots
 from bf16prof.reports.anchors import anchors
 from bf16prof.reports.answers import answers
@@ -35,6 +35,7 @@ from bf16prof.reports.verdict import beside_the_allocator, case_verdict, predict
 from bf16prof.reports.views import CaseView, Line, case_label, component_name, provenance, run_names, run_views, total_text
 from bf16prof.reports.work import HEADERS, work_rows
 from bf16prof.runs import CaseStatus, Manifest, Run, Status
+from bf16prof.vocabulary import Component, Phase, Source
 
 _MOST_ITEMS = 100
 _NOT_STARTED = (Status.PLANNED, Status.RUNNING)

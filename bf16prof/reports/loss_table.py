@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bf16prof.profiles.recipes import all_recipes
-from bf16prof.records import Component, LossSummary
 from bf16prof.reports.cells import Cell, Table, interval_cell, unknown_cell, without_empty
 from bf16prof.reports.intervals import CONFIDENCE
 from bf16prof.reports.losses import LossGap, SeedGroup, loss_gaps, seed_groups, seed_of
 from bf16prof.reports.units import NOT_FINITE, inert
 from bf16prof.reports.views import CaseView
+from bf16prof.step_records import LossSummary
+from bf16prof.vocabulary import Component
 
 _COLUMNS = {"final": "final", "mean": "mean", "deviation": "deviation", "tail": "at the end"}
 

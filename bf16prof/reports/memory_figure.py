@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bf16prof.records import Component, MemoryRecord, Phase
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.chosen import nearest_the_limit
 from bf16prof.reports.limit_lines import LimitLines
@@ -14,6 +14,7 @@ from bf16prof.reports.rows import Row, Rows
 from bf16prof.reports.units import AS_PRINTED, EXACT, gib, scale, signed_percent, whole
 from bf16prof.reports.views import CaseView, component_name, total_text
 from bf16prof.verdict import allocator_limit
+from bf16prof.vocabulary import Component, Phase
 
 MOST_CASES = 12
 """So many cases are drawn; a larger grid has its map and its table."""

@@ -8,7 +8,7 @@ measured is solid, what was predicted hatched or open.
 
 from __future__ import annotations
 
-from bf16prof.records import Component, Phase
+from bf16prof.vocabulary import Component, Phase
 
 COMPONENTS: dict[Component, str] = {
     Component.PARAMETERS: "#0072B2",

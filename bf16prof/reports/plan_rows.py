@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Sequence
 
 from bf16prof.plans import EQUAL, Difference, Limits, Outlook, Plan, Room, StageComparison
-from bf16prof.records import Offload
 from bf16prof.reports import palette
 from bf16prof.reports.answers import counted
 from bf16prof.reports.cells import Cell, Table, bytes_cell, number_cell, without_empty
 from bf16prof.reports.units import gib, inert, seconds, share, signed_bytes
 from bf16prof.reports.verdict import STYLES
 from bf16prof.reports.views import case_label, component_name
+from bf16prof.vocabulary import Offload
 
 PLANS = (
     "#", "ZeRO", "recipe", "offload", "micro-batch", "verdict", "peak", "reserved", "free", "tokens/s at most", "calibrated",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bf16prof.records import Component, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.intervals import Interval, t_interval
 from bf16prof.reports.learning import edq_text, learning, lost_text
 from bf16prof.reports.losses import LossGap, SeedGroup, loss_gaps, seed_groups
@@ -15,6 +15,7 @@ from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_te
 from bf16prof.reports.series import case_styles
 from bf16prof.reports.units import inert, number
 from bf16prof.reports.views import CaseView, case_label
+from bf16prof.vocabulary import Component
 
 MODEL_STATES = (
     Component.PARAMETERS, Component.GRADIENTS, Component.MASTER_PARAMETERS, Component.MASTER_GRADIENTS, Component.MOMENTUM,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bf16prof.records import MemoryRecord, Phase, RankSummary
+from bf16prof.records import MemoryRecord, RankSummary
 from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
 from bf16prof.reports.units import gib, inert, seconds, signed_percent
+from bf16prof.vocabulary import Phase
 
 HEADERS = ("rank", "host", "device", "allocated", "training peak", "whole-run peak", "reserved", "step time", "forward")
 MOST_RANKS = 256

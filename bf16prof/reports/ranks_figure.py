@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bf16prof.records import Phase, RankSummary
+from bf16prof.records import RankSummary
 from bf16prof.reports.limit_lines import level, limit_of
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text, step_ticks
 from bf16prof.reports.series import case_styles, line
 from bf16prof.reports.thinning import thinned
 from bf16prof.reports.units import gib, scale, seconds
 from bf16prof.reports.views import CaseView
+from bf16prof.vocabulary import Phase
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.records import Component, MemoryRecord, Phase, PhaseStart, Timeline
+from bf16prof.records import MemoryRecord, PhaseStart, Timeline
 from bf16prof.reports import palette
 from bf16prof.reports.plots import GROUND, Figure, Trace, base_layout, figure, plotly_text
 from bf16prof.reports.units import gib, inert, scale, signed_bytes
 from bf16prof.reports.views import component_name
 from bf16prof.verdict import allocator_limit
+from bf16prof.vocabulary import Component, Phase
 
 _HEIGHT, _TOP = 430, 54
 """Above the axes there is a row of phases and, above them, one of Plotly's buttons."""

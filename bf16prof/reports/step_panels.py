@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bf16prof.records import Component, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.cells import Cell, Table, bytes_cell, unknown_cell
 from bf16prof.reports.plots import Figure
@@ -17,6 +17,7 @@ from bf16prof.reports.verdict import Said, beside_the_allocator, verdict
 from bf16prof.reports.views import PEAK_ITEMS, CaseView, component_name, largest
 from bf16prof.reports.waterfall import is_off, waterfall
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Component
 
 MOST_PANELS = 24
 MANY = 4

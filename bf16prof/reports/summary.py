@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.cells import (
     Cell,
     Table,
@@ -19,6 +19,7 @@ from bf16prof.reports.cells import (
 from bf16prof.reports.units import inert, number, seconds
 from bf16prof.reports.verdict import VERDICT, case_verdict
 from bf16prof.reports.views import CaseView, loss_text, losses, provenance, references
+from bf16prof.vocabulary import Source
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bf16prof.bounds import bound_notes
 from bf16prof.reconcile import NAMES
-from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, Source, Workload
+from bf16prof.records import Case, MemoryRecord, Workload
 from bf16prof.reports.asked import asked_lines
 from bf16prof.reports.cells import Table
 from bf16prof.reports.learning import learning
@@ -20,6 +20,7 @@ from bf16prof.reports.verdict import VERDICT, verdict
 from bf16prof.reports.views import MEMORY_TOTALS, CaseView, case_label, loss_text, losses, run_names, run_views, total_text
 from bf16prof.reports.written import csv_text, markdown_list, markdown_table, markdown_text
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bf16prof.records import TRAINING, MemoryRecord, StepRecord, Timeline
+from bf16prof.records import MemoryRecord, Timeline
 from bf16prof.reports.units import inert
 from bf16prof.reports.views import CaseView, component_name, run_views
 from bf16prof.runs import Run
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import TRAINING
 
 NAME = "trace.json"
 """A file that is called so, or ends in `.trace.json`, is a trace; any other `.json` is the document."""

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bf16prof.errors import InputError, install_hint
-from bf16prof.records import MemoryRecord, StepRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.units import inert
 from bf16prof.reports.views import run_views
 from bf16prof.runs import Run
+from bf16prof.step_records import StepRecord
 
 
 def require(package: str, flag: str) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bf16prof.records import Component, Item, LayerBytes, MemoryRecord
+from bf16prof.records import Item, LayerBytes, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure, plotly_text
 from bf16prof.reports.units import gib, inert, share
 from bf16prof.reports.views import component_name
+from bf16prof.vocabulary import Component
 
 _WIDTH, _HEIGHT = 100.0, 36.0
 _PIXELS = 380

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bf16prof.reconcile import REFERENCES
-from bf16prof.records import MemoryRecord, OutOfMemory, Phase, Source, Verdict
+from bf16prof.records import MemoryRecord, OutOfMemory
 from bf16prof.reports import palette
 from bf16prof.reports.units import gib, inert, part_of
 from bf16prof.reports.views import CaseView, component_name
 from bf16prof.verdict import Judgement, device_total, judge
+from bf16prof.vocabulary import Phase, Source, Verdict
 
 VERDICT = "verdict"
 """The column of tables; "fits", "tight" or "does not fit", with what is free or lacks."""

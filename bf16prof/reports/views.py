@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bf16prof.reconcile import REFERENCES, Comparison, reconcile
-from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, Source, Workload
+from bf16prof.records import Case, Item, MemoryRecord, Workload
 from bf16prof.reports.units import AT_LEAST, NOT_FINITE, gib, inert, number, seconds
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 MEMORY_TOTALS = {
     "allocated_bytes": "allocated",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bf16prof.records import Component, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.plots import Figure, Trace, base_layout, figure
 from bf16prof.reports.units import gib, scale, signed_bytes, whole
 from bf16prof.reports.views import component_name
+from bf16prof.vocabulary import Component
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bf16prof.records import MemoryRecord, StepWork, Transfer
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.units import gib, inert, scaled, seconds, share
+from bf16prof.step_records import StepWork, Transfer
 
 Row = tuple[str, str, str]
 """What, how much, and where it comes from or what it means."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bf16prof.errors import InputError
-from bf16prof.records import STRICT
+from bf16prof.vocabulary import STRICT
 
 EXAMPLE = "as in: -- train.py --its args, or: -- -m package.module --its args"
 PYTHONS = ("python", "python3")

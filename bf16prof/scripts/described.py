@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.records import STRICT
 from bf16prof.scripts.workload import Calls, optimizer_words
+from bf16prof.vocabulary import STRICT
 
 
 @dataclass(frozen=True)

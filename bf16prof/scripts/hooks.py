@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from bf16prof.records import Phase
 from bf16prof.scripts.watch import Watch
+from bf16prof.vocabulary import Phase
 
 PHASES_OF_INSTRUCTIONS = {"ForwardPass": Phase.FORWARD, "BackwardPass": Phase.BACKWARD, "OptimizerStep": Phase.STEP}
 """Instructions of a pipeline engine (`runtime/pipe/schedule.py`) that begin a phase."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 WAITS_FOR = 16
 """Updates of one engine after which those that have not made any in this step are no longer waited for."""

@@ -11,9 +11,10 @@ from typing import Any
 from bf16prof.profiles.ds_config import recipe_of
 from bf16prof.profiles.features import Fate, features
 from bf16prof.profiles.settings import short_dtype
-from bf16prof.records import Case, Offload, Workload
+from bf16prof.records import Case, Workload
 from bf16prof.scripts.command import Script
 from bf16prof.scripts.watch import trains
+from bf16prof.vocabulary import Offload
 
 WITHOUT_EFFECT = frozenset({"steps_per_print", "wall_clock_breakdown", "tensorboard", "wandb", "csv_monitor", "comet", "dump_state"})
 """Keys of DeepSpeed's configuration that change what is logged and no byte."""

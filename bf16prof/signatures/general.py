@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from bf16prof.kernels import KernelCall, scratch_bytes
 from bf16prof.models.autograd.events import NO_LAYER, Event, ParameterKey
-from bf16prof.records import Component, Label
 from bf16prof.reductions import Processor
 from bf16prof.signatures.happenings import further
 from bf16prof.signatures.polynomials import Point, Polynomial
 from bf16prof.signatures.signature import PINS_OF, Signature, packed, plain, signature_of, unpacked
+from bf16prof.vocabulary import Component, Label
 
 FORMAT = 1
 """Counted up when the form of the file changes."""

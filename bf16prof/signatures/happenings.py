@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from bf16prof.kernels import KernelCall
 from bf16prof.models.autograd.events import Event
-from bf16prof.records import Label
 from bf16prof.signatures.signature import PINS_OF, Signature
+from bf16prof.vocabulary import Label
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 

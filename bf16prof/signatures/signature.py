@@ -16,7 +16,7 @@ from bf16prof.errors import InputError
 from bf16prof.kernels import KernelCall
 from bf16prof.models.autograd.events import NO_LAYER, Event, ParameterKey
 from bf16prof.models.shapes import ParameterSpec
-from bf16prof.records import Component, Label
+from bf16prof.vocabulary import Component, Label
 
 FORMAT = 1
 """Counted up when the form of the file changes."""

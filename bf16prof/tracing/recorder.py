@@ -12,8 +12,8 @@ from torch import Tensor
 from bf16prof.dry_run.tracker import Tracker
 from bf16prof.kernels import KernelCall
 from bf16prof.models.autograd.events import GRADIENT, Event
-from bf16prof.records import Label
 from bf16prof.signatures.signature import SilentCall
+from bf16prof.vocabulary import Label
 
 
 @dataclass(frozen=True)

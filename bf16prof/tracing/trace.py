@@ -39,13 +39,13 @@ from bf16prof.models.modules import build_trained
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import Gpu
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Phase
 from bf16prof.reductions import processor_of
 from bf16prof.signatures.inquiry import about
 from bf16prof.signatures.signature import HeldTensor, Signature
 from bf16prof.tracing.hooks import Hooks
 from bf16prof.tracing.products import operations, part
 from bf16prof.tracing.recorder import Recorder
+from bf16prof.vocabulary import Phase
 
 CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 """What DeepSpeed casts (`runtime/engine.py`, CASTABLE_DTYPES)."""

@@ -14,7 +14,7 @@ from command_line import Main, main
 
 import bf16prof
 from bf16prof.errors import Bf16profError, InputError
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 __all__ = ["main"]  # a fixture
 

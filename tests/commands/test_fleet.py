@@ -14,8 +14,8 @@ from bf16prof.measuring.commands import Command
 from bf16prof.measuring.launcher import RanksOutcome, launch
 from bf16prof.measuring.places import Host, Layout, Place, Starter
 from bf16prof.measuring.results import RankResult, save_rank
-from bf16prof.records import Device
 from bf16prof.runs import STOP, Status
+from bf16prof.vocabulary import Device
 
 pytestmark = pytest.mark.timeout(60)
 

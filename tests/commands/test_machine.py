@@ -29,7 +29,7 @@ from bf16prof.measuring.cache import BUILD_LOCK, cache_folder
 from bf16prof.measuring.checks import checks, verdict
 from bf16prof.measuring.findings import Check, State
 from bf16prof.profiles.load import load_profile
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 CHECKS = "bf16prof.measuring.checks"
 TRAIN = ("torch", "deepspeed")

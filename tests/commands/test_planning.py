@@ -32,8 +32,9 @@ from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import Gpu, all_gpus, find_gpu
 from bf16prof.profiles.recipes import all_recipes, runnable_recipes
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Device, MemoryRecord, Offload, Phase
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import plan_html, plan_tables
+from bf16prof.vocabulary import Device, Offload, Phase
 
 pytestmark = DEEPSPEED_WARNINGS
 

@@ -15,7 +15,7 @@ from bf16prof.engine.constraints import admit
 from bf16prof.errors import Refused
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 ZERO = "deepspeed.zero_optimization"
 RECIPES = (

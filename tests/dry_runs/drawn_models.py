@@ -10,7 +10,7 @@ from bf16prof.cases import Job, Selection, expand
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "depth")
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_size", "hidden_dim", "word_embed_proj_dim", "projection_dim")

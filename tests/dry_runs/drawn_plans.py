@@ -15,7 +15,7 @@ from bf16prof.plans import Plan, Room
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.recipes import runnable_recipes
-from bf16prof.records import Offload
+from bf16prof.vocabulary import Offload
 
 FAMILIES = ("transformer-postln", "gpt2", "llama")
 CHOICES: dict[str, tuple[object, ...]] = {

@@ -9,7 +9,8 @@ from bf16prof.cases import Job
 from bf16prof.closed_form.predict import predict
 from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.profiles.models import ModelSettings
-from bf16prof.records import TRAINING, MemoryRecord, Phase
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import TRAINING, Phase
 
 REMAINDERS = "remainders of blocks too small to be split off"
 

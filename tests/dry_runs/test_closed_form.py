@@ -14,7 +14,8 @@ from bf16prof.dry_run.runner import simulate
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
-from bf16prof.records import Device, Label, MemoryRecord, Offload
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Device, Label, Offload
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.xdist_group("closed_form")]
 

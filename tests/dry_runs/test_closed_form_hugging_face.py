@@ -18,7 +18,8 @@ from bf16prof.dry_run.runner import simulate
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device, MemoryRecord
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Device
 
 pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("closed_form_hugging_face")]
 

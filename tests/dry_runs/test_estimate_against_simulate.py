@@ -19,8 +19,8 @@ from bf16prof.cases import Job
 from bf16prof.closed_form.gap import closed_form_gap
 from bf16prof.closed_form.predict import predict
 from bf16prof.dry_run.runner import Options, simulate
-from bf16prof.records import TRAINING
-from bf16prof.records import Phase as JobPhase
+from bf16prof.vocabulary import TRAINING
+from bf16prof.vocabulary import Phase as JobPhase
 
 pytestmark = pytest.mark.timeout(280)
 

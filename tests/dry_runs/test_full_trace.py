@@ -16,7 +16,7 @@ from test_closed_form import GPT2, LLAMA, SMALL, ZERO, jobs
 from bf16prof.cases import Job, JobFile
 from bf16prof.dry_run.task import Task
 from bf16prof.files import write_json
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 pytestmark = pytest.mark.timeout(280)
 

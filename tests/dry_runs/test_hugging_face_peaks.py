@@ -23,9 +23,9 @@ from bf16prof.errors import Refused
 from bf16prof.models.shapes.huggingface import model_types
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device, Offload, Phase
 from bf16prof.signatures import store
 from bf16prof.tracing.session import Session
+from bf16prof.vocabulary import Device, Offload, Phase
 
 pytestmark = pytest.mark.timeout(280)
 

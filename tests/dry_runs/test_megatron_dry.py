@@ -12,7 +12,8 @@ from bf16prof.cases import Job, Selection, expand
 from bf16prof.closed_form.predict import predict
 from bf16prof.dry_run.runner import simulate
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Component, Device, MemoryRecord
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Component, Device
 
 pytestmark = pytest.mark.timeout(300)
 

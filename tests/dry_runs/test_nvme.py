@@ -13,7 +13,8 @@ from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.layout import partition_numels, sub_groups
 from bf16prof.dry_run.hardware.nvme import FileHandle
 from bf16prof.dry_run.runner import simulate
-from bf16prof.records import MemoryRecord, Phase
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import Phase
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -14,7 +14,7 @@ from bf16prof.dry_run.runner import Options
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device, Phase
+from bf16prof.vocabulary import Device, Phase
 
 pytestmark = [pytest.mark.timeout(560), pytest.mark.xdist_group("older_gpus")]
 

@@ -14,7 +14,7 @@ from bf16prof.planning.judge import Judge
 from bf16prof.planning.written import ds_config_text
 from bf16prof.profiles.ds_config import read_ds_config
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -15,7 +15,7 @@ from jobs import job, profile, step_work
 
 from bf16prof.cases import Job, JobFile
 from bf16prof.documents import as_json
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 COUNTER = Path(__file__).with_name("count_work.py")
 

@@ -21,7 +21,7 @@ from bf16prof.dry_run.runner import Options
 from bf16prof.engine.constraints import admit
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device, MemoryRecord, Phase
+from bf16prof.records import MemoryRecord
 from bf16prof.reductions import processor_of
 from bf16prof.signatures import shipped, store
 from bf16prof.signatures.general import General
@@ -30,6 +30,7 @@ from bf16prof.signatures.sampling import generalized
 from bf16prof.signatures.shipped import FOLDER
 from bf16prof.signatures.signature import Signature
 from bf16prof.tracing.session import Session
+from bf16prof.vocabulary import Device, Phase
 
 pytestmark = [pytest.mark.timeout(290), pytest.mark.xdist_group("tracing")]
 

@@ -17,7 +17,7 @@ from bf16prof.closed_form.training import walked
 from bf16prof.dry_run.runner import Options, simulate
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import TRAINING, Device, Offload
+from bf16prof.vocabulary import TRAINING, Device, Offload
 
 pytestmark = pytest.mark.timeout(280)
 

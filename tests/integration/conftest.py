@@ -12,7 +12,9 @@ from harness import SHORT, TEXT, TINY, Finished, inside, measure
 
 from bf16prof import runs
 from bf16prof.measuring.results import load_rank
-from bf16prof.records import Phase, PhaseMemory, merge_phases
+from bf16prof.records import merge_phases
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Phase
 
 WARMUP = 4
 """Steps before the one measured; the second to the last of them repeat each other, so that the quickest gloo can be taken."""

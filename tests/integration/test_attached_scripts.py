@@ -12,8 +12,8 @@ import pytest
 from harness import LIMIT_S, bf16prof, environment, read_json
 
 from bf16prof.measuring.cache import CACHE_VARIABLE, cache_folder
-from bf16prof.records import Source
 from bf16prof.runs import Status, load
+from bf16prof.vocabulary import Source
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -30,8 +30,9 @@ from harness import (
 )
 
 from bf16prof.measuring.shared_memory import SHARED_MEMORY, SHARED_MEMORY_NAMES
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.runs import Run, Status, load
+from bf16prof.vocabulary import Source
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import Measured
 
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 pytestmark = pytest.mark.timeout(600)
 

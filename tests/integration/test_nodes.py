@@ -12,8 +12,8 @@ import psutil
 import pytest
 from harness import Finished, alive, bf16prof, end, finish, measure_arguments, read_json, start, wait_for, without_the_second
 
-from bf16prof.records import Source
 from bf16prof.runs import Status, load
+from bf16prof.vocabulary import Source
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,8 +11,10 @@ from bf16prof.commands.progress import ProgressWatcher
 from bf16prof.measuring.results import RankResult
 from bf16prof.profiles.load import load_profile
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Case, Device, StepRecord
+from bf16prof.records import Case
 from bf16prof.runs import CaseStatus, Status
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import Device
 
 JOB = Job(Case("cpu-demo", 3, 2, "bf16-full"), load_profile("cpu-demo").profile, find_recipe("bf16-full"), Device.CPU)
 FAILED = CaseStatus(JOB.case, Status.FAILED, "rank 1: killed by SIGKILL\x1b[31m\nsecond line")

@@ -11,8 +11,8 @@ from conftest import Measured
 from harness import TEXT, bf16prof, finish, measure, measure_arguments, read_json, start, training
 
 from bf16prof.measuring.results import load_rank
-from bf16prof.records import Source
 from bf16prof.runs import Status, load
+from bf16prof.vocabulary import Source
 
 pytestmark = pytest.mark.timeout(600)
 

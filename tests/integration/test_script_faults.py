@@ -9,8 +9,8 @@ import psutil
 import pytest
 from harness import bf16prof, start, wait_for, without_the_second
 
-from bf16prof.records import Source
 from bf16prof.runs import Status, load
+from bf16prof.vocabulary import Source
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 

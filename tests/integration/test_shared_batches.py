@@ -11,7 +11,7 @@ import pytest
 from conftest import Measured
 from hugging_face import config
 
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 pytestmark = pytest.mark.timeout(600)
 

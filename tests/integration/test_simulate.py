@@ -19,7 +19,9 @@ from bf16prof.cases import Job, JobFile
 from bf16prof.dry_run.runner import simulate
 from bf16prof.models.modules import build_trained
 from bf16prof.profiles.recipes import DTYPE_BYTES, find_recipe
-from bf16prof.records import Component, MemoryRecord, Phase, PhaseMemory, Source
+from bf16prof.records import MemoryRecord
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Component, Phase, Source
 
 pytestmark = pytest.mark.timeout(600)
 

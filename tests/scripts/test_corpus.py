@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from many import H100, STEPS, dry, record, run_all
 
-from bf16prof.records import TRAINING, Component, Phase
+from bf16prof.vocabulary import TRAINING, Component, Phase
 
 CORPUS = Path(__file__).with_name("corpus")
 QUICK = ("loss_backward", "evaluation")

@@ -10,8 +10,8 @@ from many import dry, record, run_all
 
 from bf16prof.dry_run.runner import Files
 from bf16prof.dry_run.task import Fault
-from bf16prof.records import Phase
 from bf16prof.runs import read
+from bf16prof.vocabulary import Phase
 
 CORPUS = Path(__file__).with_name("corpus")
 STEPS = 2

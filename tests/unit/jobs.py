@@ -13,7 +13,8 @@ from bf16prof.profiles.gpus import GPUS_PER_NODE, find_gpu
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Device, Offload, StepWork
+from bf16prof.step_records import StepWork
+from bf16prof.vocabulary import Device, Offload
 
 SMALL_MODEL = {
     "family": "transformer-postln",

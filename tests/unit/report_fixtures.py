@@ -9,24 +9,10 @@ from pathlib import Path
 import pytest
 
 from bf16prof import runs
-from bf16prof.records import (
-    Case,
-    Component,
-    Device,
-    Item,
-    MemoryRecord,
-    OutOfMemory,
-    Phase,
-    PhaseMemory,
-    PhaseStart,
-    QualityStep,
-    RankSummary,
-    Source,
-    StepRecord,
-    Timeline,
-    UpdateQuality,
-)
+from bf16prof.records import Case, Item, MemoryRecord, OutOfMemory, PhaseStart, RankSummary, Timeline
 from bf16prof.runs import CaseStatus, Manifest, Run, Status
+from bf16prof.step_records import PhaseMemory, QualityStep, StepRecord, UpdateQuality
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 PARAMETERS = 1_557_611_200
 RECIPES = {"bf16-fp32-master": (2, 4), "bf16-full": (2, 2)}

@@ -20,11 +20,13 @@ from bf16prof.measuring.results import OfScript, RankResult, save_rank
 from bf16prof.measuring.script import join, steps
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.script.probes import GuestProbe
-from bf16prof.records import Case, Device, Phase, PhaseMemory, StepRecord
+from bf16prof.records import Case
 from bf16prof.runs import SCRIPT_FOLDER, Status, load
 from bf16prof.scripts.command import Script
 from bf16prof.scripts.workload import Calls
 from bf16prof.started_by import PORTS, first_host, rank_variables
+from bf16prof.step_records import PhaseMemory, StepRecord
+from bf16prof.vocabulary import Device, Phase
 
 __all__ = ["main"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bf16prof.engine.attribution import attribute
 from bf16prof.engine.optimizer_states import state_label
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 C = Component
 

@@ -17,7 +17,9 @@ from bf16prof.closed_form.calibration import BETWEEN, calibrate, phase_rows
 from bf16prof.closed_form.predict import predict
 from bf16prof.commands.output import finished_run
 from bf16prof.errors import InputError
-from bf16prof.records import Device, MemoryRecord, Phase, Source, StepRecord
+from bf16prof.records import MemoryRecord
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import Device, Phase, Source
 
 TRUTH = {
     "operations fp32": 2e-11,

@@ -11,7 +11,8 @@ from jobs import profile, small_profile
 from bf16prof.cases import Selection, check_profile, expand, offload_of
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.recipes import runnable_recipes
-from bf16prof.records import Case, Device, Offload
+from bf16prof.records import Case
+from bf16prof.vocabulary import Device, Offload
 
 
 def selection(**changes: object) -> Selection:

@@ -11,9 +11,9 @@ from report_fixtures import bare_record, watched
 from bf16prof.measuring.record import job_quality
 from bf16prof.measuring.results import RankQuality, RankResult
 from bf16prof.quality.casts import Casts, counted
-from bf16prof.records import Device
 from bf16prof.reports.casts_table import casts_table
 from bf16prof.runs import Status
+from bf16prof.vocabulary import Device
 
 SMALLEST = {"bf16": 2.0**-133, "fp16": 2.0**-24}
 """The smallest numbers above zero: 2^-126 and 2^-14, with 7 and 10 bits below (IEEE 754)."""

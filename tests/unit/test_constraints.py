@@ -17,8 +17,8 @@ from bf16prof.engine.constraints import RULES, admit, alternatives, refusal_reas
 from bf16prof.errors import Refused
 from bf16prof.profiles.identity import PLACES, recorded, workload_digest
 from bf16prof.profiles.recipes import runnable_recipes
-from bf16prof.records import Device, Offload
 from bf16prof.reports.asked import settings
+from bf16prof.vocabulary import Device, Offload
 
 pytestmark = DEEPSPEED_WARNINGS
 

@@ -29,8 +29,10 @@ from bf16prof.planning.ways import Way, sizes_of, ways
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Component, Device, MemoryRecord, Offload, Phase, PhaseMemory, Source
+from bf16prof.records import MemoryRecord
+from bf16prof.step_records import PhaseMemory
 from bf16prof.verdict import judged
+from bf16prof.vocabulary import Component, Device, Offload, Phase, Source
 
 __all__ = ["main"]
 

@@ -23,7 +23,7 @@ from bf16prof.measuring.prepare import needed
 from bf16prof.profiles.ds_config import BatchSizes, DeepSpeedFile, read_ds_config
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.recipes import DS_CONFIG, all_recipes, find_recipe, runnable_recipes
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 pytestmark = DEEPSPEED_WARNINGS
 

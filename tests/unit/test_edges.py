@@ -38,7 +38,7 @@ from bf16prof.models.autograd.events import GRADIENT, ParameterKey
 from bf16prof.models.autograd.operators import embedding
 from bf16prof.models.autograd.tape import Precision, Tape
 from bf16prof.quality.update import measured_sums
-from bf16prof.records import Component, Device, Phase
+from bf16prof.vocabulary import Component, Device, Phase
 
 A, B, C = (ParameterKey(0, name) for name in "abc")
 

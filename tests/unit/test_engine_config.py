@@ -26,7 +26,7 @@ from bf16prof.engine.config import accumulation_dtype as accumulation_dtype_of
 from bf16prof.engine.constraints import refusal_reason
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.recipes import runnable_recipes
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 pytestmark = DEEPSPEED_WARNINGS
 

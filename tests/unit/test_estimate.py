@@ -17,7 +17,8 @@ from bf16prof.engine.constraints import refusal_reason
 from bf16prof.engine.workspace import cublas_workspace_bytes
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.recipes import runnable_recipes
-from bf16prof.records import TRAINING, Component, Device, MemoryRecord, Offload, Phase, Source
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import TRAINING, Component, Device, Offload, Phase, Source
 
 GIB = 2**30
 C = Component

@@ -10,7 +10,8 @@ from bf16prof.engine.constraints import admit
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
-from bf16prof.records import TRAINING, Device, MemoryRecord, Offload, Phase, peak_phase
+from bf16prof.records import MemoryRecord, peak_phase
+from bf16prof.vocabulary import TRAINING, Device, Offload, Phase
 
 GIB = 2**30
 SMALL = (

@@ -17,8 +17,10 @@ from bf16prof.measuring.batches import make_batches
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.schema import Profile
 from bf16prof.reconcile import reconcile
-from bf16prof.records import TRAINING, MemoryRecord, Phase, PhaseMemory, Source, Verdict, peak_phase
+from bf16prof.records import MemoryRecord, peak_phase
+from bf16prof.step_records import PhaseMemory
 from bf16prof.verdict import judged
+from bf16prof.vocabulary import TRAINING, Phase, Source, Verdict
 
 __all__ = ["main"]
 

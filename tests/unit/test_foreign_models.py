@@ -23,7 +23,7 @@ from bf16prof.errors import InputError
 from bf16prof.measuring.batches import make_batches
 from bf16prof.models.modules import build, build_trained
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, Model
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 pytestmark = DEEPSPEED_WARNINGS
 

@@ -21,7 +21,6 @@ from bf16prof.kernels import KernelCall, scratch_bytes
 from bf16prof.models.autograd.events import GRADIENT, NO_LAYER, Event, ParameterKey
 from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Component, Device, Label
 from bf16prof.reductions import Processor, processor_of
 from bf16prof.signatures import shipped, store
 from bf16prof.signatures.general import General
@@ -29,6 +28,7 @@ from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.polynomials import Fit, Point
 from bf16prof.signatures.sampling import folded, generalized, is_same_in_fp16
 from bf16prof.signatures.signature import Called, Signature, SilentCall
+from bf16prof.vocabulary import Component, Device, Label
 
 MADE: Label = (Component.ACTIVATIONS, "mm (forward)")
 SCRATCH: Label = (Component.WORKSPACE, "scratch of embedding_dense_backward")

@@ -11,7 +11,8 @@ from command_line import Main, main, refused
 from logs import BREAKDOWN, EXAMPLE, LOSSES, SAMPLES, by_quantity, written
 
 from bf16prof import runs
-from bf16prof.records import Case, Source
+from bf16prof.records import Case
+from bf16prof.vocabulary import Source
 
 __all__ = ["main"]
 

@@ -21,7 +21,8 @@ from bf16prof.imports.finding import GIB, Reading, highest, rounded, total
 from bf16prof.imports.memory_usage import MemoryUsageReader
 from bf16prof.imports.record import joined_steps
 from bf16prof.imports.timers import TimersReader
-from bf16prof.records import Phase, Source, StepRecord
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import Phase, Source
 
 BYTES = st.integers(0, 2**42)
 

@@ -14,7 +14,8 @@ from bf16prof.imports.finding import GIB, MIB
 from bf16prof.imports.frames import SaidPhase
 from bf16prof.imports.out_of_memory import _WRAPPED_LINES, OutOfMemoryReader, parse
 from bf16prof.imports.text import LogLine
-from bf16prof.records import OutOfMemory, Phase
+from bf16prof.records import OutOfMemory
+from bf16prof.vocabulary import Phase
 
 TAIL = "If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
 OLD = "Tried to allocate 512.00 MiB (GPU 0; 10.00 GiB total capacity; 6.00 GiB already allocated; 256.00 MiB free; "

@@ -17,7 +17,9 @@ from bf16prof.documents import document
 from bf16prof.errors import InputError, ToleranceExceeded
 from bf16prof.imports.finding import GIB
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Case, Device, MemoryRecord, Phase, PhaseMemory, Source
+from bf16prof.records import Case, MemoryRecord
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Device, Phase, Source
 
 __all__ = ["main"]
 

@@ -20,7 +20,7 @@ from bf16prof.imports import plain_pickle
 from bf16prof.imports.finding import Reading
 from bf16prof.imports.plain_pickle import load
 from bf16prof.imports.snapshot import SnapshotReader
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner) | st.tuples(inner))

@@ -26,8 +26,8 @@ from bf16prof.measuring.places import LOCAL
 from bf16prof.measuring.results import RankResult, load_rank, save_rank
 from bf16prof.measuring.surroundings import UNWANTED_VARIABLES, rank_environment
 from bf16prof.processes import PARENT_VARIABLE, end_tree
-from bf16prof.records import Device
 from bf16prof.runs import EXITS, LAUNCHER_LOG, Status, rank_file
+from bf16prof.vocabulary import Device
 from bf16prof.whereabouts import Whereabouts
 
 TERM = -signal.SIGTERM

@@ -13,7 +13,8 @@ from bf16prof.dry_run.history import POINTS, items_at, layers_at, timeline, trai
 from bf16prof.dry_run.ledger import Allocation, Ledger, by_component
 from bf16prof.dry_run.repeat import last_step, repeat
 from bf16prof.dry_run.snapshot import snapshot, write_snapshot
-from bf16prof.records import ROUNDED, Component, Item, LayerBytes, Phase
+from bf16prof.records import Item, LayerBytes
+from bf16prof.vocabulary import ROUNDED, Component, Phase
 
 MIB = 2**20
 WEIGHTS = (Component.PARAMETERS, "weights")

@@ -13,7 +13,7 @@ import pytest
 import report_fixtures as fixtures
 from rich.console import Console
 
-from bf16prof.records import Case, MemoryRecord, Source, StepRecord
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports.console import reconciliation
 from bf16prof.reports.html import render
 from bf16prof.reports.intervals import t_interval, t_quantile
@@ -26,6 +26,8 @@ from bf16prof.reports.series import case_styles
 from bf16prof.reports.tables import frame, to_markdown
 from bf16prof.reports.views import loss_text, run_names, run_views
 from bf16prof.runs import Run, replace
+from bf16prof.step_records import StepRecord
+from bf16prof.vocabulary import Source
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 29: 2.045, 120: 1.980}
 """The two-sided 95 % points of Student's t, as textbooks print them."""

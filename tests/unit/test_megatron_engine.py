@@ -20,9 +20,9 @@ from bf16prof.engine.megatron.layout import buffer_spans, fullest_rank, shards
 from bf16prof.measuring import accelerator, machine
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.identity import workload_digest
-from bf16prof.records import Component as C
-from bf16prof.records import Device
 from bf16prof.scripts.hooks import nothing_built
+from bf16prof.vocabulary import Component as C
+from bf16prof.vocabulary import Device
 
 __all__ = ["main"]
 

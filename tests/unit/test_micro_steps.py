@@ -13,7 +13,7 @@ from bf16prof.allocator import CachingAllocator
 from bf16prof.dry_run.ledger import Allocation, Instant, Ledger
 from bf16prof.dry_run.micro_steps import COMPARED, MicroSteps
 from bf16prof.dry_run.repeat import Body, last_step, repeat, repeat_body
-from bf16prof.records import Component, Phase
+from bf16prof.vocabulary import Component, Phase
 
 MIB = 2**20
 LABEL = (Component.ACTIVATIONS, "x")

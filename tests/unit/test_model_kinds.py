@@ -21,9 +21,9 @@ from bf16prof.profiles.load import Override, Resolved, load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings, HuggingFaceSettings, ModelSettings
 from bf16prof.profiles.plain import DEEPEST, problem, read_json_object
 from bf16prof.profiles.secrets import TAKEN_OUT
-from bf16prof.records import Device
 from bf16prof.runs import read
 from bf16prof.signatures import store
+from bf16prof.vocabulary import Device
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "vocab_size": 31, "rope_theta": 1e4, "max_position_embeddings": 7, "id2label": {"0": "x"}}
 KEPT = {**LLAMA, "id2label": {"0": TAKEN_OUT}}

@@ -15,7 +15,7 @@ from bf16prof.engine.config import OURS, BasicOptimizer
 from bf16prof.profiles.optimizers import all_optimizers, library_ids, state_components
 from bf16prof.profiles.recipes import all_recipes
 from bf16prof.profiles.trainer_optimizers import trainer_optimizers
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 pytestmark = DEEPSPEED_WARNINGS
 

@@ -37,10 +37,12 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.identity import workload_digest
 from bf16prof.profiles.load import Override, load_profile
 from bf16prof.profiles.schema import DeepSpeedSettings, Profile
-from bf16prof.records import Case, Component, Device, MemoryRecord, Offload, Phase, PhaseMemory, Source, Verdict
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports.plan_rows import nearest_lines
 from bf16prof.signatures.inquiry import Inquiry
+from bf16prof.step_records import PhaseMemory
 from bf16prof.verdict import judged
+from bf16prof.vocabulary import Component, Device, Offload, Phase, Source, Verdict
 
 __all__ = ["main"]
 

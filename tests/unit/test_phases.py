@@ -10,7 +10,8 @@ import pytest
 
 from bf16prof.engine.phases import PhaseClock, PhaseMarks, attach
 from bf16prof.engine.pipeline import PHASES
-from bf16prof.records import Phase, PhaseMemory
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Phase
 
 
 class Meter:

@@ -21,7 +21,7 @@ from bf16prof.engine.preference import BETA, preference_loss, reference_config
 from bf16prof.measuring.batches import make_batches
 from bf16prof.models.modules import build_trained
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Offload
+from bf16prof.vocabulary import Offload
 
 __all__ = ["main"]
 

@@ -30,7 +30,7 @@ from bf16prof.quality.owners import layer_of, owners
 from bf16prof.quality.sums import Sums, total
 from bf16prof.quality.update import AdamSettings, intended_update, measured_sums
 from bf16prof.quality.watch import UpdateWatch
-from bf16prof.records import Case, Component, Device, MemoryRecord, QualityStep, Source, UpdateQuality
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports.console import reconciliation
 from bf16prof.reports.html import render
 from bf16prof.reports.learning import learning, of_recipe
@@ -38,6 +38,8 @@ from bf16prof.reports.price_figure import price, states_per_parameter
 from bf16prof.reports.tables import frame, to_markdown
 from bf16prof.reports.views import run_views
 from bf16prof.runs import Status, load_records
+from bf16prof.step_records import QualityStep, UpdateQuality
+from bf16prof.vocabulary import Component, Device, Source
 
 pytestmark = DEEPSPEED_WARNINGS
 

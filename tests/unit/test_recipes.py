@@ -13,7 +13,7 @@ from bf16prof.commands.catalog import list_recipes
 from bf16prof.engine.config import Wrapper, deepspeed_config, engine_facts
 from bf16prof.errors import InputError, Refused
 from bf16prof.profiles.recipes import BYTES_HEADER, all_recipes, find_recipe, nearest, require_runnable, runnable_recipes
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 PRODUCT = (
     "fp32", "bf16-fp32-master", "bf16-master", "bf16-full", "bf16-full-autocast", "autocast-fp32", "bf16-pure", "bf16-fp32-states",

@@ -9,7 +9,9 @@ import pytest
 
 from bf16prof.errors import InputError, ToleranceExceeded
 from bf16prof.reconcile import Comparison, check_tolerance, reconcile
-from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, PhaseMemory, Source
+from bf16prof.records import Case, MemoryRecord
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 CASE = Case("p", 3, 4, "bf16-full")
 

@@ -15,8 +15,10 @@ from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.models import FactorySettings
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Case, Component, Device, Item, MemoryRecord, Phase, PhaseMemory, StepRecord, StepWork
+from bf16prof.records import Case, Item, MemoryRecord
 from bf16prof.runs import Status
+from bf16prof.step_records import PhaseMemory, StepRecord, StepWork
+from bf16prof.vocabulary import Component, Device, Phase
 
 C = Component
 SETS = ("workload.micro_batch_size=3", "workload.sequence_length=10", "workload.gradient_accumulation_steps=2")

@@ -15,10 +15,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Case, MemoryRecord, Offload, Source
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports import console as reports
 from bf16prof.reports.console.layout import PIPE_WIDTH
 from bf16prof.verdict import gpu_limit
+from bf16prof.vocabulary import Offload, Source
 
 GIB = 2**30
 

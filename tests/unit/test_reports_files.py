@@ -15,13 +15,14 @@ import report_fixtures as fixtures
 from command_line import Main, main, refused  # noqa: F401
 from report_fixtures import run_folder  # noqa: F401
 
-from bf16prof.records import Component, LayerBytes, Phase
+from bf16prof.records import LayerBytes
 from bf16prof.reports import pictures
 from bf16prof.reports.figure_names import FIGURES
 from bf16prof.reports.figures import all_figures
 from bf16prof.reports.step_panels import CAPTIONS
 from bf16prof.reports.trace import is_trace, trace
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Component, Phase
 
 OF_SEVERAL = ("gap", "differences", "ranks", "rank_times")
 """Figures that take more than one case, or ranks."""

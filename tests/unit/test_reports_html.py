@@ -12,12 +12,12 @@ from html.parser import HTMLParser
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.records import Device, Source
 from bf16prof.reports import figures, html
 from bf16prof.reports.loss_figure import loss_curves
 from bf16prof.reports.step_panels import panels
 from bf16prof.reports.views import headline, run_views
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Device, Source
 
 
 class Page(HTMLParser):

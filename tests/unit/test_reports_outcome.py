@@ -9,11 +9,12 @@ import pytest
 import report_fixtures as fixtures
 from rich.console import Console
 
-from bf16prof.records import Component, MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.console import outcome
 from bf16prof.reports.console.bar import memory_bar
 from bf16prof.reports.palette import COMPONENTS, LETTERS
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Component, Source
 
 GIB = 2**30
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -9,7 +9,7 @@ import math
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.records import Component, Item, LayerBytes, MemoryRecord, Phase
+from bf16prof.records import Item, LayerBytes, MemoryRecord
 from bf16prof.reports import palette
 from bf16prof.reports.anchors import RESERVED, anchors
 from bf16prof.reports.answers import answers
@@ -21,6 +21,7 @@ from bf16prof.reports.treemap import layer_map, treemap
 from bf16prof.reports.views import CaseView, run_views
 from bf16prof.reports.waterfall import waterfall
 from bf16prof.runs import CaseStatus, Status
+from bf16prof.vocabulary import Component, Phase
 
 GIB = 2**30
 LIMIT = 70 * GIB

@@ -10,11 +10,12 @@ import report_fixtures as fixtures
 from rich.console import Console
 
 from bf16prof.plans import EQUAL, Change, Difference, Limits, Outlook, Plan, Room, StageComparison
-from bf16prof.records import Case, Component, Offload, Phase, Verdict
+from bf16prof.records import Case
 from bf16prof.reports import plan_html, plan_rows, plan_tables
 from bf16prof.reports.cells import Table
 from bf16prof.reports.console import plan_view
 from bf16prof.reports.fit_map import plan_maps
+from bf16prof.vocabulary import Component, Offload, Phase, Verdict
 
 GIB = 2**30
 PLAN = Plan(

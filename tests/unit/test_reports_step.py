@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.records import Case, Component, Device, MemoryRecord, Phase, PhaseStart, Source, Timeline
+from bf16prof.records import Case, MemoryRecord, PhaseStart, Timeline
 from bf16prof.reports import html, step_panels
 from bf16prof.reports.step_figure import STACK, step_figure
 from bf16prof.reports.step_panels import Panel, panels, with_thin_timelines
 from bf16prof.reports.views import run_views
 from bf16prof.runs import Run
 from bf16prof.verdict import allocator_limit
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 GIB = 2**30
 

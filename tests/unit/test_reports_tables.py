@@ -8,8 +8,8 @@ import io
 import pytest
 import report_fixtures as fixtures
 
-from bf16prof.records import Component, Source
 from bf16prof.reports import tables, written
+from bf16prof.vocabulary import Component, Source
 
 
 def rows(text: str) -> list[dict[str, str]]:

@@ -9,12 +9,14 @@ import pytest
 import report_fixtures as fixtures
 
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Component, Device, Item, MemoryRecord, OutOfMemory, Phase, PhaseMemory, Source, Verdict
+from bf16prof.records import Item, MemoryRecord, OutOfMemory
 from bf16prof.reports import palette
 from bf16prof.reports.verdict import beside_the_allocator as beside_text
 from bf16prof.reports.verdict import case_verdict, prediction_text, verdict
 from bf16prof.reports.views import run_views
+from bf16prof.step_records import PhaseMemory
 from bf16prof.verdict import gpu_limit
+from bf16prof.vocabulary import Component, Device, Phase, Source, Verdict
 
 GIB = 2**30
 LIMIT = gpu_limit(find_gpu("h100-80gb"), 4)

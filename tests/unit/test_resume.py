@@ -18,8 +18,9 @@ from bf16prof.measuring.places import Place
 from bf16prof.measuring.results import RankResult
 from bf16prof.measuring.resume import NOTHING, finished
 from bf16prof.profiles.load import load_profile
-from bf16prof.records import Device, PhaseMemory, Source
 from bf16prof.runs import Run, Status, load
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Device, Source
 
 
 def result(rank: int) -> RankResult:

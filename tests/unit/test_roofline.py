@@ -13,9 +13,9 @@ from bf16prof.measuring.utilisation import utilisation
 from bf16prof.profiles.gpus import all_gpus, find_gpu, gpu_named
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.schema import DataTypeSettings
-from bf16prof.records import Device, Offload, Phase, Source
 from bf16prof.reports.units import seconds
 from bf16prof.reports.work import work_rows
+from bf16prof.vocabulary import Device, Offload, Phase, Source
 
 SMALL = 124_439_808
 """Parameters of GPT-2 small."""

@@ -21,8 +21,8 @@ from bf16prof.models.shapes import inventory
 from bf16prof.profiles.load import load_profile, parse_set
 from bf16prof.profiles.models import HuggingFaceSettings
 from bf16prof.profiles.safetensors import read_shapes
-from bf16prof.records import Component, Device
 from bf16prof.runs import read
+from bf16prof.vocabulary import Component, Device
 
 BERT = {
     "model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -15,9 +15,10 @@ import bf16prof
 from bf16prof.commands.script_estimate import script_estimate
 from bf16prof.dry_run.tracker import written
 from bf16prof.profiles.shipped import preset_files, shipped_text
-from bf16prof.records import Case, MemoryRecord, Source, Workload
+from bf16prof.records import Case, MemoryRecord, Workload
 from bf16prof.scripts.described import Described, described
 from bf16prof.scripts.workload import Calls
+from bf16prof.vocabulary import Source
 
 LLAMA: dict[str, Any] = json.loads(shipped_text(preset_files()["llama3.2-1b"]))["model"]["hf_config"]
 """A model whose passes come with the package."""

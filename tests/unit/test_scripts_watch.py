@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bf16prof.engine.phases import PhaseMarks
-from bf16prof.records import Phase, PhaseMemory
 from bf16prof.scripts.holders import held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.main import SeenEnough
 from bf16prof.scripts.watch import Watch
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Phase
 
 
 class Meter:

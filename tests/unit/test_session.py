@@ -15,8 +15,9 @@ from bf16prof.measuring import session
 from bf16prof.measuring.launcher import RanksOutcome
 from bf16prof.measuring.results import RankResult
 from bf16prof.profiles.load import load_profile
-from bf16prof.records import Device, PhaseMemory
 from bf16prof.runs import RESERVE, Status, load
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Device
 
 RANK = RankResult(0, 1, Status.FINISHED, Device.CPU, "cpu", parameters=123, init=PhaseMemory(40, 30), allocated_bytes=95)
 

@@ -26,12 +26,12 @@ from bf16prof.models.shapes import ParameterSpec
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import load_profile, preset_names
 from bf16prof.profiles.models import HuggingFaceSettings
-from bf16prof.records import Component, Device, Label
 from bf16prof.signatures import inquiry, shipped, store
 from bf16prof.signatures.general import General
 from bf16prof.signatures.inquiry import Inquiry
 from bf16prof.signatures.signature import Called, HeldTensor, Signature
 from bf16prof.signatures.sources import ReadSources
+from bf16prof.vocabulary import Component, Device, Label
 
 __all__ = ["main"]
 

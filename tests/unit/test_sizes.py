@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from bf16prof.engine.attribution import attribute
-from bf16prof.records import Component, Device, Item, MemoryRecord, OutOfMemory, Phase, Source, Timeline, with_other
+from bf16prof.records import Item, MemoryRecord, OutOfMemory, Timeline, with_other
+from bf16prof.vocabulary import Component, Device, Phase, Source
 
 BELOW_ZERO: dict[str, Callable[[], object]] = {
     "item": lambda: Item(Component.OTHER, "x", -1),

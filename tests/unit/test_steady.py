@@ -16,7 +16,7 @@ from bf16prof.cases import Job
 from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.wrappers import model_states
 from bf16prof.engine.attribution import attribute
-from bf16prof.records import Device, Offload
+from bf16prof.vocabulary import Device, Offload
 
 pytestmark = DEEPSPEED_WARNINGS
 

@@ -18,7 +18,8 @@ from bf16prof.cases import Job
 from bf16prof.closed_form.anatomy import anatomy_of
 from bf16prof.closed_form.predict import predict
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
-from bf16prof.records import TRAINING, MemoryRecord, Offload, Phase
+from bf16prof.records import MemoryRecord
+from bf16prof.vocabulary import TRAINING, Offload, Phase
 
 STORED: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "dry-runs.json").read_text())["jobs"]
 SCALARS = 2 * ALLOCATOR_BLOCK_BYTES

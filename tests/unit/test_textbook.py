@@ -12,7 +12,7 @@ from published import rows
 from bf16prof.closed_form.predict import predict
 from bf16prof.closed_form.textbook import readme_bytes, textbook, zero_paper_bytes
 from bf16prof.profiles.recipes import find_recipe
-from bf16prof.records import Phase
+from bf16prof.vocabulary import Phase
 
 PAPER = rows("ZeRO Table 1", "model_states_per_gpu")
 

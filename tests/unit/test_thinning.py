@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bf16prof import runs
-from bf16prof.records import MemoryRecord, StepRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.html import render
 from bf16prof.reports.losses import running_mean
 from bf16prof.reports.thinning import MOST_POINTS, as_kept, thinned
+from bf16prof.step_records import StepRecord
 
 LOSSES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), max_size=60)
 

@@ -11,8 +11,8 @@ import pytest
 import report_fixtures as fixtures
 from command_line import Main, main
 
-from bf16prof.records import StepRecord
 from bf16prof.reports import trackers
+from bf16prof.step_records import StepRecord
 
 __all__ = ["main"]  # a fixture
 

@@ -168,7 +168,7 @@ def test_deepspeed_makes_of_our_json_what_the_trainer_hands_it(name: str, stage:
     from bf16prof.engine.training import initialize
     from bf16prof.models.modules import build
     from bf16prof.profiles.schema import Profile
-    from bf16prof.records import Device
+    from bf16prof.vocabulary import Device
 
     table = {"type": "AdamW", "from_trainer": True, **trainer_optimizers()[name]["settings"]}
     settings = Profile.model_validate({**small_profile().model_dump(exclude_unset=True), "optimizer": table})
@@ -195,7 +195,7 @@ def test_offloaded_it_is_deepspeeds_own_as_accelerate_makes_it() -> None:
 
     from bf16prof.engine.config import BasicOptimizer, deepspeed_config, engine_facts
     from bf16prof.profiles.schema import Profile
-    from bf16prof.records import Offload
+    from bf16prof.vocabulary import Offload
 
     table = {"type": "AdamW", "from_trainer": True, "torch_adam": True, "fused": True}
     settings = Profile.model_validate({**small_profile().model_dump(exclude_unset=True), "optimizer": table})

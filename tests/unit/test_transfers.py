@@ -11,7 +11,7 @@ from jobs import job, profile, step_work
 
 from bf16prof.cases import Job
 from bf16prof.closed_form.predict import predict
-from bf16prof.records import Collective, Phase
+from bf16prof.vocabulary import Collective, Phase
 
 PAPERS: dict[str, Any] = {
     "use_multi_rank_bucket_allreduce": False,

@@ -14,7 +14,8 @@ from bf16prof.planning.judge import Judge
 from bf16prof.planning.question import Question, Setting
 from bf16prof.profiles.beside import beside_the_allocator
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import Component, Device, Item, MemoryRecord, Offload, OutOfMemory, Phase, PhaseMemory, Source, Verdict
+from bf16prof.records import Item, MemoryRecord, OutOfMemory
+from bf16prof.step_records import PhaseMemory
 from bf16prof.verdict import (
     MARGIN,
     MARGIN_EXPANDABLE,
@@ -27,6 +28,7 @@ from bf16prof.verdict import (
     judged,
     of_a_run,
 )
+from bf16prof.vocabulary import Component, Device, Offload, Phase, Source, Verdict
 
 GIB = 2**30
 GPU = find_gpu("h100-80gb")

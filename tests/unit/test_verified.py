@@ -15,9 +15,10 @@ from bf16prof.planning.judge import Judge
 from bf16prof.planning.question import Question, powers_of_two
 from bf16prof.planning.verified import tight_ones, verified
 from bf16prof.profiles.gpus import find_gpu
-from bf16prof.records import MemoryRecord, Offload, Source, Verdict
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import plan_rows
 from bf16prof.verdict import Replays, judged
+from bf16prof.vocabulary import Offload, Source, Verdict
 
 
 class DryRuns:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bf16prof.records import Phase
 from bf16prof.runs import where_file
+from bf16prof.vocabulary import Phase
 from bf16prof.whereabouts import WIDTH, Where, Whereabouts, hanging, read_where, where_they_were
 
 THREAD = "\n\nThread 0x1 (most recent call first):\n"

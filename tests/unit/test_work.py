@@ -14,7 +14,7 @@ from bf16prof.models.modules import build
 from bf16prof.models.shapes import inventory
 from bf16prof.profiles.models import ModelSettings
 from bf16prof.profiles.schema import Profile
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2"},

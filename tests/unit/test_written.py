@@ -21,7 +21,7 @@ from bf16prof.engine.labels import CUBLAS_WORKSPACES
 from bf16prof.models.autograd.events import LOSS
 from bf16prof.profiles.gpus import find_gpu
 from bf16prof.profiles.load import Override, load_profile
-from bf16prof.records import Device, Offload, Phase
+from bf16prof.vocabulary import Device, Offload, Phase
 
 RECIPES = ("bf16-full", "bf16-fp32-master", "fp32", "autocast-fp32", "bf16-full-autocast")
 ZERO: dict[str, tuple[object, ...]] = {

@@ -16,7 +16,8 @@ from bf16prof.closed_form.wrappers.wrapper import global_norm
 from bf16prof.engine import labels
 from bf16prof.models.autograd.events import GRADIENT
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Collective, Phase, Transfer
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Phase
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job

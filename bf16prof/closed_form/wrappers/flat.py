@@ -12,7 +12,8 @@ from bf16prof.closed_form.transfers import Ranks
 from bf16prof.closed_form.wrappers.wrapper import OptimizerWrapper
 from bf16prof.engine import labels
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Collective, Phase, Transfer
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Phase
 
 
 class FlatOptimizer(OptimizerWrapper, ABC):

@@ -10,7 +10,7 @@ from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.wrappers.stage0 import ReplicatedOptimizer
 from bf16prof.engine import labels
 from bf16prof.models.autograd.events import GRADIENT
-from bf16prof.records import Component
+from bf16prof.vocabulary import Component
 
 if TYPE_CHECKING:
     from bf16prof.closed_form.strategy import Strategy

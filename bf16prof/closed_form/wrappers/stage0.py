@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from bf16prof.closed_form.gradients import AllReduction
 from bf16prof.closed_form.transfers import Ranks
 from bf16prof.closed_form.wrappers.wrapper import OptimizerWrapper
-from bf16prof.records import Collective, Phase, Transfer
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Phase
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job

@@ -27,7 +27,8 @@ from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.transfers import HostLink, Ranks
 from bf16prof.engine import labels
 from bf16prof.engine.config import dtype_bytes, offloads_optimizer
-from bf16prof.records import Label, Transfer
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Label
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job

@@ -22,7 +22,8 @@ from bf16prof.engine import labels
 from bf16prof.engine.config import overlaps_communication
 from bf16prof.models.autograd.events import ParameterKey
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Collective, Label, Phase, Transfer
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Label, Phase
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job

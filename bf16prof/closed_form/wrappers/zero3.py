@@ -20,8 +20,9 @@ from bf16prof.engine.config import dtype_bytes, offloads_parameters
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.profiles.optimizers import all_optimizers
 from bf16prof.profiles.schema import ZeroSettings
-from bf16prof.records import Collective, Device, Label, Phase, Transfer
 from bf16prof.rounding import ceil_div
+from bf16prof.step_records import Transfer
+from bf16prof.vocabulary import Collective, Device, Label, Phase
 
 if TYPE_CHECKING:
     from bf16prof.cases import Job

@@ -21,11 +21,13 @@ from bf16prof.engine.phases import PhaseMarks
 from bf16prof.engine.training import parameter_count
 from bf16prof.models.autograd.events import GRADIENT
 from bf16prof.profiles.gpus import Gpu
-from bf16prof.records import Component, Item, MemoryRecord, Phase, PhaseMemory, merge_phases
+from bf16prof.records import Item, MemoryRecord, merge_phases
 from bf16prof.scripts.described import Described, described
 from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, unchecked, workload_of_engine
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Component, Phase
 from bf16prof.whereabouts import Whereabouts
 
 BATCH_WORDS = "batches or shapes differ from step to step"

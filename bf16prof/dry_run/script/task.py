@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bf16prof.documents import SCHEMA_VERSION
-from bf16prof.records import STRICT
 from bf16prof.scripts.command import Script
+from bf16prof.vocabulary import STRICT
 
 
 @dataclass(frozen=True)

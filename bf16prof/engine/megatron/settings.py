@@ -12,7 +12,7 @@ from bf16prof.cases import Job
 from bf16prof.engine.config import BasicOptimizer, EngineFacts, Wrapper
 from bf16prof.parallelism import FLAGS
 from bf16prof.profiles.optimizers import all_optimizers
-from bf16prof.records import Component, Device, Offload
+from bf16prof.vocabulary import Component, Device, Offload
 
 PACKAGE = "megatron-core"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 
 class Probe(Protocol):

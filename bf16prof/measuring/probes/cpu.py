@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 LIMIT_VARIABLE = "BF16PROF_CPU_MEMORY_LIMIT"
 """Bytes after which the allocator reports out of memory, as a GPU of that size would."""

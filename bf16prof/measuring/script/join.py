@@ -16,8 +16,9 @@ from bf16prof.measuring.machine import environment, hardware, versions
 from bf16prof.measuring.record import TrainedSubject, record_of_ranks
 from bf16prof.measuring.results import OfScript, RankResult, load_rank
 from bf16prof.profiles.gpus import Gpu, gpu_named
-from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.runs import MANIFEST, SCRIPT_FOLDER, CaseStatus, Manifest, Node, Run, Status, command_line, now, read, save
+from bf16prof.vocabulary import Device
 
 UNKNOWN_CASE = "not known: no engine took a step"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bf16prof.measuring.probes import Probe
-from bf16prof.records import StepRecord
+from bf16prof.step_records import StepRecord
 
 MOST = 4096
 """Losses that are kept, over all micro-steps."""

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bf16prof.measuring.probes import Probe
-from bf16prof.records import Phase, PhaseMemory, merge_phases
+from bf16prof.records import merge_phases
+from bf16prof.step_records import PhaseMemory
+from bf16prof.vocabulary import Phase
 
 
 class MarkReading(NamedTuple):

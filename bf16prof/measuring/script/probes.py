@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from bf16prof.measuring.probes import Probe
-from bf16prof.records import Device
+from bf16prof.vocabulary import Device
 
 PEAKS = ("allocated_bytes.all.peak", "reserved_bytes.all.peak")
 ALL_PEAKS = (*PEAKS, "active_bytes.all.peak", "requested_bytes.all.peak")

@@ -20,12 +20,13 @@ from bf16prof.measuring.script.device import DeviceView
 from bf16prof.measuring.script.losses import Losses
 from bf16prof.measuring.script.steps import SeenSteps
 from bf16prof.measuring.worker import started_result
-from bf16prof.records import Item, Phase
+from bf16prof.records import Item
 from bf16prof.runs import Status
 from bf16prof.scripts.holders import are_outputs, held_by_frames
 from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.watch import Watch
 from bf16prof.scripts.workload import Calls, case_of_engine, main_engine, workload_of_engine
+from bf16prof.vocabulary import Phase
 from bf16prof.whereabouts import Whereabouts
 
 OURS = str(Path(__file__).parents[2])

@@ -18,7 +18,7 @@ from bf16prof.measuring.prepare import of_cpu_script, prepare_parts
 from bf16prof.measuring.results import GuestTask
 from bf16prof.measuring.script.join import UNKNOWN_CASE, join
 from bf16prof.measuring.waiting import heartbeat
-from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.runs import (
     SCRIPT,
     SCRIPT_FOLDER,
@@ -32,6 +32,7 @@ from bf16prof.runs import (
     save,
     save_manifest,
 )
+from bf16prof.vocabulary import Device
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Any
 from bf16prof.measuring.probes import Probe
 from bf16prof.measuring.script.marks import GuestMarks, MarkReading, memory_of, seconds_of
 from bf16prof.measuring.worker import recorded_event
-from bf16prof.records import TRAINING, Phase, PhaseMemory, StepRecord, merge_phases
+from bf16prof.records import merge_phases
+from bf16prof.step_records import PhaseMemory, StepRecord
+from bf16prof.vocabulary import TRAINING, Phase
 
 
 def stamps(probe: Probe) -> tuple[Callable[[], Any], Callable[[Any, Any], float]]:

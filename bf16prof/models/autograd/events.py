@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bf16prof.records import Component, Label
+from bf16prof.vocabulary import Component, Label
 
 GRADIENT: Label = (Component.GRADIENTS, "parameter gradients")
 

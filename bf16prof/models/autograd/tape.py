@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bf16prof.models.autograd.events import BEFORE, GRADIENT, NO_LAYER, RECOMPUTED, Event, ParameterKey, SectionKey
-from bf16prof.records import Component, Label
 from bf16prof.reductions import USUAL_PROCESSOR, Processor
+from bf16prof.vocabulary import Component, Label
 
 LOCAL = 2
 """`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's argument."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.records import Component
 from bf16prof.reports import palette
 from bf16prof.reports.units import gib, share
 from bf16prof.reports.views import component_name
+from bf16prof.vocabulary import Component
 
 WIDEST = 100
 _FREE, _LIMIT, _UNTOLD = ".", "|", "?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.records import Component, Item, MemoryRecord, Phase
+from bf16prof.records import Item, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, note, safe, table
 from bf16prof.reports.console.peak import training_peak, verdict_line
 from bf16prof.reports.ranks import imbalance, ranks_table
@@ -13,6 +13,7 @@ from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, share, wh
 from bf16prof.reports.verdict import beside_the_allocator, verdict
 from bf16prof.reports.views import MEMORY_TOTALS, bound, case_label, component_name, total_text
 from bf16prof.reports.work import HEADERS, work_rows
+from bf16prof.vocabulary import Component, Phase
 
 _COLUMNS = (Column("component", "left", key=True), Column("size"), Column("bytes"), Column("share"), Column("allocated by", "left"))
 

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from bf16prof.profiles.gpus import gpu_named
-from bf16prof.records import Case, Device, MemoryRecord, Offload
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import MESSAGE_LIMIT, gib, inert, seconds, signed_percent, whole
 from bf16prof.reports.verdict import verdict
+from bf16prof.vocabulary import Device, Offload
 
 _Row = tuple[int, int, Offload, str]
 

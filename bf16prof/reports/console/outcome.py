@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bf16prof.records import MemoryRecord, Source
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.chosen import headline_case, needs
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.bar import memory_bar
@@ -27,6 +27,7 @@ from bf16prof.reports.units import AS_PRINTED, AT_LEAST, CONSISTENT, EXACT, UNKN
 from bf16prof.reports.verdict import Style, case_verdict, verdict
 from bf16prof.reports.views import CaseView, Headline, Line, headline, losses, provenance, run_views
 from bf16prof.runs import Run, Status
+from bf16prof.vocabulary import Source
 
 MOST_NAMES = 3
 """Of more cases that do not fit, the table says which."""

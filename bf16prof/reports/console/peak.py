@@ -5,12 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.records import Component, MemoryRecord
+from bf16prof.records import MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, table
 from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import gib, inert, share, whole
 from bf16prof.reports.verdict import Said
 from bf16prof.reports.views import PEAK_ITEMS, component_name, largest
+from bf16prof.vocabulary import Component
 
 _COMPONENTS = (Column("component", "left", key=True), Column("between steps"), Column("at the peak"), Column("bytes"), Column("share"))
 _ITEMS = (Column("largest", "left", key=True), Column("component", "left"), Column("size"), Column("bytes"), Column("share"))

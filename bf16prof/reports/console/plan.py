@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from bf16prof.plans import Outlook, Plan
-from bf16prof.records import MemoryRecord, Offload, Phase
+from bf16prof.records import MemoryRecord
 from bf16prof.reports import plan_rows
 from bf16prof.reports.cells import Cell, Table
 from bf16prof.reports.console.bar import memory_bar
@@ -20,6 +20,7 @@ from bf16prof.reports.palette import CONSOLE
 from bf16prof.reports.units import gib, inert
 from bf16prof.reports.verdict import STYLES
 from bf16prof.verdict import allocator_limit
+from bf16prof.vocabulary import Offload, Phase
 
 _KEYS = ("#", "GPUs", "ZeRO", "recipe", "change", "alive at the training peak")
 _FOLDED = {"micro-batch": "micro-\nbatch", "tokens/s at most": "tokens/s\nat most"}

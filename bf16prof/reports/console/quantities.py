@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from bf16prof.records import Source
 from bf16prof.reports.console.layout import Column, table
 from bf16prof.reports.units import AS_PRINTED, CONSISTENT, EXACT, signed_bytes, signed_percent
 from bf16prof.reports.views import CaseView, Line, value_text
+from bf16prof.vocabulary import Source
 
 
 def quantities(view: CaseView, console: Console, *, logged_only: bool = False) -> None:

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 from bf16prof.bounds import bound_notes
-from bf16prof.records import Source
 from bf16prof.reports.console.asked import asked
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.console.losses import losses_in_numbers, price_in_learning
@@ -28,6 +27,7 @@ from bf16prof.reports.units import (
 from bf16prof.reports.verdict import VERDICT, Said, case_verdict
 from bf16prof.reports.views import CaseView, Line, headline, loss_text, references, run_views, total_text
 from bf16prof.runs import Run
+from bf16prof.vocabulary import Source
 
 
 def reconciliation(runs: Sequence[Run], console: Console) -> None:

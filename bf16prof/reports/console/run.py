@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bf16prof.records import Case, Device, MemoryRecord
+from bf16prof.records import Case, MemoryRecord
 from bf16prof.reports.console.layout import Column, heading, mark, note, safe, table
 from bf16prof.reports.ranks import imbalance, several_hosts
 from bf16prof.reports.units import MESSAGE_LIMIT, inert, inert_lines, number, seconds
 from bf16prof.reports.verdict import prediction_text
 from bf16prof.reports.views import CaseView, case_label, loss_text, run_views, total_text
 from bf16prof.runs import CaseStatus, Run, Status
+from bf16prof.vocabulary import Device
 
 _STYLES = {Status.FINISHED: "green", Status.PLANNED: "dim", Status.RUNNING: "cyan"}
 
