@@ -1,9 +1,11 @@
-"""Write one folder that checks this program on a GPU node without network: wheels of all that is missing beside an installed torch, and the
-script that uses them (`gpu-check.sh`). Usage: `make gpu-bundle`.
+"""Write one folder that checks this program on a GPU node without network: wheels of all that is
+missing beside an installed torch, and the script that uses them (`gpu-check.sh`). Usage: `make
+gpu-bundle`.
 
-The wheels are those of the installed versions, for Python 3.12 and for the running Python on x86-64 Linux; DeepSpeed's is built without
-compiled operators (`DS_BUILD_OPS=0`). They are stored uncompressed in one xz archive: most of two wheels of numpy is the same library,
-which is packed once. pandas, which only tables in files need, is not in it.
+The wheels are those of the installed versions, for Python 3.12 and for the running Python on x86-64
+Linux; DeepSpeed's is built without compiled operators (`DS_BUILD_OPS=0`). They are stored
+uncompressed in one xz archive: most of two wheels of numpy is the same library, which is packed
+once. pandas, which only tables in files need, is not in it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Calibrate step times on a few measured cases and predict the others of a matrix: how far off are the predictions?
+"""Calibrate step times on a few measured cases and predict the others of a matrix: how far off are
+the predictions?
 
-`python benchmarks/calibration.py [FOLDER]` measures a small gpt2 on two CPU ranks, stages 0 to 3 x recipes x micro-batches, into FOLDER (a
-temporary one if not given; what is measured there already is read), and prints the table of docs/step-time.md.
+`python benchmarks/calibration.py [FOLDER]` measures a small gpt2 on two CPU ranks, stages 0 to 3 x
+recipes x micro-batches, into FOLDER (a temporary one if not given; what is measured there already
+is read), and prints the table of docs/step-time.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Dry-run drawn jobs and write what the real engine held into tests/data/dry-runs.json, which unit tests hold the closed form to."""
+"""Dry-run drawn jobs and write what the real engine held into tests/data/dry-runs.json, which unit
+tests hold the closed form to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How long `bf16prof estimate` takes: the grid inside one process, and the whole process beside others, as ratios in one run."""
+"""How long `bf16prof estimate` takes: the grid inside one process, and the whole process beside
+others, as ratios in one run."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ RECIPES = ("fp32", "autocast-fp32", "bf16-fp32-master", "fp16-fp32-master", "bf1
 
 
 def grid() -> int:
-    """Predict every admitted cell of 4 stages x 8 GPU counts x 6 recipes of the published example; how many there are."""
+    """Predict every admitted cell of 4 stages x 8 GPU counts x 6 recipes of the published example;
+    how many there are."""
     profile = load_profile("deepspeed-bf16-example").profile
     selection = Selection(profile, (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128), RECIPES, Device.GPU, find_gpu("h100-80gb"))
     jobs, _ = admit(expand(selection))
@@ -38,7 +40,8 @@ def grid() -> int:
 
 
 def sweep() -> int:
-    """What an autotuner asks in one process: micro-batch x length x stage x recipe of one model; how many cells there are."""
+    """What an autotuner asks in one process: micro-batch x length x stage x recipe of one model;
+    how many cells there are."""
     count = 0
     for micro, length in itertools.product((1, 2, 4, 8), (1024, 2048, 4096)):
         sets = {"workload.micro_batch_size": micro, "workload.sequence_length": length}
@@ -49,7 +52,8 @@ def sweep() -> int:
 
 
 def first_signature() -> None:
-    """The first estimate of a model that nothing is known of, its trace included, beside the imports that it takes."""
+    """The first estimate of a model that nothing is known of, its trace included, beside the
+    imports that it takes."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps({"model_type": "olmo2", "num_hidden_layers": 16, "hidden_size": 2048}), encoding="utf-8")
@@ -81,7 +85,8 @@ estimate_zero3_model_states_mem_needs_all_cold(1_557_611_200, 80_411_200, num_gp
 
 
 def others() -> None:
-    """DeepSpeed's own estimator, and accelerate's where it is installed, beside ours on GPT-2 XL."""
+    """DeepSpeed's own estimator, and accelerate's where it is installed, beside ours on GPT-2
+    XL."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(GPT2), encoding="utf-8")

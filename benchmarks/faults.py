@@ -1,4 +1,5 @@
-"""Try every fault class on every command, and write what came of it into `docs/faults.md` (`make faults`).
+"""Try every fault class on every command, and write what came of it into `docs/faults.md` (`make
+faults`).
 
     python benchmarks/faults.py [TRIES]
 

@@ -1,8 +1,10 @@
-"""Ten thousand mutants of valid files, to every reader in turn (`make fuzz`): no traceback, an exit code of 0 or 2, and no endless wait.
+"""Ten thousand mutants of valid files, to every reader in turn (`make fuzz`): no traceback, an exit
+code of 0 or 2, and no endless wait.
 
     python benchmarks/fuzz.py [INPUTS] [SEED]
 
-Where one breaks a reader, hypothesis makes it small; the smallest is kept in `tests/data/found`, which the test suite reads from then on.
+Where one breaks a reader, hypothesis makes it small; the smallest is kept in `tests/data/found`,
+which the test suite reads from then on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Which model types of transformers have a closed form, and how near it comes to the dry run.
 
-Of each a small model and a job are drawn, its own code is recorded, and its peaks are held against the dry run of the real engine.
+Of each a small model and a job are drawn, its own code is recorded, and its peaks are held against
+the dry run of the real engine.
 
-`make models` (an hour on two cores; nightly), or `python benchmarks/models.py SEED [TYPE ...]`. What is done is kept in
-`build/models.jsonl`, so that it goes on where it was stopped; types come in a drawn order, so that any part of them is a fair sample.
-Writes docs/models.md after every few types; not where types were named.
+`make models` (an hour on two cores; nightly), or `python benchmarks/models.py SEED [TYPE ...]`.
+What is done is kept in `build/models.jsonl`, so that it goes on where it was stopped; types come in
+a drawn order, so that any part of them is a fair sample. Writes docs/models.md after every few
+types; not where types were named.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class ModelRow:
-    """What is known of a model type: how near its closed form comes, or why there is nothing to compare (`reason`)."""
+    """What is known of a model type: how near its closed form comes, or why there is nothing to
+    compare (`reason`)."""
 
     seed: int
     code: str

@@ -1,4 +1,5 @@
-"""Write what the mutants came to into `docs/mutants.md`, from what `mutants.py run` has left in `mutants/` (`make mutants`)."""
+"""Write what the mutants came to into `docs/mutants.md`, from what `mutants.py run` has left in
+`mutants/` (`make mutants`)."""
 
 from __future__ import annotations
 

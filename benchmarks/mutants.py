@@ -1,8 +1,10 @@
-"""mutmut with tests that are collected once (`make mutants`): a mutant costs a fork and the tests up to the first that fails.
+"""mutmut with tests that are collected once (`make mutants`): a mutant costs a fork and the tests
+up to the first that fails.
 
-mutmut's fork server imports the tests; then pytest collects them anew for every mutant, and runs them in no order. Here it keeps what has
-been collected, has imported what tests import late, and runs the quickest first. No test has run before a fork, so that no mutant finds a
-cache that the code without it has filled.
+mutmut's fork server imports the tests; then pytest collects them anew for every mutant, and runs
+them in no order. Here it keeps what has been collected, has imported what tests import late, and
+runs the quickest first. No test has run before a fork, so that no mutant finds a cache that the
+code without it has filled.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ EXAMPLES = 20
 WALL_S = 300
 """Seconds after which a mutant that waits is ended."""
 LONG_S = 3.0
-"""A test that takes longer with a mutable copy of the code is not asked: each mutant that lives would pay for it."""
+"""A test that takes longer with a mutable copy of the code is not asked: each mutant that lives
+would pay for it."""
 
 LATE = (
     "bitsandbytes", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.zero.stage3", "optimi", "pandas", "peft",
@@ -100,7 +103,8 @@ class WithoutMemory:
 
 
 def _shares(item: pytest.Item) -> bool:
-    """Whether a test reads what a fixture made once for its module: the first test of it is said to have reached all that."""
+    """Whether a test reads what a fixture made once for its module: the first test of it is said to
+    have reached all that."""
     fixtures = getattr(item, "_fixtureinfo", None)
     return fixtures is not None and any(each.scope == "module" for made in fixtures.name2fixturedefs.values() for each in made)
 
@@ -118,6 +122,7 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
     isolation.PytestRunner = CollectedOnce
     register = isolation.register_timeout
-    # The limit of CPU time decides, which a busy machine does not shorten; this one ends those that sleep.
+    # The limit of CPU time decides, which a busy machine does not shorten; this one ends those that
+    # sleep.
     isolation.register_timeout = lambda pid, timeout_s: register(pid, WALL_S + timeout_s)
     mutmut.cli()

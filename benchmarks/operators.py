@@ -1,8 +1,10 @@
-"""The census of PyTorch's operators: what each keeps and allocates on a CPU, really and in the dry run (`make operators`).
+"""The census of PyTorch's operators: what each keeps and allocates on a CPU, really and in the dry
+run (`make operators`).
 
-It takes some twenty minutes on two cores. What is done is kept in `build/operators.jsonl`, so that it goes on where it was stopped; with
-`--again` what differed is done anew. It prints what differs, and writes `bf16prof/dry_run/hardware/cpu-operators.toml`, which the dry run
-reads, and `docs/operators.md`.
+It takes some twenty minutes on two cores. What is done is kept in `build/operators.jsonl`, so that
+it goes on where it was stopped; with `--again` what differed is done anew. It prints what differs,
+and writes `bf16prof/dry_run/hardware/cpu-operators.toml`, which the dry run reads, and
+`docs/operators.md`.
 """
 
 from __future__ import annotations

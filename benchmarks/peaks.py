@@ -1,7 +1,8 @@
-"""How near the closed form comes to the dry run: hypothesis looks for the worst case; the errors by stage and phase, as docs/closed-form.md
-has them.
+"""How near the closed form comes to the dry run: hypothesis looks for the worst case; the errors by
+stage and phase, as docs/closed-form.md has them.
 
-`make peaks`, or `python benchmarks/peaks.py EXAMPLES` - ten jobs an example, about half a minute each on two cores.
+`make peaks`, or `python benchmarks/peaks.py EXAMPLES` - ten jobs an example, about half a minute
+each on two cores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ DISTINCT = 0.02
 
 
 def search(examples: int) -> list[Judgement]:
-    """Every job that the search has looked at, once. It goes for the largest error, and so comes back to the same jobs."""
+    """Every job that the search has looked at, once. It goes for the largest error, and so comes
+    back to the same jobs."""
     found: dict[str, Judgement] = {}
 
     @settings(

@@ -1,7 +1,9 @@
-"""Hold plans that say "fits" against the dry run: `benchmarks/plan.py SEED...`, each a set of drawn questions (docs/plan.md: 0 1 2).
+"""Hold plans that say "fits" against the dry run: `benchmarks/plan.py SEED...`, each a set of drawn
+questions (docs/plan.md: 0 1 2).
 
-A plan is tried at the largest micro-batch that it says fits, where it is tightest. Printed are whether it runs out of memory, what share
-of the allocator's memory its peak takes and what share it reserves, and by how much the closed form misses the peak; then the docs' table.
+A plan is tried at the largest micro-batch that it says fits, where it is tightest. Printed are
+whether it runs out of memory, what share of the allocator's memory its peak takes and what share it
+reserves, and by how much the closed form misses the peak; then the docs' table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The light commands under every other Python that the package supports (`make pythons`): installed without torch, from the pins.
+"""The light commands under every other Python that the package supports (`make pythons`): installed
+without torch, from the pins.
 
-Takes the interpreters that it finds (`python3.12`, ... on the PATH or pyenv's); names those that it does not. Prints a line per version
-and command; the exit code is 1 where one fails.
+Takes the interpreters that it finds (`python3.12`, ... on the PATH or pyenv's); names those that it
+does not. Prints a line per version and command; the exit code is 1 where one fails.
 """
 
 from __future__ import annotations

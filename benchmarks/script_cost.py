@@ -1,8 +1,10 @@
-"""What it costs a script to be measured: its own step times with our probes and without, in turn, and whether it behaves the same.
+"""What it costs a script to be measured: its own step times with our probes and without, in turn,
+and whether it behaves the same.
 
-The script times its steps itself, keeps a file and leaves with a code of its own. Its times are those of the processor: one rank on one
-thread waits for nobody, and what else runs on the machine does not count. `measure` and `attach` watch its first steps closely,
-time the next ten, and then look no more; each has a line.
+The script times its steps itself, keeps a file and leaves with a code of its own. Its times are
+those of the processor: one rank on one thread waits for nobody, and what else runs on the machine
+does not count. `measure` and `attach` watch its first steps closely, time the next ten, and then
+look no more; each has a line.
 """
 
 from __future__ import annotations
@@ -141,8 +143,9 @@ with rank.watching():
     rank.listen_no_more()
     print(timed - bare, seconds(engine) - bare)
 """
-"""Steps of an engine that does nothing, with so many modules: the processor time that our hooks add to each. Python's garbage collection
-leaves out what torch has made when it was imported: one such collection takes as long as a thousand steps of ours."""
+"""Steps of an engine that does nothing, with so many modules: the processor time that our hooks add
+to each. Python's garbage collection leaves out what torch has made when it was imported: one such
+collection takes as long as a thousand steps of ours."""
 
 
 def hooks(modules: int) -> tuple[float, float]:
@@ -188,11 +191,12 @@ for _ in range(rounds):
     after = bare()
     print(*before, *timed, *after)
 """
-"""Twenty steps that are timed, between twenty without us and twenty after us, again and again in one process: of each the median, in
-seconds of the processor and of the clock. What else runs on the machine is in neighbours alike. The counting allocator is there always.
+"""Twenty steps that are timed, between twenty without us and twenty after us, again and again in
+one process: of each the median, in seconds of the processor and of the clock. What else runs on the
+machine is in neighbours alike. The counting allocator is there always.
 
-Memory settles in the warm-up, so the others pause in the same way: on a machine that does other work, pauses alone were seen to move the
-next twenty steps of 3 ms by 0.4 ms each."""
+Memory settles in the warm-up, so the others pause in the same way: on a machine that does other
+work, pauses alone were seen to move the next twenty steps of 3 ms by 0.4 ms each."""
 
 IN_TURN_ROUNDS = 15
 SIZES = ((64, 16, 2), (64, 16, 8), (256, 64, 8), (512, 256, 8))
@@ -200,8 +204,8 @@ SIZES = ((64, 16, 2), (64, 16, 8), (256, 64, 8), (512, 256, 8))
 
 
 def in_turn(width: int, rows: int, layers: int) -> list[tuple[float, float, float]]:
-    """For the processor's time and for the clock's: a step without us, what a timed step takes more, and half the distance of the quartiles
-    of that."""
+    """For the processor's time and for the clock's: a step without us, what a timed step takes
+    more, and half the distance of the quartiles of that."""
     words = [str(each) for each in (width, rows, layers, IN_TURN_ROUNDS)]
     done = subprocess.run([sys.executable, "-c", IN_TURN, *words], env=_one_rank(), capture_output=True, text=True, check=True)
     lines = done.stdout.partition("rounds:")[2].splitlines()

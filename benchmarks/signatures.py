@@ -1,9 +1,12 @@
-"""Record the signatures that ship with the package anew, and say what has changed (`make signatures`).
+"""Record the signatures that ship with the package anew, and say what has changed (`make
+signatures`).
 
-Of presets of transformers' models: in bf16, with and without checkpointing, at stages below 3 and at 3, for any batch and length, and
-whether the same happens in fp16; where that does not cover what is assumed of both, for that. In the other precisions that
-`estimate` shows: for what is assumed alone. Those that are new are written; where one of before has changed, its new content is written
-too, every change is printed, and the exit code is 1. Names of presets as arguments: those alone; `--points`: only what is for one point.
+Of presets of transformers' models: in bf16, with and without checkpointing, at stages below 3 and
+at 3, for any batch and length, and whether the same happens in fp16; where that does not cover what
+is assumed of both, for that. In the other precisions that `estimate` shows: for what is assumed
+alone. Those that are new are written; where one of before has changed, its new content is written
+too, every change is printed, and the exit code is 1. Names of presets as arguments: those alone;
+`--points`: only what is for one point.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ from bf16prof.tracing.session import Session
 from bf16prof.vocabulary import Device
 
 GPUS = ("h100-80gb", "a100-80gb")
-"""One for each set of attention kernels that ships: cuDNN's come first on compute capability 9.0, flash attention on 8.0."""
+"""One for each set of attention kernels that ships: cuDNN's come first on compute capability 9.0,
+flash attention on 8.0."""
 STAGES = (2, 3)
 RECIPE, IN_FP16 = "bf16-full", "fp16-fp32-master"
-"""Some of those that run a model whose parameters are in bf16, and in fp16; a signature is that of all of them."""
+"""Some of those that run a model whose parameters are in bf16, and in fp16; a signature is that of
+all of them."""
 OTHERS = ("fp32", "autocast-fp32", "bf16-full-autocast")
 """Of the other precisions that are shown first."""
 IN_ALL_PRECISIONS = ("llama3.1-8b",)
@@ -138,7 +143,8 @@ def _range(found: Range) -> str:
 
 
 def _write(words: str, inquiry: Inquiry, session: Session) -> bool:
-    """Write the answer at one point, unless the general one has it; whether it was there and was another one.
+    """Write the answer at one point, unless the general one has it; whether it was there and was
+    another one.
 
     An exact answer of before is held against the general one.
     """

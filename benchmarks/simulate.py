@@ -1,4 +1,5 @@
-"""How long a dry run takes: the published example beside `import deepspeed`, 65 billion parameters on 512 ranks, 512 ranks beside 4."""
+"""How long a dry run takes: the published example beside `import deepspeed`, 65 billion parameters
+on 512 ranks, 512 ranks beside 4."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Two hundred small runs with a random fault each, and what they leave behind (`make soak`): nothing may be.
+"""Two hundred small runs with a random fault each, and what they leave behind (`make soak`):
+nothing may be.
 
     python benchmarks/soak.py [RUNS] [SEED]
 
-Each run has a seed of its own, one more than the run before, and is told when it is over: where this was stopped after 100 runs,
-`soak.py 100 100` makes the rest. Nobody else may use `/dev/shm` meanwhile;
-`unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm; python benchmarks/soak.py'` has one of its own.
+Each run has a seed of its own, one more than the run before, and is told when it is over: where
+this was stopped after 100 runs, `soak.py 100 100` makes the rest. Nobody else may use `/dev/shm`
+meanwhile; `unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm; python benchmarks/soak.py'` has one of
+its own.
 """
 
 from __future__ import annotations

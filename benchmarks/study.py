@@ -1,8 +1,10 @@
-"""The same small model under every recipe that runs on this machine's CPU, three seeds each: what does a recipe cost in learning?
+"""The same small model under every recipe that runs on this machine's CPU, three seeds each: what
+does a recipe cost in learning?
 
-`python benchmarks/study.py [FOLDER]` trains what `study.toml` says on one CPU rank per run, two runs at a time, into FOLDER (runs/study if
-not given). What has finished there with the same command is not trained again, what was interrupted starts anew. Then it writes the
-tables and figures of docs/study.md between the marks in it.
+`python benchmarks/study.py [FOLDER]` trains what `study.toml` says on one CPU rank per run, two
+runs at a time, into FOLDER (runs/study if not given). What has finished there with the same command
+is not trained again, what was interrupted starts anew. Then it writes the tables and figures of
+docs/study.md between the marks in it.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ PROFILE = HERE / "study.toml"
 SEEDS = (1, 2, 3)
 WARMUP, STEPS, WATCHED = 3, 347, 5
 AT_ONCE = 2
-"""Runs at a time, of one rank with one thread each: on two cores faster than one run with two threads."""
+"""Runs at a time, of one rank with one thread each: on two cores faster than one run with two
+threads."""
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One recipe with one seed, at the lowest stage that takes the recipe, with the optimizer offloaded where there is no other way."""
+    """One recipe with one seed, at the lowest stage that takes the recipe, with the optimizer
+    offloaded where there is no other way."""
 
     recipe: str
     seed: int
@@ -79,12 +83,14 @@ class StudyRun:
 
 
 def trials() -> list[StudyRun]:
-    """Every recipe that DeepSpeed runs with every seed, seed by seed, so that an interrupted study has all recipes first."""
+    """Every recipe that DeepSpeed runs with every seed, seed by seed, so that an interrupted study
+    has all recipes first."""
     return [StudyRun(recipe, seed, *_room(recipe)) for seed in SEEDS for recipe in runnable_recipes()]
 
 
 def _room(recipe: str) -> tuple[int, Offload, bool]:
-    """The first stage, offloading and torch.optim (rather than DeepSpeed's own optimizer) that DeepSpeed takes the recipe with."""
+    """The first stage, offloading and torch.optim (rather than DeepSpeed's own optimizer) that
+    DeepSpeed takes the recipe with."""
     rooms = itertools.product(STAGES, (Offload.NONE, Offload.OPTIMIZER), (True, False))
     return next(room for room in rooms if refusal_reason(StudyRun(recipe, SEEDS[0], *room).job) is None)
 
@@ -136,7 +142,8 @@ class Study:
 
     @classmethod
     def of(cls, results: Sequence[Run], failed: Mapping[str, str]) -> Study:
-        """The study of these runs; `failed`: recipes of which a run did not finish, with the reason."""
+        """The study of these runs; `failed`: recipes of which a run did not finish, with the
+        reason."""
         finished = tuple(run for run in results if run.manifest.status is Status.FINISHED)
         groups = {group.recipe: group for group in seed_groups(run_views(finished))}
         return cls(finished, groups, {recipe: said for recipe, said in failed.items() if recipe not in groups})
@@ -147,7 +154,8 @@ PAIRS = (
     ("bf16-full", "bf16-pure"), ("bf16-master", "bf16-full"), ("bf16-full-autocast", "bf16-full"),
     ("bf16-stochastic-rounding", "bf16-pure"), ("bf16-kahan", "bf16-pure"), ("bf16-kahan", "bf16-fp32-master"),
 )  # fmt: skip
-"""Recipes that differ in one thing, or that a question of the literature sets against each other."""
+"""Recipes that differ in one thing, or that a question of the literature sets against each
+other."""
 
 
 def facts(study: Study) -> str:
@@ -171,7 +179,8 @@ def facts(study: Study) -> str:
 
 
 def recipe_table(study: Study) -> str:
-    """One row per recipe: where it ran, bytes, loss, its gap to fp32, and what became of the updates. Bold gaps exclude 0."""
+    """One row per recipe: where it ran, bytes, loss, its gap to fp32, and what became of the
+    updates. Bold gaps exclude 0."""
     rows = []
     for recipe, group in study.groups.items():
         case = group.views[0].case
@@ -245,7 +254,8 @@ def _less(loss: float | None, other: float | None) -> float | None:
 
 
 def picture(study: Study, target: Path) -> None:
-    """The figures of the report over these runs, and the gaps by step, one under the other, as a PNG."""
+    """The figures of the report over these runs, and the gaps by step, one under the other, as a
+    PNG."""
     views = run_views(study.runs)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "study.html"

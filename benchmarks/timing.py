@@ -1,4 +1,5 @@
-"""Whole processes and calls, timed in turn (A B A B ...) so that ratios hold when the machine's speed drifts; medians are quoted."""
+"""Whole processes and calls, timed in turn (A B A B ...) so that ratios hold when the machine's
+speed drifts; medians are quoted."""
 
 from __future__ import annotations
 

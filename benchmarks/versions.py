@@ -1,7 +1,9 @@
-"""Dry runs with every supported release of DeepSpeed, and with other releases of PyTorch and transformers (`make versions`).
+"""Dry runs with every supported release of DeepSpeed, and with other releases of PyTorch and
+transformers (`make versions`).
 
-Each release is installed alone, without what it requires, into a folder below `build/versions`, and put before the others. The same jobs
-are dry-run with each: stages 0 to 3, BF16_Optimizer, `zero.Init`, both offloads, and a Hugging Face model. Writes `docs/versions.md`.
+Each release is installed alone, without what it requires, into a folder below `build/versions`, and
+put before the others. The same jobs are dry-run with each: stages 0 to 3, BF16_Optimizer,
+`zero.Init`, both offloads, and a Hugging Face model. Writes `docs/versions.md`.
 
     python benchmarks/versions.py                     everything in `versions.toml`
     python benchmarks/versions.py torch-2.14.1=DIR    also with a package that lies in that folder
@@ -31,7 +33,8 @@ BESIDE = {
     "transformers-4": ["huggingface_hub<1.0", "tokenizers<=0.22.2", "requests", "urllib3", "charset_normalizer", "idna", "certifi"],
     "transformers-5.0": ["huggingface_hub<2.0", "tokenizers<=0.22.2", "httpx", "httpcore", "h11", "anyio", "sniffio", "idna", "certifi"],
 }
-"""What releases of transformers refuse to be imported without, in a form that the newest no longer takes."""
+"""What releases of transformers refuse to be imported without, in a form that the newest no longer
+takes."""
 
 LLAMA = str(ROOT / "tests" / "data" / "hf-llama.json")
 CPU_DEMO = "cpu-demo"
@@ -82,7 +85,8 @@ def row(paths: list[Path]) -> dict[str, str]:
 
 
 def one() -> None:
-    """Run the jobs here, and print for each its bytes between steps and at the peak, or why there are none."""
+    """Run the jobs here, and print for each its bytes between steps and at the peak, or why there
+    are none."""
     from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, simulate
 
     wanted = jobs()

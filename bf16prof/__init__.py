@@ -5,8 +5,8 @@
     outcome = bf16prof.estimate("llama3.1-8b", gpus=8, gpu="h100", zero=3)
     outcome.records[0].peak_allocated_bytes
 
-Each function is a command of the terminal; `bf16prof.api` documents them. They are imported when somebody asks for them, so that
-`import bf16prof` costs nothing.
+Each function is a command of the terminal; `bf16prof.api` documents them. They are imported when
+somebody asks for them, so that `import bf16prof` costs nothing.
 """
 
 from importlib import import_module

@@ -1,16 +1,22 @@
-"""PyTorch's CUDA caching allocator without a GPU: what a dry run's tensors would cost the card that they are simulated on.
+"""PyTorch's CUDA caching allocator without a GPU: what a dry run's tensors would cost the card that
+they are simulated on.
 
-A training step does not take from a GPU the bytes that its tensors have. Blocks are rounded up, cut out of segments, cached per stream and
-never moved, so what the process reserves, and when it runs out, depends on the order of allocations and frees. This module replays that
-order, online, by the rules of c10/cuda/CUDACachingAllocator.cpp (class DeviceCachingAllocator; each docstring names the function that its
-facts are from) with the default settings: no `max_split_size_mb`, `garbage_collection_threshold`, `roundup_power2_divisions` or
-`large_segment_size_mb`, no private pools, no graph capture. `expandable_segments` is the one option that can be chosen, once and for all.
+A training step does not take from a GPU the bytes that its tensors have. Blocks are rounded up, cut
+out of segments, cached per stream and never moved, so what the process reserves, and when it runs
+out, depends on the order of allocations and frees. This module replays that order, online, by the
+rules of c10/cuda/CUDACachingAllocator.cpp (class DeviceCachingAllocator; each docstring names the
+function that its facts are from) with the default settings: no `max_split_size_mb`,
+`garbage_collection_threshold`, `roundup_power2_divisions` or `large_segment_size_mb`, no private
+pools, no graph capture. `expandable_segments` is the one option that can be chosen, once and for
+all.
 
 What a GPU would decide at run time is assumed:
 
-* Work that was queued on a stream is done by the next call of `allocate`: a block that another stream used comes back then, since
-  `malloc` begins with a look at the events (`process_events`). On a GPU that lags behind its host it comes back later.
-* A new segment lies above all earlier ones. The driver is free to choose; only ties between equally large free blocks depend on it.
+* Work that was queued on a stream is done by the next call of `allocate`: a block that another
+  stream used comes back then, since `malloc` begins with a look at the events (`process_events`).
+  On a GPU that lags behind its host it comes back later.
+* A new segment lies above all earlier ones. The driver is free to choose; only ties between equally
+  large free blocks depend on it.
 * The driver refuses memory that would take the segments past the limit, and no sooner.
 """
 
@@ -26,22 +32,26 @@ from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
 from bf16prof.rounding import round_up
 
 SMALL_BYTES = 1 << 20
-"""`kSmallSize`: the largest block of the small pool (`get_pool`), and the largest remainder that is not split off a large block."""
+"""`kSmallSize`: the largest block of the small pool (`get_pool`), and the largest remainder that is
+not split off a large block."""
 
 SMALL_SEGMENT_BYTES = 2 << 20
 """`kSmallBuffer`: a segment of the small pool (`get_allocation_size`)."""
 
 LARGE_SEGMENT_BYTES = 20 << 20
-"""`kLargeBuffer`, in later versions the default of `large_segment_size_mb`: the segment of large blocks under `OWN_SEGMENT_BYTES`."""
+"""`kLargeBuffer`, in later versions the default of `large_segment_size_mb`: the segment of large
+blocks under `OWN_SEGMENT_BYTES`."""
 
 OWN_SEGMENT_BYTES = 10 << 20
-"""`kMinLargeAlloc`: from this size on, a large block that finds no free one gets a segment of its own size (`get_allocation_size`)."""
+"""`kMinLargeAlloc`: from this size on, a large block that finds no free one gets a segment of its
+own size (`get_allocation_size`)."""
 
 SEGMENT_STEP_BYTES = 2 << 20
 """`kRoundLarge`: what the size of such a segment is a multiple of."""
 
 FIRST_ADDRESS, UNLIMITED_ADDRESS_BYTES = 0x7F00_0000_0000, 1 << 44
-"""Where the made-up address space begins, and what an expandable segment takes of it on a device without limit."""
+"""Where the made-up address space begins, and what an expandable segment takes of it on a device
+without limit."""
 
 Action = Literal["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "oom"]
 """What `torch.cuda.memory._snapshot()["device_traces"]` can say of an event."""
@@ -50,15 +60,18 @@ OnEvent = Callable[[Action, int, int, int], None]
 """Takes an event's action, address, size and stream."""
 
 State = Literal["active_allocated", "active_pending_free", "inactive", "unmapped"]
-"""What `torch.cuda.memory._snapshot()["segments"]` can say of a block, where nothing unmapped occurs.
+"""What `torch.cuda.memory._snapshot()["segments"]` can say of a block, where nothing unmapped
+occurs.
 
-A pending block is freed, but another stream may still use it. An unmapped one is address space of an expandable segment without memory.
+A pending block is freed, but another stream may still use it. An unmapped one is address space of
+an expandable segment without memory.
 """
 
 
 @dataclass(eq=False)
 class AllocatorOutOfMemory(Exception):
-    """The GPU has no room for a request, even without what the allocator had cached (`OutOfMemoryError` in `malloc`)."""
+    """The GPU has no room for a request, even without what the allocator had cached
+    (`OutOfMemoryError` in `malloc`)."""
 
     requested_bytes: int
     reserved_bytes: int
@@ -71,11 +84,12 @@ class AllocatorOutOfMemory(Exception):
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A piece of a segment (`struct Block`). Who allocated it keeps it to free it, once, and then forgets it.
+    """A piece of a segment (`struct Block`). Who allocated it keeps it to free it, once, and then
+    forgets it.
 
-    `size` is what counts as allocated, the `tail` included that was not split off; `requested` is what was asked for. `stream_uses` are
-    the streams other than its own that work on it. `prev` and `next` are its neighbours in the segment; the first block of a segment
-    stays the same object.
+    `size` is what counts as allocated, the `tail` included that was not split off; `requested` is
+    what was asked for. `stream_uses` are the streams other than its own that work on it. `prev` and
+    `next` are its neighbours in the segment; the first block of a segment stays the same object.
     """
 
     address: int
@@ -120,9 +134,10 @@ class Block:
 class Pool:
     """One stream's share of PyTorch's small or large pool (`struct BlockPool`).
 
-    `free` is ordered by size, then address (`BlockComparatorSize`). `unmapped` is the address space of expandable segments that no memory
-    backs, ordered by address (`BlockComparatorAddress`); they grow by `page_bytes` (`find_expandable_block`). `least_remainder` is the
-    smallest remainder that is split off a block: more than 1 MiB of a large one, unless expandable (`should_split`).
+    `free` is ordered by size, then address (`BlockComparatorSize`). `unmapped` is the address space
+    of expandable segments that no memory backs, ordered by address (`BlockComparatorAddress`); they
+    grow by `page_bytes` (`find_expandable_block`). `least_remainder` is the smallest remainder that
+    is split off a block: more than 1 MiB of a large one, unless expandable (`should_split`).
     """
 
     stream: int
@@ -139,7 +154,8 @@ class Pool:
             self.least_remainder += 0 if self.is_expandable else SMALL_BYTES
 
     def put(self, block: Block) -> Block:
-        """Enter an inactive or unmapped block, merged with its neighbours of the same state (`try_merge_blocks`)."""
+        """Enter an inactive or unmapped block, merged with its neighbours of the same state
+        (`try_merge_blocks`)."""
         right, left = block.next, block.prev
         if right is not None and right.state == block.state:
             self.drop(right)
@@ -162,9 +178,11 @@ class Pool:
             del self.unmapped[bisect_left(self.unmapped, (block.address,))]
 
     def take(self, size: int) -> Block | None:
-        """Take out the smallest free block of at least that size, of several the lowest (`get_free_block`).
+        """Take out the smallest free block of at least that size, of several the lowest
+        (`get_free_block`).
 
-        In expandable segments a larger block goes first if it is smaller with the unmapped space behind it counted in.
+        In expandable segments a larger block goes first if it is smaller with the unmapped space
+        behind it counted in.
         """
         free, index = self.free, bisect_left(self.free, (size,))
         if index == len(free):
@@ -187,7 +205,8 @@ class BlockInfo:
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment in a snapshot; of an expandable one, a stretch that is backed by memory. `blocks` tile it, in order of address."""
+    """A segment in a snapshot; of an expandable one, a stretch that is backed by memory. `blocks`
+    tile it, in order of address."""
 
     address: int
     size: int
@@ -198,13 +217,16 @@ class Segment:
 
 
 class CachingAllocator:
-    """One GPU's caching allocator, whose segments take `memory_bytes` at most (None: as much as they like).
+    """One GPU's caching allocator, whose segments take `memory_bytes` at most (None: as much as
+    they like).
 
-    The counters are those of `torch.cuda`: `allocated_bytes` is `memory_allocated`, `reserved_bytes` is `memory_reserved`, `retries` is
-    `num_alloc_retries`. `tail_bytes` is the part of `allocated_bytes` that is there only because remainders were too small to split off.
+    The counters are those of `torch.cuda`: `allocated_bytes` is `memory_allocated`,
+    `reserved_bytes` is `memory_reserved`, `retries` is `num_alloc_retries`. `tail_bytes` is the
+    part of `allocated_bytes` that is there only because remainders were too small to split off.
 
-    `on_event` hears of every event in the words of a memory snapshot's trace and with its sizes (`record_trace`): of a block what was
-    requested, of a segment its bytes. An "oom" has the free bytes of the device in place of an address, and the rounded size.
+    `on_event` hears of every event in the words of a memory snapshot's trace and with its sizes
+    (`record_trace`): of a block what was requested, of a segment its bytes. An "oom" has the free
+    bytes of the device in place of an address, and the rounded size.
     """
 
     def __init__(self, memory_bytes: int | None = None, *, expandable_segments: bool = False, on_event: OnEvent | None = None) -> None:
@@ -223,12 +245,15 @@ class CachingAllocator:
         self.limit_bytes = None
 
     def allocate(self, size: int, stream: int = 0, most: int = 1) -> Block:
-        """A block of at least that size for work on that stream (`malloc`, `alloc_found_block`), or `OutOfMemory`.
+        """A block of at least that size for work on that stream (`malloc`, `alloc_found_block`), or
+        `OutOfMemory`.
 
-        `most`: the same again up to so many times in a row, as long as that is cut out of the same free block, which is what happens: what
-        the first one leaves is then the best fit. All of them are one block here, of `requested` bytes together.
+        `most`: the same again up to so many times in a row, as long as that is cut out of the same
+        free block, which is what happens: what the first one leaves is then the best fit. All of
+        them are one block here, of `requested` bytes together.
 
-        No bytes cost nothing and change nothing: `NativeCachingAllocator::allocate` does not come as far as `malloc` then.
+        No bytes cost nothing and change nothing: `NativeCachingAllocator::allocate` does not come
+        as far as `malloc` then.
         """
         if size <= 0:
             return self._nothing(size, stream)
@@ -258,7 +283,8 @@ class CachingAllocator:
         return Block(0, 0, self._pool(True, stream), "active_allocated")
 
     def free(self, block: Block) -> None:
-        """Give a block back (`free`). It stops to count as allocated at once, even where another stream still uses it."""
+        """Give a block back (`free`). It stops to count as allocated at once, even where another
+        stream still uses it."""
         if block.state != "active_allocated":
             raise ValueError(f"{block} is not allocated")
         if not block.size:
@@ -274,20 +300,23 @@ class CachingAllocator:
             self._free_block(block)
 
     def record_stream(self, block: Block, stream: int) -> None:
-        """Say that work on another stream uses the block; its own stream does not matter (`recordStream`)."""
+        """Say that work on another stream uses the block; its own stream does not matter
+        (`recordStream`)."""
         if block.state != "active_allocated":
             raise ValueError(f"{block} is not allocated")
         if block.size and stream != block.stream:
             block.stream_uses = (block.stream_uses or set()) | {stream}
 
     def synchronize(self) -> None:
-        """Free the blocks that other streams still held, as PyTorch does at its next `malloc` (`process_events`) or `emptyCache`."""
+        """Free the blocks that other streams still held, as PyTorch does at its next `malloc`
+        (`process_events`) or `emptyCache`."""
         pending, self._pending = self._pending, []
         for block in pending:
             self._free_block(block)
 
     def empty_cache(self) -> None:
-        """Give back every segment that is one free block, and every free page of an expandable one (`release_cached_blocks`)."""
+        """Give back every segment that is one free block, and every free page of an expandable one
+        (`release_cached_blocks`)."""
         self.synchronize()
         release = self._unmap_block if self.is_expandable else self._release_block
         for pool in sorted(self._pools.values(), key=lambda each: (each.is_small, each.stream)):
@@ -315,9 +344,11 @@ class CachingAllocator:
         block.pool.put(block)
 
     def _grow(self, pool: Pool, size: int, requested: int) -> Block:
-        """A free block of at least that size in new memory, for which the cache is emptied if need be (`malloc`).
+        """A free block of at least that size in new memory, for which the cache is emptied if need
+        be (`malloc`).
 
-        PyTorch tries `release_available_cached_blocks` first, which gives back nothing without a `max_split_size`.
+        PyTorch tries `release_available_cached_blocks` first, which gives back nothing without a
+        `max_split_size`.
         """
         add = self._add_pages if self.is_expandable else self._add_segment
         block = add(pool, size)
@@ -349,7 +380,8 @@ class CachingAllocator:
             self._reserve("segment_free", block.address, -block.size, block.pool)
 
     def _add_pages(self, pool: Pool, size: int) -> Block | None:
-        """A free block where there is space to map it, or None; what was mapped till then stays (`try_allocate_expandable_block`)."""
+        """A free block where there is space to map it, or None; what was mapped till then stays
+        (`try_allocate_expandable_block`)."""
         block: Block | None = self._find_space(pool, size)
         while block is not None and (block.state == "unmapped" or block.size < size):
             mapped = 0 if block.state == "unmapped" else block.size
@@ -361,9 +393,11 @@ class CachingAllocator:
         return block
 
     def _find_space(self, pool: Pool, size: int) -> Block:
-        """The first of the lowest row of free and unmapped blocks that can hold that size (`find_expandable_block`).
+        """The first of the lowest row of free and unmapped blocks that can hold that size
+        (`find_expandable_block`).
 
-        Without one, it is a new segment, with address space for 1 1/8 of the device (`ExpandableSegment`) and nothing mapped.
+        Without one, it is a new segment, with address space for 1 1/8 of the device
+        (`ExpandableSegment`) and nothing mapped.
         """
         for _, unmapped in pool.unmapped:
             before = unmapped.prev
@@ -377,7 +411,8 @@ class CachingAllocator:
         return pool.put(block)
 
     def _map_block(self, hole: Block, size: int) -> Block | None:
-        """The free block that pages for an unmapped block's first bytes become part of, or None (`map_block`, `ExpandableSegment::map`)."""
+        """The free block that pages for an unmapped block's first bytes become part of, or None
+        (`map_block`, `ExpandableSegment::map`)."""
         pool, address = hole.pool, hole.address
         mapped = round_up(size, pool.page_bytes)
         if not self._has_room(mapped):
@@ -391,7 +426,8 @@ class CachingAllocator:
         return block
 
     def _unmap_block(self, block: Block) -> None:
-        """Give back the pages inside a free block, and an address space that has no others (`unmap_block`, `release_blocks`)."""
+        """Give back the pages inside a free block, and an address space that has no others
+        (`unmap_block`, `release_blocks`)."""
         pool = block.pool
         begin = round_up(block.address, pool.page_bytes)
         end = (block.address + block.size) // pool.page_bytes * pool.page_bytes

@@ -1,4 +1,5 @@
-"""The Python API: each function is a command of the terminal, with the same names, and returns records instead of printing them.
+"""The Python API: each function is a command of the terminal, with the same names, and returns
+records instead of printing them.
 
     >>> import bf16prof
     >>> recipe = "bf16-fp32-master"
@@ -9,8 +10,8 @@
     >>> outcome.to_dataframe()["recipe"].tolist()
     ['bf16-fp32-master']
 
-What is wrong raises a `Bf16profError` with a hint. Environment variables that stand for flags are not read. Nothing here imports torch
-but `simulate`, `measure` and what `plan` runs dry.
+What is wrong raises a `Bf16profError` with a hint. Environment variables that stand for flags are
+not read. Nothing here imports torch but `simulate`, `measure` and what `plan` runs dry.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ __all__ = ["Outcome", "Plans", "estimate", "import_logs", "load", "measure", "pl
 
 @called(EstimateFlags)
 def estimate(asked: Asked[EstimateFlags]) -> Outcome:
-    """Predict the memory of one GPU in closed form, over a grid of ZeRO stages, GPU counts and recipes; bytes in the records."""
+    """Predict the memory of one GPU in closed form, over a grid of ZeRO stages, GPU counts and
+    recipes; bytes in the records."""
     from bf16prof.commands.estimate import estimated
 
     return estimated(asked, read_request(asked))
@@ -52,7 +54,8 @@ class MeasureCall(MeasureFlags):
 
 @called(SimulateCall)
 def simulate(asked: Asked[SimulateCall]) -> Outcome:
-    """Dry-run the real DeepSpeed engine on fake tensors. Where a case fails, raises with the others on the error (`error.records`).
+    """Dry-run the real DeepSpeed engine on fake tensors. Where a case fails, raises with the others
+    on the error (`error.records`).
 
     `script=["train.py", "--its", "args"]` dry-runs a training script as it is.
     """
@@ -66,7 +69,8 @@ def simulate(asked: Asked[SimulateCall]) -> Outcome:
 
 @called(MeasureCall)
 def measure(asked: Asked[MeasureCall]) -> Outcome:
-    """Train for a few steps on real DeepSpeed ranks of this machine; the run directory is `outcome.run.path`.
+    """Train for a few steps on real DeepSpeed ranks of this machine; the run directory is
+    `outcome.run.path`.
 
     `script=["train.py", "--its", "args"]` measures a training script as it is.
     """
@@ -85,14 +89,16 @@ def plan(asked: Asked[PlanFlags]) -> Plans:
 
 @called(ImportFlags)
 def import_logs(asked: Asked[ImportFlags]) -> Outcome:
-    """Turn what others logged of a run into a run directory, with the estimate beside it where a model is named."""
+    """Turn what others logged of a run into a run directory, with the estimate beside it where a
+    model is named."""
     from bf16prof.commands.importing import imported
 
     return imported(asked)
 
 
 def load(path: str | Path) -> Outcome:
-    """A run directory, as `measure` and `import` write it. Raises `InputError` naming the file and the field that cannot be read."""
+    """A run directory, as `measure` and `import` write it. Raises `InputError` naming the file and
+    the field that cannot be read."""
     from bf16prof.reconcile import reconcile
 
     run = runs.load(Path(path))

@@ -1,4 +1,5 @@
-"""The Typer application: its commands, each imported when it is needed. Importing them all takes as long as an estimate."""
+"""The Typer application: its commands, each imported when it is needed. Importing them all takes as
+long as an estimate."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from bf16prof.commands.literal import LiteralTyper
 
 @dataclass(frozen=True)
 class CommandAt:
-    """A command, or a group of them: the module of `commands` that has it, its name there, and examples."""
+    """A command, or a group of them: the module of `commands` that has it, its name there, and
+    examples."""
 
     module: str
     attribute: str
@@ -95,7 +97,8 @@ COMMANDS = {
 
 
 def make_app(words: Sequence[str] = ()) -> LiteralTyper:
-    """The application for these words of a command line: of their command alone, where they begin with one."""
+    """The application for these words of a command line: of their command alone, where they begin
+    with one."""
     app = make_bare()
     for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
         _add(app, name, COMMANDS[name])
@@ -117,7 +120,8 @@ def make_bare() -> LiteralTyper:
 
 
 def front_page(words: Sequence[str]) -> LiteralTyper:
-    """The application for words that name no command, where one line says what each does: none is imported, none can be run."""
+    """The application for words that name no command, where one line says what each does: none is
+    imported, none can be run."""
     if any(word in COMMANDS for word in words):
         return make_app(words)
     app = make_bare()
@@ -138,7 +142,8 @@ def _add_line(app: LiteralTyper, name: str, entry: CommandAt) -> None:
 
 
 def _help_in(source: str, attribute: str) -> str | None:
-    """The help of a command, as its module has it: a function's docstring, or what a group is made with; `None` if it has neither."""
+    """The help of a command, as its module has it: a function's docstring, or what a group is made
+    with; `None` if it has neither."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
             return ast.get_docstring(node)
@@ -182,6 +187,7 @@ def common(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """Predict, measure and reconcile the memory of DeepSpeed training with low-precision recipes."""
+    """Predict, measure and reconcile the memory of DeepSpeed training with low-precision
+    recipes."""
     if context.invoked_subcommand is None:
         typer.echo(TO_TRY, nl=False)

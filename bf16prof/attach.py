@@ -1,7 +1,8 @@
-"""Attach to a job that somebody else launches: `torchrun ... -m bf16prof.attach -d RUN train.py --its args`, under any launcher.
+"""Attach to a job that somebody else launches: `torchrun ... -m bf16prof.attach -d RUN train.py
+--its args`, under any launcher.
 
-Each process runs the script as it is, and writes what it saw as one rank file into the run directory; nothing is launched.
-`bf16prof report RUN` joins the ranks.
+Each process runs the script as it is, and writes what it saw as one rank file into the run
+directory; nothing is launched. `bf16prof report RUN` joins the ranks.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Our own arguments and the script with its own: what begins with the first word that is neither a flag of ours nor a value of one.
+    """Our own arguments and the script with its own: what begins with the first word that is
+    neither a flag of ours nor a value of one.
 
     DeepSpeed's launcher puts a `--local_rank` before everything, which is meant for the script.
     """

@@ -1,4 +1,5 @@
-"""Operators whose memory a dry run does not fully count: how a record says so, and which of them a report is about."""
+"""Operators whose memory a dry run does not fully count: how a record says so, and which of them a
+report is about."""
 
 from __future__ import annotations
 

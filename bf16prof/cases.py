@@ -1,6 +1,8 @@
-"""From what the user said to cases: the product of stages, world sizes and recipes over one profile.
+"""From what the user said to cases: the product of stages, world sizes and recipes over one
+profile.
 
-A `Job` is a case together with everything that its names stand for; sources take jobs and give records.
+A `Job` is a case together with everything that its names stand for; sources take jobs and give
+records.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Job:
-    """One case with the profile and the recipe that it names, on the device it is predicted or measured for.
+    """One case with the profile and the recipe that it names, on the device it is predicted or
+    measured for.
 
     `assumed`: what of it nobody said, in a word each.
     """
@@ -42,7 +45,8 @@ class Job:
 
     @property
     def is_inside_zero_init(self) -> bool:
-        """Whether the model is built inside `deepspeed.zero.Init`: where that is asked for, at stage 3.
+        """Whether the model is built inside `deepspeed.zero.Init`: where that is asked for, at
+        stage 3.
 
         transformers builds no quantized model there (modeling_utils.py, `needs_zero3_init`).
         """
@@ -51,7 +55,8 @@ class Job:
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job as another process reads it from a file: names for what ships with the package, everything else in full."""
+    """A job as another process reads it from a file: names for what ships with the package,
+    everything else in full."""
 
     __pydantic_config__ = STRICT
 
@@ -75,7 +80,8 @@ class JobFile:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A case that its engine would reject or silently spoil: why, and recipes that work in its place."""
+    """A case that its engine would reject or silently spoil: why, and recipes that work in its
+    place."""
 
     case: Case
     reason: str
@@ -84,8 +90,8 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of ranks derives its batch sizes;
-    `assumed`, what nobody said (see `Job`).
+    """What the user selected. Empty `recipes` means: all that can run; `batch`, that each number of
+    ranks derives its batch sizes; `assumed`, what nobody said (see `Job`).
     """
 
     profile: Profile
@@ -100,9 +106,11 @@ class Selection:
 
 
 def expand(selection: Selection) -> list[Job]:
-    """All jobs of a selection, by stage, then world size, then recipe; where it names none, those that need nothing but DeepSpeed.
+    """All jobs of a selection, by stage, then world size, then recipe; where it names none, those
+    that need nothing but DeepSpeed.
 
-    Raises `InputError` for an unknown stage, world size or recipe, and `Refused` for a recipe that no engine runs.
+    Raises `InputError` for an unknown stage, world size or recipe, and `Refused` for a recipe that
+    no engine runs.
     """
     check_profile(selection.profile)
     check_sizes(selection.stages, selection.world_sizes)
@@ -158,7 +166,8 @@ def fills_groups(parallel: ParallelSettings, world_size: int) -> bool:
 
 
 def _require_whole_groups(parallel: ParallelSettings, world_size: int) -> None:
-    """Raise `InputError` where a group would lack ranks (DeepSpeed: runtime/sequence_parallel/parallel_state_sp.py, utils/groups.py)."""
+    """Raise `InputError` where a group would lack ranks (DeepSpeed:
+    runtime/sequence_parallel/parallel_state_sp.py, utils/groups.py)."""
     if not fills_groups(parallel, world_size):
         group = parallel.shared * parallel.expert
         raise InputError(
@@ -169,8 +178,8 @@ def _require_whole_groups(parallel: ParallelSettings, world_size: int) -> None:
 
 
 def check_profile(profile: Profile) -> None:
-    """Raise `InputError` unless the model's and the workload's sizes fit together, as far as that can be known without building it, and
-    DeepSpeed is told to do nothing that is not modelled.
+    """Raise `InputError` unless the model's and the workload's sizes fit together, as far as that
+    can be known without building it, and DeepSpeed is told to do nothing that is not modelled.
     """
     from bf16prof.models.shapes import inventory, require
 
@@ -195,8 +204,8 @@ def offload_of(profile: Profile) -> Offload:
 
 
 def _with_offload(profile: Profile, offload: Offload | None) -> Profile:
-    """The profile with its offloading set as the user asked; as it is when nothing was asked. An optimizer that is offloaded to files stays
-    there."""
+    """The profile with its offloading set as the user asked; as it is when nothing was asked. An
+    optimizer that is offloaded to files stays there."""
     if offload is None:
         return profile
     zero = profile.deepspeed.zero_optimization

@@ -1,8 +1,8 @@
 """Who may write a run directory: one process at a time, into a folder that is its own.
 
-A run directory is made with test-and-set and locked for the life of the run, by a lock that dies with its owner. `--force` removes the
-files that a run has written, in the folders that the old manifest names, and nothing else: where anything else lies among them nothing is
-removed at all.
+A run directory is made with test-and-set and locked for the life of the run, by a lock that dies
+with its owner. `--force` removes the files that a run has written, in the folders that the old
+manifest names, and nothing else: where anything else lies among them nothing is removed at all.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ REPORT_HEAD = b'<meta name="generator" content="bf16prof memory report">'
 
 @dataclass(frozen=True)
 class Claim:
-    """A run directory that is this process's own, and the names of the case folders in it of the run that it replaces."""
+    """A run directory that is this process's own, and the names of the case folders in it of the
+    run that it replaces."""
 
     path: Path
     old_cases: tuple[str, ...] = ()
 
     def clear(self, keep: Container[str] = ()) -> None:
-        """Remove the files of the old run, the manifest last; of one that goes on, the cases that are not to be kept.
+        """Remove the files of the old run, the manifest last; of one that goes on, the cases that
+        are not to be kept.
 
         What somebody has put there meanwhile stays, and is an `InputError`.
         """
@@ -53,10 +55,12 @@ class Claim:
 
 @contextlib.contextmanager
 def claimed(asked: Path | None, name: str, *, force: bool = False, beside: Sequence[Path] = ()) -> Iterator[Claim]:
-    """A run directory for this process alone while the context lasts: the one asked for, or a new one under `runs`, named after the time.
+    """A run directory for this process alone while the context lasts: the one asked for, or a new
+    one under `runs`, named after the time.
 
-    An existing run in it is refused, or with `force` may be cleared. `beside`: files that this command writes there as well. A folder that
-    was made here and stays empty is removed again, unless another process holds it by then. Raises `InputError` before anything is written.
+    An existing run in it is refused, or with `force` may be cleared. `beside`: files that this
+    command writes there as well. A folder that was made here and stays empty is removed again,
+    unless another process holds it by then. Raises `InputError` before anything is written.
     """
     try:
         path, made = (new_folder(name), True) if asked is None else (asked, _make(asked))
@@ -75,7 +79,8 @@ def claimed(asked: Path | None, name: str, *, force: bool = False, beside: Seque
 
 @contextlib.contextmanager
 def owned(path: Path) -> Iterator[None]:
-    """Hold the lock of an existing run directory. Raises `InputError` when another process writes it."""
+    """Hold the lock of an existing run directory. Raises `InputError` when another process writes
+    it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(path / LOCK))
@@ -87,7 +92,8 @@ def owned(path: Path) -> Iterator[None]:
 
 
 def new_folder(name: str) -> Path:
-    """Make the folder of a run for which the user named none: `runs/TIME-NAME`, with a number where that is taken.
+    """Make the folder of a run for which the user named none: `runs/TIME-NAME`, with a number where
+    that is taken.
 
     The folder is made here, so that no other process, on whatever host, gets the same.
     """
@@ -114,7 +120,8 @@ def _make(path: Path) -> bool:
 
 
 def _old_cases(path: Path, force: bool, beside: Sequence[Path]) -> tuple[str, ...]:
-    """The case folders of the run that lies there, all of which may be removed. Raises `InputError` where that may not be."""
+    """The case folders of the run that lies there, all of which may be removed. Raises `InputError`
+    where that may not be."""
     try:
         entries = sorted((entry for entry in os.scandir(path) if entry.name != LOCK), key=lambda entry: entry.name)
         if not entries:
@@ -140,7 +147,8 @@ def _old_cases(path: Path, force: bool, beside: Sequence[Path]) -> tuple[str, ..
 
 
 def _foreign(entry: os.DirEntry[str], cases: dict[str, int | None]) -> list[str]:
-    """What no run has written, of one entry of a run directory: itself, or files in it. A label that is no name matches no entry."""
+    """What no run has written, of one entry of a run directory: itself, or files in it. A label
+    that is no name matches no entry."""
     if entry.is_dir(follow_symlinks=False) and entry.name in cases:
         return [
             f"{entry.name}/{inner.name}"
@@ -156,13 +164,15 @@ def _case_files(world_size: int | None) -> Callable[[str], bool]:
 
 
 def _is_named(name: str, own: Callable[[str], bool]) -> bool:
-    """Whether a name is one of ours, or that of the temporary file of one, which a killed process leaves behind."""
+    """Whether a name is one of ours, or that of the temporary file of one, which a killed process
+    leaves behind."""
     temporary = TEMPORARY.fullmatch(name)
     return own(temporary["name"] if temporary else name)
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a case folder and the files in it, which have been looked at; never what is reached through a link."""
+    """Remove a case folder and the files in it, which have been looked at; never what is reached
+    through a link."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for name in os.listdir(descriptor):  # noqa: PTH208 - of the folder that was opened, whatever its name means by now

@@ -1,7 +1,8 @@
 """The program: one way in and one way out, errors and signals mapped to exit codes in one place.
 
-Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be accepted; interrupted: 130 by Ctrl-C, 143
-by SIGTERM, 129 by SIGHUP. Nothing is imported here that takes time, so that a signal finds its handler from the first instruction on.
+Exit codes: 0 ok, 1 internal error, 2 bad input, 3 the run failed, 4 an answer that was not to be
+accepted; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. Nothing is imported here that
+takes time, so that a signal finds its handler from the first instruction on.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> NoReturn:
         code = SIGNALLED + (signals.caught or signal.SIGINT)
     signals.leave_at_once()
     if signals.caught:
-        # Python remembers a KeyboardInterrupt that left an `exec` (dataclasses have one) and ends itself by SIGINT, whoever has caught it.
+        # Python remembers a KeyboardInterrupt that left an `exec` (dataclasses have one) and ends
+        # itself by SIGINT, whoever has caught it.
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -51,7 +53,8 @@ def main() -> NoReturn:
 
 
 class _Signals:
-    """Turns the first signal into a KeyboardInterrupt, whatever the program does; one that was ignored from the start stays so."""
+    """Turns the first signal into a KeyboardInterrupt, whatever the program does; one that was
+    ignored from the start stays so."""
 
     def __init__(self) -> None:
         self.caught: int = 0
@@ -73,14 +76,16 @@ class _Signals:
             signal.signal(number, lambda number, _frame: os._exit(SIGNALLED + number))
 
     def ignore(self) -> None:
-        """The exit code is decided. What remains of Python's own end would give signals their default back, which kills (`-2`)."""
+        """The exit code is decided. What remains of Python's own end would give signals their
+        default back, which kills (`-2`)."""
         for number in self._handled:
             signal.signal(number, signal.SIG_IGN)
 
 
 def _fill_closed_streams() -> None:
-    """Give each standard stream that was closed before the start something to be, else a file that is opened later takes its number, and
-    what is printed lands in it. Reading finds the end, messages are dropped; what is written to stdout fails, as on a full disk."""
+    """Give each standard stream that was closed before the start something to be, else a file that
+    is opened later takes its number, and what is printed lands in it. Reading finds the end,
+    messages are dropped; what is written to stdout fails, as on a full disk."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
@@ -126,7 +131,8 @@ _OF_A_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENFILE,
     errno.ENOSPC, errno.EDQUOT, errno.EIO,
 )  # fmt: skip
-"""What is wrong with a path that the user, another user or the machine has made so. To look whether it exists is enough for some."""
+"""What is wrong with a path that the user, another user or the machine has made so. To look whether
+it exists is enough for some."""
 
 
 def _require_working_directory() -> None:

@@ -1,5 +1,6 @@
-"""Where the kernel says what this process's container may have of the memory, and what has become of it: control groups, versions 1 and 2
-(the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst)."""
+"""Where the kernel says what this process's container may have of the memory, and what has become
+of it: control groups, versions 1 and 2 (the kernel's Documentation/admin-guide/cgroup-v1 and
+cgroup-v2.rst)."""
 
 from __future__ import annotations
 
@@ -20,15 +21,18 @@ UNLIMITED = 2**60
 
 
 def memory_limit() -> int | None:
-    """The bytes that this container may use, by its own group or one above it; `None` where there is no limit, or nobody can tell."""
+    """The bytes that this container may use, by its own group or one above it; `None` where there
+    is no limit, or nobody can tell."""
     found = [int(text) for path in memory_files(*LIMITS) if (text := text_of(path).strip()).isdecimal()]
     return min((limit for limit in found if limit < UNLIMITED), default=None)
 
 
 def memory_files(version_2: str, version_1: str) -> Iterator[Path]:
-    """Where that file of the memory controller may be: in this process's group and in those above it, the narrowest first.
+    """Where that file of the memory controller may be: in this process's group and in those above
+    it, the narrowest first.
 
-    In a container the path may be one that only its host has; then the root is the container's own group.
+    In a container the path may be one that only its host has; then the root is the container's own
+    group.
     """
     for line in text_of(MEMBERSHIP).splitlines() or ["0::/", "0:memory:/"]:
         _, controllers, group = (*line.split(":", 2), "", "")[:3]

@@ -18,7 +18,8 @@ _CONSTANTS = {None: "null", True: "true", False: "false"}
 
 
 def as_json(value: Any) -> Any:
-    """A record (or any part of one) as plain dicts, lists, strings and numbers, ready for `json.dumps`."""
+    """A record (or any part of one) as plain dicts, lists, strings and numbers, ready for
+    `json.dumps`."""
     if (names := _fields(type(value))) is not None:
         return {name: as_json(getattr(value, name)) for name in names}
     if isinstance(value, dict):
@@ -29,10 +30,12 @@ def as_json(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """A record, or anything that `as_json` takes, as a JSON text for people as well: indented, lists of numbers on one line.
+    """A record, or anything that `as_json` takes, as a JSON text for people as well: indented,
+    lists of numbers on one line.
 
-    Raises `ValueError` for numbers that JSON does not have (NaN, infinities). Written in one pass: with an indent, `json.dumps` does not
-    use its fast encoder, and a grid of some hundred records would take longer to be written than to be predicted.
+    Raises `ValueError` for numbers that JSON does not have (NaN, infinities). Written in one pass:
+    with an indent, `json.dumps` does not use its fast encoder, and a grid of some hundred records
+    would take longer to be written than to be predicted.
     """
     parts: list[str] = []
     _write(value, "\n", parts.append)
@@ -102,6 +105,7 @@ def raw_document(records: list[MemoryRecord] | tuple[MemoryRecord, ...], **more:
 
 
 def document(records: list[MemoryRecord] | tuple[MemoryRecord, ...], **more: Any) -> dict[str, Any]:
-    """The JSON document that every command prints: the schema version, the records, and what else the command adds."""
+    """The JSON document that every command prints: the schema version, the records, and what else
+    the command adds."""
     found: dict[str, Any] = as_json(raw_document(records, **more))
     return found

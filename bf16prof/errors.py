@@ -8,15 +8,18 @@
         ├── ToleranceExceeded  4   a prediction is further off than `--fail-over` allows
         └── DoesNotFit         4   `--fail-unless-fits`, and not every case fits
 
-The command line catches `Bf16profError` once, prints the message and the hint on one line each, and leaves with the code.
+The command line catches `Bf16profError` once, prints the message and the hint on one line each, and
+leaves with the code.
 """
 
 SIGNALLED = 128
-"""What is added to the number of a signal to make an exit code of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+"""What is added to the number of a signal to make an exit code of it: 130 for Ctrl-C, 143 for
+SIGTERM, 129 for SIGHUP."""
 
 
 def install_hint(extra: str) -> str:
-    """How to install what an optional part needs: an extra, as `train`, `hf`, `peft` or `megatron`."""
+    """How to install what an optional part needs: an extra, as `train`, `hf`, `peft` or
+    `megatron`."""
     return f"pip install 'bf16prof[{extra}]'"
 
 
@@ -35,17 +38,20 @@ class Bf16profError(Exception):
 
 
 class InputError(Bf16profError):
-    """A flag, a profile or a result file that cannot be used; the message names it and the field."""
+    """A flag, a profile or a result file that cannot be used; the message names it and the
+    field."""
 
     exit_code = 2
 
 
 class Refused(InputError):
-    """A case that no DeepSpeed engine can run as described; the hint names recipes that would work."""
+    """A case that no DeepSpeed engine can run as described; the hint names recipes that would
+    work."""
 
 
 class RunFailed(Bf16profError):
-    """A measurement that did not finish: a rank crashed, was killed, ran out of memory or out of time."""
+    """A measurement that did not finish: a rank crashed, was killed, ran out of memory or out of
+    time."""
 
     exit_code = 3
 

@@ -1,6 +1,8 @@
-"""The vocabulary of `bf16prof explain`: what an out-of-memory message says, what was predicted, and what would fit.
+"""The vocabulary of `bf16prof explain`: what an out-of-memory message says, what was predicted, and
+what would fit.
 
-`commands` puts it together from `imports`, `estimate` and `planning`; the reports show it. Bytes are of one GPU.
+`commands` puts it together from `imports`, `estimate` and `planning`; the reports show it. Bytes
+are of one GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class MessageAmount:
 class Prediction:
     """What was predicted for the phase in which memory ran out (`None`: for the whole run).
 
-    * `needed_bytes`: what the message proves at least, `rounding` bytes more or less. `limit_bytes`: what the allocator could have had.
+    * `needed_bytes`: what the message proves at least, `rounding` bytes more or less.
+      `limit_bytes`: what the allocator could have had.
     * `phases`: the predicted peak of each phase.
     """
 
@@ -55,10 +58,11 @@ class Prediction:
 class Explanation:
     """All that can be said of how a run ended.
 
-    * `failure`: in one line; empty for a log without an out-of-memory message. `phase` and what says it (`evidence`).
+    * `failure`: in one line; empty for a log without an out-of-memory message. `phase` and what
+      says it (`evidence`).
     * `amounts`: the arithmetic of the message. `advice`: what follows from it alone.
-    * `start`: the job as it was described, judged on a GPU (`judged_on`); `fits_with`: changes of it that fit, the best first; `saves`:
-      others that save most.
+    * `start`: the job as it was described, judged on a GPU (`judged_on`); `fits_with`: changes of
+      it that fit, the best first; `saves`: others that save most.
     """
 
     __pydantic_config__ = STRICT

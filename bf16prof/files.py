@@ -1,10 +1,13 @@
-"""Files in and out: one bounded reader for whatever people bring, and one writer that never leaves half a file.
+"""Files in and out: one bounded reader for whatever people bring, and one writer that never leaves
+half a file.
 
-Reading: a file may be missing, endless, a device, or a pipe that nobody writes to. Only regular files are read, up to a limit; a pipe only
-where the caller allows it (`<(command)` in a shell), and only while somebody writes to it.
+Reading: a file may be missing, endless, a device, or a pipe that nobody writes to. Only regular
+files are read, up to a limit; a pipe only where the caller allows it (`<(command)` in a shell), and
+only while somebody writes to it.
 
-Writing: a temporary file in the same folder, fsync, rename. A kill or a full disk leaves the old file whole. A file that exists keeps its
-mode; a new one gets what the umask allows. A symbolic link is followed: the file that it names is written, and the link stays.
+Writing: a temporary file in the same folder, fsync, rename. A kill or a full disk leaves the old
+file whole. A file that exists keeps its mode; a new one gets what the umask allows. A symbolic link
+is followed: the file that it names is written, and the link stays.
 """
 
 from __future__ import annotations
@@ -37,14 +40,16 @@ CHUNK = 2**20
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part")
 """What a temporary file of ours is called: after the file that it will be."""
 NAME_SHARE = 40
-"""Characters of the file's name in that of its temporary file; a character may take six bytes of the 255 that a name may have."""
+"""Characters of the file's name in that of its temporary file; a character may take six bytes of
+the 255 that a name may have."""
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _CANNOT_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class NotWritten(InputError):
-    """A file that could not be written: the folder is read-only, the disk is full, or another file is in the way."""
+    """A file that could not be written: the folder is read-only, the disk is full, or another file
+    is in the way."""
 
 
 @contextlib.contextmanager
@@ -90,7 +95,8 @@ def read_text(limit: int, path: Path, *, pipes: bool = False) -> str:
 
 
 def last_lines(path: Path, count: int, limit: int = 2**16) -> list[str]:
-    """The last lines of a text file that are not blank, of its last `limit` bytes; none if it cannot be read."""
+    """The last lines of a text file that are not blank, of its last `limit` bytes; none if it
+    cannot be read."""
     try:
         with opened(path) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - limit))
@@ -134,9 +140,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file atomically. Without `replace`, a file that is there stays, even one that appears at the last moment.
+    """Write a file atomically. Without `replace`, a file that is there stays, even one that appears
+    at the last moment.
 
-    Raises `NotWritten` when that is so, or when the folder is read-only or the disk is full; an old file stays whole.
+    Raises `NotWritten` when that is so, or when the folder is read-only or the disk is full; an old
+    file stays whole.
     """
     try:
         target = path.resolve() if path.is_symlink() else path
@@ -180,7 +188,8 @@ def _write_file(target: Path, content: bytes, old: os.stat_result | None, replac
 
 
 def _take_over(descriptor: int, old: os.stat_result) -> None:
-    """Give a file the owner and the mode of the one that it will replace, as far as this user may."""
+    """Give a file the owner and the mode of the one that it will replace, as far as this user
+    may."""
     with contextlib.suppress(OSError):
         if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
             os.fchown(descriptor, old.st_uid, old.st_gid)
@@ -189,7 +198,8 @@ def _take_over(descriptor: int, old: os.stat_result) -> None:
 
 
 def _publish(temporary: Path, target: Path) -> None:
-    """Give a file its name unless another file has it. A hard link does that at once; where there are none, the name is taken first."""
+    """Give a file its name unless another file has it. A hard link does that at once; where there
+    are none, the name is taken first."""
     try:
         os.link(temporary, target)
     except OSError as error:
@@ -200,7 +210,8 @@ def _publish(temporary: Path, target: Path) -> None:
 
 
 def _write_stream(path: Path, content: bytes, mode: int) -> None:
-    """Write to a terminal, a null device or a pipe (`>(command)` in a shell), which a rename cannot replace."""
+    """Write to a terminal, a null device or a pipe (`>(command)` in a shell), which a rename cannot
+    replace."""
     if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         raise _unusable(mode)
     descriptor = _opened_to_write(path, time.monotonic() + PATIENCE_S)

@@ -1,7 +1,9 @@
-"""Memory that CUDA's kernels ask for while they run and free before they return, as a function of sizes alone: each fact once.
+"""Memory that CUDA's kernels ask for while they run and free before they return, as a function of
+sizes alone: each fact once.
 
-The dry run describes every call of such a kernel by numbers (`KernelCall`), and asks here for its bytes. So does a signature that is
-replayed at another batch or length, or for another GPU. Nothing here needs torch. Paths are below `aten/src/ATen/native` in PyTorch.
+The dry run describes every call of such a kernel by numbers (`KernelCall`), and asks here for its
+bytes. So does a signature that is replayed at another batch or length, or for another GPU. Nothing
+here needs torch. Paths are below `aten/src/ATen/native` in PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from bf16prof.rounding import ceil_div, round_up
 FLOAT_BYTES = 4
 WARP = 32
 MANY_ROWS = 64 * 1024
-"""More rows than that are summed in two passes, where they are narrow (cuda/layer_norm_kernel.cu)."""
+"""More rows than that are summed in two passes, where they are narrow
+(cuda/layer_norm_kernel.cu)."""
 EMBEDDING_WITHOUT_SORT = 3072
 """Up to so many indices `embedding_dense_backward_cuda` needs no sort (cuda/Embedding.cu)."""
 EMBEDDING_ROWS_PER_THREAD = 10
@@ -43,8 +46,9 @@ def blocks(*sizes: int) -> int:
 
 
 def norm_partial_sums(rows: int, width: int, element: int, multiprocessors: int) -> int:
-    """Bytes that the backward of a norm takes for the gradient of one weight, `LaunchGammaBetaBackwardCUDAKernel`
-    (cuda/layer_norm_kernel.cu): where rows are many and too narrow to fill half of the multiprocessors, partial sums are kept."""
+    """Bytes that the backward of a norm takes for the gradient of one weight,
+    `LaunchGammaBetaBackwardCUDAKernel` (cuda/layer_norm_kernel.cu): where rows are many and too
+    narrow to fill half of the multiprocessors, partial sums are kept."""
     multiprocessors = multiprocessors or DEFAULT_MULTIPROCESSORS
     if rows <= MANY_ROWS or width // WARP >= multiprocessors // 2:
         return 0
@@ -85,7 +89,8 @@ class AttentionCall(NamedTuple):
 
     @property
     def workspace(self) -> int:
-        """`workspace_size` (mem_eff_attention/kernel_backward.h) of the kernel that `cutlassB.h` lists first for the head dimension."""
+        """`workspace_size` (mem_eff_attention/kernel_backward.h) of the kernel that `cutlassB.h`
+        lists first for the head dimension."""
         widest = max(self.dim, self.value_dim)
         tile = 64 if widest <= 64 else 128
         key_tile = 128 if 64 < widest <= 128 else 64
@@ -100,14 +105,16 @@ EXTENTS = len(AttentionCall._fields)
 
 
 def _flash_backward(_: Processor, *numbers: int) -> int:
-    """`mha_bwd`: dQ in fp32, a sum per row, dK and dV for every head of the query; `_flash_attention_backward`: contiguous copies."""
+    """`mha_bwd`: dQ in fp32, a sum per row, dK and dV for every head of the query;
+    `_flash_attention_backward`: contiguous copies."""
     call, copies = AttentionCall(*numbers[:EXTENTS]), numbers[EXTENTS:]
     rows, columns = call.batch * call.heads * round_up(call.queries, FLASH_ROWS), round_up(call.dim, 32 if call.dim <= 128 else 64)
     return blocks(rows * columns * FLOAT_BYTES, rows * FLOAT_BYTES, *copies) + call.full_heads
 
 
 def _packed_flash_backward(_: Processor, *numbers: int) -> int:
-    """`mha_varlen_bwd`: the same for sequences that fill one row, which stand a block apart from each other."""
+    """`mha_varlen_bwd`: the same for sequences that fill one row, which stand a block apart from
+    each other."""
     tokens, heads, dim, key_heads, keys, sequences, element, *copies = numbers
     rows, columns = heads * (tokens + FLASH_ROWS * sequences), round_up(dim, 32 if dim <= 128 else 64)
     full_heads = 0 if key_heads == heads else 2 * blocks(keys * heads * dim * element)
@@ -115,25 +122,29 @@ def _packed_flash_backward(_: Processor, *numbers: int) -> int:
 
 
 def _cudnn_backward(_: Processor, *numbers: int) -> int:
-    """The same in cuDNN's own terms: dQ_accum, softmax_sum, dK_fullhead and dV_fullhead, and `dO` in the layout of `O`.
+    """The same in cuDNN's own terms: dQ_accum, softmax_sum, dK_fullhead and dV_fullhead, and `dO`
+    in the layout of `O`.
 
-    Source: include/cudnn_frontend/node/scaled_dot_product_flash_attention.h of cudnn-frontend, cudnn/MHA.cpp. What cuDNN's closed engine
-    adds is not public.
+    Source: include/cudnn_frontend/node/scaled_dot_product_flash_attention.h of cudnn-frontend,
+    cudnn/MHA.cpp. What cuDNN's closed engine adds is not public.
     """
     call, copies = AttentionCall(*numbers[:EXTENTS]), numbers[EXTENTS:]
     return blocks(call.rows * call.dim * FLOAT_BYTES, call.rows * FLOAT_BYTES, *copies) + call.full_heads
 
 
 def _efficient_forward(_: Processor, *numbers: int) -> int:
-    """`kNeedsOutputAccumulatorBuffer` (transformers/cuda/mem_eff_attention/kernel_forward.h): wide heads of half precision."""
+    """`kNeedsOutputAccumulatorBuffer` (transformers/cuda/mem_eff_attention/kernel_forward.h): wide
+    heads of half precision."""
     call = AttentionCall(*numbers)
     return blocks(call.rows * call.value_dim * FLOAT_BYTES) if max(call.dim, call.value_dim) > 128 and call.is_half else 0
 
 
 def _efficient_backward(_: Processor, *numbers: int) -> int:
-    """`_efficient_attention_backward` (transformers/cuda/attention_backward.cu): delta and the kernel's workspace.
+    """`_efficient_attention_backward` (transformers/cuda/attention_backward.cu): delta and the
+    kernel's workspace.
 
-    In fp32 the kernel does not compute delta; then the product that is summed for it may be larger than the workspace.
+    In fp32 the kernel does not compute delta; then the product that is summed for it may be larger
+    than the workspace.
     """
     call, copies = AttentionCall(*numbers[:EXTENTS]), numbers[EXTENTS:]
     delta = call.rows * FLOAT_BYTES
@@ -142,13 +153,15 @@ def _efficient_backward(_: Processor, *numbers: int) -> int:
 
 
 def _norm_backward(processor: Processor, *numbers: int) -> int:
-    """`layer_norm_backward_cuda` and, with one weight less, `_fused_rms_norm_backward_cuda` (cuda/layer_norm_kernel.cu)."""
+    """`layer_norm_backward_cuda` and, with one weight less, `_fused_rms_norm_backward_cuda`
+    (cuda/layer_norm_kernel.cu)."""
     rows, width, element, weights, *copies = numbers
     return blocks(*copies) + weights * blocks(norm_partial_sums(rows, width, element, processor.multiprocessors))
 
 
 def _embedding_backward(_: Processor, *numbers: int) -> int:
-    """`embedding_dense_backward_cuda` and `embedding_backward_cuda_kernel`: sorted indices, and partial sums of rows in fp32."""
+    """`embedding_dense_backward_cuda` and `embedding_backward_cuda_kernel`: sorted indices, and
+    partial sums of rows in fp32."""
     count, width, vocabulary, by_frequency, index, element, *copies = numbers
     if count <= EMBEDDING_WITHOUT_SORT and not by_frequency:
         return blocks(*copies)
@@ -159,8 +172,9 @@ def _embedding_backward(_: Processor, *numbers: int) -> int:
 
 
 def _reduction(processor: Processor, *numbers: int) -> int:
-    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half precision into fp32; and what several blocks
-    of threads write down before they are one output. The last numbers: the shape, the strides, and which of them are reduced."""
+    """`make_reduction` (ReduceOpsUtils.h): the input in the type of the result, but for half
+    precision into fp32; and what several blocks of threads write down before they are one output.
+    The last numbers: the shape, the strides, and which of them are reduced."""
     cast, element, vector, in_output, dims, *extents = numbers
     shape, strides, reduced = extents[:dims], extents[dims : 2 * dims], extents[2 * dims :]
     reduction = Reduction(shape, strides, reduced, element, max(element, FLOAT_BYTES), vector, bool(in_output))

@@ -1,7 +1,8 @@
-"""Locks that die with their owner: `flock` on a file, which the system releases when the process ends, however it ends.
+"""Locks that die with their owner: `flock` on a file, which the system releases when the process
+ends, however it ends.
 
-They hold between hosts as far as the file system passes `flock` on. Where it knows none at all, the file itself is the lock: made
-by one process only, and left behind if that is killed.
+They hold between hosts as far as the file system passes `flock` on. Where it knows none at all, the
+file itself is the lock: made by one process only, and left behind if that is killed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Busy(Exception):
 def held(path: Path) -> Iterator[None]:
     """Hold the lock at this path while the context lasts; the file is gone afterwards.
 
-    Raises `Busy` at once when another process holds it, and `OSError` where the file cannot be made.
+    Raises `Busy` at once when another process holds it, and `OSError` where the file cannot be
+    made.
     """
     descriptor = _acquire(path)
     try:

@@ -1,4 +1,5 @@
-"""Whether the kernel has killed processes because there was no memory left: its own counts say so, the dead cannot.
+"""Whether the kernel has killed processes because there was no memory left: its own counts say so,
+the dead cannot.
 
 A process that is killed so ends with SIGKILL, like one that somebody killed.
 """

@@ -1,4 +1,5 @@
-"""What a call of the Python API returns, and what a command shows: records with all that was said beside them."""
+"""What a call of the Python API returns, and what a command shows: records with all that was said
+beside them."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ _SHOWN = (
 class Outcome:
     """The records of one call. `print(outcome)` is the screen that the command prints.
 
-    `run`: them as a run, which every report takes; its `path` is the run directory where there is one. `more`: what the JSON document says
-    beside the records. `notes`: what is to be said of the user's files. `error`: why some cases have no record.
+    `run`: them as a run, which every report takes; its `path` is the run directory where there is
+    one. `more`: what the JSON document says beside the records. `notes`: what is to be said of the
+    user's files. `error`: why some cases have no record.
     """
 
     run: Run
@@ -62,8 +64,9 @@ class Outcome:
         return json_text(raw_document(self.records, **self.more))
 
     def figure(self, name: str = "memory") -> go.Figure:
-        """A figure of the page by its name, as `--figure`, to show in a notebook or to change. Raises `InputError` for an unknown
-        name, and where these records have no data for it, naming the figures that they have.
+        """A figure of the page by its name, as `--figure`, to show in a notebook or to change.
+        Raises `InputError` for an unknown name, and where these records have no data for it, naming
+        the figures that they have.
         """
         import plotly.graph_objects as go
 
@@ -74,9 +77,11 @@ class Outcome:
         return go.Figure(pictures.on_paper(pictures.figure([self.run], name)))
 
     def save(self, path: str | Path, *, figure: str = "", force: bool = False) -> Path:
-        """Write a file in the format of its suffix, as `-o`; `figure`: what a picture shows, as `--figure`.
+        """Write a file in the format of its suffix, as `-o`; `figure`: what a picture shows, as
+        `--figure`.
 
-        Raises `InputError` where the file exists and `force` does not allow that, and for a figure that cannot be drawn.
+        Raises `InputError` where the file exists and `force` does not allow that, and for a figure
+        that cannot be drawn.
         """
         from bf16prof.commands.output import check_outputs, write_files
 
@@ -94,7 +99,8 @@ class Outcome:
 
 @dataclass(frozen=True, repr=False)
 class Plans:
-    """What `plan` found, an answer for each number of GPUs: `answers[0].first` is the first choice, `.outlook` what there is to say.
+    """What `plan` found, an answer for each number of GPUs: `answers[0].first` is the first choice,
+    `.outlook` what there is to say.
 
     `print(plans)` is the screen that the command prints.
     """
@@ -123,7 +129,8 @@ class Plans:
         return tuple(record for answer in self.answers for record in answer.records)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per plan that fits, best first within each number of GPUs (`rank`); columns as in the CSV."""
+        """One row per plan that fits, best first within each number of GPUs (`rank`); columns as in
+        the CSV."""
         import pandas as pd
 
         from bf16prof.documents import as_json
@@ -152,7 +159,8 @@ class Plans:
         return plan_tables.to_csv(outlooks) if suffix == ".csv" else plan_tables.to_markdown(outlooks, self.profile, self.parameters, asked)
 
     def deepspeed_json(self) -> str:
-        """The first choice as a DeepSpeed JSON, of the first number of GPUs. Raises `Refused` where nothing fits."""
+        """The first choice as a DeepSpeed JSON, of the first number of GPUs. Raises `Refused` where
+        nothing fits."""
         from bf16prof.planning.written import ds_config_text
 
         first = self.answers[0].first
@@ -161,7 +169,8 @@ class Plans:
         return ds_config_text(first, self.theirs)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write a file in the format of its suffix, as `-o`. Raises `InputError` where it exists and `force` does not allow that."""
+        """Write a file in the format of its suffix, as `-o`. Raises `InputError` where it exists
+        and `force` does not allow that."""
         from bf16prof.commands.output import check_outputs
 
         target = Path(path)
@@ -181,12 +190,14 @@ def of_run(
     notes: Sequence[str] = (),
     error: Bf16profError | None = None,
 ) -> Outcome:
-    """A run as an outcome; `records`: those that the JSON document has, all of the run if not given."""
+    """A run as an outcome; `records`: those that the JSON document has, all of the run if not
+    given."""
     return Outcome(run, tuple(run.records if records is None else records), tuple(more.get("refused", ())), more, tuple(notes), error)
 
 
 def without_error(outcome: Outcome) -> Outcome:
-    """The outcome; its error is raised if there is one, with the finished records on it (`error.records`)."""
+    """The outcome; its error is raised if there is one, with the finished records on it
+    (`error.records`)."""
     if outcome.error is not None:
         raise outcome.error
     return outcome

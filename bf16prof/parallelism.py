@@ -1,4 +1,5 @@
-"""How the ranks of a job share its work: the extents of a mesh, whose product is the number of ranks."""
+"""How the ranks of a job share its work: the extents of a mesh, whose product is the number of
+ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Parallelism:
     * `sequence`: ranks that share each sequence, cut along its tokens (DeepSpeed's Ulysses).
     * `tensor`: ranks that share each layer's weights (DeepSpeed's AutoTP).
     * `pipeline`: ranks that have some of the layers each (DeepSpeed's PipelineModule).
-    * `expert`: data parallel ranks over which the experts of a layer are spread (DeepSpeed's MoE). It is no extent of its own.
+    * `expert`: data parallel ranks over which the experts of a layer are spread (DeepSpeed's MoE).
+      It is no extent of its own.
     """
 
     data: int
@@ -53,7 +55,8 @@ class Parallelism:
 
     @property
     def of_a_stage(self) -> int:
-        """Ranks that have the same layers: a stage's, which follow one another (runtime/pipe/topology.py, PipeDataParallelTopology)."""
+        """Ranks that have the same layers: a stage's, which follow one another
+        (runtime/pipe/topology.py, PipeDataParallelTopology)."""
         return self.data * self.sequence * self.tensor
 
     def stage(self, rank: int) -> int:
@@ -61,7 +64,8 @@ class Parallelism:
         return rank // self.of_a_stage
 
     def reader(self, rank: int) -> int:
-        """Which of the `data` batches a rank works on; those that share one follow one another within a stage."""
+        """Which of the `data` batches a rank works on; those that share one follow one another
+        within a stage."""
         return rank % self.of_a_stage // (self.sequence * self.tensor)
 
     def _others(self) -> list[tuple[str, int]]:

@@ -18,23 +18,27 @@ from bf16prof.errors import InputError
 
 PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "BF16PROF_PARENT"
-"""The process id of whoever started this process, which may be dead before this process gets to ask."""
+"""The process id of whoever started this process, which may be dead before this process gets to
+ask."""
 
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""Where torch's compiler keeps things (torch/_inductor/runtime/cache_dir_utils.py); importing it makes that folder."""
+"""Where torch's compiler keeps things (torch/_inductor/runtime/cache_dir_utils.py); importing it
+makes that folder."""
 
 GRACE_S = 3.0
 """How long ranks get between SIGTERM and SIGKILL."""
 
 
 def child_environment(scratch: Path | None = None) -> dict[str, str]:
-    """This process's environment for a child that calls `die_with_parent`. `scratch`: a folder for what torch would leave in `TMPDIR`."""
+    """This process's environment for a child that calls `die_with_parent`. `scratch`: a folder for
+    what torch would leave in `TMPDIR`."""
     kept = {} if scratch is None else {TORCH_CACHE: str(scratch / "torch")}
     return {**kept, **os.environ, PARENT_VARIABLE: str(os.getpid())}
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Ask Linux to kill this process when its parent dies, however the parent dies; a no-op elsewhere. The request survives exec."""
+    """Ask Linux to kill this process when its parent dies, however the parent dies; a no-op
+    elsewhere. The request survives exec."""
     if not sys.platform.startswith("linux"):
         return
     parent = int(os.environ.get(PARENT_VARIABLE, os.getppid()))
@@ -63,7 +67,8 @@ def whole_memory() -> int:
 
 
 def threads_per_rank(world_size: int) -> int:
-    """Threads that each of so many ranks on this machine computes with, unless `OMP_NUM_THREADS` says otherwise."""
+    """Threads that each of so many ranks on this machine computes with, unless `OMP_NUM_THREADS`
+    says otherwise."""
     chosen = os.environ.get("OMP_NUM_THREADS", "")
     return int(chosen) if chosen.isdigit() and int(chosen) else max(1, usable_cores() // world_size)
 
@@ -76,10 +81,11 @@ def started(
     first: signal.Signals = signal.SIGTERM,
     stdin: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a session of its own, its output in a log; at the end of the block it and all it has started are ended.
+    """Start a command in a session of its own, its output in a log; at the end of the block it and
+    all it has started are ended.
 
-    Without a log it writes where this process does. `first` is the signal that they get first: SIGKILL where there is nothing that they
-    could put in order.
+    Without a log it writes where this process does. `first` is the signal that they get first:
+    SIGKILL where there is nothing that they could put in order.
     """
     with contextlib.nullcontext() if log is None else log.open("wb") as stream:
         process = subprocess.Popen(command, env=env, stdin=stdin, stdout=stream, stderr=stream, start_new_session=True)
@@ -92,7 +98,8 @@ def started(
 
 
 def end_tree(process: subprocess.Popen[bytes], first: signal.Signals = signal.SIGTERM) -> None:
-    """End a process and all its descendants: `first`, then SIGKILL for what is left after `GRACE_S`."""
+    """End a process and all its descendants: `first`, then SIGKILL for what is left after
+    `GRACE_S`."""
     family = _family(process)
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
@@ -115,7 +122,8 @@ def end_tree(process: subprocess.Popen[bytes], first: signal.Signals = signal.SI
 def kill_session(leader: int) -> None:
     """Kill all processes of a session, the caller last if it is one of them.
 
-    Compilers are found by their session alone: ninja gives each a process group of its own, and they outlive it.
+    Compilers are found by their session alone: ninja gives each a process group of its own, and
+    they outlive it.
     """
     others = [process for process in _session(leader) if process.pid != os.getpid()]
     for process in others:
@@ -126,12 +134,14 @@ def kill_session(leader: int) -> None:
 
 
 def can_list() -> bool:
-    """Whether the processes of this machine can be looked at. Without `/proc` only a group can be ended, unseen."""
+    """Whether the processes of this machine can be looked at. Without `/proc` only a group can be
+    ended, unseen."""
     return Path("/proc/self/stat").exists() or not sys.platform.startswith("linux")
 
 
 def require_proc(what: str) -> None:
-    """Raise `InputError` where there is no `/proc`, which DeepSpeed reads, and where we find the processes of a run."""
+    """Raise `InputError` where there is no `/proc`, which DeepSpeed reads, and where we find the
+    processes of a run."""
     if not can_list():
         raise InputError(f"{what} needs /proc", hint="mount it: mount -t proc proc /proc; estimate, plan, import and report do without")
 
@@ -158,7 +168,8 @@ def _session(leader: int) -> list[psutil.Process]:
 
 
 def _alive_after(processes: Sequence[psutil.Process], limit_s: float) -> list[psutil.Process]:
-    """Those that still run when all have ended or the time is over. A zombie that its new parent has not buried yet has ended."""
+    """Those that still run when all have ended or the time is over. A zombie that its new parent
+    has not buried yet has ended."""
     deadline = time.monotonic() + limit_s
     while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,6 +1,7 @@
 """Join records of the same case: every prediction against the measurement, with signed errors.
 
-The measurement is the reference where there is one (a run of ours, or an imported one); without it predictions stand side by side.
+The measurement is the reference where there is one (a run of ours, or an imported one); without it
+predictions stand side by side.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ NAMES = (
 """Everything that is compared, in the order in which it is listed."""
 
 WATCHED = ("allocated_bytes", "peak_allocated_bytes", "run_peak_allocated_bytes", "reserved_bytes")
-"""What a tolerance is about; lower bounds of phases count as well, as a log that ends early knows nothing else."""
+"""What a tolerance is about; lower bounds of phases count as well, as a log that ends early knows
+nothing else."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of one case by source. `errors` are signed and relative: (prediction - measured) / measured.
+    """One quantity of one case by source. `errors` are signed and relative: (prediction - measured)
+    / measured.
 
     `rounding`: the measurement was printed rounded, and may be so many bytes higher or lower.
-    `at_least`: the measurement is a lower bound. A prediction that is not below it is consistent with it, and has no error (`None`).
+    `at_least`: the measurement is a lower bound. A prediction that is not below it is consistent
+    with it, and has no error (`None`).
     """
 
     case: Case
@@ -57,7 +61,8 @@ class Comparison:
         return next((self.values[s] for s in REFERENCES if s in self.values), None)
 
     def error_beyond_rounding(self, source: Source) -> float | None:
-        """The error as far as rounding does not explain it; 0 for a prediction that may be what was rounded."""
+        """The error as far as rounding does not explain it; 0 for a prediction that may be what was
+        rounded."""
         error, truth = self.errors.get(source), self._truth
         if not error or not truth:
             return error
@@ -65,9 +70,11 @@ class Comparison:
 
 
 def reconcile(records: Sequence[MemoryRecord]) -> list[Comparison]:
-    """Comparisons of all quantities that at least one source knows, in the order in which the cases first appear.
+    """Comparisons of all quantities that at least one source knows, in the order in which the cases
+    first appear.
 
-    Quantities are those of `QUANTITIES`, then `components.<name>` and `phases.<name>.peak_bytes` / `.end_bytes`.
+    Quantities are those of `QUANTITIES`, then `components.<name>` and `phases.<name>.peak_bytes` /
+    `.end_bytes`.
     """
     groups: dict[tuple[Case, Device], dict[Source, MemoryRecord]] = {}
     for record in records:
@@ -76,10 +83,12 @@ def reconcile(records: Sequence[MemoryRecord]) -> list[Comparison]:
 
 
 def check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None:
-    """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than `tolerance` (0.05 = 5 %).
+    """Raise `ToleranceExceeded` when a prediction of allocated or peak memory misses by more than
+    `tolerance` (0.05 = 5 %).
 
-    What the rounding of a printed measurement explains is no miss; of a lower bound only a prediction below it is one.
-    Raises `InputError` when there is nothing to hold it against: no measurement, or none of these quantities predicted.
+    What the rounding of a printed measurement explains is no miss; of a lower bound only a
+    prediction below it is one. Raises `InputError` when there is nothing to hold it against: no
+    measurement, or none of these quantities predicted.
     """
     watched = [c for c in comparisons if c.quantity in WATCHED or (c.at_least and c.quantity.endswith("peak_bytes"))]
     errors = [
@@ -101,7 +110,8 @@ def check_tolerance(comparisons: Sequence[Comparison], tolerance: float) -> None
 
 
 def _is_a_replay(comparison: Comparison, source: Source) -> bool:
-    """Whether the closed form replayed the allocator for a quantity: good enough to judge with a margin, no claim about bytes."""
+    """Whether the closed form replayed the allocator for a quantity: good enough to judge with a
+    margin, no claim about bytes."""
     return source is Source.ESTIMATE and comparison.quantity == "reserved_bytes"
 
 

@@ -1,7 +1,8 @@
 """The record that all sources emit, and the case that it is about.
 
-All sources (`estimate`, `simulate`, `measure`, `import`) emit the same `MemoryRecord`; the reconciler and the reports read nothing else.
-Bytes are integers; `None` means "not known by this source" and is never replaced by a guess.
+All sources (`estimate`, `simulate`, `measure`, `import`) emit the same `MemoryRecord`; the
+reconciler and the reports read nothing else. Bytes are integers; `None` means "not known by this
+source" and is never replaced by a guess.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from bf16prof.vocabulary import (
 class Case:
     """One thing to predict or to measure. Records of the same case are compared with each other.
 
-    `workload` is a digest of everything else that decides the memory: the model, the workload, the optimizer and the DeepSpeed settings
-    (`profiles/identity.py`). So records of different workloads are never joined. It is empty where nobody knows what was trained.
-    `sequence_parallel`: ranks that share each sequence; `tensor_parallel`: those that share each layer; `pipeline_parallel`: those that
-    have some of the layers each. What is left of `world_size` is data parallel (`parallelism`); `expert_parallel` of those have experts of
-    their own.
+    `workload` is a digest of everything else that decides the memory: the model, the workload, the
+    optimizer and the DeepSpeed settings (`profiles/identity.py`). So records of different workloads
+    are never joined. It is empty where nobody knows what was trained. `sequence_parallel`: ranks
+    that share each sequence; `tensor_parallel`: those that share each layer; `pipeline_parallel`:
+    those that have some of the layers each. What is left of `world_size` is data parallel
+    (`parallelism`); `expert_parallel` of those have experts of their own.
     """
 
     __pydantic_config__ = STRICT
@@ -76,7 +78,8 @@ class Case:
 
     @property
     def label(self) -> str:
-        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`, `zero3-w4-sp2-bf16-full`."""
+        """A short name, unique within a profile and usable as a folder name: `zero3-w2-bf16-full`,
+        `zero3-w4-sp2-bf16-full`."""
         tail = "" if self.offload is Offload.NONE else f"-offload-{self.offload}"
         return f"zero{self.zero_stage}-w{self.world_size}{self.parallelism.tail}-{self.recipe}{tail}"
 
@@ -85,21 +88,28 @@ class Case:
 class Workload:
     """What was asked of a source, so that an answer can say what it is about.
 
-    * `model`: its type: transformers' `model_type`, one of our families, or the function that makes it.
-    * `sequence_length` in tokens (`None` for a model that takes none), `micro_batch_size` in sequences per rank and forward pass,
-      `gradient_accumulation_steps` forward passes per optimizer step.
-    * `activation_checkpointing`: layers are recomputed in backward. `attention`: the implementation that was asked for, `None` where the
-      model's code chooses. `optimizer`: what updates the weights, in words.
-    * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3 only). `keeps_outputs`: the training loop holds the model's
-      outputs until the next forward pass.
-    * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in; empty where another engine trains.
+    * `model`: its type: transformers' `model_type`, one of our families, or the function that makes
+      it.
+    * `sequence_length` in tokens (`None` for a model that takes none), `micro_batch_size` in
+      sequences per rank and forward pass, `gradient_accumulation_steps` forward passes per
+      optimizer step.
+    * `activation_checkpointing`: layers are recomputed in backward. `attention`: the implementation
+      that was asked for, `None` where the model's code chooses. `optimizer`: what updates the
+      weights, in words.
+    * `zero_init`: the model is built inside `deepspeed.zero.Init` (ZeRO-3 only). `keeps_outputs`:
+      the training loop holds the model's outputs until the next forward pass.
+    * `deepspeed`: the DeepSpeed configuration with ZeRO's defaults filled in; empty where another
+      engine trains.
     * `engine`: who trains. `megatron`: the options that the job sets of megatron-core.
-    * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where those are trained.
+    * `adapter`: what is trained in the place of the model's own parameters, in words; `None` where
+      those are trained.
     * `liger`: which of Liger-Kernel's replacements the model has.
     * `tiled_mlp`: MLPs are computed in tiles of the sequence.
     * `fused_loss`: who computes head and loss without the whole logits, beside Liger.
-    * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is a sequence.
-    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without. `reward`: a reward model is trained.
+    * `packed_sequences`: sequences that fill each row of `sequence_length` tokens; 0 where a row is
+      a sequence.
+    * `dpo`: preference optimization, `reference` with a second model or `precomputed` without.
+      `reward`: a reward model is trained.
     * `evaluation`: what is evaluated when the steps are over, in words.
     * `assumed`: which of all this nobody said, in a word each.
     """
@@ -133,7 +143,8 @@ class Workload:
 class Item:
     """One named tensor, or one named kind of tensor, inside a component.
 
-    `bytes` are the bytes of its storages; `source` says where they are allocated (DeepSpeed's file and function, or PyTorch's).
+    `bytes` are the bytes of its storages; `source` says where they are allocated (DeepSpeed's file
+    and function, or PyTorch's).
     """
 
     __pydantic_config__ = STRICT
@@ -149,7 +160,8 @@ class Item:
 
 @dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of one component that one layer of the model allocated while it ran ("model.layers.3", "lm_head")."""
+    """Bytes of one component that one layer of the model allocated while it ran ("model.layers.3",
+    "lm_head")."""
 
     __pydantic_config__ = STRICT
 
@@ -170,10 +182,11 @@ class PhaseStart:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Bytes by component over one optimizer step, after each of the `events` (numbers of allocations and frees since the step began).
+    """Bytes by component over one optimizer step, after each of the `events` (numbers of
+    allocations and frees since the step began).
 
-    `changes`: of each event the bytes that it allocated (or freed, below zero), and the index in `names` of what that was; empty where
-    nobody knows.
+    `changes`: of each event the bytes that it allocated (or freed, below zero), and the index in
+    `names` of what that was; empty where nobody knows.
     """
 
     __pydantic_config__ = STRICT
@@ -222,10 +235,14 @@ class Timeline:
 class OutOfMemory:
     """Where a job first asks for more than its GPU has.
 
-    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when, as far as it is known.
-    * `requested_bytes`, beyond the `allocated_bytes` and `reserved_bytes` at that moment; `limit_bytes` is what the allocator may reserve.
-    * `holders`: the bytes that are allocated then, by component, biggest first; empty where nobody knows.
-    * `total_bytes` of the GPU, of which `free_bytes` were free, on `rank`: as torch's message says them.
+    * `phase`, `step` (from 0, `None` before the first), `tensor`: what is being allocated when, as
+      far as it is known.
+    * `requested_bytes`, beyond the `allocated_bytes` and `reserved_bytes` at that moment;
+      `limit_bytes` is what the allocator may reserve.
+    * `holders`: the bytes that are allocated then, by component, biggest first; empty where nobody
+      knows.
+    * `total_bytes` of the GPU, of which `free_bytes` were free, on `rank`: as torch's message says
+      them.
     """
 
     __pydantic_config__ = STRICT
@@ -251,9 +268,10 @@ class RankSummary:
     """What one rank of a measured case held and how long it took, and where it ran.
 
     * `host`, `node` (its number) and `device` ("cuda:3", "cpu").
-    * `allocated_bytes` between steps, `peak_allocated_bytes` in training steps, `run_peak_allocated_bytes` with init, `reserved_bytes`.
-    * `step_time_s` and `phase_time_s`: medians of the measured steps. Ranks wait for each other, so that steps take the same time on all
-      of them; who holds up the others has the longest forward.
+    * `allocated_bytes` between steps, `peak_allocated_bytes` in training steps,
+      `run_peak_allocated_bytes` with init, `reserved_bytes`.
+    * `step_time_s` and `phase_time_s`: medians of the measured steps. Ranks wait for each other, so
+      that steps take the same time on all of them; who holds up the others has the longest forward.
     """
 
     __pydantic_config__ = STRICT
@@ -272,36 +290,52 @@ class RankSummary:
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """What one source says of one case, on one device of the job (bytes on the rank that holds most; of rank 0 in a dry run).
+    """What one source says of one case, on one device of the job (bytes on the rank that holds
+    most; of rank 0 in a dry run).
 
-    * `workload`: what was asked; `None` where the source does not know (a log of which nobody says what was trained).
-    * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it; `items` name its parts.
-    * `peak_allocated_bytes`: the highest during training steps and evaluation, set in `peak_phase`; `run_peak_allocated_bytes` includes
-      init. `peak_components` and `peak_items` say what is alive at that moment; they add up to it. `peak_layers` says which layer allocated
-      it, as far as one did while it ran; empty where the source does not follow modules.
-    * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay holds); `fragmentation_bytes` of it were
-      not allocated at that moment. `device_bytes`: used on the device: by the process, as NVML sees it (measured), or by all that use it
-      (imported); in a dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
-    * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest depends on fragmentation and is not known.
-    * `verdict`: whether it fits its GPU; `None` where the source cannot tell. `limit_bytes` is what the caching allocator may reserve there
-      and `margin` the share of it that has to stay free, because the source does not know everything that takes memory.
-    * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job built inside `deepspeed.zero.Init`.
-    * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the source does not know.
+    * `workload`: what was asked; `None` where the source does not know (a log of which nobody says
+      what was trained).
+    * `allocated_bytes`: live tensors between two steps (steady state). `components` add up to it;
+      `items` name its parts.
+    * `peak_allocated_bytes`: the highest during training steps and evaluation, set in `peak_phase`;
+      `run_peak_allocated_bytes` includes init. `peak_components` and `peak_items` say what is alive
+      at that moment; they add up to it. `peak_layers` says which layer allocated it, as far as one
+      did while it ran; empty where the source does not follow modules.
+    * `reserved_bytes`: the most that the caching allocator has held (an estimate: what its replay
+      holds); `fragmentation_bytes` of it were not allocated at that moment. `device_bytes`: used on
+      the device: by the process, as NVML sees it (measured), or by all that use it (imported); in a
+      dry run the reserved bytes and the `device_items`, which are assumed to come on top of them.
+    * `reserved_floor_bytes`: what the caching allocator has reserved at least, where the rest
+      depends on fragmentation and is not known.
+    * `verdict`: whether it fits its GPU; `None` where the source cannot tell. `limit_bytes` is what
+      the caching allocator may reserve there and `margin` the share of it that has to stay free,
+      because the source does not know everything that takes memory.
+    * `inside_zero_init_bytes`: where only init does not fit, the whole-run peak of the same job
+      built inside `deepspeed.zero.Init`.
+    * `out_of_memory`: where the job would run out of its GPU's memory; `None` if it fits or if the
+      source does not know.
     * `timeline`: bytes by component over the last step, and over the evaluation that follows it.
-    * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank; `host_bytes_per_node` by all ranks of a node.
-    * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile range; `tokens_per_s` of the whole job.
-    * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster (a bound, not a prediction).
-    * `exchanges`: what ranks that share a batch send each other in a step, beside what `work` counts of ZeRO.
-    * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`: the part of it that launching costs, as
-      the calibration measured it.
-    * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the dtype of the matrix products.
+    * `host_bytes`: held in host memory on behalf of the device (offloading), by one rank;
+      `host_bytes_per_node` by all ranks of a node.
+    * `step_time_s`: median seconds of one optimizer step, `step_time_iqr_s` its interquartile
+      range; `tokens_per_s` of the whole job.
+    * `work`: what one rank has to do in a step; `step_time_floor_s`: no step on that GPU is faster
+      (a bound, not a prediction).
+    * `exchanges`: what ranks that share a batch send each other in a step, beside what `work`
+      counts of ZeRO.
+    * `step_time_error_s`: half the width of a calibrated prediction's error bar; `host_overhead_s`:
+      the part of it that launching costs, as the calibration measured it.
+    * `mfu`, `hfu` (0 to 1): model and hardware FLOPs utilisation, against the GPU's peak in the
+      dtype of the matrix products.
     * `loss`: of the last step. `loss_summary`: of a curve that is known by its statistics only.
     * `allocator_retries`: allocations that succeeded only after the cache was freed.
     * `gpu_utilisation` (0 to 1), `power_w`: means of NVML's samples.
     * `quality`: lost updates and effective descent quality, by step, where they were measured.
     * `ranks`: every rank that was measured; in a dry run of a pipeline one of each stage.
-    * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the reconciler's name of the quantity.
-    * `at_least`: the quantities, by the same names, that are lower bounds: a log proves so much, and says nothing of what is above it.
+    * `rounding`: by how many bytes a quantity may differ because a log printed it rounded, by the
+      reconciler's name of the quantity.
+    * `at_least`: the quantities, by the same names, that are lower bounds: a log proves so much,
+      and says nothing of what is above it.
     """
 
     __pydantic_config__ = STRICT
@@ -388,7 +422,8 @@ def merge_phases(before: Mapping[Phase, PhaseMemory], now: Mapping[Phase, PhaseM
 
 
 def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
-    """The phase of a step, or the evaluation, with the highest peak; `None` when no peak is known."""
+    """The phase of a step, or the evaluation, with the highest peak; `None` when no peak is
+    known."""
     known = [phase for phase in (*TRAINING, Phase.EVAL) if phase in phases and phases[phase].peak_bytes is not None]
     return max(known, key=lambda phase: phases[phase].peak_bytes or 0) if known else None
 
@@ -396,7 +431,8 @@ def peak_phase(phases: Mapping[Phase, PhaseMemory]) -> Phase | None:
 def with_other(items: Sequence[Item], allocated_bytes: int) -> tuple[tuple[Item, ...], str | None]:
     """The items, and what they leave unexplained of the allocated bytes as one more.
 
-    Items of more bytes than are allocated explain nothing: all is `other` then, and the second value says so for the record's notes.
+    Items of more bytes than are allocated explain nothing: all is `other` then, and the second
+    value says so for the record's notes.
     """
     named = sum(item.bytes for item in items)
     if named > allocated_bytes:

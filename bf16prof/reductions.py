@@ -1,9 +1,10 @@
-"""Memory that CUDA's reductions (sums, means, norms) ask for: where few outputs are reduced from much input, several blocks of threads
-work on one output, and leave their parts in global memory.
+"""Memory that CUDA's reductions (sums, means, norms) ask for: where few outputs are reduced from
+much input, several blocks of threads work on one output, and leave their parts in global memory.
 
-The launch configuration is that of `aten/src/ATen/native/cuda/Reduce.cuh` (`setReduceConfig`, `global_memory_size`, `semaphore_size`,
-`AccumulationBuffer`) in PyTorch 2.13, which ships it as a header. A bias' gradient is such a sum over all tokens: from 1,024 tokens on
-tens of MiB for a moment. Sizes are in elements and bytes; nothing here needs torch.
+The launch configuration is that of `aten/src/ATen/native/cuda/Reduce.cuh` (`setReduceConfig`,
+`global_memory_size`, `semaphore_size`, `AccumulationBuffer`) in PyTorch 2.13, which ships it as a
+header. A bias' gradient is such a sum over all tokens: from 1,024 tokens on tens of MiB for a
+moment. Sizes are in elements and bytes; nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Processor:
 
 
 def threads_per_multiprocessor(capability: tuple[int, int]) -> int:
-    """`maxThreadsPerMultiProcessor` (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+    """`maxThreadsPerMultiProcessor` (CUDA C++ Programming Guide, technical specifications per
+    compute capability)."""
     return {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}.get(capability, 2048)
 
 
@@ -50,10 +52,12 @@ def processor_of(gpu: Gpu | None) -> Processor:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A reduction: extents and strides (in elements) of its input, which of them are reduced, and bytes per element.
+    """A reduction: extents and strides (in elements) of its input, which of them are reduced, and
+    bytes per element.
 
-    `accumulator`: bytes in which it is computed. `vector`: elements that a thread loads at once along the input. `accumulates_in_output`:
-    whether parts of a long input may be added in the output itself; half precision may not.
+    `accumulator`: bytes in which it is computed. `vector`: elements that a thread loads at once
+    along the input. `accumulates_in_output`: whether parts of a long input may be added in the
+    output itself; half precision may not.
     """
 
     shape: Sequence[int]
@@ -66,7 +70,8 @@ class Reduction:
 
 
 def global_memory(reduction: Reduction, processor: Processor) -> tuple[int, ...]:
-    """Bytes of the buffers that the reduction asks for at one time; none where a block computes an output alone."""
+    """Bytes of the buffers that the reduction asks for at one time; none where a block computes an
+    output alone."""
     if 0 in reduction.shape:
         return ()
     dims = _ordered(reduction)
@@ -85,7 +90,8 @@ Dimension = tuple[int, int, bool]
 
 
 def _ordered(reduction: Reduction) -> list[Dimension]:
-    """`TensorIterator`: reduced dimensions first, each kind by stride; neighbours that are one in memory are joined."""
+    """`TensorIterator`: reduced dimensions first, each kind by stride; neighbours that are one in
+    memory are joined."""
     dims = [
         (size, stride, index in reduction.reduced)
         for index, (size, stride) in enumerate(zip(reduction.shape, reduction.strides, strict=True))
@@ -107,7 +113,8 @@ def _needs_splitting(dims: Sequence[Dimension], itemsize: int) -> bool:
 
 
 def _parts(dims: Sequence[Dimension], reduction: Reduction, processor: Processor) -> tuple[int, ...]:
-    """`setReduceConfig`: the buffer of the blocks' parts, and a counter for each output's blocks."""
+    """`setReduceConfig`: the buffer of the blocks' parts, and a counter for each output's
+    blocks."""
     inner = [dim for dim in dims if dim[2]]
     outer = [dim for dim in dims if not dim[2]]
     inputs, outputs = math.prod(dim[0] for dim in inner), math.prod(dim[0] for dim in outer)

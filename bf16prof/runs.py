@@ -1,8 +1,10 @@
-"""A run directory: `run.json` (the manifest), `records.json`, one folder per case with one file per rank, `loss.csv`, `report.html`, and
-`quality.csv` where updates were watched. While it is written, `LOCK` says by whom (`claims.py`).
+"""A run directory: `run.json` (the manifest), `records.json`, one folder per case with one file per
+rank, `loss.csv`, `report.html`, and `quality.csv` where updates were watched. While it is written,
+`LOCK` says by whom (`claims.py`).
 
-Files are written atomically (`files.py`). Files are read strictly: whatever is truncated, of another schema version, or not of the
-expected type is an `InputError` that names the file and the field.
+Files are written atomically (`files.py`). Files are read strictly: whatever is truncated, of
+another schema version, or not of the expected type is an `InputError` that names the file and the
+field.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ QUALITY = "quality.csv"
 LOCK = ".bf16prof.lock"
 """Held by the process that writes the run, for as long as it lives."""
 RESERVE = ".bf16prof.reserve"
-"""Disk space that is set aside while a run goes on, so that its end can be written on a disk that is full by then."""
+"""Disk space that is set aside while a run goes on, so that its end can be written on a disk that
+is full by then."""
 ALIVE = ".bf16prof.alive"
-"""On several nodes: the process that writes the run counts up in it, so that nothing on other nodes outlives it."""
+"""On several nodes: the process that writes the run counts up in it, so that nothing on other nodes
+outlives it."""
 OWN_FILES = frozenset((MANIFEST, RECORDS, REPORT, LOSSES, QUALITY, LOCK, RESERVE, ALIVE))
 """All files that we write into a run directory itself."""
 
@@ -47,7 +51,8 @@ SPEC = "spec.json"
 EXITS = "exits.json"
 LAUNCHER_LOG = "launcher.log"
 SCRIPT_FOLDER = "script"
-"""Where the ranks of a user's own script write, in the place of the folder of a case: which case it is they know only in the end."""
+"""Where the ranks of a user's own script write, in the place of the folder of a case: which case it
+is they know only in the end."""
 SCRIPT = "script.json"
 """In that folder: what its ranks are told, where we have started them."""
 LAYOUT = "layout.json"
@@ -94,14 +99,16 @@ def exits_file(folder: Path, node: int) -> Path:
 
 
 def is_case_file(name: str, world_size: int | None) -> bool:
-    """Whether we write a file of this name into the folder of a case of that many ranks (`None`: of any number)."""
+    """Whether we write a file of this name into the folder of a case of that many ranks (`None`: of
+    any number)."""
     rank = _RANK_FILE.fullmatch(name)
     is_rank = rank is not None and (world_size is None or int(rank[1]) < world_size)
     return name in CASE_FILES or is_rank or _NODE_FILE.fullmatch(name) is not None
 
 
 class Status(StrEnum):
-    """How far a run, or one case of it, has come. Anything but `finished` means that numbers are missing or partial.
+    """How far a run, or one case of it, has come. Anything but `finished` means that numbers are
+    missing or partial.
 
     `refused`: what the user said could not be used, which only the ranks could find out.
     """
@@ -118,7 +125,8 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class CaseStatus:
-    """One case of a run: its status, one line on what went wrong, and the end of the failing rank's log."""
+    """One case of a run: its status, one line on what went wrong, and the end of the failing rank's
+    log."""
 
     __pydantic_config__ = STRICT
 
@@ -143,9 +151,10 @@ class Node:
 class Manifest:
     """What a run was: who ran what, where, and how it ended. Times are ISO 8601 in UTC.
 
-    `origins`: where each value of the profile comes from, by its dotted key; `default` where a key is missing. `nodes`: the hosts, where
-    there are several; `hardware` is that of the one where the run was started. `joined`: a digest of the files of a script's ranks that
-    the records were made from.
+    `origins`: where each value of the profile comes from, by its dotted key; `default` where a key
+    is missing. `nodes`: the hosts, where there are several; `hardware` is that of the one where the
+    run was started. `joined`: a digest of the files of a script's ranks that the records were made
+    from.
     """
 
     __pydantic_config__ = STRICT
@@ -192,7 +201,8 @@ class _Document:
 
 
 def command_line() -> tuple[str, ...]:
-    """What was typed, without secrets, as text that JSON can hold: bytes in file names that are no UTF-8 become visible escapes."""
+    """What was typed, without secrets, as text that JSON can hold: bytes in file names that are no
+    UTF-8 become visible escapes."""
     return command_without_secrets([argument.encode(errors="backslashreplace").decode() for argument in sys.argv])
 
 
@@ -218,7 +228,8 @@ def save_manifest(run: Run) -> None:
 
 
 def save_losses(run: Run) -> None:
-    """Write the losses of all cases into its folder as CSV: case, step, loss (mean over the ranks)."""
+    """Write the losses of all cases into its folder as CSV: case, step, loss (mean over the
+    ranks)."""
     rows = ((r.case.label, s.step, s.loss) for r in run.records for s in r.steps if s.loss is not None)
     write_text(run.path / LOSSES, rows_as_csv(("case", "step", "loss"), rows))
 
@@ -239,7 +250,8 @@ def replace(run: Run, *, records: tuple[MemoryRecord, ...] | None = None, **chan
 
 
 def load(path: Path) -> Run:
-    """Read a run directory (or its `run.json`). Raises `InputError` naming the file and the field that is wrong.
+    """Read a run directory (or its `run.json`). Raises `InputError` naming the file and the field
+    that is wrong.
 
     A run that says it is running, and whose process is gone, was interrupted: its lock is nobody's.
     """
@@ -252,20 +264,23 @@ def load(path: Path) -> Run:
 
 
 def interrupted(manifest: Manifest, status: Status = Status.INTERRUPTED) -> Manifest:
-    """The manifest of a run that ended before its time, with that status; cases that were not over are interrupted."""
+    """The manifest of a run that ended before its time, with that status; cases that were not over
+    are interrupted."""
     open_ = (Status.RUNNING, Status.PLANNED)
     cases = tuple(dataclasses.replace(c, status=Status.INTERRUPTED) if c.status in open_ else c for c in manifest.cases)
     return dataclasses.replace(manifest, status=status, cases=cases)
 
 
 def load_records(path: Path) -> tuple[MemoryRecord, ...]:
-    """The records of a JSON document, as every command writes it. Raises `InputError` naming the file and the field."""
+    """The records of a JSON document, as every command writes it. Raises `InputError` naming the
+    file and the field."""
     found: _Document = read(path, _Document)
     return found.records
 
 
 def read(path: Path, kind: type[Any]) -> Any:
-    """Read a JSON file into a dataclass, strictly. Raises `InputError` naming the file and the field."""
+    """Read a JSON file into a dataclass, strictly. Raises `InputError` naming the file and the
+    field."""
     import pydantic
 
     text = read_text(LARGEST_DOCUMENT, path)

@@ -1,4 +1,5 @@
-"""Temporary folders: one is gone when its process is done with it, and where that was killed, when the next one makes its own."""
+"""Temporary folders: one is gone when its process is done with it, and where that was killed, when
+the next one makes its own."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from bf16prof.locks import held, is_held
 
 PREFIX = "bf16prof-"
 LOCK = "lock"
-"""Held by the process that uses the folder: a folder whose lock nobody holds is nobody's any more."""
+"""Held by the process that uses the folder: a folder whose lock nobody holds is nobody's any
+more."""
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of our own that is gone afterwards. Raises `InputError` where no place for temporary files can be written."""
+    """A folder of our own that is gone afterwards. Raises `InputError` where no place for temporary
+    files can be written."""
     import shutil
     import tempfile
 
@@ -39,7 +42,8 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def remove_abandoned(place: Path) -> None:
-    """Remove this user's folders there whose processes were killed. What another user has made, or holds, stays."""
+    """Remove this user's folders there whose processes were killed. What another user has made, or
+    holds, stays."""
     import shutil
 
     for folder in place.glob(f"{PREFIX}*"):

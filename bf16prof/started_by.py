@@ -1,4 +1,5 @@
-"""Which launcher has started this process as one of several, by the variables that launchers set."""
+"""Which launcher has started this process as one of several, by the variables that launchers
+set."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Started:
-    """The launcher's name, which of how many processes this one is, and the variables that say so."""
+    """The launcher's name, which of how many processes this one is, and the variables that say
+    so."""
 
     by: str
     rank: int
@@ -25,8 +27,8 @@ _SIGNS = (
     ("mpirun", ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ""),
     ("mpiexec", ("PMI_RANK", "PMI_SIZE"), ""),
 )
-"""Name, variables with the rank and the number of ranks, and a variable that has to be there as well. A batch script of Slurm has a
-SLURM_PROCID, but no step."""
+"""Name, variables with the rank and the number of ranks, and a variable that has to be there as
+well. A batch script of Slurm has a SLURM_PROCID, but no step."""
 
 
 def started_by(variables: Mapping[str, str] | None = None) -> Started | None:
@@ -48,7 +50,8 @@ _MPI = {
 
 
 def rank_variables(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What torch and DeepSpeed read a rank from, where a launcher has said it in words of its own only: srun, mpirun.
+    """What torch and DeepSpeed read a rank from, where a launcher has said it in words of its own
+    only: srun, mpirun.
 
     Nothing where RANK is set, or where nobody says anything.
     """
@@ -67,7 +70,8 @@ PORTS = range(10_000, 30_000)
 
 
 def _meeting(variables: Mapping[str, str]) -> dict[str, str]:
-    """Where the ranks of a step of srun meet, on which all of them agree without a word: the step's first host, a port by its number."""
+    """Where the ranks of a step of srun meet, on which all of them agree without a word: the step's
+    first host, a port by its number."""
     job, step, hosts = (variables.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"))
     if not (job.isdecimal() and step.isdecimal() and hosts):
         return {}
@@ -75,6 +79,7 @@ def _meeting(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(names: str) -> str:
-    """The first of hosts as Slurm writes them: `node[03-07,12],login1` begins with `node03`; so do several brackets in a name."""
+    """The first of hosts as Slurm writes them: `node[03-07,12],login1` begins with `node03`; so do
+    several brackets in a name."""
     first = re.match(r"(?:[^,[]|\[[^\]]*\])*", names)
     return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", first[0] if first else names)

@@ -1,4 +1,5 @@
-"""What is known of single optimizer steps: time and memory, losses, what updates lost, and the work that a step has to do."""
+"""What is known of single optimizer steps: time and memory, losses, what updates lost, and the work
+that a step has to do."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ class PhaseMemory:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two CUDA events) and its memory by phase.
+    """One optimizer step of a run: its loss, its seconds (wall clock; on a GPU also between two
+    CUDA events) and its memory by phase.
 
-    `phase_time_s`: seconds in each phase over all micro-steps, by the clock, on a GPU between CUDA events.
-    `loss_not_finite`: the source said a loss that is no finite number, so that `loss` is `None` (else it is just not known). The
-    steps of a measured record all say their loss or none does: without one among others that have one, it was not finite.
+    `phase_time_s`: seconds in each phase over all micro-steps, by the clock, on a GPU between CUDA
+    events. `loss_not_finite`: the source said a loss that is no finite number, so that `loss` is
+    `None` (else it is just not known). The steps of a measured record all say their loss or none
+    does: without one among others that have one, it was not finite.
     """
 
     __pydantic_config__ = STRICT
@@ -41,8 +44,9 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class LossSummary:
-    """What was published of a loss curve whose steps were not: over so many `steps` its mean and standard deviation, printed with so many
-    `decimals`; its last value is the record's `loss`. `source` is the citation."""
+    """What was published of a loss curve whose steps were not: over so many `steps` its mean and
+    standard deviation, printed with so many `decimals`; its last value is the record's `loss`.
+    `source` is the citation."""
 
     __pydantic_config__ = STRICT
 
@@ -55,10 +59,12 @@ class LossSummary:
 
 @dataclass(frozen=True)
 class UpdateQuality:
-    """What became of the updates that the optimizer intended, on the `elements` that were looked at (see `quality/`).
+    """What became of the updates that the optimizer intended, on the `elements` that were looked at
+    (see `quality/`).
 
     * `lost_updates`: the share of non-zero intended updates that changed no stored value.
-    * `edq`: effective descent quality, the projection of the update that took effect on the intended one as a share of that.
+    * `edq`: effective descent quality, the projection of the update that took effect on the
+      intended one as a share of that.
     """
 
     __pydantic_config__ = STRICT
@@ -70,7 +76,8 @@ class UpdateQuality:
 
 @dataclass(frozen=True)
 class CastShares:
-    """Of so many finite values the share that a cast to `bf16` and to `fp16` makes zero, of values that are not, and infinite."""
+    """Of so many finite values the share that a cast to `bf16` and to `fp16` makes zero, of values
+    that are not, and infinite."""
 
     __pydantic_config__ = STRICT
 
@@ -81,9 +88,11 @@ class CastShares:
 
 @dataclass(frozen=True)
 class QualityStep:
-    """One step of the pass in which updates were watched, after the measured steps: its loss, and updates in total and by layer.
+    """One step of the pass in which updates were watched, after the measured steps: its loss, and
+    updates in total and by layer.
 
-    `casts`: what lower precisions cannot hold of `weights`, `gradients` and `updates`, whatever they are kept in.
+    `casts`: what lower precisions cannot hold of `weights`, `gradients` and `updates`, whatever
+    they are kept in.
     """
 
     __pydantic_config__ = STRICT
@@ -99,8 +108,10 @@ class QualityStep:
 class Transfer:
     """What one rank sends in one optimizer step for one purpose.
 
-    * `size_bytes`: the whole tensors that the `calls` collectives work on; `sent_bytes` of them leave each rank (ring algorithms).
-    * `between_nodes_bytes`: the part of `sent_bytes` that leaves the node, as a mean over its ranks.
+    * `size_bytes`: the whole tensors that the `calls` collectives work on; `sent_bytes` of them
+      leave each rank (ring algorithms).
+    * `between_nodes_bytes`: the part of `sent_bytes` that leaves the node, as a mean over its
+      ranks.
     * `phase`: when; `source`: DeepSpeed's file and function.
     """
 
@@ -121,12 +132,15 @@ class StepWork:
     """What one rank has to do in one optimizer step, whatever the time it takes.
 
     * `tokens`, in `micro_steps` forward and backward passes.
-    * `forward_flops`, `backward_flops` of the model, and `recomputed_flops` of activation checkpointing on top (matrix products only, a
-      multiply-add is two, causal masks not taken off); `compute_dtype` is what they run in.
-    * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model states that the optimizer has to read and
-      to write, once each. `host_link_bytes`: offloaded gradients and parameters between host and device.
-    * `floor_s`: the seconds below which each part cannot take on the record's GPU, beyond what runs beside the parts before it; empty
-      without one. `hidden_s`: the seconds of communication and of the host link that run beside computation and are not in the floor.
+    * `forward_flops`, `backward_flops` of the model, and `recomputed_flops` of activation
+      checkpointing on top (matrix products only, a multiply-add is two, causal masks not taken
+      off); `compute_dtype` is what they run in.
+    * `transfers`: its collectives. `optimizer_read_bytes`, `optimizer_written_bytes`: the model
+      states that the optimizer has to read and to write, once each. `host_link_bytes`: offloaded
+      gradients and parameters between host and device.
+    * `floor_s`: the seconds below which each part cannot take on the record's GPU, beyond what runs
+      beside the parts before it; empty without one. `hidden_s`: the seconds of communication and of
+      the host link that run beside computation and are not in the floor.
     """
 
     __pydantic_config__ = STRICT
@@ -156,7 +170,8 @@ class StepWork:
 
     @property
     def step_time_floor_s(self) -> float | None:
-        """No step is faster than this on the record's GPU; `None` without one, or without its peaks."""
+        """No step is faster than this on the record's GPU; `None` without one, or without its
+        peaks."""
         return sum(self.floor_s.values()) if self.floor_s else None
 
     @property

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 def interquartile_range(times: Sequence[float]) -> float | None:
-    """The distance of the upper quartile from the lower one, in the unit of the times; `None` of fewer than two."""
+    """The distance of the upper quartile from the lower one, in the unit of the times; `None` of
+    fewer than two."""
     if len(times) < 2:
         return None
     quartiles = statistics.quantiles(times, n=4, method="inclusive")

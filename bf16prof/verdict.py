@@ -1,9 +1,12 @@
-"""Whether a job fits its GPU: the one function that judges for estimate, simulate, plan and measure.
+"""Whether a job fits its GPU: the one function that judges for estimate, simulate, plan and
+measure.
 
-What is compared: the most that the job allocates in the whole run, init included; what its caching allocator reserves for that; and the
-limit, which is the GPU's memory less what the process holds beside the allocator (`profiles/beside.py`).
+What is compared: the most that the job allocates in the whole run, init included; what its caching
+allocator reserves for that; and the limit, which is the GPU's memory less what the process holds
+beside the allocator (`profiles/beside.py`).
 
-* **fits**: what the allocator reserves stays within the limit, less the margin where the allocator was replayed and not run.
+* **fits**: what the allocator reserves stays within the limit, less the margin where the allocator
+  was replayed and not run.
 * **tight**: the bytes fit, but the allocator's share may not.
 * **does not fit**: the bytes alone are more than the limit.
 """
@@ -20,16 +23,19 @@ from bf16prof.records import Item, MemoryRecord, OutOfMemory
 from bf16prof.vocabulary import Device, Phase, Source, Verdict
 
 MARGIN, MARGIN_EXPANDABLE = 0.1, 0.05
-"""What the replay of the allocator does not know, as a share of the limit: with default and with expandable segments. The replay was held
-against dry runs (docs/plan.md): it orders events as the engine does, but not each small tensor is in it, and where a large block finds a
-hole may turn on one of those."""
+"""What the replay of the allocator does not know, as a share of the limit: with default and with
+expandable segments. The replay was held against dry runs (docs/plan.md): it orders events as the
+engine does, but not each small tensor is in it, and where a large block finds a hole may turn on
+one of those."""
 
 UNDECIDED_FROM = 0.5
-"""A peak below this share of the room fits without a replay: of all jobs that were drawn, none reserved twice what it allocated."""
+"""A peak below this share of the room fits without a replay: of all jobs that were drawn, none
+reserved twice what it allocated."""
 
 
 class Replays(Enum):
-    """Which jobs of an estimate have their allocator replayed: none, those whose verdict turns on it, or all whose bytes fit."""
+    """Which jobs of an estimate have their allocator replayed: none, those whose verdict turns on
+    it, or all whose bytes fit."""
 
     NONE = "none"
     DECISIVE = "decisive"
@@ -38,7 +44,8 @@ class Replays(Enum):
 
 @dataclass(frozen=True)
 class Allocator:
-    """How a job's caching allocator is set, and the share of its limit that has to stay free (`MARGIN` if not given)."""
+    """How a job's caching allocator is set, and the share of its limit that has to stay free
+    (`MARGIN` if not given)."""
 
     expandable: bool = False
     margin: float | None = None
@@ -55,8 +62,10 @@ class Judgement:
     """A verdict with the numbers that decide.
 
     * `peak_bytes`: the most that is allocated in the whole run, in `phase` where that is known.
-    * `reserved_bytes`: the most that the allocator reserves; `None` where that was not needed to judge.
-    * `limit_bytes`: what it may reserve; `room_bytes`: the same less the margin. `None` of a GPU whose size is not known.
+    * `reserved_bytes`: the most that the allocator reserves; `None` where that was not needed to
+      judge.
+    * `limit_bytes`: what it may reserve; `room_bytes`: the same less the margin. `None` of a GPU
+      whose size is not known.
     """
 
     verdict: Verdict
@@ -99,9 +108,11 @@ def judge(record: MemoryRecord) -> Judgement | None:
 
 
 def of_a_run(record: MemoryRecord, gpu: Gpu | None, *, finished: bool, out_of_memory: bool) -> MemoryRecord:
-    """The record of a measurement with its verdict: what has finished fits, what ran out of memory does not; nothing follows otherwise.
+    """The record of a measurement with its verdict: what has finished fits, what ran out of memory
+    does not; nothing follows otherwise.
 
-    The limit is the GPU's memory less what the device held beside the allocator, where that was measured.
+    The limit is the GPU's memory less what the device held beside the allocator, where that was
+    measured.
     """
     if gpu is None:
         return record
@@ -134,7 +145,8 @@ def _verdict(record: MemoryRecord, peak: int, limit: int | None) -> Verdict | No
 
 
 def _of_a_shortage(record: MemoryRecord, shortage: OutOfMemory) -> Verdict:
-    """Predictions know the whole run as if there were room; of what really ran out of memory only the request is known."""
+    """Predictions know the whole run as if there were room; of what really ran out of memory only
+    the request is known."""
     needed = shortage.allocated_bytes + shortage.requested_bytes
     is_predicted = record.source in (Source.ESTIMATE, Source.SIMULATE)
     return Verdict.DOES_NOT_FIT if not is_predicted and needed > shortage.limit_bytes else Verdict.TIGHT
@@ -168,7 +180,8 @@ def most_allocated(record: MemoryRecord) -> int | None:
 
 
 def allocator_limit(record: MemoryRecord) -> int | None:
-    """The most that the caching allocator may reserve: the device's memory without what the process holds besides.
+    """The most that the caching allocator may reserve: the device's memory without what the process
+    holds besides.
 
     `None` where the GPU is not known, or what the process holds besides.
     """
@@ -192,7 +205,8 @@ def device_total(record: MemoryRecord) -> int | None:
 
 
 def held_besides(record: MemoryRecord) -> tuple[Item, ...]:
-    """What the process holds beside the allocator as the record says; of an estimate, which says nothing, what a dry run assumes."""
+    """What the process holds beside the allocator as the record says; of an estimate, which says
+    nothing, what a dry run assumes."""
     if record.source is not Source.ESTIMATE:
         return record.device_items
     gpu = gpu_named(record.gpu)

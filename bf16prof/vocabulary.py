@@ -1,4 +1,5 @@
-"""The words that every other part speaks: components, phases, devices, verdicts, and sizes that files are read into."""
+"""The words that every other part speaks: components, phases, devices, verdicts, and sizes that
+files are read into."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from annotated_types import Interval
 from bf16prof.errors import InputError
 
 Bytes = Annotated[int, Interval(gt=-(2**63), lt=2**63)]
-"""A difference of bytes: what is free, saved, more, or came and went. Nothing that is held is a `Bytes`."""
+"""A difference of bytes: what is free, saved, more, or came and went. Nothing that is held is a
+`Bytes`."""
 
 Size = Annotated[int, Interval(ge=0, lt=2**63)]
-"""A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is made, pydantic where it is read)."""
+"""A number of bytes, parameters or steps, which cannot be negative (`require_size` where a value is
+made, pydantic where it is read)."""
 
 Amount = Annotated[float, Interval(ge=0)]
 """Seconds, watts, rates and shares: never negative."""
@@ -21,7 +24,8 @@ Amount = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-"""How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see `runs.py`)."""
+"""How a file is read into these dataclasses: no unknown field, no conversion, no NaN (see
+`runs.py`)."""
 
 
 class TooMuch(InputError, ValueError):
@@ -65,7 +69,8 @@ class Phase(StrEnum):
 
 
 class Device(StrEnum):
-    """The memory that a record is about: a GPU's caching allocator, or the CPU allocator of a gloo rank."""
+    """The memory that a record is about: a GPU's caching allocator, or the CPU allocator of a gloo
+    rank."""
 
     GPU = "gpu"
     CPU = "cpu"
@@ -80,7 +85,8 @@ class Offload(StrEnum):
 
 
 class Verdict(StrEnum):
-    """Whether a job fits its GPU (see `verdict.py`). Tight: the bytes fit, but what the caching allocator takes for them may not."""
+    """Whether a job fits its GPU (see `verdict.py`). Tight: the bytes fit, but what the caching
+    allocator takes for them may not."""
 
     FITS = "fits"
     TIGHT = "tight"
@@ -107,7 +113,8 @@ class Collective(StrEnum):
 
 
 def require_size(name: str, size: int) -> None:
-    """Raise `ValueError` for a number of bytes below zero, and `TooMuch` for more than any machine can address."""
+    """Raise `ValueError` for a number of bytes below zero, and `TooMuch` for more than any machine
+    can address."""
     if size < 0:
         raise ValueError(f"{name}: {size:,} bytes")
     if size >= 2**63:

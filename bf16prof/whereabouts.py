@@ -1,7 +1,9 @@
-"""Where a rank is, for whoever ends it because it hangs: a small file, written anew at every phase, and the stack that the rank hangs in.
+"""Where a rank is, for whoever ends it because it hangs: a small file, written anew at every phase,
+and the stack that the rank hangs in.
 
-A phase is one write of a line, which takes microseconds and no memory: it may be inside of a timed step. The stack is written by a thread
-of `faulthandler`, which needs no Python to run, a moment before the time is over. Real ranks and dry runs of scripts say it alike.
+A phase is one write of a line, which takes microseconds and no memory: it may be inside of a timed
+step. The stack is written by a thread of `faulthandler`, which needs no Python to run, a moment
+before the time is over. Real ranks and dry runs of scripts say it alike.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from bf16prof.scripts.main import is_own
 from bf16prof.vocabulary import Phase
 
 DEADLINE = "BF16PROF_DEADLINE"
-"""The variable that says when all ranks will be ended, in seconds of the system's monotonic clock."""
+"""The variable that says when all ranks will be ended, in seconds of the system's monotonic
+clock."""
 
 EARLIER_S = 1.0
 """So long before, a rank writes its stack."""
@@ -41,7 +44,8 @@ _MOST_NAMED = 4
 
 
 def deadline() -> float | None:
-    """When this rank will be ended; `None` where nobody said. The variable is gone then: what a script starts is not meant."""
+    """When this rank will be ended; `None` where nobody said. The variable is gone then: what a
+    script starts is not meant."""
     said = os.environ.pop(DEADLINE, None)
     return float(said) if said else None
 
@@ -63,7 +67,8 @@ class Whereabouts:
             faulthandler.dump_traceback_later(max(0.1, left), file=self._descriptor)
 
     def say(self, what: str) -> None:
-        """The rank is there now: a phrase that stands after "rank 3 was". A process that it has forked says nothing."""
+        """The rank is there now: a phrase that stands after "rank 3 was". A process that it has
+        forked says nothing."""
         if os.getpid() != self._pid:
             return
         line = f"{self._count} {what}".encode()[: WIDTH - 1].ljust(WIDTH - 1) + b"\n"
@@ -80,7 +85,8 @@ class Whereabouts:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a rank was: how many phases it had begun, in words, and its main thread's frames, the innermost first, if it could say.
+    """Where a rank was: how many phases it had begun, in words, and its main thread's frames, the
+    innermost first, if it could say.
 
     `is_waiting`: one of its threads was in a collective operation, which waits for other ranks.
     """
@@ -93,7 +99,8 @@ class Where:
 
     @property
     def place(self) -> str:
-        """The innermost line of the user's own code, or the innermost of all; empty without a stack."""
+        """The innermost line of the user's own code, or the innermost of all; empty without a
+        stack."""
         frames = [found for line in self.stack if (found := _FRAME.fullmatch(line))]
         found = next((frame for frame in frames if is_own(frame["file"])), frames[0] if frames else None)
         return f" ({Path(found['file']).name}, line {found['line']} in {found['name']})" if found else ""
@@ -114,7 +121,8 @@ def read_where(folder: Path, rank: int) -> Where:
 
 
 def hanging(folder: Path, ranks: Sequence[int]) -> list[Where]:
-    """Those of these ranks that the others wait for: who is in no collective operation, and of these who has come least far."""
+    """Those of these ranks that the others wait for: who is in no collective operation, and of
+    these who has come least far."""
     found = [read_where(folder, rank) for rank in ranks]
     least = min(((each.is_waiting, each.count) for each in found), default=None)
     return [each for each in found if (each.is_waiting, each.count) == least]

@@ -1,4 +1,5 @@
-"""How `make docs` builds the documents with Sphinx: the pages beside this file, and a reference that is read off the code."""
+"""How `make docs` builds the documents with Sphinx: the pages beside this file, and a reference
+that is read off the code."""
 
 from __future__ import annotations
 

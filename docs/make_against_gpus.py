@@ -1,6 +1,8 @@
-"""Write docs/against-gpus.md and its figure: every public measurement of a real GPU that we know, beside its prediction, worst first.
+"""Write docs/against-gpus.md and its figure: every public measurement of a real GPU that we know,
+beside its prediction, worst first.
 
-Runs every row in the dry run (about ten minutes on two cores); the figure needs Chromium. Usage: `make against-gpus`.
+Runs every row in the dry run (about ten minutes on two cores); the figure needs Chromium. Usage:
+`make against-gpus`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ AS_PRINTED = "as printed"
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A measurement, its prediction in bytes, and what a reader must know of the difference. `half`: what rounding leaves open."""
+    """A measurement, its prediction in bytes, and what a reader must know of the difference.
+    `half`: what rounding leaves open."""
 
     kind: str
     what: str

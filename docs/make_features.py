@@ -1,4 +1,5 @@
-"""Write docs/features.md: what can be described, and what not, from the tables that decide it. Usage: `make features`."""
+"""Write docs/features.md: what can be described, and what not, from the tables that decide it.
+Usage: `make features`."""
 
 from __future__ import annotations
 

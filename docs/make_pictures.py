@@ -1,4 +1,5 @@
-"""Make the README's two pictures: the demo in a terminal (SVG) and its HTML report in a browser (PNG).
+"""Make the README's two pictures: the demo in a terminal (SVG) and its HTML report in a browser
+(PNG).
 
 Runs the demo itself; needs Chromium. Usage: `make pictures`.
 """

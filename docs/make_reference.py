@@ -1,4 +1,5 @@
-"""The pages of the reference that are read off the code: every command's help, and the JSON Schemas of what is written."""
+"""The pages of the reference that are read off the code: every command's help, and the JSON Schemas
+of what is written."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""A job ran out of memory: what was predicted for it, where the bytes were, and which knob gives enough back.
+"""A job ran out of memory: what was predicted for it, where the bytes were, and which knob gives
+enough back.
 
-A script in cells (`# %%`). It needs no GPU and no torch. The job here: Llama 3.1 8B, ZeRO-2 on four H100, sequences of 8,192 tokens.
+A script in cells (`# %%`). It needs no GPU and no torch. The job here: Llama 3.1 8B, ZeRO-2 on four
+H100, sequences of 8,192 tokens.
 """
 
 # %% The job as it was

@@ -1,7 +1,9 @@
-"""Choose a precision recipe: what each costs in memory, and what published training runs lost or did not lose.
+"""Choose a precision recipe: what each costs in memory, and what published training runs lost or
+did not lose.
 
-A script in cells (`# %%`). It needs no GPU and no torch. To see what a recipe costs in learning on a model of your own, measure it:
-`bf16prof measure my.toml --recipe bf16-pure,bf16-kahan --quality 20`, then `bf16prof.load(RUN)`.
+A script in cells (`# %%`). It needs no GPU and no torch. To see what a recipe costs in learning on
+a model of your own, measure it: `bf16prof measure my.toml --recipe bf16-pure,bf16-kahan --quality
+20`, then `bf16prof.load(RUN)`.
 """
 
 # %% Bytes of one GPU by recipe, everything else equal

@@ -1,6 +1,8 @@
-"""Size a model: how many GPUs does full fine-tuning of Llama 3.1 8B need, and what changes with longer sequences?
+"""Size a model: how many GPUs does full fine-tuning of Llama 3.1 8B need, and what changes with
+longer sequences?
 
-A script in cells (`# %%`), which Jupyter, VS Code and PyCharm run one by one. It needs no GPU and no torch.
+A script in cells (`# %%`), which Jupyter, VS Code and PyCharm run one by one. It needs no GPU and
+no torch.
 """
 
 # %% What fits eight H100, best first

@@ -1,7 +1,9 @@
-"""`python -m bf16prof.check`: hold predictions against this machine's GPU, within some minutes; one table and one archive.
+"""`python -m bf16prof.check`: hold predictions against this machine's GPU, within some minutes; one
+table and one archive.
 
-Every case is `bf16prof measure --simulate` in a process of its own; the single kernels are those of `bf16prof.check.kernels`, on the GPU
-and on a simulated one. What fails or finds no time is a row that says so; the rest goes on.
+Every case is `bf16prof measure --simulate` in a process of its own; the single kernels are those of
+`bf16prof.check.kernels`, on the GPU and on a simulated one. What fails or finds no time is a row
+that says so; the rest goes on.
 """
 
 from __future__ import annotations
@@ -179,7 +181,8 @@ def cost(clock: Clock) -> Iterator[Compared]:
 
 
 def _last(text: str) -> str:
-    """Why it failed: what the program said last, and not its hint after that; else the last line."""
+    """Why it failed: what the program said last, and not its hint after that; else the last
+    line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("bf16prof: ")] or lines
     return said[-1][:160] if said else "no output"

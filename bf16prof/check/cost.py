@@ -1,6 +1,8 @@
-"""What measuring costs: the same engine's steps without phase marks and with them, `python -m bf16prof.check.cost` on a GPU.
+"""What measuring costs: the same engine's steps without phase marks and with them, `python -m
+bf16prof.check.cost` on a GPU.
 
-Steps without marks come first, then `attach` puts the marks on, as `measure` does; both are timed with one synchronisation at either end.
+Steps without marks come first, then `attach` puts the marks on, as `measure` does; both are timed
+with one synchronisation at either end.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The kernels of the benchmark on this machine's GPU, each against the same on a simulated one: `python -m bf16prof.check.cuda`
-prints JSON.
+"""The kernels of the benchmark on this machine's GPU, each against the same on a simulated one:
+`python -m bf16prof.check.cuda` prints JSON.
 
 Rows that would need more than `SHARE` of the GPU are left out.
 """
@@ -37,7 +37,8 @@ ROWS: tuple[tuple[Any, ...], ...] = (
     ("jsd", "torch", "full", "V", 16384, {"B": 4, "T": 2048}),
     ("kl_div", "torch", "full", "V", 16384, {"B": 8, "T": 2048}),
 )
-"""Kernel, implementation, mode, swept variable, its value, and the rest of the shape: as in the public benchmark."""
+"""Kernel, implementation, mode, swept variable, its value, and the rest of the shape: as in the
+public benchmark."""
 
 
 def main() -> None:

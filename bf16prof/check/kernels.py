@@ -1,9 +1,12 @@
-"""Single modules as Liger-Kernel's public benchmark runs them, on any device: a GPU, or the simulated one of the dry run.
+"""Single modules as Liger-Kernel's public benchmark runs them, on any device: a GPU, or the
+simulated one of the dry run.
 
-A program is built for one row of that benchmark: its module, its tensors, and what else its script keeps alive. It is then called some
-times; the peak of the last call counts. Protocol: linkedin/Liger-Kernel, benchmark/scripts (utils.py `_test_memory`), at the dates of the
-rows. The modules are those of transformers and PyTorch; Liger's own kernels stand here as autograd functions that allocate and keep what
-those do, at the version that the row names (src/liger_kernel/ops), and compute nothing.
+A program is built for one row of that benchmark: its module, its tensors, and what else its script
+keeps alive. It is then called some times; the peak of the last call counts. Protocol:
+linkedin/Liger-Kernel, benchmark/scripts (utils.py `_test_memory`), at the dates of the rows. The
+modules are those of transformers and PyTorch; Liger's own kernels stand here as autograd functions
+that allocate and keep what those do, at the version that the row names (src/liger_kernel/ops), and
+compute nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from bf16prof.check.liger import LigerCrossEntropy, LigerFusedLinearCrossEntropy
 from bf16prof.check.moe import mixture, tokens_of_experts
 
 ITERATIONS = 4
-"""The benchmark takes the median of ten; the first differs (it makes the gradients), the later ones are alike."""
+"""The benchmark takes the median of ten; the first differs (it makes the gradients), the later ones
+are alike."""
 
 Forward = Callable[[], Tensor]
 Shape = Mapping[str, Any]
@@ -28,15 +32,17 @@ Shape = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BenchmarkFunction:
-    """One benchmark function. `forward` computes the output; `gradient` is what the script hands to `backward` in each call, given the
-    output (`None`: a scalar loss); `retain` is whether it keeps the graph."""
+    """One benchmark function. `forward` computes the output; `gradient` is what the script hands to
+    `backward` in each call, given the output (`None`: a scalar loss); `retain` is whether it keeps
+    the graph."""
 
     forward: Forward
     gradient: Callable[[Tensor], Tensor] | None = None
     retain: bool = True
 
     def call(self, mode: str) -> Callable[[], None]:
-        """What is called in each iteration of a mode: `forward`, `backward` (of a graph kept alive), or `full`."""
+        """What is called in each iteration of a mode: `forward`, `backward` (of a graph kept
+        alive), or `full`."""
         if mode == "forward":
             return self._forward
         if mode == "full":
@@ -91,7 +97,8 @@ def dtype_of(shape: Shape) -> torch.dtype:
 
 
 class Mlp(nn.Module):
-    """Llama's feed-forward network: `down(activation(gate(x)) * up(x))`, by transformers or with Liger's fused product."""
+    """Llama's feed-forward network: `down(activation(gate(x)) * up(x))`, by transformers or with
+    Liger's fused product."""
 
     def __init__(self, hidden: int, wide: int, activation: Callable[[Tensor], Tensor] | None, like: dict[str, Any]) -> None:
         super().__init__()
@@ -128,7 +135,8 @@ def _mlp(implementation: str, shape: Shape, device: torch.device) -> BenchmarkFu
 
 
 def _tiled(mlp: Mlp, shards: int | None) -> Callable[[Tensor], Tensor]:
-    """DeepSpeed's TiledMLP over that network; by default one shard for each `hidden_size` tokens."""
+    """DeepSpeed's TiledMLP over that network; by default one shard for each `hidden_size`
+    tokens."""
     from deepspeed.runtime.sequence_parallel.ulysses_sp import TiledMLP
 
     def run(x: Tensor) -> Tensor:
@@ -208,7 +216,8 @@ def _linear_cross_entropy(implementation: str, shape: Shape, device: torch.devic
 
 
 def _rope(_: str, shape: Shape, device: torch.device) -> Callable[[], None]:
-    """transformers' rotary embedding of 2024, applied to queries and keys; the gradients are those of both together."""
+    """transformers' rotary embedding of 2024, applied to queries and keys; the gradients are those
+    of both together."""
     tokens, heads = shape.get("seq_len") or shape["T"], shape["num_q_heads"]
     width = (shape.get("hidden_size") or shape["H"]) // heads
     like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
@@ -301,7 +310,8 @@ def _fused_moe(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
 
 
 def _linear_jensen_shannon(_: str, shape: Shape, device: torch.device) -> BenchmarkFunction:
-    """Student and teacher with heads of their own, divergence in fp32; Liger's module shares the weights."""
+    """Student and teacher with heads of their own, divergence in fp32; Liger's module shares the
+    weights."""
     like: dict[str, Any] = {"dtype": dtype_of(shape), "device": device}
     heads = [nn.Linear(shape["H"], shape["V"], bias=False, **like) for _ in range(2)]
     inputs = torch.rand(shape["BT"], shape["H"], requires_grad=True, **like), torch.rand(shape["BT"], shape["H"], **like)
@@ -343,4 +353,5 @@ PROGRAMS: dict[str, Callable[[str, Shape, torch.device], BenchmarkFunction | Cal
     "fused_moe": _fused_moe,
     "fused_linear_jsd": _linear_jensen_shannon,
 }
-"""By the benchmark's name of a kernel, what makes its program from implementation, shape and device."""
+"""By the benchmark's name of a kernel, what makes its program from implementation, shape and
+device."""

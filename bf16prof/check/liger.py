@@ -1,5 +1,6 @@
-"""What Liger-Kernel's Triton kernels allocate and keep, as autograd functions that compute nothing: written from the behaviour of
-liger-kernel 0.2.1 (cross entropy, RMS norm, SwiGLU) and 0.4.2 (the head with its loss), `src/liger_kernel/ops`.
+"""What Liger-Kernel's Triton kernels allocate and keep, as autograd functions that compute nothing:
+written from the behaviour of liger-kernel 0.2.1 (cross entropy, RMS norm, SwiGLU) and 0.4.2 (the
+head with its loss), `src/liger_kernel/ops`.
 
 A kernel that works in place is nothing here, or `mul_(1)`, so that no memory is asked for.
 """
@@ -15,7 +16,8 @@ IGNORE_INDEX = -100
 
 
 class LigerCrossEntropy(torch.autograd.Function):
-    """The gradient is written over the logits in forward; backward only hands it on where the incoming gradient is 1."""
+    """The gradient is written over the logits in forward; backward only hands it on where the
+    incoming gradient is 1."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
@@ -35,8 +37,9 @@ class LigerCrossEntropy(torch.autograd.Function):
 
 
 class LigerRmsNorm(torch.autograd.Function):
-    """Keeps the input and a reciprocal root mean square per row. The input's gradient is written over the incoming one; of the weight's
-    there is one row for each row of the input, before they are summed."""
+    """Keeps the input and a reciprocal root mean square per row. The input's gradient is written
+    over the incoming one; of the weight's there is one row for each row of the input, before they
+    are summed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -69,8 +72,8 @@ class LigerSiluMul(torch.autograd.Function):
 
 
 class LigerFusedLinearCrossEntropy(torch.autograd.Function):
-    """Head and loss in chunks of tokens: the gradients of input and weight are computed in forward, and kept. Up to 0.4.2 the logits of a
-    chunk are cast to fp32 and back."""
+    """Head and loss in chunks of tokens: the gradients of input and weight are computed in forward,
+    and kept. Up to 0.4.2 the logits of a chunk are cast to fp32 and back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""A mixture of experts as Liger-Kernel's `fused_moe` benchmark has it, in transformers' plain loop over the experts that were hit.
+"""A mixture of experts as Liger-Kernel's `fused_moe` benchmark has it, in transformers' plain loop
+over the experts that were hit.
 
-How many tokens an expert gets decides which sizes are allocated. The benchmark seeds the generator, so that the routing of its GPU can be
-computed (`philox`); the loop takes the numbers of tokens from there, since fake tensors have no values.
+How many tokens an expert gets decides which sizes are allocated. The benchmark seeds the generator,
+so that the routing of its GPU can be computed (`philox`); the loop takes the numbers of tokens from
+there, since fake tensors have no values.
 """
 
 from __future__ import annotations

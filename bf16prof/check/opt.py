@@ -1,7 +1,10 @@
-"""OPT as transformers 4.28 ran it, for published runs of 2023: today's model, with what that release keeps otherwise (modeling_opt.py).
+"""OPT as transformers 4.28 ran it, for published runs of 2023: today's model, with what that
+release keeps otherwise (modeling_opt.py).
 
-* Attention: `torch.max` holds the scores above the least number of their dtype, and keeps one more matrix of them per layer for backward.
-* Loss: the logits but for those of the last position are copied and stay in their dtype; today's library makes fp32 ones of all of them.
+* Attention: `torch.max` holds the scores above the least number of their dtype, and keeps one more
+  matrix of them per layer for backward.
+* Loss: the logits but for those of the last position are copied and stay in their dtype; today's
+  library makes fp32 ones of all of them.
 """
 
 from __future__ import annotations

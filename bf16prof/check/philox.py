@@ -1,7 +1,9 @@
-"""The random numbers that `torch.randn` gives on a CUDA device, computed without one: what a benchmark with a fixed seed routes where.
+"""The random numbers that `torch.randn` gives on a CUDA device, computed without one: what a
+benchmark with a fixed seed routes where.
 
-Philox 4x32-10 (Salmon et al., SC 2011) and Box-Muller as curand has them (`curand_init`, `curand_normal4`); which thread makes which
-element, and how far a call moves the generator: aten/src/ATen/native/cuda/DistributionTemplates.h (`calc_execution_policy`,
+Philox 4x32-10 (Salmon et al., SC 2011) and Box-Muller as curand has them (`curand_init`,
+`curand_normal4`); which thread makes which element, and how far a call moves the generator:
+aten/src/ATen/native/cuda/DistributionTemplates.h (`calc_execution_policy`,
 `distribution_elementwise_grid_stride_kernel`).
 """
 
@@ -20,7 +22,8 @@ LOW = np.uint64(0xFFFFFFFF)
 
 
 class Generator:
-    """A CUDA generator after `torch.manual_seed(seed)`, on a GPU with so many multiprocessors of so many threads."""
+    """A CUDA generator after `torch.manual_seed(seed)`, on a GPU with so many multiprocessors of so
+    many threads."""
 
     def __init__(self, seed: int, multiprocessors: int, threads: int = 2048) -> None:
         self._seed, self._most = seed, multiprocessors * (threads // BLOCK)
@@ -65,8 +68,8 @@ def _philox(seed: int, thread: Any, counter: int) -> list[Any]:
 
 
 def _box_muller(x: Any, y: Any) -> tuple[Any, Any]:
-    """Two normal numbers. Logarithm, sine and cosine are rounded from fp64: numpy's in fp32 differ from CPU to CPU in the last bit, which
-    decides where two scores are as near as that.
+    """Two normal numbers. Logarithm, sine and cosine are rounded from fp64: numpy's in fp32 differ
+    from CPU to CPU in the last bit, which decides where two scores are as near as that.
     """
     unit = 2.0**-32
     u = x.astype(np.float32) * np.float32(unit) + np.float32(unit / 2)

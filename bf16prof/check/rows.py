@@ -1,7 +1,9 @@
-"""Rows of Liger-Kernel's benchmark, run as its scripts run them: one process per script, which first times every row (so that libraries
-have their workspaces and the allocator its segments) and then measures memory row by row.
+"""Rows of Liger-Kernel's benchmark, run as its scripts run them: one process per script, which
+first times every row (so that libraries have their workspaces and the allocator its segments) and
+then measures memory row by row.
 
-`python -m bf16prof.check.rows < rows.json` runs them on simulated GPUs and writes each row's peak, in order, as JSON.
+`python -m bf16prof.check.rows < rows.json` runs them on simulated GPUs and writes each row's peak,
+in order, as JSON.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ WARM_UP = 1
 FLUSHED_BYTES = 256_000_000
 """What triton's `do_bench` holds while it times, to flush the GPU's cache with."""
 ITERATIONS = 2
-"""The benchmark takes the median of ten; the gradients are made in the first, and the others are alike."""
+"""The benchmark takes the median of ten; the gradients are made in the first, and the others are
+alike."""
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One measurement of the benchmark: `shape` are its fixed extents, `variable` the swept one, with value `x`.
+    """One measurement of the benchmark: `shape` are its fixed extents, `variable` the swept one,
+    with value `x`.
 
     `gpu`: as torch calls it.
     """
@@ -92,7 +96,8 @@ def run_script(rows: Sequence[BenchmarkRow], device: Any, memory: Any, multiproc
 
 
 def simulated(rows: Sequence[BenchmarkRow]) -> list[int]:
-    """The peaks of the rows in bytes, each script in a process of its own: DeepSpeed and torch.distributed keep global state."""
+    """The peaks of the rows in bytes, each script in a process of its own: DeepSpeed and
+    torch.distributed keep global state."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     for module in IMPORTED:  # what the processes will not have to import again
         importlib.import_module(module)

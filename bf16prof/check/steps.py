@@ -1,7 +1,9 @@
-"""Whole training steps of a Hugging Face model in plain PyTorch, without DeepSpeed: forward, backward, AdamW over lists of parameters.
+"""Whole training steps of a Hugging Face model in plain PyTorch, without DeepSpeed: forward,
+backward, AdamW over lists of parameters.
 
-The loop is that of the fine-tuning runs that `vramcalc` publishes: gradients stay allocated (`zero_grad(set_to_none=False)`), and the
-logits are dropped before the step. `python -m bf16prof.check.steps < steps.json` runs them on a simulated GPU.
+The loop is that of the fine-tuning runs that `vramcalc` publishes: gradients stay allocated
+(`zero_grad(set_to_none=False)`), and the logits are dropped before the step. `python -m
+bf16prof.check.steps < steps.json` runs them on a simulated GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The vision transformer of a published run, as timm 0.6 writes it (vision_transformer.py): attention operator by operator, no dropout."""
+"""The vision transformer of a published run, as timm 0.6 writes it (vision_transformer.py):
+attention operator by operator, no dropout."""
 
 from __future__ import annotations
 

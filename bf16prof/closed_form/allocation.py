@@ -1,4 +1,5 @@
-"""The unit of the closed form: one kind of tensor that DeepSpeed, PyTorch or the training loop allocates."""
+"""The unit of the closed form: one kind of tensor that DeepSpeed, PyTorch or the training loop
+allocates."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from bf16prof.vocabulary import Label
 
 @dataclass(frozen=True)
 class Storages:
-    """Storages of one kind: what they are for, the bytes of each, where they live, and who allocates them."""
+    """Storages of one kind: what they are for, the bytes of each, where they live, and who
+    allocates them."""
 
     label: Label
     sizes: tuple[int, ...]

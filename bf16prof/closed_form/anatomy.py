@@ -1,4 +1,5 @@
-"""What is known of a job's model: what this package has written down of it, or a signature that was recorded from its own code."""
+"""What is known of a job's model: what this package has written down of it, or a signature that was
+recorded from its own code."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from bf16prof.vocabulary import Device
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """A model by its parameters, in its order; one object for equal models, so that what follows from it can be remembered.
+    """A model by its parameters, in its order; one object for equal models, so that what follows
+    from it can be remembered.
 
     `signature`: what was recorded; else the model is one that is written down (`models.tapes`).
     """
@@ -47,7 +49,8 @@ class Anatomy:
 
     @functools.cached_property
     def number(self) -> int:
-        """A number for what ZeRO-3's hooks know of it: the same for equal parameters and modules, at any batch and length."""
+        """A number for what ZeRO-3's hooks know of it: the same for equal parameters and modules,
+        at any batch and length."""
         modules = None if self.signature is None else self.signature.modules
         return number_of((tuple(self.parameters), modules))
 
@@ -57,10 +60,11 @@ class Anatomy:
 
 
 def anatomy_of(job: Job) -> Anatomy:
-    """The subject of a job. A signature is asked for where the passes of its model are not written down: on CPU ranks, and of all models
-    but our own families'.
+    """The subject of a job. A signature is asked for where the passes of its model are not written
+    down: on CPU ranks, and of all models but our own families'.
 
-    Raises `NoInventory` where nothing is known, saying why; `InputError` where that is because of two sizes of a configuration.
+    Raises `NoInventory` where nothing is known, saying why; `InputError` where that is because of
+    two sizes of a configuration.
     """
     written, unknown = None, "only the code that builds this model knows its parameters"
     try:
@@ -84,7 +88,8 @@ def anatomy_of(job: Job) -> Anatomy:
 
 
 def _require_no_clash(model: Model, problem: str | None) -> None:
-    """Raise `InputError` for two sizes that clash, where the model of such a configuration could not be built or run."""
+    """Raise `InputError` for two sizes that clash, where the model of such a configuration could
+    not be built or run."""
     if problem and isinstance(model, HuggingFaceSettings) and (found := clash(model.hf_config)):
         raise InputError(f"{found}: {problem}")
 
@@ -93,7 +98,8 @@ _COUNTS: dict[tuple[Model, str], int] = {}
 
 
 def parameter_count(profile: Profile) -> int:
-    """Elements of a profile's parameters, of which a job has been looked at. Raises `NoInventory`."""
+    """Elements of a profile's parameters, of which a job has been looked at. Raises
+    `NoInventory`."""
     known = _COUNTS.get(_counted(profile))
     return known if known is not None else sum(each.numel for each in inventory(profile.model))
 
@@ -135,8 +141,8 @@ def inquiries_of(jobs: Sequence[Job]) -> list[Inquiry]:
 
 
 def is_as_written(profile: Profile) -> bool:
-    """Whether a profile trains its model as this package knows it: all of its parameters, by its own operators, and
-    checkpointed in the usual way or not at all."""
+    """Whether a profile trains its model as this package knows it: all of its parameters, by its
+    own operators, and checkpointed in the usual way or not at all."""
     workload = profile.workload
     is_usual = not workload.use_reentrant and workload.checkpoint_every_n_layers == 1
     is_plain = profile.peft is None and workload.liger == "none" and not workload.packed_sequences
@@ -144,7 +150,8 @@ def is_as_written(profile: Profile) -> bool:
 
 
 def is_written(profile: Profile) -> bool:
-    """Whether the passes of what a profile trains are written down (`models.tapes`): those of our own families are."""
+    """Whether the passes of what a profile trains are written down (`models.tapes`): those of our
+    own families are."""
     return isinstance(profile.model, ModelSettings) and not profile.model.inputs and is_as_written(profile)
 
 

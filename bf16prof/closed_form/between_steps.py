@@ -1,5 +1,5 @@
-"""What is alive between steps: DeepSpeed's own (`wrappers`) or megatron-core's, the model's buffers, and a training loop's local variables
-of the last micro-batch (see `engine/training.py`).
+"""What is alive between steps: DeepSpeed's own (`wrappers`) or megatron-core's, the model's
+buffers, and a training loop's local variables of the last micro-batch (see `engine/training.py`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def between_steps(job: Job, engine: Engine) -> list[Storages]:
 
 
 def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Storages], Storages, list[Storages]]:
-    """What the model returned, the loss, and the batch, of the last micro-step; a loop that does not keep outputs has none then, but the
-    batches of all micro-steps."""
+    """What the model returned, the loss, and the batch, of the last micro-step; a loop that does
+    not keep outputs has none then, but the batches of all micro-steps."""
     workload, signature = job.profile.workload, engine.anatomy.signature
     outputs = {} if not workload.keeps_outputs else _outputs(job, engine.facts) if signature is None else dict(signature.outputs)
     loss = _loss_bytes(job, engine.facts) if signature is None else signature.loss_bytes
@@ -50,21 +50,24 @@ def kept_by_the_loop(job: Job, engine: Engine) -> tuple[list[Storages], Storages
 
 
 def _outputs(job: Job, facts: EngineFacts) -> dict[str, int]:
-    """Logits [micro_batch, sequence, vocabulary] in the dtype of a Linear layer; transformers' models return them as their head does."""
+    """Logits [micro_batch, sequence, vocabulary] in the dtype of a Linear layer; transformers'
+    models return them as their head does."""
     workload = job.profile.workload
     tokens = workload.micro_batch_size * workload.sequence_length // job.case.sequence_parallel
     return {"logits": dtype_bytes(facts.output_dtype) * tokens * job.profile.model.vocab_size}
 
 
 def _loss_bytes(job: Job, facts: EngineFacts) -> int:
-    """The loss of bf16 logits is bf16; under autocast `cross_entropy` runs and returns fp32, on CUDA and on CPU, and so does transformers'
-    own (5.23.0, `loss/loss_utils.py`, ForCausalLMLoss)."""
+    """The loss of bf16 logits is bf16; under autocast `cross_entropy` runs and returns fp32, on
+    CUDA and on CPU, and so does transformers' own (5.23.0, `loss/loss_utils.py`,
+    ForCausalLMLoss)."""
     in_fp32 = facts.autocast_dtype != "none" or isinstance(job.profile.model, HuggingFaceSettings)
     return dtype_bytes("fp32" if in_fp32 else facts.parameter_dtype)
 
 
 def model_buffers(job: Job, engine: Engine) -> list[Storages]:
-    """What the model holds beside its parameters: as recorded, or as the skeleton of transformers' models says; our families have nothing.
+    """What the model holds beside its parameters: as recorded, or as the skeleton of transformers'
+    models says; our families have nothing.
 
     What no module has registered is named by the attribute that has it (`engine.attribution`).
     """

@@ -1,17 +1,20 @@
-"""A small model of the time of a step, fitted to measured steps: what a machine makes of the work that the closed form counts.
+"""A small model of the time of a step, fitted to measured steps: what a machine makes of the work
+that the closed form counts.
 
 A phase (forward, backward, step, and what is between them) takes
 
     seconds = operations / rate(dtype) + optimizer bytes / bandwidth + sent bytes / bandwidth
               + collectives x latency + launches x overhead
 
-with every constant fitted, none assumed: non-negative least squares over the phases of the measured cases (Lawson and Hanson 1974,
-chapter 23), each phase weighted by its step. What the measured cases cannot tell apart is not fitted: one case gives rates and bandwidths
-and takes latency and overhead as part of them; cases of several sizes or stages give all. A case that needs a constant which is not there
-has no prediction.
+with every constant fitted, none assumed: non-negative least squares over the phases of the measured
+cases (Lawson and Hanson 1974, chapter 23), each phase weighted by its step. What the measured cases
+cannot tell apart is not fitted: one case gives rates and bandwidths and takes latency and overhead
+as part of them; cases of several sizes or stages give all. A case that needs a constant which is
+not there has no prediction.
 
-Every second timed step is held back; the error bar is what 90 % of those stay within. It says how a measured case repeats, not how far
-the model is off for a case unlike them: extrapolation is not in it.
+Every second timed step is held back; the error bar is what 90 % of those stay within. It says how a
+measured case repeats, not how far the model is off for a case unlike them: extrapolation is not in
+it.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ OPTIONAL = ("collectives", *OVERHEAD)
 """Terms without which a case still has a prediction: they are part of the others then."""
 
 EXACT = 1e-3
-"""Columns that are closer than this to being combinations of others are combinations of others, however little steps scatter."""
+"""Columns that are closer than this to being combinations of others are combinations of others,
+however little steps scatter."""
 
 SWEEPS = 20_000
 HELD_BACK = 0.9
@@ -48,7 +52,8 @@ HELD_BACK = 0.9
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds per unit of each term, where they come from, and the error bar as a share of the step time.
+    """Seconds per unit of each term, where they come from, and the error bar as a share of the step
+    time.
 
     `bias` is the median of (held-back step - fit) / fit.
     """
@@ -66,7 +71,8 @@ class Calibration:
     def predict(self, work: StepWork) -> float | None:
         """Seconds of a step; `None` where a term that it needs was not measured.
 
-        Where the latency of collectives could not be told from their bytes, a step with more of them than any that was measured has none.
+        Where the latency of collectives could not be told from their bytes, a step with more of
+        them than any that was measured has none.
         """
         if "collectives" not in self.seconds_per and _collectives(work) > self.most_collectives:
             return None
@@ -79,20 +85,22 @@ class Calibration:
         return total
 
     def host_overhead(self, work: StepWork) -> float | None:
-        """Seconds of a step that do not depend on how much there is to do: launches, and what is between the phases; `None` where neither
-        could be told from the rest."""
+        """Seconds of a step that do not depend on how much there is to do: launches, and what is
+        between the phases; `None` where neither could be told from the rest."""
         if not any(term in self.seconds_per for term in OVERHEAD):
             return None
         return sum(row.get(term, 0.0) * self.seconds_per.get(term, 0.0) for row in phase_rows(work).values() for term in OVERHEAD)
 
     @property
     def constants(self) -> str:
-        """The fitted constants: a rate of everything that takes bandwidth, seconds of the others."""
+        """The fitted constants: a rate of everything that takes bandwidth, seconds of the
+        others."""
         known = {term: value for term, value in self.seconds_per.items() if value}
         return ", ".join(f"{term} {value:.3g} s each" if term in OPTIONAL else f"{term} {1 / value:.3g}/s" for term, value in known.items())
 
     def applies(self, record: MemoryRecord) -> bool:
-        """Whether a record is about the machine that was measured. CPU ranks share its cores, so there have to be as many."""
+        """Whether a record is about the machine that was measured. CPU ranks share its cores, so
+        there have to be as many."""
         if record.device is not self.device:
             return False
         return record.gpu == self.gpu if self.device is Device.GPU else record.case.world_size in self.world_sizes
@@ -118,7 +126,8 @@ class Calibration:
 
 
 def calibrate(run: str, records: Sequence[MemoryRecord]) -> Calibration:
-    """Fit the measured cases among these records. Raises `InputError` where there is none with the times of its phases."""
+    """Fit the measured cases among these records. Raises `InputError` where there is none with the
+    times of its phases."""
     measured = [r for r in records if r.source is Source.MEASURE and r.work is not None and len(_timed(r)) > 1]
     if not measured:
         raise InputError(
@@ -161,7 +170,8 @@ def _collectives(work: StepWork) -> int:
 
 
 def _scatter(records: Sequence[MemoryRecord]) -> float:
-    """The median relative deviation of steps from their case's median: what a term makes of its own has to stand out of it."""
+    """The median relative deviation of steps from their case's median: what a term makes of its own
+    has to stand out of it."""
     deviations = []
     for record in records:
         times = [step.time_s or 0.0 for step in _timed(record)]
@@ -176,7 +186,8 @@ def _timed(record: MemoryRecord) -> list[StepRecord]:
 
 
 def _equations(records: Sequence[MemoryRecord]) -> tuple[list[Row], list[float]]:
-    """One equation per case and phase, the median over every second step, each divided by the case's step time."""
+    """One equation per case and phase, the median over every second step, each divided by the
+    case's step time."""
     rows, seconds = [], []
     for record in records:
         assert record.work is not None, "measured cases without work were left out"
@@ -201,7 +212,8 @@ def _held_back(fit: Calibration, record: MemoryRecord) -> list[float]:
 
 
 def _fit(rows: Sequence[Row], seconds: Sequence[float], told_apart: float) -> dict[str, float]:
-    """Non-negative least squares over the terms that the rows tell apart, by cyclic coordinate descent on scaled columns."""
+    """Non-negative least squares over the terms that the rows tell apart, by cyclic coordinate
+    descent on scaled columns."""
     columns = {term: [row.get(term, 0.0) for row in rows] for term in ORDER}
     chosen = _independent(columns, told_apart)
     scales = {term: _dot(columns[term], columns[term]) ** 0.5 for term in chosen}
@@ -221,7 +233,8 @@ def _fit(rows: Sequence[Row], seconds: Sequence[float], told_apart: float) -> di
 
 
 def _independent(columns: Mapping[str, Sequence[float]], told_apart: float) -> list[str]:
-    """The terms of whose columns at least a share is no combination of those before them: Gram-Schmidt in the order of `ORDER`."""
+    """The terms of whose columns at least a share is no combination of those before them:
+    Gram-Schmidt in the order of `ORDER`."""
     chosen: list[str] = []
     basis: list[list[float]] = []
     for term, column in columns.items():

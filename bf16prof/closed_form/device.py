@@ -1,4 +1,5 @@
-"""What the device adds to the tensors themselves: the caching allocator's rounding and cuBLAS workspaces on a GPU, nothing on a CPU."""
+"""What the device adds to the tensors themselves: the caching allocator's rounding and cuBLAS
+workspaces on a GPU, nothing on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A job's engine: its configuration over the parameters of the model. What it allocates, its wrapper says (`wrappers/`, `megatron.py`)."""
+"""A job's engine: its configuration over the parameters of the model. What it allocates, its
+wrapper says (`wrappers/`, `megatron.py`)."""
 
 from __future__ import annotations
 
@@ -29,9 +30,11 @@ _ENGINES: dict[Hashable, Engine] = {}
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A configuration of DeepSpeed, or megatron-core's options, over the parameters of a model. The optimizer has those that are trained.
+    """A configuration of DeepSpeed, or megatron-core's options, over the parameters of a model. The
+    optimizer has those that are trained.
 
-    One object for all micro-batches and lengths, which change nothing of it, so that what follows from it can be remembered.
+    One object for all micro-batches and lengths, which change nothing of it, so that what follows
+    from it can be remembered.
     """
 
     config: Mapping[str, Any]
@@ -40,7 +43,8 @@ class Engine:
     device: Device = Device.GPU
     given: Anatomy | None = None
     made: EngineFacts | None = None
-    """What the engine makes of the job; where it is not given, what DeepSpeed makes of the configuration."""
+    """What the engine makes of the job; where it is not given, what DeepSpeed makes of the
+    configuration."""
 
     @classmethod
     def of(cls, job: Job) -> Engine:
@@ -87,7 +91,8 @@ class Engine:
 
     @functools.cached_property
     def frozen(self) -> list[int]:
-        """Elements of each parameter that is not trained: no optimizer knows it, and it stays where the model has it."""
+        """Elements of each parameter that is not trained: no optimizer knows it, and it stays where
+        the model has it."""
         return [p.numel for p in self.parameters if not p.trainable]
 
 

@@ -1,4 +1,5 @@
-"""What is not there yet in the first optimizer step, and the peaks that are higher in it all the same.
+"""What is not there yet in the first optimizer step, and the peaks that are higher in it all the
+same.
 
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
@@ -18,7 +19,8 @@ LATE = {GLOBAL_NORM, PERSISTENT_PARAMETERS}
 
 
 def raise_to_first_step(engine: Engine, meter: Meter, first: Meter) -> None:
-    """Raise the peaks of forward and backward at stage 3 to those of the `first` micro-steps of a job, where these are higher."""
+    """Raise the peaks of forward and backward at stage 3 to those of the `first` micro-steps of a
+    job, where these are higher."""
     missing = Meter(meter.block)
     for each in model_states(engine):
         if not each.on_host and (each.label[0] in LAZY or each.label in LATE):

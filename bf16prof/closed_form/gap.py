@@ -1,4 +1,5 @@
-"""Which jobs have a closed form: a model that only the code of others can build, or a part of its engine that is not modelled, has none."""
+"""Which jobs have a closed form: a model that only the code of others can build, or a part of its
+engine that is not modelled, has none."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ def _deepspeed_gap(job: Job) -> str | None:
 
 
 def _adapter_gap(job: Job, facts: EngineFacts) -> str | None:
-    """An adapter in another dtype than the model: DeepSpeed casts nothing that was built inside `zero.Init` (runtime/engine.py,
-    _cast_module_mixed_precision), and PEFT makes adapters fp32."""
+    """An adapter in another dtype than the model: DeepSpeed casts nothing that was built inside
+    `zero.Init` (runtime/engine.py, _cast_module_mixed_precision), and PEFT makes adapters fp32."""
     adapter = job.profile.peft
     if adapter is None or not (adapter.autocast_adapter_dtype and job.is_inside_zero_init) or facts.parameter_dtype == "fp32":
         return None
@@ -59,15 +60,16 @@ def _adapter_gap(job: Job, facts: EngineFacts) -> str | None:
 
 
 def _graph_gap(workload: WorkloadSettings) -> str | None:
-    """A loop that keeps the loss keeps its graph, which a reentrant checkpoint leaves arguments in (torch/utils/checkpoint.py,
-    CheckpointFunction)."""
+    """A loop that keeps the loss keeps its graph, which a reentrant checkpoint leaves arguments in
+    (torch/utils/checkpoint.py, CheckpointFunction)."""
     if workload.activation_checkpointing and workload.use_reentrant and workload.keeps_outputs:
         return "what reentrant checkpointing leaves in the graph of a loss that the loop keeps is not modelled (workload.keeps_outputs)"
     return None
 
 
 def peaks_gap(job: Job, engine: Engine) -> str | None:
-    """Why the peaks of this job have no closed form, though its steady state has one; `None` if they have.
+    """Why the peaks of this job have no closed form, though its steady state has one; `None` if
+    they have.
 
     What was never held against the dry run is not predicted.
     """
@@ -89,10 +91,11 @@ def init_gap(job: Job, engine: Engine) -> str | None:
 
 
 def evaluation_gap(job: Job) -> str | None:
-    """Why the peak of this job's evaluation has no closed form; `None` if there is none, or it does not exceed that of a forward pass.
+    """Why the peak of this job's evaluation has no closed form; `None` if there is none, or it does
+    not exceed that of a forward pass.
 
-    With no more sequences than a micro-batch has, and losses alone kept, it holds what a forward pass does but for what is there for
-    backward.
+    With no more sequences than a micro-batch has, and losses alone kept, it holds what a forward
+    pass does but for what is there for backward.
     """
     evaluation, workload = job.profile.workload.evaluation, job.profile.workload
     if evaluation is None:
@@ -110,7 +113,8 @@ SHARED = "what ranks that share sequences (--sp) hold in a step has no exact rul
 
 
 def work_gap(job: Job, engine: Engine) -> str | None:
-    """Why it is not known what a step of this job has to do, though its steady state is; `None` if it is."""
+    """Why it is not known what a step of this job has to do, though its steady state is; `None` if
+    it is."""
     if job.case.sequence_parallel > 1:
         return "the work of ranks that share sequences (--sp) is not counted"
     return _pass_gap(job, engine) or wrapper_of(engine).work_gap()

@@ -1,79 +1,30 @@
 """ZeRO-3 between two steps: which parameters are gathered when, and where their gradients go.
 
-An emulator of DeepSpeed's coordinator (zero/partitioned_param_coordinator.py), which decides in elements of whole parameters, and of the
-reduce buckets of zero/stage3.py. From the second step on the order of modules is known and parameters are prefetched; see `forget` for the
-first one. What depends on the number of ranks in more than padding is left to `Meter.resolve`. References are to DeepSpeed 0.19.8,
-`deepspeed/runtime/`.
+An emulator of DeepSpeed's coordinator (zero/partitioned_param_coordinator.py), which decides in
+elements of whole parameters, and of the reduce buckets of zero/stage3.py. From the second step on
+the order of modules is known and parameters are prefetched; see `forget` for the first one. What
+depends on the number of ranks in more than padding is left to `Meter.resolve`. References are to
+DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from bf16prof.closed_form.engine import FP64_BYTES
-from bf16prof.closed_form.layout import cut_order
 from bf16prof.closed_form.leaves import Leaves
-from bf16prof.closed_form.passes import REMEMBERED, Handler, Meter
-from bf16prof.closed_form.strategy import Launched, Strategy, StrategySettings
+from bf16prof.closed_form.passes import Handler, Meter
+from bf16prof.closed_form.strategy import Launched, Strategy
 from bf16prof.engine.labels import ALL_GATHER_BUCKETS, GATHERED_PARAMETERS, GRADIENT_NORM, REDUCE_SCATTER_BUFFER
 from bf16prof.models.autograd.events import GRADIENT, ParameterKey
-from bf16prof.models.shapes import TIED_HEAD
 from bf16prof.rounding import ceil_div, round_up
 
 if TYPE_CHECKING:
-    from bf16prof.closed_form.anatomy import Anatomy
-    from bf16prof.closed_form.program import Program
-    from bf16prof.closed_form.walks import WalkPlan
+    from bf16prof.closed_form.gather_settings import GatherSettings
 
 NEVER = -(10**10)
-
-
-@dataclass(frozen=True)
-class GatherSettings(StrategySettings):
-    """What decides about gathers and reductions, in elements; `persistent` parameters are never released."""
-
-    world_size: int
-    prefetch_bucket: int
-    max_live: int
-    max_reuse_distance: int
-    reduce_bucket: int
-    contiguous: bool
-    itemsize: int
-    """Bytes of an element of a parameter."""
-    gradient: int
-    """Bytes of an element of the gradient partition."""
-    persistent: frozenset[ParameterKey]
-    on_host: bool = False
-    """Whether partitions are in host memory (`offload_param`)."""
-    offloads: bool = False
-    """Whether gradients go to host memory (`offload_optimizer`)."""
-    scatters: bool = True
-    """Whether buckets are reduce-scattered rather than all-reduced (`reduce_scatter`)."""
-    copies: bool = False
-    """Whether collectives work on copies, as gloo's do (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp, AsyncAllgatherWork,
-    _reduce_scatter_base)."""
-
-    is_partitioned: ClassVar[bool] = True
-
-    def strategy(self, plan: WalkPlan, meter: Meter, program: Program) -> Gathers:
-        """For all parameters, with the order of modules known (`forget` forgets it)."""
-        anatomy, trace = plan.anatomy, list(program.modules())
-        order = _cut(anatomy) if plan.zero_init else anatomy.keys
-        owned, leaves = _modules(anatomy, trace)
-        return Gathers(
-            meter,
-            anatomy.numels,
-            itemsizes=plan.itemsizes(),
-            communication=plan.communication_itemsizes(),
-            owned=owned,
-            trace=trace,
-            order=order,
-            settings=self,
-            leaves=leaves,
-        )
 
 
 @dataclass(eq=False)
@@ -87,7 +38,8 @@ class GatheredParameter:
 
 @dataclass(eq=False)
 class Handle:
-    """`MultipleAllGatherHandles`: parameters that are gathered together, by the bytes of an element they are sent in."""
+    """`MultipleAllGatherHandles`: parameters that are gathered together, by the bytes of an element
+    they are sent in."""
 
     keys: Sequence[ParameterKey]
     flat: tuple[int, ...]
@@ -97,7 +49,8 @@ class Handle:
 
 @dataclass
 class Reducing:
-    """`IPGBucket` of one communication dtype: the gradients in it and those too large for it, in bytes."""
+    """`IPGBucket` of one communication dtype: the gradients in it and those too large for it, in
+    bytes."""
 
     keys: list[ParameterKey] = field(default_factory=list)
     elements: int = 0
@@ -121,9 +74,10 @@ class Gathers(Strategy):
         settings: GatherSettings,
         leaves: Leaves | None = None,
     ) -> None:
-        """`itemsizes`: bytes of an element of each parameter when it is gathered, `communication` when its gradient is reduced; `owned`:
-        parameters of each module; `trace`: modules as they run; `order`: the parameters as they were cut (`ds_id`); `leaves`: the modules
-        among them that are taken as one."""
+        """`itemsizes`: bytes of an element of each parameter when it is gathered, `communication`
+        when its gradient is reduced; `owned`: parameters of each module; `trace`: modules as they
+        run; `order`: the parameters as they were cut (`ds_id`); `leaves`: the modules among them
+        that are taken as one."""
         self._meter, self._numels, self._owned, self._settings = meter, numels, owned, settings
         self._itemsizes, self._communication = itemsizes, communication
         self._leaves = leaves
@@ -145,13 +99,15 @@ class Gathers(Strategy):
         self._buckets: dict[int, Reducing] = {}
         self._decisions: dict[tuple[ParameterKey, int], frozenset[ParameterKey]] = {}
         self._is_recording = False
-        # in the first step other parameters are gathered together: where some stay later, or a module has several
+        # in the first step other parameters are gathered together: where some stay later, or a
+        # module has several
         self.differs_at_first = not self.is_free and (bool(settings.persistent) or any(len(keys) > 1 for keys in owned.values()))
         self.start()
 
     @property
     def is_free(self) -> bool:
-        """Whether gathered parameters are their partitions: on one rank nothing is copied (`NoGatherHandle`)."""
+        """Whether gathered parameters are their partitions: on one rank nothing is copied
+        (`NoGatherHandle`)."""
         return self._settings.world_size == 1 and not self._settings.on_host
 
     def handlers(self) -> dict[str, Handler]:
@@ -168,7 +124,8 @@ class Gathers(Strategy):
         }
 
     def forget(self) -> None:
-        """The very first micro-step: not even persistent parameters are gathered, and the order of modules is yet to be recorded."""
+        """The very first micro-step: not even persistent parameters are gathered, and the order of
+        modules is yet to be recorded."""
         self._available.clear()
         self._is_recording = True
 
@@ -234,7 +191,8 @@ class Gathers(Strategy):
             self._meter.give(GATHERED_PARAMETERS, memory.bytes)
 
     def ready(self, key: ParameterKey, size: int) -> None:
-        """`reduce_independent_p_g_buckets_and_remove_grads`: a gradient goes into the bucket, or waits if it is too large."""
+        """`reduce_independent_p_g_buckets_and_remove_grads`: a gradient goes into the bucket, or
+        waits if it is too large."""
         numel, communication = self._numels[key], self._communication[key]
         limit = self._settings.reduce_bucket
         bucket = self._buckets.setdefault(communication, Reducing())
@@ -250,7 +208,8 @@ class Gathers(Strategy):
         bucket.elements += numel
 
     def finish(self) -> None:
-        """The end of backward: what is left in the buckets, and modules whose inputs needed no gradient (`release_backward_leftovers`)."""
+        """The end of backward: what is left in the buckets, and modules whose inputs needed no
+        gradient (`release_backward_leftovers`)."""
         for communication in list(self._buckets):
             self._reduce(communication)
         while self._entered:
@@ -297,7 +256,8 @@ class Gathers(Strategy):
         return sorted({self._itemsizes[key] for key in keys}) if len(keys) > 1 else [self._itemsizes[keys[0]]]
 
     def _pass_on(self, keys: Sequence[ParameterKey], itemsize: int) -> None:
-        """What is sent of each parameter is a copy of its partition, from the host or in another dtype, until all is sent."""
+        """What is sent of each parameter is a copy of its partition, from the host or in another
+        dtype, until all is sent."""
         is_cast, on_host = itemsize != self._settings.itemsize, self._settings.on_host
         sent: list[int] = []
         most: list[int] = []
@@ -308,7 +268,8 @@ class Gathers(Strategy):
         self._meter.share(ALL_GATHER_BUCKETS, *most)
 
     def _wait(self, key: ParameterKey, handle: Handle) -> None:
-        """The first wait makes every parameter of the bucket available; the bucket goes when all have been waited for."""
+        """The first wait makes every parameter of the bucket available; the bucket goes when all
+        have been waited for."""
         del self._handles[key]
         if not handle.is_complete:
             handle.is_complete = True
@@ -367,7 +328,8 @@ class Gathers(Strategy):
             self._gather(list(chosen))
 
     def _free_to_go(self, module: ParameterKey) -> frozenset[ParameterKey]:
-        """`__params_to_release`: not persistent, not skipped by a prefetch, not used again soon. DeepSpeed remembers its decisions."""
+        """`__params_to_release`: not persistent, not skipped by a prefetch, not used again soon.
+        DeepSpeed remembers its decisions."""
         known = (module, self._step)
         if known not in self._decisions:
             keys = self._owned.get(module, ())
@@ -401,7 +363,8 @@ class Gathers(Strategy):
         self._buckets[communication] = Reducing()
 
     def _reduce_whole(self, elements: int, largest: int, itemsize: int) -> None:
-        """`__avg_scatter_contiguous_grads`: what has been reduced in the bucket is multiplied into a copy, and cast in another."""
+        """`__avg_scatter_contiguous_grads`: what has been reduced in the bucket is multiplied into
+        a copy, and cast in another."""
         meter, gradient = self._meter, self._settings.gradient
         copy = elements * itemsize if self._settings.world_size > 1 else 0
         cast = elements * gradient if itemsize != gradient else 0
@@ -412,7 +375,8 @@ class Gathers(Strategy):
         meter.give(REDUCE_SCATTER_BUFFER, cast or copy)
 
     def _scatter(self, numels: Sequence[int], unsent: int, itemsize: int) -> None:
-        """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that are cast before they are put together."""
+        """`__avg_scatter_grads` and `reduce_scatter_coalesced`. `unsent`: bytes of gradients that
+        are cast before they are put together."""
         meter, world, gradient = self._meter, self._settings.world_size, self._settings.gradient
         in_place = len(numels) == 1 and numels[0] % world == 0
         flat = 0 if in_place else sum(round_up(numel, world) for numel in numels) * itemsize
@@ -430,43 +394,8 @@ class Gathers(Strategy):
 
 
 def padding_bytes(numel: int, world: int, itemsize: int, block: int) -> int:
-    """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks (`reduce_scatter_coalesced`)."""
+    """What stands in for the pieces of a gradient that ranks lack, one tensor each, in whole blocks
+    (`reduce_scatter_coalesced`)."""
     piece = ceil_div(numel, world)
     count, rest = divmod(piece * world - numel, piece)
     return count * round_up(piece * itemsize, block) + round_up(rest * itemsize, block)
-
-
-def owners(
-    modules: Iterable[ParameterKey], parameters: Iterable[ParameterKey], tied: Mapping[ParameterKey, ParameterKey]
-) -> dict[ParameterKey, list[ParameterKey]]:
-    """The parameters of each module that is called: its own, and those of modules inside it that are not (`nn.MultiheadAttention`).
-
-    `tied`: modules that use another module's parameter.
-    """
-    called = set(modules)
-    owned: dict[ParameterKey, list[ParameterKey]] = {}
-    for key in parameters:
-        module = key
-        while module not in called:
-            module = ParameterKey(key.layer, module.name.rpartition(".")[0])
-        owned.setdefault(module, []).append(key)
-    for module_key, parameter in tied.items():
-        owned.setdefault(module_key, []).append(parameter)
-    return owned
-
-
-def _modules(anatomy: Anatomy, trace: Sequence[ParameterKey]) -> tuple[dict[ParameterKey, list[ParameterKey]], Leaves | None]:
-    """The parameters of each module that is called, and those that are taken as one with all that is in them."""
-    if (signature := anatomy.signature) is not None:
-        called = {anatomy.key(each.name): [anatomy.key(name) for name in each.parameters] for each in signature.modules}
-        modules = {anatomy.key(each.name) for each in signature.modules if each.is_leaf}
-        return called, Leaves(modules, trace, anatomy.numels) if modules else None
-    tied = {ParameterKey.of(TIED_HEAD): ParameterKey.of(spec.name) for spec in anatomy.parameters if spec.tied}
-    return owners(trace, anatomy.numels, tied), None
-
-
-@functools.lru_cache(maxsize=REMEMBERED)
-def _cut(anatomy: Anatomy) -> list[ParameterKey]:
-    """The parameters in the order in which `deepspeed.zero.Init` cuts them."""
-    modules = [each.name.rpartition(".")[0] for each in anatomy.parameters]
-    return [anatomy.keys[index] for index in cut_order(modules) if index is not None]

@@ -1,4 +1,5 @@
-"""Stages 0 to 2: where the gradients of parameters go, from the moment they are there to the end of backward.
+"""Stages 0 to 2: where the gradients of parameters go, from the moment they are there to the end of
+backward.
 
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
@@ -29,7 +30,8 @@ MEMORY_OPT_ALLREDUCE_SIZE = 500_000_000
 
 @dataclass(frozen=True)
 class AllReduction(StrategySettings):
-    """Stage 0. `cast`: bytes of an element in communication where that is not the gradients' dtype, else 0."""
+    """Stage 0. `cast`: bytes of an element in communication where that is not the gradients' dtype,
+    else 0."""
 
     cast: int = 0
 
@@ -39,7 +41,8 @@ class AllReduction(StrategySettings):
 
 
 class Gradients(Strategy):
-    """Stage 0: gradients stay where they are until the step; they are reduced at the end of the last backward."""
+    """Stage 0: gradients stay where they are until the step; they are reduced at the end of the
+    last backward."""
 
     def __init__(self, meter: Meter, numels: Mapping[ParameterKey, int], cast: int = 0) -> None:
         self.meter, self.numels, self.cast = meter, numels, cast
@@ -58,15 +61,17 @@ class Gradients(Strategy):
         self.is_boundary = is_boundary
 
     def ready(self, key: ParameterKey, size: int) -> None:
-        """A gradient is there: the tape has counted it. A later one is added to the first and freed."""
+        """A gradient is there: the tape has counted it. A later one is added to the first and
+        freed."""
         if key in self.waiting:
             self.meter.give(GRADIENT, size)
         else:
             self.waiting[key] = size
 
     def finish(self) -> None:
-        """The end of backward: `buffered_allreduce_fallback` copies buckets of gradients, in the order of the parameters, into flat ones
-        and reduces each as soon as it holds too much (engine.py, allreduce_no_retain), cast if need be (allreduce_bucket)."""
+        """The end of backward: `buffered_allreduce_fallback` copies buckets of gradients, in the
+        order of the parameters, into flat ones and reduces each as soon as it holds too much
+        (engine.py, allreduce_no_retain), cast if need be (allreduce_bucket)."""
         if not self.is_boundary:
             return
         bucket: list[ParameterKey] = []
@@ -88,7 +93,8 @@ class Gradients(Strategy):
 
 @dataclass(frozen=True)
 class Accumulation(StrategySettings):
-    """How BF16_Optimizer accumulates: bytes of an element in communication; `immediate`, each gradient as soon as it is there."""
+    """How BF16_Optimizer accumulates: bytes of an element in communication; `immediate`, each
+    gradient as soon as it is there."""
 
     communication: int
     immediate: bool
@@ -99,7 +105,8 @@ class Accumulation(StrategySettings):
 
 
 class AccumulatedGradients(Gradients):
-    """BF16_Optimizer (bf16_optimizer.py): gradients are added to fp32 ones of the whole model, and reduced as one at the last backward."""
+    """BF16_Optimizer (bf16_optimizer.py): gradients are added to fp32 ones of the whole model, and
+    reduced as one at the last backward."""
 
     def __init__(self, meter: Meter, numels: Mapping[ParameterKey, int], how: Accumulation) -> None:
         super().__init__(meter, numels)
@@ -137,7 +144,8 @@ class GradientReduction(StrategySettings):
 
     * `bucket_size`: elements of a bucket; `buffers`: buckets of each communication dtype.
     * `itemsize`: bytes of an element of the buckets.
-    * `early`: as soon as a bucket is full (stage 2, `overlap_comm`); `always`: in every micro-step (stage 2).
+    * `early`: as soon as a bucket is full (stage 2, `overlap_comm`); `always`: in every micro-step
+      (stage 2).
     """
 
     bucket_size: int
@@ -149,7 +157,8 @@ class GradientReduction(StrategySettings):
     master: int = 0
     """Bytes of an element of the master gradients in host memory, when offloading; else 0."""
     scatters: bool = True
-    """Whether slices go to the ranks that own them; else a bucket is all-reduced where it is (`reduce_scatter`)."""
+    """Whether slices go to the ranks that own them; else a bucket is all-reduced where it is
+    (`reduce_scatter`)."""
 
     def strategy(self, plan: WalkPlan, meter: Meter, program: Program) -> PartitionedGradients:
         """Gradients of the parameters that are trained; the meter keeps a log."""
@@ -161,7 +170,8 @@ class GradientReduction(StrategySettings):
 
 @dataclass(eq=False)
 class Flush:
-    """A bucket is reduced: its parameters with the bytes of their gradients, and where in the program that happens."""
+    """A bucket is reduced: its parameters with the bytes of their gradients, and where in the
+    program that happens."""
 
     keys: tuple[ParameterKey, ...]
     sizes: tuple[int, ...]
@@ -182,9 +192,11 @@ class Flush:
 
 
 class PartitionedGradients(Gradients):
-    """Stages 1 and 2 (zero/stage_1_and_2.py): gradients go through a bucket into the partition of this rank.
+    """Stages 1 and 2 (zero/stage_1_and_2.py): gradients go through a bucket into the partition of
+    this rank.
 
-    What depends on the partition is left out, and written down as `Flush` and `END` in the meter's log (see `partitioned`).
+    What depends on the partition is left out, and written down as `Flush` and `END` in the meter's
+    log (see `partitioned`).
     """
 
     END = "end of a backward pass"
@@ -197,7 +209,8 @@ class PartitionedGradients(Gradients):
         self._buckets: dict[int, Bucket] = {itemsize: Bucket() for itemsize in sorted(set(communication.values()))}
         self._buffers: tuple[int, ...] = ()
         self._late: tuple[int, ...] = ()
-        """Gradients too large for a bucket, which stage 1 lets go of at the end, unless they are copied to the partition."""
+        """Gradients too large for a bucket, which stage 1 lets go of at the end, unless they are
+        copied to the partition."""
 
     def ready(self, key: ParameterKey, size: int) -> None:
         """`process_gradients`."""
@@ -260,7 +273,8 @@ class PartitionedGradients(Gradients):
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's part of the flat buffer of stages 1 and 2: where every parameter is in it, and which partition is its own, in elements."""
+    """A rank's part of the flat buffer of stages 1 and 2: where every parameter is in it, and which
+    partition is its own, in elements."""
 
     spans: Mapping[ParameterKey, tuple[int, int]]
     partition: int
@@ -284,7 +298,8 @@ class Share:
         return range(start // self.partition, (end - 1) // self.partition + 1)
 
     def chunks(self, keys: Sequence[ParameterKey], bucket_size: int) -> Iterator[tuple[int, int]]:
-        """What is reduced at once: elements, and slices, one per change of rank (`average_tensor`, `allreduce_and_scatter`)."""
+        """What is reduced at once: elements, and slices, one per change of rank (`average_tensor`,
+        `allreduce_and_scatter`)."""
         numel = slices = 0
         last = -1
         for key in keys:
@@ -300,7 +315,8 @@ class Share:
 
 
 class Found(NamedTuple):
-    """A level that is reached: the peak of the walk that it comes from, and what the partition changes about it."""
+    """A level that is reached: the peak of the walk that it comes from, and what the partition
+    changes about it."""
 
     level: int
     peak: Peak
@@ -316,8 +332,8 @@ class Found(NamedTuple):
 def partitioned(walked: Meter, numels: Mapping[ParameterKey, int], how: GradientReduction, share: Share) -> Meter:
     """The levels and peaks of `walked` with what depends on the partition filled in.
 
-    The first bucket that holds a parameter of this rank brings a buffer for all of them (`copy_grads_in_partition`); those of later
-    micro-steps are added to the first.
+    The first bucket that holds a parameter of this rank brings a buffer for all of them
+    (`copy_grads_in_partition`); those of later micro-steps are added to the first.
     """
     whole = how.itemsize * sum(numels[key] for key in share.parts)
     found: dict[Phase, Found] = {}
@@ -362,14 +378,16 @@ def _taken(flush: Flush, how: GradientReduction, share: Share, whole: int, alrea
 
 
 def _offloaded(flush: Flush, how: GradientReduction, share: Share) -> int:
-    """What moving a gradient to the host takes: its norm in fp64, then a cast (`set_norm_for_param_grad_in_gpu`)."""
+    """What moving a gradient to the host takes: its norm in fp64, then a cast
+    (`set_norm_for_param_grad_in_gpu`)."""
     if not how.master:
         return 0
     return FP64_BYTES * max((share.parts.get(key, 0) for key in flush.keys), default=0)
 
 
 def _moved(flush: Flush, share: Share, block: int) -> int:
-    """Bytes of gradients that are freed because they have been copied to the partition, in whole blocks."""
+    """Bytes of gradients that are freed because they have been copied to the partition, in whole
+    blocks."""
     return sum(round_up(size, block) for key, size in zip(flush.keys, flush.sizes, strict=True) if key in share.parts)
 
 
@@ -389,8 +407,8 @@ def _filled(walked: Meter, found: Mapping[Phase, Found], partition: int, before:
 
 
 def reduced_pieces(flush: Flush, how: GradientReduction, share: Share) -> Iterator[tuple[int, ...]]:
-    """What reducing a bucket takes, one chunk after the other: a flat copy of slices of several ranks, and a cast to the communication
-    dtype."""
+    """What reducing a bucket takes, one chunk after the other: a flat copy of slices of several
+    ranks, and a cast to the communication dtype."""
     cast = flush.communication if flush.communication != how.itemsize else 0
     if not how.scatters:
         yield (flush.elements * cast,)

@@ -1,6 +1,8 @@
-"""Init: from the model on the device to what is allocated before the first step. What DeepSpeed adds, its wrapper says (`wrappers/`).
+"""Init: from the model on the device to what is allocated before the first step. What DeepSpeed
+adds, its wrapper says (`wrappers/`).
 
-A script that knows nothing of ZeRO-3 builds the whole model first; inside `deepspeed.zero.Init` each module is cut as soon as it exists.
+A script that knows nothing of ZeRO-3 builds the whole model first; inside `deepspeed.zero.Init`
+each module is cut as soon as it exists.
 
 References are to DeepSpeed 0.19.8, `deepspeed/runtime/`.
 """
@@ -27,7 +29,8 @@ SMALL: Label = (Component.WORKSPACE, "small tensors of the optimizer")
 
 
 def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transformers: bool = False) -> None:
-    """The init phase, from nothing; `zero_init`: the model is built inside `deepspeed.zero.Init`, perhaps by transformers."""
+    """The init phase, from nothing; `zero_init`: the model is built inside `deepspeed.zero.Init`,
+    perhaps by transformers."""
     meter.begin(Phase.INIT)
     wrapper = wrapper_of(engine)
     if zero_init:
@@ -41,7 +44,8 @@ def initial(engine: Engine, meter: Meter, *, zero_init: bool = False, by_transfo
 
 
 def after_init(job: Job, engine: Engine, *, zero_init: bool) -> Meter:
-    """Levels and peaks of a job's init phase, built inside `deepspeed.zero.Init` or not; not to be changed."""
+    """Levels and peaks of a job's init phase, built inside `deepspeed.zero.Init` or not; not to be
+    changed."""
     return _after_init(engine, block_bytes(job), zero_init, isinstance(job.profile.model, HuggingFaceSettings) and zero_init)
 
 
@@ -53,8 +57,9 @@ def _after_init(engine: Engine, block: int, zero_init: bool, by_transformers: bo
 
 
 def _cut_while_built(engine: Engine, meter: Meter, size: int, *, by_transformers: bool) -> None:
-    """zero/partition_parameters.py `Init`: a tensor is made in fp32 and cast (`zero_wrapper_for_fp_tensor_constructor`); when the
-    `__init__` of its module returns, and so those of modules inside it have, the module's parameters are cut (`_post_init_method`).
+    """zero/partition_parameters.py `Init`: a tensor is made in fp32 and cast
+    (`zero_wrapper_for_fp_tensor_constructor`); when the `__init__` of its module returns, and so
+    those of modules inside it have, the module's parameters are cut (`_post_init_method`).
 
     A tied head has a weight of its own until the embedding's takes its place.
     """
@@ -79,8 +84,9 @@ def _cut_while_built(engine: Engine, meter: Meter, size: int, *, by_transformers
 
 
 def _fill_gathered(specs: Sequence[ParameterSpec], meter: Meter, world_size: int, size: int, copied: int) -> None:
-    """transformers 5, integrations/deepspeed.py `initialize_weights_zero3`: the parameters of a module and of those right inside it are
-    gathered, each into a tensor of its own (`_all_gather`), from a copy where partitions are in host memory: `copied` bytes an element.
+    """transformers 5, integrations/deepspeed.py `initialize_weights_zero3`: the parameters of a
+    module and of those right inside it are gathered, each into a tensor of its own (`_all_gather`),
+    from a copy where partitions are in host memory: `copied` bytes an element.
 
     On one rank several are not gathered, but for that copy (`_no_gather_coalesced`).
     """

@@ -1,4 +1,5 @@
-"""What a job needs at least: a lower bound of its whole-run peak that needs no walk through a step."""
+"""What a job needs at least: a lower bound of its whole-run peak that needs no walk through a
+step."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from bf16prof.vocabulary import Phase
 
 
 def least_bytes(job: Job) -> int | None:
-    """The larger of what a job on a GPU holds between two steps and the peak of init, which `zero.Init` changes and which is left out then.
+    """The larger of what a job on a GPU holds between two steps and the peak of init, which
+    `zero.Init` changes and which is left out then.
 
     `None` where peaks have no closed form.
     """

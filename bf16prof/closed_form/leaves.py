@@ -1,4 +1,5 @@
-"""ZeRO-3's leaf modules: those that DeepSpeed fetches and releases as one, with everything in them (zero/leaf_module_config.py)."""
+"""ZeRO-3's leaf modules: those that DeepSpeed fetches and releases as one, with everything in them
+(zero/leaf_module_config.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from bf16prof.models.autograd.events import ParameterKey
 
 
 class Leaves:
-    """Modules that are taken as one, with everything in them. To release one, DeepSpeed looks for its parameters in all of what follows,
-    whole containers included; to release another, it finds nothing in them (`__params_to_release`, iter_params)."""
+    """Modules that are taken as one, with everything in them. To release one, DeepSpeed looks for
+    its parameters in all of what follows, whole containers included; to release another, it finds
+    nothing in them (`__params_to_release`, iter_params)."""
 
     def __init__(self, modules: Collection[ParameterKey], trace: Sequence[ParameterKey], numels: Mapping[ParameterKey, int]) -> None:
         self.modules = modules
@@ -22,7 +24,8 @@ class Leaves:
             self._distance.append(self._distance[-1] + known[module])
 
     def is_reused(self, key: ParameterKey, step: int, limit: int) -> bool:
-        """Whether a parameter comes again, from that step on, before so many elements have passed."""
+        """Whether a parameter comes again, from that step on, before so many elements have
+        passed."""
         for following in range(step, len(self._trace)):
             if self._distance[following] - self._distance[step] >= limit:
                 return False

@@ -1,6 +1,8 @@
-"""What megatron-core holds between steps: its two optimizers over the buffers of its DistributedDataParallel.
+"""What megatron-core holds between steps: its two optimizers over the buffers of its
+DistributedDataParallel.
 
-What it holds within a step is left to the dry run. References are to megatron-core 0.16.1 (`megatron/core/`).
+What it holds within a step is left to the dry run. References are to megatron-core 0.16.1
+(`megatron/core/`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def megatron_states(engine: Engine) -> list[Storages]:
 
 
 def _whole(engine: Engine) -> list[Storages]:
-    """Without its distributed optimizer: gradients are views of one buffer, the rest is per parameter."""
+    """Without its distributed optimizer: gradients are views of one buffer, the rest is per
+    parameter."""
     numels, parameter, gradient = engine.numels, *_sizes(engine)
     return [
         allocation(labels.PARAMETERS, [parameter * n for n in numels], "the model's own tensors"),
@@ -35,7 +38,8 @@ def _whole(engine: Engine) -> list[Storages]:
 
 
 def _distributed(engine: Engine) -> list[Storages]:
-    """With it, parameters are views of a buffer too, and a rank has the states of what lies in its part of the buffers."""
+    """With it, parameters are views of a buffer too, and a rank has the states of what lies in its
+    part of the buffers."""
     (parameter, gradient), numels, ranks = _sizes(engine), engine.numels, engine.world_size
     _, total = buffer_spans(numels, ranks)
     own = shards(numels, ranks, fullest_rank(numels, ranks))
@@ -52,7 +56,8 @@ def _sizes(engine: Engine) -> tuple[int, int]:
 
 
 def _states(engine: Engine, numels: Sequence[int], source: str) -> list[Storages]:
-    """fp32 gradients that are made of others stay until the next step begins (`_copy_model_grads_to_main_grads`, `zero_grad`)."""
+    """fp32 gradients that are made of others stay until the next step begins
+    (`_copy_model_grads_to_main_grads`, `zero_grad`)."""
     sizes = [FP32_BYTES * n for n in numels]
     copied = [] if engine.facts.gradient_dtype == "fp32" else [allocation(labels.MASTER_GRADIENTS, sizes, source)]
     return [

@@ -1,4 +1,5 @@
-"""What the basic optimizer adds to a wrapper: the states that it keeps, and the memory that its update takes.
+"""What the basic optimizer adds to a wrapper: the states that it keeps, and the memory that its
+update takes.
 
 References are to PyTorch 2.13 (`torch/optim/`).
 """
@@ -31,7 +32,8 @@ def optimizer_states(
     on_host: bool = False,
     layout: OptimizerLayout | None = None,
 ) -> list[Storages]:
-    """The states of each updated tensor, and the optimizer's own small tensors; `layout` is the engine's unless another is given.
+    """The states of each updated tensor, and the optimizer's own small tensors; `layout` is the
+    engine's unless another is given.
 
     `shapes`: of the updated tensors, where they are not flat.
     """
@@ -54,12 +56,16 @@ def optimizer_states(
 
 
 def update(engine: Engine, meter: Meter, gradients: Sequence[int]) -> None:
-    """The optimizer updates parameters whose gradients have so many bytes; only PyTorch's unfused kernels take memory for it.
+    """The optimizer updates parameters whose gradients have so many bytes; only PyTorch's unfused
+    kernels take memory for it.
 
-    * `adam.py _multi_tensor_adam`, the default on a GPU where neither `fused` nor `foreach` is given: a list of denominators.
-    * `_single_tensor_adam`: the denominator of one parameter, twice while it is divided, beside that of the parameter before.
+    * `adam.py _multi_tensor_adam`, the default on a GPU where neither `fused` nor `foreach` is
+      given: a list of denominators.
+    * `_single_tensor_adam`: the denominator of one parameter, twice while it is divided, beside
+      that of the parameter before.
 
-    With weight decay that is not decoupled there are gradients of the same size, until the denominators are made or beside them.
+    With weight decay that is not decoupled there are gradients of the same size, until the
+    denominators are made or beside them.
     """
     meter.updates(len(gradients))
     facts, params = engine.facts, optimizer_settings(engine.config)

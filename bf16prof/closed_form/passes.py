@@ -1,7 +1,8 @@
-"""Forward and backward: the activations of a `Program` and, at its events, what the engine allocates and frees beside them.
+"""Forward and backward: the activations of a `Program` and, at its events, what the engine
+allocates and frees beside them.
 
-An engine strategy (`closed_form/gradients.py`, `closed_form/gathers.py`) is told of every event. Levels are bytes above what is allocated
-between steps.
+An engine strategy (`closed_form/gradients.py`, `closed_form/gathers.py`) is told of every event.
+Levels are bytes above what is allocated between steps.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ REMEMBERED = 512
 
 @dataclass
 class Peak:
-    """The highest level of a phase: where in the program it is reached, and what the engine holds beside the activations then."""
+    """The highest level of a phase: where in the program it is reached, and what the engine holds
+    beside the activations then."""
 
     level: int = 0
     section: int = 0
     events: int = 0
     held: dict[Label, int] = field(default_factory=dict)
     shared: list[tuple[int, int, Label, Peak]] = field(default_factory=list)
-    """Levels that touches of this many bytes, divided by the number of ranks, come on top of: with the label, and where that is."""
+    """Levels that touches of this many bytes, divided by the number of ranks, come on top of: with
+    the label, and where that is."""
 
 
 class Meter:
@@ -45,7 +48,8 @@ class Meter:
         self.phase = Phase.INIT
         self.section = self.events = 0
         self.log: list[Any] | None = None
-        """Where it is kept: the peaks between interruptions, each with its phase, and what interrupted."""
+        """Where it is kept: the peaks between interruptions, each with its phase, and what
+        interrupted."""
 
     def copy(self) -> Meter:
         """The same levels and peaks, to go on from."""
@@ -119,7 +123,8 @@ class Meter:
         self.give(label, *sizes)
 
     def share(self, label: Label, *parts: int) -> None:
-        """Each rank allocates its share of storages of so many bytes for a moment (see `resolve`)."""
+        """Each rank allocates its share of storages of so many bytes for a moment (see
+        `resolve`)."""
         whole = sum(parts)
         if whole and not any(level >= self.level and size >= whole for level, size, *_ in self.peak.shared):
             self.peak.shared.append((self.level, whole, label, Peak(self.level, self.section, self.events, dict(self.held))))
@@ -128,7 +133,8 @@ class Meter:
         """DeepSpeed empties the allocator's cache, which moves no level (see `replay.py`)."""
 
     def updates(self, tensors: int) -> None:
-        """The optimizer updates so many tensors. What it makes the first time is counted as there already (see `replay.py`)."""
+        """The optimizer updates so many tensors. What it makes the first time is counted as there
+        already (see `replay.py`)."""
 
     def resolve(self, ranks: int) -> None:
         """Raise the peaks to what touches of a part of something reach on so many ranks."""

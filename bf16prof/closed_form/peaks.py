@@ -31,7 +31,8 @@ class Peaks:
     program: Program
 
     def items(self, phase: Phase) -> tuple[Item, ...]:
-        """What is alive at the peak of a training phase, biggest first; what the allocator's rounding adds comes last in the sum."""
+        """What is alive at the peak of a training phase, biggest first; what the allocator's
+        rounding adds comes last in the sum."""
         peak = self.meter.peaks[phase]
         sizes: dict[Label, int] = {}
         for item in self.steady:
@@ -63,7 +64,8 @@ def peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> Pea
 
 
 def init_memory(job: Job, engine: Engine) -> PhaseMemory:
-    """Init, with the model's buffers, which are there all the time; a CPU rank also builds the model in its only memory, in fp32."""
+    """Init, with the model's buffers, which are there all the time; a CPU rank also builds the
+    model in its only memory, in fp32."""
     start = after_init(job, engine, zero_init=job.is_inside_zero_init)
     buffers = sum(round_up(size, start.block) for each in model_buffers(job, engine) for size in each.sizes if each.label == MODEL_BUFFERS)
     peak, end = start.peaks[Phase.INIT].level + buffers, start.ends[Phase.INIT] + buffers

@@ -1,7 +1,8 @@
-"""From a job to its record, in closed form: the steady state, the peak of every phase, and the work of a step with a floor of its time.
+"""From a job to its record, in closed form: the steady state, the peak of every phase, and the work
+of a step with a floor of its time.
 
-The time of the step itself stays null. What the caching allocator reserves depends on the order of allocations and on what it
-finds free: that is replayed (`replay.py`) where the verdict turns on it.
+The time of the step itself stays null. What the caching allocator reserves depends on the order of
+allocations and on what it finds free: that is replayed (`replay.py`) where the verdict turns on it.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ PEAKS = ("peak_allocated_bytes", "run_peak_allocated_bytes")
 
 
 def predict(job: Job, per_node: int = GPUS_PER_NODE, allocator: Allocator = USUAL, replays: Replays = Replays.DECISIVE) -> MemoryRecord:
-    """The record of a job that has a closed form (`gap.closed_form_gap`) and that its engine runs (`engine.constraints.admit`).
+    """The record of a job that has a closed form (`gap.closed_form_gap`) and that its engine runs
+    (`engine.constraints.admit`).
 
-    `per_node`: so many GPUs share a node. `allocator`: how it is set; `replays`: whether it is replayed. On a GPU, `host_bytes` are what
-    offloading keeps in host memory; CPU ranks have one memory, which holds both. Peaks stay null, with the reason in the notes, where their
-    closed form has not been held against the dry run.
+    `per_node`: so many GPUs share a node. `allocator`: how it is set; `replays`: whether it is
+    replayed. On a GPU, `host_bytes` are what offloading keeps in host memory; CPU ranks have one
+    memory, which holds both. Peaks stay null, with the reason in the notes, where their closed form
+    has not been held against the dry run.
     """
     engine = Engine.of(job)
     tensors = between_steps(job, engine)
@@ -91,7 +94,8 @@ def predictions(jobs: Sequence[Job], per_node: int = GPUS_PER_NODE, allocator: A
 
 @dataclass(frozen=True)
 class Reserve:
-    """What the caching allocator of a job may reserve, and what it does: `done`, the walk through a step, where peaks are known."""
+    """What the caching allocator of a job may reserve, and what it does: `done`, the walk through a
+    step, where peaks are known."""
 
     job: Job
     engine: Engine
@@ -100,7 +104,8 @@ class Reserve:
     replays: Replays
 
     def added_to(self, record: MemoryRecord) -> MemoryRecord:
-        """The record with the limit of its GPU, and with what is reserved where that decides (`verdict.judge`)."""
+        """The record with the limit of its GPU, and with what is reserved where that decides
+        (`verdict.judge`)."""
         gpu = self.job.gpu
         if gpu is None:
             return record
@@ -130,7 +135,8 @@ class Reserve:
         )
 
     def _inside_zero_init(self, record: MemoryRecord, limit: int) -> int | None:
-        """The whole-run peak built inside `zero.Init`, where only init does not fit and ZeRO-3 builds the whole model first."""
+        """The whole-run peak built inside `zero.Init`, where only init does not fit and ZeRO-3
+        builds the whole model first."""
         training = record.peak_allocated_bytes or 0
         if training > limit or self.job.case.zero_stage != 3 or self.job.is_inside_zero_init:
             return None
@@ -138,7 +144,8 @@ class Reserve:
 
 
 def with_work(records: Sequence[MemoryRecord]) -> list[MemoryRecord]:
-    """These records, each with the work that the estimate among them counts for the same case, if it has none of its own."""
+    """These records, each with the work that the estimate among them counts for the same case, if
+    it has none of its own."""
     known = {(r.case, r.device, r.gpu): r.work for r in records if r.source is Source.ESTIMATE and r.work}
 
     def complete(record: MemoryRecord) -> MemoryRecord:
@@ -167,7 +174,8 @@ def _notes(job: Job, no_peaks: str | None, no_work: str | None, work: StepWork |
 
 
 def _peaks(job: Job, engine: Engine, done: Walked, steady: Sequence[Item]) -> dict[str, Any]:
-    """The fields of the record that say how high each phase goes, and what is alive at the training peak."""
+    """The fields of the record that say how high each phase goes, and what is alive at the training
+    peak."""
     found = peaks(job, engine, done, steady)
     highest = peak_phase(found.phases)
     assert highest is not None, "every phase is predicted"

@@ -1,6 +1,8 @@
-"""The events of a whole forward and backward pass, from the tape of a few layers: between the first and the last they repeat.
+"""The events of a whole forward and backward pass, from the tape of a few layers: between the first
+and the last they repeat.
 
-Events between two events that concern the engine (a gradient is there, a module is entered) are put together to a `Segment`.
+Events between two events that concern the engine (a gradient is there, a module is entered) are put
+together to a `Segment`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from bf16prof.vocabulary import Label
 
 
 class ActivationStretch(NamedTuple):
-    """What happens to activations up to the next event for the engine: the highest, after how many events, the change, and that event."""
+    """What happens to activations up to the next event for the engine: the highest, after how many
+    events, the change, and that event."""
 
     highest: int
     at: int
@@ -43,7 +46,8 @@ def number_of(content: Hashable) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the tape: a layer's forward or backward pass, or what lies before, between and after the layers."""
+    """A part of the tape: a layer's forward or backward pass, or what lies before, between and
+    after the layers."""
 
     events: Sequence[Event]
     segments: Sequence[ActivationStretch]
@@ -63,7 +67,8 @@ class Section:
 
     @functools.cached_property
     def operations(self) -> Mapping[str, int]:
-        """Operations of its matrix products in each part of a micro-step: `forward`, `backward`, or `recomputed`."""
+        """Operations of its matrix products in each part of a micro-step: `forward`, `backward`, or
+        `recomputed`."""
         found: dict[str, int] = {}
         for kind, part, count in self.events:
             if kind == "compute":
@@ -72,7 +77,8 @@ class Section:
 
     @functools.cached_property
     def of_the_engine(self) -> int:
-        """A number for the events that an engine hears of; sections with the same events have the same."""
+        """A number for the events that an engine hears of; sections with the same events have the
+        same."""
         return number_of(tuple((each.kind, each.subject, each.bytes) for each in self.segments if each.kind))
 
     @functools.cached_property
@@ -84,7 +90,8 @@ class Section:
         return {}
 
     def merged(self, kinds: frozenset[str], places: tuple[int, ...]) -> Sequence[ActivationStretch]:
-        """The segments; one that ends with an event of these kinds is part of the next, but for those at these places."""
+        """The segments; one that ends with an event of these kinds is part of the next, but for
+        those at these places."""
         if (kinds, places) not in self._merged:
             self._merged[kinds, places] = list(self._put_together(kinds, set(places)))
         return self._merged[kinds, places]
@@ -110,13 +117,15 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Sections in the order in which they run, each with how many layers further on it runs than on the tape."""
+    """Sections in the order in which they run, each with how many layers further on it runs than on
+    the tape."""
 
     sections: Sequence[tuple[Section, int]]
 
     @functools.cached_property
     def net(self) -> dict[Label, int]:
-        """By label, what a micro-step leaves: the logits, and gradients where the engine has not taken them."""
+        """By label, what a micro-step leaves: the logits, and gradients where the engine has not
+        taken them."""
         sizes: dict[Label, int] = {}
         for section, _ in self.sections:
             for label, size in section.net.items():
@@ -125,7 +134,8 @@ class Program:
 
     @functools.cached_property
     def operations(self) -> Mapping[str, int]:
-        """Operations of the matrix products of a micro-step in each part of it: `forward`, `backward`, or `recomputed`."""
+        """Operations of the matrix products of a micro-step in each part of it: `forward`,
+        `backward`, or `recomputed`."""
         found: dict[str, int] = {}
         for section, _ in self.sections:
             for part, count in section.operations.items():
@@ -138,7 +148,8 @@ class Program:
         return tuple((section.of_the_engine, shift) for section, shift in self.sections)
 
     def modules(self) -> Iterator[ParameterKey]:
-        """The modules in the order in which they are entered, forwards and backwards: ZeRO-3's trace."""
+        """The modules in the order in which they are entered, forwards and backwards: ZeRO-3's
+        trace."""
         for section, shift in self.sections:
             for segment in section.segments:
                 if segment.kind in {"fetch", "fetch backward"}:
@@ -200,7 +211,8 @@ def program(run: ForwardRun, precision: Precision, zero3: bool, memory_efficient
 
 
 def _taped(layers: int) -> list[int]:
-    """For every layer the one that is on the tape for it: the first and the last stand for themselves, the second for all others."""
+    """For every layer the one that is on the tape for it: the first and the last stand for
+    themselves, the second for all others."""
     return [layer if layer in (0, layers - 1) else 1 for layer in range(layers)]
 
 

@@ -1,11 +1,14 @@
-"""What the caching allocator reserves for a job: the allocations and frees of the closed form, replayed through its model.
+"""What the caching allocator reserves for a job: the allocations and frees of the closed form,
+replayed through its model.
 
-The walk through a step (`passes.py`) knows what is allocated and freed in which order. `Requests` is a meter that writes this down, on
-the streams that DeepSpeed uses, and here `allocator.CachingAllocator` is asked for it. Init, the first step and further steps are replayed
+The walk through a step (`passes.py`) knows what is allocated and freed in which order. `Requests`
+is a meter that writes this down, on the streams that DeepSpeed uses, and here
+`allocator.CachingAllocator` is asked for it. Init, the first step and further steps are replayed
 until the allocator has settled, as the dry run does (`dry_run/repeat.py`).
 
-What a replay does not know: which of several equal blocks is freed first (taken to be the oldest of the engine's, the newest of the
-model's), small tensors that no closed form counts, and how long a stream holds what has been freed.
+What a replay does not know: which of several equal blocks is freed first (taken to be the oldest of
+the engine's, the newest of the model's), small tensors that no closed form counts, and how long a
+stream holds what has been freed.
 """
 
 from __future__ import annotations
@@ -45,19 +48,23 @@ OUTPUTS = {"logits", "loss"}
 """Events at which the training loop replaces what it holds of the last micro-step."""
 
 REMEMBERED = 16
-"""So many replays are remembered: fp16 asks the allocator for what bf16 does, and a search asks twice for some jobs."""
+"""So many replays are remembered: fp16 asks the allocator for what bf16 does, and a search asks
+twice for some jobs."""
 
 HELD_ELSEWHERE = {labels.PARAMETERS, labels.PERSISTENT_PARAMETERS, LOSS}
-"""Besides outputs, what is alive between steps and allocated by the walk itself: in init, after the first step, or in its forward pass."""
+"""Besides outputs, what is alive between steps and allocated by the walk itself: in init, after the
+first step, or in its forward pass."""
 
 
 @dataclass(frozen=True)
 class Replayed:
     """What the allocator did.
 
-    * `reserved_bytes`: the most that it reserved, of which `fragmentation_bytes` were not allocated then.
+    * `reserved_bytes`: the most that it reserved, of which `fragmentation_bytes` were not allocated
+      then.
     * `allocated_bytes`: the most that was allocated, remainders of blocks included.
-    * `shortage`: the phase in which the limit did not suffice, and the allocator's numbers; after it there is no limit.
+    * `shortage`: the phase in which the limit did not suffice, and the allocator's numbers; after
+      it there is no limit.
     * `retries`: allocations that found room only after the cache was freed.
     """
 
@@ -71,7 +78,8 @@ class Replayed:
 def replay(
     job: Job, engine: Engine, done: Walked, *, limit: int | None = None, expandable: bool = False, to_the_end: bool = True
 ) -> Replayed:
-    """Replay a job, from the walk through a step, on a device whose allocator may reserve so many bytes (no limit if not given).
+    """Replay a job, from the walk through a step, on a device whose allocator may reserve so many
+    bytes (no limit if not given).
 
     Not `to_the_end`: no further than to the step in which the limit does not suffice.
     """
@@ -112,7 +120,8 @@ def _played(scripts: Iterable[RequestScript], limit: int | None, expandable: boo
 
 
 class PlayedDevice:
-    """A caching allocator that is asked for what scripts say, and the most that it reserves and has allocated."""
+    """A caching allocator that is asked for what scripts say, and the most that it reserves and has
+    allocated."""
 
     def __init__(self, allocator: CachingAllocator) -> None:
         self.allocator = allocator
@@ -166,7 +175,8 @@ def _init(job: Job, engine: Engine, meter: Requests, held_elsewhere: Collection[
 
 
 def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> RequestScript:
-    """What a whole optimizer step asks for; of several micro-steps those that `training._walked` walks."""
+    """What a whole optimizer step asks for; of several micro-steps those that `training._walked`
+    walks."""
     plan, known = done.plan, coordinated(done.plan, done.program, is_first=is_first)
     if known is not None:
         retelling = Retelling(known.steps, known.end, known.kinds, meter)
@@ -195,7 +205,8 @@ def _micro_steps(done: Walked, meter: Requests, engine: Strategy | Retelling, ha
 
 
 def _micro_step(done: Walked, meter: Requests, handlers: Mapping[str, Handler], workspace: int) -> None:
-    """Forward and backward once. `workspace`: of cuBLAS, for each of the two threads when it multiplies its first matrices."""
+    """Forward and backward once. `workspace`: of cuBLAS, for each of the two threads when it
+    multiplies its first matrices."""
     meter.begin(Phase.FORWARD)
     missing = [workspace] if workspace else []
     for section, layers in done.program.sections:
@@ -223,8 +234,9 @@ Operation = tuple[str, Any, int]
 
 @functools.lru_cache(maxsize=256)
 def _operations(section: Section) -> Sequence[Operation]:
-    """The events of a section, memory as what is added and dropped. A storage that gets another label (a parameter's gradient, what the
-    loop keeps) is dropped and added in one (`Tape.hand_over`, `Tape.keep`), and stays where it is."""
+    """The events of a section, memory as what is added and dropped. A storage that gets another
+    label (a parameter's gradient, what the loop keeps) is dropped and added in one
+    (`Tape.hand_over`, `Tape.keep`), and stays where it is."""
     return tuple(_told_apart(section))
 
 

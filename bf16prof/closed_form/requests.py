@@ -1,6 +1,8 @@
-"""What a job asks of the caching allocator, written down: which storages are allocated and freed, in which order.
+"""What a job asks of the caching allocator, written down: which storages are allocated and freed,
+in which order.
 
-It does not depend on where the allocator puts anything, so an optimizer step that asks for the same again is written down once.
+It does not depend on where the allocator puts anything, so an optimizer step that asks for the same
+again is written down once.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ STREAM_BITS = 2
 
 
 class RequestStretch(NamedTuple):
-    """Requests in one phase. `numbers`: as 64-bit integers, of an allocation its bytes and stream, of a free the complement of its place
-    among the storages: those that were there before come first, then all that are allocated, in their order."""
+    """Requests in one phase. `numbers`: as 64-bit integers, of an allocation its bytes and stream,
+    of a free the complement of its place among the storages: those that were there before come
+    first, then all that are allocated, in their order."""
 
     phase: Phase
     empties_cache: bool
@@ -33,19 +36,22 @@ class RequestStretch(NamedTuple):
 
 
 class RequestScript(NamedTuple):
-    """The requests of init or of a step; `left`: the places of those storages that are there afterwards."""
+    """The requests of init or of a step; `left`: the places of those storages that are there
+    afterwards."""
 
     stretches: tuple[RequestStretch, ...]
     left: tuple[int, ...]
 
 
 class Requests(Meter):
-    """A meter that writes down what is asked of the allocator; `ranks`: so many share what is partitioned."""
+    """A meter that writes down what is asked of the allocator; `ranks`: so many share what is
+    partitioned."""
 
     def __init__(self, block: int, streams: Mapping[Label, int], ranks: int) -> None:
         super().__init__(block)
         self.lazy: list[tuple[Label, deque[int]]] = []
-        """States that the optimizer makes when it first updates a tensor: of each label the sizes."""
+        """States that the optimizer makes when it first updates a tensor: of each label the
+        sizes."""
         self.buckets: BucketsOfPartition | None = None
         self._streams, self._ranks = streams, ranks
         self._streams_now: Mapping[Label, int] = {}
@@ -76,7 +82,8 @@ class Requests(Meter):
         self._numbers.append(size << STREAM_BITS | self._streams_now.get(label, 0))
 
     def drop(self, label: Label, size: int, *, newest: bool = False) -> None:
-        """Free a storage of that label and size; where there is none, as many of the label as make up the size."""
+        """Free a storage of that label and size; where there is none, as many of the label as make
+        up the size."""
         known = self._places.get(label)
         if not known:
             return  # not there yet in the first step
@@ -135,7 +142,8 @@ class Requests(Meter):
         self.buckets.at(moment, self)
 
     def state(self) -> object:
-        """All that what is written from now on depends on: where it is what it was, the same requests come again."""
+        """All that what is written from now on depends on: where it is what it was, the same
+        requests come again."""
         counts = [(label, size, len(queue)) for label, size, queue in self._queues() if queue]
         partition = self.held.get(labels.GRADIENT_PARTITION, 0)  # which the step gives back whole
         return counts, [list(sizes) for _, sizes in self.lazy], partition
@@ -165,7 +173,8 @@ class Requests(Meter):
 
 
 class BucketsOfPartition:
-    """What stages 1 and 2 allocate when a bucket is reduced: the part of `gradients.partitioned` that depends on the partition."""
+    """What stages 1 and 2 allocate when a bucket is reduced: the part of `gradients.partitioned`
+    that depends on the partition."""
 
     def __init__(self, numels: Mapping[ParameterKey, int], how: GradientReduction, share: Share) -> None:
         self._numels, self._how, self.share = numels, how, share
@@ -177,7 +186,8 @@ class BucketsOfPartition:
         self._new, self._is_kept = [], False
 
     def at(self, moment: object, meter: Requests) -> None:
-        """`reduce_ipg_grads`; at the end of a backward pass the partition of later micro-steps has been added to the first."""
+        """`reduce_ipg_grads`; at the end of a backward pass the partition of later micro-steps has
+        been added to the first."""
         if isinstance(moment, Flush):
             self._flush(moment, meter)
             return

@@ -1,16 +1,21 @@
-"""What a step has to do, and the time below which no GPU of the chosen kind can do it: a floor, never a prediction.
+"""What a step has to do, and the time below which no GPU of the chosen kind can do it: a floor,
+never a prediction.
 
-Each part is divided by the vendor's peak (Williams et al. 2009, the roofline model), which no kernel reaches:
+Each part is divided by the vendor's peak (Williams et al. 2009, the roofline model), which no
+kernel reaches:
 
-* compute: the operations that are carried out, by the dense peak in the dtype of the matrix products (`gpus.toml`);
-* communication: what a rank sends, by one direction of its link (half of the bidirectional figure); what leaves the node leaves the GPU by
-  its host link as well, and the slower of both counts. The network cards behind it are not known, and are not faster;
+* compute: the operations that are carried out, by the dense peak in the dtype of the matrix
+  products (`gpus.toml`);
+* communication: what a rank sends, by one direction of its link (half of the bidirectional figure);
+  what leaves the node leaves the GPU by its host link as well, and the slower of both counts. The
+  network cards behind it are not known, and are not faster;
 * host link: what offloading moves, by one direction of it;
-* optimizer: what it has to read and write, by the memory bandwidth. Offloaded, it works at the host's bandwidth, which is not known: 0.
+* optimizer: what it has to read and write, by the memory bandwidth. Offloaded, it works at the
+  host's bandwidth, which is not known: 0.
 
-With `overlap_comm` (stages 1 to 3) communication inside forward and backward may hide behind compute, so the longer of both counts; without
-it they follow each other. What is offloaded during both may hide behind them. The optimizer comes after both, and what it gathers and
-uploads after it.
+With `overlap_comm` (stages 1 to 3) communication inside forward and backward may hide behind
+compute, so the longer of both counts; without it they follow each other. What is offloaded during
+both may hide behind them. The optimizer comes after both, and what it gathers and uploads after it.
 """
 
 from __future__ import annotations
@@ -33,8 +38,8 @@ DIRECTIONS = 2
 
 
 def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER_NODE) -> StepWork:
-    """The work of one rank in one optimizer step that has been walked through, of a job that has one (`gap.work_gap`), with its floors on
-    the job's GPU."""
+    """The work of one rank in one optimizer step that has been walked through, of a job that has
+    one (`gap.work_gap`), with its floors on the job's GPU."""
     workload = job.profile.workload
     micro_steps = workload.gradient_accumulation_steps
     operations = done.program.operations
@@ -62,8 +67,9 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
 
 
 def tf32_note(job: Job, work: StepWork) -> str | None:
-    """What the floor of fp32 matrix products would be where a script allows TF32, which PyTorch does not by default; `None` on cards whose
-    tensor cores are no faster at it than their other ones."""
+    """What the floor of fp32 matrix products would be where a script allows TF32, which PyTorch
+    does not by default; `None` on cards whose tensor cores are no faster at it than their other
+    ones."""
     if work.compute_dtype != "fp32" or not work.floor_s or job.gpu is None or job.gpu.tf32_tflops <= job.gpu.fp32_tflops:
         return None
     seconds = work.hardware_flops / (1e12 * job.gpu.tf32_tflops)
@@ -73,8 +79,8 @@ def tf32_note(job: Job, work: StepWork) -> str | None:
 def _floors(
     gpu: Gpu, work: StepWork, offloaded: HostLink, optimizer_bytes: int, *, hidden: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each part, which add up to the floor of the step, and those that hide behind computation; none for a GPU whose peaks are
-    not known."""
+    """Seconds of each part, which add up to the floor of the step, and those that hide behind
+    computation; none for a GPU whose peaks are not known."""
     peak = gpu.peak_flops(work.compute_dtype)
     if peak is None or not gpu.link_gb_per_s or not gpu.hbm_gb_per_s:
         return {}, {}

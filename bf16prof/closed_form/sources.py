@@ -1,4 +1,5 @@
-"""Who allocates what is alive only for a while: DeepSpeed's and PyTorch's files and functions, by what the storage is for."""
+"""Who allocates what is alive only for a while: DeepSpeed's and PyTorch's files and functions, by
+what the storage is for."""
 
 from __future__ import annotations
 

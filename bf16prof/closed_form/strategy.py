@@ -1,8 +1,9 @@
-"""What becomes of gradients in forward and backward, and at stage 3 of parameters: one strategy for each way that DeepSpeed has.
+"""What becomes of gradients in forward and backward, and at stage 3 of parameters: one strategy for
+each way that DeepSpeed has.
 
-A walk (`passes.walk`) tells the strategy what happens in the model; the strategy tells a `Meter` what DeepSpeed allocates and
-frees then. An optimizer wrapper says which strategy it uses by `StrategySettings`, which hold nothing else, so that jobs with
-equal settings share one walk.
+A walk (`passes.walk`) tells the strategy what happens in the model; the strategy tells a `Meter`
+what DeepSpeed allocates and frees then. An optimizer wrapper says which strategy it uses by
+`StrategySettings`, which hold nothing else, so that jobs with equal settings share one walk.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Launched:
-    """What a micro-step gives to collectives: parameters that are gathered together, with the phase, and gradients reduced together."""
+    """What a micro-step gives to collectives: parameters that are gathered together, with the
+    phase, and gradients reduced together."""
 
     gathered: list[tuple[Phase, tuple[ParameterKey, ...]]] = field(default_factory=list)
     reduced: list[tuple[ParameterKey, ...]] = field(default_factory=list)

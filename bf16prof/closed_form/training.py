@@ -1,7 +1,8 @@
-"""A training step of a job: its program, walked with the strategy of its optimizer wrapper; the peaks of forward, backward and step.
+"""A training step of a job: its program, walked with the strategy of its optimizer wrapper; the
+peaks of forward, backward and step.
 
-A walk does not depend on the number of ranks, but for what follows from padding at stage 3 and from the partition at stages 1 and 2; so
-walks are remembered, and the rest is filled in.
+A walk does not depend on the number of ranks, but for what follows from padding at stage 3 and from
+the partition at stages 1 and 2; so walks are remembered, and the rest is filled in.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def _walked(plan: WalkPlan) -> Walked:
 
 @dataclass(frozen=True, eq=False)
 class Coordinated:
-    """What ZeRO-3 does in the micro-steps of a plan (`written.py`), which of the events concern it, and what it does at the end."""
+    """What ZeRO-3 does in the micro-steps of a plan (`written.py`), which of the events concern it,
+    and what it does at the end."""
 
     gathers: Gathers
     kinds: frozenset[str]
@@ -127,7 +129,8 @@ _COORDINATED: dict[Hashable, Coordinated] = {}
 
 
 def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated | None:
-    """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones; `None` below stage 3."""
+    """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones;
+    `None` below stage 3."""
     if not plan.reduction.is_partitioned:
         return None
     sizes = plan.gathered_itemsizes, plan.communication
@@ -153,10 +156,12 @@ def _coordinate(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinate
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _first_step(plan: WalkPlan) -> Meter:
-    """The first micro-steps of a job at stage 3, in which nothing is prefetched, and no persistent parameter is there until it is used.
+    """The first micro-steps of a job at stage 3, in which nothing is prefetched, and no persistent
+    parameter is there until it is used.
 
-    DeepSpeed lets go of those again in the very first, while it records the order of modules, and gathers them with others in the next.
-    The backward pass runs in a thread of its own, whose workspace comes with its first matrix product.
+    DeepSpeed lets go of those again in the very first, while it records the order of modules, and
+    gathers them with others in the next. The backward pass runs in a thread of its own, whose
+    workspace comes with its first matrix product.
     """
     whole, meter = plan.program(), Meter(plan.block)
     for label, size in (*plan.outputs, (LOSS, plan.loss), (CUBLAS_WORKSPACES, plan.workspace)):

@@ -1,12 +1,15 @@
-"""What a rank sends: how the collectives of a step are counted. Which there are, each optimizer wrapper says (`wrappers/`).
+"""What a rank sends: how the collectives of a step are counted. Which there are, each optimizer
+wrapper says (`wrappers/`).
 
-Bytes are those that leave a rank in bandwidth-optimal ring algorithms (Thakur et al. 2005; NCCL's "bus bandwidth"): of a tensor of S
-bytes on W ranks an all-reduce sends 2 S (W - 1) / W, everything else S (W - 1) / W. The ZeRO paper (arXiv 1910.02054, section 7) counts 2
-and 1, for W so large that the fraction is one. DeepSpeed's stages 1 and 2 send more than the paper's: by default they all-reduce
-gradients (`use_multi_rank_bucket_allreduce`) of which each rank then keeps a part, and gather the parameters after the step.
+Bytes are those that leave a rank in bandwidth-optimal ring algorithms (Thakur et al. 2005; NCCL's
+"bus bandwidth"): of a tensor of S bytes on W ranks an all-reduce sends 2 S (W - 1) / W, everything
+else S (W - 1) / W. The ZeRO paper (arXiv 1910.02054, section 7) counts 2 and 1, for W so large that
+the fraction is one. DeepSpeed's stages 1 and 2 send more than the paper's: by default they
+all-reduce gradients (`use_multi_rank_bucket_allreduce`) of which each rank then keeps a part, and
+gather the parameters after the step.
 
-A ring over nodes of g ranks has one edge out of each node, so of what the ranks send 1 / g leaves the node. Scalars (norms, flags) are
-left out.
+A ring over nodes of g ranks has one edge out of each node, so of what the ranks send 1 / g leaves
+the node. Scalars (norms, flags) are left out.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class Ranks:
 
 
 class HostLink(NamedTuple):
-    """Bytes between device and host in one step: down and up while forward and backward run, and up when the optimizer is done."""
+    """Bytes between device and host in one step: down and up while forward and backward run, and up
+    when the optimizer is done."""
 
     down: int = 0
     up: int = 0
@@ -53,8 +57,10 @@ class HostLink(NamedTuple):
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def gathered(done: Walked, ranks: int, reducing: int, sequential: bool) -> Mapping[tuple[Phase, Collective], tuple[int, int]]:
-    """How many collectives gather parameters, and their bytes: one per dtype for those gathered together, or one for each, or an all-reduce
-    in `reducing` bytes per element (`zero/partition_parameters.py`, all_gather_coalesced; a single parameter is always gathered)."""
+    """How many collectives gather parameters, and their bytes: one per dtype for those gathered
+    together, or one for each, or an all-reduce in `reducing` bytes per element
+    (`zero/partition_parameters.py`, all_gather_coalesced; a single parameter is always
+    gathered)."""
     padded = {key: round_up(n, ranks) for key, n in done.numels.items()}
     found: dict[tuple[Phase, Collective], tuple[int, int]] = {}
     for times, launched in done.launched:
@@ -72,7 +78,8 @@ def gathered(done: Walked, ranks: int, reducing: int, sequential: bool) -> Mappi
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def reduced(done: Walked, pieces: int, most: int) -> Mapping[Collective, tuple[int, int]]:
-    """Buckets of gradients and their bytes: those of up to `most` elements are reduced whole, others padded to so many equal pieces."""
+    """Buckets of gradients and their bytes: those of up to `most` elements are reduced whole,
+    others padded to so many equal pieces."""
     found = {Collective.ALL_REDUCE: (0, 0), Collective.REDUCE_SCATTER: (0, 0)}
     for times, keys in done.reduced:
         is_whole = most and sum(done.numels[key] for key in keys) <= most

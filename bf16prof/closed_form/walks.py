@@ -1,4 +1,5 @@
-"""A walk through the forward and backward passes of a step: what it depends on, and what it finds (`training.py` walks)."""
+"""A walk through the forward and backward passes of a step: what it depends on, and what it finds
+(`training.py` walks)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SETTLED = 2
 
 @dataclass(frozen=True)
 class WalkPlan:
-    """Everything that a walk depends on. It does not say the number of ranks: equal plans share a walk."""
+    """Everything that a walk depends on. It does not say the number of ranks: equal plans share a
+    walk."""
 
     anatomy: Anatomy
     run: ForwardRun
@@ -29,11 +31,13 @@ class WalkPlan:
     block: int
     micro_steps: int
     outputs: tuple[tuple[Label, int], ...]
-    """What the loop holds of a model's outputs until it has new ones: bytes by variable; none where it does not keep them."""
+    """What the loop holds of a model's outputs until it has new ones: bytes by variable; none where
+    it does not keep them."""
     loss: int
     """Bytes of the loss that it holds."""
     communication: tuple[int, int]
-    """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and of the others."""
+    """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and
+    of the others."""
     reduction: StrategySettings
     memory_efficient_linear: bool
     workspace: int
@@ -42,7 +46,8 @@ class WalkPlan:
     """Whether the model is built inside `deepspeed.zero.Init`."""
 
     def walked_micro_steps(self) -> list[tuple[int, bool]]:
-        """The micro-steps that differ, by number, and whether each is the last before the optimizer's step."""
+        """The micro-steps that differ, by number, and whether each is the last before the
+        optimizer's step."""
         last = self.micro_steps - 1
         return [(number, number == last) for number in sorted({*range(min(last, SETTLED)), last})]
 
@@ -53,7 +58,8 @@ class WalkPlan:
 
     @property
     def gathered_itemsizes(self) -> tuple[int, int]:
-        """Bytes of an element of a parameter when it is gathered: of those that autocast casts, and of the others."""
+        """Bytes of an element of a parameter when it is gathered: of those that autocast casts, and
+        of the others."""
         return self.precision.autocast or self.precision.parameter, self.precision.parameter
 
     def itemsizes(self) -> dict[ParameterKey, int]:
@@ -79,7 +85,8 @@ class WalkPlan:
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """A walk: levels and peaks up to the end of backward, where the gradients are, and what was given to collectives.
+    """A walk: levels and peaks up to the end of backward, where the gradients are, and what was
+    given to collectives.
 
     `launched`: of every micro-step, with how many are like it.
     """

@@ -1,7 +1,9 @@
-"""What ZeRO-3's coordinator does at the events of a micro-step, written down once and played with any activations.
+"""What ZeRO-3's coordinator does at the events of a micro-step, written down once and played with
+any activations.
 
-It depends on the order of the events, not on the sizes of activations: another micro-batch or length asks for the same gathers and releases
-at other levels. So a sweep runs the coordinator once, and adds levels up from then on; a replay of the allocator asks for the same again.
+It depends on the order of the events, not on the sizes of activations: another micro-batch or
+length asks for the same gathers and releases at other levels. So a sweep runs the coordinator once,
+and adds levels up from then on; a replay of the allocator asks for the same again.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ Call = tuple[str, Label, tuple[int, ...]]
 
 
 class Action(NamedTuple):
-    """One reaction: how its level changes, how far above the level before it goes and what is held then, what is held afterwards, and
-    touches of a share of something: above which level, of how many bytes, for what, and what is held then. `calls`: all of it in turn."""
+    """One reaction: how its level changes, how far above the level before it goes and what is held
+    then, what is held afterwards, and touches of a share of something: above which level, of how
+    many bytes, for what, and what is held then. `calls`: all of it in turn."""
 
     change: int
     high: int
@@ -41,9 +44,11 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class WrittenMicroStep:
-    """A micro-step: before its first event, at each of its events, and after the last; `launched`: what was given to collectives.
+    """A micro-step: before its first event, at each of its events, and after the last; `launched`:
+    what was given to collectives.
 
-    `sections`: of every section of the program the actions that do something, and the places of their segments.
+    `sections`: of every section of the program the actions that do something, and the places of
+    their segments.
     """
 
     start: Action
@@ -131,9 +136,11 @@ class Writing:
 
 
 class Player:
-    """Plays micro-steps that were written down beside the activations of a program, on a meter; `kinds`: the events with an action.
+    """Plays micro-steps that were written down beside the activations of a program, on a meter;
+    `kinds`: the events with an action.
 
-    Within a micro-step the meter's own `held` is what others hold; what the engine holds is added where it is looked at.
+    Within a micro-step the meter's own `held` is what others hold; what the engine holds is added
+    where it is looked at.
     """
 
     def __init__(self, program: Program, meter: Meter, kinds: frozenset[str]) -> None:
@@ -141,7 +148,8 @@ class Player:
         self._engine: Held = {}
 
     def play(self, step: WrittenMicroStep, others: Mapping[str, Handler]) -> None:
-        """One micro-step; `others`: what the training loop and the libraries do at events (see `passes.walk`)."""
+        """One micro-step; `others`: what the training loop and the libraries do at events (see
+        `passes.walk`)."""
         meter, program = self._meter, self._program
         meter.held = self._whole({label: -size for label, size in self._engine.items()})
         self._act(step.start)
@@ -217,7 +225,8 @@ class Player:
 
 
 class Retelling:
-    """In the place of the coordinator: what it did, told to another meter at the same events; `handlers` by their kinds."""
+    """In the place of the coordinator: what it did, told to another meter at the same events;
+    `handlers` by their kinds."""
 
     def __init__(self, steps: Sequence[WrittenMicroStep], end: Action, kinds: Iterable[str], meter: Meter) -> None:
         self._steps, self._end, self._meter = iter(steps), end, meter

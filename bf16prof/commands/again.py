@@ -29,7 +29,8 @@ def what_is_trained(asked: Asked[Any]) -> list[str]:
 
 
 def how_it_runs(asked: Asked[Any]) -> list[str]:
-    """The flags that say how the case is run, as they were given, for a command that takes the same."""
+    """The flags that say how the case is run, as they were given, for a command that takes the
+    same."""
     values = {name: value for name, value in asked.given().items() if asked.is_named(name) and value is not None}
     said: list[str] = []
     for name in ("micro_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "zero_init"):

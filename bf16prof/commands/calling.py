@@ -1,4 +1,5 @@
-"""Functions of the Python API with the parameters of a command: `called` gives them what `flags.takes` gives typer."""
+"""Functions of the Python API with the parameters of a command: `called` gives them what
+`flags.takes` gives typer."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ F = TypeVar("F", bound=WorkloadFlags)
 R = TypeVar("R")
 
 OF_THE_TERMINAL = ("json_", "output", "figure", "force", "verbose", "fail_unless_fits", "fail_over", "write")
-"""What only a command does with its answer: in Python the outcome is there to be written and asked."""
+"""What only a command does with its answer: in Python the outcome is there to be written and
+asked."""
 
 
 SCRIPT = "script"
@@ -31,8 +33,9 @@ _DEFAULTS: dict[str, Any] = {"quiet": True}
 def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callable[P, R]]:
     """Give a function of the Python API the fields of `flags` as parameters.
 
-    Numbers and lists stand for their text: `gpus=8` is `gpus="8"`, `zero=[1, 2]` is `zero="1,2"`. Environment variables are not read,
-    nothing is printed unless `quiet=False`, and nothing is written: what is returned can be saved.
+    Numbers and lists stand for their text: `gpus=8` is `gpus="8"`, `zero=[1, 2]` is `zero="1,2"`.
+    Environment variables are not read, nothing is printed unless `quiet=False`, and nothing is
+    written: what is returned can be saved.
     """
 
     def decorate(function: Callable[[Asked[F]], R]) -> Callable[P, R]:
@@ -72,13 +75,15 @@ def called(flags: Callable[P, F]) -> Callable[[Callable[[Asked[F]], R]], Callabl
 
 
 def _spellings(hint: Any) -> list[str]:
-    """The names of a flag as a terminal has them, as names of Python: `seq` of `--seq`, which is short for `--sequence-length`."""
+    """The names of a flag as a terminal has them, as names of Python: `seq` of `--seq`, which is
+    short for `--sequence-length`."""
     declared = [text for option in hint.__metadata__ for text in (option.default, *(option.param_decls or ())) if isinstance(text, str)]
     return [text.removeprefix("--").replace("-", "_") for text in declared if text.startswith("--") and "/" not in text]
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A value of Python as the flag's type: text for numbers and lists, paths for text, members for the names of choices."""
+    """A value of Python as the flag's type: text for numbers and lists, paths for text, members for
+    the names of choices."""
     kinds = _kinds(hint)
     if str in kinds and not isinstance(value, str) and value is not None and list not in kinds:
         return ",".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, Path) else str(value)

@@ -1,4 +1,5 @@
-"""`bf16prof profiles` and `bf16prof recipes`: what ships with the package, and what a profile resolves to."""
+"""`bf16prof profiles` and `bf16prof recipes`: what ships with the package, and what a profile
+resolves to."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def show_profile(asked: Asked[ShowFlags]) -> None:
 def list_recipes(run: RunOption = None, json_: o.JsonOption = False) -> None:
     """All recipes: bytes per parameter of their model states, and what runs them.
 
-    Bytes are those between steps, all ranks together, and what is added within the step; by component in the order of `recipes show`.
+    Bytes are those between steps, all ranks together, and what is added within the step; by
+    component in the order of `recipes show`.
     """
     from bf16prof.reports.console.layout import make_console, note
 
@@ -135,7 +137,8 @@ def _narrow_row(recipe: Recipe) -> list[str]:
 
 @recipes.command("show", epilog=examples("bf16prof recipes show bf16-full", "bf16prof recipes show nemo-bf16 --json"))
 def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's id.")], run: RunOption = None, json_: o.JsonOption = False) -> None:
-    """One recipe: the dtype and the bytes of every component, how and where it runs or why it does not, and its source."""
+    """One recipe: the dtype and the bytes of every component, how and where it runs or why it does
+    not, and its source."""
     recipe, records = find_recipe(name), _records(run)
     where = _where(recipe)
     if json_:

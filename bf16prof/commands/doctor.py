@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from bf16prof.measuring.findings import Check
 
 _LINE = 400
-"""Longest detail or hint that is shown; paths and compilers' version lines are as long as the machine makes them."""
+"""Longest detail or hint that is shown; paths and compilers' version lines are as long as the
+machine makes them."""
 
 
 def doctor(json_: o.JsonOption = False) -> None:
-    """Say what this machine can do: torch, DeepSpeed, GPUs, NVML, compilers; one line and a hint each.
+    """Say what this machine can do: torch, DeepSpeed, GPUs, NVML, compilers; one line and a hint
+    each.
 
     It reports and never fails: the exit code is 0 whatever is missing.
     """

@@ -1,4 +1,5 @@
-"""What a request for another engine than DeepSpeed means: which commands answer it, and what it takes where nobody says."""
+"""What a request for another engine than DeepSpeed means: which commands answer it, and what it
+takes where nobody says."""
 
 from __future__ import annotations
 

@@ -34,15 +34,18 @@ from bf16prof.verdict import Allocator, Replays
 from bf16prof.vocabulary import Device, Offload, Verdict
 
 FEW_CASES = 12
-"""Up to this many cases the textbook accountings are shown beside ours, which would drown a larger grid, and the allocator is replayed
-for all of them, not only where the verdict turns on it (`-v`: for any number)."""
+"""Up to this many cases the textbook accountings are shown beside ours, which would drown a larger
+grid, and the allocator is replayed for all of them, not only where the verdict turns on it (`-v`:
+for any number)."""
 
 
 @takes(EstimateFlags)
 def estimate(asked: Asked[EstimateFlags]) -> None:
-    """Predict the memory of one GPU in closed form: every persistent byte, in milliseconds, without torch.
+    """Predict the memory of one GPU in closed form: every persistent byte, in milliseconds, without
+    torch.
 
-    What a step has to compute, to send and to update comes with it (-v), and the time below which no such GPU can do it.
+    What a step has to compute, to send and to update comes with it (-v), and the time below which
+    no such GPU can do it.
     """
     given = asked.flags
     check_outputs(asked.given())
@@ -70,9 +73,11 @@ def estimate(asked: Asked[EstimateFlags]) -> None:
 
 
 def _next(asked: Asked[EstimateFlags], records: Sequence[MemoryRecord]) -> str:
-    """The command to type next: the dry run of the one case that fits, or of ranks that share a batch, else what fits.
+    """The command to type next: the dry run of the one case that fits, or of ranks that share a
+    batch, else what fits.
 
-    On CPU ranks it is the measurement, of the demo where nobody named a model: what is assumed then is too large for a CPU.
+    On CPU ranks it is the measurement, of the demo where nobody named a model: what is assumed then
+    is too large for a CPU.
     """
     given, first = asked.flags, records[0].case
     case = ["--zero", str(first.zero_stage), "--recipe", first.recipe]
@@ -136,7 +141,8 @@ def _calibrated(records: list[MemoryRecord], path: Path) -> list[MemoryRecord]:
 
 
 def _require_closed_form(jobs: list[Job]) -> None:
-    """Raise `Refused` for the first job without a closed form: a dry run knows what no formula does."""
+    """Raise `Refused` for the first job without a closed form: a dry run knows what no formula
+    does."""
     from bf16prof.closed_form.gap import closed_form_gap
 
     for job in jobs:

@@ -1,4 +1,5 @@
-"""`bf16prof explain`: an out-of-memory message or a log, put in words: what ran out where, what was predicted, and what would fit."""
+"""`bf16prof explain`: an out-of-memory message or a log, put in words: what ran out where, what was
+predicted, and what would fit."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ MOST_CHANGES = 3
 
 @takes(ExplainFlags)
 def explain(asked: Asked[ExplainFlags]) -> None:
-    """Say what an out-of-memory message means: which phase, what held the memory, and whether fragmentation was to blame.
+    """Say what an out-of-memory message means: which phase, what held the memory, and whether
+    fragmentation was to blame.
 
-    With a model, its DeepSpeed JSON and the number of GPUs (or what the log says of them) it also says what was predicted for that phase,
-    how far off that is, and which changes would fit.
+    With a model, its DeepSpeed JSON and the number of GPUs (or what the log says of them) it also
+    says what was predicted for that phase, how far off that is, and which changes would fit.
     """
     given = asked.flags
     sources = _sources(given.files)
@@ -71,7 +73,8 @@ def _is_file(name: str) -> bool:
 def _subject(asked: Asked[ExplainFlags], sources: Sources) -> tuple[Subject | None, str]:
     """What the run was of, as far as somebody says it, or why there is no prediction.
 
-    Nothing of it is needed for the message itself, so what is missing is no error; what is wrong is one.
+    Nothing of it is needed for the message itself, so what is missing is no error; what is wrong is
+    one.
     """
     given = asked.flags
     if not (given.profile or given.hf_config or given.model):
@@ -148,7 +151,8 @@ def _prediction(record: MemoryRecord, message: Message | None, found: Explanatio
 
 
 def _show(found: Explanation, sources: Sources, records: list[MemoryRecord], quiet: bool) -> None:
-    """Print the explanation; of a log without a message what it says, beside the prediction where there is one."""
+    """Print the explanation; of a log without a message what it says, beside the prediction where
+    there is one."""
     from bf16prof.imports.merge import merged
     from bf16prof.reports.console import explanation_view, make_console, reconciliation
 

@@ -1,11 +1,13 @@
-"""The flags of each command as one typed object: a renamed flag is a type error, and Python callers and the terminal share it.
+"""The flags of each command as one typed object: a renamed flag is a type error, and Python callers
+and the terminal share it.
 
 A command is written as a function of `Asked[Flags]`, and `takes` gives typer the flags' signature:
 
     @takes(EstimateFlags)
     def estimate(asked: Asked[EstimateFlags]) -> None: ...
 
-`calling.called` gives the same signature to a function of the Python API. A flag's help, variable and panel stand in `options.py`.
+`calling.called` gives the same signature to a function of the Python API. A flag's help, variable
+and panel stand in `options.py`.
 """
 
 from __future__ import annotations
@@ -321,7 +323,8 @@ class Asked(Generic[F_co]):
 
 @contextlib.contextmanager
 def one_call() -> Iterator[None]:
-    """What a call lets be recorded is recorded for this call: whoever asks the closed form next, asks without."""
+    """What a call lets be recorded is recorded for this call: whoever asks the closed form next,
+    asks without."""
     try:
         yield
     finally:
@@ -370,7 +373,8 @@ def parameters_of(flags: type[Any], hints: dict[str, Any]) -> list[inspect.Param
 
 
 def _place(parameter: inspect.Parameter) -> tuple[int, int]:
-    """Where a parameter stands: arguments first, then the panels of `--help`, each in the order of the fields."""
+    """Where a parameter stands: arguments first, then the panels of `--help`, each in the order of
+    the fields."""
     option = next((each for each in getattr(parameter.annotation, "__metadata__", ())), None)
     panel = getattr(option, "rich_help_panel", None)
     return parameter.kind, o.PANELS.index(panel) if panel in o.PANELS else len(o.PANELS)

@@ -1,4 +1,5 @@
-"""What a log says of its own case takes the place of flags that the user did not give, and is said."""
+"""What a log says of its own case takes the place of flags that the user did not give, and is
+said."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _WORKLOAD = ("micro_batch_size", "gradient_accumulation_steps")
 def filled_from_log(asked: Asked[LogFlags], sources: Sources, *, without_json: bool = False) -> Iterator[tuple[Asked[LogFlags], list[str]]]:
     """The flags filled in from the log, and what was taken over and what contradicts a flag.
 
-    The DeepSpeed JSON that a log prints is that of the job, so it wins over single lines; as a file it lives as long as the context.
+    The DeepSpeed JSON that a log prints is that of the job, so it wins over single lines; as a file
+    it lives as long as the context.
     """
     said = {name: sources.said(name) for name in (*_FLAGS.values(), *_WORKLOAD, "deepspeed")}
     given, changes, taken = asked.given(), dict[str, Any](), dict[str, str]()

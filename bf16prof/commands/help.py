@@ -1,6 +1,8 @@
-"""Help pages: plain text in two columns, as wide as the terminal, in which no flag is cut and every text is printed as it is written.
+"""Help pages: plain text in two columns, as wide as the terminal, in which no flag is cut and every
+text is printed as it is written.
 
-`-h` shows what most people need, `--help` every flag, `--help-all` also the variable that stands for each and the values that it takes.
+`-h` shows what most people need, `--help` every flag, `--help-all` also the variable that stands
+for each and the values that it takes.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def help_page(command: Any, context: Any, level: str) -> str:
 
 
 def _panels(parameters: Iterable[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Arguments, then the flags by the panel that they name, each panel where its first flag stands."""
+    """Arguments, then the flags by the panel that they name, each panel where its first flag
+    stands."""
     found: dict[str, list[Any]] = {}
     for each in parameters:
         is_argument = each.param_type_name == "argument"
@@ -89,7 +92,8 @@ def _parameter(each: Any, context: Any, level: str) -> tuple[str, str]:
 
 
 def _takes(each: Any, context: Any) -> str:
-    """The values of a choice, else one word in capitals. Typer has named the method that knows them differently over time."""
+    """The values of a choice, else one word in capitals. Typer has named the method that knows them
+    differently over time."""
     show = getattr(each, "display_type_rich", None) or each.make_metavar
     written = str(show(ctx=context)).strip("<>[]")
     if "|" in written:
@@ -98,7 +102,8 @@ def _takes(each: Any, context: Any) -> str:
 
 
 def _row(left: str, right: str, width: int) -> list[str]:
-    """One or more lines: the left column, and the right one beside it, or below where the left is too long or the page is narrow."""
+    """One or more lines: the left column, and the right one beside it, or below where the left is
+    too long or the page is narrow."""
     indent = " " * (_FLAGS + 2 if width >= _TWO_COLUMNS else 6)
     folds: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
     text = textwrap.wrap(right, width, initial_indent=indent, subsequent_indent=indent, **folds)

@@ -1,4 +1,5 @@
-"""What an imported run is of: its case by flags, a DeepSpeed JSON and the log itself, and its record with the estimate beside it."""
+"""What an imported run is of: its case by flags, a DeepSpeed JSON and the log itself, and its
+record with the estimate beside it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ JSON_OF_THE_LOG = "the log's DeepSpeed JSON"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run was of: its case, and where the user describes the training, the job and its profile."""
+    """What a run was of: its case, and where the user describes the training, the job and its
+    profile."""
 
     case: Case
     job: Job | None = None
@@ -56,7 +58,8 @@ def require_logs(files: Sequence[Path]) -> None:
 
 
 def subject_of(asked: Asked[LogFlags], sources: Sources, files: Sequence[Path]) -> Subject:
-    """What the user, and the log itself, say of a run. Raises `InputError` naming what neither says of its case.
+    """What the user, and the log itself, say of a run. Raises `InputError` naming what neither says
+    of its case.
 
     A DeepSpeed JSON that a log prints and that cannot be read here is left out, and that is said.
     """
@@ -102,7 +105,8 @@ def _name(files: Sequence[Path]) -> str:
 
 
 def _require_case(given: LogFlags, sources: Sources) -> None:
-    """Raise `InputError` naming what neither the flags nor a DeepSpeed JSON say of the case; logs do not say it."""
+    """Raise `InputError` naming what neither the flags nor a DeepSpeed JSON say of the case; logs
+    do not say it."""
     said = {"--gpus": given.gpus, "--zero": given.zero or given.ds_config, "--recipe": given.recipe or given.ds_config}
     missing = [flag for flag, value in said.items() if not value]
     if missing:
@@ -115,7 +119,8 @@ def _require_case(given: LogFlags, sources: Sources) -> None:
 
 
 def _case(given: LogFlags, sources: Sources, name: str, offload: Offload) -> Case:
-    """The case that flags and a DeepSpeed JSON name. Raises `InputError` unless each names one, with as many ranks as speak in a log."""
+    """The case that flags and a DeepSpeed JSON name. Raises `InputError` unless each names one,
+    with as many ranks as speak in a log."""
     zero, recipe = given.zero, given.recipe
     if given.ds_config and not (zero and recipe):
         stage, said = ds_case(given.ds_config, precision=not recipe)
@@ -132,8 +137,8 @@ def _case(given: LogFlags, sources: Sources, name: str, offload: Offload) -> Cas
 
 
 def _gpu(id_: str, sources: Sources) -> Gpu:
-    """The GPU that the user names; else the one that the log names, if the table knows it, or whose memory an out-of-memory message
-    says; else the default."""
+    """The GPU that the user names; else the one that the log names, if the table knows it, or whose
+    memory an out-of-memory message says; else the default."""
     if id_:
         return find_gpu(id_)
     logged = next((f.facts["gpu"] for f in sources.findings if f.facts.get("gpu")), None)
@@ -142,11 +147,13 @@ def _gpu(id_: str, sources: Sources) -> Gpu:
 
 
 SAME_MEMORY = 0.015
-"""GPUs are of one size when their memory differs by no more than this share: drivers report a little less or more of one model."""
+"""GPUs are of one size when their memory differs by no more than this share: drivers report a
+little less or more of one model."""
 
 
 def _with_memory(total: int | None) -> Gpu | None:
-    """The default GPU if it has so much memory, else the only one of the table that has, else one of which only that is known."""
+    """The default GPU if it has so much memory, else the only one of the table that has, else one
+    of which only that is known."""
     if total is None:
         return None
     same = {gpu.id: gpu for gpu in all_gpus().values() if abs(gpu.memory_bytes - total) <= SAME_MEMORY * total}
@@ -160,7 +167,8 @@ def _with_memory(total: int | None) -> Gpu | None:
 
 
 def predictions_of(subject: Subject, quiet: bool) -> list[MemoryRecord]:
-    """The estimate of the same case; none, with the reason said, where there is no closed form or nobody described the training."""
+    """The estimate of the same case; none, with the reason said, where there is no closed form or
+    nobody described the training."""
     from bf16prof.closed_form.gap import closed_form_gap
     from bf16prof.closed_form.predict import predictions
 
@@ -172,7 +180,8 @@ def predictions_of(subject: Subject, quiet: bool) -> list[MemoryRecord]:
 
 
 def record_of(sources: Sources, subject: Subject, predicted: list[MemoryRecord], gpu: str) -> MemoryRecord:
-    """The record of what was logged, with the workload that the user describes. `gpu`: the one that they name."""
+    """The record of what was logged, with the workload that the user describes. `gpu`: the one that
+    they name."""
     from bf16prof.imports.record import imported_record
 
     notes = [*(f"read {read}" for read in sources.files), *subject.told]

@@ -1,4 +1,5 @@
-"""`bf16prof import`: what others logged of one run, joined, with the estimate of the same case beside it."""
+"""`bf16prof import`: what others logged of one run, joined, with the estimate of the same case
+beside it."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ from bf16prof.runs import Run, Status, save, save_losses
 def import_(asked: Asked[ImportFlags]) -> None:
     """Turn what others logged of a run on GPUs into a run like one's own.
 
-    Recognised by their content: what DeepSpeed prints (throughput, memory_breakdown, wall_clock_breakdown, its configuration), torch's
-    out-of-memory messages and memory snapshots, what the Hugging Face Trainer prints and leaves, nvidia-smi, CSV files of step and loss,
-    and the stdout of DeepSpeed's bf16 example; packed with gzip or not. With a profile, or a model, the estimate stands beside it.
+    Recognised by their content: what DeepSpeed prints (throughput, memory_breakdown,
+    wall_clock_breakdown, its configuration), torch's out-of-memory messages and memory snapshots,
+    what the Hugging Face Trainer prints and leaves, nvidia-smi, CSV files of step and loss, and the
+    stdout of DeepSpeed's bf16 example; packed with gzip or not. With a profile, or a model, the
+    estimate stands beside it.
     """
     given = asked.flags
     check_outputs(asked.given())
@@ -43,7 +46,8 @@ def import_(asked: Asked[ImportFlags]) -> None:
 
 
 def imported(asked: Asked[ImportFlags]) -> Outcome:
-    """What was logged as a run in a directory, with its estimate. `notes`: what was taken from the log."""
+    """What was logged as a run in a directory, with its estimate. `notes`: what was taken from the
+    log."""
     from bf16prof.imports.files import read_files
 
     given = asked.flags

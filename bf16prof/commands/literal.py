@@ -1,6 +1,8 @@
-"""A Typer with help pages of our own (`help.py`): texts are printed as they are written, and `-h` is shorter than `--help`.
+"""A Typer with help pages of our own (`help.py`): texts are printed as they are written, and `-h`
+is shorter than `--help`.
 
-Typer's pages read texts as markup of rich, in which `[deepspeed]` is a style and vanishes, and cut the names of flags at 80 columns.
+Typer's pages read texts as markup of rich, in which `[deepspeed]` is a style and vanishes, and cut
+the names of flags at 80 columns.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class LiteralCommand(TyperCommand):
 
 
 class ScriptCommand(LiteralCommand):
-    """A command that takes a training script and its arguments after `--`, which are nobody's flags."""
+    """A command that takes a training script and its arguments after `--`, which are nobody's
+    flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Read the command's own arguments; what stands after `--` is kept for `script_words`."""

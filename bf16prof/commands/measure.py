@@ -1,4 +1,5 @@
-"""`bf16prof measure`: real DeepSpeed ranks, on this machine or on several, reconciled with the estimate of the same cases."""
+"""`bf16prof measure`: real DeepSpeed ranks, on this machine or on several, reconciled with the
+estimate of the same cases."""
 
 from __future__ import annotations
 
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
 
 @takes(MeasureFlags)
 def measure(asked: Asked[MeasureFlags]) -> None:
-    """Train for a few steps on real DeepSpeed ranks, measure every byte, and reconcile with the estimate.
+    """Train for a few steps on real DeepSpeed ranks, measure every byte, and reconcile with the
+    estimate.
 
-    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, your own training script is measured, which runs as it is.
+    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, your own training script is measured, which
+    runs as it is.
 
     The accelerator is found, not asked for: GPUs where torch sees any, else gloo ranks on the CPU.
     """
@@ -72,7 +75,8 @@ def measure(asked: Asked[MeasureFlags]) -> None:
 
 
 def measured(asked: Asked[MeasureFlags]) -> Outcome:
-    """The measured run with its predictions, as it was written; `error`: why a dry run of the same is missing."""
+    """The measured run with its predictions, as it was written; `error`: why a dry run of the same
+    is missing."""
     given = asked.flags
     if w.is_for_a_batch_job(given):
         raise InputError("launcher slurm: submits a command of the terminal", hint="bf16prof measure --launcher slurm")
@@ -99,7 +103,8 @@ def measured(asked: Asked[MeasureFlags]) -> Outcome:
 
 
 def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -> tuple[Run, Bf16profError | None]:
-    """The run of these jobs in a directory of its own, with its page; and what went wrong in dry runs."""
+    """The run of these jobs in a directory of its own, with its page; and what went wrong in dry
+    runs."""
     from bf16prof.closed_form.predict import predictions as closed_form
     from bf16prof.closed_form.predict import with_work
     from bf16prof.commands.progress import ProgressWatcher, SimulationProgress
@@ -129,7 +134,8 @@ def _run(given: MeasureFlags, request: Request, jobs: list[Job], place: Place) -
 
 
 def _require_one_process() -> None:
-    """Raise `InputError` where a launcher has started several of this process: each would start its own ranks on the same devices."""
+    """Raise `InputError` where a launcher has started several of this process: each would start its
+    own ranks on the same devices."""
     started = started_by()
     if started is not None:
         raise InputError(
@@ -166,7 +172,8 @@ def _resumed(plan: MeasurementPlan, quiet: bool) -> MeasurementPlan:
 
 
 def _require_true_peaks(request: Request) -> None:
-    """Raise `InputError` for a DeepSpeed JSON that would have torch's peak counter reset in the middle of a step."""
+    """Raise `InputError` for a DeepSpeed JSON that would have torch's peak counter reset in the
+    middle of a step."""
     switch = "memory_breakdown"
     if request.file and features()[switch].is_on(request.file.content.get(switch)):
         reason = REASONS[f"deepspeed.{switch}"]
@@ -176,7 +183,8 @@ def _require_true_peaks(request: Request) -> None:
 
 
 def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[MemoryRecord], Bf16profError | None]:
-    """The dry runs of these jobs that came to an end, and the error of the others, which is raised when all has been measured."""
+    """The dry runs of these jobs that came to an end, and the error of the others, which is raised
+    when all has been measured."""
     from bf16prof.dry_run.runner import DryRunFailed, DryRunRefused, simulate
 
     try:
@@ -187,7 +195,8 @@ def _dry_run(jobs: list[Job], progress: SimulationProgress) -> tuple[list[Memory
 
 
 def _possible(request: Request, asked: str | None, place: Place, *, download: bool) -> tuple[list[Job], list[Refusal]]:
-    """The jobs that can run there, with so many ranks on a node if they are asked for, and the refusals of the others."""
+    """The jobs that can run there, with so many ranks on a node if they are asked for, and the
+    refusals of the others."""
     from bf16prof.measuring.accelerator import (
         require_dtypes,
         require_engine,
@@ -213,7 +222,8 @@ def _possible(request: Request, asked: str | None, place: Place, *, download: bo
 
 
 def _gpu(torch: TorchAnswer) -> Gpu | None:
-    """The GPU of this machine as an entry of the table: what torch says of it, with the peaks of the row that it is, if there is one."""
+    """The GPU of this machine as an entry of the table: what torch says of it, with the peaks of
+    the row that it is, if there is one."""
     if not torch.gpus:
         return None
     found = torch.gpus[0]
@@ -235,7 +245,8 @@ def _show(run: Run, verbose: bool) -> None:
 
 
 def _check(run: Run, comparisons: list[Comparison], tolerance: float | None) -> None:
-    """Leave with 3 when a case failed (2 if no rank could use what the user said), with 4 when a prediction is outside the tolerance."""
+    """Leave with 3 when a case failed (2 if no rank could use what the user said), with 4 when a
+    prediction is outside the tolerance."""
     failed = [case for case in run.manifest.cases if case.status is not Status.FINISHED]
     if failed:
         first = failed[0]

@@ -32,7 +32,8 @@ SHARED = frozenset({
 
 
 def measured_script(asked: Asked[MeasureFlags], words: Sequence[str], place: Place) -> Outcome:
-    """The measured run of a script. It runs to its own end, unless a number of steps or of seconds was asked for."""
+    """The measured run of a script. It runs to its own end, unless a number of steps or of seconds
+    was asked for."""
     from bf16prof.measuring.accelerator import require_torch
     from bf16prof.measuring.commands import on_first_node
     from bf16prof.measuring.results import GuestTask
@@ -65,7 +66,8 @@ def measured_script(asked: Asked[MeasureFlags], words: Sequence[str], place: Pla
 def _dry_run(
     script: Script, world_size: int, torch: TorchAnswer, given: MeasureFlags
 ) -> tuple[tuple[MemoryRecord, ...], Bf16profError | None]:
-    """The dry run of the script on such a GPU, or on CPU ranks, and the estimate of its model, if it has one; why there is none."""
+    """The dry run of the script on such a GPU, or on CPU ranks, and the estimate of its model, if
+    it has one; why there is none."""
     from bf16prof.commands.progress import ScriptProgress
     from bf16prof.commands.script_estimate import with_estimate
     from bf16prof.dry_run.runner import Options

@@ -1,4 +1,5 @@
-"""The flags that subcommands share, and how their values are written; what they mean together is in `request.py`."""
+"""The flags that subcommands share, and how their values are written; what they mean together is in
+`request.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ PANELS = SELECT, TRAIN, WHERE, SCRIPT, OUTPUT = (
     "What to look at", "What is trained", "Where it runs", "Your own script (after --)", "Output",
 )  # fmt: skip
 if TYPE_CHECKING:
-    # What a caller in Python may write for a list on the command line: gpus=8, zero=[2, 3], device="cpu".
+    # What a caller in Python may write for a list on the command line: gpus=8, zero=[2, 3],
+    # device="cpu".
     Numbers = str | int | Sequence[int]
     Words = str | Sequence[str]
     DeviceName = Device | str
@@ -44,7 +46,8 @@ RecipeOption = Annotated[
     ),
 ]
 DEFAULT_PROFILE = "deepspeed-bf16-example"
-"""What is trained where the user names no profile: also whose workload, where the user names a model only."""
+"""What is trained where the user names no profile: also whose workload, where the user names a
+model only."""
 
 DEFAULT_GPU = "h100-80gb"
 
@@ -380,7 +383,8 @@ def words(text: Words | Numbers) -> list[str]:
 
 
 def percentage(text: str, flag: str = "--fail-over", below: float = float("inf")) -> float:
-    """`5%` or `0.05` as 0.05. Raises `InputError` naming the flag for anything else, and for what is not below a limit."""
+    """`5%` or `0.05` as 0.05. Raises `InputError` naming the flag for anything else, and for what
+    is not below a limit."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

@@ -1,4 +1,5 @@
-"""Where results go: a file whose suffix picks the format, or one JSON document on stdout; hints and errors on stderr."""
+"""Where results go: a file whose suffix picks the format, or one JSON document on stdout; hints and
+errors on stderr."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ OTHER_OUTPUTS = ("write", "snapshot")
 
 
 def check_outputs(given: Mapping[str, Any]) -> None:
-    """Raise `InputError`, before any work is done, for a file that cannot or must not be written, of a command's parameters.
+    """Raise `InputError`, before any work is done, for a file that cannot or must not be written,
+    of a command's parameters.
 
-    A suffix without a format, a missing folder, a folder in its place, a file that exists (but for `--force`), one file for two outputs;
-    and, whatever `--force` says, a file that the command reads or that is the run's own.
+    A suffix without a format, a missing folder, a folder in its place, a file that exists (but for
+    `--force`), one file for two outputs; and, whatever `--force` says, a file that the command
+    reads or that is the run's own.
     """
     outputs = [("--output", path) for path in given.get("output") or ()]
     for flag, path in outputs:
@@ -54,7 +57,8 @@ def check_outputs(given: Mapping[str, Any]) -> None:
 
 
 def _check_figure(given: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Raise `InputError` for a figure that nobody knows or that goes nowhere, and for a picture that cannot be drawn here."""
+    """Raise `InputError` for a figure that nobody knows or that goes nowhere, and for a picture
+    that cannot be drawn here."""
     name, drawn = given.get("figure"), [path for path in files if path.suffix in SUFFIXES]
     if name:
         require_name(name)
@@ -75,7 +79,8 @@ def _inputs(given: Mapping[str, Any]) -> list[Path]:
 
 
 def check_path(flag: str, path: Path, force: bool) -> None:
-    """Raise `InputError` for a file that cannot be written: its folder is missing, or it exists and nobody said `--force`."""
+    """Raise `InputError` for a file that cannot be written: its folder is missing, or it exists and
+    nobody said `--force`."""
     try:
         if not path.parent.is_dir():
             raise InputError(f"{flag} {path}: the folder {path.parent} does not exist")
@@ -93,7 +98,8 @@ def print_json(records: Sequence[MemoryRecord], **more: Any) -> None:
 
 
 def write_files(files: Sequence[Path] | None, runs: Sequence[Run], *, force: bool, figure: str = "", **more: Any) -> None:
-    """Write every file in the format of its suffix; a file that has appeared since `check_outputs` stays, but for `force`.
+    """Write every file in the format of its suffix; a file that has appeared since `check_outputs`
+    stays, but for `force`.
 
     `figure`: which one a picture shows, by its name.
     """
@@ -140,7 +146,8 @@ def finished_run(
     status: Status = Status.FINISHED,
     message: str = "",
 ) -> Run:
-    """Records as a run that is not on disk, so that reports treat them like any other: made now, by this command.
+    """Records as a run that is not on disk, so that reports treat them like any other: made now, by
+    this command.
 
     `status`, `message`: how it ended, where it is an imported one that did not finish.
     """
@@ -216,6 +223,7 @@ def hint(text: str, quiet: bool) -> None:
 
 
 def hint_caveats(gpu: Gpu | None, quiet: bool) -> None:
-    """What predictions for a GPU take from another one, where no record is shown in full with its notes."""
+    """What predictions for a GPU take from another one, where no record is shown in full with its
+    notes."""
     for caveat in gpu.caveats() if gpu else ():
         hint(caveat, quiet)

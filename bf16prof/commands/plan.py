@@ -1,4 +1,5 @@
-"""`bf16prof plan`: what fits a GPU, ranked; what to change where nothing does; the DeepSpeed JSON of the first choice."""
+"""`bf16prof plan`: what fits a GPU, ranked; what to change where nothing does; the DeepSpeed JSON
+of the first choice."""
 
 from __future__ import annotations
 
@@ -49,11 +50,13 @@ TRIED = 3
 
 @takes(PlanFlags)
 def plan(asked: Asked[PlanFlags]) -> None:
-    """Find what fits a GPU: ZeRO stages, recipes, micro-batches, checkpointing and offloading, judged by the predicted whole-run peak.
+    """Find what fits a GPU: ZeRO stages, recipes, micro-batches, checkpointing and offloading,
+    judged by the predicted whole-run peak.
 
-    Flags of the workload, --zero, --recipe and --offload restrict the choice; a DeepSpeed JSON's stage, precision and offloading do not.
-    What the allocator reserves is replayed, and the first choices are run dry (--verify), so that a plan that fits has been tried. Where
-    nothing fits, what to change first is the answer (exit code 0, but 2 with --write).
+    Flags of the workload, --zero, --recipe and --offload restrict the choice; a DeepSpeed JSON's
+    stage, precision and offloading do not. What the allocator reserves is replayed, and the first
+    choices are run dry (--verify), so that a plan that fits has been tried. Where nothing fits,
+    what to change first is the answer (exit code 0, but 2 with --write).
     """
     given = asked.flags
     check_outputs(asked.given())
@@ -112,7 +115,8 @@ def planned(asked: Asked[PlanFlags], request: Request) -> Plans:
 
 
 def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
-    """The same where ranks share a batch: there is no closed form of the peaks, so every choice is run dry."""
+    """The same where ranks share a batch: there is no closed form of the peaks, so every choice is
+    run dry."""
     from bf16prof.planning.by_dry_run import answer_by_dry_runs
 
     given = asked.flags
@@ -125,7 +129,8 @@ def _by_dry_runs(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes:
 
 
 def _by_dimensions(asked: Asked[PlanFlags], request: Request, judge: Judge, sizes: Sequence[int]) -> Plans:
-    """The same where somebody asks for a search of the dimensions: ranks that share nothing are one of its choices."""
+    """The same where somebody asks for a search of the dimensions: ranks that share nothing are one
+    of its choices."""
     _require_dry_runs(asked.flags, request, judge, sizes)
     answers, reasons = [], []
     for size in sizes:
@@ -142,7 +147,8 @@ def _by_dimensions(asked: Asked[PlanFlags], request: Request, judge: Judge, size
 
 
 def _require_dry_runs(given: PlanFlags, request: Request, judge: Judge, sizes: Sequence[int]) -> None:
-    """Raise `InputError` unless what dry runs need is there, and nobody asks for less or more of them; then say what there is to say."""
+    """Raise `InputError` unless what dry runs need is there, and nobody asks for less or more of
+    them; then say what there is to say."""
     from bf16prof.measuring.accelerator import require_model_library, require_optimizer_libraries, require_packages
 
     if given.no_verify or given.verify is not None:
@@ -163,7 +169,8 @@ def _plans(asked: Asked[PlanFlags], request: Request, judge: Judge, answers: Seq
 
 
 def _require_free_dimensions(given: PlanFlags, profile: Profile) -> None:
-    """Raise `InputError` where a search of the dimensions is asked for, and one of them is given."""
+    """Raise `InputError` where a search of the dimensions is asked for, and one of them is
+    given."""
     from bf16prof.planning.question import by_dry_runs
 
     if given.search_dimensions and by_dry_runs(profile):
@@ -171,7 +178,8 @@ def _require_free_dimensions(given: PlanFlags, profile: Profile) -> None:
 
 
 def _may_search(given: PlanFlags, answers: Sequence[Answer]) -> bool:
-    """Whether other ways are looked for where nothing fits ranks that share nothing; says so, or why not."""
+    """Whether other ways are looked for where nothing fits ranks that share nothing; says so, or
+    why not."""
     if given.no_verify or given.search_dimensions is False:
         return False
     if len(answers) > 1:
@@ -189,7 +197,8 @@ def _may_search(given: PlanFlags, answers: Sequence[Answer]) -> bool:
 
 
 def _wider(alone: Answer, given: PlanFlags, request: Request) -> Answer:
-    """The answer of a search of the dimensions where it finds one; else that of ranks that share nothing, with what was tried besides."""
+    """The answer of a search of the dimensions where it finds one; else that of ranks that share
+    nothing, with what was tried besides."""
     from bf16prof.planning.judge import Judge
 
     try:
@@ -253,7 +262,8 @@ def _require_partitions(profile: Profile, stages: Sequence[int], sizes: Sequence
 
 
 def _to_try(given: PlanFlags, sizes: int) -> int:
-    """How many choices are to be run dry. Where nobody asked for it, none without torch and DeepSpeed."""
+    """How many choices are to be run dry. Where nobody asked for it, none without torch and
+    DeepSpeed."""
     from bf16prof.measuring.accelerator import require_packages
 
     if given.no_verify:
@@ -277,7 +287,8 @@ def _can_dry_run() -> bool:
 
 
 def _tried(answers: Sequence[Answer], judge: Judge, count: int, *, given: PlanFlags) -> list[Answer]:
-    """The answers with their first choices run dry; as they are, with the reason, where a dry run breaks."""
+    """The answers with their first choices run dry; as they are, with the reason, where a dry run
+    breaks."""
     from bf16prof.planning.verified import tight_ones, verified
 
     found = []
@@ -353,7 +364,8 @@ def _question(given: PlanFlags, request: Request, *, few_recipes: bool = False) 
 
 
 def _with_accumulation(request: Request) -> Profile:
-    """The profile with the micro-steps of a DeepSpeed JSON; where that says the batch of the job, they follow from it instead."""
+    """The profile with the micro-steps of a DeepSpeed JSON; where that says the batch of the job,
+    they follow from it instead."""
     steps = request.batch.accumulation if request.batch else None
     if steps is None:
         return request.profile
@@ -399,7 +411,8 @@ def _model(profile: Profile) -> tuple[str, int]:
 
 
 def _document(answers: Sequence[Answer], request: Request, asked: str) -> dict[str, Any]:
-    """The plans that fit, the record of the best of each case, and what else there is to say of each number of GPUs."""
+    """The plans that fit, the record of the best of each case, and what else there is to say of
+    each number of GPUs."""
     outlooks = []
     for answer in answers:
         outlook = as_json(dataclasses.replace(answer.outlook, plans=()))

@@ -1,4 +1,5 @@
-"""The progress of measurements and of dry runs on a terminal: case, phase, step, loss, layer and memory of rank 0, on stderr."""
+"""The progress of measurements and of dry runs on a terminal: case, phase, step, loss, layer and
+memory of rank 0, on stderr."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ class ProgressWatcher(_Bar, Watcher):
 
 
 class SimulationProgress(_Bar, DryRunWatcher):
-    """Draws a bar where stderr is a terminal: how many dry runs are done, and of those that run the phase, the layer and the bytes."""
+    """Draws a bar where stderr is a terminal: how many dry runs are done, and of those that run the
+    phase, the layer and the bytes."""
 
     def __init__(self, jobs: Sequence[Job], quiet: bool) -> None:
         import rich.progress as r

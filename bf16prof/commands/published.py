@@ -1,4 +1,5 @@
-"""`bf16prof published`: the runs of the literature that ship with the package, each beside its prediction."""
+"""`bf16prof published`: the runs of the literature that ship with the package, each beside its
+prediction."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ published = LiteralTyper(no_args_is_help=True, help="Runs that others published,
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One quantity of one case: as published, and as the closed form predicts it; the error is signed and relative.
+    """One quantity of one case: as published, and as the closed form predicts it; the error is
+    signed and relative.
 
-    `at_least`: the publication gives a lower bound. `is_as_printed`: the prediction is one that is printed like the publication.
+    `at_least`: the publication gives a lower bound. `is_as_printed`: the prediction is one that is
+    printed like the publication.
     """
 
     name: str
@@ -40,7 +43,8 @@ class PublishedRow:
 
 @published.command("list", epilog=examples("bf16prof published list", "bf16prof published list --json"))
 def list_published(json_: o.JsonOption = False) -> None:
-    """Every published run: what was measured, what the closed form predicts, the signed error, and what its source leaves open."""
+    """Every published run: what was measured, what the closed form predicts, the signed error, and
+    what its source leaves open."""
     found = list(all_published())
     rows = [row for each in found for row in rows_of(each)]
     if json_:

@@ -1,4 +1,5 @@
-"""Lets the estimate of a command have recorded what it needs: before it starts, all at once; and what it asks for later, one by one."""
+"""Lets the estimate of a command have recorded what it needs: before it starts, all at once; and
+what it asks for later, one by one."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 DOING = "recording the model's own code"
 
 SAY_AFTER_S = 1.0
-"""Seconds after which somebody who waits is told for what, where there is no terminal to draw on."""
+"""Seconds after which somebody who waits is told for what, where there is no terminal to draw
+on."""
 
 
 def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool = False) -> None:
-    """Record the passes of these jobs' models as far as they are not known (`estimate.anatomy`), unless the user does not want it.
+    """Record the passes of these jobs' models as far as they are not known (`estimate.anatomy`),
+    unless the user does not want it.
 
-    `searches`: whether more of the same models will be asked for, on other batches and lengths. What cannot be recorded has its reason,
-    which the estimate gives.
+    `searches`: whether more of the same models will be asked for, on other batches and lengths.
+    What cannot be recorded has its reason, which the estimate gives.
     """
     from bf16prof.closed_form.anatomy import inquiries_of
     from bf16prof.signatures import store
@@ -52,8 +55,9 @@ def record_for(jobs: Sequence[Job], *, trace: bool, quiet: bool, searches: bool 
 
 
 class RecordedSearch:
-    """Records a few passes of a model for all of those that a search goes on to ask for: at one length those of any batch, and when it asks
-    for another length those of any. `first`: what was recorded as it is before the search."""
+    """Records a few passes of a model for all of those that a search goes on to ask for: at one
+    length those of any batch, and when it asks for another length those of any. `first`: what was
+    recorded as it is before the search."""
 
     def __init__(self, progress: RecordingProgress, first: Sequence[Inquiry]) -> None:
         self._progress = progress
@@ -90,14 +94,16 @@ class RecordedSearch:
 
 @functools.cache
 def _session() -> Session:
-    """One for all calls of a process: each has a process of its own, which lives as long as this one."""
+    """One for all calls of a process: each has a process of its own, which lives as long as this
+    one."""
     from bf16prof.tracing.session import Session
 
     return Session()
 
 
 class RecordingProgress:
-    """A bar where stderr is a terminal; elsewhere one line, once, when it takes longer than a moment; nothing when quiet."""
+    """A bar where stderr is a terminal; elsewhere one line, once, when it takes longer than a
+    moment; nothing when quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self._is_drawn = sys.stderr.isatty() and not quiet

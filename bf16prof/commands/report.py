@@ -40,7 +40,8 @@ def report(
 
     If --output names no file, one run directory gets its own report.html anew.
 
-    Several runs, or a published one, get ./report.html, which replaces an older such page but no other file.
+    Several runs, or a published one, get ./report.html, which replaces an older such page but no
+    other file.
 
     With --json no page is written that --output or --open does not ask for.
     """
@@ -92,21 +93,25 @@ def _track(loaded: list[Run], tensorboard: Path | None, wandb: str | None, quiet
 
 
 def _own_page(runs: list[Path]) -> Path:
-    """Where the page of these runs goes if nobody says: into the folder of the only one, else here."""
+    """Where the page of these runs goes if nobody says: into the folder of the only one, else
+    here."""
     if _is_own_run(runs):
         return (runs[0].parent if runs[0].name == MANIFEST else runs[0]) / REPORT
     return Path(REPORT)
 
 
 def _is_own_run(runs: list[Path]) -> bool:
-    """Whether these are one run directory, which has a page of its own: a published run has none."""
+    """Whether these are one run directory, which has a page of its own: a published run has
+    none."""
     return len(runs) == 1 and _published_name(runs[0]) is None
 
 
 def _write_page(page: Path, loaded: list[Run], force: bool, *, of_these: bool) -> None:
-    """Write the page that nobody named, in the place of an older one of ours only, and of one run only if it is `of_these`.
+    """Write the page that nobody named, in the place of an older one of ours only, and of one run
+    only if it is `of_these`.
 
-    Raises `InputError` where another file has that name, where it is the page of a run of its own, and while that run is written.
+    Raises `InputError` where another file has that name, where it is the page of a run of its own,
+    and while that run is written.
     """
     of_run = (page.parent / MANIFEST).exists()
     replace = force or (is_report(page) and (not of_run or of_these))
@@ -131,7 +136,8 @@ def _join_ranks(folder: Path) -> None:
 
 
 def _load(path: Path) -> Run:
-    """A run directory, or a published run with its estimate, made at this moment; when the publication's runs were made nobody says."""
+    """A run directory, or a published run with its estimate, made at this moment; when the
+    publication's runs were made nobody says."""
     name = _published_name(path)
     if name is None:
         _join_ranks(path.parent if path.name == MANIFEST else path)

@@ -1,7 +1,8 @@
-"""What a command's flags mean together: a profile with everything laid over it, and the cases over that.
+"""What a command's flags mean together: a profile with everything laid over it, and the cases over
+that.
 
-From below: the profile, the training script's arguments, the user's DeepSpeed JSON, another model, `--set`, the flags of the workload.
-A variable stands for its flag.
+From below: the profile, the training script's arguments, the user's DeepSpeed JSON, another model,
+`--set`, the flags of the workload. A variable stands for its flag.
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ BATCH_FLAGS = WORKLOAD_FLAGS[1:3]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a profile with the origin of each value, and the cases over it as far as flags or a DeepSpeed JSON say them.
+    """What the user asked for: a profile with the origin of each value, and the cases over it as
+    far as flags or a DeepSpeed JSON say them.
 
-    `any_gpus`: numbers of GPUs are not the user's own, so those are left out that the JSON's batch sizes or shared sequences do not fit.
+    `any_gpus`: numbers of GPUs are not the user's own, so those are left out that the JSON's batch
+    sizes or shared sequences do not fit.
     """
 
     resolved: Resolved
@@ -81,7 +84,8 @@ class Request:
 
 
 def read_request(asked: Asked[CaseFlags]) -> Request:
-    """The request of a command that has cases. Stages and recipes that the user named win over those of a DeepSpeed JSON."""
+    """The request of a command that has cases. Stages and recipes that the user named win over
+    those of a DeepSpeed JSON."""
     given = asked.flags
     named = {key: asked.is_named(key) for key in ("zero", "recipe")}
     named["gpus"] = asked.is_named("gpus") or asked.is_named("ranks")  # of measure
@@ -107,7 +111,8 @@ def read_request(asked: Asked[CaseFlags]) -> Request:
 
 
 def _read_file(asked: Asked[CaseFlags], trainer: Trainer, ours: list[Override], is_recipe_named: bool) -> DeepSpeedFile | None:
-    """The user's DeepSpeed JSON, its `auto` resolved from flags, training arguments and the model."""
+    """The user's DeepSpeed JSON, its `auto` resolved from flags, training arguments and the
+    model."""
     path = asked.flags.ds_config
     if path is None:
         return None
@@ -128,8 +133,9 @@ def say_notes(request: Request, quiet: bool) -> None:
 
 
 def _resolve(asked: Asked[CaseFlags], overrides: list[Override]) -> Resolved:
-    """The profile under the overrides: the one that the user named; where they named a whole model instead, none at all; else the
-    command's default, which counts as assumed. A model without a name of its own is called by its type and size.
+    """The profile under the overrides: the one that the user named; where they named a whole model
+    instead, none at all; else the command's default, which counts as assumed. A model without a
+    name of its own is called by its type and size.
     """
     name, is_named = _profile(asked)
     if not is_named and any(override.key in WHOLE_MODELS for override in overrides):
@@ -155,15 +161,17 @@ def _with_defaults_of_flags(asked: Asked[CaseFlags], resolved: Resolved) -> Reso
 
 
 def resolve_profile(asked: Asked[WorkloadFlags], name: str) -> Resolved:
-    """A profile with the flags of a command that has no cases laid over it, and where each value came from."""
+    """A profile with the flags of a command that has no cases laid over it, and where each value
+    came from."""
     return load_profile(name, _overrides(asked))
 
 
 def select(request: Request, *, gpus: Numbers, device: Device, gpu: Gpu | None) -> tuple[list[Job], list[Refusal]]:
     """The jobs that their engine runs, and the refusals of the others.
 
-    Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe that nobody asked for by name and
-    that no case admits is passed over in silence, and so is a number of GPUs that the batch sizes do not fit.
+    Raises `InputError` for values that cannot be read and `Refused` when no case is left. A recipe
+    that nobody asked for by name and that no case admits is passed over in silence, and so is a
+    number of GPUs that the batch sizes do not fit.
     """
     from bf16prof.measuring.data import validate_spec
 
@@ -229,7 +237,8 @@ def _quantization(asked: Asked[WorkloadFlags]) -> list[Override]:
 
 
 def what(subject: str) -> str:
-    """The flag whose value MODEL is: `profile`, `hf_config` or `model`. Raises `InputError` for what can be none of them."""
+    """The flag whose value MODEL is: `profile`, `hf_config` or `model`. Raises `InputError` for
+    what can be none of them."""
     if subject in preset_names() or subject.endswith(".toml"):
         return "profile"
     if is_there(subject) or subject.endswith(".json"):
@@ -248,7 +257,8 @@ def what(subject: str) -> str:
 
 
 def _profile(asked: Asked[CaseFlags]) -> tuple[str | None, bool]:
-    """The profile: MODEL where it is one, else that of `--profile`; and whether the user named it."""
+    """The profile: MODEL where it is one, else that of `--profile`; and whether the user named
+    it."""
     subject, profile = asked.flags.asked_model, asked.flags.profile
     if subject is None or what(subject) != "profile":
         return profile, asked.is_named("profile")
@@ -258,7 +268,8 @@ def _profile(asked: Asked[CaseFlags]) -> tuple[str | None, bool]:
 
 
 def _model(asked: Asked[CaseFlags]) -> list[Override]:
-    """Another model in the place of the profile's, which is called after it. MODEL wins, and a flag over the variable of the other."""
+    """Another model in the place of the profile's, which is called after it. MODEL wins, and a flag
+    over the variable of the other."""
     subject = asked.flags.asked_model
     flags = [key for key in ("hf_config", "model") if asked.source(key) == COMMANDLINE]
     if subject is not None and flags:
@@ -288,7 +299,8 @@ def _named_model(asked: Asked[CaseFlags], key: str, value: Any, origin: str) -> 
 
 
 def _batch(file: DeepSpeedFile, profile: Profile, set_: set[str]) -> BatchSizes:
-    """The batch sizes of the file, those that the user set in their place; where the file has none, the profile's micro-batch.
+    """The batch sizes of the file, those that the user set in their place; where the file has none,
+    the profile's micro-batch.
 
     With both of the others known, train_batch_size follows from them.
     """

@@ -1,6 +1,8 @@
-"""`bf16prof schema`: the JSON Schema of every document that commands print and run directories keep, generated from the code.
+"""`bf16prof schema`: the JSON Schema of every document that commands print and run directories
+keep, generated from the code.
 
-The generated files ship in `bf16prof/schemas/` (`make schemas` writes them; a test holds that they are current).
+The generated files ship in `bf16prof/schemas/` (`make schemas` writes them; a test holds that they
+are current).
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ def schema_of(name: str) -> dict[str, Any]:
 
 
 def _outlooks() -> Any:
-    """Outlooks as `plan` prints them: their plans stand in a list of their own, and the room says its bytes."""
+    """Outlooks as `plan` prints them: their plans stand in a list of their own, and the room says
+    its bytes."""
     import pydantic
 
     room: Any = pydantic.create_model("PrintedRoom", **_fields(Room), bytes=(Bytes, ...))

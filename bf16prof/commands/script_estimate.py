@@ -1,4 +1,5 @@
-"""The closed form beside the record of a script: of the model's own configuration, and of what its engine was given."""
+"""The closed form beside the record of a script: of the model's own configuration, and of what its
+engine was given."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from bf16prof.vocabulary import Device
 
 
 def with_estimate(record: MemoryRecord, found: Described, gpu: str) -> list[MemoryRecord]:
-    """The record and the estimate of its case, or the record with a note that says why there is none."""
+    """The record and the estimate of its case, or the record with a note that says why there is
+    none."""
     estimate, why_not = script_estimate(record, found, gpu)
     if estimate is not None:
         return [record, estimate]
@@ -24,7 +26,8 @@ def with_estimate(record: MemoryRecord, found: Described, gpu: str) -> list[Memo
 
 
 def script_estimate(record: MemoryRecord, found: Described, gpu: str) -> tuple[MemoryRecord | None, str]:
-    """The estimate of the same case, or why there is none, if that is known. `gpu`: by which a record on a GPU is judged."""
+    """The estimate of the same case, or why there is none, if that is known. `gpu`: by which a
+    record on a GPU is judged."""
     if found == Described():
         return None, ""
     try:

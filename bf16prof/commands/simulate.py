@@ -35,9 +35,11 @@ from bf16prof.vocabulary import Device
 
 @takes(SimulateFlags)
 def simulate(asked: Asked[SimulateFlags]) -> None:
-    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and record every byte it would hold.
+    """Dry-run the real DeepSpeed engine on fake tensors, as one rank of a job of any size, and
+    record every byte it would hold.
 
-    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, the engine is that of your own training script, which runs as it is.
+    With -- SCRIPT ARGUMENTS, or -- -m MODULE ARGUMENTS, the engine is that of your own training
+    script, which runs as it is.
     """
     given = asked.flags
     check_outputs(asked.given())
@@ -62,7 +64,8 @@ def simulate(asked: Asked[SimulateFlags]) -> None:
 
 
 def simulated(asked: Asked[SimulateFlags], request: Request) -> Outcome:
-    """The dry runs of all cases that are asked for, with the estimates of the same beside them in `run`.
+    """The dry runs of all cases that are asked for, with the estimates of the same beside them in
+    `run`.
 
     Where some fail, the outcome has the others, and the error.
     """
@@ -122,7 +125,8 @@ def _show(result: Run, records: Sequence[MemoryRecord], verbose: bool) -> None:
 
 
 def _show_changes(request: Request, given: SimulateFlags) -> None:
-    """Print which changes give memory back, where one job was asked for and the closed form knows it."""
+    """Print which changes give memory back, where one job was asked for and the closed form knows
+    it."""
     from bf16prof.planning.from_job import what_gives_back
     from bf16prof.reports.console import changes_view, make_console
 
@@ -137,7 +141,8 @@ def _show_changes(request: Request, given: SimulateFlags) -> None:
 def _with_way_out(
     jobs: Sequence[Job], records: Sequence[MemoryRecord], run: Callable[[Sequence[Job]], Sequence[MemoryRecord]]
 ) -> list[MemoryRecord]:
-    """The records; where only init does not fit, each with the peak of the same job built inside `zero.Init`, which is run for it."""
+    """The records; where only init does not fit, each with the peak of the same job built inside
+    `zero.Init`, which is run for it."""
     places = [place for place, (job, record) in enumerate(zip(jobs, records, strict=True)) if _only_init_is_too_large(job, record)]
     inside = run([_inside_zero_init(jobs[place]) for place in places]) if places else []
     found = list(records)

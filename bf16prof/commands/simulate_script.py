@@ -1,4 +1,5 @@
-"""`bf16prof simulate -- train.py --its args`: the user's own training script in the dry run's world."""
+"""`bf16prof simulate -- train.py --its args`: the user's own training script in the dry run's
+world."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def refuse_script_flags(asked: Asked[SimulateFlags]) -> None:
 
 
 def simulate_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> None:
-    """Run it once for each number of ranks, and show what was recorded; a failure is raised when all has been shown."""
+    """Run it once for each number of ranks, and show what was recorded; a failure is raised when
+    all has been shown."""
     given = asked.flags
     found = simulated_script(asked, words)
     if found.records:
@@ -54,7 +56,8 @@ def simulate_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> None:
 
 
 def simulated_script(asked: Asked[SimulateFlags], words: Sequence[str]) -> Outcome:
-    """The records of a script; `error`: why there are no others. Raises where there are none at all."""
+    """The records of a script; `error`: why there are no others. Raises where there are none at
+    all."""
     from bf16prof.measuring.accelerator import require_packages
 
     given = asked.flags
@@ -82,7 +85,8 @@ def refuse_what_the_script_says(asked: Asked[CaseFlags], shared: Container[str] 
 
 
 def _run(script: Script, sizes: Sequence[int], given: SimulateFlags) -> tuple[list[MemoryRecord], list[MemoryRecord], Bf16profError | None]:
-    """The records, their estimates where there are such, and the first failure, which knows the records."""
+    """The records, their estimates where there are such, and the first failure, which knows the
+    records."""
     from bf16prof.commands.progress import ScriptProgress
     from bf16prof.commands.script_estimate import with_estimate
     from bf16prof.dry_run.runner import Options

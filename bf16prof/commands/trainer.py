@@ -1,4 +1,5 @@
-"""What the Trainer and its arguments say of a job: what answers `auto`, what lies under the DeepSpeed JSON, the optimizer."""
+"""What the Trainer and its arguments say of a job: what answers `auto`, what lies under the
+DeepSpeed JSON, the optimizer."""
 
 from __future__ import annotations
 
@@ -73,22 +74,26 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def read_trainer(asked: Asked[CaseFlags]) -> Trainer:
-    """What the flags say of the Trainer. Raises `InputError` naming the file and the field that cannot be used."""
+    """What the flags say of the Trainer. Raises `InputError` naming the file and the field that
+    cannot be used."""
     path = asked.flags.training_args
     return Trainer(None if path is None else read_training_args(path), asked.flags.optim)
 
 
 def answers(asked: Asked[CaseFlags], trainer: Trainer, flags: Sequence[Override], recipe: str, model: Callable[[], Resolved]) -> Answers:
-    """What `auto` of a DeepSpeed JSON is resolved from. `recipe` says what named the recipes; `model` loads the profile's model."""
+    """What `auto` of a DeepSpeed JSON is resolved from. `recipe` says what named the recipes;
+    `model` loads the profile's model."""
     told = {override.key.removeprefix("workload."): Told(override.value, override.origin) for override in flags}
     searched = {"micro_batch_size", "recipe"} if asked.command == "plan" else set()
     return Answers(lambda: hidden_size(model().profile.model), told, trainer.args, recipe, frozenset(searched))
 
 
 def script_overrides(trainer: Trainer, file: DeepSpeedFile | None) -> list[Override]:
-    """What the training script brings, which lies under the DeepSpeed JSON: the workload, and the optimizer where the JSON has none.
+    """What the training script brings, which lies under the DeepSpeed JSON: the workload, and the
+    optimizer where the JSON has none.
 
-    Where the user does not speak of the Trainer, `profiles/assumed.py` knows whether it is its optimizer.
+    Where the user does not speak of the Trainer, `profiles/assumed.py` knows whether it is its
+    optimizer.
     """
     overrides = _workload(trainer.args, file)
     if file is not None and file.has_optimizer:

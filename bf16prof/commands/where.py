@@ -99,12 +99,14 @@ def find_place(given: PlaceFlags) -> Place:
 
 
 def is_for_a_batch_job(given: PlaceFlags) -> bool:
-    """Whether the measurement is to run in a job of Slurm's that has yet to be submitted: in that job it is this very command again."""
+    """Whether the measurement is to run in a job of Slurm's that has yet to be submitted: in that
+    job it is this very command again."""
     return given.launcher == "slurm" and "SLURM_JOB_ID" not in os.environ
 
 
 def submit(given: PlaceFlags, words: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run the command of these words (as they stand after `bf16prof`) in a batch job, and wait; its exit code."""
+    """Run the command of these words (as they stand after `bf16prof`) in a batch job, and wait; its
+    exit code."""
     from bf16prof.claims import new_folder
     from bf16prof.measuring.batch import BatchJob, run
 
@@ -154,7 +156,8 @@ def _place_of_hostfile(path: Path, given: PlaceFlags, endpoint: str, port: int |
 
 
 def endpoint_and_port(text: str) -> tuple[str, int | None]:
-    """`host:29500` as its parts; the port may be left out. Raises `InputError` for a port that is none."""
+    """`host:29500` as its parts; the port may be left out. Raises `InputError` for a port that is
+    none."""
     if not text:
         return "", None
     host, sign, port = text.rpartition(":")
@@ -166,7 +169,8 @@ def endpoint_and_port(text: str) -> tuple[str, int | None]:
 
 
 def sizes(asked: str | None, place: Place, per_node: int) -> list[int]:
-    """The numbers of ranks in all: so many on each node for each that was asked for, else all devices of a hostfile, else `per_node`."""
+    """The numbers of ranks in all: so many on each node for each that was asked for, else all
+    devices of a hostfile, else `per_node`."""
     if asked is not None:
         return [count * place.nodes for count in dict.fromkeys(o.numbers("--num-gpus", asked))]
     devices = [len(host.devices) for host in place.hosts if host.devices is not None]

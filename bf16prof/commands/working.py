@@ -1,4 +1,5 @@
-"""A line on stderr while something takes its time: what is done, how much of it, for how long. Only on a terminal."""
+"""A line on stderr while something takes its time: what is done, how much of it, for how long. Only
+on a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def working(what: str, total: int | None, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show `what`; the function that it gives is called with how many are done. Of an unknown `total` the number alone is shown."""
+    """Show `what`; the function that it gives is called with how many are done. Of an unknown
+    `total` the number alone is shown."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,1 +1,2 @@
-"""The dry run: the real DeepSpeed engine on fake tensors, as one rank of a job of any size, with no GPU and no memory."""
+"""The dry run: the real DeepSpeed engine on fake tensors, as one rank of a job of any size, with no
+GPU and no memory."""

@@ -1,7 +1,8 @@
 """Where autograd adds a second gradient to a first one in place, and asks for no memory.
 
-`InputBuffer::add` (torch/csrc/autograd/input_buffer.cpp) writes the sum into the first gradient when nobody else holds that gradient or its
-storage and its elements lie densely. For tensor subclasses, and so for fake tensors, it always makes a new tensor. `InPlaceSums` tells such
+`InputBuffer::add` (torch/csrc/autograd/input_buffer.cpp) writes the sum into the first gradient
+when nobody else holds that gradient or its storage and its elements lie densely. For tensor
+subclasses, and so for fake tensors, it always makes a new tensor. `InPlaceSums` tells such
 additions from all others, so that the tracker can answer them as PyTorch does for plain tensors.
 """
 
@@ -22,10 +23,12 @@ ENGINE = "_engine_run_backward"
 
 
 class InPlaceSums:
-    """Told of every operator in turn; knows an addition by the engine, whose first gradient belongs to nobody else.
+    """Told of every operator in turn; knows an addition by the engine, whose first gradient belongs
+    to nobody else.
 
-    The engine looks at the devices of a node's gradients (`validate_outputs`) just before it adds them; a formula's own addition comes
-    after other operators, and one in a Python function has that function's frame between the engine and the operator.
+    The engine looks at the devices of a node's gradients (`validate_outputs`) just before it adds
+    them; a formula's own addition comes after other operators, and one in a Python function has
+    that function's frame between the engine and the operator.
     """
 
     def __init__(self) -> None:
@@ -58,7 +61,8 @@ def _counts(tensor: Tensor) -> tuple[int, int]:
 
 
 def _called_by_the_engine() -> bool:
-    """Whether no Python function runs between the engine and the operator, besides PyTorch's and this module's dispatch."""
+    """Whether no Python function runs between the engine and the operator, besides PyTorch's and
+    this module's dispatch."""
     frame = sys._getframe(1)
     while frame is not None and (frame.f_code.co_name in _DISPATCH or frame.f_code.co_filename == __file__):
         frame = frame.f_back  # type: ignore[assignment]
@@ -88,7 +92,8 @@ class _Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _counts_of_one_owner() -> tuple[int, int] | None:
-    """What `_counts` gives for a gradient that only the engine holds: asked of the engine itself, by adding two fresh gradients."""
+    """What `_counts` gives for a gradient that only the engine holds: asked of the engine itself,
+    by adding two fresh gradients."""
     with FakeTensorMode(), _Probe() as probe:  # type: ignore[no-untyped-call]
         x = torch.empty(2, 2, requires_grad=True)
         h = x * 2

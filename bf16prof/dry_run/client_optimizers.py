@@ -1,4 +1,5 @@
-"""Libraries' optimizers in a dry run: on a GPU an update is one kernel without temporaries, on a CPU a row of PyTorch's operators."""
+"""Libraries' optimizers in a dry run: on a GPU an update is one kernel without temporaries, on a
+CPU a row of PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def client_optimizers(*, on_gpu: bool) -> Iterator[None]:
         for module, name in rows:
             stack.enter_context(mock.patch.object(sys.modules[module], name, _update))
         if not on_gpu and _BITSANDBYTES in sys.modules:
-            # A fake tensor meets the operator's stand-in, which allocates nothing; its kernel for the CPU is written in Python.
+            # A fake tensor meets the operator's stand-in, which allocates nothing; its kernel for
+            # the CPU is written in Python.
             for name in ("optimizer_update_32bit", "optimizer_update_8bit_blockwise"):
                 kernel = getattr(sys.modules[_BITSANDBYTES], f"_{name}_cpu")
                 stack.enter_context(mock.patch.object(torch.ops.bitsandbytes, name, kernel))

@@ -1,4 +1,5 @@
-"""PyTorch's compiler, left out: fake tensors read its settings, and importing all of it would take as long as the dry run itself."""
+"""PyTorch's compiler, left out: fake tensors read its settings, and importing all of it would take
+as long as the dry run itself."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import torch
 
 
 class _Compiler(types.ModuleType):
-    """`torch._dynamo` before anybody needs more of it than its submodules and `disable`; the rest is imported when it is asked for."""
+    """`torch._dynamo` before anybody needs more of it than its submodules and `disable`; the rest
+    is imported when it is asked for."""
 
     def disable(self, function: Any = None, *_: Any, **__: Any) -> Any:
         """Nothing is compiled, so nothing has to be kept from it."""
@@ -34,13 +36,15 @@ def not_compiled(model: Any = None, **_: Any) -> Any:
 
 
 def import_uncompiled(name: str) -> None:
-    """Import a module whose functions are compiled as they are defined, without importing the compiler for that."""
+    """Import a module whose functions are compiled as they are defined, without importing the
+    compiler for that."""
     with mock.patch.object(torch, "compile", not_compiled):
         importlib.import_module(name)
 
 
 def leave_out_the_compiler() -> None:
-    """Let fake tensors read the compiler's settings without importing it, which would take as long as the dry run itself."""
+    """Let fake tensors read the compiler's settings without importing it, which would take as long
+    as the dry run itself."""
     if "torch._dynamo" in sys.modules:
         return
     spec = importlib.util.find_spec("torch._dynamo")

@@ -1,4 +1,5 @@
-"""One job through the real engine in a dry run: its record, with the peak and the end of every phase."""
+"""One job through the real engine in a dry run: its record, with the peak and the end of every
+phase."""
 
 from __future__ import annotations
 
@@ -55,9 +56,11 @@ OnProgress = Callable[[Progress], None]
 def dry_run(
     task: Task, on_progress: OnProgress = lambda _: None, beside: AbstractContextManager[None] | None = None
 ) -> tuple[MemoryRecord, Ledger]:
-    """Run the task's job as one rank of its world (one dry run per process): its record, and the ledger that it was read from.
+    """Run the task's job as one rank of its world (one dry run per process): its record, and the
+    ledger that it was read from.
 
-    `beside` is entered once the world is: what a stage of a pipeline is told by the others (`stages.told`).
+    `beside` is entered once the world is: what a stage of a pipeline is told by the others
+    (`stages.told`).
     """
     warnings.simplefilter("ignore")  # PyTorch's and DeepSpeed's own, about private interfaces and CPUs
     job = task.job.job()
@@ -88,7 +91,8 @@ def _of_megatron(job: Job, tracker: Tracker, rank: int) -> AbstractContextManage
 
 
 class DryRank:
-    """The rank that is run: its phase marks, which label what the engine holds at each of them, and its progress."""
+    """The rank that is run: its phase marks, which label what the engine holds at each of them, and
+    its progress."""
 
     def __init__(self, job: Job, tracker: Tracker, on_progress: OnProgress) -> None:
         self._job, self._tracker, self._ledger = job, tracker, tracker.ledger
@@ -143,7 +147,8 @@ class DryRank:
         return dataclasses.replace(record, exchanges=found, notes=(*record.notes, *notes))
 
     def _leave_out(self, number: int, total: int) -> int:
-        """How many micro-steps after this one need not be run: those before the last, if the next would do exactly what this one did."""
+        """How many micro-steps after this one need not be run: those before the last, if the next
+        would do exactly what this one did."""
         following = total - number - 2
         if following < 1 or (body := self._micro_steps.body(number)) is None:
             return 0
@@ -162,7 +167,8 @@ class DryRank:
         return until_settled(self._ledger, self._marks, phases, goes_on=goes_on)
 
     def _evaluated(self, loop: StepLoop) -> dict[Phase, PhaseMemory]:
-        """What is evaluated when the steps are over, where something is. Its events follow those of the last step."""
+        """What is evaluated when the steps are over, where something is. Its events follow those of
+        the last step."""
         if self._job.profile.workload.evaluation is None:
             return {}
         assert isinstance(loop, TrainingLoop), "engine/shared_batches.py refuses the others"
@@ -236,7 +242,8 @@ class DryRank:
 
 
 def _numbers_of_layers(model: nn.Module) -> dict[int, str]:
-    """The layers of the longest list of modules in the model, by their ids, each with its number."""
+    """The layers of the longest list of modules in the model, by their ids, each with its
+    number."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     longest = max(lists, key=len, default=nn.ModuleList())
     return {id(layer): f"layer {index + 1} of {len(longest)}" for index, layer in enumerate(longest)}

@@ -1,7 +1,8 @@
-"""What ranks that share a batch send each other in a step, counted as the dry run calls it: by phase and kind of collective.
+"""What ranks that share a batch send each other in a step, counted as the dry run calls it: by
+phase and kind of collective.
 
-Bytes that leave a rank are those of ring algorithms, as in `closed_form/transfers.py`. ZeRO's own collectives are of other groups of ranks
-and are not counted here.
+Bytes that leave a rank are those of ring algorithms, as in `closed_form/transfers.py`. ZeRO's own
+collectives are of other groups of ranks and are not counted here.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ OF_STAGES = {"c10d::send": Collective.SEND}
 
 @dataclass
 class Exchanges:
-    """Counts the collectives of one group of ranks in the optimizer step that runs; `group` is its name."""
+    """Counts the collectives of one group of ranks in the optimizer step that runs; `group` is its
+    name."""
 
     group: str
     ranks: int
@@ -107,7 +109,8 @@ class Exchanges:
 
 
 def _groups(args: Any) -> Iterator[str]:
-    """The names of the groups among the arguments of an operator: one is a group of PyTorch's, or its name."""
+    """The names of the groups among the arguments of an operator: one is a group of PyTorch's, or
+    its name."""
     for each in args:
         if isinstance(each, str):
             yield each

@@ -1,8 +1,10 @@
-"""FlashAttention 2 in a dry run: the package's functions, by PyTorch's operator of the same kernels.
+"""FlashAttention 2 in a dry run: the package's functions, by PyTorch's operator of the same
+kernels.
 
-PyTorch carries FlashAttention's own code (aten/src/ATen/native/transformers/cuda/flash_attn), so what the package allocates is what
-`_flash_attention_forward` and its backward do. Sequences that fill one row are told apart by where they begin; transformers finds that in
-the values of positions, which a dry run does not have: all sequences are equally long here.
+PyTorch carries FlashAttention's own code (aten/src/ATen/native/transformers/cuda/flash_attn), so
+what the package allocates is what `_flash_attention_forward` and its backward do. Sequences that
+fill one row are told apart by where they begin; transformers finds that in the values of positions,
+which a dry run does not have: all sequences are equally long here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from bf16prof.engine.constraints import FLASH, asks_for_flash
 
 @contextlib.contextmanager
 def flash_attention(job: Job) -> Iterator[None]:
-    """Put them in the place of the package, where the job's model asks for it; put back at the end."""
+    """Put them in the place of the package, where the job's model asks for it; put back at the
+    end."""
     if not asks_for_flash(job):
         yield
         return

@@ -1,8 +1,11 @@
-"""bitsandbytes' 4-bit weights in a dry run, and what the kernels of its product hold while they run.
+"""bitsandbytes' 4-bit weights in a dry run, and what the kernels of its product hold while they
+run.
 
-A stand-in of the whole product would allocate the result alone. Both of bitsandbytes' ways are rows of other operators: on a CPU
-`_gemm_4bit_default_impl` (backends/default/ops.py), on a GPU `_dequant_linear_fallback` (backends/cuda/ops.py), which writes the whole
-weight anew. Up to 1,536 tokens a GPU may take a kernel that does not; which one depends on timings in a table, so the larger is counted.
+A stand-in of the whole product would allocate the result alone. Both of bitsandbytes' ways are rows
+of other operators: on a CPU `_gemm_4bit_default_impl` (backends/default/ops.py), on a GPU
+`_dequant_linear_fallback` (backends/cuda/ops.py), which writes the whole weight anew. Up to 1,536
+tokens a GPU may take a kernel that does not; which one depends on timings in a table, so the larger
+is counted.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ def four_bit(*, on_gpu: bool) -> Iterator[None]:
 
 
 class _Parameter:
-    """In the place of `Params4bit`: a tensor without values cannot become one of another class, so a parameter gets the attributes."""
+    """In the place of `Params4bit`: a tensor without values cannot become one of another class, so
+    a parameter gets the attributes."""
 
     def __new__(cls, data: Tensor, requires_grad: bool = False, **attributes: Any) -> Any:
         """The parameter."""
@@ -57,7 +61,8 @@ def _on_gpu(
     absmax_offset: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """What `_dequant_linear_fallback` allocates: scales that are quantized as numbers, before and after their offset, and the weight."""
+    """What `_dequant_linear_fallback` allocates: scales that are quantized as numbers, before and
+    after their offset, and the weight."""
     numbers = None if absmax_8bit is None else torch.empty_like(absmax_8bit, dtype=torch.float32)
     moved = None if numbers is None or absmax_offset is None else numbers + absmax_offset
     weight = torch.empty(shape, dtype=x.dtype, device=x.device)

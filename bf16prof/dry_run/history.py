@@ -1,4 +1,5 @@
-"""What a ledger tells when the run is over: what was alive at the peak, and the timeline of a step."""
+"""What a ledger tells when the run is over: what was alive at the peak, and the timeline of a
+step."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ POINTS = 2000
 
 
 def training_peak(ledger: Ledger) -> int:
-    """The number of the event (counted from 1) that reaches the highest allocation from the first forward pass on, be it one of an
-    evaluation, init left out.
+    """The number of the event (counted from 1) that reaches the highest allocation from the first
+    forward pass on, be it one of an evaluation, init left out.
 
     A script may build another engine when it has begun to train.
     """
@@ -46,7 +47,8 @@ def items_at(ledger: Ledger, event: int) -> tuple[Item, ...]:
 
 
 def layers_at(ledger: Ledger, event: int) -> tuple[LayerBytes, ...]:
-    """What is alive after the first `event` events and was allocated by a layer, in the order in which the layers first allocated it."""
+    """What is alive after the first `event` events and was allocated by a layer, in the order in
+    which the layers first allocated it."""
     sizes: dict[tuple[str, Component], int] = {}
     for allocation in ledger.live(event):
         if allocation.layer:
@@ -56,14 +58,16 @@ def layers_at(ledger: Ledger, event: int) -> tuple[LayerBytes, ...]:
 
 
 def layer_of(module: str) -> str:
-    """The layer that a module is part of: its name up to the first number, as in `model.layers.3.mlp.up_proj`; else the whole name."""
+    """The layer that a module is part of: its name up to the first number, as in
+    `model.layers.3.mlp.up_proj`; else the whole name."""
     parts = module.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: number + 1])
 
 
 def timeline(ledger: Ledger, step: int) -> Timeline:
-    """Bytes by component over a step, thinned to `POINTS` points; of the events between two points the highest is kept."""
+    """Bytes by component over a step, thinned to `POINTS` points; of the events between two points
+    the highest is kept."""
     start, end = [*ledger.step_starts, len(ledger.events)][step : step + 2]
     now = dict.fromkeys(Component, 0) | by_component(ledger.live(start))
     events = list(itertools.islice(_events(ledger), start, end))
@@ -91,7 +95,8 @@ def _phases(marks: Sequence[Mark], start: int) -> Iterator[PhaseStart]:
 
 
 def what_it_is(allocation: Allocation) -> str:
-    """A storage in words: its component, the name under which it is listed, and the module that allocated it."""
+    """A storage in words: its component, the name under which it is listed, and the module that
+    allocated it."""
     component, name = allocation.label
     return f"{component}: {name}" + (f", {allocation.layer}" if allocation.layer else "")
 

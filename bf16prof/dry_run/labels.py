@@ -1,7 +1,8 @@
-"""What a storage is for, by the place that allocates it: the innermost function of DeepSpeed or PyTorch that is known to allocate something
-with a name of its own; else the operator and the phase.
+"""What a storage is for, by the place that allocates it: the innermost function of DeepSpeed or
+PyTorch that is known to allocate something with a name of its own; else the operator and the phase.
 
-A label that the engine itself gives later (`engine.attribution`: it holds the storage as master parameters, say) replaces this one.
+A label that the engine itself gives later (`engine.attribution`: it holds the storage as master
+parameters, say) replaces this one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ PLACES: tuple[tuple[str, str, Label], ...] = (
     ("optim/adam.py", "step", labels.OPTIMIZER_TEMPORARIES),
     ("dry_run/shims.py", "_apply", labels.THE_MODEL),
 )  # fmt: skip
-"""End of the file's path, function, and what it allocates (DeepSpeed 0.18.3 to 0.19.8). A function that is not there labels nothing."""
+"""End of the file's path, function, and what it allocates (DeepSpeed 0.18.3 to 0.19.8). A function
+that is not there labels nothing."""
 
 OF_PHASE = {
     None: C.OTHER,
@@ -74,7 +76,8 @@ OF_PHASE = {
     Phase.STEP: C.WORKSPACE,
     Phase.EVAL: C.ACTIVATIONS,
 }
-"""What is allocated in a phase by no known place: the model itself, activations and their gradients, temporaries of the step."""
+"""What is allocated in a phase by no known place: the model itself, activations and their
+gradients, temporaries of the step."""
 
 _BY_NAME: dict[str, list[tuple[str, Label]]] = {}
 for _path, _function, _label in PLACES:

@@ -1,6 +1,8 @@
-"""Which module of the model runs, for the storages that it allocates: `model.layers.3.mlp.gate_proj`.
+"""Which module of the model runs, for the storages that it allocates:
+`model.layers.3.mlp.gate_proj`.
 
-Forward passes are followed, and with activation checkpointing the recomputed ones. What autograd's own backward allocates has no module.
+Forward passes are followed, and with activation checkpointing the recomputed ones. What autograd's
+own backward allocates has no module.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from bf16prof.dry_run.ledger import Ledger
 
 
 class Layers:
-    """Tells the ledger the name of the innermost module that runs. Modules have names once `name` has seen their model.
+    """Tells the ledger the name of the innermost module that runs. Modules have names once `name`
+    has seen their model.
 
     `entered` is told of every named module that begins.
     """
@@ -34,7 +37,8 @@ class Layers:
     def followed(self) -> Iterator[None]:
         """Follow all modules while the context lasts.
 
-        The hooks are those of all modules, for a module with a hook of its own takes another path in places (`nn.TransformerEncoder`).
+        The hooks are those of all modules, for a module with a hook of its own takes another path
+        in places (`nn.TransformerEncoder`).
         """
         entered = hooks.register_module_forward_pre_hook(self._enter)
         left = hooks.register_module_forward_hook(self._leave, always_call=True)
@@ -51,7 +55,8 @@ class Layers:
             self._entered(module)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        """Also where a module ends by an exception, as the last that a checkpoint recomputes does."""
+        """Also where a module ends by an exception, as the last that a checkpoint recomputes
+        does."""
         while self._open and id(module) in self._names:
             opened, self._ledger.layer = self._open.pop()
             if opened == id(module):

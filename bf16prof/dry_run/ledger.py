@@ -1,7 +1,9 @@
-"""Every storage of a dry run: when it begins, when it ends, what it is for, and what the device's allocator holds for it.
+"""Every storage of a dry run: when it begins, when it ends, what it is for, and what the device's
+allocator holds for it.
 
-The ledger is told of storages by the tracker and of phases by the marks, and answers like a memory probe. Everything else - the peak by
-component, the timeline, the snapshot - is read from it when the run is over.
+The ledger is told of storages by the tracker and of phases by the marks, and answers like a memory
+probe. Everything else - the peak by component, the timeline, the snapshot - is read from it when
+the run is over.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ TICK = 256
 
 @dataclass(slots=True, eq=False)
 class Allocation:
-    """One storage on the device: the bytes of the storage, the bytes that the allocator holds for it, and what it is for.
+    """One storage on the device: the bytes of the storage, the bytes that the allocator holds for
+    it, and what it is for.
 
-    Or `count` storages of the same size that are allocated one after the other and end together: `bytes` are those of all. `layer`: the
-    module that allocated it, where one was running.
+    Or `count` storages of the same size that are allocated one after the other and end together:
+    `bytes` are those of all. `layer`: the module that allocated it, where one was running.
     """
 
     index: int
@@ -41,7 +44,8 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A phase begins (`None`: none is open) before event number `event`, in optimizer step `step` (-1: before the first)."""
+    """A phase begins (`None`: none is open) before event number `event`, in optimizer step `step`
+    (-1: before the first)."""
 
     event: int
     phase: Phase | None
@@ -57,7 +61,8 @@ class Instant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """So many micro-steps have been left out at `end`, each like the one from `start` on. `before`: where the one before that starts."""
+    """So many micro-steps have been left out at `end`, each like the one from `start` on. `before`:
+    where the one before that starts."""
 
     before: Instant
     start: Instant
@@ -77,7 +82,8 @@ class TraceEntry:
 
 
 class Ledger:
-    """The memory of one device. With an allocator it is a GPU's; without, storages count as they are (CPU ranks)."""
+    """The memory of one device. With an allocator it is a GPU's; without, storages count as they
+    are (CPU ranks)."""
 
     def __init__(self, allocator: CachingAllocator | None = None) -> None:
         self.allocator = allocator
@@ -97,19 +103,22 @@ class Ledger:
         """How often the cache was emptied because somebody asked for it."""
         self.out_of_memory: OutOfMemory | None = None
         self.before_verdict: Callable[[], None] = lambda: None
-        """Called before the holders of an out-of-memory verdict are added up, to label what is not labelled yet."""
+        """Called before the holders of an out-of-memory verdict are added up, to label what is not
+        labelled yet."""
         self.trace: list[TraceEntry] = []
         self.peak_reserved = self.allocated_at_peak_reserved = 0
         self.on_tick: Callable[[], None] = lambda: None
         """Called every `TICK` allocations, to say how far the run has come."""
         self._allocated = self._phase_peak = 0
         self.open_peak = self.open_peak_reserved = 0
-        """The highest that was allocated and reserved since `reset_open_peaks`: `torch.cuda`'s counters, which are a script's own."""
+        """The highest that was allocated and reserved since `reset_open_peaks`: `torch.cuda`'s
+        counters, which are a script's own."""
         self._ended: deque[Allocation] = deque()
         self._heirs: dict[int, Allocation] = {}
 
     def begin(self, size: int, label: Label, count: int = 1) -> Allocation:
-        """A storage of `size` bytes is allocated on the current stream, or so many, one after the other, that will end together."""
+        """A storage of `size` bytes is allocated on the current stream, or so many, one after the
+        other, that will end together."""
         self._settle()
         allocation = Allocation(len(self.allocations), size * count, size * count, label, self.stream, count, layer=self.layer)
         self.allocations.append(allocation)
@@ -127,7 +136,8 @@ class Ledger:
         return allocation
 
     def end(self, allocation: Allocation) -> None:
-        """The storage is gone. Python may say so at any moment, even within `begin`, so it is entered before the next event."""
+        """The storage is gone. Python may say so at any moment, even within `begin`, so it is
+        entered before the next event."""
         self._ended.append(allocation)
 
     def succeed(self, old: Allocation, new: Allocation) -> None:
@@ -258,7 +268,8 @@ class Ledger:
             yield block
 
     def _block(self, allocator: CachingAllocator, allocation: Allocation, size: int, most: int) -> Block:
-        """A block. The first time that there is no room is written down; from then on the device has no limit."""
+        """A block. The first time that there is no room is written down; from then on the device
+        has no limit."""
         try:
             return allocator.allocate(size, self.stream, most)
         except AllocatorOutOfMemory as error:

@@ -1,4 +1,5 @@
-"""What megatron-core needs in the dry run's world: it asks for CUDA devices by name, and its ranks for each other's objects."""
+"""What megatron-core needs in the dry run's world: it asks for CUDA devices by name, and its ranks
+for each other's objects."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def _gathered(object_list: list[Any], obj: Any, group: Any = None) -> None:
 
 
 def _norms() -> Iterator[Row]:
-    """The norm over many gradients, which its stand-in for Apex's kernel reads one by one (core/utils.py, local_multi_tensor_l2_norm)."""
+    """The norm over many gradients, which its stand-in for Apex's kernel reads one by one
+    (core/utils.py, local_multi_tensor_l2_norm)."""
     from megatron.core.optimizer import clip_grads
     from megatron.core.utils import local_multi_tensor_l2_norm
 

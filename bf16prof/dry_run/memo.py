@@ -1,8 +1,10 @@
-"""What an operator gave for inputs of the same metadata, given again without asking PyTorch's fake tensors.
+"""What an operator gave for inputs of the same metadata, given again without asking PyTorch's fake
+tensors.
 
-A training step asks a few hundred different questions tens of thousands of times. Fake tensors answer each in about 0.1 ms; a remembered
-answer takes a tenth of that. Only answers that follow from shapes, strides, dtypes and devices are remembered: new storages, views of an
-input, inputs themselves. Everything else goes on to the fake tensors, every time.
+A training step asks a few hundred different questions tens of thousands of times. Fake tensors
+answer each in about 0.1 ms; a remembered answer takes a tenth of that. Only answers that follow
+from shapes, strides, dtypes and devices are remembered: new storages, views of an input, inputs
+themselves. Everything else goes on to the fake tensors, every time.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An output in the storage of one of the tensors given, its offset counted from that tensor's."""
+    """An output in the storage of one of the tensors given, its offset counted from that
+    tensor's."""
 
     of: int
     offset: int
@@ -106,8 +109,8 @@ class Memo:
         return OperatorCall(key, tensors)
 
     def recall(self, question: OperatorCall) -> tuple[Any, list[FakeTensor], int] | None:
-        """The answer to the question, those of its tensors that have new storages, and the bytes of scratch memory that were learned
-        with it; `None` when it was never asked."""
+        """The answer to the question, those of its tensors that have new storages, and the bytes of
+        scratch memory that were learned with it; `None` when it was never asked."""
         known = (None, (question.key,), 0) if isinstance(question.key, View) else self._answers.get(question.key)
         if known is None:
             return None
@@ -117,7 +120,8 @@ class Memo:
         return (outputs[0] if container is None else container(outputs)), fresh, scratch
 
     def learn(self, question: OperatorCall, out: Any, scratch: int = 0) -> None:
-        """Remember an answer, if it can be made again, and the scratch memory that its kernel takes."""
+        """Remember an answer, if it can be made again, and the scratch memory that its kernel
+        takes."""
         container = type(out) if isinstance(out, tuple | list) else None
         outputs = out if container else (out,)
         try:
@@ -150,7 +154,8 @@ class Memo:
         return None if answer is None else tensors[answer.index]
 
     def _fake(self, bare: Tensor, device: torch.device) -> FakeTensor:
-        """A fake tensor on that device over a bare one without memory (`FakeTensor.__new__`, without its checks)."""
+        """A fake tensor on that device over a bare one without memory (`FakeTensor.__new__`,
+        without its checks)."""
         made: FakeTensor = Tensor._make_subclass(FakeTensor, bare, False, dispatch_device=True, device_for_backend_keys=device)
         torch._C._set_warn_deprecated_on_mutable_data_ptr(made)
         made.__dict__.update(self._template)
@@ -159,7 +164,8 @@ class Memo:
 
 
 def _slice(tensor: FakeTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> OperatorCall | None:
-    """`aten.slice` knows its answer without being asked before: DeepSpeed cuts flat buffers at thousands of different places."""
+    """`aten.slice` knows its answer without being asked before: DeepSpeed cuts flat buffers at
+    thousands of different places."""
     size, stride = int(tensor.shape[dim]), list(map(int, tensor.stride()))
     first, last, _ = slice(start, end, step).indices(size)
     shape = list(tensor.shape)

@@ -1,9 +1,12 @@
-"""Micro-steps of gradient accumulation that need not be run, because they would do exactly what the last one did.
+"""Micro-steps of gradient accumulation that need not be run, because they would do exactly what the
+last one did.
 
-A micro-step is the same as the one before it if it asked for the same storages, on the same streams, freed the same ones in the same order
-(its own, or those that the one before it left), and set the same phase marks. The next one is the same again if the engine is in the same
-state: `state_of` walks all that DeepSpeed's objects and the model hold. Numbers that count on evenly (`micro_steps`) may differ; they are
-moved on over what is left out. Anything else that differs, and every micro-step is run.
+A micro-step is the same as the one before it if it asked for the same storages, on the same
+streams, freed the same ones in the same order (its own, or those that the one before it left), and
+set the same phase marks. The next one is the same again if the engine is in the same state:
+`state_of` walks all that DeepSpeed's objects and the model hold. Numbers that count on evenly
+(`micro_steps`) may differ; they are moved on over what is left out. Anything else that differs, and
+every micro-step is run.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ Place = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class MicroStep:
-    """What a micro-step did, in terms that do not depend on which it is, and the state that it left."""
+    """What a micro-step did, in terms that do not depend on which it is, and the state that it
+    left."""
 
     body: Body
     events: tuple[Any, ...]
@@ -57,7 +61,8 @@ class MicroSteps:
         self._emptied = self._ledger.emptied
 
     def body(self, number: int) -> Body | None:
-        """Micro-step `number` (from 0), which is over, if the next one would do exactly the same."""
+        """Micro-step `number` (from 0), which is over, if the next one would do exactly the
+        same."""
         self._starts.append(self._ledger.now())
         if number == 0 or number > LAST_TRY or self._ledger.emptied != self._emptied:
             return None
@@ -87,7 +92,8 @@ class MicroSteps:
 
 
 def events_of(ledger: Ledger, body: Body) -> Iterator[Any]:
-    """The events, stream uses and marks of a micro-step; storages by their number in it or in the one before."""
+    """The events, stream uses and marks of a micro-step; storages by their number in it or in the
+    one before."""
     start, end = body.start, body.end
     for event in ledger.events[start.events : end.events]:
         yield kind(ledger.allocations[event - 1]) if event > 0 else body.name(-event - 1)
@@ -98,10 +104,12 @@ def events_of(ledger: Ledger, body: Body) -> Iterator[Any]:
 
 
 def state_of(engines: Sequence[Any], tracker: Tracker, body: Body, counters: dict[Path, Place]) -> Iterator[tuple[Path, Any]]:
-    """Everything that engines hold, by the path to it: values as they are, tensors by shape, dtype and the number of their storage.
+    """Everything that engines hold, by the path to it: values as they are, tensors by shape, dtype
+    and the number of their storage.
 
-    Walks containers, and the objects of DeepSpeed, of the model and of optimizers; of everything else there is the type. Clocks are left
-    out. `counters`: where DeepSpeed's whole numbers are. One of the model's may decide what it does next, so it must not change.
+    Walks containers, and the objects of DeepSpeed, of the model and of optimizers; of everything
+    else there is the type. Clocks are left out. `counters`: where DeepSpeed's whole numbers are.
+    One of the model's may decide what it does next, so it must not change.
     """
     yield ("host",), tracker.host_bytes
     waiting: list[tuple[Path, Any, Place | None]] = [((number,), engine, None) for number, engine in enumerate(engines)]
@@ -132,7 +140,8 @@ OF_MODULES = {"applied_pre_backward_ref_cnt", "ds_grads_remaining"}
 
 
 def _look_into(value: Any, tracker: Tracker, body: Body, *, is_deepspeeds: bool) -> tuple[Any, Mapping[Any, Any], Collection[Any]]:
-    """What there is to say of something that is no plain value, what it holds by key, and under which keys that is DeepSpeed's own."""
+    """What there is to say of something that is no plain value, what it holds by key, and under
+    which keys that is DeepSpeed's own."""
     if isinstance(value, Tensor):
         held = {name: each for name, each in vars(value).items() if name.startswith(OF_TENSORS)}
         return (value.shape, value.dtype, _storage(value, tracker, body)), held | {"grad": value.grad}, held

@@ -1,10 +1,11 @@
 """Three loops of DeepSpeed over all ranks, without the ranks.
 
-Each cuts a flat buffer into one view per rank and parameter, only to concatenate the views: Python work that grows with the world, while
-the bytes that are allocated do not depend on how many views they are cut into. Here the same storages are allocated in the same order.
+Each cuts a flat buffer into one view per rank and parameter, only to concatenate the views: Python
+work that grows with the world, while the bytes that are allocated do not depend on how many views
+they are cut into. Here the same storages are allocated in the same order.
 
-A loop is replaced only where its source is the one that these lines were written for (`KNOWN`); where DeepSpeed has changed it, its own
-loop runs: slower, never wrong.
+A loop is replaced only where its source is the one that these lines were written for (`KNOWN`);
+where DeepSpeed has changed it, its own loop runs: slower, never wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ KNOWN = {
     "def _all_gather_dtype(": {"842af9b32ce5af40", "c96f0b2d947168f7"},
     "def reduce_scatter_coalesced(": {"77ff474e10e5bad0"},
 }
-"""Digests of the blocks of source that are replaced, by their first line, in DeepSpeed 0.18.3 to 0.19.8."""
+"""Digests of the blocks of source that are replaced, by their first line, in DeepSpeed 0.18.3 to
+0.19.8."""
 
 
 class Pieces(Protocol):
@@ -46,7 +48,8 @@ class Pieces(Protocol):
 
 
 def replacements(counting: Pieces, rank: int = 0) -> Iterator[tuple[Any, str, Any]]:
-    """Owner, name and replacement of every loop whose source is known; `rank` is the one that is run."""
+    """Owner, name and replacement of every loop whose source is known; `rank` is the one that is
+    run."""
     if _is_known(partition_parameters, "class AllGatherCoalescedHandle"):
         yield Handle, "wait", _wait
     if rank == 0 and _is_known(partition_parameters, "def _all_gather_dtype("):
@@ -62,7 +65,8 @@ def _is_known(module: ModuleType, header: str) -> bool:
 
 
 def digest(source: str, header: str) -> str:
-    """A short digest of the block that starts with this line, without its comments, blank lines and indentation; empty if there is none."""
+    """A short digest of the block that starts with this line, without its comments, blank lines and
+    indentation; empty if there is none."""
     lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
     first = next((i for i, line in enumerate(lines) if line.strip().startswith(header)), None)
     if first is None:
@@ -78,7 +82,8 @@ def _indent(line: str) -> int:
 
 
 def _range(*bounds: int) -> range:
-    """`range` for `partition_parameters`: of the views that `_all_gather_dtype` makes, one per rank, only this rank's (0) is ever used."""
+    """`range` for `partition_parameters`: of the views that `_all_gather_dtype` makes, one per
+    rank, only this rank's (0) is ever used."""
     caller = sys._getframe(1).f_code.co_name
     return builtins.range(1) if caller == "_all_gather_dtype" else builtins.range(*bounds)
 
@@ -87,7 +92,8 @@ _REAL_WAIT = Handle.wait
 
 
 def _wait(self: Any, handle_dependency: bool = True) -> None:
-    """Every parameter of an all-gather bucket becomes a copy of its pieces, in one concatenation per parameter."""
+    """Every parameter of an all-gather bucket becomes a copy of its pieces, in one concatenation
+    per parameter."""
     if self.complete or self.quantization:
         _REAL_WAIT(self, handle_dependency)
         return
@@ -108,7 +114,8 @@ def _wait(self: Any, handle_dependency: bool = True) -> None:
 
 @torch.no_grad()
 def _reduce_scatter_coalesced(counting: Pieces, tensors: list[Tensor], group: Any = None) -> list[Tensor]:
-    """A bucket of gradients, interleaved by rank in one concatenation and reduced; this rank's piece of each."""
+    """A bucket of gradients, interleaved by rank in one concatenation and reduced; this rank's
+    piece of each."""
     world_size, rank = comm.get_world_size(group), comm.get_rank(group)
     pieces = [math.ceil(tensor.numel() / world_size) for tensor in tensors]
     if len(tensors) == 1 and tensors[0].numel() % world_size == 0:
@@ -126,9 +133,11 @@ def _reduce_scatter_coalesced(counting: Pieces, tensors: list[Tensor], group: An
 
 
 def _padding(counting: Pieces, tensor: Tensor, piece: int, world_size: int) -> list[Tensor]:
-    """What fills the ranks whose piece of the tensor is short: one whole piece for each rank without any, the rest for one.
+    """What fills the ranks whose piece of the tensor is short: one whole piece for each rank
+    without any, the rest for one.
 
-    The whole pieces, of which there are nearly as many as ranks, are one tensor here that counts as so many.
+    The whole pieces, of which there are nearly as many as ranks, are one tensor here that counts as
+    so many.
     """
     count, rest = divmod(piece * world_size - tensor.numel(), piece)
     padding = []

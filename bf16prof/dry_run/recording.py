@@ -1,4 +1,5 @@
-"""From a ledger to a record: the same whether our own loop or somebody's script ran in the dry run's world."""
+"""From a ledger to a record: the same whether our own loop or somebody's script ran in the dry
+run's world."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ MOST_REPEATS = 12
 
 @dataclass(frozen=True)
 class Ran:
-    """What a ledger does not tell: what was run on which GPU, and what it holds when the last step is over.
+    """What a ledger does not tell: what was run on which GPU, and what it holds when the last step
+    is over.
 
-    `allocated_bytes` and `items` are those between steps; `step` is the one (from 0) whose timeline is shown.
+    `allocated_bytes` and `items` are those between steps; `step` is the one (from 0) whose timeline
+    is shown.
     """
 
     case: Case
@@ -42,9 +45,11 @@ class Ran:
 def until_settled(
     ledger: Ledger, marks: PhaseMarks, phases: dict[Phase, PhaseMemory], *, goes_on: bool = False
 ) -> dict[Phase, PhaseMemory]:
-    """The phases over as many further steps like the last one as it takes the caching allocator to settle.
+    """The phases over as many further steps like the last one as it takes the caching allocator to
+    settle.
 
-    `goes_on`: more is run after that, so that tensors have to hold what the last of these steps has left.
+    `goes_on`: more is run after that, so that tensors have to hold what the last of these steps has
+    left.
     """
     before = None
     for _ in range(MOST_REPEATS if ledger.allocator else 0):

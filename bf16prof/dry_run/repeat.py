@@ -1,9 +1,12 @@
-"""Work that need not be run: what a step or a micro-step allocated and freed, done again by the ledger alone, in milliseconds.
+"""Work that need not be run: what a step or a micro-step allocated and freed, done again by the
+ledger alone, in milliseconds.
 
-* Steps. Every step after the second asks for the same storages in the same order. What differs from step to step is only where the caching
-  allocator finds room for them, which moves unsplit remainders and reserved segments about until it has settled (`last_step`, `repeat`).
-* Micro-steps of gradient accumulation, once one has done exactly what the one before it did (`micro_steps.py` finds out). They are done
-  again until the allocator is as it was after an earlier one; from there on they go round, and whole rounds are left out (`repeat_body`).
+* Steps. Every step after the second asks for the same storages in the same order. What differs from
+  step to step is only where the caching allocator finds room for them, which moves unsplit
+  remainders and reserved segments about until it has settled (`last_step`, `repeat`).
+* Micro-steps of gradient accumulation, once one has done exactly what the one before it did
+  (`micro_steps.py` finds out). They are done again until the allocator is as it was after an
+  earlier one; from there on they go round, and whole rounds are left out (`repeat_body`).
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from bf16prof.dry_run.ledger import Allocation, Instant, Ledger, Loop, Mark
 
 @dataclass(frozen=True)
 class RepeatedStep:
-    """One optimizer step: its events and marks, and which of its storages takes the place of which earlier one."""
+    """One optimizer step: its events and marks, and which of its storages takes the place of which
+    earlier one."""
 
     start: Instant
     end: Instant
@@ -25,9 +29,11 @@ class RepeatedStep:
 
 @dataclass(frozen=True)
 class Body:
-    """A micro-step in a ledger. `before` is the start of the one before it, whose storages it frees.
+    """A micro-step in a ledger. `before` is the start of the one before it, whose storages it
+    frees.
 
-    `base` and `before_base` are the indices of the first storages of both. Storage `base + n` takes the place of `before_base + n`.
+    `base` and `before_base` are the indices of the first storages of both. Storage `base + n` takes
+    the place of `before_base + n`.
     """
 
     before: Instant
@@ -42,14 +48,16 @@ class Body:
         return cls(before, start, end, _first_new(ledger, before, start), _first_new(ledger, start, end))
 
     def name(self, index: int) -> tuple[str, int]:
-        """A storage by its number in this micro-step or in the one before it; one from earlier by its own."""
+        """A storage by its number in this micro-step or in the one before it; one from earlier by
+        its own."""
         if index >= self.base:
             return "its", index - self.base
         return ("earlier", index) if index < self.before_base else ("left", index - self.before_base)
 
 
 def last_step(ledger: Ledger) -> RepeatedStep | None:
-    """The step that has just ended; `None` if what it leaves behind is not what it found, so that the next one would differ."""
+    """The step that has just ended; `None` if what it leaves behind is not what it found, so that
+    the next one would differ."""
     marks = sum(mark.step < ledger.step for mark in ledger.marks)
     start, end = Instant(ledger.step_starts[-1], marks), ledger.now()
     first_new = _first_new(ledger, start, end)
@@ -67,7 +75,8 @@ def kind(allocation: Allocation) -> tuple[int, int, int]:
 
 
 def repeat(ledger: Ledger, step: RepeatedStep, *, succeeding: bool = False) -> Iterator[Mark]:
-    """Do the step again; yields each mark before the events that follow it. Storages that it found are those that the last one left.
+    """Do the step again; yields each mark before the events that follow it. Storages that it found
+    are those that the last one left.
 
     `succeeding`: whoever holds what that one has left holds what this one leaves.
     """
@@ -90,7 +99,8 @@ def repeat(ledger: Ledger, step: RepeatedStep, *, succeeding: bool = False) -> I
 
 
 def repeat_body(ledger: Ledger, body: Body, times: int) -> Iterator[Mark]:
-    """Do the micro-step again so many times, but for whole rounds at the end of which everything is as it was; yields the marks.
+    """Do the micro-step again so many times, but for whole rounds at the end of which everything is
+    as it was; yields the marks.
 
     Real tensors hold storages of the first; those of the last take their place.
     """
@@ -127,7 +137,8 @@ def _again(ledger: Ledger, body: Body) -> Generator[Mark, None, Body]:
 def _play(
     ledger: Ledger, start: Instant, end: Instant, now: Callable[[int], Allocation], begun: Callable[[int, Allocation], None]
 ) -> Iterator[Mark]:
-    """Do what happened between two moments again; yields each mark before the events that follow it.
+    """Do what happened between two moments again; yields each mark before the events that follow
+    it.
 
     `now`: what stands for a storage of then; `begun` is told of new ones.
     """
@@ -151,7 +162,8 @@ def _play(
 
 
 def stream_uses(ledger: Ledger, start: Instant, end: Instant) -> dict[int, list[tuple[int, int]]]:
-    """Storages that other streams used between two moments, and the streams, by the number of events before that."""
+    """Storages that other streams used between two moments, and the streams, by the number of
+    events before that."""
     uses: dict[int, list[tuple[int, int]]] = {}
     for before, index, stream in ledger.stream_uses:
         if start.events <= before < end.events:
@@ -160,7 +172,8 @@ def stream_uses(ledger: Ledger, start: Instant, end: Instant) -> dict[int, list[
 
 
 def _placement(ledger: Ledger, body: Body, left: Sequence[int]) -> Hashable:
-    """Everything that decides where the allocator finds room next: its blocks, and where the storages lie that the micro-step has left."""
+    """Everything that decides where the allocator finds room next: its blocks, and where the
+    storages lie that the micro-step has left."""
     if ledger.allocator is None:
         return None
     places = tuple(block.address for index in left for block in ledger.allocations[body.base + index].blocks)
@@ -168,5 +181,6 @@ def _placement(ledger: Ledger, body: Body, left: Sequence[int]) -> Hashable:
 
 
 def _first_new(ledger: Ledger, start: Instant, end: Instant) -> int:
-    """The index of the first storage that begins between two moments, or that will begin after them."""
+    """The index of the first storage that begins between two moments, or that will begin after
+    them."""
     return next((event - 1 for event in ledger.events[start.events : end.events] if event > 0), len(ledger.allocations))

@@ -1,5 +1,6 @@
-"""Dry-run jobs in processes of their own: DeepSpeed and torch.distributed keep global state, so each of several jobs gets a fresh
-copy of one process that has imported both, and a single one that process itself. torch-free on this side.
+"""Dry-run jobs in processes of their own: DeepSpeed and torch.distributed keep global state, so
+each of several jobs gets a fresh copy of one process that has imported both, and a single one that
+process itself. torch-free on this side.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from bf16prof.verdict import gpu_limit, judged
 POLL_S = 0.05
 TOO_BIG = "a dry run takes a few GB: try fewer cases at a time"
 STEPS = 2
-"""The first step creates the moments, and ZeRO-3 records its trace in it; every step after the second repeats the second."""
+"""The first step creates the moments, and ZeRO-3 records its trace in it; every step after the
+second repeats the second."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class DryRunWatcher:
 
 @dataclass(frozen=True)
 class Options:
-    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job only), which may replace another."""
+    """How to dry-run: with expandable segments, and with a snapshot into that file (of one job
+    only), which may replace another."""
 
     expandable_segments: bool = False
     snapshot: Path | None = None
@@ -105,9 +108,10 @@ class Options:
 def simulate(jobs: Sequence[Job], watcher: DryRunWatcher | None = None, options: Options | None = None) -> list[MemoryRecord]:
     """The records of these jobs, in their order.
 
-    Raises, after all have come to their end, for those that failed: `DryRunRefused` when one of these is what a user can mend, a model or
-    a configuration, else `DryRunFailed`; `InputError` where an installed package is too old or known not to work. On KeyboardInterrupt all
-    processes are ended.
+    Raises, after all have come to their end, for those that failed: `DryRunRefused` when one of
+    these is what a user can mend, a model or a configuration, else `DryRunFailed`; `InputError`
+    where an installed package is too old or known not to work. On KeyboardInterrupt all processes
+    are ended.
     """
     options = options or Options()
     assert options.snapshot is None or len(jobs) == 1, "one snapshot is of one job"
@@ -158,7 +162,8 @@ def _watch(process: subprocess.Popen[bytes], tasks: Sequence[_Run], watcher: Dry
 
 @dataclass(frozen=True)
 class _Ending:
-    """How the process that ran the tasks ended: its exit code, whether the kernel killed for memory meanwhile, and its log."""
+    """How the process that ran the tasks ended: its exit code, whether the kernel killed for memory
+    meanwhile, and its log."""
 
     code: int
     by_kernel: bool
@@ -172,7 +177,8 @@ class _Ending:
 
 
 class DryRunFailed(RunFailed):
-    """One or more dry runs broke. `records`: those of the others, by the index of their job; `reasons`: why there is none, likewise."""
+    """One or more dry runs broke. `records`: those of the others, by the index of their job;
+    `reasons`: why there is none, likewise."""
 
     records: Mapping[int, MemoryRecord] = MappingProxyType({})
     reasons: Mapping[int, str] = MappingProxyType({})
@@ -193,7 +199,8 @@ def killed(number: int, by_kernel: bool) -> str:
 
 
 def _found(tasks: Sequence[_Run], ending: _Ending) -> dict[int, list[MemoryRecord]]:
-    """The records of all jobs, by number, of each one for every rank that was run. Raises for those that left none, bad input first."""
+    """The records of all jobs, by number, of each one for every rank that was run. Raises for those
+    that left none, bad input first."""
     found: dict[int, list[MemoryRecord]] = {}
     faults: dict[int, Fault] = {}
     labels = {run.index: run.job.case.label for run in tasks}

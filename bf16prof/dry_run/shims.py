@@ -1,4 +1,5 @@
-"""What must be replaced in PyTorch and DeepSpeed so that the real engine runs on fake tensors, each with its reason.
+"""What must be replaced in PyTorch and DeepSpeed so that the real engine runs on fake tensors, each
+with its reason.
 
 Everything is put back when the world is left. Nothing here changes what DeepSpeed allocates.
 """
@@ -35,7 +36,8 @@ _DATA: Any = torch.Tensor.data
 RNG_STATE_BYTES = torch.get_rng_state().numel()
 
 RANK_COMPARISONS = ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks")
-"""ZeRO-3's checks that all ranks agree compare what other ranks sent; a fake process group delivers nothing."""
+"""ZeRO-3's checks that all ranks agree compare what other ranks sent; a fake process group delivers
+nothing."""
 
 BUILDERS = "deepspeed.ops.op_builder"
 SWAPPING = "deepspeed.runtime.swap_tensor"
@@ -80,38 +82,45 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
             except AttributeError as error:
                 raise does_not_fit(f"there is no {name} in {getattr(owner, '__name__', owner)}") from error
 
-        # `nn.Module.to` swaps fake parameters for new objects, which fails where something holds a weak reference to one; the plain way,
-        # which real tensors take, works on fake ones as well.
+        # `nn.Module.to` swaps fake parameters for new objects, which fails where something holds a
+        # weak reference to one; the plain way, which real tensors take, works on fake ones as well.
         replace(nn.Module, "_apply", _apply)
-        # `parameter.data = tensor` moves a real parameter to the tensor's device; a fake one has to be told.
+        # `parameter.data = tensor` moves a real parameter to the tensor's device; a fake one has to
+        # be told.
         replace(FakeTensor, "data", property(_DATA.__get__, _set_data), create=True)
-        # DeepSpeed keeps parameters in sets, whose order follows their addresses; a dry run gives the same result every time.
+        # DeepSpeed keeps parameters in sets, whose order follows their addresses; a dry run gives
+        # the same result every time.
         replace(FakeTensor, "__hash__", _hash)
-        # ZeRO-3 waits for a module's parameters in the order of such a set; when it copies them out of gathered buckets follows from it.
+        # ZeRO-3 waits for a module's parameters in the order of such a set; when it copies them out
+        # of gathered buckets follows from it.
         replace(_module(COORDINATOR), "set", InOrder, create=True)
-        # The random generator's state is read and written as raw memory, which fake tensors do not have. Checkpointing keeps one per layer.
+        # The random generator's state is read and written as raw memory, which fake tensors do not
+        # have. Checkpointing keeps one per layer.
         for owner in (torch, torch.random):
             replace(owner, "get_rng_state", lambda: torch.empty(RNG_STATE_BYTES, dtype=torch.uint8))
             replace(owner, "set_rng_state", lambda state: None)
         replace(_module(CHECKPOINTING), "_set_cuda_rng_state", lambda state, device=-1: None)
-        # A fake tensor made from values remembers them as a real tensor on the host, wherever it was asked for.
+        # A fake tensor made from values remembers them as a real tensor on the host, wherever it
+        # was asked for.
         replace(torch, "tensor", _tensor)
         replace(_module(PARTITIONING), "_orig_torch_tensor", _tensor)  # what `zero.Init` calls, and leaves behind
-        # A copied tensor stays one of this dry run's; with a copy of the mode each use of it would be a new tensor to the real one.
+        # A copied tensor stays one of this dry run's; with a copy of the mode each use of it would
+        # be a new tensor to the real one.
         replace(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
         replace(FakeTensor, "__deepcopy__", _deepcopy, create=True)
         # Streams of the simulated GPU are not PyTorch's.
         replace(FakeTensor, "record_stream", lambda tensor, stream: tracker.use_on_stream(tensor, stream.number), create=True)
         # The simulated GPU's name is no device type to autocast, and a script asks for "cuda".
         replace(torch, "autocast", cpu_autocast())
-        # In inference mode PyTorch tells nobody of the parts of an operator (`linear`, attention), and fake tensors fail in views. Without
-        # gradients the same bytes are allocated.
+        # In inference mode PyTorch tells nobody of the parts of an operator (`linear`, attention),
+        # and fake tensors fail in views. Without gradients the same bytes are allocated.
         replace(torch._C, "_InferenceMode", _WithoutGradients)
         # Nothing is compiled here; asking for it would import the whole compiler.
         replace(torch, "compile", not_compiled)
         # A distribution checks its parameters by their values.
         replace(torch.distributions.Distribution, "_validate_args", False)
-        # DeepSpeed's compiled operators read memory; their Python halves, which allocate an optimizer's states, stay.
+        # DeepSpeed's compiled operators read memory; their Python halves, which allocate an
+        # optimizer's states, stay.
         for module, builder in NEEDED_BUILDERS.items():
             replace(_module(module), builder, StubBuilder)
         builders = {name for name in vars(_module(BUILDERS)) if name.endswith("Builder")} - {
@@ -127,12 +136,15 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
         replace(_module(WRITING[-1]), "shutil", TREES)
         for owner, name, value in replacements(tracker, rank):
             replace(owner, name, value, create=True)
-        # AutoTP asks for a mesh, which reads its ranks as values; groups made one by one, its own way out, are the same.
+        # AutoTP asks for a mesh, which reads its ranks as values; groups made one by one, its own
+        # way out, are the same.
         replace(_module(GROUPS), "_init_tp_mesh_device", _tensor_groups, create=True)
-        # It compares the batches of ranks that share layers, in the first forward pass: a dry run's have no values.
+        # It compares the batches of ranks that share layers, in the first forward pass: a dry run's
+        # have no values.
         if real := getattr(_module(ENGINE).DeepSpeedEngine, SHARES_LAYERS, None):
             replace(_module(ENGINE).DeepSpeedEngine, SHARES_LAYERS, functools.partialmethod(_without_comparing, real))
-        # A head whose rows ranks share asks each of them for its part, which a fake process group does not tell.
+        # A head whose rows ranks share asks each of them for its part, which a fake process group
+        # does not tell.
         if hasattr(losses := _module(LOSSES), SHARDS_OF_A_HEAD):
             replace(losses, SHARDS_OF_A_HEAD, _shards_of_a_head)
         for module in COMPARING_MODULES:
@@ -146,7 +158,8 @@ def shims(tracker: Tracker, rank: int = 0) -> Iterator[None]:
 def library_shims(*, packed: bool = False, padded: bool = False) -> Iterator[None]:
     """Replace in libraries that have been imported with the model; put back at the end.
 
-    `packed`: a row holds several sequences; `padded`: attention masks that are handed to the model hide something.
+    `packed`: a row holds several sequences; `padded`: attention masks that are handed to the model
+    hide something.
     """
     rows = [*ASKING_FOR_VALUES, *([("transformers.masking_utils", "_ignore_causal_mask_sdpa", _only_without_padding)] if padded else ())]
     with contextlib.ExitStack() as stack:
@@ -169,10 +182,11 @@ def _several_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *ar
 
 
 def _packed_sequences(real: Callable[..., Any], position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """What the installed version gives for one sequence a row: it is asked with positions that have values.
+    """What the installed version gives for one sequence a row: it is asked with positions that have
+    values.
 
-    Its operators run on the dry run's positions too, for what they allocate. Releases before 5 always give indices, from which a mask is
-    built in every forward pass; later ones give `None`.
+    Its operators run on the dry run's positions too, for what they allocate. Releases before 5
+    always give indices, from which a mask is built in every forward pass; later ones give `None`.
     """
     with _disable_current_modes():
         answer = real(torch.arange(position_ids.shape[-1]).expand(position_ids.shape), *args, **kwargs)
@@ -188,9 +202,11 @@ def _without_values(real: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
 
 
 ASKING_FOR_VALUES: tuple[tuple[str, str, Any], ...] = (
-    # Transformers takes a model on fake tensors for one that is traced and then builds attention masks that training does without.
+    # Transformers takes a model on fake tensors for one that is traced and then builds attention
+    # masks that training does without.
     ("transformers.utils.import_utils", "is_fake_tensor", lambda real, tensor: False),
-    # It looks at the positions for several sequences in one row. A dry run's positions have no values; they are one sequence's.
+    # It looks at the positions for several sequences in one row. A dry run's positions have no
+    # values; they are one sequence's.
     ("transformers.masking_utils", "find_packed_sequence_indices", _packed_sequences),
     # optimi corrects its decay rates by the number of the step, which has no value here.
     ("optimi.adam", "debias_beta", lambda real, beta, step: beta),
@@ -214,7 +230,8 @@ def _without_comparing(self: Any, real: Callable[..., Any], model: Any) -> None:
 
 
 def _shards_of_a_head(own: int, start: int, end: int, group: Any, device: Any) -> int:
-    """Rows of all ranks, as if they had as many each; for what that decides, any number above the labels does."""
+    """Rows of all ranks, as if they had as many each; for what that decides, any number above the
+    labels does."""
     ranks: int = torch.distributed.get_world_size(group)
     mine = torch.tensor([start, end, own], dtype=torch.long, device=device)
     every = torch.empty(ranks * mine.numel(), dtype=torch.long, device=device)
@@ -287,7 +304,8 @@ def _hash(self: FakeTensor) -> int:
 
 
 class InOrder(MutableSet[Any]):
-    """A set that is walked in the order in which it was filled: for a module's parameters, the model's."""
+    """A set that is walked in the order in which it was filled: for a module's parameters, the
+    model's."""
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
         self._values = dict.fromkeys(values)
@@ -315,7 +333,8 @@ class InOrder(MutableSet[Any]):
 
 
 class _WithoutGradients:
-    """What `torch.inference_mode` enters, without its marks on tensors; `enabled=False` turns gradients on (c10/core/InferenceMode.h)."""
+    """What `torch.inference_mode` enters, without its marks on tensors; `enabled=False` turns
+    gradients on (c10/core/InferenceMode.h)."""
 
     def __init__(self, enabled: bool = True) -> None:
         self._enabled, self._before = enabled, True

@@ -1,8 +1,9 @@
-"""The dry run's memory in the format of `torch.cuda.memory._dump_snapshot`, which PyTorch's memory visualiser opens
-(https://pytorch.org/memory_viz, or `python -m torch.cuda._memory_viz trace_plot FILE`).
+"""The dry run's memory in the format of `torch.cuda.memory._dump_snapshot`, which PyTorch's memory
+visualiser opens (https://pytorch.org/memory_viz, or `python -m torch.cuda._memory_viz trace_plot
+FILE`).
 
-Where PyTorch records a Python stack, this snapshot has one frame: what the storage is for. Where PyTorch records microseconds, it has the
-number of the event.
+Where PyTorch records a Python stack, this snapshot has one frame: what the storage is for. Where
+PyTorch records microseconds, it has the number of the event.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Frames = list[dict[str, Any]]
 
 
 def write_snapshot(path: Path, ledger: Ledger) -> None:
-    """Write what the ledger's caching allocator did, from the first allocation on, and what it holds now."""
+    """Write what the ledger's caching allocator did, from the first allocation on, and what it
+    holds now."""
     write_bytes(path, pickle.dumps(snapshot(ledger), protocol=4))
 
 

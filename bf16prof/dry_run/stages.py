@@ -1,8 +1,10 @@
-"""The stages of a pipeline, each in a dry run of its own: what one sends on is told to the next, and of their records one is the job's.
+"""The stages of a pipeline, each in a dry run of its own: what one sends on is told to the next,
+and of their records one is the job's.
 
-A fake process group delivers nothing, and a stage learns the shapes of what it gets from the stage before it, in its first forward pass
-(runtime/pipe/engine.py, _recv_tensor_meta). What the stage before sends lies in a file beside its record. Stages are started in their
-order, so that each waits for one that runs.
+A fake process group delivers nothing, and a stage learns the shapes of what it gets from the stage
+before it, in its first forward pass (runtime/pipe/engine.py, _recv_tensor_meta). What the stage
+before sends lies in a file beside its record. Stages are started in their order, so that each waits
+for one that runs.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def ranks_run(case: Case) -> list[int]:
 
 @contextlib.contextmanager
 def told(own: Path, before: Path | None, has_ended: Callable[[], bool]) -> Iterator[None]:
-    """Inside, a pipeline's engine writes what it sends to `own` and reads what it gets from `before`, unless the stage before has ended."""
+    """Inside, a pipeline's engine writes what it sends to `own` and reads what it gets from
+    `before`, unless the stage before has ended."""
     import torch
     from deepspeed.runtime.pipe import engine, p2p
 
@@ -88,7 +91,8 @@ def severity(record: MemoryRecord) -> tuple[int, int]:
 
 
 def of_all_stages(records: Sequence[MemoryRecord]) -> MemoryRecord:
-    """The record of a job from those of its stages, in their order: that of the stage that fits worst, with all of them as its ranks."""
+    """The record of a job from those of its stages, in their order: that of the stage that fits
+    worst, with all of them as its ranks."""
     if len(records) == 1:
         return records[0]
     case, worst = records[0].case, max(records, key=severity)
@@ -116,7 +120,8 @@ def _summary(record: MemoryRecord, rank: int, parallelism: Parallelism) -> RankS
 
 
 def bubble(record: MemoryRecord) -> str:
-    """How long each stage waits for others, by the schedule (runtime/pipe/schedule.py, TrainSchedule) and stages that are equally fast."""
+    """How long each stage waits for others, by the schedule (runtime/pipe/schedule.py,
+    TrainSchedule) and stages that are equally fast."""
     assert record.workload is not None
     stages, steps = record.case.pipeline_parallel, record.workload.gradient_accumulation_steps
     return f"each stage waits for {stages - 1} of {steps + stages - 1} turns of the schedule (1F1B), where all take the same time"

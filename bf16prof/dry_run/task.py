@@ -1,4 +1,5 @@
-"""What a dry run is asked to do, how it says how far it has come, and how it says what was wrong: the files between two processes."""
+"""What a dry run is asked to do, how it says how far it has come, and how it says what was wrong:
+the files between two processes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from bf16prof.vocabulary import STRICT, Phase
 
 @dataclass(frozen=True)
 class Task:
-    """One dry run: the job, the steps to run, the allocator's option, whether to write a snapshot of its blocks, and the rank that runs."""
+    """One dry run: the job, the steps to run, the allocator's option, whether to write a snapshot
+    of its blocks, and the rank that runs."""
 
     __pydantic_config__ = STRICT
 
@@ -25,7 +27,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a dry run has come: the phase, the step (from 0, -1 before the first), the layer, and the bytes allocated so far."""
+    """How far a dry run has come: the phase, the step (from 0, -1 before the first), the layer, and
+    the bytes allocated so far."""
 
     __pydantic_config__ = STRICT
 
@@ -38,7 +41,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why there is no record: bad input (the user's model or configuration), or something that broke."""
+    """Why there is no record: bad input (the user's model or configuration), or something that
+    broke."""
 
     __pydantic_config__ = STRICT
 

@@ -1,10 +1,13 @@
-"""Sees every storage that the dry run allocates, and tells the ledger when it begins and when it ends.
+"""Sees every storage that the dry run allocates, and tells the ledger when it begins and when it
+ends.
 
-A dispatch mode looks at each operator's outputs and enters the storages it has not seen; a weak reference tells when one is gone. Fake
-tensors own storages without memory, so sizes, sharing and lifetimes are those of the real thing.
+A dispatch mode looks at each operator's outputs and enters the storages it has not seen; a weak
+reference tells when one is gone. Fake tensors own storages without memory, so sizes, sharing and
+lifetimes are those of the real thing.
 
-The host is `cpu`; the simulated GPU is `cpu:0`. To PyTorch both are CPUs, so that autograd runs without a driver, yet they are different
-devices: fake tensors refuse to mix them, and copies between them allocate, as between a host and a GPU.
+The host is `cpu`; the simulated GPU is `cpu:0`. To PyTorch both are CPUs, so that autograd runs
+without a driver, yet they are different devices: fake tensors refuse to mix them, and copies
+between them allocate, as between a host and a GPU.
 """
 
 from __future__ import annotations
@@ -59,9 +62,10 @@ VALUES: dict[Any, Callable[..., Any]] = {
     _ATEN.all.default: lambda _: True,
     _ATEN.sum.default: lambda summed, **_: summed.numel() if isinstance(summed, Tensor) and summed.dtype is torch.bool else None,
 }
-"""What a single number or truth is, by the operator that makes it; `None` where nothing follows. A comparison follows from its numbers:
-DeepSpeed asserts that a norm is positive; `isfinite` multiplies two. All elements are what is hoped of them - every token counts, every
-number is finite - and are counted as many as there are, while `any` finds none that is not."""
+"""What a single number or truth is, by the operator that makes it; `None` where nothing follows. A
+comparison follows from its numbers: DeepSpeed asserts that a norm is positive; `isfinite`
+multiplies two. All elements are what is hoped of them - every token counts, every number is finite
+- and are counted as many as there are, while `any` finds none that is not."""
 
 VALUE = "_bf16prof_value"
 
@@ -70,8 +74,9 @@ ACCUMULATING = frozenset({
     _ATEN.index_add.default, _ATEN.index_put.default, _ATEN.index_fill.int_Scalar, _ATEN.index_fill.int_Tensor,
     _ATEN.scatter.src, _ATEN.scatter.value, _ATEN.scatter_add.default, _ATEN.masked_scatter.default,
 })  # fmt: skip
-"""Derivatives fill fresh zeros with these. On tensors of a subclass, and under any mode, autograd takes them out of place
-(`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp); real ranks fill the zeros themselves."""
+"""Derivatives fill fresh zeros with these. On tensors of a subclass, and under any mode, autograd
+takes them out of place (`areAnyTensorSubclassLike` in torch/csrc/autograd/FunctionsManual.cpp);
+real ranks fill the zeros themselves."""
 
 
 _C10D = torch.ops.c10d
@@ -83,7 +88,8 @@ COALESCED: dict[Any, Callable[..., Any]] = {
         out[0], given[0], group, by
     ),
 }
-"""Collectives of several tensors, which fake tensors do not know, by those of one, which they do."""
+"""Collectives of several tensors, which fake tensors do not know, by those of one, which they
+do."""
 
 
 class KernelModel(Protocol):
@@ -92,14 +98,16 @@ class KernelModel(Protocol):
     lower_bounds: dict[str, str]
 
     def finish(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-        """Give the outputs of a call the storages that the kernel gives them; the bytes of its scratch memory."""
+        """Give the outputs of a call the storages that the kernel gives them; the bytes of its
+        scratch memory."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Feeds a ledger.
 
-    `home` is the simulated GPU, or the host for CPU ranks, which have one memory; what is elsewhere counts as host memory.
-    `cublas_workspace` bytes are allocated by the first matrix product of each thread: the one that runs forward, and autograd's own.
+    `home` is the simulated GPU, or the host for CPU ranks, which have one memory; what is elsewhere
+    counts as host memory. `cublas_workspace` bytes are allocated by the first matrix product of
+    each thread: the one that runs forward, and autograd's own.
     """
 
     def __init__(self, ledger: Ledger, home: torch.device, kernels: KernelModel, cublas_workspace: int = 0) -> None:
@@ -201,7 +209,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def in_pieces(self, count: int) -> Iterator[None]:
-        """Inside, a new storage stands for so many equal ones, allocated one after the other, that end together."""
+        """Inside, a new storage stands for so many equal ones, allocated one after the other, that
+        end together."""
         self._pieces = count
         try:
             yield
@@ -209,7 +218,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._pieces = 1
 
     def index_of(self, tensor: Tensor) -> int | None:
-        """The number of the tensor's storage in the ledger; `None` of one that is not on the device."""
+        """The number of the tensor's storage in the ledger; `None` of one that is not on the
+        device."""
         known = None if tensor.device.type == "meta" else self._live.get(tensor.untyped_storage()._cdata)
         return None if known is None or known[1] is None else self.ledger.held_by(known[1]).index
 
@@ -234,7 +244,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.ledger.begin(self._workspace, CUBLAS_WORKSPACES)
 
     def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A collective of the fake process group: it moves nothing, gives its first argument back, and its work is done at once."""
+        """A collective of the fake process group: it moves nothing, gives its first argument back,
+        and its work is done at once."""
         returns = len(func._schema.returns)
         if self._work is not None and returns:
             return (args[0], self._work) if returns == 2 else self._work
@@ -247,7 +258,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _see_all(self, func: Any, values: Iterable[Any]) -> None:
-        """Enter the storages of those values that are tensors, unless they are known or have no memory (`meta`)."""
+        """Enter the storages of those values that are tensors, unless they are known or have no
+        memory (`meta`)."""
         for tensor in values:
             if not isinstance(tensor, Tensor):
                 continue
@@ -314,8 +326,9 @@ def _value(operand: Any) -> Any:
 
 
 def scalar_answer(tensor: Tensor) -> float | int | bool:
-    """What `.item()` gives where there are no values: what follows for this one (`VALUES`), else no overflow, and a number between 0 and 1,
-    since optimizers divide by such a number and by what is left of 1."""
+    """What `.item()` gives where there are no values: what follows for this one (`VALUES`), else no
+    overflow, and a number between 0 and 1, since optimizers divide by such a number and by what is
+    left of 1."""
     value = tensor.__dict__.get(VALUE)
     if value is None and isinstance(tensor, FakeTensor) and tensor.constant is not None:  # it was made of numbers, of the host
         with _disable_current_modes():

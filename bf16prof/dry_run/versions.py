@@ -1,4 +1,5 @@
-"""What the dry run says of versions of DeepSpeed, PyTorch and transformers that it was not tried with."""
+"""What the dry run says of versions of DeepSpeed, PyTorch and transformers that it was not tried
+with."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ NAMES = {"deepspeed": "DeepSpeed", "torch": "PyTorch", "transformers": "transfor
 
 
 def installed(jobs: Sequence[Job]) -> dict[str, str]:
-    """The versions of the packages that these jobs need, as far as they are installed. Nothing is imported."""
+    """The versions of the packages that these jobs need, as far as they are installed. Nothing is
+    imported."""
     names = dict.fromkeys(["deepspeed", "torch", *(engine_of(job).package for job in jobs)])
     if any(isinstance(job.profile.model, HuggingFaceSettings) for job in jobs):
         names["transformers"] = None
@@ -28,7 +30,8 @@ def installed(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def check(versions: dict[str, str]) -> tuple[str, ...]:
-    """What there is to say of these versions by package; `InputError` for one that is too old, or that is known not to work."""
+    """What there is to say of these versions by package; `InputError` for one that is too old, or
+    that is known not to work."""
     for package, version in versions.items():
         _refuse(package, version, supported()[package])
     said = ((package, version, supported()[package].untested(version)) for package, version in versions.items())

@@ -1,7 +1,8 @@
-"""The process that dry-runs jobs. One job runs in it; for several it imports torch and DeepSpeed once and forks for each, as many at a time
-as there are cores.
+"""The process that dry-runs jobs. One job runs in it; for several it imports torch and DeepSpeed
+once and forks for each, as many at a time as there are cores.
 
-Run as `python -m bf16prof.dry_run.worker FOLDER COUNT`; for task N it writes a record, or a fault (`runner.Files`), and its progress.
+Run as `python -m bf16prof.dry_run.worker FOLDER COUNT`; for task N it writes a record, or a fault
+(`runner.Files`), and its progress.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def run_task(files: Files) -> None:
 
 
 def _neighbours(task: Task, files: Files) -> AbstractContextManager[None]:
-    """What connects a stage of a pipeline with the one before it, whose task has the number before."""
+    """What connects a stage of a pipeline with the one before it, whose task has the number
+    before."""
     if task.job.case.pipeline_parallel == 1:
         return contextlib.nullcontext()
     before = Files(files.folder, files.index - 1) if task.job.case.parallelism.stage(task.rank) else None
@@ -97,7 +99,8 @@ def _with_clash(fault: Fault, files: Files) -> Fault:
 
 
 def _profile(files: Files) -> dict[str, Any]:
-    """The profile of a task as its file has it; nothing where that cannot be read, which its fork says."""
+    """The profile of a task as its file has it; nothing where that cannot be read, which its fork
+    says."""
     try:
         found: dict[str, Any] = read(files.task, Task).job.profile
         return found
@@ -112,7 +115,8 @@ def _place(error: Exception) -> str:
 
 
 def comes_from_checking(error: Exception) -> bool:
-    """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it meets in a step."""
+    """Whether DeepSpeed has said no: to its configuration, while building its engine, or to what it
+    meets in a step."""
     frames = traceback.extract_tb(error.__traceback__)
     building = any(frame.name == "initialize" and "deepspeed" in frame.filename for frame in frames)
     by_deepspeed = any(package in frames[-1].filename for package in (f"{os.sep}deepspeed{os.sep}", f"{os.sep}pydantic{os.sep}"))
@@ -123,12 +127,14 @@ def comes_from_checking(error: Exception) -> bool:
 
 
 def _is_about_a_value(error: Exception, building: bool) -> bool:
-    """Whether an assertion without words failed in a step: it checks a number, which a dry run does not have."""
+    """Whether an assertion without words failed in a step: it checks a number, which a dry run does
+    not have."""
     return isinstance(error, AssertionError) and not str(error) and not building
 
 
 def import_first(models: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Import what every fork would import for itself, which takes longer than its dry run: the code of these models, too."""
+    """Import what every fork would import for itself, which takes longer than its dry run: the code
+    of these models, too."""
     for name in ("torch._dynamo", "bf16prof.dry_run.dryrun"):
         importlib.import_module(name)
     for model in (each for each in models if "hf_config" in each):

@@ -1,4 +1,5 @@
-"""The world of a dry run, entered and left: fake tensors, a fake process group of any size, a modelled accelerator, the tracker.
+"""The world of a dry run, entered and left: fake tensors, a fake process group of any size, a
+modelled accelerator, the tracker.
 
 What runs inside - our training loop, or somebody's script - is another matter.
 """
@@ -40,10 +41,11 @@ def world(
     kind: type[Tracker] = Tracker,
     counts_blocks: bool = True,
 ) -> Iterator[Tracker]:
-    """Enter as one of `world_size` ranks, on GPUs of that kind or, without one, on CPUs, with a tracker of that kind.
+    """Enter as one of `world_size` ranks, on GPUs of that kind or, without one, on CPUs, with a
+    tracker of that kind.
 
-    `counts_blocks`: there is an allocator, with a limit; without it storages count as they are. One world per process: DeepSpeed and
-    torch.distributed keep global state.
+    `counts_blocks`: there is an allocator, with a limit; without it storages count as they are. One
+    world per process: DeepSpeed and torch.distributed keep global state.
     """
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     os.environ |= {"LOCAL_RANK": str(rank % GPUS_PER_NODE), "LOCAL_WORLD_SIZE": str(min(world_size, GPUS_PER_NODE))}

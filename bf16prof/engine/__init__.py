@@ -1,1 +1,2 @@
-"""All that speaks DeepSpeed: its configuration and constraints (no torch), the training step, and the attribution of live tensors."""
+"""All that speaks DeepSpeed: its configuration and constraints (no torch), the training step, and
+the attribution of live tensors."""

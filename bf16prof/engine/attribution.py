@@ -1,8 +1,9 @@
 """Which component do the live bytes of an engine belong to?
 
-The tensors that an engine holds are walked in the order of `_claims`, and each storage is given to the first component that claims it,
-once. The walk reads attribute names of DeepSpeed's optimizer wrappers (0.18.3 to 0.19.8) and of megatron-core's (0.16.1); it neither copies
-nor computes, so it works on fake tensors as on real ones.
+The tensors that an engine holds are walked in the order of `_claims`, and each storage is given to
+the first component that claims it, once. The walk reads attribute names of DeepSpeed's optimizer
+wrappers (0.18.3 to 0.19.8) and of megatron-core's (0.16.1); it neither copies nor computes, so it
+works on fake tensors as on real ones.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ Claim = tuple[Label, Any]
 
 
 def attribute(engines: Sequence[Any], kept: Mapping[str, Any], device: str | torch.device) -> tuple[list[Item], list[Item]]:
-    """The items of everything that several engines and their loop hold: on the device, and on the host.
+    """The items of everything that several engines and their loop hold: on the device, and on the
+    host.
 
-    `device` is the one that the job runs on (`cuda`, `cpu`, or a dry run's `cpu:0`); ranks on CPU have one memory, so all their
-    items are on the device.
+    `device` is the one that the job runs on (`cuda`, `cpu`, or a dry run's `cpu:0`); ranks on CPU
+    have one memory, so all their items are on the device.
     """
     home = torch.device(device)
     seen: set[int] = set()
@@ -69,14 +71,16 @@ def attribute(engines: Sequence[Any], kept: Mapping[str, Any], device: str | tor
 
 
 def held(engine: Any, kept: Mapping[str, Any]) -> Iterator[tuple[Label, Tensor]]:
-    """Every tensor that the engine and the loop hold, with its label, the most telling claim to a storage first."""
+    """Every tensor that the engine and the loop hold, with its label, the most telling claim to a
+    storage first."""
     for label, holder in _claims(engine, kept):
         for tensor in _tensors(holder):
             yield label, tensor
 
 
 def held_by_all(engines: Sequence[Any], kept: Mapping[str, Any]) -> Iterator[tuple[Label, Tensor]]:
-    """The same of several engines, told apart by number; what the loop holds comes with the first."""
+    """The same of several engines, told apart by number; what the loop holds comes with the
+    first."""
     for number, engine in enumerate(engines, 1):
         for (component, name), tensor in held(engine, kept if number == 1 else {}):
             yield (component, name if number == 1 else f"{name} (engine {number})"), tensor
@@ -94,8 +98,8 @@ def _items(sizes: Mapping[Label, int]) -> list[Item]:
 def _claim_storage(tensor: Tensor, seen: set[int], *, counted: bool) -> int:
     """Bytes of the tensor's storage if nobody claimed it yet, else 0.
 
-    `counted`: a probe counts what is allocated there. It does not see memory that PyTorch did not allocate (an array of NumPy's, a file),
-    whose storage cannot be resized.
+    `counted`: a probe counts what is allocated there. It does not see memory that PyTorch did not
+    allocate (an array of NumPy's, a file), whose storage cannot be resized.
     """
     if tensor.device.type == "meta":
         return 0
@@ -148,7 +152,8 @@ def _claims(engine: Any, kept: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def _leaves(tensor: Tensor) -> list[Any]:
-    """What the graph of a tensor ends in, and its gradients: the last stage of a pipeline keeps its outputs, and with them its inputs."""
+    """What the graph of a tensor ends in, and its gradients: the last stage of a pipeline keeps its
+    outputs, and with them its inputs."""
     found, waiting, seen = list[Any](), [tensor.grad_fn], set[Any]()
     while waiting:
         node = waiting.pop()
@@ -162,7 +167,8 @@ def _leaves(tensor: Tensor) -> list[Any]:
 
 
 def _of_quantization(state: Any) -> list[Any]:
-    """The scales and tables of packed weights (bitsandbytes/functional.py, QuantState); of scales that are quantized, theirs too."""
+    """The scales and tables of packed weights (bitsandbytes/functional.py, QuantState); of scales
+    that are quantized, theirs too."""
     if state is None:
         return []
     return [state.absmax, state.offset, state.code, *_of_quantization(state.state2)]

@@ -1,4 +1,5 @@
-"""What a job's model is called with: names, shapes and dtypes of the tensors of one micro-batch, without torch.
+"""What a job's model is called with: names, shapes and dtypes of the tensors of one micro-batch,
+without torch.
 
 Whoever makes batches - ranks with values, the dry run without - makes them of this.
 """
@@ -18,7 +19,8 @@ TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: its shape, torch's name of its dtype, and the bound below which integers lie (`None` for all else)."""
+    """One tensor: its shape, torch's name of its dtype, and the bound below which integers lie
+    (`None` for all else)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -26,11 +28,13 @@ class TensorSpec:
 
 
 def batch_spec(job: Job) -> dict[str, TensorSpec]:
-    """The tensors of a micro-batch by name: the inputs that the model's table describes, else `input_ids` and `labels`.
+    """The tensors of a micro-batch by name: the inputs that the model's table describes, else
+    `input_ids` and `labels`.
 
-    Packed rows are one, with positions that start again where a sequence does (transformers/data/data_collator.py,
-    DataCollatorWithFlattening). Ranks that share a sequence have a part of its tokens each, where these are in it, and labels that were
-    shifted before it was cut (DeepSpeed: runtime/sequence_parallel/ulysses_sp.py, UlyssesSPDataLoaderAdapter).
+    Packed rows are one, with positions that start again where a sequence does
+    (transformers/data/data_collator.py, DataCollatorWithFlattening). Ranks that share a sequence
+    have a part of its tokens each, where these are in it, and labels that were shifted before it
+    was cut (DeepSpeed: runtime/sequence_parallel/ulysses_sp.py, UlyssesSPDataLoaderAdapter).
     """
     model, workload = job.profile.model, job.profile.workload
     if model.inputs:
@@ -47,7 +51,8 @@ def batch_spec(job: Job) -> dict[str, TensorSpec]:
 
 
 def _pairs(job: Job) -> dict[str, TensorSpec]:
-    """Both answers of each pair as rows (trl/trainer/dpo_trainer.py and reward_trainer.py, DataCollatorForPreference)."""
+    """Both answers of each pair as rows (trl/trainer/dpo_trainer.py and reward_trainer.py,
+    DataCollatorForPreference)."""
     model, workload = job.profile.model, job.profile.workload
     shape = (workload.rows, workload.sequence_length)
     batch = {"input_ids": TensorSpec(shape, "int64", model.vocab_size)}

@@ -1,4 +1,5 @@
-"""The optimizers of libraries that some recipes need, as DeepSpeed takes them: a function from parameters to an optimizer."""
+"""The optimizers of libraries that some recipes need, as DeepSpeed takes them: a function from
+parameters to an optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from bf16prof.profiles.optimizers import OptimizerLayout
 
 
 def import_client_optimizer(config: Mapping[str, Any]) -> None:
-    """Import the library whose optimizer a configuration names, so that what it allocates for itself is not taken for the job's."""
+    """Import the library whose optimizer a configuration names, so that what it allocates for
+    itself is not taken for the job's."""
     if layout := client_optimizer(config):
         importlib.import_module(layout.class_.rpartition(".")[0])
 
@@ -43,7 +45,8 @@ def _make(layout: OptimizerLayout, parameters: list[Any], keywords: Mapping[str,
 
 
 def _uncompiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that runs as it is written where it would be compiled: for every shape anew, which takes longer on a CPU than it saves.
+    """A step that runs as it is written where it would be compiled: for every shape anew, which
+    takes longer on a CPU than it saves.
 
     What is computed is the same; a compiled step makes no temporaries.
     """

@@ -1,4 +1,5 @@
-"""From a job to DeepSpeed's JSON, and from that JSON to what DeepSpeed will make of it: dtypes, wrapper, optimizer.
+"""From a job to DeepSpeed's JSON, and from that JSON to what DeepSpeed will make of it: dtypes,
+wrapper, optimizer.
 
 References are to DeepSpeed 0.19.8.
 """
@@ -22,7 +23,8 @@ SHARED_MEMORY_BUILDER = "ShareMemCommBuilder"
 
 
 class Wrapper(StrEnum):
-    """What DeepSpeed, or megatron-core, puts around the basic optimizer; it decides the whole memory layout."""
+    """What DeepSpeed, or megatron-core, puts around the basic optimizer; it decides the whole
+    memory layout."""
 
     PLAIN = "none"
     """No wrapper: the basic optimizer works on the parameters (stage 0 in fp32)."""
@@ -37,7 +39,8 @@ class Wrapper(StrEnum):
     MEGATRON = "Float16OptimizerWithFloat16Params"
     """megatron-core's: a master copy per parameter."""
     MEGATRON_DISTRIBUTED = "DistributedOptimizer"
-    """megatron-core's, which cuts master copies and states into as many parts as there are ranks."""
+    """megatron-core's, which cuts master copies and states into as many parts as there are
+    ranks."""
 
 
 class BasicOptimizer(StrEnum):
@@ -47,7 +50,8 @@ class BasicOptimizer(StrEnum):
     CPU_ADAM = "DeepSpeedCPUAdam"
     TORCH_ADAM = "torch.optim"
     CLIENT = "client"
-    """One that DeepSpeed's JSON cannot name: a library's, which the recipe brings and DeepSpeed is handed."""
+    """One that DeepSpeed's JSON cannot name: a library's, which the recipe brings and DeepSpeed is
+    handed."""
     OTHER = "not Adam"
     """One of DeepSpeed's or PyTorch's others, as the user's own JSON may name it."""
 
@@ -78,9 +82,11 @@ class EngineFacts:
 
 
 def deepspeed_config(job: Job) -> dict[str, Any]:
-    """DeepSpeed's JSON for a job: the profile's settings, the case's stage, the recipe's fragment; over them what the profile has besides.
+    """DeepSpeed's JSON for a job: the profile's settings, the case's stage, the recipe's fragment;
+    over them what the profile has besides.
 
-    Defaults of DeepSpeed are left out. What no key of DeepSpeed's says stands in a block of our own (`OURS`): see `handed_to_deepspeed`.
+    Defaults of DeepSpeed are left out. What no key of DeepSpeed's says stands in a block of our own
+    (`OURS`): see `handed_to_deepspeed`.
     """
     profile, recipe = job.profile, job.recipe.at(job.case.zero_stage)
     settings = profile.deepspeed.model_dump(exclude_defaults=True, by_alias=True)
@@ -112,15 +118,17 @@ def deepspeed_config(job: Job) -> dict[str, Any]:
 
 
 def _pipeline(profile: Profile) -> dict[str, Any]:
-    """DeepSpeed's `pipeline` block. Its engine recomputes groups of layers (runtime/pipe/engine.py, PipelineEngine.__init__)."""
+    """DeepSpeed's `pipeline` block. Its engine recomputes groups of layers (runtime/pipe/engine.py,
+    PipelineEngine.__init__)."""
     workload = profile.workload
     recomputed = {"activation_checkpoint_interval": workload.checkpoint_every_n_layers, "use_reentrant": workload.use_reentrant}
     return {"stages": profile.parallel.pipeline, **(recomputed if workload.activation_checkpointing else {})}
 
 
 OURS = "bf16prof"
-"""The block of a configuration that is not DeepSpeed's: `parameters`, the dtype that the model is cast to before DeepSpeed is given it, and
-`optimizer`, the id of a library's optimizer in the place of DeepSpeed's (`profiles/optimizers.toml`)."""
+"""The block of a configuration that is not DeepSpeed's: `parameters`, the dtype that the model is
+cast to before DeepSpeed is given it, and `optimizer`, the id of a library's optimizer in the place
+of DeepSpeed's (`profiles/optimizers.toml`)."""
 
 REPLACED = ("optimizer", "scheduler")
 """Blocks of which only one can be right."""
@@ -136,7 +144,8 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _made(optimizer: OptimizerSettings, zero: Mapping[str, Any], more: Mapping[str, Any]) -> OptimizerSettings:
-    """The optimizer that is made: DeepSpeedCPUAdam in the place of the Trainer's, where the optimizer is offloaded."""
+    """The optimizer that is made: DeepSpeedCPUAdam in the place of the Trainer's, where the
+    optimizer is offloaded."""
     is_offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     if not (optimizer.from_trainer and is_offloaded and more.get("zero_force_ds_cpu_optimizer", True)):
         return optimizer
@@ -158,13 +167,15 @@ def optimizer_block(optimizer: OptimizerSettings) -> dict[str, Any]:
 
 
 def handed_to_deepspeed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as DeepSpeed is given it: without our own block, and without an `optimizer` where it is handed one."""
+    """The configuration as DeepSpeed is given it: without our own block, and without an `optimizer`
+    where it is handed one."""
     left_out = {OURS, "optimizer"} if client_optimizer(config) else {OURS}
     return {block: keys for block, keys in config.items() if block not in left_out}
 
 
 def cast_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that the model's parameters are cast to before DeepSpeed is given it; empty when they are left as they are."""
+    """The dtype that the model's parameters are cast to before DeepSpeed is given it; empty when
+    they are left as they are."""
     return str(config.get(OURS, {}).get("parameters", ""))
 
 
@@ -175,12 +186,14 @@ def client_optimizer(config: Mapping[str, Any]) -> OptimizerLayout | None:
 
 
 def zero_settings(config: Mapping[str, Any]) -> ZeroSettings:
-    """The ZeRO settings of a DeepSpeed configuration that profiles know, DeepSpeed's defaults filled in."""
+    """The ZeRO settings of a DeepSpeed configuration that profiles know, DeepSpeed's defaults
+    filled in."""
     return ZeroSettings.model_validate(known_keys(ZeroSettings, config["zero_optimization"])[0])
 
 
 def overlaps_communication(config: Mapping[str, Any]) -> bool:
-    """`overlap_comm`, whose default depends on the stage (`runtime/zero/config.py`, overlap_comm_valid)."""
+    """`overlap_comm`, whose default depends on the stage (`runtime/zero/config.py`,
+    overlap_comm_valid)."""
     chosen = config["zero_optimization"].get("overlap_comm")
     return bool(config["zero_optimization"]["stage"] == 3 if chosen is None else chosen)
 
@@ -217,22 +230,24 @@ def dtype_bytes(dtype: str) -> int:
 
 
 def enabled_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that DeepSpeed takes the model to have, and communicates in (`runtime/engine.py`, get_data_types)."""
+    """The dtype that DeepSpeed takes the model to have, and communicates in (`runtime/engine.py`,
+    get_data_types)."""
     if config.get("fp16", {}).get("enabled"):
         return "fp16"
     return "bf16" if config.get("bf16", {}).get("enabled") else "fp32"
 
 
 def _communication_dtype(config: Mapping[str, Any], enabled: str) -> str:
-    """The dtype that gradients are reduced in; ranks that share a sequence have a key of their own for it (`runtime/engine.py`,
-    _configure_distributed_model)."""
+    """The dtype that gradients are reduced in; ranks that share a sequence have a key of their own
+    for it (`runtime/engine.py`, _configure_distributed_model)."""
     if config.get("sequence_parallel_size", 1) > 1:
         return str(short_dtype(str(config.get("seq_parallel_communication_data_type") or "fp32").lower()))
     return config.get("communication_data_type") or enabled
 
 
 def accumulation_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that DeepSpeed takes gradients to be accumulated in (`runtime/engine.py`, get_data_types)."""
+    """The dtype that DeepSpeed takes gradients to be accumulated in (`runtime/engine.py`,
+    get_data_types)."""
     return config.get("data_types", {}).get("grad_accum_dtype") or enabled_dtype(config)
 
 
@@ -247,7 +262,8 @@ def offloads_parameters(config: Mapping[str, Any]) -> bool:
 
 
 def clips_gradients(config: Mapping[str, Any]) -> bool:
-    """Whether gradients are clipped, as they are by default (`runtime/constants.py`, GRADIENT_CLIPPING_DEFAULT; it was 0 in 0.18)."""
+    """Whether gradients are clipped, as they are by default (`runtime/constants.py`,
+    GRADIENT_CLIPPING_DEFAULT; it was 0 in 0.18)."""
     return bool(config.get("gradient_clipping", 1.0) > 0)
 
 
@@ -262,7 +278,8 @@ def optimizer_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _layout(config: Mapping[str, Any], optimizer: BasicOptimizer) -> OptimizerLayout | None:
-    """What the optimizer keeps. CPUAdam keeps bf16 moments when told to, torch.optim's fused kernel its counters on the device."""
+    """What the optimizer keeps. CPUAdam keeps bf16 moments when told to, torch.optim's fused kernel
+    its counters on the device."""
     if optimizer is BasicOptimizer.CLIENT:
         return client_optimizer(config)
     variants = {

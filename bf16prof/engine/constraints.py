@@ -1,6 +1,8 @@
-"""DeepSpeed's own constraints, checked before anything starts, and the configurations that it accepts but silently spoils.
+"""DeepSpeed's own constraints, checked before anything starts, and the configurations that it
+accepts but silently spoils.
 
-Each rule looks at the DeepSpeed JSON alone and says why it refuses; references are to DeepSpeed 0.19.8.
+Each rule looks at the DeepSpeed JSON alone and says why it refuses; references are to DeepSpeed
+0.19.8.
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ def deepspeed_refusal(job: Job) -> str | None:
 
 
 def alternatives(job: Job) -> tuple[str, ...]:
-    """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that need offloading say so.
+    """The runnable recipes nearest to the job's own that DeepSpeed accepts in its place; those that
+    need offloading say so.
 
     None where the precision is the user's own, or where no recipe would change it.
     """
@@ -232,7 +235,8 @@ def _secondary_partitions(job: Job, config: Mapping[str, Any]) -> str | None:
 
 
 def secondary_partitions(zero: ZeroSettings, ranks: int) -> str | None:
-    """Why ZeRO-3 cannot lay the secondary partitions of ZeRO++ on so many ranks: the groups are all of one size.
+    """Why ZeRO-3 cannot lay the secondary partitions of ZeRO++ on so many ranks: the groups are all
+    of one size.
 
     `utils/groups.py`, _create_zero_param_parallel_group.
     """
@@ -243,7 +247,8 @@ def secondary_partitions(zero: ZeroSettings, ranks: int) -> str | None:
 
 
 def _calls_per_step(job: Job, config: Mapping[str, Any]) -> str | None:
-    """ZeRO-3 calls the optimizer once per sub-group, which one that counts its calls takes for so many steps."""
+    """ZeRO-3 calls the optimizer once per sub-group, which one that counts its calls takes for so
+    many steps."""
     client = client_optimizer(config)
     if client is None or not client.counts_calls or _stage(config) != 3:
         return None
@@ -329,7 +334,8 @@ def _offloaded_parameters_keep_their_optimizer(config: Mapping[str, Any]) -> str
 
 
 BUFFERS_OF_ADAM = 4
-"""Parameter, gradient, momentum and variance of a sub-group are in memory together (runtime/zero/offload_config.py, buffer_count)."""
+"""Parameter, gradient, momentum and variance of a sub-group are in memory together
+(runtime/zero/offload_config.py, buffer_count)."""
 
 
 def _nvme(job: Job, config: Mapping[str, Any]) -> str | None:

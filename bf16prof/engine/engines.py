@@ -1,7 +1,9 @@
-"""Who trains a job: DeepSpeed, or megatron-core beside it. `engine_of` chooses; everybody else asks the `TrainingEngine`.
+"""Who trains a job: DeepSpeed, or megatron-core beside it. `engine_of` chooses; everybody else asks
+the `TrainingEngine`.
 
-What torch has to be there for is imported when it is asked for. `build` returns an object that our training loop drives, whichever
-engine it is: it is called as its `module` is, `backward` and `step` end every micro-step, and `attribution` knows what it holds.
+What torch has to be there for is imported when it is asked for. `build` returns an object that our
+training loop drives, whichever engine it is: it is called as its `module` is, `backward` and `step`
+end every micro-step, and `attribution` knows what it holds.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from bf16prof.engine.config import EngineFacts, deepspeed_config, engine_facts
 
 @dataclass(frozen=True)
 class EngineWords:
-    """What a record says of an engine: who updates the weights, in words, and the settings of the one or the other."""
+    """What a record says of an engine: who updates the weights, in words, and the settings of the
+    one or the other."""
 
     optimizer: str
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +57,8 @@ class TrainingEngine(ABC):
 
     @abstractmethod
     def import_libraries(self, job: Job) -> None:
-        """Import what it needs, so that what a library allocates for itself is not taken for the job's."""
+        """Import what it needs, so that what a library allocates for itself is not taken for the
+        job's."""
 
     @abstractmethod
     def build(self, job: Job) -> Any:

@@ -1,11 +1,15 @@
-"""An evaluation between two steps, as the Trainer of transformers makes one (5.24.0, trainer.py, `evaluation_loop`).
+"""An evaluation between two steps, as the Trainer of transformers makes one (5.24.0, trainer.py,
+`evaluation_loop`).
 
-* The loss of each batch is repeated by the sequences of the batch and gathered from all ranks. Where `prediction_loss_only` is false (a
-  Trainer with `compute_metrics`), logits and labels are gathered as well (accelerate/utils/operations.py, `_gpu_gather`): each rank has
-  those of all ranks.
-* What was gathered is put beside what is there already, which makes a new tensor of both (`nested_concat`), and stays on the device until
-  the end, or until `eval_accumulation_steps` batches are over.
-* A batch, its logits and its labels are variables of the loop: they live until those of the next batch are there.
+* The loss of each batch is repeated by the sequences of the batch and gathered from all ranks.
+  Where `prediction_loss_only` is false (a Trainer with `compute_metrics`), logits and labels are
+  gathered as well (accelerate/utils/operations.py, `_gpu_gather`): each rank has those of all
+  ranks.
+* What was gathered is put beside what is there already, which makes a new tensor of both
+  (`nested_concat`), and stays on the device until the end, or until `eval_accumulation_steps`
+  batches are over.
+* A batch, its logits and its labels are variables of the loop: they live until those of the next
+  batch are there.
 
 The copies that the host keeps are not counted.
 """
@@ -68,7 +72,8 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 
 class _Kept:
-    """`EvalLoopContainer` (trainer_pt_utils.py): what the batches so far have given, in one tensor each."""
+    """`EvalLoopContainer` (trainer_pt_utils.py): what the batches so far have given, in one tensor
+    each."""
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] | None = None

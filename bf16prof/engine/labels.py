@@ -1,5 +1,6 @@
-"""What DeepSpeed, PyTorch and the training loop hold, under the names by which every source lists it: the estimate, which lays it out; the
-dry run, which sees it allocated; and attribution, which finds it in an engine.
+"""What DeepSpeed, PyTorch and the training loop hold, under the names by which every source lists
+it: the estimate, which lays it out; the dry run, which sees it allocated; and attribution, which
+finds it in an engine.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from bf16prof.vocabulary import Component, Label
 C = Component
 
 OWN_LOSS = "loss of the own tokens"
-"""What the loop calls the model's loss where it goes on with another: the mean over the ranks of a sequence."""
+"""What the loop calls the model's loss where it goes on with another: the mean over the ranks of a
+sequence."""
 
 THE_MODEL: Label = (C.PARAMETERS, "the whole model")
 """As it is built, before DeepSpeed has it."""
@@ -54,7 +56,8 @@ STEP_COUNTERS: Label = (C.WORKSPACE, "optimizer step counters")
 CUBLAS_WORKSPACES: Label = (C.WORKSPACE, "cuBLAS workspaces")
 
 WHOLE_BLOCKS: Label = (C.ROUNDING, f"blocks rounded up to {ALLOCATOR_BLOCK_BYTES} bytes")
-"""What the caching allocator adds to each storage; `records.ROUNDED` has remainders too small to be split off besides."""
+"""What the caching allocator adds to each storage; `records.ROUNDED` has remainders too small to be
+split off besides."""
 
 
 def optimizer_state(component: Component, key: str) -> Label:
@@ -67,12 +70,14 @@ RECEIVED: Label = (C.BUFFERS, "buffers for what other stages send")
 
 
 def pipeline_buffer(name: str) -> Label:
-    """What a pipeline keeps of the micro-batches that are under way: their inputs, outputs and labels."""
+    """What a pipeline keeps of the micro-batches that are under way: their inputs, outputs and
+    labels."""
     return C.ACTIVATIONS, f"{name.replace('_', ' ')} of micro-batches (pipeline)"
 
 
 def held_by(owner: str, attribute: str) -> Label:
-    """What an object of DeepSpeed's, or a module, holds under an attribute that has no other name here."""
+    """What an object of DeepSpeed's, or a module, holds under an attribute that has no other name
+    here."""
     return C.WORKSPACE, f"{owner}.{attribute}"
 
 

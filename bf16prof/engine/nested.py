@@ -1,4 +1,5 @@
-"""Tensors within what people and operators pass around: tuples, lists and mappings, one in another."""
+"""Tensors within what people and operators pass around: tuples, lists and mappings, one in
+another."""
 
 from __future__ import annotations
 

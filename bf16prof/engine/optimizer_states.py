@@ -1,7 +1,9 @@
-"""What the state of an optimizer is for: an average of gradients, of their squares, a correction, a counter.
+"""What the state of an optimizer is for: an average of gradients, of their squares, a correction, a
+counter.
 
-An optimizer keeps its state in `optimizer.state`, by tensor and by key. The keys of PyTorch's and DeepSpeed's optimizers are in `KEYS`,
-with what their update equations do with them. An optimizer that nobody listed is read by the words of its keys. No state is `other`.
+An optimizer keeps its state in `optimizer.state`, by tensor and by key. The keys of PyTorch's and
+DeepSpeed's optimizers are in `KEYS`, with what their update equations do with them. An optimizer
+that nobody listed is read by the words of its keys. No state is `other`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ WORDS: tuple[tuple[Component, str], ...] = (
 
 
 def state_label(key: str, value: Any) -> Label:
-    """The label of a state: by its key, and a single number, such as a step count or a product of decay rates, as a counter."""
+    """The label of a state: by its key, and a single number, such as a step count or a product of
+    decay rates, as a counter."""
     if key == "step" or (key not in KEYS and getattr(value, "numel", lambda: 0)() == 1):
         return labels.STEP_COUNTERS
     return labels.optimizer_state(component_of(key), key)

@@ -1,7 +1,8 @@
-"""Phase marks: when init, forward, backward, step and an evaluation begin and end, attached to an engine rather than to a training loop.
+"""Phase marks: when init, forward, backward, step and an evaluation begin and end, attached to an
+engine rather than to a training loop.
 
-A mark closes the phase that is open and opens the next, so that everything a training script does between two marks (its loss function,
-its data) belongs to the phase before it.
+A mark closes the phase that is open and opens the next, so that everything a training script does
+between two marks (its loss function, its data) belongs to the phase before it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ class PhaseMeter(Protocol):
 
 
 class PhaseMarks:
-    """Collects the peak and the end of each phase; phases that come several times in a step keep the highest peak and the last end.
+    """Collects the peak and the end of each phase; phases that come several times in a step keep
+    the highest peak and the last end.
 
-    `settle`, where there is one, is called before every reading: it waits until what is free is counted as free. Time that is measured
-    must not contain such waits, so it is unset for timed steps. `on_mark` is told of each phase that begins.
+    `settle`, where there is one, is called before every reading: it waits until what is free is
+    counted as free. Time that is measured must not contain such waits, so it is unset for timed
+    steps. `on_mark` is told of each phase that begins.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class PhaseMarks:
 class PhaseClock:
     """Seconds in each phase, from mark to mark, added up over micro-steps.
 
-    `stamp` notes a moment without waiting (the clock, or an event on a GPU's stream), `between` gives the seconds from one to another.
+    `stamp` notes a moment without waiting (the clock, or an event on a GPU's stream), `between`
+    gives the seconds from one to another.
     """
 
     def __init__(self, stamp: Callable[[], Any] = time.perf_counter, between: Callable[[Any, Any], float] = lambda a, b: b - a) -> None:
@@ -87,7 +91,8 @@ class PhaseClock:
         self._marks.append((phase, self._stamp()))
 
     def take(self) -> dict[Phase, float]:
-        """Seconds by phase since the last call, in the order of `Phase`; the phase that is open does not count."""
+        """Seconds by phase since the last call, in the order of `Phase`; the phase that is open
+        does not count."""
         marks, self._marks = self._marks, self._marks[-1:]
         found: dict[Phase, float] = {}
         for (phase, begin), (_, end) in itertools.pairwise(marks):
@@ -97,7 +102,8 @@ class PhaseClock:
 
 
 def attach(engine: Any, marks: PhaseMarks) -> None:
-    """Let a DeepSpeed engine set the marks itself: forward, backward and step at their entry, none when step returns.
+    """Let a DeepSpeed engine set the marks itself: forward, backward and step at their entry, none
+    when step returns.
 
     A forward pass in eval mode is one of an evaluation.
     """

@@ -1,4 +1,5 @@
-"""Optimizer steps of a pipeline: DeepSpeed's PipelineEngine runs the whole schedule of a step (1F1B), which our loop only feeds."""
+"""Optimizer steps of a pipeline: DeepSpeed's PipelineEngine runs the whole schedule of a step
+(1F1B), which our loop only feeds."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ PHASES = {
 
 
 class PipelineLoop:
-    """Runs optimizer steps on a PipelineEngine. It holds nothing itself: what lasts between steps is the engine's."""
+    """Runs optimizer steps on a PipelineEngine. It holds nothing itself: what lasts between steps
+    is the engine's."""
 
     def __init__(self, engine: Any, next_batch: Callable[[], dict[str, Tensor]]) -> None:
         assert is_pipeline(engine.module), "any other engine has TrainingLoop"
@@ -55,7 +57,8 @@ def _cut(batch: dict[str, Tensor]) -> tuple[Any, Tensor]:
 
 
 def mark_instructions(engine: Any, mark: Callable[[Phase | None], None]) -> None:
-    """Let a PipelineEngine mark the phase of each instruction that it carries out: its forward, backward and step are never called."""
+    """Let a PipelineEngine mark the phase of each instruction that it carries out: its forward,
+    backward and step are never called."""
     phase: list[Phase | None] = [None]
 
     def enter(wanted: Phase | None) -> None:

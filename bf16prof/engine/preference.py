@@ -1,12 +1,14 @@
-"""Training on pairs of answers as TRL does: direct preference optimization (DPO), and reward models.
+"""Training on pairs of answers as TRL does: direct preference optimization (DPO), and reward
+models.
 
-A micro-batch has so many pairs; both answers of all of them, chosen and rejected, are rows of one batch (trl/trainer/dpo_trainer.py,
-DataCollatorForPreference). A reward model gives each row one number, of which that of the chosen answer is to be the larger
-(reward_trainer.py, compute_loss).
+A micro-batch has so many pairs; both answers of all of them, chosen and rejected, are rows of one
+batch (trl/trainer/dpo_trainer.py, DataCollatorForPreference). A reward model gives each row one
+number, of which that of the chosen answer is to be the larger (reward_trainer.py, compute_loss).
 
-DPO has a policy, and a reference that does not learn. The reference is a second model, prepared by DeepSpeed: partitioned at ZeRO-3, else
-whole on every rank (trl/models/utils.py, prepare_deepspeed). With an adapter it is the policy with the adapter switched off.
-Log-probabilities are taken from the whole logits (trl/trainer/utils.py, selective_log_softmax).
+DPO has a policy, and a reference that does not learn. The reference is a second model, prepared by
+DeepSpeed: partitioned at ZeRO-3, else whole on every rank (trl/models/utils.py, prepare_deepspeed).
+With an adapter it is the policy with the adapter switched off. Log-probabilities are taken from the
+whole logits (trl/trainer/utils.py, selective_log_softmax).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ OF_TRAINING = ("optimizer", "scheduler")
 """What TRL takes away from the reference's configuration."""
 
 OF_STATES = ("bf16_master_weights_and_grads", "bf16_optimizer_states", "fp16_master_weights_and_grads")
-"""What it leaves there, and DeepSpeed refuses at stage 0 (runtime/config.py, _do_error_check): a reference has none of these."""
+"""What it leaves there, and DeepSpeed refuses at stage 0 (runtime/config.py, _do_error_check): a
+reference has none of these."""
 
 
 def reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +48,8 @@ Call = Callable[..., Any]
 
 
 def preference_loss(policy: Call, reference: Call | None, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-    """The loss of a batch, and what the policy returned. Without a reference its log-probabilities came with the batch."""
+    """The loss of a batch, and what the policy returned. Without a reference its log-probabilities
+    came with the batch."""
     called = {name: batch[name] for name in ("input_ids", "attention_mask")}
     outputs = policy(**called)
     chosen, rejected = _log_probabilities(outputs.logits, batch).chunk(2)
@@ -72,7 +76,8 @@ def _log_probabilities(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _selected(logits: Tensor, labels: Tensor) -> Tensor:
-    """`selective_log_softmax`: row by row, and in low precision by way of all log-probabilities of a row."""
+    """`selective_log_softmax`: row by row, and in low precision by way of all log-probabilities of
+    a row."""
     index = labels.unsqueeze(-1)
     if logits.dtype is torch.float32:
         chosen = logits.gather(dim=-1, index=index)

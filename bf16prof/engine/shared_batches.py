@@ -1,4 +1,5 @@
-"""What is asked of a job whose ranks share sequences or layers, or whose rows hold several sequences, checked before anything starts."""
+"""What is asked of a job whose ranks share sequences or layers, or whose rows hold several
+sequences, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ NO_MASKS = "eager"
 
 
 def shared_sequences(job: Job) -> str | None:
-    """Why the ranks of this job cannot share sequences as they are asked to; `None` if they can, or do not have to.
+    """Why the ranks of this job cannot share sequences as they are asked to; `None` if they can, or
+    do not have to.
 
-    References are to runtime/sequence_parallel/ulysses_sp.py. What a configuration leaves to transformers is left to it here as well.
+    References are to runtime/sequence_parallel/ulysses_sp.py. What a configuration leaves to
+    transformers is left to it here as well.
     """
     ranks, model, tokens = job.case.sequence_parallel, job.profile.model, job.profile.workload.sequence_length
     if ranks == 1:
@@ -30,7 +33,8 @@ def shared_sequences(job: Job) -> str | None:
 
 
 def packed_rows(job: Job) -> str | None:
-    """Why rows of this job cannot hold several sequences as they are asked to; `None` if they can, or do not have to."""
+    """Why rows of this job cannot hold several sequences as they are asked to; `None` if they can,
+    or do not have to."""
     model, workload = job.profile.model, job.profile.workload
     if not workload.packed_sequences:
         return None
@@ -44,7 +48,8 @@ def packed_rows(job: Job) -> str | None:
 
 
 def preference(job: Job) -> str | None:
-    """Why this job cannot train on pairs of answers as it is asked to; `None` if it can, or does not have to."""
+    """Why this job cannot train on pairs of answers as it is asked to; `None` if it can, or does
+    not have to."""
     model, workload = job.profile.model, job.profile.workload
     if not workload.has_pairs:
         return None
@@ -71,7 +76,8 @@ def shared_evaluation(job: Job) -> str | None:
 
 
 def fused_loss(job: Job) -> str | None:
-    """Why head and loss of this job cannot be computed in tiles as they are asked to be; `None` if they can, or do not have to be."""
+    """Why head and loss of this job cannot be computed in tiles as they are asked to be; `None` if
+    they can, or do not have to be."""
     workload = job.profile.workload
     if workload.fused_loss == "none":
         return None
@@ -83,7 +89,8 @@ def fused_loss(job: Job) -> str | None:
 
 
 def shared_layers(job: Job) -> str | None:
-    """Why the ranks of this job cannot share layers as they are asked to; `None` if they can, or do not have to."""
+    """Why the ranks of this job cannot share layers as they are asked to; `None` if they can, or do
+    not have to."""
     if job.case.tensor_parallel == 1:
         return None
     if job.case.sequence_parallel > 1:
@@ -98,7 +105,8 @@ def shared_layers(job: Job) -> str | None:
 
 
 def shared_stages(job: Job) -> str | None:
-    """Why the layers of this job cannot be spread over the stages of a pipeline as it is asked; `None` if they can, or do not have to."""
+    """Why the layers of this job cannot be spread over the stages of a pipeline as it is asked;
+    `None` if they can, or do not have to."""
     profile = job.profile
     if job.case.pipeline_parallel == 1:
         return None
@@ -117,7 +125,8 @@ def shared_stages(job: Job) -> str | None:
 
 
 def spread_experts(job: Job) -> str | None:
-    """Why experts cannot be spread over the ranks of this job as it is asked; `None` if they can, or do not have to."""
+    """Why experts cannot be spread over the ranks of this job as it is asked; `None` if they can,
+    or do not have to."""
     case = job.case
     if case.expert_parallel == 1:
         return None

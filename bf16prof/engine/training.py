@@ -1,16 +1,20 @@
-"""The model, the engine and one optimizer step of a job, as one of two well-known loops writes it (`workload.keeps_outputs`).
+"""The model, the engine and one optimizer step of a job, as one of two well-known loops writes it
+(`workload.keeps_outputs`).
 
-* The published example's (DeepSpeedExamples, training/bf16_master_weight): outputs, loss and batch are local variables, alive until the
-  next micro-step overwrites them: in backward, in the step, and when memory is read between steps.
-* The Trainer's of transformers (5.24.0, trainer.py): `_run_epoch` fetches the batches of all micro-steps of an optimizer step together
-  (`get_batch_samples`) and holds them until it fetches the next; `compute_loss` lets go of the outputs when it returns, before backward;
-  the loss, without its graph, stays until the next one is there (`training_step`). Three scalars of the Trainer are left out: the sum
-  of losses, the number of tokens, the norm.
+* The published example's (DeepSpeedExamples, training/bf16_master_weight): outputs, loss and batch
+  are local variables, alive until the next micro-step overwrites them: in backward, in the step,
+  and when memory is read between steps.
+* The Trainer's of transformers (5.24.0, trainer.py): `_run_epoch` fetches the batches of all
+  micro-steps of an optimizer step together (`get_batch_samples`) and holds them until it fetches
+  the next; `compute_loss` lets go of the outputs when it returns, before backward; the loss,
+  without its graph, stays until the next one is there (`training_step`). Three scalars of the
+  Trainer are left out: the sum of losses, the number of tokens, the norm.
 
 Ours keeps the same tensors as attributes for the same reason, and `kept` names them.
 
-Any model can be trained here. It is called with the tensors of `batch_spec`: described inputs as keywords; token ids as the first argument,
-and labels as `labels` if its forward has such a parameter. What it returns is, or has, or is made into a loss: see `loss_of`.
+Any model can be trained here. It is called with the tensors of `batch_spec`: described inputs as
+keywords; token ids as the first argument, and labels as `labels` if its forward has such a
+parameter. What it returns is, or has, or is made into a loss: see `loss_of`.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def import_libraries(job: Job) -> None:
-    """Import what the job's model and optimizer need besides, so that what a library allocates for itself is not taken for the job's."""
+    """Import what the job's model and optimizer need besides, so that what a library allocates for
+    itself is not taken for the job's."""
     engine_of(job).import_libraries(job)
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
@@ -60,7 +65,8 @@ Batch = dict[str, Tensor]
 
 
 def build_engine(job: Job) -> Any:
-    """The engine of a job, on the accelerator that DeepSpeed finds; the process group must be initialised.
+    """The engine of a job, on the accelerator that DeepSpeed finds; the process group must be
+    initialised.
 
     Raises `InputError` when the model is the user's own and cannot be built.
     """
@@ -89,7 +95,8 @@ def _of_quantized(config: Mapping[str, Any]) -> tuple[torch.dtype, str]:
 
 @contextmanager
 def _no_is_one_line(job: Job) -> Iterator[None]:
-    """Let AutoTP say in one line what it cannot cut: it looks at the model's own plan, which nobody here does."""
+    """Let AutoTP say in one line what it cannot cut: it looks at the model's own plan, which nobody
+    here does."""
     try:
         yield
     except (ValueError, AssertionError, NotImplementedError) as error:
@@ -99,7 +106,8 @@ def _no_is_one_line(job: Job) -> Iterator[None]:
 
 
 def build_reference(job: Job) -> Any:
-    """The engine of the model that a preference is held against; `None` where there is none, or where an adapter is switched off for it."""
+    """The engine of the model that a preference is held against; `None` where there is none, or
+    where an adapter is switched off for it."""
     workload = job.profile.workload
     if workload.dpo != "reference" or job.profile.peft is not None:
         return None
@@ -123,10 +131,12 @@ def _groups(model: nn.Module, job: Job) -> dict[str, Any]:
 
 
 def initialize(model: nn.Module, config: Mapping[str, Any], **more: Any) -> Any:
-    """DeepSpeed's engine for a model as a configuration says it (`engine.config.deepspeed_config`): `deepspeed.initialize`, which takes
-    `more`, handed the library's optimizer and given the cast model where the configuration says so.
+    """DeepSpeed's engine for a model as a configuration says it (`engine.config.deepspeed_config`):
+    `deepspeed.initialize`, which takes `more`, handed the library's optimizer and given the cast
+    model where the configuration says so.
 
-    A cast changes parameters only, as DeepSpeed's own does (`runtime/engine.py`, _cast_module_mixed_precision); buffers keep their dtype.
+    A cast changes parameters only, as DeepSpeed's own does (`runtime/engine.py`,
+    _cast_module_mixed_precision); buffers keep their dtype.
     """
     import deepspeed
 
@@ -151,19 +161,21 @@ WHOLE = "bf16prof_parameters"
 
 
 def parameter_count(engine: Any) -> int:
-    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them; of a script's engine that shares layers, a rank's."""
+    """Elements of the model's parameters, whole ones where ZeRO-3 has cut them; of a script's
+    engine that shares layers, a rank's."""
     return int(getattr(engine, WHOLE, 0)) or _count(engine.module)
 
 
 def _count(model: nn.Module) -> int:
-    """Elements of a model, with the experts of other ranks; what two stages of a pipeline share is counted in one (runtime/pipe/module.py,
-    _index_tied_modules)."""
+    """Elements of a model, with the experts of other ranks; what two stages of a pipeline share is
+    counted in one (runtime/pipe/module.py, _index_tied_modules)."""
     owned = (p for p in model.parameters() if not getattr(p, "ds_pipe_replicated", False))
     return sum(getattr(p, "ds_numel", p.numel()) * ranks_of_experts(p) for p in owned)
 
 
 def takes_labels(model: nn.Module) -> bool:
-    """Whether the model computes its loss itself, from labels that are its input ids: it shifts them, as transformers' models do."""
+    """Whether the model computes its loss itself, from labels that are its input ids: it shifts
+    them, as transformers' models do."""
     return "labels" in inspect.signature(unwrapped(model).forward).parameters
 
 
@@ -187,7 +199,8 @@ def training_loop(
     leave_out: Callable[[int, int], int] = lambda number, total: 0,
     reference: Any = None,
 ) -> StepLoop:
-    """What trains the engine of a job; `leave_out` and `reference`: see `TrainingLoop`. A pipeline runs all its micro-steps."""
+    """What trains the engine of a job; `leave_out` and `reference`: see `TrainingLoop`. A pipeline
+    runs all its micro-steps."""
     if job.case.pipeline_parallel > 1:
         return PipelineLoop(engine, next_batch)
     return TrainingLoop(engine, job, next_batch, leave_out, reference)
@@ -204,7 +217,8 @@ class TrainingLoop:
         leave_out: Callable[[int, int], int] = lambda number, total: 0,
         reference: Any = None,
     ) -> None:
-        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how many of the next ones not to run.
+        """`leave_out` is told of each micro-step that is over, from 0, and of how many; it says how
+        many of the next ones not to run.
 
         `reference`: the engine of the model that a preference is held against (`build_reference`).
         """
@@ -223,7 +237,8 @@ class TrainingLoop:
     def step(self) -> float:
         """One optimizer step; the mean loss of its micro-steps.
 
-        Each micro-step's loss is read as soon as the micro-step is over: keeping its tensor for later would show up in the memory.
+        Each micro-step's loss is read as soon as the micro-step is over: keeping its tensor for
+        later would show up in the memory.
         """
         losses = []
         number = 0
@@ -270,7 +285,8 @@ class TrainingLoop:
         return {name.replace("_", " "): tensors for name, tensors in found.items()}
 
     def _batch(self, number: int) -> Batch:
-        """The batch of a micro-step. They are fetched one at a time, or all together where the loop is the Trainer's."""
+        """The batch of a micro-step. They are fetched one at a time, or all together where the loop
+        is the Trainer's."""
         if self._keeps_outputs:
             self.batches = [self._next_batch()]
         elif number == 0:
@@ -327,9 +343,11 @@ class TrainingLoop:
 
 @contextmanager
 def called_as_described(model: Model, batch: Batch, wanted: str, mixed: Callable[[], str] = str) -> Iterator[None]:
-    """Let what a foreign model raises say what it was called with: nobody here knows what it expects. Our own errors pass.
+    """Let what a foreign model raises say what it was called with: nobody here knows what it
+    expects. Our own errors pass.
 
-    `wanted`: the name of its forward's first parameter. `mixed`: asked what to say where dtypes are refused (`mixed_on_cpu`).
+    `wanted`: the name of its forward's first parameter. `mixed`: asked what to say where dtypes are
+    refused (`mixed_on_cpu`).
     """
     try:
         yield
@@ -359,9 +377,11 @@ OF_DTYPES = re.compile("scalar type|dtype")
 
 
 def mixed_on_cpu(module: nn.Module) -> str:
-    """What to do about buffers in another dtype than the parameters, which no kernel of a CPU takes; nothing elsewhere.
+    """What to do about buffers in another dtype than the parameters, which no kernel of a CPU
+    takes; nothing elsewhere.
 
-    DeepSpeed leaves buffers as they are (runtime/engine.py, `_cast_module_mixed_precision`): the running statistics of batch norms.
+    DeepSpeed leaves buffers as they are (runtime/engine.py, `_cast_module_mixed_precision`): the
+    running statistics of batch norms.
     """
     parameters = {each.dtype for each in module.parameters() if each.is_floating_point()}
     buffers = {each.dtype for each in module.buffers() if each.is_floating_point()} - parameters
@@ -375,14 +395,16 @@ def mixed_on_cpu(module: nn.Module) -> str:
 
 
 UNEQUAL_DTYPES = "UnequalDtypes"
-"""What the dry run raises in the place of a kernel that refuses its arguments (`dry_run/hardware/asking.py`)."""
+"""What the dry run raises in the place of a kernel that refuses its arguments
+(`dry_run/hardware/asking.py`)."""
 
 WITHOUT_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode")
 """What fake tensors raise where a model asks for values (torch/_subclasses/fake_tensor.py)."""
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether it was raised by this package or by DeepSpeed, and not by the model or by an operator that it calls."""
+    """Whether it was raised by this package or by DeepSpeed, and not by the model or by an operator
+    that it calls."""
     import deepspeed
 
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
@@ -393,8 +415,9 @@ def _is_ours(error: BaseException) -> bool:
 def loss_of(outputs: Any, labels: Tensor | None, vocab_size: int | None) -> Tensor:
     """The loss of what a model returned; the first of these that there is:
 
-    the scalar that it returned; its `loss`; the first scalar of a tuple; the cross-entropy of its first floating tensor against the labels,
-    if that is [*labels' shape, vocabulary]; the mean of that tensor, which trains nothing and needs the same memory.
+    the scalar that it returned; its `loss`; the first scalar of a tuple; the cross-entropy of its
+    first floating tensor against the labels, if that is [*labels' shape, vocabulary]; the mean of
+    that tensor, which trains nothing and needs the same memory.
 
     Raises `InputError` when there is no tensor that a loss could be made of.
     """
@@ -413,7 +436,8 @@ def loss_of(outputs: Any, labels: Tensor | None, vocab_size: int | None) -> Tens
 
 
 def named_tensors(outputs: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors in what a model returned, by the names or numbers that they have there; one tensor alone is its logits."""
+    """The tensors in what a model returned, by the names or numbers that they have there; one
+    tensor alone is its logits."""
     if isinstance(outputs, Tensor):
         return {name or "logits": outputs}
     if isinstance(outputs, tuple | list):

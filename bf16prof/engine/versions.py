@@ -1,4 +1,5 @@
-"""The versions of DeepSpeed, PyTorch and transformers that are supported, those that were tried, and those that do not work."""
+"""The versions of DeepSpeed, PyTorch and transformers that are supported, those that were tried,
+and those that do not work."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from bf16prof.profiles.shipped import shipped_table
 
 @dataclass(frozen=True)
 class Support:
-    """One package: the oldest supported release, the releases that the dry run was tried with, and those that do not work, with the reason
-    (`versions.toml`)."""
+    """One package: the oldest supported release, the releases that the dry run was tried with, and
+    those that do not work, with the reason (`versions.toml`)."""
 
     oldest: str
     tested: tuple[str, ...]
@@ -29,7 +30,8 @@ class Support:
         return next((reason for release, reason in self.broken.items() if _is_of(version, release)), "")
 
     def untested(self, version: str) -> str:
-        """What to say of a release that was not tried: between which releases it lies; empty for one that was."""
+        """What to say of a release that was not tried: between which releases it lies; empty for
+        one that was."""
         release = version_tuple(version)
         if release in map(version_tuple, self.tested):
             return ""

@@ -42,7 +42,8 @@ def workload_of(job: Job) -> Workload:
 
 
 def _without_effect(job: Job) -> set[str]:
-    """What is assumed of the profile and means nothing to this job, in the words of `profiles/assumed.py`."""
+    """What is assumed of the profile and means nothing to this job, in the words of
+    `profiles/assumed.py`."""
     of_deepspeed = {"buckets"} if job.profile.is_for_megatron else set()
     return of_deepspeed if job.is_inside_zero_init else of_deepspeed | {"zero.Init"}
 
@@ -59,7 +60,8 @@ def takes_sequences(model: Model) -> bool:
 
 
 def optimizer_words(config: dict[str, Any]) -> str:
-    """What updates the weights: "AdamW (FusedAdam)", "AdamW (torch, fused)", a library's class, or the name in the file."""
+    """What updates the weights: "AdamW (FusedAdam)", "AdamW (torch, fused)", a library's class, or
+    the name in the file."""
     facts, params = engine_facts(config), optimizer_settings(config)
     if facts.optimizer is BasicOptimizer.CLIENT and facts.layout is not None:
         return facts.layout.class_
@@ -73,6 +75,7 @@ def optimizer_words(config: dict[str, Any]) -> str:
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as DeepSpeed is given it, with the defaults of ZeRO's keys that are known."""
+    """The configuration as DeepSpeed is given it, with the defaults of ZeRO's keys that are
+    known."""
     zero = {**zero_settings(config).model_dump(mode="json", by_alias=True), **config["zero_optimization"]}
     return {**handed_to_deepspeed(config), "zero_optimization": zero}

@@ -1,4 +1,5 @@
-"""What an out-of-memory message says by its own numbers: who held what, how much was missing, and whether fragmentation was to blame."""
+"""What an out-of-memory message says by its own numbers: who held what, how much was missing, and
+whether fragmentation was to blame."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from bf16prof.imports.out_of_memory import Message
 from bf16prof.profiles.beside import beside_the_allocator
 
 _MANY = 2
-"""What lives beside the allocator is said to be much when it is more than so many times what is assumed of a job on one node."""
+"""What lives beside the allocator is said to be much when it is more than so many times what is
+assumed of a job on one node."""
 
 _ONE_NODE = 8
 _NOTICEABLE = 64 * 2**20
@@ -38,7 +40,8 @@ def amounts(message: Message) -> tuple[MessageAmount, ...]:
 
 
 def room(message: Message) -> int | None:
-    """What the allocator could have had: what it has reserved and what is free, or what it is allowed."""
+    """What the allocator could have had: what it has reserved and what is free, or what it is
+    allowed."""
     allowed, reserved, free = (message.bytes(name) for name in ("allowed", "reserved", "free"))
     if allowed is not None:
         return allowed
@@ -76,7 +79,8 @@ def _fragmented(message: Message) -> str:
 
 
 def _beside(message: Message) -> str:
-    """Who else uses the GPU, where the message tells this process from others; else whether more is used than one process takes."""
+    """Who else uses the GPU, where the message tells this process from others; else whether more is
+    used than one process takes."""
     total, free, beside = (message.bytes(name) for name in ("total", "free", "beside"))
     if total is None or free is None or beside is None:
         return ""

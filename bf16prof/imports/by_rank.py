@@ -1,4 +1,5 @@
-"""One run that several ranks speak of: each has a reader of its own, and the one that holds most is told, by name."""
+"""One run that several ranks speak of: each has a reader of its own, and the one that holds most is
+told, by name."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class ByRank:
 
 
 class Shared:
-    """A reader of lines that say themselves which rank they are of, or whose rank does not matter."""
+    """A reader of lines that say themselves which rank they are of, or whose rank does not
+    matter."""
 
     is_open = False
 

@@ -1,4 +1,5 @@
-"""What DeepSpeed says of its configuration when it begins (deepspeed/runtime/config.py, `DeepSpeedConfig.print`):
+"""What DeepSpeed says of its configuration when it begins (deepspeed/runtime/config.py,
+`DeepSpeedConfig.print`):
 
       train_micro_batch_size_per_gpu  4
       world_size ................... 8
@@ -8,8 +9,9 @@
         ...
     }
 
-and what its launcher (`dist_world_size=8`) and engine (`Creating torch.bfloat16 ZeRO stage 3 optimizer`) say. The JSON is the one that the
-job ran with, `auto` filled in. It is printed as one message of several lines, numbers with exponents (5.000000e+08).
+and what its launcher (`dist_world_size=8`) and engine (`Creating torch.bfloat16 ZeRO stage 3
+optimizer`) say. The JSON is the one that the job ran with, `auto` filled in. It is printed as one
+message of several lines, numbers with exponents (5.000000e+08).
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ class ConfigReader:
         return Finding(self.format, notes=(f"{self.format} says {', '.join(filter(None, [said, whole]))}",), said=dict(self._said))
 
     def _other(self, text: str) -> int:
-        """Lines of the same print that say nothing of use here: those with its mark, and the inside of an object that one of them opens."""
+        """Lines of the same print that say nothing of use here: those with its mark, and the inside
+        of an object that one of them opens."""
         if _OTHER_KEY.search(text):
             self._block = text.endswith("{")
             return 1
@@ -121,6 +124,7 @@ class ConfigReader:
 
 
 def _number(text: str) -> float | int:
-    """A number of a JSON; one in DeepSpeed's own notation with an exponent is whole where it can be."""
+    """A number of a JSON; one in DeepSpeed's own notation with an exponent is whole where it can
+    be."""
     value = float(text)
     return int(value) if "e" in text.lower() and value.is_integer() and abs(value) < 2**63 else value

@@ -1,11 +1,13 @@
-"""The stdout of DeepSpeed's bf16 example (DeepSpeedExamples, training/bf16_master_weight/train.py): every rank prints
+"""The stdout of DeepSpeed's bf16 example (DeepSpeedExamples, training/bf16_master_weight/train.py):
+every rank prints
 
 * at some steps `[Rank 0] Step 5: loss=10.9141, time=0.601s, alloc_mem=25.74 GB, peak_mem=31.38 GB`;
 * at the end a block under `[Rank 0] FINAL RESULTS`, and the same in bytes as
   `SUMMARY: config=... params=... peak_mem_bytes=... alloc_mem_bytes=... avg_step_time=...`.
 
-Its GB are 2**30 bytes with two decimals (`format_memory`); its peak is `max_memory_allocated` since the process began (init included);
-its step time is a mean over the steps after the warm-up, whose number it does not print.
+Its GB are 2**30 bytes with two decimals (`format_memory`); its peak is `max_memory_allocated` since
+the process began (init included); its step time is a mean over the steps after the warm-up, whose
+number it does not print.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _AFTER_INIT = re.compile(rf"\[Rank \d{{1,7}}\] Memory after init: allocated=({NU
 _BLOCK = re.compile(rf"  (Average step time|Peak memory|Final allocated memory): ({NUMBER})(?:s| GB)$")
 _BEGINS = re.compile(r"\[Rank \d{1,7}\] (?:Creating model with hidden_dim=|Loading wikitext dataset|Dataset loaded: )")
 _OTHERS = re.compile(r"\] Activation checkpointing enabled$|^  (?:Config|Model|Parameters|Batch size): |^={60}$|^Loss history saved to: ")
-"""Lines of the script that say nothing of use here; those of the second kind could stand elsewhere as well."""
+"""Lines of the script that say nothing of use here; those of the second kind could stand elsewhere
+as well."""
 
 _KEYS = {"config", "params", "peak_mem_bytes", "alloc_mem_bytes", "avg_step_time"}
 
@@ -71,7 +74,8 @@ class ExampleReader:
         return int(self._summary(text) or self._step(text) or self._other(text))
 
     def finding(self) -> Finding | None:
-        """What the lines say of the rank that holds most. Raises `ValueError` when they are those of several runs."""
+        """What the lines say of the rank that holds most. Raises `ValueError` when they are those
+        of several runs."""
         if not (self._summaries or self._steps or self._block or self._parameters):
             return None
         self._require_one_run()
@@ -166,7 +170,8 @@ class ExampleReader:
         return highest([rounded(text, GIB, 2) for text in self._block.get(name, [])])
 
     def _job_step(self, step: int) -> StepRecord:
-        """The mean loss and the slowest time of the ranks; no loss where a rank that speaks of other steps does not speak of this one."""
+        """The mean loss and the slowest time of the ranks; no loss where a rank that speaks of
+        other steps does not speak of this one."""
         of_step = self._steps[step]
         losses = [loss for loss, _ in of_step.values() if loss is not None]
         complete = len(losses) == len(self._last)

@@ -1,6 +1,8 @@
-"""From files to findings: the format of each is detected by its content, and what was not understood is counted.
+"""From files to findings: the format of each is detected by its content, and what was not
+understood is counted.
 
-Files are what others wrote: they may be endless, binary, of another kind or made to harm. All of one run are read together.
+Files are what others wrote: they may be endless, binary, of another kind or made to harm. All of
+one run are read together.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ _LARGEST_JSON = 64 * 2**20
 
 @dataclass(frozen=True)
 class Understood:
-    """What was read in one file: lines, rows or events by format, and how many were not understood."""
+    """What was read in one file: lines, rows or events by format, and how many were not
+    understood."""
 
     path: Path
     parts: dict[str, int] = field(default_factory=dict)
@@ -70,14 +73,16 @@ class Understood:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the files of one run say together. `failed`: the out-of-memory message of the rank that needed most."""
+    """What the files of one run say together. `failed`: the out-of-memory message of the rank that
+    needed most."""
 
     findings: tuple[Finding, ...]
     files: tuple[Understood, ...]
     failed: Message | None = None
 
     def said(self, name: str) -> Any:
-        """What the first format that says it says of the case (`finding.SAID`); `None` if none does."""
+        """What the first format that says it says of the case (`finding.SAID`); `None` if none
+        does."""
         return next((finding.said[name] for finding in self.findings if name in finding.said), None)
 
     @property
@@ -141,7 +146,8 @@ class _Readers:
 
 
 def read_files(paths: Sequence[Path]) -> Sources:
-    """Read the files of one run. Raises `InputError` naming the file that cannot be used, or saying that they are of several runs."""
+    """Read the files of one run. Raises `InputError` naming the file that cannot be used, or saying
+    that they are of several runs."""
     return _read_all([(path, None) for path in paths])
 
 
@@ -252,7 +258,8 @@ def _text(path: Path, content: bytes, readers: _Readers) -> Understood:
 
 
 def _explaining(line: LogLine, readers: Sequence[_TextReader]) -> tuple[_TextReader | None, int]:
-    """The first reader that explains a line, and how many lines it does; only those are asked whom it may concern."""
+    """The first reader that explains a line, and how many lines it does; only those are asked whom
+    it may concern."""
     lowered = line.text.lower()
     for reader in readers:
         is_concerned = reader.is_open or any(mark in lowered for mark in reader.marks)

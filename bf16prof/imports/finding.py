@@ -1,6 +1,7 @@
 """What one format says of a run, and how exactly it says it.
 
-A log that prints 25.74 GB does not say a number of bytes but an interval; a `Reading` keeps both ends, and nothing wider.
+A log that prints 25.74 GB does not say a number of bytes but an interval; a `Reading` keeps both
+ends, and nothing wider.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from bf16prof.vocabulary import Phase
 GIB, MIB = 2**30, 2**20
 _ENDLESS = 2**62
 NUMBER = r"\d{1,15}(?:\.\d{1,15})?"
-"""A plain decimal number in a log, as a regular expression: no sign, no exponent, no endless digits."""
+"""A plain decimal number in a log, as a regular expression: no sign, no exponent, no endless
+digits."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """Bytes as they were logged: the logged number is at most `rounding` away from `bytes`.
 
-    `is_floor`: the log proves this much and says nothing of what is above it; else it is the quantity itself.
+    `is_floor`: the log proves this much and says nothing of what is above it; else it is the
+    quantity itself.
     """
 
     bytes: int
@@ -50,12 +53,14 @@ class Reading:
 
     @classmethod
     def between(cls, low: int, high: int, *, is_floor: bool = False) -> Reading:
-        """The integers from `low` to `high`, and one below where they have no middle: none that may be meant is left out."""
+        """The integers from `low` to `high`, and one below where they have no middle: none that may
+        be meant is left out."""
         middle = (low + high) // 2
         return cls(middle, high - middle, is_floor)
 
     def no_lower_than(self, other: Reading) -> Reading:
-        """The same quantity, known to be no lower than another one; as it is where the two contradict each other."""
+        """The same quantity, known to be no lower than another one; as it is where the two
+        contradict each other."""
         if other.low <= self.low or other.low > self.top:
             return self
         return Reading.between(other.low, self.top, is_floor=self.is_floor)
@@ -67,15 +72,16 @@ class Reading:
 
 @functools.lru_cache(maxsize=4096)
 def rounded(text: str, unit: int, decimals: int) -> Reading:
-    """A number that was rounded to so many decimals, in bytes. No byte that may have been meant is left out; at one end there is one more
-    where the number itself is no whole number of bytes."""
+    """A number that was rounded to so many decimals, in bytes. No byte that may have been meant is
+    left out; at one end there is one more where the number itself is no whole number of bytes."""
     number, half = Fraction(text) * unit, Fraction(unit, 2 * 10**decimals)
     middle = round(number)
     return Reading(middle, max(math.floor(number + half) - middle, middle - math.ceil(number - half)))
 
 
 def highest(readings: Sequence[Reading]) -> Reading | None:
-    """The largest of several readings: as low as none of them allows it to be lower. A lower bound if one of them is."""
+    """The largest of several readings: as low as none of them allows it to be lower. A lower bound
+    if one of them is."""
     if not readings:
         return None
     is_floor = any(r.is_floor for r in readings)
@@ -89,9 +95,11 @@ def total(readings: Sequence[Reading]) -> Reading:
 
 @dataclass(frozen=True)
 class Rates:
-    """Speed that a log gives in other units than seconds per step; what is missing may be known from elsewhere.
+    """Speed that a log gives in other units than seconds per step; what is missing may be known
+    from elsewhere.
 
-    * `samples_per_s`: of the whole job, by step. `micro_step_s`: seconds of each micro-step, in their order.
+    * `samples_per_s`: of the whole job, by step. `micro_step_s`: seconds of each micro-step, in
+      their order.
     * `mean_step_s`: a mean over the whole run, which holds more than the steps.
     """
 
@@ -104,12 +112,15 @@ class Rates:
 class Finding:
     """What a format says of a run.
 
-    * `readings`: bytes by the reconciler's names of quantities. `facts`: other fields of a `MemoryRecord` by name.
+    * `readings`: bytes by the reconciler's names of quantities. `facts`: other fields of a
+      `MemoryRecord` by name.
     * `ranks`: so many ranks there are at least. `config`: the DeepSpeed JSON that the log names.
     * `said`: what the log says of the case and the workload, by the names of `SAID`.
-    * `resets_peaks`: printing it resets torch's peak counter, so that a peak that another line prints is one since then.
+    * `resets_peaks`: printing it resets torch's peak counter, so that a peak that another line
+      prints is one since then.
     * `open_phase`: the phase of training that the last line says has begun, and no line has ended.
-    * `failure`: one line on how the run died; empty if nothing says that it did. `shortage`: the numbers of an out-of-memory message.
+    * `failure`: one line on how the run died; empty if nothing says that it did. `shortage`: the
+      numbers of an out-of-memory message.
     """
 
     format: str
@@ -136,7 +147,8 @@ class Reader(Protocol):
     """Collects what one format says, over all files of a run."""
 
     def finding(self) -> Finding | None:
-        """What was said; `None` if nothing was. Raises `ValueError` when the files contradict each other."""
+        """What was said; `None` if nothing was. Raises `ValueError` when the files contradict each
+        other."""
         ...
 
 
@@ -151,7 +163,8 @@ class LineReader(Reader, Protocol):
         ...
 
     def line(self, text: str) -> int:
-        """Read one line; how many lines it explains: none, itself, or itself and the line before."""
+        """Read one line; how many lines it explains: none, itself, or itself and the line
+        before."""
         ...
 
 

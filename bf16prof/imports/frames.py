@@ -1,6 +1,7 @@
 """Where in training a Python traceback was: the outermost of its frames that belongs to a phase.
 
-Outermost, because backward runs forward again under activation checkpointing, and init steps the optimizer once to make its states.
+Outermost, because backward runs forward again under activation checkpointing, and init steps the
+optimizer once to make its states.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class Frames:
 
 
 def _of_function(name: str, path: str) -> Phase | None:
-    """The phase of a function. What is called `step` or `initialize` counts in the files of libraries only: scripts call anything so."""
+    """The phase of a function. What is called `step` or `initialize` counts in the files of
+    libraries only: scripts call anything so."""
     if name == "__init__" and re.search(r"deepspeed/runtime/(?:engine|zero/|bf16|fp16)", path.replace("\\", "/")):
         return Phase.INIT
     if name in ("step", "initialize", "load_model", "_apply", "to", "cuda") and not re.search(

@@ -1,4 +1,5 @@
-"""The instant that a message names: "Engine before forward", "Memory stats after training step", "After the backward pass"."""
+"""The instant that a message names: "Engine before forward", "Memory stats after training step",
+"After the backward pass"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A CSV file of losses with the columns `step` and `loss`, as the example's `--loss_log_file` writes it (rank 0)."""
+"""A CSV file of losses with the columns `step` and `loss`, as the example's `--loss_log_file`
+writes it (rank 0)."""
 
 from __future__ import annotations
 

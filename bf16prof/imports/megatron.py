@@ -1,9 +1,11 @@
-"""What Megatron-DeepSpeed prints of its iterations, and once of its memory (megatron's `training_log` and `report_memory`):
+"""What Megatron-DeepSpeed prints of its iterations, and once of its memory (megatron's
+`training_log` and `report_memory`):
 
-     iteration       10/  500000 | elapsed time per iteration (ms): 1234.5 | ... | lm loss: 1.034E+01 | ...
+     iteration       10/  500000 | elapsed time per iteration (ms): 1234.5 | ... | lm loss: 1.03E+01
     [Rank 3] (after 10 iterations) memory (MB) | allocated: 18123.45 | max allocated: 25000.12 | ...
 
-Its MB are 2**20 bytes; the peaks are torch's own counters, since the process began unless somebody has reset them.
+Its MB are 2**20 bytes; the peaks are torch's own counters, since the process began unless somebody
+has reset them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""DeepSpeed's `memory_status` (deepspeed/runtime/utils.py), which scripts and its pipeline engine call on every rank, or on one:
+"""DeepSpeed's `memory_status` (deepspeed/runtime/utils.py), which scripts and its pipeline engine
+call on every rank, or on one:
 
     RANK=0 MEMSTATS after step device=cuda:0 current alloc=18.2031GB (delta=... max=24.9063GB) ...
 
-Its GB are 2**30 bytes with four decimals; `max` is torch's peak counter, which the call resets only if it is told to.
+Its GB are 2**30 bytes with four decimals; `max` is torch's peak counter, which the call resets only
+if it is told to.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _LINE = re.compile(
 
 
 class MemoryStatusReader:
-    """Reads the lines of all ranks, which name themselves; the one with the highest peak is told."""
+    """Reads the lines of all ranks, which name themselves; the one with the highest peak is
+    told."""
 
     format = "DeepSpeed's memory_status"
     marks = ("memstats",)

@@ -1,13 +1,15 @@
-"""DeepSpeed's `see_memory_usage` (deepspeed/runtime/utils.py), which `memory_breakdown` in a DeepSpeed JSON switches on: a message, then
+"""DeepSpeed's `see_memory_usage` (deepspeed/runtime/utils.py), which `memory_breakdown` in a
+DeepSpeed JSON switches on: a message, then
 
     MA 25.74 GB         Max_MA 31.38 GB         CA 37.91 GB         Max_CA 38 GB
 
-of rank 0: allocated and reserved, now and the most since the last such line, because each call resets the peaks. Its GB are 2**30 bytes,
-rounded to two decimals, the last one to none. The messages of the engine say which phase lies between two lines; so do a user's own
-that say before or after forward, backward or step. Versions before 0.15 print some lines of init without being asked.
+of rank 0: allocated and reserved, now and the most since the last such line, because each call
+resets the peaks. Its GB are 2**30 bytes, rounded to two decimals, the last one to none. The
+messages of the engine say which phase lies between two lines; so do a user's own that say before or
+after forward, backward or step. Versions before 0.15 print some lines of init without being asked.
 
-What is proved: a phase has a peak once a line closes it, and an end only if that line says so. Until then a peak is a lower bound. A log
-that ends in init says nothing of the whole run.
+What is proved: a phase has a peak once a line closes it, and an end only if that line says so.
+Until then a peak is a lower bound. A log that ends in init says nothing of the whole run.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class MemoryUsageReader:
 
     def __init__(self) -> None:
         self._instant: tuple[str, Phase | None] = ("", None)
-        """What the last message since the last reading names: other ranks may print between it and the reading."""
+        """What the last message since the last reading names: other ranks may print between it and
+        the reading."""
         self._open: Phase | None = Phase.INIT
         self._peaks: dict[Phase, list[Reading]] = {}
         self._ends: dict[Phase, Reading] = {}

@@ -1,7 +1,10 @@
-"""One reading of each quantity from all that say it: the most exact of those that are the quantity itself; bounds where they prove more.
+"""One reading of each quantity from all that say it: the most exact of those that are the quantity
+itself; bounds where they prove more.
 
-* A run that died proves of its peaks that they are at least what was seen: every other reading of a peak is a lower bound then.
-* A line that resets torch's peak counter makes of the peaks that other lines print peaks since then: the highest of them all is the run's.
+* A run that died proves of its peaks that they are at least what was seen: every other reading of a
+  peak is a lower bound then.
+* A line that resets torch's peak counter makes of the peaks that other lines print peaks since
+  then: the highest of them all is the run's.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ def merged(findings: Sequence[Finding]) -> tuple[dict[str, Reading], list[str]]:
 
 
 def _one(name: str, found: Sequence[tuple[Reading, Finding]], *, is_maximum: bool) -> tuple[Reading, list[str]]:
-    """The reading of a quantity, and who contradicts it. `is_maximum`: none is the quantity, which is the highest of them."""
+    """The reading of a quantity, and who contradicts it. `is_maximum`: none is the quantity, which
+    is the highest of them."""
     exact = [pair for pair in found if not pair[0].is_floor]
     floor = highest([reading for reading, _ in found if reading.is_floor])
     if is_maximum or not exact:

@@ -1,11 +1,13 @@
-"""`nvidia-smi --query-gpu=timestamp,index,name,memory.used,utilization.gpu,power.draw --format=csv`, in a loop or once.
+"""`nvidia-smi --query-gpu=timestamp,index,name,memory.used,utilization.gpu,power.draw
+--format=csv`, in a loop or once.
 
-A column is a query's name with its unit in brackets; values repeat the unit unless `nounits` was asked for. Memory is that of the whole
-device, of every process and of the driver, in whole MiB. NVIDIA does not say how these are rounded, so less than one MiB in either
-direction is left open.
+A column is a query's name with its unit in brackets; values repeat the unit unless `nounits` was
+asked for. Memory is that of the whole device, of every process and of the driver, in whole MiB.
+NVIDIA does not say how these are rounded, so less than one MiB in either direction is left open.
 
-Without a header (`--format=csv,noheader`) columns are known by their content: units, time stamps, names; of two columns of memory the one
-that is never smaller is the total, and the other is taken to be what is used, which is said.
+Without a header (`--format=csv,noheader`) columns are known by their content: units, time stamps,
+names; of two columns of memory the one that is never smaller is the total, and the other is taken
+to be what is used, which is said.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ _SMALLEST_MIB, _KINDS_OF_GPU = 2000, 4
 
 
 def names(header: Sequence[str]) -> list[str]:
-    """The names of columns without their units; empty when the header is not one of nvidia-smi's that is of use here."""
+    """The names of columns without their units; empty when the header is not one of nvidia-smi's
+    that is of use here."""
     found = [re.sub(r" \[\S+\]$", "", cell.strip()) for cell in header]
     return found if any(name in UNITS for name in found) else []
 
@@ -71,7 +74,8 @@ class GpuSamples:
 
 
 def device_finding(format_: str, devices: Mapping[str, GpuSamples], more: Sequence[str]) -> Finding | None:
-    """What samples say of the GPU that holds most, by its number or whatever tells it from the others."""
+    """What samples say of the GPU that holds most, by its number or whatever tells it from the
+    others."""
     if not devices:
         return None
     worst = max(devices, key=lambda name: devices[name].used)
@@ -88,9 +92,11 @@ def device_finding(format_: str, devices: Mapping[str, GpuSamples], more: Sequen
 
 
 def guessed_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The names of the columns of a CSV without header, by their content; empty when it is not one of nvidia-smi's.
+    """The names of the columns of a CSV without header, by their content; empty when it is not one
+    of nvidia-smi's.
 
-    Numbers without units are believed only where two columns are memory: one that is the same in all rows of a GPU and never smaller.
+    Numbers without units are believed only where two columns are memory: one that is the same in
+    all rows of a GPU and never smaller.
     """
     rows = [[cell.strip() for cell in row] for row in rows if row][:_LOOKED_AT]
     if not rows or len({len(row) for row in rows}) != 1:
@@ -122,7 +128,8 @@ def _kind(cells: Sequence[str]) -> str:
 
 
 def _plain_memory(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> tuple[int, int] | None:
-    """Two neighbours of whole numbers without units: the largest of each row, which is a GPU's memory in MiB, and one that is no index."""
+    """Two neighbours of whole numbers without units: the largest of each row, which is a GPU's
+    memory in MiB, and one that is no index."""
     numbers = [n for n, kind in enumerate(columns) if kind == "number"]
     largest = [n for n in numbers if all(int(row[n]) >= int(row[m]) for row in rows for m in numbers)]
     sizes = {int(row[n]) for row in rows for n in largest}

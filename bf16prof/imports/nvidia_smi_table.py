@@ -1,10 +1,11 @@
-"""The table that `nvidia-smi` prints without arguments, once or in a loop: two or three rows for each GPU,
+"""The table that `nvidia-smi` prints without arguments, once or in a loop: two or three rows for
+each GPU,
 
     |   0  NVIDIA H100 80GB HBM3          On  |   00000000:19:00.0 Off |                    0 |
     | N/A   47C    P0            512W /  700W |   64118MiB /  81559MiB |     98%      Default |
 
-of which the second has the numbers: memory of the whole device, of all processes and of the driver. Parts of a GPU (MIG) have rows of their
-own, without power, which are not read.
+of which the second has the numbers: memory of the whole device, of all processes and of the driver.
+Parts of a GPU (MIG) have rows of their own, without power, which are not read.
 """
 
 from __future__ import annotations

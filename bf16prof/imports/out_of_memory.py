@@ -1,14 +1,17 @@
-"""torch's message when the caching allocator finds no memory (c10/cuda/CUDACachingAllocator.cpp, `malloc`), in all of its forms:
+"""torch's message when the caching allocator finds no memory (c10/cuda/CUDACachingAllocator.cpp,
+`malloc`), in all of its forms:
 
-* before 1.4: `... Tried to allocate 12.50 MiB (GPU 0; 10.92 GiB total capacity; 8.57 MiB already allocated; 9.28 GiB free; 4.68 MiB
-  cached)`, where cached is what is reserved and not allocated;
+* before 1.4: `... Tried to allocate 12.50 MiB (GPU 0; 10.92 GiB total capacity; 8.57 MiB already
+  allocated; 9.28 GiB free; 4.68 MiB cached)`, where cached is what is reserved and not allocated;
 * until 2.0: `... 1.02 GiB free; 37.61 GiB reserved in total by PyTorch)`;
-* since 2.1: `Tried to allocate 1.16 GiB. GPU 6 has a total capacity of 79.11 GiB of which 843.88 MiB is free. [Process 41721 has 78.27 GiB
-  memory in use.] [Including non-PyTorch memory, this process has ... memory in use.] [... allowed;] Of the allocated memory 71.93 GiB is
-  allocated by PyTorch, [with ... allocated in private pools,] and 4.81 GiB is reserved by PyTorch but unallocated.`
+* since 2.1: `Tried to allocate 1.16 GiB. GPU 6 has a total capacity of 79.11 GiB of which 843.88
+  MiB is free. [Process 41721 has 78.27 GiB memory in use.] [Including non-PyTorch memory, this
+  process has ... memory in use.] [... allowed;] Of the allocated memory 71.93 GiB is allocated by
+  PyTorch, [with ... allocated in private pools,] and 4.81 GiB is reserved by PyTorch but
+  unallocated.`
 
-CUDA stands for HIP or XPU as well. Sizes have two decimals, or are whole bytes. The rank is that of the line's tag; without one, only the
-GPU's number is known.
+CUDA stands for HIP or XPU as well. Sizes have two decimals, or are whole bytes. The rank is that of
+the line's tag; without one, only the GPU's number is known.
 """
 
 from __future__ import annotations
@@ -63,10 +66,12 @@ MOST = 65_536
 
 @dataclass(frozen=True)
 class Message:
-    """An out-of-memory message: the sizes that it gives by name, each with its rounding, and who said it where.
+    """An out-of-memory message: the sizes that it gives by name, each with its rounding, and who
+    said it where.
 
-    Names: `tried`, `total`, `free`, `allocated`, `reserved`, `unallocated` (reserved and not allocated), `allowed` (of the allocator),
-    `process` (used by this process), `beside` (used by whatever is not this allocator). `processes`: bytes by process id.
+    Names: `tried`, `total`, `free`, `allocated`, `reserved`, `unallocated` (reserved and not
+    allocated), `allowed` (of the allocator), `process` (used by this process), `beside` (used by
+    whatever is not this allocator). `processes`: bytes by process id.
     """
 
     sizes: Mapping[str, Reading]
@@ -84,7 +89,8 @@ class Message:
 
     @property
     def needed(self) -> Reading | None:
-        """What would have been allocated had there been room: no job that does the same needs less."""
+        """What would have been allocated had there been room: no job that does the same needs
+        less."""
         parts = [self.sizes[name] for name in ("allocated", "tried") if name in self.sizes]
         return total(parts).as_floor() if len(parts) == 2 else None
 
@@ -115,7 +121,8 @@ class Message:
 
 
 def parse(text: str, *, rank: int | None = None, place: SaidPhase | None = None) -> Message | None:
-    """The message in a text; `None` where there is none. Sizes that follow from others are filled in."""
+    """The message in a text; `None` where there is none. Sizes that follow from others are filled
+    in."""
     begin = _BEGINS.search(text)
     tried = _TRIED.search(text)
     if begin is None and (tried is None or not any(part.search(text) for part in _PARTS[:2])):
@@ -131,7 +138,8 @@ def parse(text: str, *, rank: int | None = None, place: SaidPhase | None = None)
 
 
 def _completed(sizes: dict[str, Reading]) -> dict[str, Reading]:
-    """With reserved from its parts or the other way round, and what whatever is not this allocator uses."""
+    """With reserved from its parts or the other way round, and what whatever is not this allocator
+    uses."""
     allocated = sizes.get("allocated")
     if allocated and "unallocated" in sizes:
         sizes.setdefault("reserved", total([allocated, sizes["unallocated"]]))
@@ -152,7 +160,8 @@ def _reading(found: re.Match[str], name: str) -> Reading:
 
 
 class OutOfMemoryReader:
-    """Reads the messages of all ranks, with the traceback that each has above it; the rank that needed most is told."""
+    """Reads the messages of all ranks, with the traceback that each has above it; the rank that
+    needed most is told."""
 
     format = "out-of-memory message of torch"
     marks = ("out of memory", "tried to allocate", *FRAME_MARKS)
@@ -172,7 +181,8 @@ class OutOfMemoryReader:
         return bool(self._waiting)
 
     def line(self, line: LogLine) -> int:
-        """Read one line; how many it explains. Frames of a traceback are kept, and counted with the message that they lead to."""
+        """Read one line; how many it explains. Frames of a traceback are kept, and counted with the
+        message that they lead to."""
         frames = self._frames.setdefault(line.speaker, Frames()) if len(self._frames) < MOST else Frames()
         count = self._line(line, frames)
         goes_on = line.speaker in self._open or frames.code_follows
@@ -228,7 +238,8 @@ class OutOfMemoryReader:
         return SaidPhase(other.place.phase, f"{other.who or 'another rank'}: {other.place.evidence}")
 
     def _continued(self, line: LogLine, began: list[str], frames: Frames) -> int:
-        """One more line of a message that was broken into several; it ends with its last number, or where another begins."""
+        """One more line of a message that was broken into several; it ends with its last number, or
+        where another begins."""
         text = " ".join([*began, line.text.strip()])
         before, now = parse(" ".join(began)), parse(text)
         grown = now is not None and before is not None and len(now.sizes) > len(before.sizes)
@@ -261,7 +272,8 @@ class OutOfMemoryReader:
 
 
 def _floors(message: Message) -> dict[str, Reading]:
-    """What the message proves: what was allocated and asked for is below the peak of its phase, which is below that of the whole run."""
+    """What the message proves: what was allocated and asked for is below the peak of its phase,
+    which is below that of the whole run."""
     readings: dict[str, Reading] = {}
     phase, needed = message.place.phase, message.needed
     if needed:

@@ -1,4 +1,5 @@
-"""DeepSpeed's pipeline engine (deepspeed/runtime/pipe/engine.py, `train_batch`), which prints every `steps_per_print` steps on rank 0:
+"""DeepSpeed's pipeline engine (deepspeed/runtime/pipe/engine.py, `train_batch`), which prints every
+`steps_per_print` steps on rank 0:
 
     steps: 20 loss: 5.1234 iter time (s): 0.312 samples/sec: 102.564
 

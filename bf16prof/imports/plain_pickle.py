@@ -1,9 +1,10 @@
-"""An unpickler that can build nothing but plain data: dicts with text keys (nobody can choose their hashes), lists, tuples, text, numbers,
-truth values and None.
+"""An unpickler that can build nothing but plain data: dicts with text keys (nobody can choose their
+hashes), lists, tuples, text, numbers, truth values and None.
 
-There is no operation in it that names a class or calls anything, so a hostile file has nothing to call; it also bounds what a file can
-make it hold, and does nothing recursively. The operations are those that pickle's protocols 2 to 5 write for such data; the standard
-library's `pickletools.genops` reads them.
+There is no operation in it that names a class or calls anything, so a hostile file has nothing to
+call; it also bounds what a file can make it hold, and does nothing recursively. The operations are
+those that pickle's protocols 2 to 5 write for such data; the standard library's
+`pickletools.genops` reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_OPERATIONS = 20_000_000
-"""A snapshot of 100,000 events has two to five million. Each makes at most an empty dict, so this bounds memory and time (some 20 s)."""
+"""A snapshot of 100,000 events has two to five million. Each makes at most an empty dict, so this
+bounds memory and time (some 20 s)."""
 
 _MARK = object()
 

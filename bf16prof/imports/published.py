@@ -1,8 +1,11 @@
-"""Runs that others published, as data files with their citation (`published/*.toml`); a command names one `published:NAME`.
+"""Runs that others published, as data files with their citation (`published/*.toml`); a command
+names one `published:NAME`.
 
-A file says what was run (a profile, and what is set over it), what was measured, what its source leaves open (`open`), what was therefore
-assumed (`assumed`), and what else a reader must know (`notes`). A row of `runs` is one measured case; it may set more over the profile,
-and say so (`what`). `dry_run` is set over all that for the dry run alone: the model as the libraries of that time ran it.
+A file says what was run (a profile, and what is set over it), what was measured, what its source
+leaves open (`open`), what was therefore assumed (`assumed`), and what else a reader must know
+(`notes`). A row of `runs` is one measured case; it may set more over the profile, and say so
+(`what`). `dry_run` is set over all that for the dry run alone: the model as the libraries of that
+time ran it.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ QUANTITIES = {
     "reserved": "reserved_bytes",
     "device": "device_bytes",
 }
-"""What a file calls a quantity, with its unit behind it (`allocated_gib = "25.74"`, `run_peak_bytes = 14176305664`)."""
+"""What a file calls a quantity, with its unit behind it (`allocated_gib = "25.74"`, `run_peak_bytes
+= 14176305664`)."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,11 @@ class PublishedRun:
     resolved: Resolved
     job: Job
     at_least: Mapping[str, int]
-    """Quantities of which only a lower bound is known, in bytes: what a job that ran out of memory asked for."""
+    """Quantities of which only a lower bound is known, in bytes: what a job that ran out of memory
+    asked for."""
     dry_job: Job
-    """The job for a dry run: of the code that was run then, where the installed libraries keep something else."""
+    """The job for a dry run: of the code that was run then, where the installed libraries keep
+    something else."""
     what: str = ""
     """What tells it from other runs of its case."""
 
@@ -84,7 +90,8 @@ def all_published() -> Iterator[Published]:
 
 
 def find_published(name: str) -> Published:
-    """The published run of that name, without its prefix. Raises `InputError` naming the known ones."""
+    """The published run of that name, without its prefix. Raises `InputError` naming the known
+    ones."""
     names = {PREFIX + known: known for known in published_names()}
     name = named("published run", PREFIX + name, names)
     table = shipped_table(f"published/{name}.toml", "bf16prof.imports")
@@ -96,7 +103,8 @@ def find_published(name: str) -> Published:
 
 
 def _run(name: str, row: Mapping[str, Any], table: Mapping[str, Any], gpu: Gpu) -> PublishedRun:
-    """One row. A peak is `max_memory_allocated` since the process began, unless it is called otherwise."""
+    """One row. A peak is `max_memory_allocated` since the process began, unless it is called
+    otherwise."""
     values = {**table.get("set", {}), **row.get("set", {})}
     resolved = _resolved(name, table, values)
     stage, world = (row.get(key, table.get(key)) for key in ("zero_stage", "world_size"))

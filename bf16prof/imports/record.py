@@ -1,4 +1,5 @@
-"""From findings to the record of an imported run: each quantity from whoever said it most exactly; the notes say what that leaves open."""
+"""From findings to the record of an imported run: each quantity from whoever said it most exactly;
+the notes say what that leaves open."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from bf16prof.vocabulary import Device, Phase, Source
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step is made of, as far as somebody says it: sequences of the whole job, and micro-steps. Rates become times by them."""
+    """What a step is made of, as far as somebody says it: sequences of the whole job, and
+    micro-steps. Rates become times by them."""
 
     train_batch_size: int | None = None
     accumulation: int | None = None
@@ -29,8 +31,9 @@ def imported_record(
 ) -> MemoryRecord:
     """The record of a run on GPUs.
 
-    `rounding` holds what a log's rounding leaves open of a quantity, `at_least` names those that are lower bounds. `gpu` is what the user
-    said; a log that names it wins. `batch`: as the user describes it; if not given, as the log does.
+    `rounding` holds what a log's rounding leaves open of a quantity, `at_least` names those that
+    are lower bounds. `gpu` is what the user said; a log that names it wins. `batch`: as the user
+    describes it; if not given, as the log does.
     """
     readings, contradictions = merged(findings)
     batch = batch or said_batch(findings)
@@ -76,7 +79,8 @@ def rounding_note(readings: dict[str, Reading]) -> list[str]:
 
 
 def joined_steps(lists: Sequence[Sequence[StepRecord]]) -> tuple[StepRecord, ...]:
-    """Steps that several formats know: loss and time each from the first that says it; no loss where one says that it was not finite."""
+    """Steps that several formats know: loss and time each from the first that says it; no loss
+    where one says that it was not finite."""
     joined: dict[int, StepRecord] = {}
     for steps in lists:
         for step in steps:
@@ -120,7 +124,8 @@ def _peak_phase(phases: dict[Phase, PhaseMemory], readings: Mapping[str, Reading
 
 
 def _times(steps: Sequence[StepRecord], findings: Sequence[Finding]) -> dict[str, float | None]:
-    """The median over all logged steps and its spread; a mean that a log prints itself takes its place where it is of steps alone."""
+    """The median over all logged steps and its spread; a mean that a log prints itself takes its
+    place where it is of steps alone."""
     times = [step.time_s for step in steps if step.time_s is not None]
     if times:
         return {"step_time_s": statistics.median(times), "step_time_iqr_s": interquartile_range(times)}

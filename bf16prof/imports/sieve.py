@@ -1,7 +1,9 @@
-"""Which lines of a text concern a reader at all: most lines of a long log are a job's own, and no reader has to look at them.
+"""Which lines of a text concern a reader at all: most lines of a long log are a job's own, and no
+reader has to look at them.
 
-Every reader names its `marks`: a line that holds none of them says nothing to it, unless it waits for the lines after one that did. Whole
-blocks are searched for all marks, which costs a fraction of the way of each line through all readers.
+Every reader names its `marks`: a line that holds none of them says nothing to it, unless it waits
+for the lines after one that did. Whole blocks are searched for all marks, which costs a fraction of
+the way of each line through all readers.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _TOO_WIDE = b" " * (LONGEST_LINE // 2)
 
 _OTHER_SPACES = tuple(map(str.encode, "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))))
 _DRESSED = (b"\x1b", b"pid=", b"]:\n", b">:\n")
-"""What is in lines that may hold nothing but what launchers and terminals lay around a line (`text.py`), where spaces are taken out."""
+"""What is in lines that may hold nothing but what launchers and terminals lay around a line
+(`text.py`), where spaces are taken out."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Skipped:
 
 
 class Sieve:
-    """Keeps lines that hold a mark, letters in any case, and those of which it is not plain what they hold; counts the others.
+    """Keeps lines that hold a mark, letters in any case, and those of which it is not plain what
+    they hold; counts the others.
 
-    `is_open`: somebody waits for the next lines, whatever they hold. It may change after each of the parts.
+    `is_open`: somebody waits for the next lines, whatever they hold. It may change after each of
+    the parts.
     """
 
     def __init__(self, marks: Iterable[str]) -> None:
@@ -80,7 +85,8 @@ def _end_of_line(content: bytes, at: int) -> int:
 
 
 def _between(lines: bytes) -> Iterator[bytes | Skipped]:
-    """Lines without a mark: how many there are, or those themselves that have to be looked at to know."""
+    """Lines without a mark: how many there are, or those themselves that have to be looked at to
+    know."""
     middle = _end_of_line(lines, len(lines) // 2)
     if (count := _plain_lines(lines)) is not None:
         yield Skipped(count)
@@ -92,7 +98,8 @@ def _between(lines: bytes) -> Iterator[bytes | Skipped]:
 
 
 def _plain_lines(block: bytes) -> int | None:
-    """How many lines with something in them there are; `None` where they would have to be undressed first to know."""
+    """How many lines with something in them there are; `None` where they would have to be undressed
+    first to know."""
     if block.count(b"\r") != block.count(b"\r\n") or (not block.isascii() and any(space in block for space in _OTHER_SPACES)):
         return None
     spaced = block.translate(_SPACES)

@@ -1,9 +1,11 @@
-"""A memory snapshot of PyTorch (`torch.cuda.memory._dump_snapshot`): the segments and blocks of the caching allocator at one moment, and
-the last events that led there, as long as they were recorded (`torch.cuda.memory._record_memory_history`).
+"""A memory snapshot of PyTorch (`torch.cuda.memory._dump_snapshot`): the segments and blocks of the
+caching allocator at one moment, and the last events that led there, as long as they were recorded
+(`torch.cuda.memory._record_memory_history`).
 
-Blocks carry their size and what was requested; events carry what was requested only (c10/cuda/CUDACachingAllocator.cpp, `record_trace`). So
-what is allocated at the moment is exact, and what was allocated earlier is a lower bound: requests, rounded up to 512 bytes, where the
-block is gone.
+Blocks carry their size and what was requested; events carry what was requested only
+(c10/cuda/CUDACachingAllocator.cpp, `record_trace`). So what is allocated at the moment is exact,
+and what was allocated earlier is a lower bound: requests, rounded up to 512 bytes, where the block
+is gone.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ MOST_FRAMES = 200
 """So many frames of a stack are looked at."""
 
 MOST_ENTRIES = 5_000_000
-"""Blocks and events in all. A pickle can name one list many times: what it unfolds to is not bounded by the size of its file."""
+"""Blocks and events in all. A pickle can name one list many times: what it unfolds to is not
+bounded by the size of its file."""
 
 _LARGEST = 2**60
 _SEGMENTS = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
@@ -61,7 +64,8 @@ class SnapshotReader:
         self._snapshots: list[_Snapshot] = []
 
     def read(self, content: Any) -> tuple[int, int]:
-        """Read a snapshot; how many events and segments were understood, and how many events were not.
+        """Read a snapshot; how many events and segments were understood, and how many events were
+        not.
 
         Raises `ValueError` naming what is not as it should be.
         """
@@ -104,7 +108,8 @@ class SnapshotReader:
 
 
 def _allocated_peak(snapshot: _Snapshot) -> tuple[int, bool]:
-    """The highest that events and the final state prove, walking backwards, and whether the events begin with nothing allocated."""
+    """The highest that events and the final state prove, walking backwards, and whether the events
+    begin with nothing allocated."""
     alive = {address: block for address, block in _blocks(snapshot) if _text(block, "state") == "active_allocated"}
     level = highest = snapshot.allocated
     for event in reversed(snapshot.trace):
@@ -128,7 +133,8 @@ def _reserved_peak(snapshot: _Snapshot) -> int:
 
 
 def _blocks(snapshot: _Snapshot) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The blocks of all segments by address. PyTorch before 2.1 gives no addresses of blocks: they follow from the sizes."""
+    """The blocks of all segments by address. PyTorch before 2.1 gives no addresses of blocks: they
+    follow from the sizes."""
     for segment in snapshot.segments:
         address = _size(segment, "address")
         for block in _items(segment.get("blocks"), "blocks"):

@@ -1,7 +1,8 @@
 """From the bytes of a file to lines of text, each with whoever printed it.
 
-What launchers, schedulers and terminals lay around a line is taken off: escape sequences, tags of ranks and hosts, time stamps of
-containers. What overwrites itself on a terminal (progress bars) is several lines.
+What launchers, schedulers and terminals lay around a line is taken off: escape sequences, tags of
+ranks and hosts, time stamps of containers. What overwrites itself on a terminal (progress bars) is
+several lines.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _TORCHRUN = re.compile(r"/attempt_\d+/(\d{1,7})/std(?:out|err)\.log$")
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line without what others laid around it. `speaker` is who printed it ("rank 3", "host node-07"), empty if nothing says."""
+    """A line without what others laid around it. `speaker` is who printed it ("rank 3", "host
+    node-07"), empty if nothing says."""
 
     text: str
     speaker: str = ""
@@ -59,7 +61,8 @@ class LogLine:
 
 
 def unpacked(content: bytes) -> bytes:
-    """The content of a file as UTF-8, whatever it was packed in. Raises `ValueError` for what is cut, or has no end."""
+    """The content of a file as UTF-8, whatever it was packed in. Raises `ValueError` for what is
+    cut, or has no end."""
     if content.startswith(_GZIP):
         content = _gunzipped(content)
     for mark, encoding in _BOMS:
@@ -71,7 +74,8 @@ def unpacked(content: bytes) -> bytes:
 
 
 def _gunzipped(content: bytes) -> bytes:
-    """All members of a gzip file. What is missing at the end of a log that is still written is no fault."""
+    """All members of a gzip file. What is missing at the end of a log that is still written is no
+    fault."""
     found, rest = b"", content
     while rest.startswith(_GZIP):
         unpacker = zlib.decompressobj(wbits=31)
@@ -91,14 +95,16 @@ def raw_lines(content: bytes) -> Iterator[str]:
 
 
 def _parts(raw: bytes) -> Iterator[str]:
-    """What one line of a file shows one after the other where a terminal would have overwritten it."""
+    """What one line of a file shows one after the other where a terminal would have overwritten
+    it."""
     for part in raw.decode("utf-8", errors="replace").rstrip("\r\n").split("\r"):
         text = part.removeprefix("\ufeff")[: 2 * LONGEST_LINE]
         yield (_ESCAPES.sub("", text) if "\x1b" in text else text)[:LONGEST_LINE].rstrip()
 
 
 def lines(content: bytes, path: Path) -> Iterator[LogLine]:
-    """The lines with their speakers: the tag of a line says it, else the name of the file. What overwrites itself has one speaker."""
+    """The lines with their speakers: the tag of a line says it, else the name of the file. What
+    overwrites itself has one speaker."""
     default = _of_file(path)
     for raw in io.BytesIO(content):
         speaker = default
@@ -124,6 +130,7 @@ def _untagged(text: str, default: str) -> LogLine:
 
 
 def _of_file(path: Path) -> str:
-    """The rank that a file is of by its name: `rank3.log`, or torchrun's `attempt_0/3/stdout.log`."""
+    """The rank that a file is of by its name: `rank3.log`, or torchrun's
+    `attempt_0/3/stdout.log`."""
     found = _TORCHRUN.search(str(path.absolute())) or _FILE_RANK.search(path.name)
     return f"rank {int(found[1])}" if found else ""

@@ -1,10 +1,12 @@
-"""DeepSpeed's throughput timer (deepspeed/utils/timer.py, `ThroughputTimer.stop`), which prints every `steps_per_print` steps on rank 0:
+"""DeepSpeed's throughput timer (deepspeed/utils/timer.py, `ThroughputTimer.stop`), which prints
+every `steps_per_print` steps on rank 0:
 
     epoch=0/micro_step=40/global_step=20, ..., MemAllocated=5.18GB, MaxMemAllocated=21.4GB
 
-without any switch. Its GB are 2**30 bytes rounded to two decimals (`round(x, 2)`, so 21.4 is 21.40). It is called at the end of
-`engine.step`: what is allocated then is what is allocated between steps, and the peak is `max_memory_allocated`, since the process began
-unless somebody has reset it. Before 0.8 the line begins with `0/20`, before 0.6.2 it has one rate.
+without any switch. Its GB are 2**30 bytes rounded to two decimals (`round(x, 2)`, so 21.4 is
+21.40). It is called at the end of `engine.step`: what is allocated then is what is allocated
+between steps, and the peak is `max_memory_allocated`, since the process began unless somebody has
+reset it. Before 0.8 the line begins with `0/20`, before 0.6.2 it has one rate.
 """
 
 from __future__ import annotations

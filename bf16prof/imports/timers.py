@@ -1,10 +1,12 @@
-"""DeepSpeed's timers (`wall_clock_breakdown` in its JSON): one line per micro-step and, after each optimizer step, one of the whole:
+"""DeepSpeed's timers (`wall_clock_breakdown` in its JSON): one line per micro-step and, after each
+optimizer step, one of the whole:
 
     time (ms) | fwd_microstep: 90.60 | bwd_microstep: 176.80 | ... | step_microstep: 0.03
     [Rank 0] time (ms) | fwd: 181.20 | bwd: 353.61 | ... | bwd_allreduce: 0.01 | step: 65.90
 
-from `SynchronizedWallClockTimer.log` (deepspeed/utils/timer.py) and `DeepSpeedEngine.step`. Versions before 0.10 spell the names out, and
-say `rank=0` in front. Where only lines of micro-steps were kept, a step is as many of them as there are in a step, if that is known.
+from `SynchronizedWallClockTimer.log` (deepspeed/utils/timer.py) and `DeepSpeedEngine.step`.
+Versions before 0.10 spell the names out, and say `rank=0` in front. Where only lines of micro-steps
+were kept, a step is as many of them as there are in a step, if that is known.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""What the Trainer of Hugging Face prints (transformers, trainer_callback.py, trainer_utils.py, trainer_pt_utils.py):
+"""What the Trainer of Hugging Face prints (transformers, trainer_callback.py, trainer_utils.py,
+trainer_pt_utils.py):
 
     {'loss': 1.9413, 'grad_norm': 2.81, 'learning_rate': 1.8e-05, 'epoch': 0.02}
     {'loss': '1.941', ...}                                    since 5.0
     {'train_runtime': 1063.2, 'train_steps_per_second': 0.47, 'train_loss': 1.52, 'epoch': 1.0}
-      train_mem_gpu_alloc_delta  =    11475MB       `skip_memory_metrics=False`: whole MiB, rounded down
+      train_mem_gpu_alloc_delta  =    11475MB       `skip_memory_metrics=False`: whole MiB
       Instantaneous batch size per device = 4       under ***** Running training *****
 
-A line of losses does not say its step; the progress bar in front of it does. Where there is none, lines are counted.
+A line of losses does not say its step; the progress bar in front of it does. Where there is none,
+lines are counted.
 """
 
 from __future__ import annotations
@@ -94,7 +96,8 @@ class TrainerReader:
 
 
 def _with_ranks(said: Mapping[str, int]) -> dict[str, Any]:
-    """The batch, and the number of ranks where it follows: of the whole batch divided by that of a rank."""
+    """The batch, and the number of ranks where it follows: of the whole batch divided by that of a
+    rank."""
     micro, accumulation, batch = (said.get(name, 0) for name in ("micro_batch_size", "gradient_accumulation_steps", "train_batch_size"))
     found: dict[str, Any] = {name: value for name, value in said.items() if value}
     if micro and accumulation and batch and batch % (micro * accumulation) == 0:

@@ -1,5 +1,6 @@
-"""The JSON files that the Trainer of Hugging Face leaves: `trainer_state.json` (the history of its log lines, with their steps), and
-`all_results.json` or `train_results.json` (the metrics of the end, unrounded)."""
+"""The JSON files that the Trainer of Hugging Face leaves: `trainer_state.json` (the history of its
+log lines, with their steps), and `all_results.json` or `train_results.json` (the metrics of the
+end, unrounded)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class TrainerFilesReader:
         self._is_read = False
 
     def read(self, content: Mapping[str, Any]) -> tuple[int, int]:
-        """Read a file; how many entries were understood, and how many were not. Raises `ValueError` for a second history."""
+        """Read a file; how many entries were understood, and how many were not. Raises `ValueError`
+        for a second history."""
         history = content.get("log_history")
         if not isinstance(history, list):
             self._metrics(content)

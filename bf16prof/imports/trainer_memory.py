@@ -1,8 +1,11 @@
-"""Memory by the Trainer's own tracker (transformers/trainer_utils.py, `TrainerMemoryTracker`), in the terms of a record.
+"""Memory by the Trainer's own tracker (transformers/trainer_utils.py, `TrainerMemoryTracker`), in
+the terms of a record.
 
-It has two stages on rank 0: the Trainer's `__init__`, and `train`, in which DeepSpeed's engine is built as well. Of each it knows how much
-more was allocated at its end than at its beginning (`alloc_delta`), and how much more than at its end the peak was (`peaked_delta`); and
-what was allocated before the first (`before_init_mem_gpu`). A stage begins with what the one before it ended with.
+It has two stages on rank 0: the Trainer's `__init__`, and `train`, in which DeepSpeed's engine is
+built as well. Of each it knows how much more was allocated at its end than at its beginning
+(`alloc_delta`), and how much more than at its end the peak was (`peaked_delta`); and what was
+allocated before the first (`before_init_mem_gpu`). A stage begins with what the one before it ended
+with.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from bf16prof.imports.finding import Reading, highest, known, total
 
 
 def memory_readings(metrics: Mapping[str, Reading]) -> tuple[dict[str, Reading], list[str]]:
-    """Bytes by the reconciler's names of quantities, and notes; nothing without the stage `train`."""
+    """Bytes by the reconciler's names of quantities, and notes; nothing without the stage
+    `train`."""
     train = metrics.get("train_mem_gpu_alloc_delta")
     if train is None:
         return {}, []

@@ -61,7 +61,8 @@ class LossLines:
         return bool(self._said) and None not in self._said
 
     def _numbers(self) -> tuple[list[int], int | None]:
-        """The step of every line, and how many there are in all; empty where neither lines nor one bar say them all."""
+        """The step of every line, and how many there are in all; empty where neither lines nor one
+        bar say them all."""
         if self._is_said:
             return [n for n in self._said if n is not None], None
         candidates = {}
@@ -74,7 +75,8 @@ class LossLines:
 
 
 def run_rates(run: Mapping[str, float], steps: int | None) -> tuple[Rates, list[str]]:
-    """The mean seconds of a step over the whole run: by its steps where they are known, else by the rate that is printed."""
+    """The mean seconds of a step over the whole run: by its steps where they are known, else by the
+    rate that is printed."""
     seconds, rate = run.get("train_runtime", 0.0), run.get("train_steps_per_second", 0.0)
     mean = seconds / steps if steps and seconds > 0 else 1 / rate if rate > 0 else 0.0
     if not math.isfinite(mean) or mean <= 0:

@@ -1,4 +1,5 @@
-"""Which accelerator torch sees, asked in a process of its own: a broken torch or a hanging driver cannot take the command with it."""
+"""Which accelerator torch sees, asked in a process of its own: a broken torch or a hanging driver
+cannot take the command with it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from bf16prof.vocabulary import Device
 
 TIMEOUT_S = 120.0
 RANK_BYTES = 200 * 2**20
-"""Less than what a process holds that has imported torch and DeepSpeed (243 MiB of torch 2.13 and DeepSpeed 0.19.8 on a CPU)."""
+"""Less than what a process holds that has imported torch and DeepSpeed (243 MiB of torch 2.13 and
+DeepSpeed 0.19.8 on a CPU)."""
 
 _QUESTION = """
 from bf16prof.processes import die_with_parent
@@ -49,9 +51,11 @@ class TorchGpu:
 
 @dataclass(frozen=True)
 class TorchAnswer:
-    """torch's CUDA version (`None` for a CPU build) and its GPUs: none where DeepSpeed is told to use the CPU (`DS_ACCELERATOR=cpu`).
+    """torch's CUDA version (`None` for a CPU build) and its GPUs: none where DeepSpeed is told to
+    use the CPU (`DS_ACCELERATOR=cpu`).
 
-    `fp16`: whether DeepSpeed runs fp16 here (deepspeed/accelerator, is_fp16_supported): on every GPU, and where oneDNN has it for the CPU.
+    `fp16`: whether DeepSpeed runs fp16 here (deepspeed/accelerator, is_fp16_supported): on every
+    GPU, and where oneDNN has it for the CPU.
     """
 
     cuda: str | None
@@ -65,7 +69,8 @@ class TorchAnswer:
 
 
 def ask_torch(on: Callable[[list[str]], list[str]] = lambda words: words) -> TorchAnswer | str:
-    """What torch says of its GPUs, or one line on why it could not be asked. Takes as long as importing torch once.
+    """What torch says of its GPUs, or one line on why it could not be asked. Takes as long as
+    importing torch once.
 
     `on` makes of a command one that runs it on another host. Here, the process ends with this one.
     """
@@ -102,7 +107,8 @@ def require_model_library(model: Model) -> None:
 
 
 def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
-    """Raise `InputError` with a hint unless the libraries whose optimizers these jobs are handed are installed."""
+    """Raise `InputError` with a hint unless the libraries whose optimizers these jobs are handed
+    are installed."""
     handed = {job.recipe.optimizer or job.profile.optimizer.library: job.recipe for job in jobs}
     for id_, recipe in handed.items():
         if id_:
@@ -112,7 +118,8 @@ def require_optimizer_libraries(jobs: Sequence[Job]) -> None:
 
 
 def can_be_built(job: Job) -> bool:
-    """Whether the libraries are installed that a job's model and optimizer need beside DeepSpeed."""
+    """Whether the libraries are installed that a job's model and optimizer need beside
+    DeepSpeed."""
     try:
         require_model_library(job.profile.model)
         require_optimizer_libraries([job])
@@ -122,7 +129,8 @@ def can_be_built(job: Job) -> bool:
 
 
 def require_dtypes(jobs: Sequence[Job], torch: TorchAnswer) -> tuple[list[Job], list[Refusal]]:
-    """The jobs whose dtype this machine has, and refusals of the others. Raises `Refused` when none is left."""
+    """The jobs whose dtype this machine has, and refusals of the others. Raises `Refused` when none
+    is left."""
     lacking = [job for job in jobs if not torch.fp16 and engine_of(job).facts(job).parameter_dtype == "fp16"]
     refused = [Refusal(job.case, "DeepSpeed runs no fp16 on this CPU, where oneDNN has none; simulate does") for job in lacking]
     if len(lacking) == len(jobs):
@@ -131,7 +139,8 @@ def require_dtypes(jobs: Sequence[Job], torch: TorchAnswer) -> tuple[list[Job], 
 
 
 def require_memory(ranks: int) -> None:
-    """Raise `InputError` when not even torch and DeepSpeed of so many ranks on the CPU fit this machine."""
+    """Raise `InputError` when not even torch and DeepSpeed of so many ranks on the CPU fit this
+    machine."""
     memory = usable_memory()
     if ranks * RANK_BYTES > memory:
         needs = f"{ranks} ranks take {ranks * RANK_BYTES >> 30} GiB for torch and DeepSpeed alone"
@@ -144,7 +153,8 @@ def _require(package: str, purpose: str, hint: str) -> None:
 
 
 def require_torch(on: Callable[[list[str]], list[str]] = lambda words: words) -> TorchAnswer:
-    """What torch says, here or `on` another host; `InputError` with a hint when torch or DeepSpeed is missing or does not work."""
+    """What torch says, here or `on` another host; `InputError` with a hint when torch or DeepSpeed
+    is missing or does not work."""
     require_packages("measuring")
     require_proc("measuring")
     answer = ask_torch(on)

@@ -1,7 +1,9 @@
-"""torchrun through its Python interface, in a process that dies with its parent and writes down which rank ended how. One per node.
+"""torchrun through its Python interface, in a process that dies with its parent and writes down
+which rank ended how. One per node.
 
-Run as `python -m bf16prof.measuring.agent FOLDER RANKS` for all ranks of a case on one machine, and as `... FOLDER --node NUMBER` (`slurm`:
-Slurm knows it) for those of one of several nodes. Such a node is prepared first, reports (`nodes.py`), and is cleaned at the end.
+Run as `python -m bf16prof.measuring.agent FOLDER RANKS` for all ranks of a case on one machine, and
+as `... FOLDER --node NUMBER` (`slurm`: Slurm knows it) for those of one of several nodes. Such a
+node is prepared first, reports (`nodes.py`), and is cleaned at the end.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ def _run_node(folder: Path, node: int, *, while_stdin: bool) -> None:
 
 
 def _prepare(folder: Path, layout: Layout, node: int) -> int | None:
-    """Compile what this host lacks, choose devices and threads for its own ranks; where nodes meet, on the first node if nobody has said.
+    """Compile what this host lacks, choose devices and threads for its own ranks; where nodes meet,
+    on the first node if nobody has said.
 
     Only then may a port be chosen, which another process may take meanwhile.
     """
@@ -106,7 +109,8 @@ def _prepare(folder: Path, layout: Layout, node: int) -> int | None:
 
 
 def _meeting(folder: Path, layout: Layout, node: int, port: int | None) -> list[str]:
-    """torchrun's arguments for a rendezvous without elections: the first node listens, and ranks are numbered by node."""
+    """torchrun's arguments for a rendezvous without elections: the first node listens, and ranks
+    are numbered by node."""
     from bf16prof.measuring.waiting import port_of_first_node
 
     return [
@@ -116,7 +120,8 @@ def _meeting(folder: Path, layout: Layout, node: int, port: int | None) -> list[
 
 
 def _run(exits_target: Path, ranks: int, folder: Path, arguments: list[str]) -> None:
-    """Run torchrun with these arguments, a worker (or the user's script) in each rank; write down how each of `ranks` children ends."""
+    """Run torchrun with these arguments, a worker (or the user's script) in each rank; write down
+    how each of `ranks` children ends."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run

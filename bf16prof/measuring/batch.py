@@ -1,8 +1,9 @@
-"""A measurement as a batch job of Slurm: the same command is written into a script, submitted, waited for, and cancelled where it is
-interrupted.
+"""A measurement as a batch job of Slurm: the same command is written into a script, submitted,
+waited for, and cancelled where it is interrupted.
 
-Inside the job the command finds its allocation and starts one agent on each node (`places.py`). Nothing is copied: the run directory and
-the environment have to be on a file system that nodes share, as for every measurement on several nodes.
+Inside the job the command finds its allocation and starts one agent on each node (`places.py`).
+Nothing is copied: the run directory and the environment have to be on a file system that nodes
+share, as for every measurement on several nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ CANCEL_S = 60.0
 
 @dataclass(frozen=True)
 class BatchJob:
-    """One job: what it runs, on how many whole nodes, and the run directory, beside which its script and its output lie."""
+    """One job: what it runs, on how many whole nodes, and the run directory, beside which its
+    script and its output lie."""
 
     words: Sequence[str]
     nodes: int
@@ -50,14 +52,16 @@ class BatchJob:
         return self.folder.with_name(f"{self.folder.name}.err")
 
     def write(self) -> None:
-        """Write the script. Options that are not in it stand in Slurm's own variables, `SBATCH_PARTITION` and the like."""
+        """Write the script. Options that are not in it stand in Slurm's own variables,
+        `SBATCH_PARTITION` and the like."""
         options = {"job-name": "bf16prof", "nodes": self.nodes, "output": self.output, "error": self.errors}
         lines = ["#!/bin/sh", *(f"#SBATCH --{name}={value}" for name, value in options.items()), "#SBATCH --exclusive"]
         write_text(self.script, "\n".join([*lines, f"exec {shlex.join(self.words)}", ""]))
 
 
 def run(batch: BatchJob, say: Callable[[str], None]) -> int:
-    """Submit it, show what it prints as it comes, and wait; its exit code. However the wait ends, the job does not outlive it."""
+    """Submit it, show what it prints as it comes, and wait; its exit code. However the wait ends,
+    the job does not outlive it."""
     if shutil.which("sbatch") is None:
         raise InputError("--launcher slurm: there is no sbatch here", hint="run it where jobs are submitted")
     if any(character in str(batch.folder.resolve()) for character in " %\\"):

@@ -1,6 +1,8 @@
-"""The batches of one rank as tensors: token streams for models that read tokens, random values for inputs that are described.
+"""The batches of one rank as tensors: token streams for models that read tokens, random values for
+inputs that are described.
 
-Random values depend on the seed, the rank and the number of the batch: runs repeat, and ranks read different values.
+Random values depend on the seed, the rank and the number of the batch: runs repeat, and ranks read
+different values.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ NextBatch = Callable[[], "dict[str, Tensor]"]
 
 
 def make_batches(job: Job, rank: int, device_type: str, *, shifted: bool) -> NextBatch:
-    """A function that gives the next batch, on the device. `shifted` labels are the next tokens; others are the tokens themselves.
+    """A function that gives the next batch, on the device. `shifted` labels are the next tokens;
+    others are the tokens themselves.
 
-    Ranks that share layers read the same: DeepSpeed checks it (runtime/engine.py, _configure_tensor_parallel_states).
+    Ranks that share layers read the same: DeepSpeed checks it (runtime/engine.py,
+    _configure_tensor_parallel_states).
     """
     reader, readers = job.case.parallelism.reader(rank), job.case.parallelism.data
     if job.profile.model.inputs:
@@ -40,7 +44,8 @@ def make_batches(job: Job, rank: int, device_type: str, *, shifted: bool) -> Nex
 
 
 def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -> dict[str, Tensor]:
-    """The part of a batch that one of the ranks that share its sequences has, with the positions of its tokens."""
+    """The part of a batch that one of the ranks that share its sequences has, with the positions of
+    its tokens."""
     import torch
 
     tokens = whole["input_ids"]
@@ -50,7 +55,8 @@ def _part(whole: dict[str, Tensor], number: int, ranks: int, device_type: str) -
 
 
 def _pairs(rows: NextBatch, specs: Mapping[str, TensorSpec], device_type: str) -> NextBatch:
-    """Two rows to a pair, whose first half is the question; rejected answers are a token shorter, so that there is padding."""
+    """Two rows to a pair, whose first half is the question; rejected answers are a token shorter,
+    so that there is padding."""
     import torch
 
     def next_batch() -> dict[str, Tensor]:
@@ -65,7 +71,8 @@ def _pairs(rows: NextBatch, specs: Mapping[str, TensorSpec], device_type: str) -
 
 
 def _packed(rows: NextBatch, sequences: int, device_type: str) -> NextBatch:
-    """Rows as one, each cut into so many sequences; the first token of a sequence is nobody's label."""
+    """Rows as one, each cut into so many sequences; the first token of a sequence is nobody's
+    label."""
     import torch
 
     def next_batch() -> dict[str, Tensor]:

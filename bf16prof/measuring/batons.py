@@ -1,8 +1,9 @@
 """A baton for torch's extensions that dies with its holder.
 
-torch lets one process at a time build or load an extension: the one that makes a file called `lock`; the others wait until it is gone
-(torch/utils/file_baton.py). A process that is killed in between leaves the file, and everybody waits for ever. Here the system
-releases the baton when its holder dies, whoever else uses the folder.
+torch lets one process at a time build or load an extension: the one that makes a file called
+`lock`; the others wait until it is gone (torch/utils/file_baton.py). A process that is killed in
+between leaves the file, and everybody waits for ever. Here the system releases the baton when its
+holder dies, whoever else uses the folder.
 """
 
 from __future__ import annotations

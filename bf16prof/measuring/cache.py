@@ -1,6 +1,8 @@
-"""Where compiled extensions are kept: a folder for each set of things that decide the binary, and what is whole in it.
+"""Where compiled extensions are kept: a folder for each set of things that decide the binary, and
+what is whole in it.
 
-Two environments that share a home share none of these folders, unless they are the same in all of that.
+Two environments that share a home share none of these folders, unless they are the same in all of
+that.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ BUILD_VARIABLES = (
     "CXX", "CC", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH",
     "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "PYTORCH_NVCC", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS",
 )  # fmt: skip
-"""What torch's and DeepSpeed's builders (cpp_extension.py, op_builder/builder.py), the compiler and nvcc read."""
+"""What torch's and DeepSpeed's builders (cpp_extension.py, op_builder/builder.py), the compiler and
+nvcc read."""
 
 DEEPSPEED_SOURCES = ("ops/op_builder", "ops/csrc")
 """Where an installed DeepSpeed has what its operators are compiled from, by which flags."""
@@ -43,8 +46,9 @@ def cache_folder() -> Path:
 
 
 def key() -> str:
-    """A digest of all that decides the binaries: interpreter, torch, DeepSpeed and our source, each by place and content, compiler,
-    variables, processor (DeepSpeed compiles for the one at hand) and GPUs."""
+    """A digest of all that decides the binaries: interpreter, torch, DeepSpeed and our source, each
+    by place and content, compiler, variables, processor (DeepSpeed compiles for the one at hand)
+    and GPUs."""
     digest = hashlib.sha256()
     for fact in _facts():
         digest.update(fact.encode(errors="backslashreplace") + b"\0")
@@ -64,7 +68,8 @@ def _facts() -> Iterator[str]:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, which is not imported; a folder that there is not, where it is not installed."""
+    """The folder of an installed package, which is not imported; a folder that there is not, where
+    it is not installed."""
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
@@ -73,7 +78,8 @@ def _package(name: str) -> Path:
 
 
 def _compiler() -> Path:
-    """The C++ compiler that torch's extensions use: $CXX, else `c++` (torch/utils/cpp_extension.py, `get_cxx_compiler`)."""
+    """The C++ compiler that torch's extensions use: $CXX, else `c++` (torch/utils/cpp_extension.py,
+    `get_cxx_compiler`)."""
     chosen = (shlex.split(os.environ.get("CXX", "")) or ["c++"])[0]
     return Path(os.path.realpath(shutil.which(chosen) or chosen))
 
@@ -108,7 +114,8 @@ def is_compiled(folder: Path, part: str) -> bool:
 
 
 def mark_compiled(folder: Path, part: str, extension: str) -> None:
-    """Note that a part is compiled, as that extension; as none if there is no library of it here."""
+    """Note that a part is compiled, as that extension; as none if there is no library of it
+    here."""
     _marker(folder, part).write_text(extension if library(folder, extension).is_file() else "", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """What this machine can do, one line and a hint each, for `bf16prof doctor`.
 
-Nothing fails here: what is missing is reported. torch is asked about GPUs in a process of its own, so that a broken installation, or a
-driver that hangs, cannot take the command with it.
+Nothing fails here: what is missing is reported. torch is asked about GPUs in a process of its own,
+so that a broken installation, or a driver that hangs, cannot take the command with it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from bf16prof.profiles.recipes import all_recipes
 
 MINIMUM_PYTHON = (3, 11)
 SHM_BYTES = 512 * 2**20
-"""Less free shared memory than this is worth a warning: containers start with 64 MiB, DeepSpeed's CPU ranks take 69 MB each."""
+"""Less free shared memory than this is worth a warning: containers start with 64 MiB, DeepSpeed's
+CPU ranks take 69 MB each."""
 
 DISK_BYTES = 2 * 2**30
 BF16_CAPABILITY = (8, 0)
@@ -41,7 +42,8 @@ BF16_CAPABILITY = (8, 0)
 
 
 def checks() -> list[Check]:
-    """Everything that bf16prof depends on, most important first. Takes as long as importing torch once, in another process."""
+    """Everything that bf16prof depends on, most important first. Takes as long as importing torch
+    once, in another process."""
     probe = ask_torch()
     gpu = _gpu(probe)
     shm_hint = "in a container: docker run --shm-size=8g (or --ipc=host)"
@@ -153,7 +155,8 @@ def _nvml() -> Check:
 
 
 def _compiler() -> Check:
-    """The C++ compiler that torch's extensions use: $CXX, else `c++` (torch/utils/cpp_extension.py, `get_cxx_compiler`)."""
+    """The C++ compiler that torch's extensions use: $CXX, else `c++` (torch/utils/cpp_extension.py,
+    `get_cxx_compiler`)."""
     chosen = (shlex.split(os.environ.get("CXX", "")) or ["c++"])[0]
     path = shutil.which(chosen)
     if path is not None:
@@ -164,7 +167,8 @@ def _compiler() -> Check:
 
 
 def _ninja() -> Check:
-    """DeepSpeed compiles through the command `ninja`; one that is only in an inactive virtual environment is not found by it."""
+    """DeepSpeed compiles through the command `ninja`; one that is only in an inactive virtual
+    environment is not found by it."""
     if path := shutil.which("ninja"):
         return Check("ninja", State.OK, f"{_first_line([path, '--version']) or 'version unknown'} ({path})")
     scripts = sysconfig.get_path("scripts")

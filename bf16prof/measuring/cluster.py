@@ -1,4 +1,5 @@
-"""What stops jobs on clusters: a host name that does not resolve, an interface that others cannot reach, a shared folder without locks."""
+"""What stops jobs on clusters: a host name that does not resolve, an interface that others cannot
+reach, a shared folder without locks."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _RESOLVE = "import socket, sys; print(socket.getaddrinfo(sys.argv[1], None)[0][4
 
 
 def host_name() -> Check:
-    """Whether this host's own name is known to it: torchrun dies otherwise, and gloo takes the address."""
+    """Whether this host's own name is known to it: torchrun dies otherwise, and gloo takes the
+    address."""
     name, address = socket.gethostname(), own_address()
     if address is None:
         hint = f"as root: echo '127.0.1.1 {name}' >> /etc/hosts"
@@ -36,7 +38,8 @@ def host_name() -> Check:
 
 
 def own_address() -> str | None:
-    """The address that this host's name resolves to, asked in a process of its own: a resolver that hangs is not waited for."""
+    """The address that this host's name resolves to, asked in a process of its own: a resolver that
+    hangs is not waited for."""
     try:
         done = run([sys.executable, "-c", _RESOLVE, socket.gethostname()], RESOLVE_S)
     except subprocess.TimeoutExpired:
@@ -60,7 +63,8 @@ def network() -> Check:
 
 
 def gloo_interface() -> str | None:
-    """torch's choice (ProcessGroupGloo.cpp, createDefaultDevice): the address of the host's name if it is one of ours, else loopback."""
+    """torch's choice (ProcessGroupGloo.cpp, createDefaultDevice): the address of the host's name if
+    it is one of ours, else loopback."""
     if asked := os.environ.get("GLOO_SOCKET_IFNAME"):
         return asked
     address = own_address()
@@ -71,7 +75,8 @@ def gloo_interface() -> str | None:
 
 
 def nccl_interface() -> str | None:
-    """NCCL's choice (its socket.cc, findInterfaces): InfiniBand, then any but Docker's and loopback, then those."""
+    """NCCL's choice (its socket.cc, findInterfaces): InfiniBand, then any but Docker's and
+    loopback, then those."""
     if asked := os.environ.get("NCCL_SOCKET_IFNAME"):
         return asked
     names = list(_addresses())
@@ -103,7 +108,8 @@ def starters() -> Check:
 
 
 def shared_cache(folder: Path) -> tuple[str, str]:
-    """On which file system a folder is, if it may be shared between hosts, and a warning where locks do not hold there; else nothing."""
+    """On which file system a folder is, if it may be shared between hosts, and a warning where
+    locks do not hold there; else nothing."""
     kind = file_system(folder)
     if kind not in SHARED:
         return "", ""

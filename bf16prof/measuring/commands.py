@@ -18,7 +18,8 @@ CARRIED = (
     "BF16PROF_", "CUDA_", "CUBLAS", "CXX", "DS_", "GLOO_", "HF_", "LD_LIBRARY_PATH", "MLFLOW", "MV2", "NCCL_", "NVIDIA_", "OMP_", "PATH",
     "PYTHON", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UCX", "XDG_CACHE_HOME",
 )  # fmt: skip
-"""What the variables begin with that ssh and pdsh have to carry along: DeepSpeed's own (launcher/runner.py, EXPORT_ENVS) and ours."""
+"""What the variables begin with that ssh and pdsh have to carry along: DeepSpeed's own
+(launcher/runner.py, EXPORT_ENVS) and ours."""
 
 AGENT = ("-m", "bf16prof.measuring.agent")
 
@@ -35,7 +36,8 @@ _NODE = "NUMBER-OF-NODE"
 
 @dataclass(frozen=True)
 class Command:
-    """A command that starts the agents of these nodes. `holds_stdin`: they end when our end of their stdin is closed."""
+    """A command that starts the agents of these nodes. `holds_stdin`: they end when our end of
+    their stdin is closed."""
 
     words: list[str]
     nodes: tuple[int, ...]
@@ -53,7 +55,8 @@ def agent_command(folder: Path, node: int | str) -> list[str]:
 
 
 def commands(starter: Starter, folder: Path, layout: Layout) -> list[Command]:
-    """What starts the agents of a case, as far as nobody else does. Each command dies with this process."""
+    """What starts the agents of a case, as far as nobody else does. Each command dies with this
+    process."""
     if starter is Starter.NODES:
         return [Command(agent_command(folder, 0), (0,))]
     hosts = [host.name for host in layout.hosts]
@@ -83,7 +86,8 @@ def ssh(host: str) -> list[str]:
 
 
 def srun(hosts: Sequence[str]) -> list[str]:
-    """Run something once on each of these nodes of the allocation, with all of its cores and devices, whatever a single task would get."""
+    """Run something once on each of these nodes of the allocation, with all of its cores and
+    devices, whatever a single task would get."""
     return [
         "env", *(word for name in PER_TASK for word in ("-u", name)),
         "srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", f"--nodelist={','.join(hosts)}",
@@ -97,7 +101,8 @@ def _dying() -> list[str]:
 
 
 def _remote(words: list[str]) -> str:
-    """A command for a shell on another host: in this folder, with this environment as far as it matters there, and no secrets."""
+    """A command for a shell on another host: in this folder, with this environment as far as it
+    matters there, and no secrets."""
     variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if _is_carried(name, value)]
     return f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join([*variables, *words])}"
 

@@ -1,8 +1,9 @@
 """What a measured job reads: deterministic token streams, in plain Python.
 
-No torch here on purpose: the CPU allocator is measured to the byte while these streams run, so a batch is lists of integers and the worker
-makes tensors of it. Rows are numbered over the whole job and a row depends on nothing but its number, the seed and the spec: runs repeat,
-ranks read different rows, and one rank with micro-batch 4 sees the same rows as two ranks with micro-batch 2.
+No torch here on purpose: the CPU allocator is measured to the byte while these streams run, so a
+batch is lists of integers and the worker makes tensors of it. Rows are numbered over the whole job
+and a row depends on nothing but its number, the seed and the spec: runs repeat, ranks read
+different rows, and one rank with micro-batch 4 sees the same rows as two ranks with micro-batch 2.
 
     synthetic        a seeded Markov chain over a part of the vocabulary, which is learned quickly
     pydoc            the language reference in every Python (`pydoc_data.topics`), byte by byte
@@ -38,7 +39,8 @@ KNOWN = ("synthetic", "pydoc", "pydoc-bpe", "text:PATH", "text-bpe:PATH", "hf:NA
 
 @dataclass(frozen=True)
 class _Spec:
-    """A parsed data spec: the text (a file, a dataset, pydoc when both are None) and how it becomes tokens; `text=False` is synthetic."""
+    """A parsed data spec: the text (a file, a dataset, pydoc when both are None) and how it becomes
+    tokens; `text=False` is synthetic."""
 
     text: bool
     bpe: bool = False
@@ -71,7 +73,8 @@ class TokenStream:
     batches_read: int = 0
 
     def next_batch(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Inputs and labels, each [micro_batch_size][sequence_length]; a label is the token that follows its input."""
+        """Inputs and labels, each [micro_batch_size][sequence_length]; a label is the token that
+        follows its input."""
         first = (self.batches_read * self.world_size + self.rank) * self.micro_batch_size
         self.batches_read += 1
         rows = [self.rows.row(number) for number in range(first, first + self.micro_batch_size)]
@@ -81,7 +84,8 @@ class TokenStream:
 def make_stream(
     spec: str, *, vocab_size: int, sequence_length: int, micro_batch_size: int, rank: int, world_size: int, seed: int
 ) -> TokenStream:
-    """The stream of one rank. Raises `InputError` for a spec or text that cannot be used with that vocabulary or sequence length."""
+    """The stream of one rank. Raises `InputError` for a spec or text that cannot be used with that
+    vocabulary or sequence length."""
     assert 0 <= rank < world_size
     assert min(vocab_size, sequence_length, micro_batch_size) > 0
     parsed = _parse(spec)
@@ -94,7 +98,8 @@ def make_stream(
 
 
 def validate_spec(spec: str, *, readable: bool = False, download: bool = False) -> None:
-    """Raise `InputError` unless `spec` is well formed and, with `readable`, its file, dataset and tokenizer are at hand.
+    """Raise `InputError` unless `spec` is well formed and, with `readable`, its file, dataset and
+    tokenizer are at hand.
 
     Imports nothing heavy but for a dataset, which `download` may fetch.
     """
@@ -121,8 +126,9 @@ def _parse(spec: str) -> _Spec:
 class _MarkovRows:
     """A walk over 256 states (fewer in a smaller vocabulary) scattered over the token ids.
 
-    From each state four others follow, with probabilities 0.50, 0.21, 0.16 and 0.13. So the loss falls first from ln(vocabulary) to
-    ln(256) = 5.5, when a model knows which tokens occur, and then towards the chain's entropy of 1.23 nats per token.
+    From each state four others follow, with probabilities 0.50, 0.21, 0.16 and 0.13. So the loss
+    falls first from ln(vocabulary) to ln(256) = 5.5, when a model knows which tokens occur, and
+    then towards the chain's entropy of 1.23 nats per token.
     """
 
     STATES = 256
@@ -148,9 +154,11 @@ class _MarkovRows:
 
 @dataclass
 class _TextRows:
-    """Consecutive windows of a text, in another order in every epoch; neighbours share one token, the label of one and input of the next.
+    """Consecutive windows of a text, in another order in every epoch; neighbours share one token,
+    the label of one and input of the next.
 
-    Rows of different numbers are different windows until the text is used up, whatever the number of ranks.
+    Rows of different numbers are different windows until the text is used up, whatever the number
+    of ranks.
     """
 
     tokens: Sequence[int]
@@ -228,8 +236,10 @@ def _no_tokenizers() -> InputError:
 
 
 def _encode_bpe(documents: list[bytes], vocab_size: int) -> list[list[int]]:
-    """Each document in the tokens of a byte-level BPE trained on all of them, of `vocab_size` tokens at most."""
-    # One thread per rank: ranks train at the same time, and a process whose tokenizers used threads warns at every later fork.
+    """Each document in the tokens of a byte-level BPE trained on all of them, of `vocab_size`
+    tokens at most."""
+    # One thread per rank: ranks train at the same time, and a process whose tokenizers used threads
+    # warns at every later fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers

@@ -1,4 +1,5 @@
-"""`python -m bf16prof.measuring.dying COMMAND...`: a command in the place of this process, which gets SIGTERM when its parent dies."""
+"""`python -m bf16prof.measuring.dying COMMAND...`: a command in the place of this process, which
+gets SIGTERM when its parent dies."""
 
 from __future__ import annotations
 

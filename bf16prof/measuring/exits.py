@@ -1,8 +1,9 @@
 """Which rank ended when, and how: seen by the process that started them, at the moment it happens.
 
-torchrun looks at its ranks ten times a second, tells whole seconds, and knows nothing of a rank that left with exit code 0 too early. When
-one rank is gone the others fail within milliseconds. So the kernel is asked: a file descriptor of each process becomes readable at
-its end (`pidfd_open(2)`), and its exit status can be read without burying it.
+torchrun looks at its ranks ten times a second, tells whole seconds, and knows nothing of a rank
+that left with exit code 0 too early. When one rank is gone the others fail within milliseconds. So
+the kernel is asked: a file descriptor of each process becomes readable at its end
+(`pidfd_open(2)`), and its exit status can be read without burying it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ LOOK_S = 0.02
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank ended: its exit code, negative for the signal that killed it, and when, in seconds of the system's monotonic clock.
+    """How a rank ended: its exit code, negative for the signal that killed it, and when, in seconds
+    of the system's monotonic clock.
 
-    The clock is one for all processes of a machine, and does not jump. `None`: when it ended nobody saw.
+    The clock is one for all processes of a machine, and does not jump. `None`: when it ended nobody
+    saw.
     """
 
     __pydantic_config__ = STRICT
@@ -61,7 +64,8 @@ def save_exits(path: Path, exits: dict[int, RankExit]) -> None:
 
 
 def load_exits(path: Path) -> dict[int, RankExit]:
-    """What is known, by rank; nothing where nothing was written. Raises `InputError` for a file that cannot be read."""
+    """What is known, by rank; nothing where nothing was written. Raises `InputError` for a file
+    that cannot be read."""
     if not path.exists():
         return {}
     found: _Exits = read(path, _Exits)
@@ -69,7 +73,8 @@ def load_exits(path: Path) -> dict[int, RankExit]:
 
 
 class ExitWatch:
-    """Watches the children of this process that are ranks, in a thread, and tells of each that ends."""
+    """Watches the children of this process that are ranks, in a thread, and tells of each that
+    ends."""
 
     def __init__(self, ranks: int, tell: Callable[[RankExit], None]) -> None:
         self._missing, self._tell = ranks, tell
@@ -77,7 +82,8 @@ class ExitWatch:
         self._poll = select.poll()
 
     def start(self) -> None:
-        """Begin; the thread ends with this process. Where the kernel cannot be asked there is none, and torchrun's word is all there is."""
+        """Begin; the thread ends with this process. Where the kernel cannot be asked there is none,
+        and torchrun's word is all there is."""
         try:
             os.close(os.pidfd_open(os.getpid()))
         except (AttributeError, OSError):
@@ -92,7 +98,8 @@ class ExitWatch:
                 self._over(descriptor, time.monotonic())
 
     def _look(self) -> None:
-        """Find ranks that have started: children whose environment names their rank, which it does once they run their own program."""
+        """Find ranks that have started: children whose environment names their rank, which it does
+        once they run their own program."""
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.Error, OSError, KeyError, ValueError):
                 rank = int(child.environ()["RANK"])

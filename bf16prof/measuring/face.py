@@ -11,7 +11,8 @@ from bf16prof.scripts.face.worn import cpu_as_gpu, worn
 
 
 class ProbeMemory:
-    """A rank's memory as `torch.cuda` would count it. The CPU's allocator keeps nothing back, and the probe's peaks are not reset."""
+    """A rank's memory as `torch.cuda` would count it. The CPU's allocator keeps nothing back, and
+    the probe's peaks are not reset."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """How a check came out: `ok`; `missing`, not on this machine; `warning`, there, but not as it should be."""
+    """How a check came out: `ok`; `missing`, not on this machine; `warning`, there, but not as it
+    should be."""
 
     OK = "ok"
     MISSING = "missing"
@@ -16,7 +17,8 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked for: a line on what was found, and a line on what to do about it ("" if nothing)."""
+    """One thing that was looked for: a line on what was found, and a line on what to do about it
+    ("" if nothing)."""
 
     name: str
     status: State

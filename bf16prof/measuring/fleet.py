@@ -1,4 +1,5 @@
-"""The agents of several nodes while one case runs: started, waited for through what they report, and ended together."""
+"""The agents of several nodes while one case runs: started, waited for through what they report,
+and ended together."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ class Fleet:
 
     @property
     def mute(self) -> list[str]:
-        """Nodes that have reported, and have not said how they ended, as far as nobody knows more, by name."""
+        """Nodes that have reported, and have not said how they ended, as far as nobody knows more,
+        by name."""
         return [r.name for node, r in enumerate(self.reports) if r is not None and r.code is None and node not in self.problems]
 
     @property
@@ -113,7 +115,8 @@ class Fleet:
 
 @contextlib.contextmanager
 def fleet(folder: Path, layout: Layout, commands: Sequence[Command]) -> Iterator[Fleet]:
-    """The agents of a case, started by these commands; at the end of the block all of them are told to end."""
+    """The agents of a case, started by these commands; at the end of the block all of them are told
+    to end."""
     layout.save(folder)
     with contextlib.ExitStack() as stack:
         processes = []

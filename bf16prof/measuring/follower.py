@@ -1,4 +1,5 @@
-"""`measure` on a node that is not the first: it does what the first node's run directory says, until that run is over."""
+"""`measure` on a node that is not the first: it does what the first node's run directory says,
+until that run is over."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _is_for(folder: Path, node: int) -> bool:
-    """Whether the first node waits for this one's ranks: the layout is there, and no report of ours yet."""
+    """Whether the first node waits for this one's ranks: the layout is there, and no report of ours
+    yet."""
     if not (folder / LAYOUT).exists() or node_file(folder, node).exists():
         return False
     try:

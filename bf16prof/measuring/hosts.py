@@ -1,4 +1,5 @@
-"""The hosts that other programs know: DeepSpeed's hostfile with its filters, and the nodes of a Slurm allocation."""
+"""The hosts that other programs know: DeepSpeed's hostfile with its filters, and the nodes of a
+Slurm allocation."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ print(json.dumps(list(found.items())))
 
 
 def hostfile_hosts(path: Path, include: str, exclude: str) -> tuple[Host, ...]:
-    """The hosts of a hostfile and the slots of each that remain, as DeepSpeed itself reads them, in a process of its own.
+    """The hosts of a hostfile and the slots of each that remain, as DeepSpeed itself reads them, in
+    a process of its own.
 
     Raises `InputError` for what DeepSpeed refuses.
     """
@@ -47,7 +49,8 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def allocated_hosts() -> tuple[Host, ...]:
-    """The nodes of the Slurm allocation in which this process is, as Slurm writes them out. Raises `InputError` where there is none."""
+    """The nodes of the Slurm allocation in which this process is, as Slurm writes them out. Raises
+    `InputError` where there is none."""
     names = os.environ.get("SLURM_JOB_NODELIST")
     if not names:
         raise InputError("--launcher srun: this is no Slurm allocation", hint="--launcher slurm asks for one")

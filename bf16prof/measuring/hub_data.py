@@ -1,4 +1,5 @@
-"""Text of a dataset of the Hugging Face Hub, through `datasets` and its local cache. The network is asked only where the user said so.
+"""Text of a dataset of the Hugging Face Hub, through `datasets` and its local cache. The network is
+asked only where the user said so.
 
 The published run trains on `hf:wikitext:wikitext-103-raw-v1`.
 """
@@ -14,14 +15,16 @@ from typing import Any
 from bf16prof.errors import InputError, install_hint
 
 LARGEST_BYTES = 64 * 2**20
-"""So much of the train split is read, from its beginning: more than any short job sees, and every rank holds it."""
+"""So much of the train split is read, from its beginning: more than any short job sees, and every
+rank holds it."""
 
 _SPLIT = "train"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset by its id (or a local folder) and the name of its configuration, empty where it has one only."""
+    """A dataset by its id (or a local folder) and the name of its configuration, empty where it has
+    one only."""
 
     id: str
     configuration: str = ""
@@ -36,20 +39,23 @@ class Dataset:
         return f"hf:{self.id}" + (f":{self.configuration}" if self.configuration else "")
 
     def require(self, *, download: bool) -> None:
-        """Raise `InputError` unless the text can be read on this machine; `download` fetches what is missing."""
+        """Raise `InputError` unless the text can be read on this machine; `download` fetches what
+        is missing."""
         if find_spec("datasets") is None:
             raise InputError(f"data {self} needs the datasets library", hint=install_hint("data"))
         self._column(self._load(offline=not download))
 
     def documents(self) -> list[bytes]:
-        """The rows of its column of text, up to `LARGEST_BYTES` in all, each a document that is not empty."""
+        """The rows of its column of text, up to `LARGEST_BYTES` in all, each a document that is not
+        empty."""
         found = self._load(offline=True)
         column = self._column(found)
         rows = (row[column] for row in found.select_columns([column]))  # one by one: the whole column may be a gigabyte
         return list(_first(text.encode() for text in rows if text))
 
     def _load(self, *, offline: bool) -> Any:
-        """Its train split. Raises `InputError`, which says how to get it, where the cache does not have it."""
+        """Its train split. Raises `InputError`, which says how to get it, where the cache does not
+        have it."""
         before = os.environ.get("HF_DATASETS_OFFLINE"), os.environ.get("HF_HUB_OFFLINE")
         if offline:
             os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,8 +1,10 @@
-"""Start the ranks of one case with torchrun, in a session of their own; wait; end them all; say how it ended.
+"""Start the ranks of one case with torchrun, in a session of their own; wait; end them all; say how
+it ended.
 
-torchrun runs inside a small process of ours (`measuring/agent.py`) that dies with bf16prof and writes which rank failed how into a file;
-nothing is parsed from what anybody prints. Each worker dies with torchrun. So whatever happens to bf16prof - Ctrl-C, SIGTERM, SIGKILL -
-no process of its own outlives it.
+torchrun runs inside a small process of ours (`measuring/agent.py`) that dies with bf16prof and
+writes which rank failed how into a file; nothing is parsed from what anybody prints. Each worker
+dies with torchrun. So whatever happens to bf16prof - Ctrl-C, SIGTERM, SIGKILL - no process of its
+own outlives it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ LOG_LINES = 15
 
 @dataclass(frozen=True)
 class RanksOutcome:
-    """How the ranks of one case ended: status, one line for a person, the end of the failing rank's log, and what every rank wrote.
+    """How the ranks of one case ended: status, one line for a person, the end of the failing rank's
+    log, and what every rank wrote.
 
     `nodes`: what the nodes reported, where there are several.
     """
@@ -54,7 +57,8 @@ class RanksOutcome:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What lies in the folder of a case: each rank's result, the ends of ranks, and why files among them could not be read."""
+    """What lies in the folder of a case: each rank's result, the ends of ranks, and why files among
+    them could not be read."""
 
     ranks: tuple[RankResult | None, ...]
     exits: dict[int, RankExit]
@@ -70,7 +74,8 @@ class _Seen:
 
     @classmethod
     def on_nodes(cls, folder: Path, world_size: int, reports: Sequence[NodeReport | None]) -> _Seen:
-        """The same of several nodes, all times by the wall clock: monotonic clocks of two hosts have nothing in common."""
+        """The same of several nodes, all times by the wall clock: monotonic clocks of two hosts
+        have nothing in common."""
         own = cls.of(folder, world_size)
         exits: dict[int, RankExit] = {}
         unread = list(own.unread)
@@ -100,8 +105,9 @@ def launch(
 ) -> RanksOutcome:
     """Run the case whose `SPEC` lies in the folder on that many ranks there.
 
-    `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are ended before it is raised again.
-    `is_shown`: what ranks on this machine print goes where this process prints.
+    `on_progress` gets rank 0's result whenever it has changed. On KeyboardInterrupt the ranks are
+    ended before it is raised again. `is_shown`: what ranks on this machine print goes where this
+    process prints.
     """
     try:
         if place.starter is Starter.LOCAL:
@@ -147,7 +153,8 @@ def _timeout(folder: Path, timeout_s: float, seen: _Seen) -> RanksOutcome:
 def _launch_on_nodes(
     folder: Path, place: Place, world_size: int, timeout_s: float, on_progress: Callable[[RankResult], None]
 ) -> RanksOutcome:
-    """The same on several nodes, each of which has an agent. The time runs from when all are ready; before, they may compile."""
+    """The same on several nodes, each of which has an agent. The time runs from when all are ready;
+    before, they may compile."""
     layout = place.layout(world_size)
     progress = _Progress(folder, on_progress)
     with clean_shared_memory(), fleet(folder, layout, commands(place.starter, folder, layout)) as agents:
@@ -171,7 +178,8 @@ def _launch_on_nodes(
 
 
 def _outcome_of_nodes(folder: Path, agents: Fleet, early: _Seen, seen: _Seen) -> RanksOutcome | None:
-    """What went wrong on several nodes, if anything is known. A node that is gone is the cause of what ranks only noticed."""
+    """What went wrong on several nodes, if anything is known. A node that is gone is the cause of
+    what ranks only noticed."""
     cause = blame(early.exits, early.ranks, by_kernel=False)
     if cause is not None and not cause.is_consequence:
         return _outcome(folder, 1, seen, cause)

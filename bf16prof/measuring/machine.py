@@ -1,4 +1,5 @@
-"""What this machine is, for the manifest of a run: hardware, versions, and the environment variables that change a measurement.
+"""What this machine is, for the manifest of a run: hardware, versions, and the environment
+variables that change a measurement.
 
 Nothing here imports torch or DeepSpeed: versions come from the packages' metadata, GPUs from NVML.
 """
@@ -38,18 +39,20 @@ BF16PROF_CPU_MEMORY_LIMIT
 """
 
 ALLOWED_ENVIRONMENT = frozenset(_ALLOWED.split())
-"""The variables that may be recorded: those that change memory, speed or placement. Any other stays out, whatever it is
-called; of our own, those that `measure` reads are in it."""
+"""The variables that may be recorded: those that change memory, speed or placement. Any other stays
+out, whatever it is called; of our own, those that `measure` reads are in it."""
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The allowed environment variables that are set, but for a value that is a secret by its form."""
+    """The allowed environment variables that are set, but for a value that is a secret by its
+    form."""
     variables = os.environ if variables is None else variables
     return {name: value for name, value in sorted(variables.items()) if name in ALLOWED_ENVIRONMENT and not is_secret("", value)}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, bf16prof, the packages that matter (those installed) and the NVIDIA driver (where there is one)."""
+    """Versions of Python, bf16prof, the packages that matter (those installed) and the NVIDIA
+    driver (where there is one)."""
     found = {"python": platform.python_version(), "bf16prof": bf16prof.__version__}
     found |= {name: version for name in PACKAGES if (version := package_version(name)) is not None}
     driver = nvml.driver_version()
@@ -57,7 +60,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, str]:
-    """CPU model, cores (those this process may use), memory and its limit in bytes, system, kernel, GPUs."""
+    """CPU model, cores (those this process may use), memory and its limit in bytes, system, kernel,
+    GPUs."""
     found = {
         "cpu": _cpu_model(),
         "cores": str(usable_cores()),
@@ -71,7 +75,8 @@ def hardware() -> dict[str, str]:
 
 
 def usable_memory() -> int:
-    """The bytes of memory that processes here may have in all: the machine's, or less in a container."""
+    """The bytes of memory that processes here may have in all: the machine's, or less in a
+    container."""
     total = whole_memory()
     return min(total, memory_limit() or total)
 

@@ -1,4 +1,5 @@
-"""What an agent says of its node while a case runs: one file per node, written again and again, so that silence can be told from work."""
+"""What an agent says of its node while a case runs: one file per node, written again and again, so
+that silence can be told from work."""
 
 from __future__ import annotations
 
@@ -24,9 +25,12 @@ BEAT_S = 2.0
 class NodeReport:
     """One node of a case.
 
-    * `host`, `pid` of the agent, `ranks` on this node, `hardware` as in a manifest; `port`: where nodes meet, if it is this one's to say.
-    * `is_ready`: extensions are compiled, ranks are about to start. `beat` counts up while the agent lives.
-    * `clock`: seconds from the system's monotonic clock to the wall clock, by which ends on several nodes are put in order.
+    * `host`, `pid` of the agent, `ranks` on this node, `hardware` as in a manifest; `port`: where
+      nodes meet, if it is this one's to say.
+    * `is_ready`: extensions are compiled, ranks are about to start. `beat` counts up while the
+      agent lives.
+    * `clock`: seconds from the system's monotonic clock to the wall clock, by which ends on several
+      nodes are put in order.
     * `code`: how the agent ended (`None`: not yet); `message`: why it could not start.
     """
 
@@ -52,7 +56,8 @@ class NodeReport:
 
 
 def load_node(folder: Path, node: int) -> NodeReport | None:
-    """What a node has reported; `None` if nothing. Raises `InputError` for a file that cannot be read."""
+    """What a node has reported; `None` if nothing. Raises `InputError` for a file that cannot be
+    read."""
     path = node_file(folder, node)
     if not path.exists():
         return None
@@ -61,7 +66,8 @@ def load_node(folder: Path, node: int) -> NodeReport | None:
 
 
 class Reporter:
-    """Writes the report of this node when something changes, and every `BEAT_S` seconds from `start` on, in a thread."""
+    """Writes the report of this node when something changes, and every `BEAT_S` seconds from
+    `start` on, in a thread."""
 
     def __init__(self, folder: Path, node: int, ranks: int, hardware: dict[str, str]) -> None:
         self._folder, self._lock, self._over = folder, threading.Lock(), threading.Event()

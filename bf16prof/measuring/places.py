@@ -1,7 +1,9 @@
-"""Where the ranks of a measurement run: on this machine, or on several nodes, and what starts something on them.
+"""Where the ranks of a measurement run: on this machine, or on several nodes, and what starts
+something on them.
 
-On each node one process of ours (`agent.py`) prepares the node, runs torchrun, and writes down what happens. Nothing here schedules: agents
-are started by ssh, pdsh or srun, or by whoever starts `bf16prof measure` on every node.
+On each node one process of ours (`agent.py`) prepares the node, runs torchrun, and writes down what
+happens. Nothing here schedules: agents are started by ssh, pdsh or srun, or by whoever starts
+`bf16prof measure` on every node.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from bf16prof.vocabulary import STRICT, Size
 
 
 class Starter(StrEnum):
-    """What starts the agents: `local` this process, for one machine; `nodes` a bf16prof of each node; else the command of that name."""
+    """What starts the agents: `local` this process, for one machine; `nodes` a bf16prof of each
+    node; else the command of that name."""
 
     LOCAL = "local"
     NODES = "nodes"
@@ -29,7 +32,8 @@ class Starter(StrEnum):
 
 @dataclass(frozen=True)
 class Host:
-    """A node: the name under which others reach it (empty: it will say), and the devices that ranks may have there.
+    """A node: the name under which others reach it (empty: it will say), and the devices that ranks
+    may have there.
 
     `None`: as many as are asked for.
     """
@@ -42,7 +46,8 @@ class Host:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one case lies on its nodes, as agents read it: ranks and devices of each node, and where the nodes meet.
+    """How one case lies on its nodes, as agents read it: ranks and devices of each node, and where
+    the nodes meet.
 
     `port`: `None` where the first node chooses one that is free, and says it in its report.
     """
@@ -73,7 +78,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """The nodes of a measurement; one without a name is this machine. `endpoint` and `port`: where the nodes meet."""
+    """The nodes of a measurement; one without a name is this machine. `endpoint` and `port`: where
+    the nodes meet."""
 
     starter: Starter = Starter.LOCAL
     hosts: tuple[Host, ...] = (Host(),)

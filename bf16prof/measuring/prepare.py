@@ -1,7 +1,8 @@
-"""Compile what the ranks will need before they start and before any clock runs: the counting allocator and DeepSpeed's own operators.
+"""Compile what the ranks will need before they start and before any clock runs: the counting
+allocator and DeepSpeed's own operators.
 
-One process compiles, under a lock that the system releases when its holder dies, in the folder of this environment (`cache.py`). Once
-compiled, a part is only loaded.
+One process compiles, under a lock that the system releases when its holder dies, in the folder of
+this environment (`cache.py`). Once compiled, a part is only loaded.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ POLL_S = 0.2
 ALLOCATOR = "allocator"
 BUILDERS = {BasicOptimizer.FUSED_ADAM: "FusedAdamBuilder", BasicOptimizer.CPU_ADAM: "CPUAdamBuilder"}
 OTHER_BUILDERS = {"lion": ("FusedLionBuilder", "CPULionBuilder"), "lamb": ("FusedLambBuilder", ""), "adagrad": ("", "CPUAdagradBuilder")}
-"""What DeepSpeed's optimizers other than Adam are compiled by, on the device and when offloading (`runtime/engine.py`)."""
+"""What DeepSpeed's optimizers other than Adam are compiled by, on the device and when offloading
+(`runtime/engine.py`)."""
 
 
 def prepare(jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-    """Compile everything that these jobs need and set `TORCH_EXTENSIONS_DIR` (and `PATH`, if need be) for the ranks.
+    """Compile everything that these jobs need and set `TORCH_EXTENSIONS_DIR` (and `PATH`, if need
+    be) for the ranks.
 
-    `say` hears what takes long. Raises `InputError` with the compiler's last line when something does not compile.
+    `say` hears what takes long. Raises `InputError` with the compiler's last line when something
+    does not compile.
     """
     prepare_parts(needed(jobs), say)
 
@@ -67,7 +71,8 @@ def prepare_parts(parts: Sequence[str], say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _build_lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Be the only one who compiles in a folder. Raises `InputError` when another has not come to an end in `TIMEOUT_S`."""
+    """Be the only one who compiles in a folder. Raises `InputError` when another has not come to an
+    end in `TIMEOUT_S`."""
     deadline = time.monotonic() + TIMEOUT_S
     with contextlib.ExitStack() as stack:
         told = False
@@ -125,7 +130,8 @@ def _compile(parts: Sequence[str], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
-    """A folder that is empty, and gone afterwards: compilers that are killed leave temporary files. Only one process compiles."""
+    """A folder that is empty, and gone afterwards: compilers that are killed leave temporary files.
+    Only one process compiles."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -154,7 +160,8 @@ def _compile_part(part: str) -> str:
 
 
 def main() -> None:
-    """Compile the parts named on the command line and mark each as done; compilers die with this process, and it with its parent."""
+    """Compile the parts named on the command line and mark each as done; compilers die with this
+    process, and it with its parent."""
     signal.signal(signal.SIGTERM, lambda *_: kill_session(os.getpid()))
     die_with_parent(signal.SIGTERM)
     use_dying_batons()

@@ -26,7 +26,8 @@ from bf16prof.vocabulary import Device, Phase, Source
 
 @dataclass(frozen=True)
 class TrainedSubject:
-    """What the ranks of a record have trained, on what: the GPU where it is one that is known, and tokens in a step where there are any."""
+    """What the ranks of a record have trained, on what: the GPU where it is one that is known, and
+    tokens in a step where there are any."""
 
     case: Case
     device: Device
@@ -36,11 +37,13 @@ class TrainedSubject:
 
 
 def measured_record(job: Job, outcome: RanksOutcome, work: StepWork | None = None) -> MemoryRecord | None:
-    """The record of the rank that holds most between steps (of several, the first), with losses averaged over the ranks and step times of
-    the slowest. That another rank's peak is higher is said in the notes.
+    """The record of the rank that holds most between steps (of several, the first), with losses
+    averaged over the ranks and step times of the slowest. That another rank's peak is higher is
+    said in the notes.
 
-    `work` is what a step has to do, as the estimate counts it. A case that did not finish gives what is known of it, and says in its notes
-    that it is partial; `None` if no rank got as far as init.
+    `work` is what a step has to do, as the estimate counts it. A case that did not finish gives
+    what is known of it, and says in its notes that it is partial; `None` if no rank got as far as
+    init.
     """
     tokens = None if job.profile.model.inputs else _tokens_per_step(job)
     return record_of_ranks(outcome, TrainedSubject(job.case, job.device, workload_of(job), job.gpu, tokens), work)
@@ -138,7 +141,8 @@ SAMPLED = f"lost updates and EDQ: at most {SAMPLE:,} elements of each parameter 
 
 
 def job_quality(ranks: Sequence[RankResult]) -> tuple[QualityStep, ...]:
-    """The watched steps that all ranks made: sums over the ranks, which at stages 1 to 3 each update a part."""
+    """The watched steps that all ranks made: sums over the ranks, which at stages 1 to 3 each
+    update a part."""
     steps = []
     for of_ranks in zip(*(rank.quality for rank in ranks), strict=False):
         names = dict.fromkeys(name for rank in of_ranks for name in rank.layers)
@@ -167,9 +171,11 @@ def _notes(outcome: RanksOutcome, steps: Sequence[StepRecord]) -> tuple[str, ...
 
 
 def _higher_peak(heaviest: RankResult, ranks: Sequence[RankResult]) -> list[str]:
-    """That another rank's peak is higher by more than a thousandth: at ZeRO stages 1 and 2 parameters straddle partitions.
+    """That another rank's peak is higher by more than a thousandth: at ZeRO stages 1 and 2
+    parameters straddle partitions.
 
-    Told by steps in which memory settles only; else it may be gloo that has not let go of something yet.
+    Told by steps in which memory settles only; else it may be gloo that has not let go of something
+    yet.
     """
     if any(sum(step.warmup for step in rank.steps) < 2 for rank in ranks):
         return []
@@ -186,7 +192,8 @@ def _settled_peak(rank: RankResult) -> int:
 
 
 def _heaviest(ranks: Sequence[RankResult], parallelism: Parallelism) -> RankResult:
-    """The rank that holds most between steps; of a pipeline, whose stages do different things, one of the stage with the highest peak."""
+    """The rank that holds most between steps; of a pipeline, whose stages do different things, one
+    of the stage with the highest peak."""
     if parallelism.pipeline > 1:
         highest = max(ranks, key=_settled_peak)
         ranks = [rank for rank in ranks if parallelism.stage(rank.rank) == parallelism.stage(highest.rank)]
@@ -202,13 +209,15 @@ def _parameters(heaviest: RankResult, ranks: Sequence[RankResult], parallelism: 
 
 
 def _weight(rank: RankResult) -> tuple[int, int, int]:
-    """What a rank holds between steps, or has held if it never got there; of equal ones the first."""
+    """What a rank holds between steps, or has held if it never got there; of equal ones the
+    first."""
     known = rank.allocated_bytes is not None
     return rank.allocated_bytes or 0, 0 if known else rank.run_peak_bytes or 0, -rank.rank
 
 
 def _job_steps(heaviest: RankResult, ranks: Sequence[RankResult]) -> tuple[StepRecord, ...]:
-    """The heaviest rank's steps with the mean loss of all ranks that made the step and the times of the slowest."""
+    """The heaviest rank's steps with the mean loss of all ranks that made the step and the times of
+    the slowest."""
     by_step: dict[int, list[StepRecord]] = {}
     for rank in ranks:
         for step in rank.steps:

@@ -1,4 +1,5 @@
-"""What one rank writes and the launching process reads: one JSON file per rank, rewritten as the rank proceeds."""
+"""What one rank writes and the launching process reads: one JSON file per rank, rewritten as the
+rank proceeds."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from bf16prof.vocabulary import STRICT, Device, Phase, Size
 
 @dataclass(frozen=True)
 class RankTask:
-    """What every rank of a case is told: the job, and how many steps to run before and while measuring, and watching updates after that."""
+    """What every rank of a case is told: the job, and how many steps to run before and while
+    measuring, and watching updates after that."""
 
     __pydantic_config__ = STRICT
 
@@ -35,7 +37,8 @@ class RankTask:
 
 @dataclass(frozen=True)
 class RankQuality:
-    """One watched step on one rank: its loss, what became of the updates that this rank makes, by layer, and what casts make of values."""
+    """One watched step on one rank: its loss, what became of the updates that this rank makes, by
+    layer, and what casts make of values."""
 
     __pydantic_config__ = STRICT
 
@@ -47,8 +50,9 @@ class RankQuality:
 
 @dataclass(frozen=True)
 class OfScript:
-    """What a rank of a user's own script says of the job: the script, of how many ranks this is one, and the case and the workload as its
-    engine has them, once there is one. `notes`: what else there is to say.
+    """What a rank of a user's own script says of the job: the script, of how many ranks this is
+    one, and the case and the workload as its engine has them, once there is one. `notes`: what else
+    there is to say.
     """
 
     __pydantic_config__ = STRICT
@@ -62,7 +66,8 @@ class OfScript:
 
 @dataclass(frozen=True)
 class GuestTask:
-    """What a rank of a script is told: how many steps to watch closely, how many to time after that, and whether to end the script then."""
+    """What a rank of a script is told: how many steps to watch closely, how many to time after
+    that, and whether to end the script then."""
 
     __pydantic_config__ = STRICT
 
@@ -75,11 +80,13 @@ class GuestTask:
 
 @dataclass(frozen=True)
 class RankResult:
-    """What one rank has measured so far. `status` is `finished` only at the very end; anything else is partial.
+    """What one rank has measured so far. `status` is `finished` only at the very end; anything else
+    is partial.
 
-    `host`, `node` (its number) and `device_index` say where it runs; the index is `None` on a CPU. Fields are called as in
-    `MemoryRecord`; what did not fit when a rank ran out of memory is in `message`. `stopped_at`: when something was raised that stopped
-    the rank, in seconds of the system's monotonic clock. `noticed`: that only said that another rank is gone.
+    `host`, `node` (its number) and `device_index` say where it runs; the index is `None` on a CPU.
+    Fields are called as in `MemoryRecord`; what did not fit when a rank ran out of memory is in
+    `message`. `stopped_at`: when something was raised that stopped the rank, in seconds of the
+    system's monotonic clock. `noticed`: that only said that another rank is gone.
     """
 
     __pydantic_config__ = STRICT
@@ -117,11 +124,13 @@ class RankResult:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def training_phases(self) -> dict[Phase, PhaseMemory]:
-        """Init, of each phase of a step the highest peak and the last end of the warm-up steps, and the evaluation.
+        """Init, of each phase of a step the highest peak and the last end of the warm-up steps, and
+        the evaluation.
 
-        In these memory settles at every mark (see `worker.py`). In timed steps it does not, and gloo's threads may hold a bucket into
-        the next phase: that is in `steps` and in the run's peak, and says nothing of the job. The first step of all is not like the
-        others, so with fewer than two warm-up steps all steps count.
+        In these memory settles at every mark (see `worker.py`). In timed steps it does not, and
+        gloo's threads may hold a bucket into the next phase: that is in `steps` and in the run's
+        peak, and says nothing of the job. The first step of all is not like the others, so with
+        fewer than two warm-up steps all steps count.
         """
         settled = [step for step in self.steps if step.warmup]
         phases = {Phase.INIT: self.init}
@@ -143,7 +152,8 @@ WRITING_SHARE = 0.001
 
 
 class RankWriter:
-    """Writes a rank's result again and again, some writes left out where they would come too often."""
+    """Writes a rank's result again and again, some writes left out where they would come too
+    often."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._due = folder, 0.0
@@ -154,7 +164,8 @@ class RankWriter:
         return time.monotonic() > self._due
 
     def write(self, result: RankResult, *, force: bool) -> None:
-        """Write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        """Write it; without `force`, only if the last write is long ago, and a full disk does not
+        matter yet."""
         if not force and not self.is_due:
             return
         begin = time.monotonic()
@@ -165,7 +176,8 @@ class RankWriter:
 
 
 def load_rank(folder: Path, rank: int) -> RankResult | None:
-    """A rank's result; `None` when it has written none. Raises `InputError` for a file that cannot be read."""
+    """A rank's result; `None` when it has written none. Raises `InputError` for a file that cannot
+    be read."""
     path = rank_file(folder, rank)
     if not path.exists():
         return None

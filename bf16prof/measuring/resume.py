@@ -1,4 +1,5 @@
-"""A series of cases that goes on where it stopped: which cases of a run directory are finished, and still are what was asked for."""
+"""A series of cases that goes on where it stopped: which cases of a run directory are finished, and
+still are what was asked for."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ START_ANEW = "--force starts anew"
 
 @dataclass(frozen=True)
 class Finished:
-    """What is kept of a run: the cases that are finished with their records, by label, and the nodes that it knew."""
+    """What is kept of a run: the cases that are finished with their records, by label, and the
+    nodes that it knew."""
 
     cases: Mapping[str, tuple[CaseStatus, MemoryRecord]]
     nodes: tuple[Node, ...] = ()
@@ -31,8 +33,8 @@ NOTHING = Finished({})
 def finished(folder: Path, tasks: Sequence[RankTask]) -> Finished:
     """The finished cases of the run in that folder, if there is one.
 
-    Raises `InputError` where one of them is not among the tasks, or was measured with other settings or versions: results would be lost, or
-    mixed.
+    Raises `InputError` where one of them is not among the tasks, or was measured with other
+    settings or versions: results would be lost, or mixed.
     """
     if not (folder / MANIFEST).exists():
         return NOTHING

@@ -1,4 +1,5 @@
-"""A measurement: every case in turn on real ranks, its predictions beside it, and a run directory that is valid at every moment."""
+"""A measurement: every case in turn on real ranks, its predictions beside it, and a run directory
+that is valid at every moment."""
 
 from __future__ import annotations
 
@@ -46,9 +47,10 @@ from bf16prof.vocabulary import Source
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and measured steps, seconds per case, and
-    further steps in which the optimizer's updates are watched; `origins` of the profile's values, the `place` where ranks run, and what is
-    `kept` of a run that goes on."""
+    """What to measure and how: the jobs and the predictions of them, the run directory, warm-up and
+    measured steps, seconds per case, and further steps in which the optimizer's updates are
+    watched; `origins` of the profile's values, the `place` where ranks run, and what is `kept` of a
+    run that goes on."""
 
     name: str
     jobs: Sequence[Job]
@@ -68,7 +70,8 @@ class MeasurementPlan:
 
 
 class Watcher:
-    """Told how a measurement proceeds; this one keeps quiet. `commands/progress.py` draws a progress bar."""
+    """Told how a measurement proceeds; this one keeps quiet. `commands/progress.py` draws a
+    progress bar."""
 
     def preparing(self, what: str) -> None:
         """Extensions are compiled, or somebody else's compiling is waited for."""
@@ -86,8 +89,9 @@ class Watcher:
 def measure(plan: MeasurementPlan, watcher: Watcher) -> Run:
     """Measure all cases into the run directory, which must exist and be empty.
 
-    A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted and the exception goes on. Raises
-    `RunFailed` when the run directory cannot be written any more; what was measured until then is kept.
+    A case that fails does not stop the others. On KeyboardInterrupt the run is saved as interrupted
+    and the exception goes on. Raises `RunFailed` when the run directory cannot be written any more;
+    what was measured until then is kept.
     """
     with heartbeat(plan.folder) if plan.place.nodes > 1 else contextlib.nullcontext():
         return _measure(plan, watcher)
@@ -130,7 +134,8 @@ def _measure(plan: MeasurementPlan, watcher: Watcher) -> Run:
 
 
 class _Reserve:
-    """Space on the disk of a run directory that is given back when it is needed, at the latest at the end."""
+    """Space on the disk of a run directory that is given back when it is needed, at the latest at
+    the end."""
 
     BYTES = 2**20
 
@@ -202,7 +207,8 @@ def _with_failure(run: Run, reason: str) -> Run:
 
 
 def _save_aborted(run: Run, status: Status) -> None:
-    """Save the run as it stands, no case of it still `running` or `planned`: the manifest even where there is no space for the records."""
+    """Save the run as it stands, no case of it still `running` or `planned`: the manifest even
+    where there is no space for the records."""
     aborted = Run(run.path, dataclasses.replace(interrupted(run.manifest, status), finished=now()), run.records)
     with contextlib.suppress(NotWritten):
         save_records(aborted)

@@ -7,11 +7,13 @@ from bf16prof.processes import child_environment, threads_per_rank
 UNWANTED_VARIABLES = (
     "LOCAL_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
-"""Left over from another launcher: LOCAL_SIZE makes DeepSpeed take its shared-memory path, the others would confuse torchrun."""
+"""Left over from another launcher: LOCAL_SIZE makes DeepSpeed take its shared-memory path, the
+others would confuse torchrun."""
 
 
 def launcher_environment() -> dict[str, str]:
-    """This process's environment for what starts ranks, without what other launchers may have left in it."""
+    """This process's environment for what starts ranks, without what other launchers may have left
+    in it."""
     return {key: value for key, value in child_environment().items() if key not in UNWANTED_VARIABLES}
 
 

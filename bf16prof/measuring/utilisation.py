@@ -7,8 +7,9 @@ from bf16prof.step_records import StepWork
 
 
 def utilisation(work: StepWork | None, gpu: Gpu | None, step_time_s: float | None) -> tuple[float | None, float | None]:
-    """Model and hardware FLOPs utilisation of one GPU: operations per second over its peak (PaLM, appendix B; Korthikanti et al. 2022,
-    arXiv 2205.05198, section 6.3, who count recomputation in the second). `None` where the work, the peak or the time is not known."""
+    """Model and hardware FLOPs utilisation of one GPU: operations per second over its peak (PaLM,
+    appendix B; Korthikanti et al. 2022, arXiv 2205.05198, section 6.3, who count recomputation in
+    the second). `None` where the work, the peak or the time is not known."""
     peak = gpu.peak_flops(work.compute_dtype) if gpu and work else None
     if work is None or not peak or not step_time_s:
         return None, None

@@ -1,7 +1,9 @@
-"""How the nodes of a case wait for each other, and how agents end with whoever waits for them: through files in the folder of the case.
+"""How the nodes of a case wait for each other, and how agents end with whoever waits for them:
+through files in the folder of the case.
 
-ssh, pdsh and srun differ in what becomes of a remote process when the local end dies. Files do not; clocks of several hosts are
-not compared either: what counts is whether a file has changed while this process looked.
+ssh, pdsh and srun differ in what becomes of a remote process when the local end dies. Files do not;
+clocks of several hosts are not compared either: what counts is whether a file has changed while
+this process looked.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from bf16prof.runs import ALIVE, STOP
 
 LOOK_S = 0.5
 SILENT_S = 120.0
-"""So long nothing may change; file systems that hosts share show a change after up to a minute (acregmax, nfs(5))."""
+"""So long nothing may change; file systems that hosts share show a change after up to a minute
+(acregmax, nfs(5))."""
 MEETING_S = 900.0
 """How long nodes wait for the first one, which may be compiling."""
 
@@ -33,7 +36,8 @@ HEARTBEAT_S = 5.0
 
 @contextlib.contextmanager
 def heartbeat(run: Path) -> Iterator[None]:
-    """Count up in the folder of a run every few seconds while the context lasts. A full disk does not matter."""
+    """Count up in the folder of a run every few seconds while the context lasts. A full disk does
+    not matter."""
     over = threading.Event()
 
     def beat() -> None:
@@ -77,7 +81,8 @@ def last_beat(run: Path) -> bytes:
 
 
 def end_when_alone(folder: Path, *, while_stdin: bool) -> None:
-    """Let this process end like by SIGTERM, in the background, when it is told to, when nobody waits for it any more, or with stdin."""
+    """Let this process end like by SIGTERM, in the background, when it is told to, when nobody
+    waits for it any more, or with stdin."""
     threading.Thread(target=_watch_folder, args=(folder,), daemon=True).start()
     if while_stdin:
         threading.Thread(target=_watch_stdin, daemon=True).start()

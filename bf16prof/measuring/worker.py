@@ -1,6 +1,8 @@
-"""One rank of a measurement: builds the model and the engine from the case, trains, and writes what its probe saw.
+"""One rank of a measurement: builds the model and the engine from the case, trains, and writes what
+its probe saw.
 
-Started by `measuring/launcher.py` as `python -m bf16prof.measuring.worker TASK FOLDER`; talks to nobody but through its result file.
+Started by `measuring/launcher.py` as `python -m bf16prof.measuring.worker TASK FOLDER`; talks to
+nobody but through its result file.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from bf16prof.vocabulary import Device, Phase
 from bf16prof.whereabouts import Whereabouts, deadline
 
 HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""What PyTorch raises, as a RuntimeError, where the system has no memory left (c10/core/impl/alloc_cpu.cpp)."""
+"""What PyTorch raises, as a RuntimeError, where the system has no memory left
+(c10/core/impl/alloc_cpu.cpp)."""
 
 GONE = re.compile("gloo/transport|Connection (closed|reset) by peer|Broken pipe|remote process exited|NCCL")
 """How gloo, NCCL and sockets say that the other side is gone."""
@@ -66,7 +69,8 @@ class Rank:
         self._whereabouts.enter(phase, len(self.result.steps))
 
     def save(self, *, force: bool = True, **changes: Any) -> None:
-        """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        """Update the result and write it; without `force`, only if the last write is long ago, and
+        a full disk does not matter yet."""
         self.result = dataclasses.replace(self.result, **changes)
         self._writer.write(self.result, force=force)
 
@@ -166,7 +170,8 @@ class Rank:
         return make_batches(job, self.rank, self.probe.device_type, shifted=not takes_labels(engine.module))
 
     def _evaluate(self, engine: Any, loop: Any) -> None:
-        """What is evaluated when the steps are over: memory settles at every mark, and no time is taken."""
+        """What is evaluated when the steps are over: memory settles at every mark, and no time is
+        taken."""
         from bf16prof.engine.batch import evaluation_of
 
         batches = self._batches(evaluation_of(self.job), engine)
@@ -178,7 +183,8 @@ class Rank:
         self.save(evaluation=found, run_peak_bytes=self.probe.run_peak_bytes(), reserved_bytes=self.probe.reserved_bytes())
 
     def _watch_updates(self, engine: Any, loop: Any) -> None:
-        """Further steps in which the optimizer's updates are watched; memory and time of these are nobody's."""
+        """Further steps in which the optimizer's updates are watched; memory and time of these are
+        nobody's."""
         from bf16prof.engine.engines import engine_of
         from bf16prof.quality.watch import UpdateWatch
 
@@ -193,7 +199,8 @@ class Rank:
 
 
 def started_result(rank: int, probe: Any) -> RankResult:
-    """The result of a rank that has just begun, with where it runs. Launchers other than torchrun number no nodes."""
+    """The result of a rank that has just begun, with where it runs. Launchers other than torchrun
+    number no nodes."""
     return RankResult(
         rank,
         os.getpid(),
@@ -207,7 +214,8 @@ def started_result(rank: int, probe: Any) -> RankResult:
 
 
 class _Timer:
-    """Seconds between entry and exit: by the monotonic clock, and on a GPU also by a pair of CUDA events."""
+    """Seconds between entry and exit: by the monotonic clock, and on a GPU also by a pair of CUDA
+    events."""
 
     def __init__(self, probe: Any) -> None:
         self._probe = probe
@@ -243,7 +251,8 @@ def recorded_event() -> Any:
 
 
 def phase_clock(probe: Any) -> Any:
-    """A clock of phases: of the device where there is one, as the host runs ahead of it. Events are read after a step has synchronised."""
+    """A clock of phases: of the device where there is one, as the host runs ahead of it. Events are
+    read after a step has synchronised."""
     from bf16prof.engine.phases import PhaseClock
 
     if probe.device_type == "cuda":
@@ -267,7 +276,8 @@ def main() -> None:
         said: dict[str, Any] = {"status": _status(error), "message": _message(error), "noticed": has_noticed(error)}
         rank.save(**said, run_peak_bytes=rank.probe.run_peak_bytes(), stopped_at=stopped_at)
         raise
-    # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can hang or crash a finished job.
+    # Ranks leave without running Python's and DeepSpeed's finalizers, whose order across ranks can
+    # hang or crash a finished job.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 
 def import_peft(settings: AdapterSettings | None) -> None:
-    """Import what an adapter needs, so that what it allocates for itself is not taken for the job's."""
+    """Import what an adapter needs, so that what it allocates for itself is not taken for the
+    job's."""
     if settings is not None:
         _peft()
 
 
 def adapted(model: nn.Module, settings: AdapterSettings) -> nn.Module:
-    """The model with the adapter: its own parameters are frozen. Raises `InputError` where PEFT says no."""
+    """The model with the adapter: its own parameters are frozen. Raises `InputError` where PEFT
+    says no."""
     peft = _peft()
     with one_line(f"[peft] PEFT cannot put this {settings.method} on {type(model).__name__}"):
         wrapped: Any = peft.get_peft_model(
@@ -31,7 +33,8 @@ def adapted(model: nn.Module, settings: AdapterSettings) -> nn.Module:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside PEFT's wrapper, whose forward passes on what it is given; any other as it is."""
+    """The model inside PEFT's wrapper, whose forward passes on what it is given; any other as it
+    is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

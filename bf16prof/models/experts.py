@@ -1,4 +1,5 @@
-"""Layers whose experts are spread over ranks: DeepSpeed's MoE, which a model of the user's own brings."""
+"""Layers whose experts are spread over ranks: DeepSpeed's MoE, which a model of the user's own
+brings."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ NAME = "parallel.expert"
 MODULE = "deepspeed.moe.layer"
 
 GROUP = "ep_size_"
-"""How DeepSpeed names the groups over which experts are spread, before their number of ranks (moe/layer.py)."""
+"""How DeepSpeed names the groups over which experts are spread, before their number of ranks
+(moe/layer.py)."""
 
 
 def require_experts(model: nn.Module, ranks: int) -> None:
-    """Raise `InputError` unless the model's MoE layers spread their experts over so many ranks: the layers say it, not a configuration."""
+    """Raise `InputError` unless the model's MoE layers spread their experts over so many ranks: the
+    layers say it, not a configuration."""
     sizes = {int(layer.ep_size) for layer in mixtures(model)}
     if ranks > 1 and not sizes:
         raise InputError(f"{NAME}: --ep {ranks}, and {type(model).__name__} has no layer of {MODULE}.MoE")
@@ -32,7 +35,8 @@ def require_experts(model: nn.Module, ranks: int) -> None:
 
 
 def require_capacities(model: nn.Module) -> None:
-    """Raise `InputError` where what an expert takes follows from what the gate has chosen, which nobody knows before it runs."""
+    """Raise `InputError` where what an expert takes follows from what the gate has chosen, which
+    nobody knows before it runs."""
     if any(not layer.deepspeed_moe.gate.drop_tokens for layer in mixtures(model)):
         raise InputError(
             "an MoE layer with drop_tokens=False: each expert takes as many tokens as the fullest one, which a dry run does not know",
@@ -50,7 +54,8 @@ def capacity_note(model: nn.Module) -> list[str]:
 
 
 def ranks_of_experts(parameter: Any) -> int:
-    """Over how many ranks an expert's parameter is one of as many: DeepSpeed names its group after that (moe/layer.py). 1 of all others."""
+    """Over how many ranks an expert's parameter is one of as many: DeepSpeed names its group after
+    that (moe/layer.py). 1 of all others."""
     group = str(getattr(parameter, "group_name", ""))
     return int(group.removeprefix(GROUP)) if group.startswith(GROUP) else 1
 

@@ -1,6 +1,8 @@
-"""Models that are not ours: architectures of the transformers library, and what a function of the user's own returns.
+"""Models that are not ours: architectures of the transformers library, and what a function of the
+user's own returns.
 
-Both are code of others, which raises what it likes: whatever goes wrong while it builds a model becomes one line for the user.
+Both are code of others, which raises what it likes: whatever goes wrong while it builds a model
+becomes one line for the user.
 """
 
 from __future__ import annotations
@@ -28,18 +30,21 @@ INSTALL = install_hint("hf")
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """How layers are recomputed in backward: by `torch.utils.checkpoint`'s reentrant version or the other, every so many layers one."""
+    """How layers are recomputed in backward: by `torch.utils.checkpoint`'s reentrant version or the
+    other, every so many layers one."""
 
     reentrant: bool = False
     every: int = 1
 
 
 NOT_OF_THE_ARCHITECTURE = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
-"""Keys of a configuration that say which class it is for, where remote code lies, and how a checkpoint is stored."""
+"""Keys of a configuration that say which class it is for, where remote code lies, and how a
+checkpoint is stored."""
 
 
 def from_hf_config(settings: HuggingFaceSettings, checkpointing: Checkpointing | None) -> nn.Module:
-    """The model of a Hugging Face configuration with random weights in fp32, ready to be trained."""
+    """The model of a Hugging Face configuration with random weights in fp32, ready to be
+    trained."""
     import torch
 
     model_type = settings.hf_config["model_type"]
@@ -59,7 +64,8 @@ def from_hf_config(settings: HuggingFaceSettings, checkpointing: Checkpointing |
 
 
 def scoring(model: Model) -> HuggingFaceSettings:
-    """The same configuration for the class that gives a sequence one number (trl/trainer/reward_trainer.py).
+    """The same configuration for the class that gives a sequence one number
+    (trl/trainer/reward_trainer.py).
 
     TRL takes the token that pads from the tokenizer; which one it is decides values, and no memory.
     """
@@ -75,7 +81,8 @@ def scoring(model: Model) -> HuggingFaceSettings:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The model as TRL trains it on pairs of answers (trl/trainer/utils.py, disable_dropout_in_model)."""
+    """The model as TRL trains it on pairs of answers (trl/trainer/utils.py,
+    disable_dropout_in_model)."""
     from torch import nn
 
     for module in model.modules():
@@ -105,7 +112,8 @@ def called(settings: FactorySettings) -> Any:
 
 @contextlib.contextmanager
 def told_of_zero3(config: Mapping[str, Any]) -> Iterator[None]:
-    """Let transformers know, as the Trainer does, that ZeRO-3 will run: it then builds and initialises models inside `zero.Init`.
+    """Let transformers know, as the Trainer does, that ZeRO-3 will run: it then builds and
+    initialises models inside `zero.Init`.
 
     An outer `zero.Init` would leave it with parameters that are gone before it initialises them.
     """
@@ -120,7 +128,8 @@ def told_of_zero3(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def keeps_arange() -> AbstractContextManager[Any]:
-    """What transformers enters around `zero.Init`, so that rotary frequencies stay in fp32; releases before 5 have no such thing."""
+    """What transformers enters around `zero.Init`, so that rotary frequencies stay in fp32;
+    releases before 5 have no such thing."""
     from transformers.integrations import deepspeed as integration
 
     found = getattr(integration, "prevent_arange_dtype_change", contextlib.nullcontext)
@@ -163,7 +172,8 @@ def _infinite(value: Any) -> Any:
 
 
 def _fill_in_tokens(config: Any) -> None:
-    """Which tokens pad, and begin what is decoded, where the file does not say it: that decides values, and no memory."""
+    """Which tokens pad, and begin what is decoded, where the file does not say it: that decides
+    values, and no memory."""
     for part in (config, config.get_text_config(decoder=True)):
         if getattr(part, "pad_token_id", None) is None:
             part.pad_token_id = 0
@@ -172,7 +182,8 @@ def _fill_in_tokens(config: Any) -> None:
 
 
 def _model_class(architectures: object, config: Any) -> Any:
-    """The class that the configuration names, else the first language model class that transformers has for it."""
+    """The class that the configuration names, else the first language model class that transformers
+    has for it."""
     transformers = _transformers()
     if isinstance(architectures, list) and architectures:
         found = getattr(transformers, str(architectures[0]), None)
@@ -195,7 +206,8 @@ def _transformers() -> Any:
 
 
 def library(module: str, who: str, extra: str) -> Any:
-    """A library's module, imported. Raises `InputError` saying who needs it and how to install it where that fails."""
+    """A library's module, imported. Raises `InputError` saying who needs it and how to install it
+    where that fails."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -203,7 +215,8 @@ def library(module: str, who: str, extra: str) -> Any:
 
 
 def _imported(factory: str) -> Any:
-    """The function behind `package.module:function`; the working directory comes first, as it does for a script that lies in it."""
+    """The function behind `package.module:function`; the working directory comes first, as it does
+    for a script that lies in it."""
     module_name, _, path = factory.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -217,7 +230,8 @@ def _imported(factory: str) -> Any:
 
 
 def _checkpoint(model: Any, how: Checkpointing | None) -> None:
-    """Let the model recompute its layers in backward, if that is wanted, by the switch that transformers' models have."""
+    """Let the model recompute its layers in backward, if that is wanted, by the switch that
+    transformers' models have."""
     if how is None:
         return
     switches = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the second is the older name
@@ -231,7 +245,8 @@ def _checkpoint(model: Any, how: Checkpointing | None) -> None:
 
 @contextlib.contextmanager
 def one_line(doing: str) -> Iterator[None]:
-    """Whatever the code of others raises, as an `InputError`; running out of memory is not its fault."""
+    """Whatever the code of others raises, as an `InputError`; running out of memory is not its
+    fault."""
     import torch
 
     try:

@@ -1,4 +1,5 @@
-"""Liger's kernels on a model of transformers, put there by Liger-Kernel itself, as the Trainer's `use_liger_kernel` does."""
+"""Liger's kernels on a model of transformers, put there by Liger-Kernel itself, as the Trainer's
+`use_liger_kernel` does."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def import_liger(wanted: Liger) -> None:
 
 
 def with_liger(model: nn.Module, wanted: Liger) -> nn.Module:
-    """The model with Liger's kernels: all that it has for this architecture, or the head with its loss alone.
+    """The model with Liger's kernels: all that it has for this architecture, or the head with its
+    loss alone.
 
     Raises `InputError` where Liger has none for it; Liger itself would leave the model as it is.
     """

@@ -1,4 +1,5 @@
-"""What a model is called when nobody named it: its type and size, as `llama-8.03B`; never the folder that its file lies in."""
+"""What a model is called when nobody named it: its type and size, as `llama-8.03B`; never the
+folder that its file lies in."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def model_name(model: Model) -> str:
-    """`llama-8.03B` where the parameters can be counted without building the model, else `olmo2-4096x32` (width x layers), else the type.
+    """`llama-8.03B` where the parameters can be counted without building the model, else
+    `olmo2-4096x32` (width x layers), else the type.
 
     A model that a function makes is called after the function.
     """

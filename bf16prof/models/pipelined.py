@@ -1,6 +1,8 @@
-"""A model as the stages of a pipeline: DeepSpeed's PipelineModule, which each rank builds its own layers of.
+"""A model as the stages of a pipeline: DeepSpeed's PipelineModule, which each rank builds its own
+layers of.
 
-One of our families is a list of layers; a function of the user's own gives such a list and a loss, or the PipelineModule itself.
+One of our families is a list of layers; a function of the user's own gives such a list and a loss,
+or the PipelineModule itself.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ NAME = "parallel.pipeline"
 
 
 def pipelined(model: Model, stages: int) -> nn.Module:
-    """This rank's stage of the model; the process group must be initialised. Raises `InputError` where the model is no list of layers."""
+    """This rank's stage of the model; the process group must be initialised. Raises `InputError`
+    where the model is no list of layers."""
     if isinstance(model, ModelSettings):
         return _family(model, stages)
     assert isinstance(model, FactorySettings), "engine/shared_batches.py refuses the others"
@@ -42,7 +45,8 @@ def is_pipeline(model: Any) -> bool:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy against the labels, as the training loop computes it of a model that is whole (engine/training.py, loss_of)."""
+    """The cross-entropy against the labels, as the training loop computes it of a model that is
+    whole (engine/training.py, loss_of)."""
     from torch.nn import functional
 
     return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
@@ -65,7 +69,8 @@ def _stage(layers: Sequence[Any], loss: Callable[..., Any], stages: int) -> nn.M
 
 
 def _family(model: ModelSettings, stages: int) -> nn.Module:
-    """A stage of one of our families, initialised as the whole model is; both ends of what is tied begin alike."""
+    """A stage of one of our families, initialised as the whole model is; both ends of what is tied
+    begin alike."""
     family = importlib.import_module(f"bf16prof.models.modules.{model.family.replace('-', '_')}")
     with one_line(f"{NAME}: DeepSpeed's PipelineModule refuses {stages} stages"):
         module: Any = _stage(family.pipeline_layers(model), next_token_loss, stages)

@@ -1,8 +1,10 @@
-"""A model of transformers whose linear layers are 4 bits wide, as bitsandbytes keeps them: the frozen base of QLoRA.
+"""A model of transformers whose linear layers are 4 bits wide, as bitsandbytes keeps them: the
+frozen base of QLoRA.
 
-transformers' own function puts `Linear4bit` in the place of each layer but the head and what is tied (integrations/bitsandbytes.py). The
-weights are quantized here, on the device, by bitsandbytes' functions: packed in pairs, with a scale for every 64 (bitsandbytes 0.50.2,
-nn/modules.py `Params4bit._quantize`, functional.py `quantize_4bit`).
+transformers' own function puts `Linear4bit` in the place of each layer but the head and what is
+tied (integrations/bitsandbytes.py). The weights are quantized here, on the device, by bitsandbytes'
+functions: packed in pairs, with a scale for every 64 (bitsandbytes 0.50.2, nn/modules.py
+`Params4bit._quantize`, functional.py `quantize_4bit`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ BLOCK = 64
 
 
 def import_bitsandbytes(settings: QuantizationSettings | None) -> None:
-    """Import what a quantized base needs, so that what it allocates for itself is not taken for the job's: its kernel for CPUs makes
-    tables of the numbers that there are when it is called first (backends/default/ops.py)."""
+    """Import what a quantized base needs, so that what it allocates for itself is not taken for the
+    job's: its kernel for CPUs makes tables of the numbers that there are when it is called first
+    (backends/default/ops.py)."""
     if settings is not None:
         import torch
 
@@ -30,7 +33,8 @@ def import_bitsandbytes(settings: QuantizationSettings | None) -> None:
 
 
 def quantized(model: nn.Module, settings: QuantizationSettings, dtype: torch.dtype, device: str) -> nn.Module:
-    """The model with 4-bit weights that dequantize to `dtype`. Raises `InputError` where transformers says no."""
+    """The model with 4-bit weights that dequantize to `dtype`. Raises `InputError` where
+    transformers says no."""
     from torch import nn
 
     bnb = _bitsandbytes()

@@ -1,5 +1,5 @@
-"""Parts of a model of transformers computed in tiles of the sequence, by DeepSpeed's own code (ALST): its MLPs, and its head with the
-loss."""
+"""Parts of a model of transformers computed in tiles of the sequence, by DeepSpeed's own code
+(ALST): its MLPs, and its head with the loss."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 def with_tiled_mlp(model: nn.Module) -> nn.Module:
-    """The model, each of whose MLPs has only one tile of its tokens at a time; backward computes each tile again.
+    """The model, each of whose MLPs has only one tile of its tokens at a time; backward computes
+    each tile again.
 
-    A tile has as many tokens as the hidden size is wide, as in ArcticTraining. Raises `InputError` where there is no MLP.
+    A tile has as many tokens as the hidden size is wide, as in ArcticTraining. Raises `InputError`
+    where there is no MLP.
     """
     found = [module for name, module in model.named_modules() if name.endswith("mlp") and type(module).__name__.endswith("MLP")]
     if not found:
@@ -28,12 +30,14 @@ def with_tiled_mlp(model: nn.Module) -> nn.Module:
 
 
 LOGITS_BYTES = 2**30
-"""A tile of the loss has logits of so many bytes in fp32, as in ArcticTraining (trainer/sft_trainer.py)."""
+"""A tile of the loss has logits of so many bytes in fp32, as in ArcticTraining
+(trainer/sft_trainer.py)."""
 
 
 def with_tiled_loss(model: nn.Module, tiles: int | None) -> nn.Module:
-    """The model, whose head and loss see one tile of the tokens at a time and compute its gradients at once: DeepSpeed's
-    TiledFusedLogitsLoss. Raises `InputError` where the head is not to be found.
+    """The model, whose head and loss see one tile of the tokens at a time and compute its gradients
+    at once: DeepSpeed's TiledFusedLogitsLoss. Raises `InputError` where the head is not to be
+    found.
     """
     any_model: Any = model
     head = any_model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -65,7 +69,8 @@ def _tiled_loss(model: Any, head: Any, hidden: Tensor, labels: Tensor, tiles: in
     count = (targets != IGNORED).sum()
 
     def loss_of(model: Any, part: Tensor, targets: Tensor) -> Any:
-        """The part of the mean: what is divided later would not reach the head's gradients, which are made here."""
+        """The part of the mean: what is divided later would not reach the head's gradients, which
+        are made here."""
         logits = head(part)
         mean = model.loss_function(logits=logits, labels=None, vocab_size=vocabulary, shift_labels=targets)
         return mean * ((targets != IGNORED).sum() / count)

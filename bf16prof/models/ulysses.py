@@ -1,4 +1,5 @@
-"""A model of transformers whose attention is shared by the ranks of a sequence, put there by DeepSpeed itself (Ulysses, ALST)."""
+"""A model of transformers whose attention is shared by the ranks of a sequence, put there by
+DeepSpeed itself (Ulysses, ALST)."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ NAME = "parallel.sequence"
 
 
 def share_attention(model: nn.Module, ranks: int, micro_batch_size: int) -> Any:
-    """Let attention exchange tokens for heads with the other ranks of a sequence; the groups of ranks, which DeepSpeed calls `mpu`.
+    """Let attention exchange tokens for heads with the other ranks of a sequence; the groups of
+    ranks, which DeepSpeed calls `mpu`.
 
-    As accelerate does (accelerator.py, _prepare_deepspeed). It replaces the function that transformers calls, for this process.
+    As accelerate does (accelerator.py, _prepare_deepspeed). It replaces the function that
+    transformers calls, for this process.
     """
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
@@ -36,7 +39,8 @@ def share_attention(model: nn.Module, ranks: int, micro_batch_size: int) -> Any:
 
 
 def _require_heads(config: Any) -> None:
-    """Raise `InputError` for a configuration that does not say what DeepSpeed reads of it (ulysses_sp.py, register_with_transformers)."""
+    """Raise `InputError` for a configuration that does not say what DeepSpeed reads of it
+    (ulysses_sp.py, register_with_transformers)."""
     for key in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim"):
         default = None if key != "head_dim" else 0  # which may be absent, but not null
         if getattr(config, key, default) is None:
@@ -47,11 +51,12 @@ def _require_heads(config: Any) -> None:
 
 
 def shared_loss(loss: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss of a sequence over the ranks that share it, each by its tokens: the value and the gradient that transformers computes
-    (integrations/deepspeed.py, deepspeed_sp_compute_loss).
+    """The mean loss of a sequence over the ranks that share it, each by its tokens: the value and
+    the gradient that transformers computes (integrations/deepspeed.py, deepspeed_sp_compute_loss).
 
-    It gathers the losses; here they are summed. The gradient of PyTorch's gather knows the ranks of a group by their numbers in the job on
-    gloo, and fails in all groups but the first (torch/distributed/nn/functional.py, _AlltoAll).
+    It gathers the losses; here they are summed. The gradient of PyTorch's gather knows the ranks of
+    a group by their numbers in the job on gloo, and fails in all groups but the first
+    (torch/distributed/nn/functional.py, _AlltoAll).
     """
     import torch
     from deepspeed.utils import groups

@@ -1,4 +1,5 @@
-"""What changes of a plan are worth, alone and together, and why ZeRO-3 may need more than ZeRO-2. All are predicted, none guessed."""
+"""What changes of a plan are worth, alone and together, and why ZeRO-3 may need more than ZeRO-2.
+All are predicted, none guessed."""
 
 from __future__ import annotations
 
@@ -32,20 +33,23 @@ KEYS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("model_persistence_threshold",), NONE),
     (("sub_group_size",), TENTH),
 )
-"""Keys of `zero_optimization` that trade memory for speed, and the part of their value that is tried; some work only together."""
+"""Keys of `zero_optimization` that trade memory for speed, and the part of their value that is
+tried; some work only together."""
 
 
 MOST_TOGETHER = 3
 """So many things are changed at once at most."""
 MOST_SETS = 60
-"""So many sets of changes are predicted at most; the sets of the most effective changes come first."""
+"""So many sets of changes are predicted at most; the sets of the most effective changes come
+first."""
 AXES = 8
 """So many of the most effective changes, one of each kind, are put together."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Things to change together: in words, as flags, in the setting, and among DeepSpeed's keys (`ZeroSettings`).
+    """Things to change together: in words, as flags, in the setting, and among DeepSpeed's keys
+    (`ZeroSettings`).
 
     `harm`: how many of them change what is learned.
     """
@@ -79,7 +83,8 @@ Tried = tuple[Trial, Change]
 
 
 def all_changes(judge: Judge, start: Judged) -> list[Change]:
-    """Every single change that saves memory, and where none that leaves the learning alone suffices, the smallest sets that do.
+    """Every single change that saves memory, and where none that leaves the learning alone
+    suffices, the smallest sets that do.
 
     Those that make the plan fit come first, fewer things before more; then by what they save.
     """
@@ -100,7 +105,8 @@ def _single(judge: Judge, start: Judged) -> list[Tried]:
 
 
 def _together(judge: Judge, start: Judged, trials: Sequence[Trial]) -> list[Tried]:
-    """The smallest sets of changes, one of each kind, with which the plan fits; empty where none does."""
+    """The smallest sets of changes, one of each kind, with which the plan fits; empty where none
+    does."""
     best: dict[frozenset[str], Trial] = {}
     for trial in trials:
         if "world_size" not in trial.setting:
@@ -129,7 +135,8 @@ def _are_apart(trials: Sequence[Trial]) -> bool:
 
 
 def beyond(nearest: Judged) -> list[str]:
-    """How people train such a model where nothing here fits: less of it, less kept, ranks that share it, and what is not expressed here."""
+    """How people train such a model where nothing here fits: less of it, less kept, ranks that
+    share it, and what is not expressed here."""
     profile, sizes = nearest.job.profile, nearest.record.peak_components
     total = sum(sizes.values())
     is_states = sum(sizes.get(component, 0) for component in STATES) * 3 > total
@@ -168,7 +175,8 @@ def compare_stages(judge: Judge, like: Judged) -> StageComparison | None:
 
 
 def _key_changes(judge: Judge, start: Judged) -> list[Change]:
-    """What DeepSpeed's keys save, and for fp32 parameters a recipe without a second fp32 copy, most effective first."""
+    """What DeepSpeed's keys save, and for fp32 parameters a recipe without a second fp32 copy, most
+    effective first."""
     trials = list(_of_keys(start))
     if _keeps_two_copies(start):
         recipe = "bf16-fp32-master"
@@ -177,12 +185,14 @@ def _key_changes(judge: Judge, start: Judged) -> list[Change]:
 
 
 def _keeps_two_copies(judged: Judged) -> bool:
-    """Under fp32 and autocast ZeRO keeps an fp32 master copy of parameters that are fp32 themselves."""
+    """Under fp32 and autocast ZeRO keeps an fp32 master copy of parameters that are fp32
+    themselves."""
     return judged.job.recipe.dtypes[Component.PARAMETERS] == "fp32" and bool(judged.record.components.get(Component.MASTER_PARAMETERS))
 
 
 def _differences(before: MemoryRecord, after: MemoryRecord) -> tuple[Difference, ...]:
-    """All kinds of tensors whose bytes differ at the training peaks, what ZeRO-3 adds first; activations are one kind."""
+    """All kinds of tensors whose bytes differ at the training peaks, what ZeRO-3 adds first;
+    activations are one kind."""
     sizes: dict[tuple[Component, str], list[int]] = {}
     for index, record in enumerate((before, after)):
         for item in record.peak_items:

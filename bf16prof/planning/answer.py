@@ -1,4 +1,5 @@
-"""The answer to a question for a number of GPUs: what fits, the first choice first; how far it goes; what to change where nothing does."""
+"""The answer to a question for a number of GPUs: what fits, the first choice first; how far it
+goes; what to change where nothing does."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Answer:
 def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
     """Everything about one number of GPUs, with the `most` best plans (all if not given).
 
-    Raises `Refused` where DeepSpeed runs no combination or none has peaks in closed form, `InputError` where no batch size is possible.
+    Raises `Refused` where DeepSpeed runs no combination or none has peaks in closed form,
+    `InputError` where no batch size is possible.
     """
     settings = list(judge.question.combinations(world_size))
     found = list(itertools.islice(best_first(judge, world_size), None if most is None else most + 1))
@@ -75,7 +77,8 @@ def answer(judge: Judge, world_size: int, most: int | None = None) -> Answer:
 
 
 def _nearest(judge: Judge, settings: list[Setting]) -> Judged | None:
-    """The setting that lacks least. Once one is known, those that need more than its peak at least are not looked at."""
+    """The setting that lacks least. Once one is known, those that need more than its peak at least
+    are not looked at."""
     least = {setting: judge.least_bytes(setting) for setting in settings}
     best: Judged | None = None
     for setting in sorted(least, key=lambda setting: least[setting]):

@@ -1,4 +1,5 @@
-"""The first choice at other micro-batches and sequence lengths: how far each can be taken before the GPU is full."""
+"""The first choice at other micro-batches and sequence lengths: how far each can be taken before
+the GPU is full."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ _LARGEST = 32
 
 
 def around(answer: Answer) -> tuple[Plan, ...]:
-    """The first choice with and without activation checkpointing, at each micro-batch and length, as far as the model allows.
+    """The first choice with and without activation checkpointing, at each micro-batch and length,
+    as far as the model allows.
 
-    What does not fit is judged by its peak alone. None where nothing fits, or where every length would be a pass of the model's own code
-    to record.
+    What does not fit is judged by its peak alone. None where nothing fits, or where every length
+    would be a pass of the model's own code to record.
     """
     first = answer.first
     if first is None or not is_written(first.job.profile):

@@ -1,7 +1,8 @@
-"""What a job needs at least in whatever way its ranks share the work: a lower bound of its peak from few rules, each of which is exact.
+"""What a job needs at least in whatever way its ranks share the work: a lower bound of its peak
+from few rules, each of which is exact.
 
-It orders the ways that a search tries, and leaves out those that cannot fit. What it leaves out of account (buckets, gathered parameters,
-what a layer makes while it runs) only makes a job larger.
+It orders the ways that a search tries, and leaves out those that cannot fit. What it leaves out of
+account (buckets, gathered parameters, what a layer makes while it runs) only makes a job larger.
 """
 
 from __future__ import annotations
@@ -28,25 +29,30 @@ CUT_FROM = {
     Component.VARIANCE: 1,
     Component.COMPENSATION: 1,
 }
-"""From which ZeRO stage on a rank has as much of these however ranks share the work: an equal part of all, or a bucket of a set size.
+"""From which ZeRO stage on a rank has as much of these however ranks share the work: an equal part
+of all, or a bucket of a set size.
 
-All else, and these at lower stages, a rank has for its own layers, its part of them, or its own experts. What is not divided (norms) makes
-it more, never less."""
+All else, and these at lower stages, a rank has for its own layers, its part of them, or its own
+experts. What is not divided (norms) makes it more, never less."""
 
 NEVER = 4
 """A stage that there is not."""
 
 AT_LEAST = {True: 1, False: 2}
-"""Tensors as wide as the model that a layer keeps for each token, by whether it is recomputed: its input, and that of its second half."""
+"""Tensors as wide as the model that a layer keeps for each token, by whether it is recomputed: its
+input, and that of its second half."""
 
 OF_THE_LOSS = 2
-"""Tensors of a word for each token that backward of cross entropy has at once: what log-softmax saved, and its gradient."""
+"""Tensors of a word for each token that backward of cross entropy has at once: what log-softmax
+saved, and its gradient."""
 
 
 def states_of(job: Job) -> Mapping[Component, int]:
-    """What a job whose ranks share nothing holds of its model between steps, on the GPU, by component; empty where it is not known.
+    """What a job whose ranks share nothing holds of its model between steps, on the GPU, by
+    component; empty where it is not known.
 
-    Without what stage 3 leaves gathered: which parameters are small enough depends on how ranks share them.
+    Without what stage 3 leaves gathered: which parameters are small enough depends on how ranks
+    share them.
     """
     if closed_form_gap(job):
         return {}
@@ -60,7 +66,8 @@ def states_of(job: Job) -> Mapping[Component, int]:
 
 @dataclass(frozen=True)
 class Least:
-    """What the peak of a job is not below: what it holds between steps, and what it keeps for backward."""
+    """What the peak of a job is not below: what it holds between steps, and what it keeps for
+    backward."""
 
     held_bytes: int
     kept_bytes: int
@@ -97,5 +104,6 @@ def _activations(job: Job) -> int:
 
 
 def _logit_bytes(job: Job, width: int) -> int:
-    """transformers computes the loss of fp32 logits (`loss/loss_utils.py`, ForCausalLMLoss); families do of their own dtype."""
+    """transformers computes the loss of fp32 logits (`loss/loss_utils.py`, ForCausalLMLoss);
+    families do of their own dtype."""
     return max(width, FP32_BYTES) if isinstance(job.profile.model, HuggingFaceSettings) else width

@@ -1,10 +1,14 @@
-"""Plans that search the dimensions: how ranks share a batch, and what keeps activations small, where ranks that share nothing do not do.
+"""Plans that search the dimensions: how ranks share a batch, and what keeps activations small,
+where ranks that share nothing do not do.
 
-All ways that DeepSpeed's rules admit are ordered by a lower bound of their peak (`bound.py`), and few are run dry:
+All ways that DeepSpeed's rules admit are ordered by a lower bound of their peak (`bound.py`), and
+few are run dry:
 
-1. For each kind of offloading, the one whose bound is lowest. Where none of them fits, the lowest of every other dimension.
-2. Of the least offloading that fits, what is to be preferred: no recomputation, fewer ranks that share, fewer changes of the model, a lower
-   stage. What a dry run held of activations says which of these have a chance, as they grow with a rank's part of the sequence.
+1. For each kind of offloading, the one whose bound is lowest. Where none of them fits, the lowest
+   of every other dimension.
+2. Of the least offloading that fits, what is to be preferred: no recomputation, fewer ranks that
+   share, fewer changes of the model, a lower stage. What a dry run held of activations says which
+   of these have a chance, as they grow with a rank's part of the sequence.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ class Choice:
 
     @property
     def preference(self) -> tuple[int, bool, int, int, int]:
-        """The smallest first: how fast they are is not known, and these are what costs time or work."""
+        """The smallest first: how fast they are is not known, and these are what costs time or
+        work."""
         setting, way = self.setting, self.way
         return OFFLOADS.index(setting.offload), setting.checkpointing, way.size, len(way.savers), setting.stage
 
@@ -58,9 +63,11 @@ class Choice:
         return self.least.bytes, -len(self.way.savers), -self.way.size
 
     def estimate_bytes(self, other: Choice, record: MemoryRecord) -> int:
-        """What it should need by the dry run of another that differs in its size and savers alone, and has no saver less; 0 by any other.
+        """What it should need by the dry run of another that differs in its size and savers alone,
+        and has no saver less; 0 by any other.
 
-        Activations grow as a rank's part of the sequence does. Those of ranks that share layers are divided by no exact rule.
+        Activations grow as a rank's part of the sequence does. Those of ranks that share layers are
+        divided by no exact rule.
         """
         mine, theirs = self.way, other.way
         shares_tokens = {mine.dimension, theirs.dimension} <= {"", "sequence"}
@@ -74,14 +81,16 @@ class Choice:
 
     @property
     def but_for_the_way(self) -> tuple[int, str, Offload, bool]:
-        """What decides what the engine itself holds during a step: the stage's buffers, what is gathered, what is on the host."""
+        """What decides what the engine itself holds during a step: the stage's buffers, what is
+        gathered, what is on the host."""
         setting = self.setting
         return setting.stage, setting.recipe, setting.offload, setting.checkpointing
 
 
 @dataclass(frozen=True)
 class Field:
-    """What there is to choose from, and why all else is not: by a rule of DeepSpeed's, or for its bound."""
+    """What there is to choose from, and why all else is not: by a rule of DeepSpeed's, or for its
+    bound."""
 
     choices: tuple[Choice, ...]
     refused: tuple[str, ...]
@@ -97,7 +106,8 @@ class Field:
 def answer_by_dimensions(
     judge: Judge, world_size: int, dry_run: EachDryRun, most: int, packages: frozenset[str], *, alone: bool = False
 ) -> Answer:
-    """The choices that fit, the first one first, after so many dry runs at most; with ranks that share nothing among them if `alone`.
+    """The choices that fit, the first one first, after so many dry runs at most; with ranks that
+    share nothing among them if `alone`.
 
     Raises `InputError` where there is nothing to try.
     """
@@ -165,7 +175,8 @@ class _States:
 
 
 def _refusal(reason: str, refused: Sequence[Way]) -> str:
-    """One line for a reason: the flags of the first way that it refuses, with the sizes of all that it refuses there."""
+    """One line for a reason: the flags of the first way that it refuses, with the sizes of all that
+    it refuses there."""
     first = refused[0]
     sizes = ",".join(dict.fromkeys(str(way.size) for way in refused))
     dimension = [first.dimension_flags[0], sizes] if first.dimension else []
@@ -228,7 +239,8 @@ class _DimensionSearch:
             missing &= lowest.keys() - {kind(choice) for choice, _ in self.found}
 
     def _try(self, choices: Sequence[Choice]) -> None:
-        """Run these dry, as far as dry runs are left. One that breaks has taken no time and is not counted."""
+        """Run these dry, as far as dry runs are left. One that breaks has taken no time and is not
+        counted."""
         wanted = choices[: self._most - self.count]
         self._asked |= {(choice.way, choice.setting) for choice in wanted}
         for choice, record in zip(wanted, self._dry_run([choice.job for choice in wanted]), strict=True):
@@ -238,7 +250,8 @@ class _DimensionSearch:
                 self.found.append((choice, judged_dry(choice.question, choice.setting, choice.job, record, chosen=choice.way.flags)))
 
     def _better(self, choices: Sequence[Choice]) -> list[Choice]:
-        """What offloads as much as the best that fits, is to be preferred to it, and may fit too; none where no dry run is left.
+        """What offloads as much as the best that fits, is to be preferred to it, and may fit too;
+        none where no dry run is left.
 
         With all savers first: where that does not fit, nothing like it with fewer does.
         """
@@ -253,7 +266,8 @@ class _DimensionSearch:
         return sorted(hopeful, key=lambda choice: (*choice.preference[:3], -len(choice.way.savers), choice.setting.stage))
 
     def _may_fit(self, choice: Choice) -> bool:
-        """Whether it has not been tried, and no dry run of one that is like it says that it should not fit, or breaks."""
+        """Whether it has not been tried, and no dry run of one that is like it says that it should
+        not fit, or breaks."""
         if (choice.way, choice.setting) in self._asked or any(choice.way.is_more_than(way) for way, _ in self.broken):
             return False
         return all(choice.estimate_bytes(other, one.record) <= self._limit_bytes for other, one in self.found)

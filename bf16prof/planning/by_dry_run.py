@@ -1,8 +1,9 @@
-"""Plans of jobs whose peaks have no closed form, as of ranks that share a batch: few settings, each judged by a dry run of the real engine.
+"""Plans of jobs whose peaks have no closed form, as of ranks that share a batch: few settings, each
+judged by a dry run of the real engine.
 
-For each kind of offloading the setting that needs least (the highest stage, layers recomputed) is run, all together. The least offloading
-that fits is looked at further: without recomputation, at the lower stages, and at larger micro-batches until one does not fit. What is not
-run is not judged.
+For each kind of offloading the setting that needs least (the highest stage, layers recomputed) is
+run, all together. The least offloading that fits is looked at further: without recomputation, at
+the lower stages, and at larger micro-batches until one does not fit. What is not run is not judged.
 """
 
 from __future__ import annotations
@@ -85,12 +86,14 @@ def _appetite(setting: Setting) -> tuple[int, bool]:
 
 
 def _preference(one: Judged) -> tuple[bool, int, int]:
-    """Without recomputation first, then the lowest stage, then the largest micro-batch: how fast they are is not known."""
+    """Without recomputation first, then the lowest stage, then the largest micro-batch: how fast
+    they are is not known."""
     return one.setting.checkpointing, one.setting.stage, -one.setting.micro_batch_size
 
 
 def _further(search: _SettingSearch, question: Question, possible: Sequence[Setting], best: Judged) -> list[Judged]:
-    """The setting that fits, and what else does that asks for more memory or a larger micro-batch."""
+    """The setting that fits, and what else does that asks for more memory or a larger
+    micro-batch."""
     start = best.setting
     like = [s for s in possible if s.offload is start.offload and s.recipe == start.recipe and s != start]
     others = [s for s in like if s.stage == start.stage] + [s for s in like if s.stage == start.stage - 1 and s.checkpointing]
@@ -107,7 +110,8 @@ def _further(search: _SettingSearch, question: Question, possible: Sequence[Sett
 
 
 def judged_dry(question: Question, setting: Setting, job: Job, record: MemoryRecord, **more: Any) -> Judged:
-    """A setting by its dry run, which says all of its memory but what is free (`verified.tried`); `more`: what else its plan says."""
+    """A setting by its dry run, which says all of its memory but what is free (`verified.tried`);
+    `more`: what else its plan says."""
     peak, phase = record.run_peak_allocated_bytes or 0, record.peak_phase or Phase.BACKWARD
     said = {"peak_bytes": peak, "peak_phase": phase, "free_bytes": 0, "step_time_floor_s": None, "tokens_per_s_at_most": None}
     return tried(Judged(setting, job, record, plan_of(question, setting, job, record, **said, **more)), record)

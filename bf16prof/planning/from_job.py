@@ -38,7 +38,8 @@ def judge_of(job: Job, gpu: Gpu) -> tuple[Judge, Judged | None]:
 
 
 def what_gives_back(job: Job, gpu: Gpu) -> list[Change]:
-    """The single changes of a job that save memory, the most effective first; none where it has no closed form."""
+    """The single changes of a job that save memory, the most effective first; none where it has no
+    closed form."""
     from bf16prof.closed_form.gap import closed_form_gap
 
     if closed_form_gap(job):
@@ -50,7 +51,8 @@ def what_gives_back(job: Job, gpu: Gpu) -> list[Change]:
 def changes_of(judge: Judge, start: Judged, missing_bytes: int = 0) -> tuple[list[Change], list[Change]]:
     """The changes of a job that fit, and the others that save memory, each the best first.
 
-    `missing_bytes`: what the prediction of the job is known to lack. It is taken to be missing after a change as well.
+    `missing_bytes`: what the prediction of the job is known to lack. It is taken to be missing
+    after a change as well.
     """
     fits: list[Change] = []
     others: list[Change] = []

@@ -1,4 +1,5 @@
-"""Judge settings: by the estimate's verdict whether they fit, and by the floor of the step's time how fast they may be."""
+"""Judge settings: by the estimate's verdict whether they fit, and by the floor of the step's time
+how fast they may be."""
 
 from __future__ import annotations
 
@@ -38,9 +39,11 @@ class Judged:
 
 
 class Judge:
-    """Judges the settings of a question, each once. With a calibration it predicts the time of steps that no offloading slows down.
+    """Judges the settings of a question, each once. With a calibration it predicts the time of
+    steps that no offloading slows down.
 
-    A setting is judged roughly, by its peak alone, or in full, with the allocator replayed, which takes ten times as long.
+    A setting is judged roughly, by its peak alone, or in full, with the allocator replayed, which
+    takes ten times as long.
     """
 
     def __init__(self, question: Question, calibration: Calibration | None = None) -> None:
@@ -79,7 +82,8 @@ class Judge:
         return self.least_bytes(setting) <= room and (rough := self.roughly(setting)) is not None and rough.plan.peak_bytes <= room
 
     def least_bytes(self, setting: Setting) -> float:
-        """What its peak is not below, inside `zero.Init` or not; infinite for what cannot be judged."""
+        """What its peak is not below, inside `zero.Init` or not; infinite for what cannot be
+        judged."""
         job = self.job(setting)
         least = None if job is None else least_bytes(job)
         if least is None:
@@ -90,8 +94,8 @@ class Judge:
         return least
 
     def __call__(self, setting: Setting) -> Judged | None:
-        """The setting, judged in full: inside `zero.Init` where ZeRO-3's init has no room for the whole model; `None` without a closed
-        form."""
+        """The setting, judged in full: inside `zero.Init` where ZeRO-3's init has no room for the
+        whole model; `None` without a closed form."""
         return self._known(setting, Replays.DECISIVE)
 
     def roughly(self, setting: Setting) -> Judged | None:

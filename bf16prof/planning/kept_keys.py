@@ -1,4 +1,5 @@
-"""A plan laid over the user's own DeepSpeed JSON: every key of theirs stays, with the plan's value where the plan decides it."""
+"""A plan laid over the user's own DeepSpeed JSON: every key of theirs stays, with the plan's value
+where the plan decides it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ NVME_PATH = "nvme_path"
 
 
 def laid_over(content: Mapping[str, Any], config: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
-    """The user's content with a plan's configuration over it, in the user's order; `profile` is the plan's."""
+    """The user's content with a plan's configuration over it, in the user's order; `profile` is the
+    plan's."""
     base = {OLD_NAMES.get(key, key): copy.deepcopy(value) for key, value in content.items()}
     plan = dict(config)
     zero = base.get("zero_optimization")
@@ -32,12 +34,14 @@ def laid_over(content: Mapping[str, Any], config: Mapping[str, Any], profile: Pr
 
 
 def brings_optimizer(content: Mapping[str, Any], profile: Profile) -> bool:
-    """Whether the training script brings the optimizer: the file has none, and the Trainer makes it."""
+    """Whether the training script brings the optimizer: the file has none, and the Trainer makes
+    it."""
     return not content.get("optimizer") and profile.optimizer.from_trainer
 
 
 def _zero(base: dict[str, Any], plan: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
-    """The ZeRO block: long names, no old switches, offloading as planned; what the plan has at its default is written out."""
+    """The ZeRO block: long names, no old switches, offloading as planned; what the plan has at its
+    default is written out."""
     named = {documented_key(f"zero_optimization.{key}").rpartition(".")[2]: v for key, v in base.items() if key not in OLD_SWITCHES}
     defaults = profile.deepspeed.zero_optimization.model_dump(mode="json", by_alias=True)
     for key in named.keys() & (defaults.keys() - set(OFFLOADS)):
@@ -62,8 +66,9 @@ def _without_precision(base: dict[str, Any]) -> None:
 
 
 def _lay_optimizer(base: dict[str, Any], plan: dict[str, Any], is_brought: bool) -> None:
-    """The plan's optimizer with the learning rate and the like of the user's, none added, for the Trainer compares them with its
-    arguments; no optimizer at all where the training script brings it.
+    """The plan's optimizer with the learning rate and the like of the user's, none added, for the
+    Trainer compares them with its arguments; no optimizer at all where the training script brings
+    it.
     """
     planned, own = plan.pop("optimizer", None), base.get("optimizer")
     if planned is None or is_brought:

@@ -41,8 +41,9 @@ def limits(judge: Judge, world_size: int, first: Judged | None) -> Limits:
 
 
 def _as_far_as_known(free: Judge, first: Judged) -> tuple[int | None, int | None]:
-    """The largest micro-batch and the longest sequence of a recorded model, where less does not fit than what is known of it at all:
-    beyond, every step of the search would be a pass of the model's own code to record."""
+    """The largest micro-batch and the longest sequence of a recorded model, where less does not fit
+    than what is known of it at all: beyond, every step of the search would be a pass of the model's
+    own code to record."""
     general, start = store.general_of(Inquiry.of(first.job)), first.setting
     if general is None:
         return None, None
@@ -67,7 +68,8 @@ def largest_micro_batch(judge: Judge, start: Setting) -> int:
 
 
 def fewest_gpus(judge: Judge, world_size: int) -> list[Plan]:
-    """A plan on the fewest GPUs for each kind of offloading; with more of it only where it needs fewer."""
+    """A plan on the fewest GPUs for each kind of offloading; with more of it only where it needs
+    fewer."""
     found: list[Plan] = []
     for offload in Offload:
         start = found[-1].case.world_size if found else world_size
@@ -79,7 +81,8 @@ def fewest_gpus(judge: Judge, world_size: int) -> list[Plan]:
 
 
 def _fewest(start: int, fits: Callable[[int], object], most: int = MOST_GPUS) -> int | None:
-    """The fewest GPUs that fit, by doubling or halving and then between the last two, whole nodes where a node is not enough.
+    """The fewest GPUs that fit, by doubling or halving and then between the last two, whole nodes
+    where a node is not enough.
 
     `None` if not even `most` do. What fits on some number is taken to fit on more.
     """
@@ -119,7 +122,8 @@ def _longest_sequence(judge: Judge, start: Setting) -> tuple[int, bool]:
 
 
 def _largest(fitting: int, most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that fits, given one that does; what is larger never fits where less does not."""
+    """The largest number up to `most` that fits, given one that does; what is larger never fits
+    where less does not."""
     low, step = fitting, max(1, fitting)
     while low + step <= most and fits(low + step):
         low, step = low + step, 2 * step

@@ -18,14 +18,20 @@ from bf16prof.vocabulary import Device, Offload
 
 @dataclass(frozen=True)
 class Question:
-    """What is planned: a profile on a GPU, and which stages, recipes, micro-batches, ... to choose from.
+    """What is planned: a profile on a GPU, and which stages, recipes, micro-batches, ... to choose
+    from.
 
-    * `micro_batches`: in sequences per rank, ascending. `offloads`, `checkpointing`: as in the profile if there is one only.
-    * `margin`: the share of the allocator's memory that is to stay free; the usual one if not given (`verdict.MARGIN`).
-    * `may_change_init`: whether ZeRO-3 may be planned inside `zero.Init` where it does not fit otherwise.
+    * `micro_batches`: in sequences per rank, ascending. `offloads`, `checkpointing`: as in the
+      profile if there is one only.
+    * `margin`: the share of the allocator's memory that is to stay free; the usual one if not given
+      (`verdict.MARGIN`).
+    * `may_change_init`: whether ZeRO-3 may be planned inside `zero.Init` where it does not fit
+      otherwise.
     * `assumed`: what nobody said, in a word each.
-    * `expandable`: the allocator has expandable segments; a plan's peak does not depend on it, what is reserved does.
-    * `train_batch_size`: sequences of the whole job in a step, where a DeepSpeed JSON fixes it; the micro-steps follow from it.
+    * `expandable`: the allocator has expandable segments; a plan's peak does not depend on it, what
+      is reserved does.
+    * `train_batch_size`: sequences of the whole job in a step, where a DeepSpeed JSON fixes it; the
+      micro-steps follow from it.
     * `gpus_per_node`: so many share a node.
     """
 
@@ -55,7 +61,8 @@ class Question:
         return Room(self.gpu.id, self.gpu.memory_bytes, beside, margin, self.expandable)
 
     def combinations(self, world_size: int) -> Iterator[Setting]:
-        """Every combination but for the micro-batch, each with the smallest one that the batch size of the job allows."""
+        """Every combination but for the micro-batch, each with the smallest one that the batch size
+        of the job allows."""
         sizes = self.sizes(world_size)
         axes = itertools.product(self.stages, self.recipes, self.offloads, self.checkpointing)
         for stage, recipe, offload, checkpointing in axes if sizes else ():
@@ -117,7 +124,8 @@ class Setting:
 
 
 def by_dry_runs(profile: Profile) -> bool:
-    """Whether the peaks of such jobs have no closed form, as their ranks share a batch or have experts of their own."""
+    """Whether the peaks of such jobs have no closed form, as their ranks share a batch or have
+    experts of their own."""
     return profile.parallel.shared > 1 or profile.parallel.expert > 1
 
 

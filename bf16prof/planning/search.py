@@ -2,12 +2,13 @@
 
 In this order:
 
-* offloading: plans with less of it first; those with more are looked for only where more plans are wanted. The CPU's share of the time is
-  in no bound, so throughputs compare only among equals;
+* offloading: plans with less of it first; those with more are looked for only where more plans are
+  wanted. The CPU's share of the time is in no bound, so throughputs compare only among equals;
 * throughput at most, or calibrated: what a bound cannot tell apart counts as equal (`plans.EQUAL`);
 * risk in learning (`LEARNING`), then the lowest ZeRO stage, then the order of the recipes.
 
-Of the micro-batches of a combination the fastest is taken, and of those as fast the smallest, which leaves most memory free.
+Of the micro-batches of a combination the fastest is taken, and of those as fast the smallest, which
+leaves most memory free.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ AS_FAST = 0.01
 """Micro-batches of one combination this close are as fast."""
 
 LEARNING = ("fp32 master", "compensated", "stochastic rounding", "bf16 only")
-"""Classes of recipes, the least risk first: whether small updates reach the weights (`Recipe.learning`)."""
+"""Classes of recipes, the least risk first: whether small updates reach the weights
+(`Recipe.learning`)."""
 
 
 def best_first(judge: Judge, world_size: int) -> Iterator[Judged]:
-    """Every combination of stage, recipe, offloading and checkpointing that fits, each with its best micro-batch.
+    """Every combination of stage, recipe, offloading and checkpointing that fits, each with its
+    best micro-batch.
 
-    Combinations are ranked by what their peaks allow, and judged in full when their turn comes; those that the allocator leaves less than
-    that go back to where their smaller micro-batch belongs.
+    Combinations are ranked by what their peaks allow, and judged in full when their turn comes;
+    those that the allocator leaves less than that go back to where their smaller micro-batch
+    belongs.
     """
     combinations = list(judge.question.combinations(world_size))
     guesses: dict[bool, int] = {}
@@ -46,10 +50,11 @@ def best_first(judge: Judge, world_size: int) -> Iterator[Judged]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A combination with all its micro-batches, how many of these may fit, and the best of them, judged by its peak.
+    """A combination with all its micro-batches, how many of these may fit, and the best of them,
+    judged by its peak.
 
-    The best is the smallest micro-batch that is as fast as any that may fit: a larger one never needs less memory, and never trains fewer
-    tokens in the floor of its time.
+    The best is the smallest micro-batch that is as fast as any that may fit: a larger one never
+    needs less memory, and never trains fewer tokens in the floor of its time.
     """
 
     settings: Sequence[Setting]
@@ -58,7 +63,8 @@ class Candidate:
 
     @classmethod
     def of(cls, judge: Judge, combination: Setting, guesses: dict[bool, int]) -> Candidate | None:
-        """The candidate of a combination; `None` if no micro-batch may fit. `guesses`: how many did last, by checkpointing."""
+        """The candidate of a combination; `None` if no micro-batch may fit. `guesses`: how many did
+        last, by checkpointing."""
         settings = [combination.but(micro_batch_size=size) for size in judge.question.sizes(combination.world_size)]
         count = guesses[combination.checkpointing] = _fitting(judge, settings, guesses.get(combination.checkpointing, 1))
         return cls._with(judge, settings, count)
@@ -103,7 +109,8 @@ def _confirmed(judge: Judge, candidates: Sequence[Candidate]) -> Iterator[Judged
 
 
 def _fastest_confirmed(judge: Judge, waiting: list[Candidate]) -> tuple[list[Candidate], float]:
-    """The candidates, and the throughput of the fastest that fits in full: all are ranked against it."""
+    """The candidates, and the throughput of the fastest that fits in full: all are ranked against
+    it."""
     while waiting:
         first = max(waiting, key=lambda candidate: candidate.best.plan.throughput)
         found = first.confirmed(judge)
@@ -115,7 +122,8 @@ def _fastest_confirmed(judge: Judge, waiting: list[Candidate]) -> tuple[list[Can
 
 
 def ranked(judge: Judge, found: Sequence[Judged], fastest: float | None = None) -> list[Judged]:
-    """Plans whose throughputs compare, the first choice first; `fastest`: what they are compared with, their own best if not given."""
+    """Plans whose throughputs compare, the first choice first; `fastest`: what they are compared
+    with, their own best if not given."""
     fastest = max((one.plan.throughput for one in found), default=0.0) if fastest is None else fastest
     is_calibrated = judge.calibration is not None and any(one.plan.tokens_per_s is not None for one in found)
     width = max(judge.calibration.error_share, AS_FAST) if judge.calibration and is_calibrated else EQUAL

@@ -1,4 +1,5 @@
-"""Plans that have been tried: their first choices run dry, and the verdict of the dry run in the place of the estimate's."""
+"""Plans that have been tried: their first choices run dry, and the verdict of the dry run in the
+place of the estimate's."""
 
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ DryRun = Callable[[Sequence[Job]], Sequence[MemoryRecord | None]]
 
 
 def verified(answer: Answer, candidates: Sequence[Judged], dry_run: DryRun, count: int) -> Answer:
-    """The answer with its first choices tried: those that fail the dry run go to the end, and the next ones are tried in their place.
+    """The answer with its first choices tried: those that fail the dry run go to the end, and the
+    next ones are tried in their place.
 
-    `count`: so many are to have passed. `candidates`: where nothing fits with the margin kept, those that a dry run may show to fit.
+    `count`: so many are to have passed. `candidates`: where nothing fits with the margin kept,
+    those that a dry run may show to fit.
     """
     waiting = list(answer.choices) or list(candidates[:count])
     kept: list[Judged] = []
@@ -46,14 +49,16 @@ def verified(answer: Answer, candidates: Sequence[Judged], dry_run: DryRun, coun
 
 
 def _with_a_nearest(outlook: Outlook, failed: Sequence[Judged]) -> Outlook:
-    """Where all that seemed to fit has failed, the nearest is the one that lacks least in the dry run."""
+    """Where all that seemed to fit has failed, the nearest is the one that lacks least in the dry
+    run."""
     if outlook.plans or outlook.nearest is not None:
         return outlook
     return replace(outlook, nearest=max((choice.plan for choice in failed), key=lambda plan: plan.free_bytes))
 
 
 def tried(choice: Judged, record: MemoryRecord) -> Judged:
-    """The choice with what its dry run says: its peak, what it reserves, and the verdict, for which no margin is kept."""
+    """The choice with what its dry run says: its peak, what it reserves, and the verdict, for which
+    no margin is kept."""
     found, peak = judge(record), most_allocated(record) or choice.plan.peak_bytes
     assert found is not None, "a dry run on a GPU is judged"
     plan = dataclasses.replace(

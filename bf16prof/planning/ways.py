@@ -1,4 +1,5 @@
-"""The ways to lay out a job that a plan chooses from: how ranks share a batch, and what keeps activations small in the model.
+"""The ways to lay out a job that a plan chooses from: how ranks share a batch, and what keeps
+activations small in the model.
 
 They are data. Whether DeepSpeed runs one is for its own rules to say (`engine/constraints.py`).
 """
@@ -15,7 +16,8 @@ from bf16prof.profiles.schema import ParallelSettings, Profile
 
 @dataclass(frozen=True)
 class Saver:
-    """A key of the workload that keeps activations small, its value, and the flag that says it. `package`: what it needs installed."""
+    """A key of the workload that keeps activations small, its value, and the flag that says it.
+    `package`: what it needs installed."""
 
     key: str
     value: str | bool
@@ -32,7 +34,8 @@ SAVERS = (
 
 @dataclass(frozen=True)
 class Way:
-    """So many ranks share one dimension (none if its name is empty), and these savers are on the model."""
+    """So many ranks share one dimension (none if its name is empty), and these savers are on the
+    model."""
 
     dimension: str = ""
     size: int = 1
@@ -54,7 +57,8 @@ class Way:
         return tuple(word for saver in self.savers for word in saver.flags)
 
     def is_more_than(self, other: Way) -> bool:
-        """Whether it is the same dimension with these savers at least, so that it does not run where the other does not."""
+        """Whether it is the same dimension with these savers at least, so that it does not run
+        where the other does not."""
         return self.dimension == other.dimension and self.savers[: len(other.savers)] == other.savers
 
     def laid_over(self, profile: Profile) -> Profile:
@@ -68,7 +72,8 @@ class Way:
 
 
 def ways(profile: Profile, world_size: int, packages: frozenset[str], *, alone: bool = False) -> Iterator[Way]:
-    """Every way, with the profile's own, which shares nothing, first if `alone`; `packages`: those of the savers' that are installed."""
+    """Every way, with the profile's own, which shares nothing, first if `alone`; `packages`: those
+    of the savers' that are installed."""
     savers = savers_of(profile, packages)
     chains = [savers[:count] for count in range(len(savers) + 1)]
     for dimension, size in [("", 1), *_dimensions(profile, world_size)]:
@@ -76,7 +81,8 @@ def ways(profile: Profile, world_size: int, packages: frozenset[str], *, alone: 
 
 
 def savers_of(profile: Profile, packages: frozenset[str]) -> tuple[Saver, ...]:
-    """The savers that a profile's model could have and has not. Another fused loss stays in the place of Liger's."""
+    """The savers that a profile's model could have and has not. Another fused loss stays in the
+    place of Liger's."""
     workload = profile.workload
     if not isinstance(profile.model, HuggingFaceSettings) or profile.model.inputs:
         return ()
@@ -87,7 +93,8 @@ def savers_of(profile: Profile, packages: frozenset[str]) -> tuple[Saver, ...]:
 def _dimensions(profile: Profile, world_size: int) -> Iterator[tuple[str, int]]:
     """Every divisor of the ranks for every dimension that makes sense for such a model.
 
-    A function of one's own says itself how it is cut into stages, and over how many ranks its experts lie.
+    A function of one's own says itself how it is cut into stages, and over how many ranks its
+    experts lie.
     """
     has_experts = isinstance(profile.model, HuggingFaceSettings) and any("expert" in key for key in profile.model.text)
     names = {
@@ -103,7 +110,8 @@ def _dimensions(profile: Profile, world_size: int) -> Iterator[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What activations depend on at least: layers, the width of what goes from one to the next, the words."""
+    """What activations depend on at least: layers, the width of what goes from one to the next, the
+    words."""
 
     layers: int
     hidden: int

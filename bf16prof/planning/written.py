@@ -1,4 +1,5 @@
-"""A plan written down: the DeepSpeed JSON, what it cannot say, and the flags that run the plan dry."""
+"""A plan written down: the DeepSpeed JSON, what it cannot say, and the flags that run the plan
+dry."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ OUR_OWN = ("steps_per_print",)
 
 
 def ds_config_text(choice: Judged, content: Mapping[str, Any] | None = None) -> str:
-    """The JSON, as DeepSpeed reads it. With the content of the user's own file, that one with the plan laid over it: it keeps its keys."""
+    """The JSON, as DeepSpeed reads it. With the content of the user's own file, that one with the
+    plan laid over it: it keeps its keys."""
     config = {key: value for key, value in handed_to_deepspeed(deepspeed_config(choice.job)).items() if key not in OUR_OWN}
     config = {"train_batch_size": choice.plan.train_batch_size, **config}
     if content is not None:
@@ -32,8 +34,8 @@ def ds_config_text(choice: Judged, content: Mapping[str, Any] | None = None) -> 
 
 
 def flags(choice: Judged, room: Room, given: Profile) -> list[str]:
-    """The flags that say the plan to `simulate`; what is trained comes before them. `given`: the profile that they make of it, which may
-    offload."""
+    """The flags that say the plan to `simulate`; what is trained comes before them. `given`: the
+    profile that they make of it, which may offload."""
     plan = choice.plan
     case = plan.case
     said = [*plan.chosen, "--zero", str(case.zero_stage), "--gpus", str(case.world_size), "--recipe", case.recipe, "--gpu", room.gpu]
@@ -45,7 +47,8 @@ def flags(choice: Judged, room: Room, given: Profile) -> list[str]:
 
 
 def launch_line(choice: Judged, gpus_per_node: int, file: str) -> str:
-    """How DeepSpeed's launcher starts the plan, of a script of the user's own: on as few nodes as have equal parts of the ranks."""
+    """How DeepSpeed's launcher starts the plan, of a script of the user's own: on as few nodes as
+    have equal parts of the ranks."""
     ranks = choice.plan.case.world_size
     each = next(count for count in range(min(ranks, gpus_per_node), 0, -1) if ranks % count == 0)
     nodes = f"--num_nodes {ranks // each} " if ranks > each else ""
@@ -80,7 +83,8 @@ def _of_the_loop(workload: WorkloadSettings) -> list[str]:
 
 
 def outside_the_config(choice: Judged, content: Mapping[str, Any] | None = None) -> list[str]:
-    """What the plan needs of the training script, because the DeepSpeed JSON does not say it; `content` is that of the user's own file."""
+    """What the plan needs of the training script, because the DeepSpeed JSON does not say it;
+    `content` is that of the user's own file."""
     plan, config = choice.plan, deepspeed_config(choice.job)
     said = [f"sequences of {plan.sequence_length} tokens"]
     said.append(f"activation checkpointing {'on' if plan.activation_checkpointing else 'off'} in the model")

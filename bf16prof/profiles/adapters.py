@@ -1,7 +1,8 @@
-"""Adapters: the `[peft]` table of a profile, PEFT's own `adapter_config.json`, and the flag `--lora`.
+"""Adapters: the `[peft]` table of a profile, PEFT's own `adapter_config.json`, and the flag
+`--lora`.
 
-The keys are those of PEFT's LoraConfig (0.21.2, tuners/lora/config.py). A key that is null, false or empty is nothing that somebody asked
-for, so a file may hold all that its version of PEFT writes.
+The keys are those of PEFT's LoraConfig (0.21.2, tuners/lora/config.py). A key that is null, false
+or empty is nothing that somebody asked for, so a file may hold all that its version of PEFT writes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ OF_THE_CHECKPOINT = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision",
     "runtime_config",
 )  # fmt: skip
-"""Keys that say where a checkpoint comes from, and how it is loaded; those of two methods that are off count for nothing."""
+"""Keys that say where a checkpoint comes from, and how it is loaded; those of two methods that are
+off count for nothing."""
 
 OF_THE_SCRIPT = ("autocast_adapter_dtype", "enable_input_require_grads")
 """Keys of ours: what a training script says beside the configuration."""
@@ -39,13 +41,15 @@ class AdapterSettings(Settings):
 
     peft_type: Literal["LORA"] = "LORA"
     task_type: str | None = None
-    """PEFT's wrapper of the whole model: `CAUSAL_LM`, `SEQ_2_SEQ_LM`, ...; its plain one when absent."""
+    """PEFT's wrapper of the whole model: `CAUSAL_LM`, `SEQ_2_SEQ_LM`, ...; its plain one when
+    absent."""
     r: Count = 8
     """The rank: an adapter of a layer [out, in] has two matrices, [r, in] and [out, r]."""
     lora_alpha: Number = 8
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Names | str | None = None
-    """Ends of the names of the layers, a regular expression, or `all-linear`; PEFT's choice for the model type when absent."""
+    """Ends of the names of the layers, a regular expression, or `all-linear`; PEFT's choice for the
+    model type when absent."""
     exclude_modules: Names | str | None = None
     modules_to_save: Names | None = None
     """Modules that are trained whole: PEFT keeps a frozen and a trained copy."""
@@ -60,11 +64,11 @@ class AdapterSettings(Settings):
     fan_in_fan_out: bool = False
     init_lora_weights: bool | Literal["gaussian"] = True
     autocast_adapter_dtype: bool = True
-    """PEFT makes the adapter fp32 where it finds fp16 or bf16 (`get_peft_model`). DeepSpeed casts it back, but not inside
-    `deepspeed.zero.Init`."""
+    """PEFT makes the adapter fp32 where it finds fp16 or bf16 (`get_peft_model`). DeepSpeed casts
+    it back, but not inside `deepspeed.zero.Init`."""
     enable_input_require_grads: bool = False
-    """The outputs of the embedding need gradients, as training scripts ask for (`model.enable_input_require_grads()`). Activation
-    checkpointing does so by itself."""
+    """The outputs of the embedding need gradients, as training scripts ask for
+    (`model.enable_input_require_grads()`). Activation checkpointing does so by itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,7 +98,8 @@ class AdapterSettings(Settings):
 
 
 class QuantizationSettings(Settings):
-    """A frozen base of 4 bits a weight, under an adapter (QLoRA): the words of transformers' BitsAndBytesConfig, QLoRA's own values."""
+    """A frozen base of 4 bits a weight, under an adapter (QLoRA): the words of transformers'
+    BitsAndBytesConfig, QLoRA's own values."""
 
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
@@ -121,7 +126,8 @@ EXAMPLE = "--lora r=16,alpha=32,targets=q_proj+v_proj, or an adapter_config.json
 
 
 def read_lora(text: str, origin: str) -> dict[str, Any]:
-    """The `[peft]` table that a flag means: a file of PEFT's, the folder that it is in, or `r=16,targets=q_proj+v_proj,dora`.
+    """The `[peft]` table that a flag means: a file of PEFT's, the folder that it is in, or
+    `r=16,targets=q_proj+v_proj,dora`.
 
     Raises `InputError` for what is neither; keys and values are checked where the profile is.
     """

@@ -1,10 +1,13 @@
-"""What is assumed where nobody says it, with the rule that it follows: DeepSpeed's own default, or the Hugging Face Trainer's.
+"""What is assumed where nobody says it, with the rule that it follows: DeepSpeed's own default, or
+the Hugging Face Trainer's.
 
-A profile is read in layers: its file, the user's DeepSpeed JSON, flags. A key of `RULES` that no layer sets is filled in here, last; its
-origin starts with `assumed: `. So every answer can list what it was not told (`Resolved.assumed`).
+A profile is read in layers: its file, the user's DeepSpeed JSON, flags. A key of `RULES` that no
+layer sets is filled in here, last; its origin starts with `assumed: `. So every answer can list
+what it was not told (`Resolved.assumed`).
 
-Example: `--hf-config config.json` alone says nothing of the workload. It becomes sequences of min(max_position_embeddings, 4096) tokens,
-micro-batches of one, no activation checkpointing, the model built inside `deepspeed.zero.Init`.
+Example: `--hf-config config.json` alone says nothing of the workload. It becomes sequences of
+min(max_position_embeddings, 4096) tokens, micro-batches of one, no activation checkpointing, the
+model built inside `deepspeed.zero.Init`.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Assumption:
-    """A value that nobody gave, and why it is taken. `value` is `None` where the key stays absent: the library decides, as `why` says."""
+    """A value that nobody gave, and why it is taken. `value` is `None` where the key stays absent:
+    the library decides, as `why` says."""
 
     value: Any
     why: str
@@ -37,9 +41,11 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Rule:
-    """One key of a profile, the word for it in the line that says what was assumed, and what is assumed of it for a `[model]` table.
+    """One key of a profile, the word for it in the line that says what was assumed, and what is
+    assumed of it for a `[model]` table.
 
-    `others`: further keys that settle the same question; where one of them is given, nothing is assumed.
+    `others`: further keys that settle the same question; where one of them is given, nothing is
+    assumed.
     """
 
     key: str
@@ -49,7 +55,8 @@ class Rule:
 
 
 def fill_in(table: dict[str, Any], origins: Mapping[str, str]) -> dict[str, str]:
-    """Put what is assumed into the table of a profile; the origins of these keys. `origins`: those of the keys that somebody gave."""
+    """Put what is assumed into the table of a profile; the origins of these keys. `origins`: those
+    of the keys that somebody gave."""
     model = table.get("model")
     added: dict[str, str] = {}
     for rule in RULES:
@@ -76,7 +83,8 @@ def _is_given(key: str, origins: Mapping[str, str]) -> bool:
 
 
 def _put(table: dict[str, Any], key: str, value: Any) -> bool:
-    """Set a dotted key; whether that was possible (a table that is none is refused by the schema, later)."""
+    """Set a dotted key; whether that was possible (a table that is none is refused by the schema,
+    later)."""
     *path, last = key.split(".")
     inner: Any = table
     for part in path:
@@ -95,7 +103,8 @@ def _sequence(model: Table) -> Assumption:
 
 
 def _limits(model: Table) -> Iterator[tuple[str, int]]:
-    """Keys that limit the sequence, and the limits: of our families, and of a Hugging Face configuration (its text model's first)."""
+    """Keys that limit the sequence, and the limits: of our families, and of a Hugging Face
+    configuration (its text model's first)."""
     config = model.get("hf_config")
     config = config if isinstance(config, Mapping) else {}
     text = config.get("text_config")
@@ -108,7 +117,8 @@ def _limits(model: Table) -> Iterator[tuple[str, int]]:
 
 
 def is_hugging_face(model: Table) -> bool:
-    """Whether a `[model]` table describes a model of transformers, which people train with its Trainer."""
+    """Whether a `[model]` table describes a model of transformers, which people train with its
+    Trainer."""
     return "hf_config" in model
 
 
@@ -133,7 +143,8 @@ TRAINERS_OPTIMIZER = "adamw_torch_fused"
 
 
 def _optimizer(model: Table) -> Assumption:
-    """The Trainer makes it, and hands it to DeepSpeed, where the JSON has none (`integrations/deepspeed.py`, deepspeed_optim_sched)."""
+    """The Trainer makes it, and hands it to DeepSpeed, where the JSON has none
+    (`integrations/deepspeed.py`, deepspeed_optim_sched)."""
     if not is_hugging_face(model):
         return Assumption(None, "AdamW, as DeepSpeed builds it")
     made = {"type": "AdamW", "from_trainer": True, **shipped_table("trainer_optimizers.toml")[TRAINERS_OPTIMIZER]["settings"]}
@@ -141,7 +152,8 @@ def _optimizer(model: Table) -> Assumption:
 
 
 def image_inputs(model: Table) -> Assumption | None:
-    """What a plain image model of transformers is called with: one image a sequence, and a class where it classifies."""
+    """What a plain image model of transformers is called with: one image a sequence, and a class
+    where it classifies."""
     config = model.get("hf_config")
     if not isinstance(config, Mapping) or not is_plain_image_model(config):
         return None
@@ -158,11 +170,13 @@ def image_inputs(model: Table) -> Assumption | None:
 
 
 IMAGE_CHANNELS, CLASSES = 3, 2
-"""transformers' defaults (configuration_utils.py: `num_labels`; `num_channels` of its image models)."""
+"""transformers' defaults (configuration_utils.py: `num_labels`; `num_channels` of its image
+models)."""
 
 
 def is_plain_image_model(config: Table) -> bool:
-    """Whether a Hugging Face configuration is of a model that reads images alone: it has an image size, and no vocabulary or parts."""
+    """Whether a Hugging Face configuration is of a model that reads images alone: it has an image
+    size, and no vocabulary or parts."""
     side = config.get("image_size")
     known = (side,) if isinstance(side, int) else tuple(side) if isinstance(side, list) else ()
     has_parts = any(key in config for key in ("vocab_size", "text_config", "vision_config", "decoder", "encoder"))
@@ -196,4 +210,5 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("optimizer", "optimizer", _optimizer, ("deepspeed.more.optimizer",)),
 )
-"""In the order in which the line names them. A setting that every answer depends on and that people often leave out belongs here."""
+"""In the order in which the line names them. A setting that every answer depends on and that people
+often leave out belongs here."""

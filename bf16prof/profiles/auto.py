@@ -1,7 +1,8 @@
 """`auto` in a DeepSpeed JSON, resolved as the Hugging Face Trainer and accelerate resolve it.
 
-References: transformers 5.24 `integrations/deepspeed.py` (HfTrainerDeepSpeedConfig: trainer_config_process, trainer_config_finalize),
-accelerate 1.15 `utils/dataclasses.py` (DeepSpeedPlugin) and `accelerator.py` (_prepare_deepspeed), DeepSpeed 0.19.8
+References: transformers 5.24 `integrations/deepspeed.py` (HfTrainerDeepSpeedConfig:
+trainer_config_process, trainer_config_finalize), accelerate 1.15 `utils/dataclasses.py`
+(DeepSpeedPlugin) and `accelerator.py` (_prepare_deepspeed), DeepSpeed 0.19.8
 `runtime/config_utils.py` (DeepSpeedConfigModel, which drops what is `auto`).
 """
 
@@ -50,9 +51,11 @@ TYPE: Mapping[str, str] = {
 class Answers:
     """What there is to resolve `auto` from.
 
-    * `hidden_size`: of the model, asked only where it is needed. `flags`: the values of flags by our name (`micro_batch_size`, ...).
+    * `hidden_size`: of the model, asked only where it is needed. `flags`: the values of flags by
+      our name (`micro_batch_size`, ...).
     * `args`: the training arguments. `recipe`: what named a precision recipe, if anything did.
-    * `searched`: what the command itself chooses, of `micro_batch_size` and `recipe`: nothing of that stays open.
+    * `searched`: what the command itself chooses, of `micro_batch_size` and `recipe`: nothing of
+      that stays open.
     """
 
     hidden_size: Callable[[], HiddenSize | None] = lambda: None
@@ -62,13 +65,15 @@ class Answers:
     searched: frozenset[str] = frozenset()
 
     def told(self, name: str) -> Told | None:
-        """What flags, else the training arguments say of a value; else the Trainer's default where the Trainer is known to run."""
+        """What flags, else the training arguments say of a value; else the Trainer's default where
+        the Trainer is known to run."""
         return self.flags.get(name) or (self.args.effective(name) if self.args else None)
 
 
 @dataclass
 class Resolution:
-    """A DeepSpeed JSON without `auto`: what it says now, by which rule, and what nobody could say."""
+    """A DeepSpeed JSON without `auto`: what it says now, by which rule, and what nobody could
+    say."""
 
     content: dict[str, Any]
     rules: dict[str, str] = field(default_factory=dict)
@@ -79,7 +84,8 @@ class Resolution:
 
 
 def resolve(content: Mapping[str, Any], answers: Answers) -> Resolution:
-    """Resolve every `auto` of a DeepSpeed JSON. A key whose value follows from other keys, or from the command, is left out."""
+    """Resolve every `auto` of a DeepSpeed JSON. A key whose value follows from other keys, or from
+    the command, is left out."""
     found = Resolution(copy.deepcopy(dict(content)))
     keys = list(_autos(content))
     for key in keys:
@@ -128,7 +134,8 @@ def _from_hidden_size(key: str, answers: Answers, found: Resolution) -> None:
 
 
 def _batch(key: str, autos: list[str], answers: Answers, found: Resolution) -> None:
-    """Batch sizes: what is left out is derived from the two others on each number of ranks, as DeepSpeed does."""
+    """Batch sizes: what is left out is derived from the two others on each number of ranks, as
+    DeepSpeed does."""
     name = {MICRO: "micro_batch_size", ACCUMULATION: "gradient_accumulation_steps"}.get(key, "")
     told = answers.told(name) if name else None
     is_derived = key == MICRO and isinstance(found.content.get(TRAIN), int)
@@ -147,7 +154,8 @@ def _batch(key: str, autos: list[str], answers: Answers, found: Resolution) -> N
 
 
 def _train_batch(is_micro_auto: bool, answers: Answers, found: Resolution) -> None:
-    """The batch of the whole job, from which DeepSpeed derives the micro-batch where the file does not name that at all."""
+    """The batch of the whole job, from which DeepSpeed derives the micro-batch where the file does
+    not name that at all."""
     told = answers.told("micro_batch_size")
     _set(found, TRAIN, None, f"{MICRO} * {ACCUMULATION} * ranks")
     if is_micro_auto or found.content.get(MICRO) is not None:
@@ -161,7 +169,8 @@ def _train_batch(is_micro_auto: bool, answers: Answers, found: Resolution) -> No
 
 
 def _accumulation(found: Resolution) -> tuple[int | None, str]:
-    """Nobody says it: it follows from the other two where both are numbers, else it is the Trainer's default."""
+    """Nobody says it: it follows from the other two where both are numbers, else it is the
+    Trainer's default."""
     if all(isinstance(found.content.get(key), int) for key in (TRAIN, MICRO)):
         return None, f"{TRAIN} / ({MICRO} * ranks)"
     return 1, f"{ASSUMED}the Trainer's default (gradient_accumulation_steps=1)"

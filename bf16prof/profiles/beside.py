@@ -1,6 +1,8 @@
-"""What a process takes of a GPU beside the caching allocator: the CUDA context and NCCL's buffers. Assumptions, not derivations.
+"""What a process takes of a GPU beside the caching allocator: the CUDA context and NCCL's buffers.
+Assumptions, not derivations.
 
-The context's is the highest that public messages show for GPUs of the same generation (`beside.toml`), so that what fits here fits there.
+The context's is the highest that public messages show for GPUs of the same generation
+(`beside.toml`), so that what fits here fits there.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ NCCL_PEERS = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """What one public message says of a process: sizes as printed, in GiB and MiB. `total_gib`: 0 where it does not say it."""
+    """What one public message says of a process: sizes as printed, in GiB and MiB. `total_gib`: 0
+    where it does not say it."""
 
     gpu: str
     generation: str
@@ -53,7 +56,8 @@ def generation_of(capability: tuple[int, int]) -> str:
 
 
 def context(capability: tuple[int, int] | None) -> Item:
-    """The CUDA context with PyTorch's kernels and workspaces, on a GPU of that compute capability (`None`: not known)."""
+    """The CUDA context with PyTorch's kernels and workspaces, on a GPU of that compute capability
+    (`None`: not known)."""
     generation = generation_of(capability) if capability else "this GPU"
     seen = [pair for pair in pairs() if pair.ranks == 1]
     own = [pair for pair in seen if pair.generation == generation]

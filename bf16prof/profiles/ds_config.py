@@ -1,8 +1,10 @@
-"""A DeepSpeed JSON of the user's own, which *is* the DeepSpeed configuration: it takes the place of the profile's `[deepspeed]` table.
+"""A DeepSpeed JSON of the user's own, which *is* the DeepSpeed configuration: it takes the place of
+the profile's `[deepspeed]` table.
 
-What is off is left out and what is not modelled is refused (`features.py`), `auto` is resolved (`auto.py`). What the schema then knows
-becomes values of the profile, so that predictions read it and flags can change it; all else goes to DeepSpeed as it is
-(`deepspeed.more`). The ZeRO stage and the precision belong to the case, so they are told apart from the rest.
+What is off is left out and what is not modelled is refused (`features.py`), `auto` is resolved
+(`auto.py`). What the schema then knows becomes values of the profile, so that predictions read it
+and flags can change it; all else goes to DeepSpeed as it is (`deepspeed.more`). The ZeRO stage and
+the precision belong to the case, so they are told apart from the rest.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ OPTIMIZER_DEFAULTS = {"lr": 1e-3}
 
 
 OPTIMIZERS = (*ADAMS, "adagrad", "lamb", "lion", "muon")
-"""DeepSpeed's own, in any letters (`runtime/config.py`, DEEPSPEED_OPTIMIZERS); of torch.optim it takes any by the exact name."""
+"""DeepSpeed's own, in any letters (`runtime/config.py`, DEEPSPEED_OPTIMIZERS); of torch.optim it
+takes any by the exact name."""
 
 TORCH_OPTIMIZERS = (
     "ASGD", "Adadelta", "Adafactor", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
@@ -64,7 +67,8 @@ NOT_MODELLED = {
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """DeepSpeed's three batch sizes as far as somebody gave them: of the job, of a rank, and the micro-steps of a step."""
+    """DeepSpeed's three batch sizes as far as somebody gave them: of the job, of a rank, and the
+    micro-steps of a step."""
 
     origin: str
     train: int | None = None
@@ -72,7 +76,8 @@ class BatchSizes:
     accumulation: int | None = None
 
     def on(self, world_size: int) -> tuple[int, int]:
-        """Micro-batch size and micro-steps on so many ranks, derived as DeepSpeed does (`_set_batch_related_parameters`).
+        """Micro-batch size and micro-steps on so many ranks, derived as DeepSpeed does
+        (`_set_batch_related_parameters`).
 
         Raises `InputError` where DeepSpeed's own check would fail.
         """
@@ -104,7 +109,8 @@ class BatchSizes:
 class DeepSpeedFile:
     """A DeepSpeed JSON: what it says of the case (stage, recipe, batch sizes), and of the profile.
 
-    * `content`: as it was read, with every key that it has. `notes`: what is to be said of some of them.
+    * `content`: as it was read, with every key that it has. `notes`: what is to be said of some of
+      them.
     * `has_optimizer`: whether it names one; else the training script brings it.
     * `rules`: of the keys that were `auto`, how they were resolved.
     """
@@ -120,9 +126,11 @@ class DeepSpeedFile:
 
 
 def read_ds_config(path: Path, *, precision: bool = True, answers: Answers | None = None) -> DeepSpeedFile:
-    """Read the file; without `precision`, what it says of the dtypes is not taken over, because the user has named recipes.
+    """Read the file; without `precision`, what it says of the dtypes is not taken over, because the
+    user has named recipes.
 
-    Raises `InputError` naming the file and every key that cannot be used: all that is not modelled, or all that stays `auto`.
+    Raises `InputError` naming the file and every key that cannot be used: all that is not modelled,
+    or all that stays `auto`.
     """
     content, origin = read_hjson_object(path), str(path)
     notes, found = _resolved(content, origin, _answers(answers, precision))
@@ -151,7 +159,8 @@ def read_ds_config(path: Path, *, precision: bool = True, answers: Answers | Non
 
 
 def ds_case(path: Path, *, precision: bool = True) -> tuple[int, str]:
-    """Stage and recipe of a file that is read for nothing else. Raises `InputError` as `read_ds_config` does."""
+    """Stage and recipe of a file that is read for nothing else. Raises `InputError` as
+    `read_ds_config` does."""
     content, origin = read_hjson_object(path), str(path)
     _, found = _resolved(content, origin, _answers(None, precision))
     _refuse_open({key: how for key, how in found.open.items() if key in PRECISIONS}, origin)
@@ -177,7 +186,8 @@ def _resolved(content: Mapping[str, Any], origin: str, answers: Answers) -> tupl
 
 
 def _with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`bf16` for its old name, which DeepSpeed reads where the new one is absent (`runtime/precision_config.py`)."""
+    """`bf16` for its old name, which DeepSpeed reads where the new one is absent
+    (`runtime/precision_config.py`)."""
     renamed = {key: value for key, value in content.items() if key != OLD_BF16}
     if OLD_BF16 in content and content.get("bf16") is None:
         renamed["bf16"] = content[OLD_BF16]
@@ -199,9 +209,11 @@ def _refuse_open(keys: Mapping[str, str], origin: str) -> None:
 
 
 def _with_arguments(content: dict[str, Any], answers: Answers, origin: str) -> dict[str, Any]:
-    """The content with the precision block that accelerate adds (`DeepSpeedPlugin.set_mixed_precision`).
+    """The content with the precision block that accelerate adds
+    (`DeepSpeedPlugin.set_mixed_precision`).
 
-    Raises `InputError` where the file and the training arguments differ, at which the Trainer stops.
+    Raises `InputError` where the file and the training arguments differ, at which the Trainer
+    stops.
     """
     args = answers.args
     if args is None:
@@ -217,7 +229,8 @@ def _with_arguments(content: dict[str, Any], answers: Answers, origin: str) -> d
 
 
 def _refuse_half_filled(content: Mapping[str, Any], answers: Answers, origin: str) -> None:
-    """Raise `InputError` where the Trainer fills in the batch of the job with its micro-steps, and accelerate the micro-steps with one."""
+    """Raise `InputError` where the Trainer fills in the batch of the job with its micro-steps, and
+    accelerate the micro-steps with one."""
     steps = answers.told(ACCUMULATION)
     if content.get(TRAIN) == AUTO and MICRO in content and ACCUMULATION not in content and steps and steps.value != 1:
         raise InputError(
@@ -228,8 +241,9 @@ def _refuse_half_filled(content: Mapping[str, Any], answers: Answers, origin: st
 
 
 def _with_the_trainers_batch(content: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """The content with the micro-steps that accelerate adds, one (`DeepSpeedPlugin.__post_init__`); and where it fixes the batch of the
-    whole job alone, with the micro-batch that the Trainer compares that with (`trainer_config_process`).
+    """The content with the micro-steps that accelerate adds, one (`DeepSpeedPlugin.__post_init__`);
+    and where it fixes the batch of the whole job alone, with the micro-batch that the Trainer
+    compares that with (`trainer_config_process`).
     """
     micro, steps = answers.told("micro_batch_size"), answers.told(ACCUMULATION)
     added: dict[str, Any] = {}
@@ -256,7 +270,8 @@ def _refuse_mismatches(content: Mapping[str, Any], answers: Answers, args: Train
 
 
 def _follows(batch: BatchSizes) -> dict[str, str]:
-    """Of the sizes that the file leaves out, the one that follows from train_batch_size, and the rule."""
+    """Of the sizes that the file leaves out, the one that follows from train_batch_size, and the
+    rule."""
     if batch.train is None or (batch.micro is not None and batch.accumulation is not None):
         return {}
     if batch.micro is None:
@@ -277,7 +292,8 @@ def _at(known: Mapping[str, Any], key: str) -> object:
 
 
 def known_keys(table: type[BaseModel], content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Nested keys that the schema has, without those that are null; and those that it does not have."""
+    """Nested keys that the schema has, without those that are null; and those that it does not
+    have."""
     known: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for key, value in content.items():
@@ -294,7 +310,8 @@ def known_keys(table: type[BaseModel], content: Mapping[str, Any]) -> tuple[dict
 
 
 def _require_tables(content: Mapping[str, Any], origin: str) -> None:
-    """Raise `InputError` for a key whose value must be an object, as DeepSpeed reads it, and is none."""
+    """Raise `InputError` for a key whose value must be an object, as DeepSpeed reads it, and is
+    none."""
     for key in _tables():
         table, _, last = key.rpartition(".")
         above = _at(content, table) if table else content
@@ -341,7 +358,8 @@ def _ignore_offloaded_parameters(zero: dict[str, Any], stage: int, origin: str) 
 
 
 def _take_precision(rest: dict[str, Any], origin: str, wanted: bool) -> str:
-    """The recipe that the precision blocks are, whose decisive keys leave `rest` if a recipe says them (or if they are not wanted)."""
+    """The recipe that the precision blocks are, whose decisive keys leave `rest` if a recipe says
+    them (or if they are not wanted)."""
     autocast = rest.get("torch_autocast") or {}
     if autocast.get("enabled") and short_dtype(autocast.get("dtype")) not in ("bf16", "fp16"):
         raise InputError(f"{origin}: torch_autocast.dtype: expected bfloat16 or float16, got {autocast.get('dtype')!r:.60}")
@@ -387,7 +405,8 @@ OF_STAGES = ("stages", "activation_checkpoint_interval", "use_reentrant")
 
 
 def _recomputed(table: Mapping[str, Any], origin: str) -> list[Override]:
-    """How many layers of a pipeline are recomputed together, none for 0; DeepSpeed's own default is reentrant (runtime/pipe/engine.py)."""
+    """How many layers of a pipeline are recomputed together, none for 0; DeepSpeed's own default is
+    reentrant (runtime/pipe/engine.py)."""
     interval = table.get("activation_checkpoint_interval")
     if interval is None:
         return []
@@ -402,7 +421,8 @@ def _recomputed(table: Mapping[str, Any], origin: str) -> list[Override]:
 
 
 def _optimizer(rest: dict[str, Any], origin: str) -> list[Override]:
-    """The optimizer as `[optimizer]` if that can say it, else left in `rest`; in both cases in the place of the profile's."""
+    """The optimizer as `[optimizer]` if that can say it, else left in `rest`; in both cases in the
+    place of the profile's."""
     block = rest.get("optimizer")
     if not block:
         rest.pop("optimizer", None)
@@ -428,7 +448,8 @@ def _require_optimizer(type_: object, origin: str) -> None:
 
 
 def _batch(batch: BatchSizes, found: Resolution) -> list[Override]:
-    """The sizes that the file gives; the value of one that follows from the others is only known with the number of ranks."""
+    """The sizes that the file gives; the value of one that follows from the others is only known
+    with the number of ranks."""
     keys = {MICRO: ("micro_batch_size", batch.micro), ACCUMULATION: ("gradient_accumulation_steps", batch.accumulation)}
     follows, rules = _follows(batch), found.rules
     overrides = []

@@ -1,4 +1,5 @@
-"""One line for what a profile must not say: where the value came from, its key, and what was expected."""
+"""One line for what a profile must not say: where the value came from, its key, and what was
+expected."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def explain(error: ValidationError, origins: Mapping[str, str], default_origin: 
 
 
 def origin_of(key: str, origins: Mapping[str, str], otherwise: str) -> str:
-    """Where a key came from: that of a key inside it, else of the nearest table or list around it that somebody gave."""
+    """Where a key came from: that of a key inside it, else of the nearest table or list around it
+    that somebody gave."""
     inside = (origin for name, origin in origins.items() if name == key or name.startswith(key + "."))
     around = sorted((name for name in origins if key.startswith(name + ".")), key=len)
     return next(inside, origins[around[-1]] if around else otherwise)
@@ -60,7 +62,8 @@ def _shown(value: object) -> str:
 
 
 def _place(location: Sequence[int | str]) -> tuple[str, list[str]]:
-    """The dotted key of a location of pydantic's, without the tag of the model's kind, and the keys of the table that holds it."""
+    """The dotted key of a location of pydantic's, without the tag of the model's kind, and the keys
+    of the table that holds it."""
     keys: list[str] = []
     table: Any = Profile
     holder: Any = Profile

@@ -1,4 +1,5 @@
-"""What becomes of each key of DeepSpeed's JSON (`features.toml`): read, passed on, left out, or refused where it is on.
+"""What becomes of each key of DeepSpeed's JSON (`features.toml`): read, passed on, left out, or
+refused where it is on.
 
 The table decides for every command alike; what is switched off is no feature.
 """
@@ -52,7 +53,8 @@ class Feature:
         return self.free or self.fate in (Fate.PASSED, Fate.LEFT_OUT)
 
     def is_on(self, value: object) -> bool:
-        """Whether this value of the key switches something on. `auto` is nothing that somebody switched on."""
+        """Whether this value of the key switches something on. `auto` is nothing that somebody
+        switched on."""
         if value is None or value == AUTO:
             return False
         if isinstance(value, Mapping):
@@ -86,7 +88,8 @@ def _feature(key: str, row: Mapping[str, Any]) -> Feature:
 
 
 def documented_key(key: str) -> str:
-    """The dotted key as DeepSpeed documents it, where a short name stands for it (`prefetch_bucket_size`)."""
+    """The dotted key as DeepSpeed documents it, where a short name stands for it
+    (`prefetch_bucket_size`)."""
     table, _, last = key.rpartition(".")
     known = ZeroSettings.model_fields.get(last) if table == "zero_optimization" else None
     long = f"stage3_{last}" if table == "zero_optimization" and f"{table}.stage3_{last}" in features() else last
@@ -94,7 +97,8 @@ def documented_key(key: str) -> str:
 
 
 def find(key: str) -> Feature | None:
-    """The row of a dotted key; else that of the table it lies in, if no other key of that table is listed."""
+    """The row of a dotted key; else that of the table it lies in, if no other key of that table is
+    listed."""
     known = features()
     if (name := documented_key(key)) in known:
         return known[name]
@@ -107,7 +111,8 @@ def find(key: str) -> Feature | None:
 
 @dataclass
 class Sorted:
-    """A DeepSpeed JSON sorted by the table: what is kept of it, and what is to be said of the rest."""
+    """A DeepSpeed JSON sorted by the table: what is kept of it, and what is to be said of the
+    rest."""
 
     kept: dict[str, Any] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
@@ -118,7 +123,8 @@ class Sorted:
 
 
 def sort_keys(content: Mapping[str, Any]) -> Sorted:
-    """Sort the content of a DeepSpeed JSON: what is off, and what nothing depends on and holds no value, is left out."""
+    """Sort the content of a DeepSpeed JSON: what is off, and what nothing depends on and holds no
+    value, is left out."""
     found = Sorted()
     found.kept = _sorted(content, "", content, found)
     if found.unknown:
@@ -133,7 +139,8 @@ def refusals(config: Mapping[str, Any]) -> list[str]:
 
 
 def with_effect(more: Mapping[str, Any]) -> Iterator[str]:
-    """The dotted keys of a part of a configuration that the closed form does not know and that may change what is held."""
+    """The dotted keys of a part of a configuration that the closed form does not know and that may
+    change what is held."""
     for key, feature, value in _walk(more, ""):
         if feature is not None and feature.fate is Fate.RUN and feature.is_on(value):
             yield key
@@ -189,7 +196,8 @@ def _is_kept(feature: Feature, value: object, key: str, found: Sorted) -> bool:
 
 
 def _unknown(key: str, value: object, found: Sorted) -> bool:
-    """Whether a key that has no row is kept: DeepSpeed stops at one in a closed table, and ignores any other."""
+    """Whether a key that has no row is kept: DeepSpeed stops at one in a closed table, and ignores
+    any other."""
     table, _, last = key.rpartition(".")
     above = features().get(table)
     if above is None or not above.closed:
@@ -214,7 +222,8 @@ def _holds_auto(value: object) -> bool:
 
 
 def _holds_text(value: object, is_number: bool) -> bool:
-    """Whether a value cannot be handed on: `auto` somewhere in it; of a number, any text or null."""
+    """Whether a value cannot be handed on: `auto` somewhere in it; of a number, any text or
+    null."""
     if not is_number:
         return _holds_auto(value)
     return any(_holds_text(each, True) for each in value) if isinstance(value, list) else isinstance(value, str | None)

@@ -1,4 +1,5 @@
-"""The table of GPUs: memory, arithmetic, memory bandwidth and links, each with its source (`gpus.toml`)."""
+"""The table of GPUs: memory, arithmetic, memory bandwidth and links, each with its source
+(`gpus.toml`)."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ from bf16prof.profiles.shipped import shipped_table
 from bf16prof.vocabulary import STRICT
 
 ALLOCATOR_BLOCK_BYTES = 512
-"""`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it (c10/cuda/CUDACachingAllocator.h)."""
+"""`kMinBlockSize` of PyTorch's CUDA caching allocator: every block is a multiple of it
+(c10/cuda/CUDACachingAllocator.h)."""
 
 ALLOCATOR_SEGMENT_BYTES = 2 << 20
-"""What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of the pages of expandable ones
-(`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
+"""What the size of every segment is a multiple of: of the small pool's, of the large pool's, and of
+the pages of expandable ones (`kSmallBuffer`, `kRoundLarge`, `kLargeBuffer`)."""
 
 DEFAULT_MULTIPROCESSORS = 108
 """Of an A100, for a GPU whose number is not known."""
@@ -27,13 +29,15 @@ GPUS_PER_NODE = 8
 """How many share a node, where nothing says it."""
 
 FIRST_WITH_BF16 = (8, 0)
-"""The first compute capability with tensor cores for bf16 and TF32, and with PyTorch's flash attention."""
+"""The first compute capability with tensor cores for bf16 and TF32, and with PyTorch's flash
+attention."""
 
 ASSUMED_CAPABILITY = (8, 0)
 """The compute capability of a GPU of which only the memory is known."""
 
 UNITS = {"g": 2**30, "gi": 2**30, "gib": 2**30, "gb": 10**9, "m": 2**20, "mi": 2**20, "mib": 2**20, "mb": 10**6}
-"""Bytes in a unit of memory, as people write it. GB and MB are powers of ten, as everywhere here."""
+"""Bytes in a unit of memory, as people write it. GB and MB are powers of ten, as everywhere
+here."""
 
 WRITTEN_UNITS = {2**30: "GiB", 10**9: "GB", 2**20: "MiB", 10**6: "MB"}
 
@@ -41,7 +45,8 @@ LARGEST_BYTES = 2**44
 
 
 def has_small_shared_memory(capability: tuple[int, int]) -> bool:
-    """Whether flash attention's backward has too little of it for wide heads (transformers/cuda/sdp_utils.cpp,
+    """Whether flash attention's backward has too little of it for wide heads
+    (transformers/cuda/sdp_utils.cpp,
     check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120)."""
     return (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
 
@@ -50,14 +55,16 @@ def has_small_shared_memory(capability: tuple[int, int]) -> bool:
 class Gpu:
     """One GPU model, with the vendor's figures.
 
-    * `memory_bytes`: what the CUDA driver reports as total memory where a source gives it, else the nominal size.
+    * `memory_bytes`: what the CUDA driver reports as total memory where a source gives it, else the
+      nominal size.
     * `torch_name`: what torch calls it; `aliases`: further names of it.
-    * `bf16_tflops`: dense bf16 (and fp16) matrix arithmetic, `fp32_tflops` arithmetic in fp32, `fp16_tflops` that in fp16 where it is not
-      bf16's; in 1e12 FLOP/s, 0 where not known.
-    * `hbm_gb_per_s`: memory bandwidth; `link_gb_per_s`, `host_gb_per_s`: the bidirectional bandwidth from GPU to GPU, and from GPU to host;
-      1e9 byte/s, 0 where not known.
-    * `compute_capability`: CUDA's, e.g. (9, 0); it decides which kernels run, and the size of PyTorch's cuBLAS workspace. Of a GPU that has
-      none (AMD's), that of the GPU whose kernels are taken in the place of its own.
+    * `bf16_tflops`: dense bf16 (and fp16) matrix arithmetic, `fp32_tflops` arithmetic in fp32,
+      `fp16_tflops` that in fp16 where it is not bf16's; in 1e12 FLOP/s, 0 where not known.
+    * `hbm_gb_per_s`: memory bandwidth; `link_gb_per_s`, `host_gb_per_s`: the bidirectional
+      bandwidth from GPU to GPU, and from GPU to host; 1e9 byte/s, 0 where not known.
+    * `compute_capability`: CUDA's, e.g. (9, 0); it decides which kernels run, and the size of
+      PyTorch's cuBLAS workspace. Of a GPU that has none (AMD's), that of the GPU whose kernels are
+      taken in the place of its own.
     * `multiprocessors`: streaming multiprocessors, of an AMD GPU compute units; 0 where not known.
     * `architecture`: of an AMD GPU, as torch calls it (`gfx942`); empty for NVIDIA's.
     """
@@ -82,8 +89,8 @@ class Gpu:
 
     @property
     def tf32_tflops(self) -> float:
-        """Dense TF32 matrix arithmetic, 1e12 FLOP/s: tensor cores run it at half of bf16's rate (the datasheets named in `gpus.toml`).
-        Where nothing runs it, fp32's."""
+        """Dense TF32 matrix arithmetic, 1e12 FLOP/s: tensor cores run it at half of bf16's rate
+        (the datasheets named in `gpus.toml`). Where nothing runs it, fp32's."""
         has_tf32 = self.compute_capability >= FIRST_WITH_BF16 and not self.architecture
         return self.bf16_tflops / 2 if has_tf32 else self.fp32_tflops
 
@@ -98,7 +105,8 @@ class Gpu:
         return 1e12 * (self.fp32_tflops if dtype == "fp32" else half) or None
 
     def caveats(self) -> Iterator[str]:
-        """What a prediction for this GPU takes from another one, and which of its numbers that touches."""
+        """What a prediction for this GPU takes from another one, and which of its numbers that
+        touches."""
         capability = "compute capability {}.{}".format(*self.compute_capability)
         if self.is_known_by_size_only:
             yield (
@@ -131,8 +139,9 @@ def _gpu(id_: str, row: dict[str, Any]) -> Gpu:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU that somebody calls so: by id, by torch's or another of its names, or by a part of them that only one has; or any GPU with
-    so much memory (`80GiB`). Raises `InputError` naming those that are near."""
+    """The GPU that somebody calls so: by id, by torch's or another of its names, or by a part of
+    them that only one has; or any GPU with so much memory (`80GiB`). Raises `InputError` naming
+    those that are near."""
     return _of_size(name) or named("GPU", name, all_gpus(), _names, partly=True, more="or its memory, as 80GiB")
 
 
@@ -149,7 +158,8 @@ def _names(gpu: Gpu) -> tuple[str, ...]:
 
 
 def _of_size(name: str) -> Gpu | None:
-    """A GPU of which only the memory is known; `None` where the name is no size. Raises `InputError` for one that no GPU has."""
+    """A GPU of which only the memory is known; `None` where the name is no size. Raises
+    `InputError` for one that no GPU has."""
     size = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([gm](?:i?b?))\s*", name, re.IGNORECASE)
     if size is None:
         return None

@@ -1,7 +1,9 @@
-"""The hidden size of a model, from which transformers and accelerate make ZeRO's buckets and thresholds.
+"""The hidden size of a model, from which transformers and accelerate make ZeRO's buckets and
+thresholds.
 
-The order is theirs (`transformers/integrations/deepspeed.py`, trainer_config_finalize): the model's own, the largest of several, then the
-same of its text part. What a file leaves out is the default of its model type (`hidden_sizes.toml`).
+The order is theirs (`transformers/integrations/deepspeed.py`, trainer_config_finalize): the model's
+own, the largest of several, then the same of its text part. What a file leaves out is the default
+of its model type (`hidden_sizes.toml`).
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ SIZE, SIZES, TEXT = "hidden_size", "hidden_sizes", "text_config"
 
 @dataclass(frozen=True)
 class HiddenSize:
-    """A hidden size, and the key that it was read from (`text_config.hidden_size`, `n_embd`, ...)."""
+    """A hidden size, and the key that it was read from (`text_config.hidden_size`, `n_embd`,
+    ...)."""
 
     value: int
     key: str
 
 
 def hidden_size(model: Settings) -> HiddenSize | None:
-    """The hidden size of a profile's model; `None` where it is not known, as of what a function returns."""
+    """The hidden size of a profile's model; `None` where it is not known, as of what a function
+    returns."""
     if isinstance(model, ModelSettings):
         return HiddenSize(model.hidden_size, "model.hidden_size")
     return of_config(model.hf_config) if isinstance(model, HuggingFaceSettings) else None
@@ -54,7 +58,8 @@ def of_config(config: Mapping[str, Any]) -> HiddenSize | None:
 
 
 def _own(config: Mapping[str, Any]) -> HiddenSize | None:
-    """What the configuration says itself. A class that has another name for the hidden size takes both."""
+    """What the configuration says itself. A class that has another name for the hidden size takes
+    both."""
     for key in (SIZE, _facts().keys.get(str(config.get("model_type")), SIZE)):
         value = config.get(key)
         if _is_size(value):
@@ -71,7 +76,8 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """The table by model type: the key, the default, the type of the text part, the default where there is no such part."""
+    """The table by model type: the key, the default, the type of the text part, the default where
+    there is no such part."""
 
     keys: Mapping[str, str]
     defaults: Mapping[str, int]

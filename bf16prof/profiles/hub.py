@@ -1,4 +1,5 @@
-"""A model by its id on the Hugging Face Hub: the `config.json` in the local cache, else the preset that describes the same model.
+"""A model by its id on the Hugging Face Hub: the `config.json` in the local cache, else the preset
+that describes the same model.
 
 Nothing here asks the network unless the user says so (`--download`).
 """
@@ -21,7 +22,8 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Configuration:
-    """Where a Hugging Face configuration is: in a file, or in a preset, and then what to tell the user of it."""
+    """Where a Hugging Face configuration is: in a file, or in a preset, and then what to tell the
+    user of it."""
 
     path: Path | None = None
     preset: str = ""
@@ -31,7 +33,8 @@ class Configuration:
 def configuration(given: str, *, download: bool = False) -> Configuration:
     """The configuration of a file, of the `config.json` of a folder, or of a model id.
 
-    Raises `InputError` for what is none of them, or for an id that neither the cache nor a preset has.
+    Raises `InputError` for what is none of them, or for an id that neither the cache nor a preset
+    has.
     """
     path = Path(given)
     if _is(path.is_dir):
@@ -52,7 +55,8 @@ def is_cached(given: str) -> bool:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a model's id: ORGANISATION/NAME, or the bare name of one of the first models."""
+    """Whether a text has the form of a model's id: ORGANISATION/NAME, or the bare name of one of
+    the first models."""
     part = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
     return re.fullmatch(rf"(?:{part}/)?{part}", text) is not None and "--" not in text and ".." not in text
 
@@ -81,7 +85,8 @@ def _has_hub() -> bool:
 
 
 def _cached(model_id: str) -> Path | None:
-    """The configuration in the cache; `None` where it is not there, or where huggingface_hub, whose cache it is, is not installed."""
+    """The configuration in the cache; `None` where it is not there, or where huggingface_hub, whose
+    cache it is, is not installed."""
     if not _has_hub():
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -105,7 +110,8 @@ def _downloaded(model_id: str) -> Path:
 
 
 def _cache() -> str | None:
-    """The cache that the environment names now: huggingface_hub asks only once, when it is imported."""
+    """The cache that the environment names now: huggingface_hub asks only once, when it is
+    imported."""
     home = os.environ.get("HF_HOME")
     return os.environ.get("HF_HUB_CACHE") or (str(Path(home) / "hub") if home else None)
 

@@ -12,7 +12,8 @@ WITHOUT_EFFECT: dict[str, set[str]] = {"workload": {"seed", "data"}, "optimizer"
 """Keys of a profile's tables that change what is learned and no byte."""
 
 PLACES = {"deepspeed": {"zero_optimization": {"offload_optimizer": {"nvme_path"}}}}
-"""Keys of a profile's tables that say where somebody's files lie: they change no byte, and no record needs them."""
+"""Keys of a profile's tables that say where somebody's files lie: they change no byte, and no
+record needs them."""
 
 ADDED: dict[str, dict[str, object]] = {
     "parallel": {"pipeline": 1, "expert": 1},
@@ -36,7 +37,8 @@ ADDED: dict[str, dict[str, object]] = {
         "pipeline_write": False,
     },
 }
-"""Keys that profiles did not always have, by table, with the value that says what was so before: cases of earlier runs stay the same."""
+"""Keys that profiles did not always have, by table, with the value that says what was so before:
+cases of earlier runs stay the same."""
 
 
 def recorded(profile: Profile) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def recorded(profile: Profile) -> dict[str, Any]:
 
 
 def workload_digest(profile: Profile) -> str:
-    """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal settings, in every process."""
+    """Twelve hexadecimal digits of everything in a profile that decides the memory; equal for equal
+    settings, in every process."""
     decisive = profile.model_dump(mode="json", exclude={"name": True, "description": True, **WITHOUT_EFFECT, **PLACES})
     for table, keys in ADDED.items():
         place = decisive

@@ -1,6 +1,8 @@
-"""Read profiles: presets that ship with the package, or a user's own TOML file, with overrides laid over them.
+"""Read profiles: presets that ship with the package, or a user's own TOML file, with overrides laid
+over them.
 
-Every value remembers where it came from (`Resolved.origins`), so that every answer can say it; what nobody said is assumed (`assumed.py`).
+Every value remembers where it came from (`Resolved.origins`), so that every answer can say it; what
+nobody said is assumed (`assumed.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from bf16prof.profiles.sizes import wrong_size
 
 @dataclass(frozen=True)
 class Override:
-    """One value that the user set over the profile: a dotted key, the value, and the flag or variable it came from."""
+    """One value that the user set over the profile: a dotted key, the value, and the flag or
+    variable it came from."""
 
     key: str
     value: Any
@@ -39,7 +42,8 @@ class Override:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid profile and, for each of its leaf keys, where the value came from (`default` if nobody set it)."""
+    """A valid profile and, for each of its leaf keys, where the value came from (`default` if
+    nobody set it)."""
 
     profile: Profile
     origins: dict[str, str]
@@ -56,10 +60,11 @@ def preset_names() -> list[str]:
 
 
 def load_profile(name: str | None, overrides: Sequence[Override] = ()) -> Resolved:
-    """A preset by name, or a profile file by path, with the overrides laid over it; what is left open is assumed.
+    """A preset by name, or a profile file by path, with the overrides laid over it; what is left
+    open is assumed.
 
-    Without a name nothing lies under the overrides, which then have to name a model. Raises `InputError` naming the file, the key and
-    what was expected.
+    Without a name nothing lies under the overrides, which then have to name a model. Raises
+    `InputError` naming the file, the key and what was expected.
     """
     source = _read(name) if name is not None else _Source("", "the model", "", Path())
     table = _parsed(source)
@@ -86,7 +91,8 @@ def _require_sizes(profile: Profile, origins: Mapping[str, str], otherwise: str)
 
 
 def _of_what_is_there(origins: dict[str, str], profile: Profile) -> dict[str, str]:
-    """The origins without those of texts that were not taken over (`secrets.py`), whose keys may be somebody's words as well."""
+    """The origins without those of texts that were not taken over (`secrets.py`), whose keys may be
+    somebody's words as well."""
     config = profile.model.hf_config if isinstance(profile.model, HuggingFaceSettings) else {}
     tables = {"model.hf_config.": config, "deepspeed.more.": profile.deepspeed.more}
     there = {key for prefix, table in tables.items() for key in dotted(table, prefix)}
@@ -94,7 +100,8 @@ def _of_what_is_there(origins: dict[str, str], profile: Profile) -> dict[str, st
 
 
 def parse_set(text: str, origin: str = "--set") -> Override:
-    """`section.key=value` as an override; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`), else as a string."""
+    """`section.key=value` as an override; the value is read as TOML (`true`, `3`, `0.5`, `[1, 2]`),
+    else as a string."""
     key, sign, value = text.partition("=")
     if not sign or not all(part.isidentifier() for part in key.strip().split(".")):
         raise InputError(f"{origin} {text!r}: expected section.key=value")
@@ -107,7 +114,8 @@ def parse_set(text: str, origin: str = "--set") -> Override:
 
 @dataclass(frozen=True)
 class _Source:
-    """A profile as it is stored: what it is called, where it came from, its text, where its paths start, and whether it is JSON."""
+    """A profile as it is stored: what it is called, where it came from, its text, where its paths
+    start, and whether it is JSON."""
 
     label: str
     origin: str
@@ -117,7 +125,8 @@ class _Source:
 
 
 def _read(name: str) -> _Source:
-    """The text of a profile given by the name of a preset, or by its path. A file wins over a preset that only looks like its name."""
+    """The text of a profile given by the name of a preset, or by its path. A file wins over a
+    preset that only looks like its name."""
     path = Path(name)
     if name in preset_files():
         return _preset(name)
@@ -167,7 +176,8 @@ FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def _read_files(table: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Put the contents of the files that the model and `peft` name in their place; their keys, and which file they came from."""
+    """Put the contents of the files that the model and `peft` name in their place; their keys, and
+    which file they came from."""
     model = table.get("model")
     origins: dict[str, str] = {}
     for key, content in FILES.items():
@@ -192,8 +202,9 @@ def _nest(override: Override) -> dict[str, Any]:
 def _lay(table: dict[str, Any], override: Override) -> str:
     """Put the override's value into the nested table; the key whose whole content it has replaced.
 
-    DeepSpeed's long and short names of a key replace each other, a key that names another kind of model makes a new `[model]` table, and
-    another Hugging Face configuration is not the one that a list of parameters belongs to.
+    DeepSpeed's long and short names of a key replace each other, a key that names another kind of
+    model makes a new `[model]` table, and another Hugging Face configuration is not the one that a
+    list of parameters belongs to.
     """
     *path, last = override.key.split(".")
     if path == ["model"] and last in KINDS and isinstance(table.get("model"), dict) and last not in table["model"]:

@@ -1,6 +1,8 @@
-"""The model of a profile: one of our families, a Hugging Face configuration, or what a function of the user's own makes.
+"""The model of a profile: one of our families, a Hugging Face configuration, or what a function of
+the user's own makes.
 
-Which of the three a `[model]` table describes is told by its keys: `hf_config`, `factory`, else a family.
+Which of the three a `[model]` table describes is told by its keys: `hf_config`, `factory`, else a
+family.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def _hf_config(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class NoVocabulary(InputError):
-    """A configuration without a vocabulary, of which no token ids can be drawn; a model that reads images has none."""
+    """A configuration without a vocabulary, of which no token ids can be drawn; a model that reads
+    images has none."""
 
 
 EXAMPLE_INPUT = "[model.inputs.pixel_values] dtype = 'parameters', shape = ['micro_batch', 3, 224, 224]"
@@ -80,7 +83,8 @@ class ModelSettings(Settings):
 
 
 class InputSettings(Settings):
-    """`[model.inputs.NAME]`: a tensor that the model is called with, as the keyword NAME; its values are random."""
+    """`[model.inputs.NAME]`: a tensor that the model is called with, as the keyword NAME; its
+    values are random."""
 
     dtype: InputDtype
     """`parameters` is the dtype that the recipe gives the model's parameters."""
@@ -98,21 +102,25 @@ Shape = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**40)], ...], Field(stric
 
 
 class HuggingFaceSettings(Settings):
-    """A model of the transformers library with random weights, built from its configuration without network or remote code.
+    """A model of the transformers library with random weights, built from its configuration without
+    network or remote code.
 
-    Its class is the first of the configuration's `architectures`, else the model type's causal, masked or sequence-to-sequence language
-    model, else its bare model.
+    Its class is the first of the configuration's `architectures`, else the model type's causal,
+    masked or sequence-to-sequence language model, else its bare model.
     """
 
     hf_config: Annotated[dict[str, Any], AfterValidator(_hf_config)]
-    """Hugging Face's `config.json`: in a file the path (from the file's folder; from the working directory when given by a flag), once
-    loaded its content."""
+    """Hugging Face's `config.json`: in a file the path (from the file's folder; from the working
+    directory when given by a flag), once loaded its content."""
     safetensors: Annotated[dict[str, Shape], Field(min_length=1)] | None = None
-    """The parameters of a checkpoint, for models that have no closed form otherwise: in a file the path of a `model.safetensors` or of a
-    `model.safetensors.index.json` beside its parts, once loaded names and shapes. A closed form then counts them in the file's order, which
-    is the alphabet's: totals and ZeRO-3's partitions are exact; where a sub-group or a rank's share of a flat buffer ends may differ."""
+    """The parameters of a checkpoint, for models that have no closed form otherwise: in a file the
+    path of a `model.safetensors` or of a `model.safetensors.index.json` beside its parts, once
+    loaded names and shapes. A closed form then counts them in the file's order, which is the
+    alphabet's: totals and ZeRO-3's partitions are exact; where a sub-group or a rank's share of a
+    flat buffer ends may differ."""
     attn_implementation: str | None = None
-    """`sdpa`, `eager`, ...; when absent transformers' own choice, which is sdpa wherever the architecture has it."""
+    """`sdpa`, `eager`, ...; when absent transformers' own choice, which is sdpa wherever the
+    architecture has it."""
     inputs: Inputs = Field(default_factory=dict)
     """What the model is called with; token ids and labels when absent."""
 
@@ -126,7 +134,8 @@ class HuggingFaceSettings(Settings):
 
     @property
     def attention(self) -> object:
-        """The implementation of attention that is asked for, here or else in the configuration; `None` where transformers chooses."""
+        """The implementation of attention that is asked for, here or else in the configuration;
+        `None` where transformers chooses."""
         said = self.hf_config.get("_attn_implementation", self.hf_config.get("attn_implementation"))
         return self.attn_implementation or said
 
@@ -137,7 +146,8 @@ class HuggingFaceSettings(Settings):
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are drawn below this. Raises `InputError` where the configuration does not say it."""
+        """Token ids are drawn below this. Raises `InputError` where the configuration does not say
+        it."""
         found = self.text.get("vocab_size")
         if not isinstance(found, int) or found < 1:
             raise NoVocabulary(
@@ -148,7 +158,8 @@ class HuggingFaceSettings(Settings):
 
     @property
     def longest_sequence(self) -> tuple[str, int] | None:
-        """The key that limits the sequence, and the limit, where positions are learned: there is no sign of another kind of them."""
+        """The key that limits the sequence, and the limit, where positions are learned: there is no
+        sign of another kind of them."""
         config = self.text
         if self.inputs or any(sign in key for key in config for sign in _POSITIONS_NOT_LEARNED):
             return None
@@ -159,20 +170,24 @@ class HuggingFaceSettings(Settings):
 
     @property
     def text(self) -> dict[str, Any]:
-        """The part that describes the language model of a model of several parts; else all of it."""
+        """The part that describes the language model of a model of several parts; else all of
+        it."""
         part = self.hf_config.get("text_config")
         return part if isinstance(part, dict) else self.hf_config
 
 
 _POSITIONS_NOT_LEARNED = ("rope", "rotary", "relative", "alibi", "rms_norm")
-"""Parts of keys that say so; Llama's first configurations name no rope key, and no model with RMSNorm learns positions."""
+"""Parts of keys that say so; Llama's first configurations name no rope key, and no model with
+RMSNorm learns positions."""
 
 
 class FactorySettings(Settings):
-    """A model of the user's own: what a function without arguments returns, an `nn.Module` in fp32 that is trained as it is.
+    """A model of the user's own: what a function without arguments returns, an `nn.Module` in fp32
+    that is trained as it is.
 
-    The function is imported where the model is built, with the working directory on `sys.path`. Without `inputs` the model is called with
-    token ids [micro_batch, sequence], and as `labels` with the labels if its forward has such a parameter.
+    The function is imported where the model is built, with the working directory on `sys.path`.
+    Without `inputs` the model is called with token ids [micro_batch, sequence], and as `labels`
+    with the labels if its forward has such a parameter.
     """
 
     factory: Annotated[str, AfterValidator(_factory)]
@@ -198,7 +213,8 @@ class FactorySettings(Settings):
 
 
 KINDS: dict[str, type[Settings]] = {"hf_config": HuggingFaceSettings, "factory": FactorySettings, "family": ModelSettings}
-"""The kinds of model by the key that tells them; the first that is there counts, and the last if none is."""
+"""The kinds of model by the key that tells them; the first that is there counts, and the last if
+none is."""
 
 
 def kind(value: object) -> str:

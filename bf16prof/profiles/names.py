@@ -1,8 +1,10 @@
-"""How a name that somebody typed finds what it stands for: one mechanism for GPUs, recipes, presets, families and keys.
+"""How a name that somebody typed finds what it stands for: one mechanism for GPUs, recipes,
+presets, families and keys.
 
-Letter case and punctuation do not count (`Qwen2.5_7B` is `qwen2.5-7b`), nor does the unit of a size of memory (`a100-80` is
-`a100-80gb`). Where one number ends and the next begins counts: `qwen2-57b` is not `qwen2.5-7b`. A table of things that people call by a
-part of their name (`4090`, `H100 SXM`) finds the one row that has all the words. Whatever finds nothing, or several, is refused with the
+Letter case and punctuation do not count (`Qwen2.5_7B` is `qwen2.5-7b`), nor does the unit of a size
+of memory (`a100-80` is `a100-80gb`). Where one number ends and the next begins counts: `qwen2-57b`
+is not `qwen2.5-7b`. A table of things that people call by a part of their name (`4090`, `H100 SXM`)
+finds the one row that has all the words. Whatever finds nothing, or several, is refused with the
 nearest names.
 """
 
@@ -38,8 +40,9 @@ def named(
 ) -> Row:
     """The row that somebody means.
 
-    `others`: further names of a row, beside its key. `partly`: some words of a name are enough, where only one row has them all.
-    `more`: what else may be typed, for the hint. Raises `InputError` that says what is unknown, or not clear, and which names are near.
+    `others`: further names of a row, beside its key. `partly`: some words of a name are enough,
+    where only one row has them all. `more`: what else may be typed, for the hint. Raises
+    `InputError` that says what is unknown, or not clear, and which names are near.
     """
     names = {key: (key, *others(row)) for key, row in rows.items()}
     found = matches(typed, names, partly=partly)
@@ -51,7 +54,8 @@ def named(
 
 
 def unknown(what: str, typed: str, names: Mapping[str, Collection[str]] | Iterable[str], *, more: str = "", where: str = "") -> InputError:
-    """The refusal of a name that stands for nothing: with the names that are near, and all where they are few.
+    """The refusal of a name that stands for nothing: with the names that are near, and all where
+    they are few.
 
     `where`: what the line begins with.
     """
@@ -63,7 +67,8 @@ def unknown(what: str, typed: str, names: Mapping[str, Collection[str]] | Iterab
 
 
 def matches(typed: str, names: Mapping[str, Collection[str]], *, partly: bool = False) -> list[str]:
-    """The keys that a typed name stands for: the one that is written so, else all that have such a name, else (`partly`) all its words."""
+    """The keys that a typed name stands for: the one that is written so, else all that have such a
+    name, else (`partly`) all its words."""
     if typed in names:
         return [typed]
     same = [key for key, each in names.items() if any(is_same(typed, name) for name in each)]
@@ -81,7 +86,8 @@ def did_you_mean(near: Collection[str]) -> str:
 
 
 def nearest(typed: str, names: Mapping[str, Collection[str]] | Iterable[str]) -> list[str]:
-    """The keys whose names are near the typed one, the nearest first: those that contain it, those it contains, and those spelled alike."""
+    """The keys whose names are near the typed one, the nearest first: those that contain it, those
+    it contains, and those spelled alike."""
     table = names if isinstance(names, Mapping) else {name: (name,) for name in names}
     wanted = "".join(_words(typed[:LONGEST_SHOWN]))
     scores = {key: max((_likeness(wanted, name, in_part=name == key) for name in each), default=0.0) for key, each in table.items()}
@@ -90,7 +96,8 @@ def nearest(typed: str, names: Mapping[str, Collection[str]] | Iterable[str]) ->
 
 
 def is_same(typed: str, name: str) -> bool:
-    """Whether two names are the same letters and digits, with numbers that end in the same places, or one of them written as one word."""
+    """Whether two names are the same letters and digits, with numbers that end in the same places,
+    or one of them written as one word."""
     one, other = _without_unit(_words(typed)), _without_unit(_words(name))
     if "".join(one) != "".join(other) or not one:
         return False
@@ -98,7 +105,8 @@ def is_same(typed: str, name: str) -> bool:
 
 
 def _likeness(typed: str, name: str, *, in_part: bool) -> float:
-    """0 to 1: `difflib`'s ratio to the whole name, or (`in_part`) to the most alike part of it, which counts a little less."""
+    """0 to 1: `difflib`'s ratio to the whole name, or (`in_part`) to the most alike part of it,
+    which counts a little less."""
     words = _words(name)
     whole = "".join(words)
     inside = 0.9 if len(typed) >= 3 and typed in whole else 0.0
@@ -111,7 +119,8 @@ def _ratio(one: str, other: str) -> float:
 
 
 def _words(name: str) -> list[str]:
-    """The runs of letters and digits. A point between two digits belongs to a version (2.5) and is left out, as some do."""
+    """The runs of letters and digits. A point between two digits belongs to a version (2.5) and is
+    left out, as some do."""
     return re.findall(r"[^\W_]+", re.sub(r"(?<=\d)\.(?=\d)", "", name.casefold()))
 
 
@@ -121,7 +130,8 @@ def _without_unit(words: Iterable[str]) -> list[str]:
 
 
 def _cuts(name: str) -> set[frozenset[int]]:
-    """Where one number ends and the next begins, in letters and digits from the start: with the points of versions as ends, and without."""
+    """Where one number ends and the next begins, in letters and digits from the start: with the
+    points of versions as ends, and without."""
     found = set()
     for words in (_words(name), re.findall(r"[^\W_]+", name.casefold())):
         ends = itertools.accumulate(map(len, _without_unit(words[:-1])))

@@ -1,4 +1,5 @@
-"""What optimizers keep between steps, and what makes those that DeepSpeed's JSON cannot name (`optimizers.toml`)."""
+"""What optimizers keep between steps, and what makes those that DeepSpeed's JSON cannot name
+(`optimizers.toml`)."""
 
 from __future__ import annotations
 
@@ -52,14 +53,16 @@ RULES: Mapping[str, Callable[[Sequence[Shape]], list[int]]] = {
     "columns": lambda shapes: [4 * math.prod((*shape[:-2], shape[-1])) for shape in shapes if len(shape) > 1],
     "vectors": lambda shapes: [4 * math.prod(shape) for shape in shapes if len(shape) <= 1],
 }
-"""Bytes of the tensors of a state that has no dtype and shape of the updated tensors', given the shapes of those. Adafactor, all in fp32:
-rows and columns of a matrix, and what has one dimension, as all that ZeRO has made flat. Twice: two averages in one tensor."""
+"""Bytes of the tensors of a state that has no dtype and shape of the updated tensors', given the
+shapes of those. Adafactor, all in fp32: rows and columns of a matrix, and what has one dimension,
+as all that ZeRO has made flat. Twice: two averages in one tensor."""
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """A kind of tensor that is kept for every updated one: the key that it is kept under, what it is for, and its dtype (`own`, or one of
-    its own) where it has the shape of the updated one, else the rule that says its bytes (`RULES`)."""
+    """A kind of tensor that is kept for every updated one: the key that it is kept under, what it
+    is for, and its dtype (`own`, or one of its own) where it has the shape of the updated one, else
+    the rule that says its bytes (`RULES`)."""
 
     key: str
     component: Component
@@ -104,12 +107,14 @@ class OptimizerLayout:
     """One optimizer.
 
     * `states`, `counters`: what it keeps; `source`: where that is written.
-    * `class_`: the dotted name of a client's optimizer, `package` what is imported for it, `requirement` what pip installs, `arguments`
-      what its constructor is told besides `settings`. Empty for those that DeepSpeed makes by itself.
+    * `class_`: the dotted name of a client's optimizer, `package` what is imported for it,
+      `requirement` what pip installs, `arguments` what its constructor is told besides `settings`.
+      Empty for those that DeepSpeed makes by itself.
     * `settings`: which of the profile's the constructor takes.
     * `temporaries`: where an update makes some that have no closed form: `cpu`, `all`, or nowhere.
     * `debiased`: its moments are kept with Adam's correction for the first steps applied.
-    * `counts_calls`: it counts its calls and not the updates of a tensor, so a step must be one call.
+    * `counts_calls`: it counts its calls and not the updates of a tensor, so a step must be one
+      call.
     """
 
     id: str

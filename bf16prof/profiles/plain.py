@@ -1,6 +1,8 @@
-"""Plain JSON from a user's file: what is read here can be stored in a run's manifest and sent to ranks as it is.
+"""Plain JSON from a user's file: what is read here can be stored in a run's manifest and sent to
+ranks as it is.
 
-A file may be anything: nested without end, with numbers and characters that JSON has no place for (`files.py`: missing, without end).
+A file may be anything: nested without end, with numbers and characters that JSON has no place for
+(`files.py`: missing, without end).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ LARGEST = 2**63
 """Whole numbers are below it: what reads our JSON has 64 bits for one."""
 
 INFINITY = sys.float_info.max
-"""What stands for `Infinity` where it is allowed: JSON has no such number, Python's reader (and so transformers) knows the word."""
+"""What stands for `Infinity` where it is allowed: JSON has no such number, Python's reader (and so
+transformers) knows the word."""
 
 
 def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
@@ -40,9 +43,11 @@ def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
 
 
 def read_hjson_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that may hold comments and trailing commas, as DeepSpeed reads one (`runtime/config.py`: hjson).
+    """The object in a JSON file that may hold comments and trailing commas, as DeepSpeed reads one
+    (`runtime/config.py`: hjson).
 
-    What plain JSON can say is read as plain JSON. Raises `InputError` naming the file and what is wrong with it.
+    What plain JSON can say is read as plain JSON. Raises `InputError` naming the file and what is
+    wrong with it.
     """
 
     def parse(text: str) -> Any:
@@ -55,7 +60,8 @@ def read_hjson_object(path: Path) -> dict[str, Any]:
 
 
 def read_yaml_object(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, of which JSON is a part; its keys are strings. Raises `InputError` as the other readers do."""
+    """The mapping in a YAML file, of which JSON is a part; its keys are strings. Raises
+    `InputError` as the other readers do."""
     return _object(read_up_to(LARGEST_SETTINGS, path, pipes=True), str(path), "YAML", _parse_yaml)
 
 
@@ -113,7 +119,8 @@ def _require_small(text: str) -> None:
 
 
 def parse_json_object(content: bytes, origin: str, *, infinite: bool = False) -> dict[str, Any]:
-    """The object in a file's content. Raises `InputError` naming the origin and what is wrong with it."""
+    """The object in a file's content. Raises `InputError` naming the origin and what is wrong with
+    it."""
     constants = _CONSTANTS.get if infinite else None
     return _object(content, origin, "JSON", lambda text: json.loads(text, object_pairs_hook=_unique, parse_constant=constants))
 

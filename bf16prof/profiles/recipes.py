@@ -1,4 +1,5 @@
-"""Precision recipes: which dtype every component has, what runs them, and where they come from (`recipes.toml`)."""
+"""Precision recipes: which dtype every component has, what runs them, and where they come from
+(`recipes.toml`)."""
 
 from __future__ import annotations
 
@@ -28,15 +29,23 @@ DTYPE_COMPONENTS = (
 class Recipe:
     """One precision recipe.
 
-    * `dtypes`: by component, `none` where there is no such tensor. `extra`: further tensors that its optimizer keeps, by name.
+    * `dtypes`: by component, `none` where there is no such tensor. `extra`: further tensors that
+      its optimizer keeps, by name.
     * `autocast`: the dtype that `torch.autocast` computes in, `none` without it.
-    * `cast`: the dtype that the model's parameters are cast to before DeepSpeed is given it, so that it keeps no other copy; empty if not.
-    * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's or PyTorch's, as the profile says.
-    * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding, compensated.
-    * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where DeepSpeed cannot, and then `not_run` says why.
-    * `megatron`: the options of megatron-core that run it (`--engine megatron-core`); `None` where it does not.
-    * `partitioned`: the components that an engine other than DeepSpeed's cuts into as many parts as there are ranks; see `over_ranks`.
-    * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and `dtypes`. See `at`.
+    * `cast`: the dtype that the model's parameters are cast to before DeepSpeed is given it, so
+      that it keeps no other copy; empty if not.
+    * `optimizer`: the library's optimizer that runs it (`optimizers.toml`); empty for DeepSpeed's
+      or PyTorch's, as the profile says.
+    * `learning`: how its updates reach the weights - fp32 master, bf16 only, stochastic rounding,
+      compensated.
+    * `deepspeed`: the fragment of DeepSpeed's JSON that runs it; `None` where DeepSpeed cannot, and
+      then `not_run` says why.
+    * `megatron`: the options of megatron-core that run it (`--engine megatron-core`); `None` where
+      it does not.
+    * `partitioned`: the components that an engine other than DeepSpeed's cuts into as many parts as
+      there are ranks; see `over_ranks`.
+    * `zero`: what is different at ZeRO stages 1 to 3, if anything: the fragment (`deepspeed`) and
+      `dtypes`. See `at`.
     """
 
     id: str
@@ -67,28 +76,33 @@ class Recipe:
         return dataclasses.replace(self, dtypes=dtypes, deepspeed=self.zero["deepspeed"], cast="", zero={})
 
     def bytes_per_parameter(self) -> dict[str, int]:
-        """Bytes that one parameter costs in each component, unpartitioned, at the moment when all of them exist."""
+        """Bytes that one parameter costs in each component, unpartitioned, at the moment when all
+        of them exist."""
         extra = {name: DTYPE_BYTES[dtype] for name, dtype in self.extra.items()}
         return {str(c): DTYPE_BYTES[self.dtypes[c]] for c in DTYPE_COMPONENTS} | extra
 
     @property
     def steady_bytes_per_parameter(self) -> int:
-        """Bytes of one parameter between steps, all partitions together: everything but the transient master gradients.
+        """Bytes of one parameter between steps, all partitions together: everything but the
+        transient master gradients.
 
-        This is what "bytes per parameter" means wherever a recipe's are shown (`bytes_in_words`). What a job holds may be less: the
-        gradients of stages 0 to 2 are gone after a step, and only ZeRO makes a master copy of fp32 parameters.
+        This is what "bytes per parameter" means wherever a recipe's are shown (`bytes_in_words`).
+        What a job holds may be less: the gradients of stages 0 to 2 are gone after a step, and only
+        ZeRO makes a master copy of fp32 parameters.
         """
         return sum(size for name, size in self.bytes_per_parameter().items() if name != Component.MASTER_GRADIENTS)
 
     @property
     def bytes_in_words(self) -> str:
-        """Bytes of one parameter between steps and, if there are such, those of the transient master gradients: "16 + 4 in the step"."""
+        """Bytes of one parameter between steps and, if there are such, those of the transient
+        master gradients: "16 + 4 in the step"."""
         transient = sum(self.bytes_per_parameter().values()) - self.steady_bytes_per_parameter
         return f"{self.steady_bytes_per_parameter}{f' + {transient} in the step' if transient else ''}"
 
     @property
     def over_ranks(self) -> tuple[int, int]:
-        """Bytes of one parameter that every rank keeps, and those that are cut into d parts for d ranks."""
+        """Bytes of one parameter that every rank keeps, and those that are cut into d parts for d
+        ranks."""
         cut = sum(size for name, size in self.bytes_per_parameter().items() if name in self.partitioned)
         return self.steady_bytes_per_parameter - cut, cut
 
@@ -97,7 +111,8 @@ BYTES_HEADER = "bytes per parameter (between steps)"
 """Over a column of `Recipe.bytes_in_words`."""
 
 DS_CONFIG = "ds-config"
-"""The id under which a case runs whose precision a DeepSpeed JSON of the user's own describes and no recipe does."""
+"""The id under which a case runs whose precision a DeepSpeed JSON of the user's own describes and
+no recipe does."""
 
 
 @functools.cache
@@ -115,7 +130,8 @@ def find_recipe(id_: str) -> Recipe:
 
 
 def _of_the_user() -> Recipe:
-    """What stands for a precision that is no recipe's; what it is lies in the profile (`deepspeed.more`)."""
+    """What stands for a precision that is no recipe's; what it is lies in the profile
+    (`deepspeed.more`)."""
     title = "the precision of the user's DeepSpeed JSON"
     return Recipe(DS_CONFIG, title, "not known", "--ds-config", dict.fromkeys(DTYPE_COMPONENTS, "none"), deepspeed={})
 
@@ -131,7 +147,8 @@ def megatron_recipes() -> dict[str, Recipe]:
 
 
 def require_runnable(recipe: Recipe, *, on_megatron: bool = False) -> Recipe:
-    """The recipe itself, or `Refused` with the reason and the runnable recipes that come nearest to it."""
+    """The recipe itself, or `Refused` with the reason and the runnable recipes that come nearest to
+    it."""
     if on_megatron and recipe.megatron is None:
         why = recipe.not_run or "it is DeepSpeed's"
         raise Refused(f"megatron-core does not run {recipe.id}: {why}", hint="it runs " + ", ".join(megatron_recipes()))
@@ -143,7 +160,8 @@ def require_runnable(recipe: Recipe, *, on_megatron: bool = False) -> Recipe:
 
 
 def nearest(recipe: Recipe, candidates: list[Recipe]) -> list[str]:
-    """The ids of other recipes, those that share most dtypes first, and of these those that learn alike."""
+    """The ids of other recipes, those that share most dtypes first, and of these those that learn
+    alike."""
 
     def shared(other: Recipe) -> tuple[int, bool]:
         dtypes = sum(recipe.dtypes[c] == other.dtypes[c] for c in DTYPE_COMPONENTS) * 2

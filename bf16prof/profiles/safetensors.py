@@ -1,7 +1,9 @@
-"""Names and shapes of the tensors in a safetensors checkpoint, from its header alone: the data need not be there, and is never read.
+"""Names and shapes of the tensors in a safetensors checkpoint, from its header alone: the data need
+not be there, and is never read.
 
-The format: eight bytes with the length of a JSON object (little-endian), the object, the data (huggingface/safetensors, README.md).
-A checkpoint of several files has an index beside them (`model.safetensors.index.json`), which says in which file each tensor is.
+The format: eight bytes with the length of a JSON object (little-endian), the object, the data
+(huggingface/safetensors, README.md). A checkpoint of several files has an index beside them
+(`model.safetensors.index.json`), which says in which file each tensor is.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ NO_PARAMETER = re.compile(
 )
 """Buffers that checkpoints hold as well."""
 MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
-"""The causal masks of older checkpoints of GPT-2 and GPT-NeoX: of four dimensions, which no bias has."""
+"""The causal masks of older checkpoints of GPT-2 and GPT-NeoX: of four dimensions, which no bias
+has."""
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:

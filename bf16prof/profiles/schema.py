@@ -1,8 +1,11 @@
-"""What a profile may say: the schema of the TOML file, with the meaning and unit of every key (the model's: see `models.py`).
+"""What a profile may say: the schema of the TOML file, with the meaning and unit of every key (the
+model's: see `models.py`).
 
-Unknown keys and wrong types are refused (see `explain.py`, which turns pydantic's errors into one line with file and key).
-The ZeRO keys and their defaults are DeepSpeed's own (`deepspeed/runtime/zero/config.py`, 0.19.8): those that move memory, and those
-that a run needs. What decides the precision (`bf16`, `fp16`, `torch_autocast`) belongs to the recipe, and the stage to the case.
+Unknown keys and wrong types are refused (see `explain.py`, which turns pydantic's errors into one
+line with file and key). The ZeRO keys and their defaults are DeepSpeed's own
+(`deepspeed/runtime/zero/config.py`, 0.19.8): those that move memory, and those that a run needs.
+What decides the precision (`bf16`, `fp16`, `torch_autocast`) belongs to the recipe, and the stage
+to the case.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from bf16prof.profiles.secrets import dropped, without_secrets
 from bf16prof.profiles.settings import Beta, Count, Dtype, Elements, Settings
 
 Liger = Literal["none", "loss", "all"]
-"""Which of Liger-Kernel's replacements a model of transformers has: its head fused with the loss, or all that there are for it."""
+"""Which of Liger-Kernel's replacements a model of transformers has: its head fused with the loss,
+or all that there are for it."""
 
 
 Preference = Literal["none", "reference", "precomputed"]
-"""Direct preference optimization (DPO): beside a reference that does not learn, or with its log-probabilities in the data."""
+"""Direct preference optimization (DPO): beside a reference that does not learn, or with its
+log-probabilities in the data."""
 
 
 EngineName = Literal["deepspeed", "megatron-core"]
@@ -34,7 +39,8 @@ EngineName = Literal["deepspeed", "megatron-core"]
 
 
 FusedLoss = Literal["none", "tiled"]
-"""Who computes head and loss without the whole logits, beside Liger: DeepSpeed's TiledFusedLogitsLoss."""
+"""Who computes head and loss without the whole logits, beside Liger: DeepSpeed's
+TiledFusedLogitsLoss."""
 
 
 class EvaluationSettings(Settings):
@@ -43,11 +49,14 @@ class EvaluationSettings(Settings):
     per_device_eval_batch_size: Count
     """Sequences per rank and forward pass."""
     prediction_loss_only: bool = True
-    """Only the loss of a batch is kept, as by a Trainer without `compute_metrics`. False: logits and labels, gathered from all ranks."""
+    """Only the loss of a batch is kept, as by a Trainer without `compute_metrics`. False: logits
+    and labels, gathered from all ranks."""
     eval_accumulation_steps: Annotated[int, Field(gt=0, lt=2**14)] | None = None
-    """Batches after which what is kept goes to the host; it stays on the device to the end when absent."""
+    """Batches after which what is kept goes to the host; it stays on the device to the end when
+    absent."""
     batches: Annotated[int, Field(gt=0, lt=2**14)] | None = None
-    """Batches of a rank. Needed where logits of all of them stay on the device; losses alone are as large after two."""
+    """Batches of a rank. Needed where logits of all of them stay on the device; losses alone are as
+    large after two."""
 
     @model_validator(mode="after")
     def _number_of_batches(self) -> EvaluationSettings:
@@ -57,7 +66,8 @@ class EvaluationSettings(Settings):
 
     @property
     def batches_run(self) -> int:
-        """How many batches there are; where nobody said it, as many as it takes for the last to find all that there ever is."""
+        """How many batches there are; where nobody said it, as many as it takes for the last to
+        find all that there ever is."""
         return self.batches or (2 if self.prediction_loss_only else (self.eval_accumulation_steps or 1) + 1)
 
     @property
@@ -76,38 +86,50 @@ class WorkloadSettings(Settings):
     """Sequences per rank and forward pass."""
     gradient_accumulation_steps: Count = 1
     activation_checkpointing: bool = False
-    """Keep only the input of each layer and recompute the rest in backward (`torch.utils.checkpoint`)."""
+    """Keep only the input of each layer and recompute the rest in backward
+    (`torch.utils.checkpoint`)."""
     use_reentrant: bool = False
-    """With checkpointing: `torch.utils.checkpoint`'s older, reentrant version. Models of transformers have the choice."""
+    """With checkpointing: `torch.utils.checkpoint`'s older, reentrant version. Models of
+    transformers have the choice."""
     checkpoint_every_n_layers: Annotated[int, Field(gt=0, lt=2**14)] = 1
-    """With checkpointing: every so many layers one is recomputed, the others keep what they need. Models of transformers have it too."""
+    """With checkpointing: every so many layers one is recomputed, the others keep what they need.
+    Models of transformers have it too."""
     liger: Liger = "none"
-    """Liger-Kernel on the model: `loss` never makes the whole logits; `all` is what the Trainer's `use_liger_kernel` does."""
+    """Liger-Kernel on the model: `loss` never makes the whole logits; `all` is what the Trainer's
+    `use_liger_kernel` does."""
     tiled_mlp: bool = False
-    """MLPs of a model of transformers computed in tiles of the sequence, and again in backward: DeepSpeed's TiledMLP, as ALST uses it."""
+    """MLPs of a model of transformers computed in tiles of the sequence, and again in backward:
+    DeepSpeed's TiledMLP, as ALST uses it."""
     keeps_outputs: bool = True
-    """What the training loop holds in backward and step. True: outputs, loss and batch, in variables that the next micro-step overwrites
-    (DeepSpeedExamples, training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step, as the Trainer of
-    transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
+    """What the training loop holds in backward and step. True: outputs, loss and batch, in
+    variables that the next micro-step overwrites (DeepSpeedExamples,
+    training/bf16_master_weight/train.py). False: the loss alone and the batches of the whole step,
+    as the Trainer of transformers does (trainer.py, `compute_loss` and `get_batch_samples`)."""
     fused_loss: FusedLoss = "none"
-    """`tiled`: head and loss of a model of transformers in tiles of the tokens, with their gradients at once, as ALST uses it."""
+    """`tiled`: head and loss of a model of transformers in tiles of the tokens, with their
+    gradients at once, as ALST uses it."""
     fused_loss_tiles: Count | None = None
-    """Tiles of a `tiled` loss; so many that fp32 logits of one are 1 GiB at most when absent, as in ArcticTraining."""
+    """Tiles of a `tiled` loss; so many that fp32 logits of one are 1 GiB at most when absent, as in
+    ArcticTraining."""
     packed_sequences: Annotated[int, Field(ge=0, lt=2**20)] = 0
-    """So many sequences, one after another, fill each row of `sequence_length` tokens, and the rows of a micro-batch are one long row:
-    padding-free batches, as TRL's and transformers' collators make them. 0: every row is one sequence."""
+    """So many sequences, one after another, fill each row of `sequence_length` tokens, and the rows
+    of a micro-batch are one long row: padding-free batches, as TRL's and transformers' collators
+    make them. 0: every row is one sequence."""
     dpo: Preference = "none"
-    """Pairs of answers in place of sequences, as TRL trains them: `micro_batch_size` pairs, and with `reference` a second model; with an
-    adapter that is the policy without it."""
+    """Pairs of answers in place of sequences, as TRL trains them: `micro_batch_size` pairs, and
+    with `reference` a second model; with an adapter that is the policy without it."""
     reward: bool = False
-    """A reward model, as TRL trains one: the model of a configuration with one score in the place of its head, on pairs of answers."""
+    """A reward model, as TRL trains one: the model of a configuration with one score in the place
+    of its head, on pairs of answers."""
     evaluation: EvaluationSettings | None = None
     """What is evaluated when the steps are over."""
     data: str = "synthetic"
-    """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see `measuring/data.py`)."""
+    """`synthetic`, `pydoc`, `pydoc-bpe`, `text:PATH` or `text-bpe:PATH` (see
+    `measuring/data.py`)."""
     zero_init: bool = False
-    """Build the model inside `deepspeed.zero.Init` (at stage 3): each parameter is partitioned as soon as it exists. Without it every rank
-    first builds the whole model, as a script does that knows nothing of it."""
+    """Build the model inside `deepspeed.zero.Init` (at stage 3): each parameter is partitioned as
+    soon as it exists. Without it every rank first builds the whole model, as a script does that
+    knows nothing of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
     @property
@@ -128,16 +150,21 @@ def _library(value: str) -> str:
 
 
 class ParallelSettings(Settings):
-    """How the ranks share one batch. Those that share no other dimension have sequences of their own (data parallel)."""
+    """How the ranks share one batch. Those that share no other dimension have sequences of their
+    own (data parallel)."""
 
     sequence: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
-    """Ranks that share each sequence, every one a part of its tokens: DeepSpeed's Ulysses, for models of transformers."""
+    """Ranks that share each sequence, every one a part of its tokens: DeepSpeed's Ulysses, for
+    models of transformers."""
     tensor: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
-    """Ranks that share each layer, every one a part of its weights: DeepSpeed's AutoTP, which cuts a model of transformers by its plan."""
+    """Ranks that share each layer, every one a part of its weights: DeepSpeed's AutoTP, which cuts
+    a model of transformers by its plan."""
     pipeline: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
-    """Ranks that have some of the layers each: the stages of DeepSpeed's PipelineModule, of a model that is a list of layers."""
+    """Ranks that have some of the layers each: the stages of DeepSpeed's PipelineModule, of a model
+    that is a list of layers."""
     expert: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 1
-    """Data parallel ranks over which the experts of a layer are spread: those of DeepSpeed's MoE, which a model of your own brings."""
+    """Data parallel ranks over which the experts of a layer are spread: those of DeepSpeed's MoE,
+    which a model of your own brings."""
 
     @property
     def shared(self) -> int:
@@ -146,13 +173,15 @@ class ParallelSettings(Settings):
 
     @property
     def counted_once(self) -> int:
-        """Ranks that a `train_batch_size` of DeepSpeed's JSON counts as one: those that share a sequence, and the stages of a pipeline.
-        Those that share layers count each (runtime/config.py, DeepSpeedConfig.__init__)."""
+        """Ranks that a `train_batch_size` of DeepSpeed's JSON counts as one: those that share a
+        sequence, and the stages of a pipeline. Those that share layers count each
+        (runtime/config.py, DeepSpeedConfig.__init__)."""
         return self.sequence * self.pipeline
 
 
 class OptimizerSettings(Settings):
-    """DeepSpeed's `optimizer` block. Without `torch_adam`, DeepSpeed picks FusedAdam, or DeepSpeedCPUAdam when offloading."""
+    """DeepSpeed's `optimizer` block. Without `torch_adam`, DeepSpeed picks FusedAdam, or
+    DeepSpeedCPUAdam when offloading."""
 
     type: Literal["Adam", "AdamW"] = "AdamW"
     lr: Annotated[float, Field(ge=0)] = 1e-4
@@ -166,11 +195,12 @@ class OptimizerSettings(Settings):
     foreach: bool | None = None
     """With `torch_adam`: PyTorch's multi-tensor version, which does."""
     library: Annotated[str, AfterValidator(_library)] = ""
-    """The optimizer of a library, which DeepSpeed is handed in the place of its own: `adamw-8bit`, `adafactor`, `lion-8bit`, ...
-    (`optimizers.toml`)."""
+    """The optimizer of a library, which DeepSpeed is handed in the place of its own: `adamw-8bit`,
+    `adafactor`, `lion-8bit`, ... (`optimizers.toml`)."""
     from_trainer: bool = False
-    """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is offloaded, accelerate puts DeepSpeedCPUAdam in
-    the place of PyTorch's (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""
+    """The Hugging Face Trainer makes it and hands it to DeepSpeed. Where the optimizer is
+    offloaded, accelerate puts DeepSpeedCPUAdam in the place of PyTorch's
+    (accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed)."""
 
 
 class OffloadOptimizerSettings(Settings):
@@ -183,7 +213,8 @@ class OffloadOptimizerSettings(Settings):
     nvme_path: str | None = None
     """Where files lie that `nvme` reads and writes."""
     buffer_count: Count = 4
-    """Page-locked buffers that `nvme` goes through, each as large as the largest sub-group: one for each state, one for gradients."""
+    """Page-locked buffers that `nvme` goes through, each as large as the largest sub-group: one for
+    each state, one for gradients."""
     pipeline_read: bool = False
     pipeline_write: bool = False
 
@@ -221,7 +252,8 @@ class ZeroSettings(Settings):
     allgather_sequential: bool = Field(False, alias="stage3_allgather_sequential")
     memory_efficient_linear: bool = True
     zero_hpz_partition_size: Elements = 1
-    """Ranks that share a secondary copy of the parameters between forward and backward (ZeRO++ hpZ)."""
+    """Ranks that share a secondary copy of the parameters between forward and backward (ZeRO++
+    hpZ)."""
     offload_optimizer: OffloadOptimizerSettings = OffloadOptimizerSettings()
     offload_param: OffloadParamSettings = OffloadParamSettings()
 
@@ -255,14 +287,16 @@ def _more(value: dict[str, Any]) -> dict[str, Any]:
 TAKEN = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "memory_breakdown", "sequence_parallel_size",
 )  # fmt: skip
-"""Keys of DeepSpeed's JSON that are not for `more`: they belong to other tables, or would spoil what is measured."""
+"""Keys of DeepSpeed's JSON that are not for `more`: they belong to other tables, or would spoil
+what is measured."""
 
 
 class DeepSpeedSettings(Settings):
     """The rest of DeepSpeed's JSON."""
 
     gradient_clipping: Annotated[float, Field(ge=0)] | None = None
-    """Clip the global gradient norm to this; 0 turns it off. DeepSpeed's own default when absent: 1.0 in 0.19.8, 0 in earlier versions."""
+    """Clip the global gradient norm to this; 0 turns it off. DeepSpeed's own default when absent:
+    1.0 in 0.19.8, 0 in earlier versions."""
     communication_data_type: Dtype | None = None
     prescale_gradients: bool = False
     gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
@@ -270,17 +304,20 @@ class DeepSpeedSettings(Settings):
     bf16: Bf16Settings = Bf16Settings()
     zero_optimization: ZeroSettings = ZeroSettings()
     more: Annotated[dict[str, Any], AfterValidator(_more)] = Field(default_factory=dict)
-    """Anything else of DeepSpeed's JSON, laid over all the above; an `optimizer` or a `scheduler` replaces the one there is."""
+    """Anything else of DeepSpeed's JSON, laid over all the above; an `optimizer` or a `scheduler`
+    replaces the one there is."""
 
 
 class Profile(Settings):
-    """What to train: everything but the ZeRO stage, the number of ranks and the precision recipe."""
+    """What to train: everything but the ZeRO stage, the number of ranks and the precision
+    recipe."""
 
     name: str = ""
     """How records call this profile: the preset's or the file's name."""
     description: str = ""
     names: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Other names of the model: ids on the Hugging Face Hub of checkpoints that have this architecture and these sizes."""
+    """Other names of the model: ids on the Hugging Face Hub of checkpoints that have this
+    architecture and these sizes."""
     model: Model
     peft: AdapterSettings | None = None
     """What is trained in the place of the model's own parameters."""

@@ -1,8 +1,11 @@
-"""Which texts of a configuration are read at all: those under keys that can decide memory, and none that lets somebody in.
+"""Which texts of a configuration are read at all: those under keys that can decide memory, and none
+that lets somebody in.
 
-All others are taken out where a file is read, so that nothing after that - a rank, a record, a run, a report - has them: paths, names of
-people and projects, tokens. `TAKEN_OUT` stands in their place, so that nothing else takes it unnoticed: lists keep their length, and who
-reads a number there says that it is none. Numbers stay whatever they are called (`pad_token_id`), and so do the keys of tables.
+All others are taken out where a file is read, so that nothing after that - a rank, a record, a run,
+a report - has them: paths, names of people and projects, tokens. `TAKEN_OUT` stands in their place,
+so that nothing else takes it unnoticed: lists keep their length, and who reads a number there says
+that it is none. Numbers stay whatever they are called (`pad_token_id`), and so do the keys of
+tables.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ _KEYS = "(?:api|access|private|secret|auth|account|signing|encryption|ssh|hub|wa
 KEY = re.compile(
     rf"(?:^|[_.\-])(?:{_WORDS}|{_KEYS}|apikey|dsn)s?(?:$|[_.\-])|(?<=[a-z])(?:Token|Secret|Password|Key|Webhook)$", re.IGNORECASE
 )
-"""Names of keys whose text is a secret: `hub_token`, `use_auth_token`, `api_key`, `slack_webhook_url`, `accessToken`."""
+"""Names of keys whose text is a secret: `hub_token`, `use_auth_token`, `api_key`,
+`slack_webhook_url`, `accessToken`."""
 
 VALUE = re.compile(
     r"://|^(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|eyJ)[\w\-.]{8,}|^Bearer |-----BEGIN |^[0-9a-fA-F]{32,}$"
 )
-"""Addresses, which may carry a password or be one, and tokens of known forms or of 32 hexadecimal digits."""
+"""Addresses, which may carry a password or be one, and tokens of known forms or of 32 hexadecimal
+digits."""
 
 _DECIDING = """
 act activation activations afn aggregation apply architecture architectures aspect attention backbone backend block blocks combination
@@ -31,8 +36,9 @@ kernel kind language languages layer layers level loss method mlp mode modules n
 pooling position proj reduction resi router scaling scheme selection stage strategy type types upsampler
 """
 DECIDING = re.compile(rf"(?:^|[_.\-])(?:{'|'.join(_DECIDING.split())})(?:$|[_.\-])", re.IGNORECASE)
-"""Words in keys whose text can decide what is computed or kept. They are those of every text in the configuration classes of transformers
-5.24 that does so (tests/unit/test_secrets.py has the list), of DeepSpeed's JSON, and of their like."""
+"""Words in keys whose text can decide what is computed or kept. They are those of every text in the
+configuration classes of transformers 5.24 that does so (tests/unit/test_secrets.py has the list),
+of DeepSpeed's JSON, and of their like."""
 
 ANYWHERE = frozenset(("auto", "none", "null", "all", "default", "true", "false"))
 """Texts that stand for a value under any key."""
@@ -54,7 +60,8 @@ def without_secrets(value: Any, key: str = "") -> Any:
 
 
 def dropped(value: Any) -> Any:
-    """The same without what was taken out. DeepSpeed checks the texts of its JSON, and has a default for each."""
+    """The same without what was taken out. DeepSpeed checks the texts of its JSON, and has a
+    default for each."""
     if isinstance(value, Mapping):
         return {name: dropped(item) for name, item in value.items() if item != TAKEN_OUT}
     return [dropped(item) for item in value if item != TAKEN_OUT] if isinstance(value, list) else value
@@ -73,7 +80,8 @@ def is_secret(key: str, value: object) -> bool:
 
 
 def command_without_secrets(arguments: list[str]) -> tuple[str, ...]:
-    """A command line without such texts: after the sign of `--set monitor.api_key=...`, and addresses with a password in them."""
+    """A command line without such texts: after the sign of `--set monitor.api_key=...`, and
+    addresses with a password in them."""
     return tuple(map(_argument, arguments))
 
 

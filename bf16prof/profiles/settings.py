@@ -1,4 +1,5 @@
-"""What every table of a profile is made of: its base class, and the numbers and names that several tables use."""
+"""What every table of a profile is made of: its base class, and the numbers and names that several
+tables use."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _whole(value: object) -> object:
-    """5e8 is how DeepSpeed's documentation writes bucket sizes: a float without a fraction is a whole number."""
+    """5e8 is how DeepSpeed's documentation writes bucket sizes: a float without a fraction is a
+    whole number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -23,7 +25,8 @@ DTYPE_NAMES = {
     "fp16": ("fp16", "float16", "torch.float16", "half"),
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
 }
-"""How DeepSpeed lets a dtype be called (`runtime/config.py`, DtypeEnum), by the name that profiles use."""
+"""How DeepSpeed lets a dtype be called (`runtime/config.py`, DtypeEnum), by the name that profiles
+use."""
 
 
 def short_dtype(name: object) -> object:
@@ -32,6 +35,7 @@ def short_dtype(name: object) -> object:
 
 
 class Settings(BaseModel):
-    """Base of all tables: frozen, strict about types, and closed to unknown keys. DeepSpeed's short names are read as well."""
+    """Base of all tables: frozen, strict about types, and closed to unknown keys. DeepSpeed's short
+    names are read as well."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)

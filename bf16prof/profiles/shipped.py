@@ -1,4 +1,5 @@
-"""Tables that ship with the package as TOML files, and the presets: one file each, of which only the one that is used is parsed."""
+"""Tables that ship with the package as TOML files, and the presets: one file each, of which only
+the one that is used is parsed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def shipped_names(folder: str, package: str = "bf16prof.profiles", suffix: str =
 
 PRESETS = "presets"
 PRESET_SUFFIXES = (".toml", ".json")
-"""A preset is a profile in TOML; in JSON where the model's configuration says null, which TOML cannot."""
+"""A preset is a profile in TOML; in JSON where the model's configuration says null, which TOML
+cannot."""
 
 
 def preset_files() -> dict[str, str]:
@@ -41,7 +43,8 @@ def _in_order(name: str) -> list[tuple[str, float]]:
 
 
 def preset_ids() -> dict[str, tuple[str, ...]]:
-    """By what every preset is called: its own name, and those that its file lists (`names`, on one line), as they are on the Hub."""
+    """By what every preset is called: its own name, and those that its file lists (`names`, on one
+    line), as they are on the Hub."""
     return {name: (name, *_listed(shipped_text(file))) for name, file in preset_files().items()}
 
 

@@ -1,6 +1,8 @@
-"""Sizes in a Hugging Face configuration that cannot be: each known before any model is built, by its key alone or by two that clash.
+"""Sizes in a Hugging Face configuration that cannot be: each known before any model is built, by
+its key alone or by two that clash.
 
-The keys are those by which transformers' configuration classes call the same thing; every default of theirs passes (820 of 5.23).
+The keys are those by which transformers' configuration classes call the same thing; every default
+of theirs passes (820 of 5.23).
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ COUNTS = {
     "decoder_layers", "vocab_size", "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
     "n_positions", "head_dim", "d_kv", "moe_intermediate_size", "num_experts_per_tok", "patch_size",
 }  # fmt: skip
-"""What has to be a whole number above 0, where it is one number at all; `null` stands for what another value decides."""
+"""What has to be a whole number above 0, where it is one number at all; `null` stands for what
+another value decides."""
 
 
 def wrong_size(config: Table) -> tuple[str, object] | None:
-    """The first key whose value is no size, and that value; those of a part with the part's name before them."""
+    """The first key whose value is no size, and that value; those of a part with the part's name
+    before them."""
     for prefix, table in _parts(config):
         for key in sorted(COUNTS & table.keys()):
             value = table[key]
@@ -34,12 +38,14 @@ def wrong_size(config: Table) -> tuple[str, object] | None:
 
 
 def _is_unused(key: str, table: Table) -> bool:
-    """Whether a head's width is told in parts (multi-head latent attention), which leave the whole at 0."""
+    """Whether a head's width is told in parts (multi-head latent attention), which leave the whole
+    at 0."""
     return key == "head_dim" and any(name.endswith("_head_dim") for name in table)
 
 
 def clash(config: Table) -> str | None:
-    """Two sizes of which most models need that one divides or exceeds the other. Told where a model could not be built or run: some can."""
+    """Two sizes of which most models need that one divides or exceeds the other. Told where a model
+    could not be built or run: some can."""
     for prefix, table in _parts(config):
         for rule in _RULES:
             if said := rule(table):

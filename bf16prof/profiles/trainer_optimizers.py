@@ -1,4 +1,5 @@
-"""The optimizer that the Hugging Face Trainer makes where the DeepSpeed JSON has none (`trainer_optimizers.toml`)."""
+"""The optimizer that the Hugging Face Trainer makes where the DeepSpeed JSON has none
+(`trainer_optimizers.toml`)."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def modelled() -> list[str]:
 def optimizer_overrides(optim: Told, args: TrainingArguments | None) -> list[Override]:
     """The profile's `[optimizer]` as the Trainer's optimizer of that name.
 
-    Raises `InputError` for a name that the Trainer does not have, and `Refused` with the reason for one that is not modelled.
+    Raises `InputError` for a name that the Trainer does not have, and `Refused` with the reason for
+    one that is not modelled.
     """
     row = trainer_optimizers().get(optim.value)
     if row is None:
@@ -42,7 +44,8 @@ def optimizer_overrides(optim: Told, args: TrainingArguments | None) -> list[Ove
 
 
 def trainers_choice(flag: str | None, args: TrainingArguments | None) -> Told:
-    """The name of the Trainer's optimizer: the flag's, else that of the training arguments, else the Trainer's default."""
+    """The name of the Trainer's optimizer: the flag's, else that of the training arguments, else
+    the Trainer's default."""
     if flag is not None:
         return Told(flag, "--optim")
     said = args.get("optim") if args else None
@@ -50,7 +53,8 @@ def trainers_choice(flag: str | None, args: TrainingArguments | None) -> Told:
 
 
 def number_overrides(args: TrainingArguments | None) -> list[Override]:
-    """Learning rate, betas and the like as the training arguments say them; no byte depends on them."""
+    """Learning rate, betas and the like as the training arguments say them; no byte depends on
+    them."""
     if args is None:
         return []
     found = [(key, args.get(name)) for key, name in NUMBERS.items()]

@@ -1,7 +1,9 @@
-"""A file of TrainingArguments: what it says of the workload, the precision and the optimizer, each value with the key it came from.
+"""A file of TrainingArguments: what it says of the workload, the precision and the optimizer, each
+value with the key it came from.
 
-LLaMA-Factory's, TRL's, axolotl's and accelerate's files hold the same fields, some under other names; whatever else they hold is named as
-not used. What the Trainer would take where the file says nothing is `DEFAULTS` (transformers 5.24, training_args.py).
+LLaMA-Factory's, TRL's, axolotl's and accelerate's files hold the same fields, some under other
+names; whatever else they hold is named as not used. What the Trainer would take where the file says
+nothing is `DEFAULTS` (transformers 5.24, training_args.py).
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def _switch(value: object) -> bool:
 
 
 def _switch_if_said(value: object) -> bool:
-    """`fp16: auto` beside `bf16: auto` is axolotl's: bf16 where the GPU has it, as all GPUs of the table have that train these models."""
+    """`fp16: auto` beside `bf16: auto` is axolotl's: bf16 where the GPU has it, as all GPUs of the
+    table have that train these models."""
     return _switch(value) and str(value).lower() != "auto"
 
 
@@ -66,7 +69,8 @@ def _stage(value: object) -> int:
 
 
 def _names(value: object) -> Any:
-    """`all` is LLaMA-Factory's word for every linear layer; names stand in a list, or in one text with commas."""
+    """`all` is LLaMA-Factory's word for every linear layer; names stand in a list, or in one text
+    with commas."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError
@@ -137,7 +141,8 @@ ACCELERATE = ("deepspeed_config", "distributed_type", "compute_environment")
 METHODS: Mapping[str, Sequence[object]] = {
     "finetuning_type": ("lora",), "adapter": ("lora", "qlora"), "train_type": ("lora",), "use_peft": (True,),
 }  # fmt: skip
-"""Keys by which such files ask for LoRA, and how (LLaMA-Factory's, axolotl's, ms-swift's, TRL's)."""
+"""Keys by which such files ask for LoRA, and how (LLaMA-Factory's, axolotl's, ms-swift's,
+TRL's)."""
 
 OF_FOUR_BITS = ("load_in_4bit", "quantization_bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 
@@ -180,7 +185,8 @@ class TrainingArguments:
 
     @property
     def quantization(self) -> Mapping[str, Told]:
-        """The table `[quantization]` that the file means, by its keys: nf4 with double quantization, unless it says otherwise."""
+        """The table `[quantization]` that the file means, by its keys: nf4 with double
+        quantization, unless it says otherwise."""
         asked = next((told for name in OF_FOUR_BITS[:2] if (told := self.told.get(name)) and told.value in (True, 4)), None)
         if asked is None:
             return {}
@@ -189,7 +195,8 @@ class TrainingArguments:
 
     @property
     def evaluation(self) -> Mapping[str, Told]:
-        """The table `[workload.evaluation]` that the file means, by its keys; none where nothing is evaluated.
+        """The table `[workload.evaluation]` that the file means, by its keys; none where nothing is
+        evaluated.
 
         Without `compute_metrics`, which no file says, the Trainer keeps losses alone.
         """
@@ -214,7 +221,8 @@ class TrainingArguments:
 
 
 def read_training_args(path: Path) -> TrainingArguments:
-    """Read a JSON or YAML file. Raises `InputError` naming the file and the field that cannot be used."""
+    """Read a JSON or YAML file. Raises `InputError` naming the file and the field that cannot be
+    used."""
     content, origin = read_yaml_object(path), str(path)
     inner = {name: table for name in INNER if isinstance(table := content.get(name), Mapping)}
     tables = [("", content), *((f"{name}.", table) for name, table in inner.items())]

@@ -1,4 +1,5 @@
-"""How many values a lower precision cannot hold: of weights, gradients and updates, those that a cast makes zero or infinite."""
+"""How many values a lower precision cannot hold: of weights, gradients and updates, those that a
+cast makes zero or infinite."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ CAST_TO: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Casts:
-    """Over so many finite values: how many that are not zero become zero, and how many become infinite, by the precision."""
+    """Over so many finite values: how many that are not zero become zero, and how many become
+    infinite, by the precision."""
 
     __pydantic_config__ = STRICT
 
@@ -43,7 +45,8 @@ def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 
 
 def counted(values: Tensor) -> Casts:
-    """What casts make of these values, which come in float64; those that are not finite are left out."""
+    """What casts make of these values, which come in float64; those that are not finite are left
+    out."""
     import torch
 
     known = values[values.isfinite()]

@@ -1,7 +1,7 @@
 """Which layer do the elements of the tensors that an optimizer updates belong to?
 
-Wrappers update flat tensors and partitions of them; the walk reads attribute names of DeepSpeed's wrappers (0.18.3 to 0.19.8)
-and of megatron-core's (0.16.1).
+Wrappers update flat tensors and partitions of them; the walk reads attribute names of DeepSpeed's
+wrappers (0.18.3 to 0.19.8) and of megatron-core's (0.16.1).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def owners(engine: Any) -> dict[int, list[Span]]:
 
 
 def layer_of(name: str) -> str:
-    """The layer of a parameter: `layers.3.linear1.weight` belongs to `layers.3`, `head.weight` to `head`."""
+    """The layer of a parameter: `layers.3.linear1.weight` belongs to `layers.3`, `head.weight` to
+    `head`."""
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
     return ".".join(parts[:-1] or parts) if number is None else ".".join(parts[: number + 1])
@@ -55,7 +56,8 @@ def _pieces(engine: Any) -> Iterator[Piece]:
 
 
 def _zero3(wrapper: Any) -> Iterator[Piece]:
-    """A flat tensor per sub-group, a partition of each parameter after the other; what pads a partition is never written."""
+    """A flat tensor per sub-group, a partition of each parameter after the other; what pads a
+    partition is never written."""
     for group, flat in zip(wrapper.fp16_groups, wrapper.fp32_partitioned_groups_flat, strict=True):
         sizes = [parameter.partition_numel() for parameter in group]
         for (updated, offset, parameter, size), rank in zip(_in_a_row(flat, group, sizes), map(_rank_in, group), strict=True):
@@ -63,7 +65,8 @@ def _zero3(wrapper: Any) -> Iterator[Piece]:
 
 
 def _zero12(parameters: Sequence[Any]) -> Iterator[Piece]:
-    """Stages 1 and 2, and BF16_Optimizer: what DeepSpeed links each parameter with (`utils/mixed_precision_linkage.py`)."""
+    """Stages 1 and 2, and BF16_Optimizer: what DeepSpeed links each parameter with
+    (`utils/mixed_precision_linkage.py`)."""
     for parameter in parameters:
         if (mapping := parameter._hp_mapping) is not None:
             start, fragment = mapping.hp_fragment_address.start, mapping.hp_fragment
@@ -81,7 +84,8 @@ BY_PARAMETER = (
     ("float16_groups", "fp32_from_float16_groups"),
     ("model_float16_groups", "shard_fp32_from_float16_groups"),
 )
-"""Where wrappers keep parameters and a master copy of each, or of a part of each: FP16_UnfusedOptimizer and megatron-core's two."""
+"""Where wrappers keep parameters and a master copy of each, or of a part of each:
+FP16_UnfusedOptimizer and megatron-core's two."""
 
 
 def _by_parameter(wrapper: Any, parameters: str, copies: str) -> Iterator[Piece]:

@@ -1,4 +1,5 @@
-"""The update that Adam intends, computed in float64 from the gradient and the states that the optimizer has, and what became of it."""
+"""The update that Adam intends, computed in float64 from the gradient and the states that the
+optimizer has, and what became of it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from bf16prof.quality.sums import Sums
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """One step of Adam: learning rate, decay rates, epsilon, weight decay, whether that is decoupled (AdamW), and the number of the step,
-    from 1. `debiased`: the moments are kept with their correction for the first steps applied.
+    """One step of Adam: learning rate, decay rates, epsilon, weight decay, whether that is
+    decoupled (AdamW), and the number of the step, from 1. `debiased`: the moments are kept with
+    their correction for the first steps applied.
     """
 
     lr: float
@@ -27,9 +29,11 @@ class AdamSettings:
 
 
 def intended_update(parameter: Tensor, gradient: Tensor, momentum: Tensor | None, variance: Tensor | None, adam: AdamSettings) -> Tensor:
-    """What a step adds to the parameter, all tensors of one shape, in float64; moments are those before the step, `None` before the first.
+    """What a step adds to the parameter, all tensors of one shape, in float64; moments are those
+    before the step, `None` before the first.
 
-    Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1; Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2.
+    Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1; Loshchilov and Hutter 2019 (arXiv
+    1711.05101), algorithm 2.
     """
     value, gradient = parameter.double(), gradient.double()
     if not adam.decoupled:
@@ -49,7 +53,8 @@ def _biased(moment: Tensor | None, beta: float, adam: AdamSettings) -> Tensor | 
 
 
 def measured_sums(intended: Tensor, before: Tensor, after: Tensor) -> Sums:
-    """What became of an intended update, from the stored values before and after it; elements where either is not finite are left out."""
+    """What became of an intended update, from the stored values before and after it; elements where
+    either is not finite are left out."""
     effective = after.double() - before.double()
     finite = intended.isfinite() & effective.isfinite()
     intended, effective = intended[finite], effective[finite]

@@ -1,7 +1,8 @@
 """Watches the step of an engine's real optimizer: what it intended and what took effect, by layer.
 
-It takes memory and time of its own, so it is attached only when these have been measured. Of a tensor's elements that belong to one
-parameter at most `SAMPLE` are looked at, evenly spaced; their intended update and their value are kept in float64 during the step.
+It takes memory and time of its own, so it is attached only when these have been measured. Of a
+tensor's elements that belong to one parameter at most `SAMPLE` are looked at, evenly spaced; their
+intended update and their value are kept in float64 during the step.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class _Pending:
 
 
 class UpdateWatch:
-    """Attached to an engine whose optimizer is an Adam with this layout; adds up what each step does until it is taken."""
+    """Attached to an engine whose optimizer is an Adam with this layout; adds up what each step
+    does until it is taken."""
 
     def __init__(self, engine: Any, layout: OptimizerLayout) -> None:
         self._optimizer, self._layout = engine.basic_optimizer, layout
@@ -80,14 +82,16 @@ class UpdateWatch:
         return pending
 
     def _stored(self, tensor: Tensor, span: Span) -> Tensor:
-        """The value that the optimizer keeps: the tensor's, and what it keeps beside it of the digits that the tensor has no room for."""
+        """The value that the optimizer keeps: the tensor's, and what it keeps beside it of the
+        digits that the tensor has no room for."""
         value = _sample(tensor, span)
         key = self._keys.get(Component.COMPENSATION)
         compensation = self._optimizer.state.get(tensor, {}).get(key) if key else None
         return value if compensation is None else value + _sample(compensation, span)
 
     def _settings(self, group: Mapping[str, Any], tensors: list[Tensor]) -> AdamSettings:
-        """What the coming step is told. Some optimizers count in each tensor's state, some in one of them, some in the group."""
+        """What the coming step is told. Some optimizers count in each tensor's state, some in one
+        of them, some in the group."""
         counts = [self._optimizer.state.get(tensor, {}).get("step", 0) for tensor in tensors]
         beta1, beta2 = group.get("betas") or (group["beta1"], group["beta2"])
         return AdamSettings(

@@ -1,4 +1,5 @@
-"""The anchors of cases on the page: each is called as its case is, so that a link to it says what it shows."""
+"""The anchors of cases on the page: each is called as its case is, so that a link to it says what
+it shows."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ RESERVED = frozenset({"answers", "memory", "map", "summary", "failures", "inside
 
 
 def anchors(views: Sequence[CaseView]) -> list[str]:
-    """One anchor per case: its label, with a dash for what an address does not carry as it is, and a number where two are the same."""
+    """One anchor per case: its label, with a dash for what an address does not carry as it is, and
+    a number where two are the same."""
     found: list[str] = []
     for view in views:
         plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", view.label).strip("-") or "case"

@@ -1,6 +1,8 @@
-"""The first screen of the page: five questions in the order in which people ask them, each with one answer.
+"""The first screen of the page: five questions in the order in which people ask them, each with one
+answer.
 
-Does it fit? Where are the bytes at the peak? How good was the prediction? How fast is it? Does it learn?
+Does it fit? Where are the bytes at the peak? How good was the prediction? How fast is it? Does it
+learn?
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from bf16prof.vocabulary import Component, Verdict
 
 @dataclass(frozen=True)
 class BarPart:
-    """A part of a bar: how wide it is as a share of the bar's ground, its colour, and what it is."""
+    """A part of a bar: how wide it is as a share of the bar's ground, its colour, and what it
+    is."""
 
     share: float
     colour: str
@@ -32,7 +35,8 @@ class BarPart:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of memory: its parts, the thin bar of the steady state and the limit, all as shares of its ground."""
+    """A bar of memory: its parts, the thin bar of the steady state and the limit, all as shares of
+    its ground."""
 
     label: str
     text: str
@@ -43,7 +47,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class ShortAnswer:
-    """A question, its answer in a few words, what stands behind it, and bars or a list where these say it better."""
+    """A question, its answer in a few words, what stands behind it, and bars or a list where these
+    say it better."""
 
     id: str
     question: str
@@ -103,7 +108,8 @@ def more(names: Sequence[str]) -> str:
 
 
 def _bar(view: CaseView) -> Bar:
-    """The peak of a case against its limit, the bar's ground being as long as the longer of both."""
+    """The peak of a case against its limit, the bar's ground being as long as the longer of
+    both."""
     record, limit = _known(view), limit_of(view)
     most = needs(view)
     ground = max(most, limit or 0) * 1.02
@@ -119,7 +125,8 @@ def _bar(view: CaseView) -> Bar:
 
 
 def _known(view: CaseView) -> MemoryRecord:
-    """The record that knows most of the peak: the reference unless only a prediction tells its components apart."""
+    """The record that knows most of the peak: the reference unless only a prediction tells its
+    components apart."""
     return next((r for r in (view.main, *view.predictions) if r.peak_components), view.main)
 
 
@@ -172,7 +179,8 @@ def _errors(head: Headline) -> ShortAnswer:
 
 
 def _steady(head: Headline) -> tuple[str, list[str], str]:
-    """How good predictions of the steady state are: in a word, in detail, and whether that is good news."""
+    """How good predictions of the steady state are: in a word, in detail, and whether that is good
+    news."""
     what = "allocated between steps"
     if not head.compared:
         return "not measured between steps", [], ""

@@ -1,4 +1,5 @@
-"""What an answer is about, in one line that stands over every table and page; and every setting with its origin.
+"""What an answer is about, in one line that stands over every table and page; and every setting
+with its origin.
 
 Example:
 
@@ -25,7 +26,8 @@ SEPARATOR = " | "
 
 
 def asked_lines(records: Sequence[MemoryRecord]) -> list[str]:
-    """One line for each model that the records are about, in their order; values that differ among its records are listed."""
+    """One line for each model that the records are about, in their order; values that differ among
+    its records are listed."""
     groups: dict[tuple[str, str], list[MemoryRecord]] = {}
     for record in records:
         if record.workload is not None:
@@ -111,7 +113,8 @@ def _distinct(values: Iterable[str]) -> str:
 
 
 def planned_line(workload: Workload, profile: str, parameters: int, chosen: Sequence[str]) -> str:
-    """What a plan is about. `chosen`: what it chooses itself, in a word each, so that nothing of it counts as asked or assumed."""
+    """What a plan is about. `chosen`: what it chooses itself, in a word each, so that nothing of it
+    counts as asked or assumed."""
     parts = [inert(workload.model) if profile.startswith(workload.model) else f"{inert(profile)} ({inert(workload.model)})"]
     parts[0] += f", {short_count(parameters, ' ')} parameters"
     parts += [inert(workload.adapter)] if workload.adapter else []
@@ -131,7 +134,8 @@ def planned_line(workload: Workload, profile: str, parameters: int, chosen: Sequ
 
 
 def settings(profile: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Every resolved setting of a profile by its dotted key: its value, and where it comes from ("default": the library's own)."""
+    """Every resolved setting of a profile by its dotted key: its value, and where it comes from
+    ("default": the library's own)."""
     from bf16prof.profiles.explain import documented
     from bf16prof.profiles.identity import PLACES
 

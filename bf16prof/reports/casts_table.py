@@ -8,7 +8,8 @@ from bf16prof.reports.units import inert, whole
 
 
 def casts_table(record: MemoryRecord) -> Table | None:
-    """Shares of the last watched step: which weights, gradients and updates a cast makes zero or infinite; `None` where nobody looked."""
+    """Shares of the last watched step: which weights, gradients and updates a cast makes zero or
+    infinite; `None` where nobody looked."""
     if not record.quality or not record.quality[-1].casts:
         return None
     last = record.quality[-1]

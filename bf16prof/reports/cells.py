@@ -13,9 +13,11 @@ from bf16prof.vocabulary import Source
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: what is read, what it sorts by (the text where there is none), its class, and a link or a component's colour.
+    """A cell: what is read, what it sorts by (the text where there is none), its class, and a link
+    or a component's colour.
 
-    `detail`: lines below the text that explain it. `keys`: of a row's first cell, (name, value) by which the page filters the row.
+    `detail`: lines below the text that explain it. `keys`: of a row's first cell, (name, value) by
+    which the page filters the row.
     """
 
     text: str

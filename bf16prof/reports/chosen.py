@@ -13,7 +13,8 @@ FEW = 4
 
 
 def nearest_the_limit(views: Sequence[CaseView], most: int) -> list[CaseView]:
-    """At most so many cases, in their order: measured ones first, then those that just fit, then those that just do not."""
+    """At most so many cases, in their order: measured ones first, then those that just fit, then
+    those that just do not."""
     if len(views) <= most:
         return list(views)
     ranked = sorted(views, key=lambda view: (view.reference is None, *_distance(view)))[:most]
@@ -21,7 +22,8 @@ def nearest_the_limit(views: Sequence[CaseView], most: int) -> list[CaseView]:
 
 
 def headline_case(views: Sequence[CaseView]) -> CaseView | None:
-    """The case that the first screen takes apart: of few cases the one that needs most, of many the one that just fits."""
+    """The case that the first screen takes apart: of few cases the one that needs most, of many the
+    one that just fits."""
     known = [view for view in views if needs(view)]
     if len(known) <= FEW:
         return max(known, key=needs, default=None)
@@ -35,7 +37,8 @@ def needs(view: CaseView) -> int:
 
 
 def _distance(view: CaseView) -> tuple[bool, float]:
-    """Whether a case does not fit, and how far its peak is from what its GPU has; without a GPU the largest comes first."""
+    """Whether a case does not fit, and how far its peak is from what its GPU has; without a GPU the
+    largest comes first."""
     found = next((one for record in view.records.values() if (one := judge(record))), None)
     if found is None or found.limit_bytes is None:
         return True, -needs(view)

@@ -1,4 +1,5 @@
-"""Draws one figure with kaleido: JSON on stdin, the picture on stdout. A process of its own, so that a browser that hangs can be ended."""
+"""Draws one figure with kaleido: JSON on stdin, the picture on stdout. A process of its own, so
+that a browser that hangs can be ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What figures there are: read by every command's flags, and so apart from what draws them, which takes time to import."""
+"""What figures there are: read by every command's flags, and so apart from what draws them, which
+takes time to import."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ FIGURES = {
     "price": "bytes against the learning that takes effect",
     "gap": "bytes against the loss gap",
 }
-"""Every figure by its name, and what it shows. `step`, `map` and `errors` are of one case: the one that the page's first screen shows."""
+"""Every figure by its name, and what it shows. `step`, `map` and `errors` are of one case: the one
+that the page's first screen shows."""
 
 DEFAULT_FIGURE = "memory"
 

@@ -1,7 +1,8 @@
 """The figures of the HTML report that show all cases in one: peaks by phase, steps and step times.
 
-They keep the rules of `plots.py`. What the peak is made of, losses and their price have modules of their own (`memory_figure.py`,
-`loss_figure.py`, `price_figure.py`), and so have the figures of one case (`step_panels.py`).
+They keep the rules of `plots.py`. What the peak is made of, losses and their price have modules of
+their own (`memory_figure.py`, `loss_figure.py`, `price_figure.py`), and so have the figures of one
+case (`step_panels.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def all_figures(views: Sequence[CaseView]) -> dict[str, Figure | None]:
 
 
 def phase_peaks(views: Sequence[CaseView]) -> Figure | None:
-    """The peak of each phase as a symbol on the case's line: filled where measured, open where predicted."""
+    """The peak of each phase as a symbol on the case's line: filled where measured, open where
+    predicted."""
     shown = nearest_the_limit(views, MOST_CASES)
     rows = Rows(shown, lambda view: [r for r in view.records.values() if any(m.peak_bytes is not None for m in r.phases.values())])
     peaks = [m.peak_bytes for _, _, r in rows.records for m in r.phases.values() if m.peak_bytes is not None]
@@ -91,7 +93,8 @@ def _phase_trace(phase: Phase, rows: Rows, divisor: int) -> Trace | None:
 
 
 def timeline(views: Sequence[CaseView]) -> Figure | None:
-    """Allocated memory over the measured steps: the peak of each phase, then what is left at the end of the step."""
+    """Allocated memory over the measured steps: the peak of each phase, then what is left at the
+    end of the step."""
     curves = [(i, view, thinned(_timeline_points(view.main.steps), lambda point: point[1])) for i, view in enumerate(views)]
     known = [size for _, _, points in curves for _, size, _ in points]
     if not known:
@@ -127,7 +130,8 @@ def _timeline_points(steps: Iterable[StepRecord]) -> list[tuple[float, int, str]
 
 
 def times(views: Sequence[CaseView]) -> Figure | None:
-    """Seconds of every step as a dot on the case's line (warm-up steps open), the median as a tall mark."""
+    """Seconds of every step as a dot on the case's line (warm-up steps open), the median as a tall
+    mark."""
     rows = Rows(views, lambda view: [view.main] if step_times(view.main) or view.main.step_time_s is not None else [])
     if not rows.records:
         return None

@@ -1,5 +1,5 @@
-"""Maps of what fits: in each cell whether it does and by how much. Of a grid, for each recipe, GPUs across and ZeRO stages down; of a
-plan, micro-batches across and sequence lengths down."""
+"""Maps of what fits: in each cell whether it does and by how much. Of a grid, for each recipe, GPUs
+across and ZeRO stages down; of a plan, micro-batches across and sequence lengths down."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bf16prof.vocabulary import Offload, Verdict
 
 @dataclass(frozen=True)
 class MapCell:
-    """A case of the map: what is left or lacks, the verdict, how strong its colour is, 0 to 1, and the id of what the page says of it
-    (empty: nothing)."""
+    """A case of the map: what is left or lacks, the verdict, how strong its colour is, 0 to 1, and
+    the id of what the page says of it (empty: nothing)."""
 
     text: str
     symbol: str
@@ -33,7 +33,8 @@ class MapCell:
 
 @dataclass(frozen=True)
 class FitMap:
-    """A map: what the rows and the columns are called, and a row of cells for each name; `None` where nothing is known."""
+    """A map: what the rows and the columns are called, and a row of cells for each name; `None`
+    where nothing is known."""
 
     title: str
     caption: str
@@ -43,8 +44,8 @@ class FitMap:
 
 
 def fit_maps(views: Sequence[CaseView]) -> list[FitMap]:
-    """The maps of a grid, one for each recipe; none where there are few cases or one number of GPUs, or where a recipe has
-    two of the same stage and size."""
+    """The maps of a grid, one for each recipe; none where there are few cases or one number of
+    GPUs, or where a recipe has two of the same stage and size."""
     judged = [(view, anchor, said) for view, anchor in zip(views, anchors(views), strict=True) if (said := case_verdict(view))]
     groups: dict[str, dict[tuple[int, int], MapCell]] = {}
     for view, anchor, said in judged:
@@ -59,7 +60,8 @@ def fit_maps(views: Sequence[CaseView]) -> list[FitMap]:
 
 
 def plan_maps(around: Sequence[Plan], room_bytes: int) -> list[FitMap]:
-    """A plan at other micro-batches and sequence lengths: a map without and one with activation checkpointing, where both are known.
+    """A plan at other micro-batches and sequence lengths: a map without and one with activation
+    checkpointing, where both are known.
 
     `room_bytes`: what the allocator may hold.
     """

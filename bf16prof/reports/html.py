@@ -1,6 +1,8 @@
-"""One or more runs as one HTML file that needs nothing else: no network, no other file, and the same bytes for the same runs.
+"""One or more runs as one HTML file that needs nothing else: no network, no other file, and the
+same bytes for the same runs.
 
-Every text from a run passes through `units.inert` and Jinja's autoescape (`page.py`); figures escape for themselves (`plots.py`).
+Every text from a run passes through `units.inert` and Jinja's autoescape (`page.py`); figures
+escape for themselves (`plots.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ _NOT_STARTED = (Status.PLANNED, Status.RUNNING)
 def render(runs: Sequence[Run]) -> str:
     """The report of these runs.
 
-    Records of the same case complete each other across runs; where two runs hold the same source of a case, they stay apart.
+    Records of the same case complete each other across runs; where two runs hold the same source of
+    a case, they stay apart.
     """
     runs = with_thin_timelines(runs)
     views = run_views(runs)
@@ -178,7 +181,8 @@ def _work_tables(records: Sequence[MemoryRecord]) -> Iterator[Table]:
 
 
 def _quality_table(record: MemoryRecord) -> Table | None:
-    """Lost updates and effective descent quality of the last watched step, in total and by layer."""
+    """Lost updates and effective descent quality of the last watched step, in total and by
+    layer."""
     if not record.quality:
         return None
     last = record.quality[-1]

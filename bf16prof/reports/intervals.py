@@ -1,7 +1,7 @@
 """Intervals of a mean over few values: Student's t, without a library.
 
-The distribution of t with a whole number of degrees of freedom is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4); its quantile
-is found by halving.
+The distribution of t with a whole number of degrees of freedom is a finite sum (Abramowitz and
+Stegun, 26.7.3 and 26.7.4); its quantile is found by halving.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `count` values and half the width of its confidence interval, which one value has not."""
+    """A mean of `count` values and half the width of its confidence interval, which one value has
+    not."""
 
     mean: float
     half_width: float | None
@@ -34,7 +35,8 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean and its two-sided interval by Student's t: half the width is t s / sqrt(n). Raises `ValueError` where there is no value."""
+    """The mean and its two-sided interval by Student's t: half the width is t s / sqrt(n). Raises
+    `ValueError` where there is no value."""
     if not values:
         raise ValueError("no values")
     mean, count = statistics.fmean(values), len(values)
@@ -45,7 +47,8 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
 
 @cache
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t that |T| stays below with this probability (0 < confidence < 1), with so many degrees of freedom (1 or more)."""
+    """The t that |T| stays below with this probability (0 < confidence < 1), with so many degrees
+    of freedom (1 or more)."""
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2

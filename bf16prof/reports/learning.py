@@ -1,4 +1,5 @@
-"""What records say of a recipe's price in learning: means over the steps in which updates were watched."""
+"""What records say of a recipe's price in learning: means over the steps in which updates were
+watched."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from bf16prof.reports.units import number
 
 @dataclass(frozen=True)
 class Learning:
-    """Over `steps` watched steps: the mean share of lost updates, the mean effective descent quality, and the last loss."""
+    """Over `steps` watched steps: the mean share of lost updates, the mean effective descent
+    quality, and the last loss."""
 
     steps: int
     lost_updates: float | None

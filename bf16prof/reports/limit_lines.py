@@ -1,4 +1,5 @@
-"""The line of the GPU's memory in a figure of rows: what the caching allocator may hold, case by case."""
+"""The line of the GPU's memory in a figure of rows: what the caching allocator may hold, case by
+case."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from bf16prof.reports.views import CaseView
 from bf16prof.verdict import allocator_limit
 
 _REACH = 4.0
-"""A limit beyond so many times the highest bar is named at the edge; drawn, it would leave nothing to see of the bytes."""
+"""A limit beyond so many times the highest bar is named at the edge; drawn, it would leave nothing
+to see of the bytes."""
 
 _ROOM = 1.3
 """The axis ends so far behind the highest bar: its text stands there."""
@@ -21,7 +23,8 @@ _ROOM = 1.3
 
 @dataclass(frozen=True)
 class LimitLines:
-    """The limits of a figure's cases, in the unit of its axis. `most`: the highest of its bars, in bytes."""
+    """The limits of a figure's cases, in the unit of its axis. `most`: the highest of its bars, in
+    bytes."""
 
     rows: Rows
     divisor: int
@@ -34,7 +37,8 @@ class LimitLines:
         return max(self.most * _ROOM, *near, 0) / self.divisor
 
     def lines(self) -> list[dict[str, Any]]:
-        """A line for each case, from its first to its last row, on a lighter one that sets it off from the bars."""
+        """A line for each case, from its first to its last row, on a lighter one that sets it off
+        from the bars."""
         looks = ({"width": 5, "color": GROUND}, {"width": 2, "color": palette.LIMIT})
         return [
             {"type": "line", "x0": limit / self.divisor, "x1": limit / self.divisor, "y0": start - 0.1, "y1": end + 0.1, "line": look}
@@ -77,6 +81,7 @@ def level(limit: int, divisor: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def limit_of(view: CaseView) -> int | None:
-    """What the allocator may hold in a case, as the record to show says it, else any other; `None` where there is no GPU."""
+    """What the allocator may hold in a case, as the record to show says it, else any other; `None`
+    where there is no GPU."""
     known = (allocator_limit(record) for record in (view.main, *view.records.values()))
     return next((limit for limit in known if limit), None)

@@ -1,4 +1,5 @@
-"""The figure of the losses: every curve, and where there are steps or seeds enough, the running mean over the seeds of a case."""
+"""The figure of the losses: every curve, and where there are steps or seeds enough, the running
+mean over the seeds of a case."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ _FAINT = 0.25
 
 
 def loss_curves(views: Sequence[CaseView]) -> Figure | None:
-    """The loss over steps, one line per case: the colour says the recipe, the line style the stage and the number of ranks.
+    """The loss over steps, one line per case: the colour says the recipe, the line style the stage
+    and the number of ranks.
 
-    The curves of a case with several seeds have one look and lie over each other, faint, with their running mean on top.
+    The curves of a case with several seeds have one look and lie over each other, faint, with their
+    running mean on top.
     """
     styles = case_styles(views)
     groups = seed_groups(views)
@@ -35,7 +38,8 @@ def loss_curves(views: Sequence[CaseView]) -> Figure | None:
 
 
 def loss_differences(views: Sequence[CaseView]) -> Figure | None:
-    """The running means less that of the reference that each case is compared with: curves that coincide are told apart by it.
+    """The running means less that of the reference that each case is compared with: curves that
+    coincide are told apart by it.
 
     `None` where nothing is to be compared, or the recipes have no step in common.
     """
@@ -53,7 +57,8 @@ def loss_differences(views: Sequence[CaseView]) -> Figure | None:
 
 
 def _difference(found: LossGap, style: tuple[str, str]) -> Trace | None:
-    """One curve: the difference at the steps that both have; `None` where there are none, or none whose losses are finite."""
+    """One curve: the difference at the steps that both have; `None` where there are none, or none
+    whose losses are finite."""
     own, other = _whole_curve(found.group), dict(_whole_curve(found.reference))
     pairs = [(step, loss, other.get(step)) for step, loss in own]
     curve = thinned([(step, loss - zero) for step, loss, zero in pairs if loss is not None and zero is not None], lambda point: point[1])
@@ -77,7 +82,8 @@ def _drawn(view: CaseView) -> bool:
 
 
 def mean_curve(group: SeedGroup) -> list[tuple[int, float | None]]:
-    """(step, running mean) of the mean over the group's seeds, at the steps that all have; empty where it would be the curve itself."""
+    """(step, running mean) of the mean over the group's seeds, at the steps that all have; empty
+    where it would be the curve itself."""
     curves = [dict(found) for view in group.views if (found := losses(view.main))]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     window = window_of(len(steps))

@@ -1,4 +1,5 @@
-"""The table of the losses: by case, over its seeds; and what has to be said of these losses beside it."""
+"""The table of the losses: by case, over its seeds; and what has to be said of these losses beside
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _COLUMNS = {"final": "final", "mean": "mean", "deviation": "deviation", "tail": 
 
 
 def loss_table(views: Sequence[CaseView]) -> Table | None:
-    """One row per case that has losses: its seeds, and each statistic, with an interval where there are several.
+    """One row per case that has losses: its seeds, and each statistic, with an interval where there
+    are several.
 
     What gaps are taken to stands in the caption where it is one for all.
     """
@@ -33,7 +35,8 @@ def loss_table(views: Sequence[CaseView]) -> Table | None:
 
 
 def loss_notes(views: Sequence[CaseView]) -> list[str]:
-    """What a reader of the losses has to know: who published them, which were not finite, and which are rounded."""
+    """What a reader of the losses has to know: who published them, which were not finite, and which
+    are rounded."""
     sources = {view.label: inert(said.source, None) for view in views if (said := _published(view))}
     published = [
         f"{_joined([label for label, other in sources.items() if other == source])}: published in {source}, without the curves"
@@ -45,7 +48,8 @@ def loss_notes(views: Sequence[CaseView]) -> list[str]:
 
 
 def rounding_note(views: Sequence[CaseView]) -> list[str]:
-    """That the losses of some recipes are rounded to bf16, and gaps with them; nothing where none are."""
+    """That the losses of some recipes are rounded to bf16, and gaps with them; nothing where none
+    are."""
     coarse = list(dict.fromkeys(view.case.recipe for view in views if view.main.steps and _prints_bf16(view)))
     if not coarse:
         return []
@@ -60,7 +64,8 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _prints_bf16(view: CaseView) -> bool:
-    """Whether a loss is printed in the bf16 of its logits. Under autocast `cross_entropy` returns fp32, and so do other people's models."""
+    """Whether a loss is printed in the bf16 of its logits. Under autocast `cross_entropy` returns
+    fp32, and so do other people's models."""
     recipe = all_recipes().get(view.case.recipe)
     if recipe is None or not view.profile.get("model", {}).keys().isdisjoint({"hf_config", "factory"}):
         return False

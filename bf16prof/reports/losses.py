@@ -1,8 +1,10 @@
-"""Loss curves in numbers: the last loss, the mean, the standard deviation and the running mean, of one run and over seeds.
+"""Loss curves in numbers: the last loss, the mean, the standard deviation and the running mean, of
+one run and over seeds.
 
-One seed of a noisy run proves nothing: runs whose profiles differ in `workload.seed` only are one group, and a group has an interval. The
-gap of a recipe is the mean of its differences to a reference seed by seed: with one seed, two runs have one initialisation and read the
-same batches, so that what is the batches' doing cancels.
+One seed of a noisy run proves nothing: runs whose profiles differ in `workload.seed` only are one
+group, and a group has an interval. The gap of a recipe is the mean of its differences to a
+reference seed by seed: with one seed, two runs have one initialisation and read the same batches,
+so that what is the batches' doing cancels.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ WINDOW_SHARE = 10
 """The running mean is over the last tenth of all steps."""
 
 _SAME_LEARNING = ("type", "lr", "betas", "eps", "weight_decay")
-"""Keys of the profile's optimizer that decide what is learned; the others choose an implementation."""
+"""Keys of the profile's optimizer that decide what is learned; the others choose an
+implementation."""
 
 
 @dataclass(frozen=True)
 class LossStatistics:
-    """One curve of `steps` losses: the last, the mean and the (sample) standard deviation of all, and the mean of the last `window`.
+    """One curve of `steps` losses: the last, the mean and the (sample) standard deviation of all,
+    and the mean of the last `window`.
 
     `lost` of the losses were not finite: whatever they are part of is `None`.
     """
@@ -44,7 +48,8 @@ class LossStatistics:
 
 
 def loss_statistics(record: MemoryRecord) -> LossStatistics | None:
-    """The statistics of a record's losses, or those that were published of them; `None` where it has neither."""
+    """The statistics of a record's losses, or those that were published of them; `None` where it
+    has neither."""
     values = [loss for _, loss in losses(record)]
     said = record.loss_summary
     if not values:
@@ -70,7 +75,8 @@ def window_of(steps: int) -> int:
 
 
 def running_mean(curve: Sequence[tuple[int, float | None]], window: int) -> list[tuple[int, float | None]]:
-    """(step, mean of the `window` losses that end there), from the first step that has as many before it; `None` where one is.
+    """(step, mean of the `window` losses that end there), from the first step that has as many
+    before it; `None` where one is.
 
     Sums run in whole numbers, so that nothing adds up along the curve, however long it is.
     """
@@ -87,7 +93,8 @@ def running_mean(curve: Sequence[tuple[int, float | None]], window: int) -> list
 
 
 _ONE = 2**60
-"""1.0 as a whole number: finer than the digits of any loss that is not below 1e-2, and by 1e-18 else."""
+"""1.0 as a whole number: finer than the digits of any loss that is not below 1e-2, and by 1e-18
+else."""
 
 
 def _fixed_point(loss: float | None) -> int:
@@ -99,7 +106,8 @@ def _fixed_point(loss: float | None) -> int:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Views of one case that differ in the seed only, with their numbers in the list that they were taken from.
+    """Views of one case that differ in the seed only, with their numbers in the list that they were
+    taken from.
 
     A view that is alone is a group as well.
     """
@@ -119,7 +127,8 @@ class SeedGroup:
         return [found for view in self.views if (found := loss_statistics(view.main))]
 
     def interval(self, quantity: str) -> Interval | None:
-        """Over the seeds, of one field of `LossStatistics`; `None` where one of them does not know it: the others are no fair sample."""
+        """Over the seeds, of one field of `LossStatistics`; `None` where one of them does not know
+        it: the others are no fair sample."""
         values = [getattr(found, quantity) for found in self.statistics]
         return t_interval(values) if values and None not in values else None
 
@@ -136,8 +145,8 @@ def seed_of(profile: Mapping[str, Any]) -> int | None:
 
 
 def seed_groups(views: Sequence[CaseView]) -> list[SeedGroup]:
-    """The views by what they are but for the seed, in the order in which they first appear. The same seed again, or one that is not known,
-    is no further sample: it begins another group."""
+    """The views by what they are but for the seed, in the order in which they first appear. The
+    same seed again, or one that is not known, is no further sample: it begins another group."""
     found: dict[tuple[str, int], list[int]] = {}
     seen: Counter[tuple[str, int]] = Counter()
     for index, view in enumerate(views):
@@ -167,7 +176,8 @@ def _profile_without_seed(view: CaseView) -> dict[str, Any]:
 
 
 def _what_is_learned(group: SeedGroup) -> str:
-    """What must be equal where two recipes are compared: the model, the workload, the optimizer's formula, the ranks and the steps."""
+    """What must be equal where two recipes are compared: the model, the workload, the optimizer's
+    formula, the ranks and the steps."""
     view = group.views[0]
     profile = _profile_without_seed(view)
     optimizer = {key: profile.get("optimizer", {}).get(key) for key in _SAME_LEARNING}
@@ -182,7 +192,8 @@ def _key(*parts: Any) -> str:
 
 @dataclass(frozen=True)
 class LossGap:
-    """By how much the loss at the end (its running mean) is above that of the reference, over the seeds that both have."""
+    """By how much the loss at the end (its running mean) is above that of the reference, over the
+    seeds that both have."""
 
     group: SeedGroup
     reference: SeedGroup
@@ -190,8 +201,9 @@ class LossGap:
 
 
 def loss_gaps(groups: Sequence[SeedGroup]) -> list[LossGap]:
-    """The gap of each group to the group that trains the same with the first recipe of the table that keeps an fp32 master copy (`fp32`,
-    then `bf16-fp32-master`, ...); none where there is no such group, for the reference itself, or without a seed in common."""
+    """The gap of each group to the group that trains the same with the first recipe of the table
+    that keeps an fp32 master copy (`fp32`, then `bf16-fp32-master`, ...); none where there is no
+    such group, for the reference itself, or without a seed in common."""
     order = [recipe.id for recipe in all_recipes().values() if recipe.learning == "fp32 master"]
     references: dict[str, SeedGroup] = {}
     for group in sorted((g for g in groups if g.recipe in order and g.statistics), key=lambda g: order.index(g.recipe)):
@@ -205,8 +217,8 @@ def loss_gaps(groups: Sequence[SeedGroup]) -> list[LossGap]:
 
 
 def paired(group: SeedGroup, reference: SeedGroup, quantity: str = "tail") -> Interval | None:
-    """The mean over the seeds that both have of their differences in a field of `LossStatistics`; `None` without a seed in common, or where
-    one of them does not know the field."""
+    """The mean over the seeds that both have of their differences in a field of `LossStatistics`;
+    `None` without a seed in common, or where one of them does not know the field."""
     known = reference.by_seed
     common = [(found, known[seed]) for seed, found in group.by_seed.items() if seed in known and seed is not None]
     pairs = [(getattr(found, quantity), getattr(other, quantity)) for found, other in common]

@@ -1,4 +1,5 @@
-"""Where the bytes are at the peak, against the GPU's line: a thick bar of components per record, with the steady state as a thin one."""
+"""Where the bytes are at the peak, against the GPU's line: a thick bar of components per record,
+with the steady state as a thin one."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _PEAK, _STEADY, _BELOW = 0.5, 0.16, 0.37
 
 
 def memory(views: Sequence[CaseView]) -> Figure | None:
-    """The peak of each record by component, its steady state beside it, and what the allocator may hold."""
+    """The peak of each record by component, its steady state beside it, and what the allocator may
+    hold."""
     shown = nearest_the_limit(views, MOST_CASES)
     rows = Rows(shown, lambda view: [r for r in view.records.values() if highest(r)], pixels=38)
     if not rows.records:
@@ -64,7 +66,8 @@ class _Drawing:
     unit: str
 
     def traces(self) -> list[Trace]:
-        """One bar per component, one for what nobody tells apart, the texts at the ends, and marks at peaks of init."""
+        """One bar per component, one for what nobody tells apart, the texts at the ends, and marks
+        at peaks of init."""
         bars = [self._bars(c) for c in Component if any(_at_peak(r).get(c) or r.components.get(c) for *_, r in self.rows.records)]
         return [*bars, *self._untold(), self._texts(), *self._init()]
 

@@ -1,6 +1,7 @@
 """One HTML page from a template: self-contained, escaped, with the data that it shows.
 
-It works under `Content-Security-Policy: default-src 'none'` with inline script and style, and says so itself in a meta tag.
+It works under `Content-Security-Policy: default-src 'none'` with inline script and style, and says
+so itself in a meta tag.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from bf16prof.reports.units import inert
 
 
 def page(template: str, data: Mapping[str, Any], **context: Any) -> str:
-    """The page of a template in `templates/`, with the style and the script of all pages. `data` is what its button downloads."""
+    """The page of a template in `templates/`, with the style and the script of all pages. `data` is
+    what its button downloads."""
     import jinja2
 
     loader = jinja2.FunctionLoader(_text)

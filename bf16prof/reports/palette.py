@@ -1,9 +1,10 @@
 """One palette per meaning: a colour says a component, a phase or a recipe, and never two of them.
 
-The hues of components are those of Okabe and Ito (Color Universal Design, 2008), told apart with any of the common colour deficiencies;
-the master copies and the variance are lighter neighbours of what they belong to. Those of recipes and phases lie as far from these, and
-from each other, as mid-tones that stand out on white and on black allow (a test holds the distance). Sources have no colour: what was
-measured is solid, what was predicted hatched or open.
+The hues of components are those of Okabe and Ito (Color Universal Design, 2008), told apart with
+any of the common colour deficiencies; the master copies and the variance are lighter neighbours of
+what they belong to. Those of recipes and phases lie as far from these, and from each other, as
+mid-tones that stand out on white and on black allow (a test holds the distance). Sources have no
+colour: what was measured is solid, what was predicted hatched or open.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ LETTERS: dict[Component, str] = {
     Component.ROUNDING: "R",
     Component.OTHER: "O",
 }
-"""What a bar of characters is made of, so that it reads without colours too: the moments are Adam's first and second."""
+"""What a bar of characters is made of, so that it reads without colours too: the moments are Adam's
+first and second."""
 
 PHASES: dict[Phase, tuple[str, str, str]] = {
     Phase.INIT: ("#8C5B6F", "diamond", "◆"),
@@ -58,7 +60,8 @@ UNTOLD = "#C9CED4"
 """Bytes of which only the sum is known."""
 
 INK = "#757575"
-"""Lines and marks that mean no component, phase or recipe; grey, and readable on white and on black."""
+"""Lines and marks that mean no component, phase or recipe; grey, and readable on white and on
+black."""
 
 SYMBOLS: dict[str, str] = {"good": "✓", "warn": "!", "bad": "✗"}
 """The symbol of good news, of a warning and of bad news, so that colour is never the only sign."""

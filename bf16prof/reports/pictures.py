@@ -1,4 +1,5 @@
-"""Figures of the page as files: PNG, SVG or PDF, drawn by an installed Chromium or Chrome (the extra `pictures`)."""
+"""Figures of the page as files: PNG, SVG or PDF, drawn by an installed Chromium or Chrome (the
+extra `pictures`)."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class CannotDraw(InputError):
 
 
 def figure(runs: Sequence[Run], name: str) -> Figure:
-    """A figure by its name. Raises `CannotDraw` where the runs have no data for it, naming those that they have."""
+    """A figure by its name. Raises `CannotDraw` where the runs have no data for it, naming those
+    that they have."""
     found = _figures(run_views(runs), name)
     if found is None:
         views = run_views(runs)
@@ -43,7 +45,8 @@ def figure(runs: Sequence[Run], name: str) -> Figure:
 
 
 def picture(runs: Sequence[Run], name: str, suffix: str) -> bytes:
-    """The content of a picture file. Raises `CannotDraw` without the packages, the browser or the data for it."""
+    """The content of a picture file. Raises `CannotDraw` without the packages, the browser or the
+    data for it."""
     drawn = on_paper(figure(runs, name))
     require_drawing()
     size = {"width": _WIDTH, "height": drawn["layout"]["height"], "scale": _SCALE if suffix == ".png" else 1}
@@ -51,7 +54,8 @@ def picture(runs: Sequence[Run], name: str, suffix: str) -> bytes:
 
 
 def _draw(asked: dict[str, Any]) -> bytes:
-    """What the browser makes of it. Raises `CannotDraw` if it fails or hangs, and leaves no process."""
+    """What the browser makes of it. Raises `CannotDraw` if it fails or hangs, and leaves no
+    process."""
     command = [sys.executable, "-m", "bf16prof.reports.drawing"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, env=child_environment()) as process:
@@ -81,7 +85,8 @@ def require_drawing() -> None:
 
 
 def on_paper(drawn: Figure) -> dict[str, Any]:
-    """What Plotly draws of a figure where no page stands around it: with a title and a legend, on white."""
+    """What Plotly draws of a figure where no page stands around it: with a title and a legend, on
+    white."""
     layout = finite(drawn.layout)
     named = [trace for trace in drawn.traces if trace.get("name") and trace.get("mode") != "text"]
     legend = 1 < len({trace["name"] for trace in named}) <= 16
@@ -112,7 +117,8 @@ def _figures(views: Sequence[CaseView], name: str) -> Figure | None:
 
 
 def _of_one_case(views: Sequence[CaseView], name: str) -> Figure | None:
-    """A figure of the inside of a step: of the case that the page's first screen shows, else of the first that has it."""
+    """A figure of the inside of a step: of the case that the page's first screen shows, else of the
+    first that has it."""
     from bf16prof.reports.step_panels import panels
 
     first = headline_case(views)

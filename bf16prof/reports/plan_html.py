@@ -1,4 +1,5 @@
-"""Plans as one HTML page: for each number of GPUs the first choice in a few numbers, the table to choose from, and why."""
+"""Plans as one HTML page: for each number of GPUs the first choice in a few numbers, the table to
+choose from, and why."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ FEW = 10
 
 @dataclass(frozen=True)
 class PlanPart:
-    """What the page shows of a number of GPUs: the outlook, the record of its first plan, and that plan at other batches and lengths."""
+    """What the page shows of a number of GPUs: the outlook, the record of its first plan, and that
+    plan at other batches and lengths."""
 
     outlook: Outlook
     first: MemoryRecord | None = None
@@ -30,8 +32,8 @@ class PlanPart:
 
 
 def render(parts: Sequence[PlanPart], data: Mapping[str, Any], *, profile: str, parameters: int, asked: str) -> str:
-    """The page of these numbers of GPUs. `data`: the document that the page carries; `asked`: the line that says what was asked
-    (`asked.planned_line`).
+    """The page of these numbers of GPUs. `data`: the document that the page carries; `asked`: the
+    line that says what was asked (`asked.planned_line`).
     """
     return page(
         "plan.html.j2",

@@ -99,7 +99,8 @@ def brief_notes(outlook: Outlook) -> list[str]:
 
 
 def _by_dry_runs(plans: Sequence[Plan]) -> list[str]:
-    """How plans are ordered that were all run dry, and what a search of the dimensions chose of each."""
+    """How plans are ordered that were all run dry, and what a search of the dimensions chose of
+    each."""
     if not any(plan.chosen for plan in plans):
         return [BY_DRY_RUNS]
     return [BY_DIMENSIONS, *(f"{rank}: {' '.join(_chosen(plan)) or 'as asked'}" for rank, plan in enumerate(plans, 1))]
@@ -167,7 +168,8 @@ def _held(plan: Plan) -> int:
 
 
 def _rate(plan: Plan, first: Plan) -> float | None:
-    """By what share a plan is faster than the first; `None` where nothing is known of the GPU's speed."""
+    """By what share a plan is faster than the first; `None` where nothing is known of the GPU's
+    speed."""
     if plan.tokens_per_s and first.tokens_per_s:
         return plan.tokens_per_s / first.tokens_per_s - 1
     known = plan.tokens_per_s_at_most, first.tokens_per_s_at_most

@@ -14,14 +14,16 @@ from bf16prof.runs import rows_as_csv
 
 
 def to_csv(outlooks: Sequence[Outlook]) -> str:
-    """Every plan that fits. No text in it can be taken for a formula by a spreadsheet; what is not known is empty."""
+    """Every plan that fits. No text in it can be taken for a formula by a spreadsheet; what is not
+    known is empty."""
     names = ["rank", *(f.name for f in dataclasses.fields(Case)), *(f.name for f in dataclasses.fields(Plan) if f.name != "case")]
     known = ({"rank": rank, **vars(plan.case), **vars(plan)} for outlook in outlooks for rank, plan in enumerate(outlook.plans, 1))
     return rows_as_csv(names, ([csv_text(row[name]) for name in names] for row in known))
 
 
 def to_markdown(outlooks: Sequence[Outlook], profile: str, parameters: int, asked: str) -> str:
-    """What the console says, number of GPUs by number of GPUs, under the line that says what was asked."""
+    """What the console says, number of GPUs by number of GPUs, under the line that says what was
+    asked."""
     parts = [_text(asked) + "\n"]
     parts += [_table(plan_rows.size_rows(outlooks))] if len(outlooks) > 1 else []
     return "\n".join(parts + [part for outlook in outlooks for part in _outlook(outlook, profile, parameters)])

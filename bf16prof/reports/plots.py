@@ -1,7 +1,9 @@
-"""What every figure of the reports is made with: Plotly's traces and layouts in plain dicts, which the page's script draws.
+"""What every figure of the reports is made with: Plotly's traces and layouts in plain dicts, which
+the page's script draws.
 
-Rules that all figures keep: names are escaped for Plotly's own pseudo-HTML and never stand in a hover template; colours are fixed
-(`palette.py`); text and grid take their colour from the page's style sheet, so that one figure serves light, dark and print.
+Rules that all figures keep: names are escaped for Plotly's own pseudo-HTML and never stand in a
+hover template; colours are fixed (`palette.py`); text and grid take their colour from the page's
+style sheet, so that one figure serves light, dark and print.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ Trace = dict[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure ready for the page: the id of its element, what Plotly draws, what it is called, and what it says in words for those who
-    do not see it.
+    """A figure ready for the page: the id of its element, what Plotly draws, what it is called, and
+    what it says in words for those who do not see it.
 
-    `legend`: (name, symbol, colour) of what the page has to explain, the colour empty where it is any.
+    `legend`: (name, symbol, colour) of what the page has to explain, the colour empty where it is
+    any.
     """
 
     id: str
@@ -87,7 +90,8 @@ def finite(value: Any) -> Any:
 
 @functools.cache
 def bundle() -> str:
-    """Plotly's JavaScript, the bundle for figures with two axes: a third of the whole (`vendor/README.md`)."""
+    """Plotly's JavaScript, the bundle for figures with two axes: a third of the whole
+    (`vendor/README.md`)."""
     return (resources.files("bf16prof.reports") / "vendor" / "plotly-cartesian.min.js").read_text(encoding="utf-8")
 
 

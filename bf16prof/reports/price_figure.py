@@ -1,4 +1,5 @@
-"""The figures that set bytes beside learning: every case as a point, measured model states per parameter against EDQ and loss gap."""
+"""The figures that set bytes beside learning: every case as a point, measured model states per
+parameter against EDQ and loss gap."""
 
 from __future__ import annotations
 
@@ -24,20 +25,23 @@ MODEL_STATES = (
 
 
 def states_per_parameter(record: MemoryRecord) -> float | None:
-    """Bytes that a rank holds of the model's states between steps, over the model's parameters; `None` where they are not known."""
+    """Bytes that a rank holds of the model's states between steps, over the model's parameters;
+    `None` where they are not known."""
     if not record.components or not record.parameters:
         return None
     return sum(record.components.get(component, 0) for component in MODEL_STATES) / record.parameters
 
 
 def learned(group: SeedGroup, quantity: Literal["edq", "lost_updates", "loss"]) -> Interval | None:
-    """The mean of what a group learned, over its seeds; `None` where it was not watched, or one of them does not know it."""
+    """The mean of what a group learned, over its seeds; `None` where it was not watched, or one of
+    them does not know it."""
     values = [getattr(found, quantity) for view in group.views if (found := learning(view.main))]
     return t_interval(values) if values and None not in values else None
 
 
 def price(views: Sequence[CaseView]) -> Figure | None:
-    """One point per case that knows its EDQ; the colour says the recipe, the symbol everything else."""
+    """One point per case that knows its EDQ; the colour says the recipe, the symbol everything
+    else."""
     points = [
         _Point(group, size, edq, (edq_text(edq.mean), lost_text(lost.mean), _last_loss(group)))
         for group in seed_groups(views)
@@ -66,7 +70,8 @@ _HOVER = "%{fullData.name}<br>%{customdata[0]} bytes per parameter held by a ran
 
 @dataclass(frozen=True)
 class _Point:
-    """A group at (bytes per parameter that a rank holds, what it learned), and what is said of it beside that."""
+    """A group at (bytes per parameter that a rank holds, what it learned), and what is said of it
+    beside that."""
 
     group: SeedGroup
     x: float
@@ -83,7 +88,8 @@ class _Point:
 def _figure(name: str, points: Sequence[_Point], views: Sequence[CaseView], hover: str, titles: tuple[str, str]) -> Figure:
     """A figure, with the title of its vertical axis and its own.
 
-    A legend explains colours and symbols; while each recipe has one point, its name stands there too, if the page is wide.
+    A legend explains colours and symbols; while each recipe has one point, its name stands there
+    too, if the page is wide.
     """
     recipes = {point.group.recipe for point in points}
     kinds = list(dict.fromkeys(point.kind for point in points))
@@ -111,7 +117,8 @@ def _last_loss(group: SeedGroup) -> str:
 
 
 def _named_apart(points: Sequence[_Point], traces: Sequence[Trace]) -> list[Trace]:
-    """The traces with names, those above one another in different places; on the right side to the left, so that they end on the page."""
+    """The traces with names, those above one another in different places; on the right side to the
+    left, so that they end on the page."""
     seen: Counter[float] = Counter()
     middle = max(point.x for point in points) / 2
     named = []

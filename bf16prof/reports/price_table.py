@@ -14,11 +14,13 @@ from bf16prof.reports.views import CaseView
 
 CAPTION = "Price in learning: bytes of model states per parameter between steps, lost updates and effective descent quality (EDQ)"
 BYTES_HEADER, HELD_HEADER = "bytes per parameter", "on a rank"
-"""As the caption says; and the part of them that a rank of this job holds between steps: ZeRO cuts, and gradients may be gone."""
+"""As the caption says; and the part of them that a rank of this job holds between steps: ZeRO cuts,
+and gradients may be gone."""
 
 
 def price_table(views: Sequence[CaseView]) -> Table | None:
-    """One row per case whose updates were watched: what its model states weigh, and what became of its updates and its loss."""
+    """One row per case whose updates were watched: what its model states weigh, and what became of
+    its updates and its loss."""
     groups = seed_groups(views)
     gaps = {gap.group.indices: gap.gap for gap in loss_gaps(groups)}
     rows = tuple(_row(group, gaps.get(group.indices)) for group in groups if any(learning(view.main) for view in group.views))

@@ -1,4 +1,5 @@
-"""The ranks of a measured case side by side: where each ran, what it held, how long it took, and how far they are apart."""
+"""The ranks of a measured case side by side: where each ran, what it held, how long it took, and
+how far they are apart."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def _time_cell(value: float | None) -> Cell:
 
 
 def imbalance(record: MemoryRecord) -> list[str]:
-    """In words: which rank holds most, and how far apart the ranks are; which one the others wait for."""
+    """In words: which rank holds most, and how far apart the ranks are; which one the others wait
+    for."""
     if len(record.ranks) < 2:
         return []
     peaks = [(rank.peak_allocated_bytes, rank) for rank in record.ranks if rank.peak_allocated_bytes is not None]

@@ -1,4 +1,5 @@
-"""Figures of ranks: what each held at its peak, and how long its forward took, over the number of the rank."""
+"""Figures of ranks: what each held at its peak, and how long its forward took, over the number of
+the rank."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from bf16prof.vocabulary import Phase
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What is drawn: the id of the figure, the value of a rank, how many of it make one on the axis, what the figure is called,
-    the title of the axis, and the value in words.
+    """What is drawn: the id of the figure, the value of a rank, how many of it make one on the
+    axis, what the figure is called, the title of the axis, and the value in words.
     """
 
     id: str
@@ -41,7 +42,8 @@ def rank_peaks(views: Sequence[CaseView]) -> Figure | None:
 
 
 def rank_times(views: Sequence[CaseView]) -> Figure | None:
-    """The median seconds of every rank's forward; `None` where no case has two ranks that know theirs."""
+    """The median seconds of every rank's forward; `None` where no case has two ranks that know
+    theirs."""
     return _figure(
         _Quantity("figure-rank-times", lambda rank: rank.phase_time_s.get(Phase.FORWARD), 1, "Forward by rank", "forward (s)", seconds),
         views,

@@ -1,4 +1,5 @@
-"""How the lines of a figure look: one per case, with a colour and a dash that are the same in every figure."""
+"""How the lines of a figure look: one per case, with a colour and a dash that are the same in every
+figure."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from bf16prof.reports.views import CaseView
 
 
 def case_styles(views: Sequence[CaseView]) -> list[tuple[str, str]]:
-    """(colour, dash) of each case: the colour by recipe, the dash by everything else but the seed."""
+    """(colour, dash) of each case: the colour by recipe, the dash by everything else but the
+    seed."""
     recipes = list(dict.fromkeys(view.case.recipe for view in views))
     run = {index: group.views[0].run for group in seed_groups(views) for index in group.indices}
     rest = [(v.case.profile, v.case.zero_stage, v.case.world_size, v.case.offload, v.device, run[i]) for i, v in enumerate(views)]
@@ -20,7 +22,8 @@ def case_styles(views: Sequence[CaseView]) -> list[tuple[str, str]]:
 
 
 def line(index: int, style: tuple[str, str], x: Sequence[float], y: Sequence[float | None]) -> Trace:
-    """A line whose `meta` is the number of its view, by which the page's legend shows and hides it."""
+    """A line whose `meta` is the number of its view, by which the page's legend shows and hides
+    it."""
     colour, dash = style
     marker = {"size": 4, "color": colour}
     return {

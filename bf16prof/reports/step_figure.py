@@ -1,4 +1,5 @@
-"""The memory of one optimizer step, allocation by allocation: stacked by component, with the phases, the peak and what bounds them."""
+"""The memory of one optimizer step, allocation by allocation: stacked by component, with the
+phases, the peak and what bounds them."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _HEIGHT, _TOP = 430, 54
 _HEADROOM = 1.15
 
 _LETTER = 0.013
-"""The width of a letter of a phase's name as a share of a figure 520 pixels wide; a name is written where it has room."""
+"""The width of a letter of a phase's name as a share of a figure 520 pixels wide; a name is written
+where it has room."""
 
 STACK = (
     Component.PARAMETERS, Component.MASTER_PARAMETERS, Component.MOMENTUM, Component.VARIANCE, Component.COMPENSATION,
@@ -49,7 +51,8 @@ def step_figure(id_: str, record: MemoryRecord, timeline: Timeline) -> Figure | 
 
 
 def _near(highest: int, record: MemoryRecord) -> list[tuple[str, int, str]]:
-    """(name, bytes, dash) of what the allocator has reserved and may reserve, where it lies near what is drawn anyway."""
+    """(name, bytes, dash) of what the allocator has reserved and may reserve, where it lies near
+    what is drawn anyway."""
     found = []
     bounds = (("most reserved", record.reserved_bytes, "dash", 2.0), ("the allocator's limit", allocator_limit(record), "solid", 1.3))
     for name, size, dash, reach in bounds:
@@ -88,7 +91,8 @@ class _Drawing:
         return round(size / self.divisor, 3)
 
     def traces(self) -> list[Trace]:
-        """One area per component, the outline of all of them with the total, and a ring at the peak."""
+        """One area per component, the outline of all of them with the total, and a ring at the
+        peak."""
         areas = [self._area(c) for c in STACK if any(self.timeline.components.get(c, ()))]
         outline = self._line("allocated", self.totals) | {"line": {"width": 1, "color": palette.INK, "shape": "hv"}} | self._changes()
         marker = {"color": "rgba(0,0,0,0)", "size": 9, "line": {"width": 2, "color": palette.INK}}
@@ -113,7 +117,8 @@ class _Drawing:
             yield band | {"type": "line", "x1": start, "line": {"width": 1, "color": "rgba(128,128,128,0.6)", "dash": "dot"}}
 
     def phase_names(self) -> Iterator[dict[str, Any]]:
-        """The name of each phase above it, shortened to a letter or left out where it has no room."""
+        """The name of each phase above it, shortened to a letter or left out where it has no
+        room."""
         for phase, start, end in _bands(self.timeline.phases, self.end):
             letters = (end - start) / self.end / _LETTER
             name = str(phase) if letters >= len(phase) else phase[0].upper() if letters >= 1 else ""
@@ -127,7 +132,8 @@ class _Drawing:
         return {"text": f"peak {gib(self.highest)}", "showarrow": False, "bgcolor": GROUND, **where}
 
     def line(self, size: int, dash: str) -> Iterator[dict[str, Any]]:
-        """A horizontal line at a number of bytes, on a lighter one that sets it off from the areas."""
+        """A horizontal line at a number of bytes, on a lighter one that sets it off from the
+        areas."""
         across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": self.y(size), "y1": self.y(size)}
         if dash == "solid":
             yield across | {"line": {"width": 5, "color": GROUND}}

@@ -1,4 +1,5 @@
-"""The section "Memory over one step" of the HTML report: one panel per case, of which the page shows one at a time."""
+"""The section "Memory over one step" of the HTML report: one panel per case, of which the page
+shows one at a time."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """What one record knows of the inside of a step: whether it has room, figures, the names and colours of its components, and tables of
-    what is alive at the peak.
+    """What one record knows of the inside of a step: whether it has room, figures, the names and
+    colours of its components, and tables of what is alive at the peak.
 
     `figures` by the names of `CAPTIONS`; one that has nothing to show is left out.
     """
@@ -56,7 +57,8 @@ class Panel:
 
 
 def panels(views: Sequence[CaseView]) -> tuple[list[Panel], int]:
-    """Panels of the records that know a timeline or what is alive at their peak, and how many such records are left out."""
+    """Panels of the records that know a timeline or what is alive at their peak, and how many such
+    records are left out."""
     most_first = [(v, r) for v in views for r in sorted(v.records.values(), key=lambda r: r.timeline is None)]
     known = [(v, r) for v, r in most_first if r.timeline or r.peak_components or _missed(v, r)]
     counts = {id(view): sum(view is other for other, _ in known) for view, _ in known}

@@ -24,7 +24,8 @@ from bf16prof.vocabulary import Source
 
 @dataclass(frozen=True)
 class Tile:
-    """One number of the headline: what it is, the number, what it means, and whether it is good news."""
+    """One number of the headline: what it is, the number, what it means, and whether it is good
+    news."""
 
     title: str
     text: str
@@ -46,7 +47,8 @@ def case_keys(view: CaseView) -> tuple[tuple[str, str], ...]:
 
 
 def filters(views: Sequence[CaseView]) -> list[tuple[str, str, list[str]]]:
-    """(name, title, values) of the filters that part these cases; none where all are in sight anyway."""
+    """(name, title, values) of the filters that part these cases; none where all are in sight
+    anyway."""
     if len(views) <= MOST_ROWS // 3:
         return []
     keys = [dict(case_keys(view)) for view in views]
@@ -56,7 +58,8 @@ def filters(views: Sequence[CaseView]) -> list[tuple[str, str, list[str]]]:
 
 
 def summary(views: Sequence[CaseView], anchors: Sequence[str]) -> Table:
-    """One row per case, linked to its anchor: what is allocated between steps by source, then its peak, verdict, time and loss."""
+    """One row per case, linked to its anchor: what is allocated between steps by source, then its
+    peak, verdict, time and loss."""
     sources = [s for s in Source if any(r.source is s for view in views for r in view.predictions)]
     measured = references(views)
     apart = len(views) > MOST_ROWS // 3

@@ -1,4 +1,5 @@
-"""Records as a pandas frame, as CSV and as Markdown. In a frame and in CSV bytes are integers; in Markdown a person reads GiB."""
+"""Records as a pandas frame, as CSV and as Markdown. In a frame and in CSV bytes are integers; in
+Markdown a person reads GiB."""
 
 from __future__ import annotations
 
@@ -40,10 +41,12 @@ _WORK = (
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per record: the case, every total, `components.<name>` between steps, `peak_components.<name>`, phases, times and loss.
+    """One row per record: the case, every total, `components.<name>` between steps,
+    `peak_components.<name>`, phases, times and loss.
 
-    Bytes are nullable integers (Int64), what is not known is missing. There is one column `error.<quantity>` for each quantity that has an
-    error, filled for the source of the row, and a column `run` if there are several: the same case of two runs is compared within its run.
+    Bytes are nullable integers (Int64), what is not known is missing. There is one column
+    `error.<quantity>` for each quantity that has an error, filled for the source of the row, and a
+    column `run` if there are several: the same case of two runs is compared within its run.
     """
     import pandas as pd
 
@@ -58,7 +61,8 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def to_csv(runs: Sequence[Run]) -> str:
-    """The frame as CSV. No text in it can be taken for a formula by a spreadsheet; what is not known is empty."""
+    """The frame as CSV. No text in it can be taken for a formula by a spreadsheet; what is not
+    known is empty."""
     table = frame(runs)
     for name in [name for name, dtype in table.dtypes.items() if str(dtype) == "object"]:
         table[name] = table[name].map(csv_text, na_action="ignore")
@@ -66,10 +70,11 @@ def to_csv(runs: Sequence[Run]) -> str:
 
 
 def to_markdown(runs: Sequence[Run]) -> str:
-    """Markdown tables with one row per record: its totals and errors, its components, those at its peak. Empty columns are left out.
+    """Markdown tables with one row per record: its totals and errors, its components, those at its
+    peak. Empty columns are left out.
 
-    Where a job does not fit, or may not, a line under the first table says why. Losses, and what updates cost, have tables with one row per
-    case.
+    Where a job does not fit, or may not, a line under the first table says why. Losses, and what
+    updates cost, have tables with one row per case.
     """
     views = run_views(runs)
     known = [(view, record) for view in views for record in view.records.values()]
@@ -163,7 +168,8 @@ def _row(record: MemoryRecord) -> dict[str, Any]:
 
 
 def _workload(record: MemoryRecord) -> dict[str, Any]:
-    """What was asked, in a column each; the DeepSpeed settings as JSON. `asked` is the line that stands over tables elsewhere."""
+    """What was asked, in a column each; the DeepSpeed settings as JSON. `asked` is the line that
+    stands over tables elsewhere."""
     fields = vars(record.workload) if record.workload else dict.fromkeys(f.name for f in dataclasses.fields(Workload))
     plain = {key: value for key, value in fields.items() if key not in ("deepspeed", "assumed")}
     deepspeed, assumed = fields["deepspeed"], fields["assumed"]

@@ -1,6 +1,8 @@
-"""Long runs on a page: curves with as many points as can be told apart, and records with as many steps.
+"""Long runs on a page: curves with as many points as can be told apart, and records with as many
+steps.
 
-A curve keeps the lowest and the highest point of each stretch, so that no spike goes missing, and the points that are no number.
+A curve keeps the lowest and the highest point of each stretch, so that no spike goes missing, and
+the points that are no number.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ T = TypeVar("T")
 
 
 def thinned(points: Sequence[T], value: Callable[[T], float | None], most: int = MOST_POINTS) -> list[T]:
-    """About `most` of the points at most, in their order, the first and the last among them; all where there are no more."""
+    """About `most` of the points at most, in their order, the first and the last among them; all
+    where there are no more."""
     if len(points) <= most:
         return list(points)
     width = ceil_div(len(points), max(1, most // 3))
@@ -34,13 +37,15 @@ def thinned(points: Sequence[T], value: Callable[[T], float | None], most: int =
 
 
 def as_kept(record: MemoryRecord) -> MemoryRecord:
-    """The record as a page keeps it beside its figures, which say what each event of the timeline was."""
+    """The record as a page keeps it beside its figures, which say what each event of the timeline
+    was."""
     record = _with_few_steps(record)
     return replace(record, timeline=replace(record.timeline, names=(), changes=())) if record.timeline else record
 
 
 def _with_few_steps(record: MemoryRecord) -> MemoryRecord:
-    """The record as a page keeps it: of a long run every so manyth step, and a note that says so."""
+    """The record as a page keeps it: of a long run every so manyth step, and a note that says
+    so."""
     if len(record.steps) <= MOST_POINTS:
         return record
     steps = record.steps[:: ceil_div(len(record.steps), MOST_POINTS)]

@@ -1,7 +1,9 @@
-"""Runs as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: memory by component as counters, phases as slices.
+"""Runs as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: memory by component as
+counters, phases as slices.
 
-The format is Chrome's Trace Event Format (JSON). A dry run has no clock: of its timeline an event (an allocation or a free) is a
-microsecond long, and the process's name says so. Measured steps have the seconds that they took.
+The format is Chrome's Trace Event Format (JSON). A dry run has no clock: of its timeline an event
+(an allocation or a free) is a microsecond long, and the process's name says so. Measured steps have
+the seconds that they took.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from bf16prof.step_records import StepRecord
 from bf16prof.vocabulary import TRAINING
 
 NAME = "trace.json"
-"""A file that is called so, or ends in `.trace.json`, is a trace; any other `.json` is the document."""
+"""A file that is called so, or ends in `.trace.json`, is a trace; any other `.json` is the
+document."""
 
 _Event = dict[str, Any]
 _MICROSECONDS = 1e6
@@ -67,7 +70,8 @@ def _inside(pid: int, timeline: Timeline) -> Iterator[_Event]:
 
 
 def _steps(pid: int, steps: Sequence[StepRecord]) -> Iterator[_Event]:
-    """Steps and their phases as slices one after the other, the peak of each phase while it lasts, and what is left at the end."""
+    """Steps and their phases as slices one after the other, the peak of each phase while it lasts,
+    and what is left at the end."""
     now = 0.0
     for step in steps:
         took = (step.time_s or 0.0) * _MICROSECONDS

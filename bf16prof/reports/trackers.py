@@ -1,7 +1,8 @@
-"""Runs in an experiment tracker: TensorBoard or Weights & Biases, through their own libraries (the extras `tensorboard` and `wandb`).
+"""Runs in an experiment tracker: TensorBoard or Weights & Biases, through their own libraries (the
+extras `tensorboard` and `wandb`).
 
-A record is a run there: its case and device as the configuration, what it says of the job as single values, and its steps as curves. Bytes
-stay bytes.
+A record is a run there: its case and device as the configuration, what it says of the job as single
+values, and its steps as curves. Bytes stay bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def require(package: str, flag: str) -> None:
 
 
 def values(record: MemoryRecord) -> dict[str, float]:
-    """What a record says of the job as a whole; what it does not know is left out. Bytes of one GPU, seconds."""
+    """What a record says of the job as a whole; what it does not know is left out. Bytes of one
+    GPU, seconds."""
     known: dict[str, float | None] = {
         "memory/allocated_bytes": record.allocated_bytes,
         "memory/peak_allocated_bytes": record.peak_allocated_bytes,
@@ -68,7 +70,8 @@ def to_tensorboard(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 
 def to_wandb(runs: Sequence[Run], project: str) -> list[str]:
-    """Log one run of Weights & Biases per record; their names. Where it goes, and whether at all, `WANDB_MODE` and the login decide."""
+    """Log one run of Weights & Biases per record; their names. Where it goes, and whether at all,
+    `WANDB_MODE` and the login decide."""
     import wandb
 
     written = []
@@ -82,7 +85,8 @@ def to_wandb(runs: Sequence[Run], project: str) -> list[str]:
 
 
 def _named(runs: Sequence[Run]) -> Iterator[tuple[str, MemoryRecord]]:
-    """Each record with a name of its own that is also the name of a folder: its case and its source, numbered where two are alike."""
+    """Each record with a name of its own that is also the name of a folder: its case and its
+    source, numbered where two are alike."""
     seen: dict[str, int] = {}
     for view in run_views(runs):
         for record in view.records.values():

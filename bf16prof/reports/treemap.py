@@ -1,4 +1,5 @@
-"""What is alive at the training peak as a map: the area of each group, and in it of each of its parts, is its share of the bytes.
+"""What is alive at the training peak as a map: the area of each group, and in it of each of its
+parts, is its share of the bytes.
 
 Groups are components, whose parts are tensors; or layers, whose parts are components.
 """
@@ -19,7 +20,8 @@ from bf16prof.vocabulary import Component
 _WIDTH, _HEIGHT = 100.0, 36.0
 _PIXELS = 380
 _LETTER, _LINE = 0.72, 1.75
-"""The width of a letter and the height of a line, of a map so wide and high on a page of 1,100 pixels."""
+"""The width of a letter and the height of a line, of a map so wide and high on a page of 1,100
+pixels."""
 
 _SMALLEST = 0.0005
 """Tensors below this share of all bytes are drawn as one."""
@@ -41,7 +43,8 @@ class _Box:
 
 @dataclass(frozen=True)
 class _Area:
-    """Bytes to draw: areas of one group lie in one rectangle. `text`: what is said where the pointer is, line by line."""
+    """Bytes to draw: areas of one group lie in one rectangle. `text`: what is said where the
+    pointer is, line by line."""
 
     group: str
     name: str
@@ -51,7 +54,8 @@ class _Area:
 
 
 def treemap(id_: str, record: MemoryRecord) -> Figure | None:
-    """The map of a record's training peak by component and tensor; `None` where its tensors have no names."""
+    """The map of a record's training peak by component and tensor; `None` where its tensors have no
+    names."""
     items = _drawn(record.peak_items)
     total = sum(item.bytes for item in items)
     areas = [
@@ -70,7 +74,8 @@ def treemap(id_: str, record: MemoryRecord) -> Figure | None:
 def layer_map(id_: str, record: MemoryRecord) -> Figure | None:
     """The same map by layer and component; `None` where fewer than two layers are known by name.
 
-    What no layer allocated while it ran - model states, buckets, the loss, autograd's own gradients - is one group.
+    What no layer allocated while it ran - model states, buckets, the loss, autograd's own gradients
+    - is one group.
     """
     if len({part.layer for part in record.peak_layers}) < 2:
         return None
@@ -162,7 +167,8 @@ def _trace(area: _Area, box: _Box) -> Trace:
 
 
 def _words(area: _Area, box: _Box) -> list[dict[str, Any]]:
-    """The name and the size in the rectangle, as far as there is room; nothing where there is not."""
+    """The name and the size in the rectangle, as far as there is room; nothing where there is
+    not."""
     name, size = area.name, gib(area.bytes)
     letters, lines = int((box.width - 1) / _LETTER), int((box.height - 0.4) / _LINE)
     if letters < len(size) or not lines:

@@ -1,6 +1,8 @@
-"""How numbers and names are put in front of a person: bytes as GiB, signed differences, seconds, and hostile names made harmless.
+"""How numbers and names are put in front of a person: bytes as GiB, signed differences, seconds,
+and hostile names made harmless.
 
-Bytes stay integers everywhere else; only here do they become text, and the text always says its unit (GiB is 2**30).
+Bytes stay integers everywhere else; only here do they become text, and the text always says its
+unit (GiB is 2**30).
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ _SCALES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def scale(largest: int | float | None) -> tuple[int, str]:
-    """The divisor and the unit in which bytes up to `largest` read well: (2**30, "GiB") down to (1, "B")."""
+    """The divisor and the unit in which bytes up to `largest` read well: (2**30, "GiB") down to (1,
+    "B")."""
     size = abs(largest or 0)
     return next(((divisor, unit) for divisor, unit in _SCALES if size >= divisor), (1, "B"))
 
 
 def gib(value: int | float | None) -> str:
-    """Bytes for a person: "25.74 GiB"; below one GiB in MiB, KiB or B, with the unit said. `None` is `UNKNOWN`."""
+    """Bytes for a person: "25.74 GiB"; below one GiB in MiB, KiB or B, with the unit said. `None`
+    is `UNKNOWN`."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     divisor, unit = scale(value)
@@ -67,7 +71,8 @@ def whole(value: int | None) -> str:
 
 
 def signed_bytes(difference: int | float | None) -> str:
-    """A difference in bytes: "0 B" only when it is exactly zero, else with its sign: "+1.20 KiB"."""
+    """A difference in bytes: "0 B" only when it is exactly zero, else with its sign: "+1.20
+    KiB"."""
     if difference is None or not math.isfinite(difference):
         return UNKNOWN
     sign = "+" if difference > 0 else ""
@@ -75,7 +80,8 @@ def signed_bytes(difference: int | float | None) -> str:
 
 
 def signed_percent(error: float | None) -> str:
-    """A relative error: 0.0123 is "+1.23 %". Only zero reads "0 %"; an error below 0.01 % keeps one significant digit."""
+    """A relative error: 0.0123 is "+1.23 %". Only zero reads "0 %"; an error below 0.01 % keeps one
+    significant digit."""
     if error is None or not math.isfinite(error):
         return UNKNOWN
     if error == 0:
@@ -115,9 +121,10 @@ def scaled(value: float | None) -> str:
 def inert(text: object, limit: int | None = NAME_LIMIT) -> str:
     """Text from a file or a user, made harmless on one line.
 
-    Whatever is not printable (control characters, ESC, newlines, bidirectional and zero-width marks, lone surrogates) becomes a visible
-    escape such as `\\x1b`; what is longer than `limit` characters is cut and ends in an ellipsis. Markup is not touched: rich gets it as
-    `Text`, Jinja escapes it.
+    Whatever is not printable (control characters, ESC, newlines, bidirectional and zero-width
+    marks, lone surrogates) becomes a visible escape such as `\\x1b`; what is longer than `limit`
+    characters is cut and ends in an ellipsis. Markup is not touched: rich gets it as `Text`, Jinja
+    escapes it.
     """
     whole_text = str(text)
     kept = whole_text if limit is None else whole_text[: limit + 1]
@@ -126,7 +133,8 @@ def inert(text: object, limit: int | None = NAME_LIMIT) -> str:
 
 
 def inert_lines(text: str, limit: int = MESSAGE_LIMIT) -> list[str]:
-    """A log tail as harmless lines. Tabs become spaces, a carriage return ends a line, as it would on a terminal."""
+    """A log tail as harmless lines. Tabs become spaces, a carriage return ends a line, as it would
+    on a terminal."""
     return [inert(line.expandtabs(4), limit) for line in text.splitlines()]
 
 

@@ -1,4 +1,5 @@
-"""The verdict on a record in words: the same in console, HTML, Markdown and CSV. `bf16prof.verdict` judges."""
+"""The verdict on a record in words: the same in console, HTML, Markdown and CSV. `bf16prof.verdict`
+judges."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _ORDINALS = ("first", "second", "third")
 Style = Literal["good", "warn", "bad"]
 
 STYLES: dict[Verdict, Style] = {Verdict.FITS: "good", Verdict.TIGHT: "warn", Verdict.DOES_NOT_FIT: "bad"}
-"""How each verdict looks: a class of the page's style sheet, a colour of the console and a symbol (`palette.py`)."""
+"""How each verdict looks: a class of the page's style sheet, a colour of the console and a symbol
+(`palette.py`)."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,16 @@ def case_verdict(view: CaseView) -> Said | None:
 
 
 def prediction_text(record: MemoryRecord) -> str:
-    """What a prediction had said, to stand beside a failure: "estimate: 14.60 GiB allocated, training peak 19.17 GiB"."""
+    """What a prediction had said, to stand beside a failure: "estimate: 14.60 GiB allocated,
+    training peak 19.17 GiB"."""
     peak = "unknown" if record.peak_allocated_bytes is None else gib(record.peak_allocated_bytes)
     said = verdict(record)
     return f"{record.source}: {gib(record.allocated_bytes)} allocated, training peak {peak}" + (f", {said.short}" if said else "")
 
 
 def beside_the_allocator(record: MemoryRecord) -> str:
-    """What the device holds besides the reserved bytes, each with what was assumed; empty where nothing is known of it."""
+    """What the device holds besides the reserved bytes, each with what was assumed; empty where
+    nothing is known of it."""
     parts = [f"{inert(item.name)} {gib(item.bytes)}" + (f" ({inert(item.source)})" if item.source else "") for item in record.device_items]
     return f"on the device besides the allocator: {', '.join(parts)}" if parts else ""
 

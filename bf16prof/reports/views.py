@@ -1,4 +1,5 @@
-"""What the reports show, before it is drawn: the records of one case side by side, line by line, and the headline over all cases.
+"""What the reports show, before it is drawn: the records of one case side by side, line by line,
+and the headline over all cases.
 
 Console and HTML read these same views, so that they can never say different things.
 """
@@ -39,9 +40,11 @@ _ORDER = (Source.MEASURE, Source.IMPORT, Source.ESTIMATE, Source.SIMULATE)
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of a case by source. `differences` (prediction - reference) and `errors` exist only where both are known.
+    """One quantity of a case by source. `differences` (prediction - reference) and `errors` exist
+    only where both are known.
 
-    `at_least`: the reference is a lower bound; `consistent` are the predictions that are not below it, which have no difference.
+    `at_least`: the reference is a lower bound; `consistent` are the predictions that are not below
+    it, which have no difference.
     """
 
     quantity: str
@@ -55,13 +58,15 @@ class Line:
     consistent: frozenset[Source] = frozenset()
 
     def as_printed(self, source: Source) -> bool:
-        """Whether a prediction is not exact, and differs by no more than the rounding of the reference explains."""
+        """Whether a prediction is not exact, and differs by no more than the rounding of the
+        reference explains."""
         return 0 < abs(self.differences.get(source, 0)) <= self.rounding
 
 
 @dataclass(frozen=True)
 class CaseView:
-    """All records of one case, by source. `label` is unique among the views that were built together, and inert.
+    """All records of one case, by source. `label` is unique among the views that were built
+    together, and inert.
 
     `profile` is what the run of the record to show says that it trained, as plain data.
     """
@@ -86,12 +91,14 @@ class CaseView:
 
     @property
     def main(self) -> MemoryRecord:
-        """The record to show when there is room for one: the reference, else the dry run, which knows the peaks, else the estimate."""
+        """The record to show when there is room for one: the reference, else the dry run, which
+        knows the peaks, else the estimate."""
         return self.reference or self.records.get(Source.SIMULATE) or next(iter(self.records.values()))
 
     @property
     def whole_run_only(self) -> Line | None:
-        """The peak of the whole run, where the record to show knows no other: a log seldom tells training from init."""
+        """The peak of the whole run, where the record to show knows no other: a log seldom tells
+        training from init."""
         if self.main.peak_allocated_bytes is not None or self.main.run_peak_allocated_bytes is None:
             return None
         return self.line("run_peak_allocated_bytes")
@@ -102,15 +109,16 @@ class CaseView:
         return _line(found) if found else None
 
     def lines(self) -> list[Line]:
-        """Every quantity that some source knows: the components, then the totals, then the peaks of each phase, then the time."""
+        """Every quantity that some source knows: the components, then the totals, then the peaks of
+        each phase, then the time."""
         order = {"component": 0, "total": 1, "phase": 2, "time": 3}
         return sorted((_line(c) for c in self.comparisons), key=lambda line: order[line.kind])
 
 
 @dataclass(frozen=True)
 class Headline:
-    """How good the predictions are, over all cases: how many are exact to the byte, or as far as the reference was printed, and the
-    largest error of memory.
+    """How good the predictions are, over all cases: how many are exact to the byte, or as far as
+    the reference was printed, and the largest error of memory.
     """
 
     cases: int
@@ -123,16 +131,19 @@ class Headline:
 
 
 def run_views(runs: Sequence[Run]) -> list[CaseView]:
-    """One view per case and device of several runs, reconciled, in the order in which they first appear.
+    """One view per case and device of several runs, reconciled, in the order in which they first
+    appear.
 
-    Runs complete each other's cases; a case that two runs have from the same source is kept apart by run.
+    Runs complete each other's cases; a case that two runs have from the same source is kept apart
+    by run.
     """
     owned = [(index, record) for index, run in enumerate(runs) for record in run.records]
     return _views(owned, runs)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """A name per run: where several are called the same, that of its folder; where these are the same as well, with a number."""
+    """A name per run: where several are called the same, that of its folder; where these are the
+    same as well, with a number."""
     named = [inert(run.manifest.name) for run in runs]
     folders = [inert(run.path.resolve().name) for run in runs]
     names = [name if named.count(name) == 1 else folder or name for name, folder in zip(named, folders, strict=True)]
@@ -150,9 +161,11 @@ def headline(views: Sequence[CaseView]) -> Headline:
 
 
 def losses(record: MemoryRecord) -> list[tuple[int, float | None]]:
-    """(step, loss) of the steps whose loss the source said; `None` where it was not a finite number.
+    """(step, loss) of the steps whose loss the source said; `None` where it was not a finite
+    number.
 
-    A step without a loss says nothing of it (a log that prints every tenth), but for a measured one, which has read it if it has any.
+    A step without a loss says nothing of it (a log that prints every tenth), but for a measured
+    one, which has read it if it has any.
     """
     said = [s for s in record.steps if s.loss is not None or s.loss_not_finite]
     said = list(record.steps) if said and record.source is Source.MEASURE else said
@@ -160,7 +173,8 @@ def losses(record: MemoryRecord) -> list[tuple[int, float | None]]:
 
 
 def loss_text(record: MemoryRecord, arrow: str = "->") -> str:
-    """The first and the last loss: "10.83 -> 7.912", "5.516 -> not finite (4 of 5 steps)"; the last alone where no step is kept."""
+    """The first and the last loss: "10.83 -> 7.912", "5.516 -> not finite (4 of 5 steps)"; the last
+    alone where no step is kept."""
     curve = losses(record)
     if not curve:
         return number(record.loss)
@@ -186,7 +200,8 @@ def provenance(record: MemoryRecord) -> str:
 
 
 def references(views: Sequence[CaseView]) -> str:
-    """What the numbers are that predictions are held against: "measured", "imported" or both; empty where there are none."""
+    """What the numbers are that predictions are held against: "measured", "imported" or both; empty
+    where there are none."""
     kinds = {view.reference.source: provenance(view.reference) for view in views if view.reference}
     return " or ".join(kinds[source] for source in REFERENCES if source in kinds)
 
@@ -225,7 +240,8 @@ def _views(owned: list[tuple[int, MemoryRecord]], runs: Sequence[Run]) -> list[C
 
 
 def _parts(members: list[tuple[int, MemoryRecord]]) -> list[tuple[int | None, list[MemoryRecord]]]:
-    """The members of one case: together (run None), or by run when two runs have the same source."""
+    """The members of one case: together (run None), or by run when two runs have the same
+    source."""
     owners = {(record.source, index) for index, record in members}
     if len({source for source, _ in owners}) == len(owners):
         return [(None, [record for _, record in members])]
@@ -250,7 +266,8 @@ def _labels(parts: Sequence[tuple[tuple[Case, Device], tuple[int | None, list[Me
 
 
 def _told_apart(labels: list[str], workloads: Sequence[Workload | None], digests: Sequence[str]) -> list[str]:
-    """The labels, where several are the same each with its workload: "4,096 x 1 x 1", else with the digest of its settings."""
+    """The labels, where several are the same each with its workload: "4,096 x 1 x 1", else with the
+    digest of its settings."""
     sizes = [f"{label} ({workload_sizes(workload)})" if workload else label for label, workload in zip(labels, workloads, strict=True)]
     better = [size if labels.count(label) > 1 else label for label, size in zip(labels, sizes, strict=True)]
     return [
@@ -259,7 +276,8 @@ def _told_apart(labels: list[str], workloads: Sequence[Workload | None], digests
 
 
 def workload_sizes(workload: Workload) -> str:
-    """Tokens x micro-batch x accumulation, and whether activations are recomputed: "4,096 x 2 x 1, checkpointing"."""
+    """Tokens x micro-batch x accumulation, and whether activations are recomputed: "4,096 x 2 x 1,
+    checkpointing"."""
     sizes = (workload.sequence_length, workload.micro_batch_size, workload.gradient_accumulation_steps)
     return " x ".join(f"{size:,}" for size in sizes if size is not None) + ", checkpointing" * workload.activation_checkpointing
 

@@ -1,4 +1,5 @@
-"""From the prediction to the measurement: which component is how much more or less, one step after the other."""
+"""From the prediction to the measurement: which component is how much more or less, one step after
+the other."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class _Step:
 
 
 def waterfall(id_: str, predicted: MemoryRecord, measured: MemoryRecord) -> Figure | None:
-    """The differences of what is allocated between steps, component by component; `None` where there are none, or they are not known."""
+    """The differences of what is allocated between steps, component by component; `None` where
+    there are none, or they are not known."""
     steps = list(_steps(predicted, measured))
     if not steps:
         return None

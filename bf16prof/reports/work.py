@@ -1,4 +1,5 @@
-"""What a record knows of the work of a step, as rows for console and HTML: operations, collectives, the optimizer, times."""
+"""What a record knows of the work of a step, as rows for console and HTML: operations, collectives,
+the optimizer, times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How texts are written into CSV and Markdown files: nothing in them is markup, and nothing a spreadsheet's formula."""
+"""How texts are written into CSV and Markdown files: nothing in them is markup, and nothing a
+spreadsheet's formula."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
 
 def csv_text(value: object) -> object:
-    """A text for a cell of a CSV file: control characters escaped, and a quote before what a spreadsheet would calculate."""
+    """A text for a cell of a CSV file: control characters escaped, and a quote before what a
+    spreadsheet would calculate."""
     if not isinstance(value, str):
         return value
     return ("'" if _FORMULA.match(value) or value.startswith(("\t", "\r", "\n")) else "") + inert(value, limit=None)
@@ -25,7 +27,8 @@ def markdown_text(value: str, limit: int | None = NAME_LIMIT) -> str:
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
-    """A table of texts that are fit for it; the columns that `left` does not name are aligned right."""
+    """A table of texts that are fit for it; the columns that `left` does not name are aligned
+    right."""
     from tabulate import tabulate
 
     sides = ["left" if header in left else "right" for header in headers]

@@ -1,4 +1,5 @@
-"""DeepSpeed's launcher gives every rank its number as `--local_rank`; so does this, where a script's parser knows that option."""
+"""DeepSpeed's launcher gives every rank its number as `--local_rank`; so does this, where a
+script's parser knows that option."""
 
 from __future__ import annotations
 

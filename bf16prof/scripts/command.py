@@ -1,4 +1,5 @@
-"""What stands after `--`: a training script and its arguments, as they would stand after `python`."""
+"""What stands after `--`: a training script and its arguments, as they would stand after
+`python`."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Script:
 
 
 def read_script(words: Sequence[str]) -> Script:
-    """The script that these words name. Raises `InputError` where they name none that can be run here."""
+    """The script that these words name. Raises `InputError` where they name none that can be run
+    here."""
     if words and Path(words[0]).name in PYTHONS:
         words = words[1:]
     if not words:

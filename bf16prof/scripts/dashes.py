@@ -1,4 +1,5 @@
-"""Where a command line is cut in two: own arguments before `--`, a training script and its arguments behind it."""
+"""Where a command line is cut in two: own arguments before `--`, a training script and its
+arguments behind it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from collections.abc import Sequence
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """A command's own arguments, and what stands after the first `--`; `None` where there is no `--`."""
+    """A command's own arguments, and what stands after the first `--`; `None` where there is no
+    `--`."""
     if "--" not in arguments:
         return list(arguments), None
     at = arguments.index("--")

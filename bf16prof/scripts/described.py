@@ -1,4 +1,5 @@
-"""The model of a script in the words of `estimate`'s flags, so that a closed form can stand beside what was recorded."""
+"""The model of a script in the words of `estimate`'s flags, so that a closed form can stand beside
+what was recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from bf16prof.vocabulary import STRICT
 
 @dataclass(frozen=True)
 class Described:
-    """A model of transformers by its configuration, and the optimizer by the Trainer's name for it. `why_not`: what has no such words."""
+    """A model of transformers by its configuration, and the optimizer by the Trainer's name for it.
+    `why_not`: what has no such words."""
 
     __pydantic_config__ = STRICT
 
@@ -58,7 +60,8 @@ def _patched(model: Any) -> str:
 
 
 def _optimizer(engine: Any) -> tuple[str | None, str]:
-    """The Trainer's name for an optimizer that DeepSpeed's JSON does not name; and why there is none."""
+    """The Trainer's name for an optimizer that DeepSpeed's JSON does not name; and why there is
+    none."""
     optimizer = getattr(engine, "basic_optimizer", None)
     if optimizer is not None and engine.optimizer_name():
         return None, ""

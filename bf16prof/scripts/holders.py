@@ -1,4 +1,5 @@
-"""What the training loop holds between steps, by the script's own names: the tensors in the variables of the frames above `engine.step`."""
+"""What the training loop holds between steps, by the script's own names: the tensors in the
+variables of the frames above `engine.step`."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MOST_OBJECTS = 20_000
 def held_by_frames(frame: FrameType | None, skipped: tuple[str, ...] = ()) -> dict[str, list[Any]]:
     """Tensors by the variable that holds them, `logits (train.py:312)`, innermost frame first.
 
-    Parameters of models are left out, and the frames of files whose paths start with one of `skipped`.
+    Parameters of models are left out, and the frames of files whose paths start with one of
+    `skipped`.
     """
     found: dict[str, list[Any]] = {}
     while frame is not None:
@@ -31,7 +33,8 @@ def held_by_frames(frame: FrameType | None, skipped: tuple[str, ...] = ()) -> di
 
 
 def are_outputs(kept: Mapping[str, Collection[Any]]) -> bool:
-    """Whether what is held are a model's outputs: more than single numbers, made from parameters. A batch and a loss are not."""
+    """Whether what is held are a model's outputs: more than single numbers, made from parameters. A
+    batch and a loss are not."""
     return any(tensor.grad_fn is not None and tensor.numel() > 1 for tensors in kept.values() for tensor in tensors)
 
 
@@ -49,7 +52,8 @@ def _look_into(frame: FrameType, found: dict[str, list[Any]]) -> None:
 
 
 def line_of(code: CodeType, name: str, before: int) -> int:
-    """The line that has set a variable last: of those that set it the nearest above line `before`, else the last below it.
+    """The line that has set a variable last: of those that set it the nearest above line `before`,
+    else the last below it.
 
     A parameter is set where its function begins.
     """
@@ -71,7 +75,8 @@ def _lines_setting(code: CodeType) -> dict[str, list[int]]:
 
 
 def _tensors(value: Any, depth: int, left: Iterator[int], seen: set[int]) -> Iterator[Any]:
-    """The tensors in a value: itself, or in nested containers and objects. `left` runs out when enough objects have been looked at."""
+    """The tensors in a value: itself, or in nested containers and objects. `left` runs out when
+    enough objects have been looked at."""
     import torch
 
     if isinstance(value, torch.Tensor):

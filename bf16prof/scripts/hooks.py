@@ -1,6 +1,8 @@
-"""Where a script's engines come from and what they call: replaced before the script's first import, put back at the end.
+"""Where a script's engines come from and what they call: replaced before the script's first import,
+put back at the end.
 
-`deepspeed.initialize` is called by attribute by everybody: native scripts, accelerate, the Trainer, TRL. So one hook covers them all.
+`deepspeed.initialize` is called by attribute by everybody: native scripts, accelerate, the Trainer,
+TRL. So one hook covers them all.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ PHASES_OF_INSTRUCTIONS = {"ForwardPass": Phase.FORWARD, "BackwardPass": Phase.BA
 
 
 def nothing_built() -> str:
-    """What to say of a script that has made no engine, in this process: which it trains with, where that is another."""
+    """What to say of a script that has made no engine, in this process: which it trains with, where
+    that is another."""
     other = ": it trains with megatron-core, which --engine megatron-core runs without a script" if "megatron.core" in sys.modules else ""
     return f"deepspeed.initialize was never called{other}"
 

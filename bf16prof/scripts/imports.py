@@ -15,7 +15,8 @@ Change = Callable[[ModuleType], None]
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that are to be changed as Python would, and changes each when it has been run."""
+    """Finds the modules that are to be changed as Python would, and changes each when it has been
+    run."""
 
     def __init__(self, changes: Mapping[str, Change]) -> None:
         self._changes = changes

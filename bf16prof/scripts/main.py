@@ -1,4 +1,5 @@
-"""Runs a script in this process as `python` would: as `__main__`, with its own `sys.argv` and `sys.path[0]`, in the current folder."""
+"""Runs a script in this process as `python` would: as `__main__`, with its own `sys.argv` and
+`sys.path[0]`, in the current folder."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from bf16prof.scripts.command import Script
 
 
 class SeenEnough(BaseException):
-    """Enough has been seen of the script. It passes through `except Exception`, as `KeyboardInterrupt` does."""
+    """Enough has been seen of the script. It passes through `except Exception`, as
+    `KeyboardInterrupt` does."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a script ended: the exit code that python would leave with, and in words what there is to say of it.
+    """How a script ended: the exit code that python would leave with, and in words what there is to
+    say of it.
 
     `finished`: it was stopped by `Finished`, as it was meant to be. `error`: what it raised.
     """
@@ -33,7 +36,8 @@ class Ending:
 
 
 def run(script: Script) -> Ending:
-    """Run it to its end, and say how it ended. What it raises is printed as python would; `KeyboardInterrupt` passes."""
+    """Run it to its end, and say how it ended. What it raises is printed as python would;
+    `KeyboardInterrupt` passes."""
     try:
         _run_as_main(script)
     except SeenEnough:
@@ -48,7 +52,8 @@ def run(script: Script) -> Ending:
 
 
 def raised(error: BaseException) -> Ending:
-    """The ending of a script that raised: its traceback is printed without the frames of whoever runs it."""
+    """The ending of a script that raised: its traceback is printed without the frames of whoever
+    runs it."""
     kept = own_traceback(error)
     traceback.print_exception(type(error), error, kept)
     said = " ".join(str(error).split())
@@ -69,7 +74,8 @@ def _is_outside(filename: str) -> bool:
 
 
 def _place(error: BaseException, kept: types.TracebackType | None) -> str:
-    """The innermost line of the script's own code that the error passed: neither an installed package's nor the library's."""
+    """The innermost line of the script's own code that the error passed: neither an installed
+    package's nor the library's."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
     frames = traceback.extract_tb(kept)
@@ -78,7 +84,8 @@ def _place(error: BaseException, kept: types.TracebackType | None) -> str:
 
 
 def is_own(filename: str) -> bool:
-    """Whether a file is the user's: not installed, not Python's, not made up, and not of this package."""
+    """Whether a file is the user's: not installed, not Python's, not made up, and not of this
+    package."""
     if filename.startswith("<"):
         return False
     parts = Path(filename).parts
@@ -116,7 +123,8 @@ def _run_as_main(script: Script) -> None:
 
 
 def _put_first(folder: str) -> None:
-    """Let modules be found beside the script first, and no more where this process was started (`python -m` puts that folder first)."""
+    """Let modules be found beside the script first, and no more where this process was started
+    (`python -m` puts that folder first)."""
     ours = str(Path(__file__).parents[2])
     if sys.path and sys.path[0] in ("", str(Path.cwd())):
         del sys.path[0]

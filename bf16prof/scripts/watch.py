@@ -1,10 +1,12 @@
 """Watches the engines that a script builds: sets phase marks, counts steps, and tells an observer.
 
-A step of the job ends where an engine has updated its weights and all engines that took part in the step before have done so as well: with
-one engine, at every update; with two that are trained in turn, after both.
+A step of the job ends where an engine has updated its weights and all engines that took part in the
+step before have done so as well: with one engine, at every update; with two that are trained in
+turn, after both.
 
-A forward pass is one of an evaluation where the engine itself says so: its model is in eval mode and gradients are off. An evaluation
-lasts until the next phase begins: what a script keeps of its batches belongs to it.
+A forward pass is one of an evaluation where the engine itself says so: its model is in eval mode
+and gradients are off. An evaluation lasts until the next phase begins: what a script keeps of its
+batches belongs to it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any, Protocol
 from bf16prof.vocabulary import Phase
 
 WAITS_FOR = 16
-"""Updates of one engine after which those that have not made any in this step are no longer waited for."""
+"""Updates of one engine after which those that have not made any in this step are no longer waited
+for."""
 
 
 class Observer(Protocol):
@@ -32,15 +35,18 @@ class Observer(Protocol):
         ...
 
     def called(self, engine: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        """The forward pass of an engine begins with these arguments; forward is the open phase. Nobody is told of an evaluation's."""
+        """The forward pass of an engine begins with these arguments; forward is the open phase.
+        Nobody is told of an evaluation's."""
         ...
 
     def goes_backward(self, loss: Any) -> None:
-        """`engine.backward` is called with this, or `backward` of it where no engine's is running; forward is still the open phase."""
+        """`engine.backward` is called with this, or `backward` of it where no engine's is running;
+        forward is still the open phase."""
         ...
 
     def stepped(self, engine: Any, frame: FrameType) -> None:
-        """A step of the job is over; no phase is open. `frame` is the one that called `engine.step`. It may raise to end the script."""
+        """A step of the job is over; no phase is open. `frame` is the one that called
+        `engine.step`. It may raise to end the script."""
         ...
 
 
@@ -58,7 +64,8 @@ class Marks(Protocol):
 
 
 class Watch:
-    """The engines of this process and the marks of their phases. Init is open from the beginning to the end of `deepspeed.initialize`."""
+    """The engines of this process and the marks of their phases. Init is open from the beginning to
+    the end of `deepspeed.initialize`."""
 
     def __init__(self, marks: Marks, observer: Observer) -> None:
         self.marks = marks
@@ -77,7 +84,8 @@ class Watch:
         self.marks.mark(Phase.INIT)
 
     def end(self) -> None:
-        """Watch no more: engines are as they were, and those that are built from now on are nobody's business."""
+        """Watch no more: engines are as they were, and those that are built from now on are
+        nobody's business."""
         self._is_over = True
         for undo in self._undo:
             undo()
@@ -122,7 +130,8 @@ class Watch:
         return call
 
     def backward_begins(self, loss: Any) -> None:
-        """`torch.autograd.backward` has been called by somebody: by a script that trains without `engine.backward`, if by no engine."""
+        """`torch.autograd.backward` has been called by somebody: by a script that trains without
+        `engine.backward`, if by no engine."""
         if self.engines and not self._inside and not self._is_over and not in_backward():
             self._observer.goes_backward(loss)
             if self.marks.phase in (Phase.FORWARD, Phase.EVAL, None):
@@ -138,7 +147,8 @@ class Watch:
         self._observer.called(engine, args, kwargs)
 
     def _without_engine(self, engine: Any, *_: Any) -> None:
-        """A model is called, perhaps without its engine: in an evaluation, to generate, or by a script that never calls the engine."""
+        """A model is called, perhaps without its engine: in an evaluation, to generate, or by a
+        script that never calls the engine."""
         if self._inside or in_backward():
             return
         if self._evaluates(engine):
@@ -154,7 +164,8 @@ class Watch:
     def _evaluates(self, engine: Any) -> bool:
         """Whether a forward pass of this engine that begins now belongs to an evaluation.
 
-        One without an optimizer (a reference, a teacher) is in eval mode all the time: there the engines that train tell.
+        One without an optimizer (a reference, a teacher) is in eval mode all the time: there the
+        engines that train tell.
         """
         import torch
 
@@ -166,7 +177,8 @@ class Watch:
         return self.marks.phase is not Phase.FORWARD and not any(each.module.training for each in trained)
 
     def _replace(self, engine: Any, name: str, method: Callable[..., Any]) -> None:
-        """Put a method in the place of an engine's own, until `end`; where somebody has put another there by then, it stays."""
+        """Put a method in the place of an engine's own, until `end`; where somebody has put another
+        there by then, it stays."""
         before = vars(engine).get(name)
 
         def undo() -> None:

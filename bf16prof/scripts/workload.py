@@ -1,4 +1,5 @@
-"""What a script trains, read off its engine and off what its forward passes are called with: the case and the workload of its record."""
+"""What a script trains, read off its engine and off what its forward passes are called with: the
+case and the workload of its record."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ WITHOUT_EFFECT = frozenset({"steps_per_print", "wall_clock_breakdown", "tensorbo
 
 
 class Calls:
-    """What the forward passes of an engine were called with: shapes of token ids, rows of a batch, labels, and the dtype of an autocast."""
+    """What the forward passes of an engine were called with: shapes of token ids, rows of a batch,
+    labels, and the dtype of an autocast."""
 
     def __init__(self) -> None:
         self.sequence_lengths: set[int] = set()
@@ -31,7 +33,8 @@ class Calls:
         self._seen: set[tuple[Any, ...]] = set()
 
     def see(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        """Look at the arguments of a forward pass; the first tensor tells the rows, the first of integers in two dimensions the tokens."""
+        """Look at the arguments of a forward pass; the first tensor tells the rows, the first of
+        integers in two dimensions the tokens."""
         import torch
 
         values = (*arguments, *keywords.values())
@@ -59,7 +62,8 @@ class Calls:
 
 
 def workload_of_engine(engine: Any, calls: Calls, *, zero_init: bool, keeps_outputs: bool) -> Workload:
-    """The workload, as far as an engine tells it. Of sequences of several lengths the longest is named."""
+    """The workload, as far as an engine tells it. Of sequences of several lengths the longest is
+    named."""
     checkpointing = any(getattr(module, "gradient_checkpointing", False) is True for module in engine.module.modules())
     model = getattr(engine.module, "config", None)
     attention = getattr(model, "_attn_implementation", None)
@@ -109,8 +113,8 @@ def optimizer_words(engine: Any) -> str:
 
 
 def main_engine(engines: Sequence[Any], called: Container[int]) -> Any:
-    """The engine with the most parameters of those whose ids are among those that were called (of all, where none was), one that trains
-    before one that only evaluates."""
+    """The engine with the most parameters of those whose ids are among those that were called (of
+    all, where none was), one that trains before one that only evaluates."""
     from bf16prof.engine.training import parameter_count
 
     return max(
@@ -126,7 +130,8 @@ def configuration(engine: Any) -> dict[str, Any]:
 
 
 def unchecked(engine: Any) -> dict[str, str]:
-    """What is on in the engine's configuration and is refused where a model is described: by key, why."""
+    """What is on in the engine's configuration and is refused where a model is described: by key,
+    why."""
     found, settings = {}, configuration(engine)
     for key, feature in features().items():
         value: Any = settings
@@ -153,7 +158,8 @@ def _device(block: object) -> str:
 
 
 def _digest(script: Script, engine: Any, settings: Mapping[str, Any]) -> str:
-    """Twelve digits of all that decides the memory and is known: the model's parameters and the configuration, and the script's arguments.
+    """Twelve digits of all that decides the memory and is known: the model's parameters and the
+    configuration, and the script's arguments.
 
     Not its own text: a comment in it changes no byte.
     """

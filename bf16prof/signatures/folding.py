@@ -1,7 +1,8 @@
-"""A model of many layers by one of few: which of the few's events the many's repeat, shown event by event.
+"""A model of many layers by one of few: which of the few's events the many's repeat, shown event by
+event.
 
-Both are recorded on the same batch and length. The deep model does what the shallow one does, but for parts that it does again and again,
-once for every layer that the shallow one has not.
+Both are recorded on the same batch and length. The deep model does what the shallow one does, but
+for parts that it does again and again, once for every layer that the shallow one has not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from bf16prof.signatures.happenings import Happening, further, number_of
 
 
 def fold(deep: Sequence[Happening], shallow: Sequence[Happening], more: int) -> list[Stretch] | None:
-    """The deep model's events as runs of the shallow one's; `more`: layers that it has more. `None` where that is not what it does."""
+    """The deep model's events as runs of the shallow one's; `more`: layers that it has more. `None`
+    where that is not what it does."""
     known: dict[Hashable, int] = {}
     first, second = ([known.setdefault(each.regardless_of_layer(), len(known)) for each in events] for events in (deep, shallow))
     places = _places(first, second, more)
@@ -53,7 +55,8 @@ def _places(deep: Sequence[int], shallow: Sequence[int], more: int) -> list[int]
 
 
 def _repeated(deep: Sequence[int], start: int, shallow: Sequence[int], place: int, more: int) -> tuple[int, int] | None:
-    """How many of the last events come again, and how often: once for each of the layers, or for each of their groups."""
+    """How many of the last events come again, and how often: once for each of the layers, or for
+    each of their groups."""
     for times in (count for count in range(more, 0, -1) if more % count == 0):
         for length in range(1, min(place, (len(deep) - start) // times) + 1):
             if deep[start] != shallow[place - length]:

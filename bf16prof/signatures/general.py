@@ -1,6 +1,8 @@
-"""Signatures of any batch and length: events whose sizes are polynomials, within the range that recorded points have confirmed.
+"""Signatures of any batch and length: events whose sizes are polynomials, within the range that
+recorded points have confirmed.
 
-A size that is no polynomial, a kernel's scratch, is computed anew from the numbers of its call, which are (`bf16prof.kernels`).
+A size that is no polynomial, a kernel's scratch, is computed anew from the numbers of its call,
+which are (`bf16prof.kernels`).
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ FORMAT = 1
 
 
 class UnsizedEvent(NamedTuple):
-    """An event without its size: `size` is the number of the polynomial that has it; or `call` that of the call whose scratch begins
-    (`size` 1) or ends (-1)."""
+    """An event without its size: `size` is the number of the polynomial that has it; or `call` that
+    of the call whose scratch begins (`size` 1) or ends (-1)."""
 
     kind: str
     name: str
@@ -43,7 +45,8 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Range:
-    """Batches and lengths from the smallest to the largest that were recorded; lengths that are multiples of a number."""
+    """Batches and lengths from the smallest to the largest that were recorded; lengths that are
+    multiples of a number."""
 
     batches: tuple[int, int]
     lengths: tuple[int, int]
@@ -61,7 +64,8 @@ class Range:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What holds within a range. `runs` says which steps come in which order, `pins` the numbers of pins in theirs."""
+    """What holds within a range. `runs` says which steps come in which order, `pins` the numbers of
+    pins in theirs."""
 
     range: Range
     polynomials: tuple[Polynomial, ...]
@@ -86,7 +90,8 @@ class Piece:
         return found
 
     def at(self, point: Point, processor: Processor, whole: Signature) -> Signature | None:
-        """The signature at a point of the range, on a GPU with such a processor; `None` where something is no whole number."""
+        """The signature at a point of the range, on a GPU with such a processor; `None` where
+        something is no whole number."""
         values = [polynomial(point) for polynomial in self.polynomials]
         if None in values:
             return None
@@ -113,8 +118,8 @@ WITHOUT_SUBJECT = ("logits", "loss", "backward")
 class General:
     """A model's pieces, and what is the same everywhere: a signature without events.
 
-    `is_that_of_fp16`: whether one in bf16 was recorded in fp16 as well, in all layers in every range, and the same happened. Elements are
-    as large, but some models' code looks at the dtype.
+    `is_that_of_fp16`: whether one in bf16 was recorded in fp16 as well, in all layers in every
+    range, and the same happened. Elements are as large, but some models' code looks at the dtype.
     """
 
     whole: Signature
@@ -134,7 +139,8 @@ class General:
         return None
 
     def reach(self, point: Point, axis: int) -> int:
-        """Up to which batch (0) or length (1) all is known from a point on, the other staying as it is."""
+        """Up to which batch (0) or length (1) all is known from a point on, the other staying as it
+        is."""
         found = point[axis]
         ranges = [(each.range.batches, each.range.lengths) for each in self.pieces if each.range.multiple == 1]
         for ends in sorted(ranges, key=lambda each: each[axis]):

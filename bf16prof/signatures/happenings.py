@@ -1,4 +1,5 @@
-"""The events of a recorded pass as it takes to compare passes: of other batches and lengths, and of models with fewer layers."""
+"""The events of a recorded pass as it takes to compare passes: of other batches and lengths, and of
+models with fewer layers."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 class Happening(NamedTuple):
-    """An event with what its size follows from: bytes or operations, or a kernel's call, whose scratch begins (1) or ends (-1)."""
+    """An event with what its size follows from: bytes or operations, or a kernel's call, whose
+    scratch begins (1) or ends (-1)."""
 
     kind: str
     name: str

@@ -1,7 +1,9 @@
-"""What a signature is the answer to: everything that decides the bytes of a forward and backward pass, and a name for it.
+"""What a signature is the answer to: everything that decides the bytes of a forward and backward
+pass, and a name for it.
 
-Two halves: the inquiry (model, batch, precision, device) and the code that answers it (versions of packages, our own source). A file in
-the cache is named after both, so that no stale answer is ever taken for a fresh one.
+Two halves: the inquiry (model, batch, precision, device) and the code that answers it (versions of
+packages, our own source). A file in the cache is named after both, so that no stale answer is ever
+taken for a fresh one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ PACKAGES = ("torch", "transformers", "deepspeed", "peft", "liger_kernel")
 DIGITS = 20
 
 OFF: tuple[object, ...] = (None, False, "", "none", [], {})
-"""What is left out of a digest: an answer from before something could be asked at all is that of asking for none of it."""
+"""What is left out of a digest: an answer from before something could be asked at all is that of
+asking for none of it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Inquiry:
 
     @classmethod
     def of(cls, job: Job) -> Inquiry:
-        """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ... alone may ask the same."""
+        """What has to be known of a job's model. Jobs that differ in ranks, optimizer, recipe, ...
+        alone may ask the same."""
         job = _own_tokens(_one_micro_step(job))
         return cls(_digest(_content(job)), not isinstance(job.profile.model, FactorySettings), job)
 
@@ -62,17 +66,18 @@ class Inquiry:
 
     @functools.cached_property
     def general(self) -> str:
-        """The digest of the same question for any batch and length, and any GPU that runs the same kernels; empty where only an exact
-        answer is one: on CPU ranks, whose kernels are asked for their scratch, and of a function of the user's own."""
+        """The digest of the same question for any batch and length, and any GPU that runs the same
+        kernels; empty where only an exact answer is one: on CPU ranks, whose kernels are asked for
+        their scratch, and of a function of the user's own."""
         return _digest(content) if (content := self._any_batch()) else ""
 
     @functools.cached_property
     def as_shipped(self) -> tuple[tuple[str, bool], ...]:
-        """Digests under which the general answer may ship, the nearest first; `True`: it is one in bf16, and must have been shown to be the
-        same in fp16.
+        """Digests under which the general answer may ship, the nearest first; `True`: it is one in
+        bf16, and must have been shown to be the same in fp16.
 
-        Compute capabilities 8.6 to 8.9 and 12.x run the attention kernels of 8.0, but for heads of more than 192 elements that are no more
-        than 224 or have dropout. No preset has such heads.
+        Compute capabilities 8.6 to 8.9 and 12.x run the attention kernels of 8.0, but for heads of
+        more than 192 elements that are no more than 224 or have dropout. No preset has such heads.
         """
         content, found = self._any_batch(), dict[str, bool]()
         if not content:
@@ -114,7 +119,8 @@ def _one_micro_step(job: Job) -> Job:
 
 
 def _own_tokens(job: Job) -> Job:
-    """The job on the tokens of one rank alone: what ranks that share sequences return, and what their modules hold, is that of these."""
+    """The job on the tokens of one rank alone: what ranks that share sequences return, and what
+    their modules hold, is that of these."""
     ranks, workload = job.case.sequence_parallel, job.profile.workload
     if ranks == 1:
         return job
@@ -160,7 +166,8 @@ def about(job: Job) -> str:
 
 
 def _device(job: Job) -> Any:
-    """A GPU by what its kernels depend on; a CPU by what it is, and by the threads of a rank, each of which has scratch of its own."""
+    """A GPU by what its kernels depend on; a CPU by what it is, and by the threads of a rank, each
+    of which has scratch of its own."""
     if job.gpu is not None:
         return [list(job.gpu.compute_capability), dataclasses.astuple(processor_of(job.gpu))]
     from bf16prof.processes import threads_per_rank
@@ -170,7 +177,8 @@ def _device(job: Job) -> Any:
 
 @functools.cache
 def _processor() -> str:
-    """The machine's processor, whose instructions decide how its library of matrix products cuts them."""
+    """The machine's processor, whose instructions decide how its library of matrix products cuts
+    them."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         chosen = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
@@ -180,7 +188,8 @@ def _processor() -> str:
 
 @functools.cache
 def environment() -> str:
-    """A digest of the code that answers: the versions of the packages, and our own source as it lies there."""
+    """A digest of the code that answers: the versions of the packages, and our own source as it
+    lies there."""
     folder = Path(bf16prof.__file__).parent
     own = sorted(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in folder.rglob("*.py"))
     return hashlib.sha256("\n".join([*versions().values(), platform.python_version(), *own]).encode()).hexdigest()[:12]
@@ -188,7 +197,8 @@ def environment() -> str:
 
 @functools.cache
 def versions() -> Mapping[str, str]:
-    """The installed versions, as far as there are any; nothing is imported. Remembered: every job of a grid asks."""
+    """The installed versions, as far as there are any; nothing is imported. Remembered: every job
+    of a grid asks."""
     found = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,5 @@
-"""Numbers as exact polynomials in batch and length: found from some points, and kept only if all other points confirm them."""
+"""Numbers as exact polynomials in batch and length: found from some points, and kept only if all
+other points confirm them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Point = tuple[int, int]
 """Sequences of a micro-batch, and their length."""
 
 POWERS = ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2))
-"""Of batch and length in the terms that there are: sizes of tensors are linear in the batch, and at most quadratic in the length."""
+"""Of batch and length in the terms that there are: sizes of tensors are linear in the batch, and at
+most quadratic in the length."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Fit:
 
 
 def _inverse(rows: Sequence[Sequence[Fraction]]) -> tuple[list[int], list[list[Fraction]]]:
-    """The first rows that no others before them make up, and the inverse of the matrix of those (none if they are too few)."""
+    """The first rows that no others before them make up, and the inverse of the matrix of those
+    (none if they are too few)."""
     count = len(rows[0])
     chosen: list[int] = []
     reduced: list[list[Fraction]] = []

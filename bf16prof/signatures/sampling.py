@@ -1,7 +1,9 @@
-"""From a few recorded points to a signature of any batch and length: which points are asked for, and what has to hold of the answers.
+"""From a few recorded points to a signature of any batch and length: which points are asked for,
+and what has to hold of the answers.
 
-Every layer of a deep model at every point would take minutes. So the points are recorded with as many layers as tell each other apart, and
-all layers once for each range, where each of their events has to be one of the few's. What does not agree is left out, never guessed.
+Every layer of a deep model at every point would take minutes. So the points are recorded with as
+many layers as tell each other apart, and all layers once for each range, where each of their events
+has to be one of the few's. What does not agree is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -43,13 +45,14 @@ PERIODS = (
     "interleave_moe_layer_step",
 )
 USUAL_PERIODS = 6
-"""A multiple of how often layers of a kind come again where a configuration does not say it (Gemma 3: 6)."""
+"""A multiple of how often layers of a kind come again where a configuration does not say it (Gemma
+3: 6)."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A range with the points that are recorded of the shallow model, the last of which are of unaligned lengths; and where the deep one
-    is."""
+    """A range with the points that are recorded of the shallow model, the last of which are of
+    unaligned lengths; and where the deep one is."""
 
     range: Range
     points: tuple[Point, ...]
@@ -58,14 +61,15 @@ class Sample:
 
 
 def generalized(inquiry: Inquiry, ask: Ask, lengths: Sequence[int] = ()) -> General | None:
-    """What holds of the inquiry's model at any batch, and at these lengths or, if none are given, at any; `None` if nothing was shown."""
+    """What holds of the inquiry's model at any batch, and at these lengths or, if none are given,
+    at any; `None` if nothing was shown."""
     few = [_at_length(length) for length in lengths]
     return _of_samples(inquiry.job, few or list(_everywhere(inquiry.job)), ask, tries_all=bool(few))
 
 
 def _of_samples(job: Job, samples: Sequence[Sample], ask: Ask, *, tries_all: bool) -> General | None:
-    """What holds in their ranges. `tries_all`: whether, in the end, to record all layers at every point, which at some twenty takes too
-    long."""
+    """What holds in their ranges. `tries_all`: whether, in the end, to record all layers at every
+    point, which at some twenty takes too long."""
     asked = {sample.deep: Inquiry.of(_at(job, sample.deep)) for sample in samples}
     answers = ask(list(asked.values()))
     deep = {point: answers[each.digest] for point, each in asked.items() if each.digest in answers and answers[each.digest].events}
@@ -85,7 +89,8 @@ def _of_samples(job: Job, samples: Sequence[Sample], ask: Ask, *, tries_all: boo
 def _general(
     samples: Sequence[Sample], deep: dict[Point, Signature], known: dict[Point, Signature], more: int, processor: Processor
 ) -> General | None:
-    """The pieces that hold, each shown once more: at its point of the deep model it gives what was recorded there, event by event."""
+    """The pieces that hold, each shown once more: at its point of the deep model it gives what was
+    recorded there, event by event."""
     pieces: list[Piece] = []
     whole = _bare(deep[samples[0].deep])
     for sample in samples:
@@ -215,7 +220,8 @@ def folded(inquiry: Inquiry, ask: Ask) -> General | None:
 
 
 def is_same_in_fp16(general: General, inquiry: Inquiry, ask: Ask) -> bool:
-    """Whether all layers do in fp16 what is known of them in bf16: recorded where all layers were (the inquiry is one in fp16)."""
+    """Whether all layers do in fp16 what is known of them in bf16: recorded where all layers were
+    (the inquiry is one in fp16)."""
     points = [sample.deep for sample in _everywhere(inquiry.job)]
     asked = {point: Inquiry.of(_at(inquiry.job, point)) for point in points if any(point in piece.range for piece in general.pieces)}
     answers, processor = ask(list(asked.values())), processor_of(inquiry.job.gpu)
@@ -240,7 +246,8 @@ def _everywhere(job: Job) -> Iterator[Sample]:
     limit = job.profile.model.longest_sequence
     longest = min(LONGEST, limit[1] if limit else LONGEST) // STRIDE * STRIDE
     windows = sorted({value for key, value in _numbers(job.profile.model) if key in WINDOWS and SHORTEST < value < longest})
-    # Lengths are multiples of the stride, whatever the windows are: else all of a range would be alike in what kernels round up to.
+    # Lengths are multiples of the stride, whatever the windows are: else all of a range would be
+    # alike in what kernels round up to.
     starts = (SHORTEST, *(window // STRIDE * STRIDE + STRIDE for window in windows))
     stops = (*(window // STRIDE * STRIDE for window in windows), longest)
     for start, stop in zip(starts, stops, strict=True):
@@ -263,7 +270,8 @@ def _between(start: int, stop: int) -> Iterator[Sample]:
 
 
 def _shallow(model: Model) -> Iterator[tuple[Model, int]]:
-    """The model with fewer layers, and how many: for each number of them after which layers may come again, the smallest first."""
+    """The model with fewer layers, and how many: for each number of them after which layers may
+    come again, the smallest first."""
     if not isinstance(model, HuggingFaceSettings):
         yield model, 0
         return

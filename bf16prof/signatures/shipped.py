@@ -1,6 +1,8 @@
-"""Signatures that ship with the package: those of transformers' models among the presets, for the questions that are asked first.
+"""Signatures that ship with the package: those of transformers' models among the presets, for the
+questions that are asked first.
 
-A file is named by the digest of its inquiry. `make signatures` writes them anew, and fails when that changes one.
+A file is named by the digest of its inquiry. `make signatures` writes them anew, and fails when
+that changes one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def file_of(inquiry: Inquiry) -> Path:
 
 
 def find(inquiry: Inquiry) -> Signature | None:
-    """The answer, where nothing could be recorded anew, or where the same releases are installed that it was recorded with."""
+    """The answer, where nothing could be recorded anew, or where the same releases are installed
+    that it was recorded with."""
     signature = read_file(file_of(inquiry), Signature.unpacked)
     return signature if signature is not None and is_of_today(signature, inquiry) else None
 
@@ -43,8 +46,8 @@ def _general_file(digest: str) -> Path:
 
 
 def find_general(inquiry: Inquiry) -> General | None:
-    """What holds of any batch and length, under the same conditions as an answer; also what was recorded in bf16 or on another GPU, if that
-    is the same."""
+    """What holds of any batch and length, under the same conditions as an answer; also what was
+    recorded in bf16 or on another GPU, if that is the same."""
     for digest, is_in_bf16 in inquiry.as_shipped:
         found = read_file(_general_file(digest), General.unpacked)
         if found is not None and is_of_today(found.whole, inquiry) and (found.is_that_of_fp16 or not is_in_bf16):
@@ -53,7 +56,8 @@ def find_general(inquiry: Inquiry) -> General | None:
 
 
 def read_file(path: Path, unpacked: Callable[[bytes], T]) -> T | None:
-    """What a file has; one that is broken, of another format or of another user's is as good as none."""
+    """What a file has; one that is broken, of another format or of another user's is as good as
+    none."""
     with contextlib.suppress(InputError, OSError):
         if path.exists():
             return unpacked(read_up_to(LARGEST_DOCUMENT, path))
@@ -61,7 +65,8 @@ def read_file(path: Path, unpacked: Callable[[bytes], T]) -> T | None:
 
 
 def is_of_today(signature: Signature, inquiry: Inquiry) -> bool:
-    """Whether nothing could be recorded anew, or the same releases are installed that this was recorded with."""
+    """Whether nothing could be recorded anew, or the same releases are installed that this was
+    recorded with."""
     found = signature.versions
     return not can_trace(inquiry.job.profile.model) or _releases(found) == _releases({name: versions().get(name, "") for name in found})
 

@@ -1,7 +1,9 @@
-"""A model's memory signature: its parameters and buffers, and the events of one forward and backward pass (`models.autograd.events`).
+"""A model's memory signature: its parameters and buffers, and the events of one forward and
+backward pass (`models.autograd.events`).
 
-Names in it are whole (`NO_LAYER`), so that two lists of layers cannot be mixed up. Nothing in it depends on a ZeRO stage below 3, on a
-number of ranks, or on an optimizer: those are the business of `closed_form`.
+Names in it are whole (`NO_LAYER`), so that two lists of layers cannot be mixed up. Nothing in it
+depends on a ZeRO stage below 3, on a number of ranks, or on an optimizer: those are the business of
+`closed_form`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ PINS_OF = ("pin", "unpin")
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """A storage that the model holds beside its parameters: bytes, and whether `nn.Module.buffers()` knows it."""
+    """A storage that the model holds beside its parameters: bytes, and whether
+    `nn.Module.buffers()` knows it."""
 
     name: str
     bytes: int
@@ -37,7 +40,8 @@ class HeldTensor:
 
 @dataclass(frozen=True)
 class Called:
-    """A module with ZeRO-3's hooks: the parameters that it fetches, by name; a leaf is fetched with all that is in it."""
+    """A module with ZeRO-3's hooks: the parameters that it fetches, by name; a leaf is fetched with
+    all that is in it."""
 
     name: str
     parameters: tuple[str, ...]
@@ -45,7 +49,8 @@ class Called:
 
 
 class SilentCall(NamedTuple):
-    """A call of a kernel that asked for no scratch on this batch and length: the number of events before it, and what scratch would be."""
+    """A call of a kernel that asked for no scratch on this batch and length: the number of events
+    before it, and what scratch would be."""
 
     place: int
     label: Label
@@ -56,10 +61,13 @@ class SilentCall(NamedTuple):
 class Signature:
     """What was recorded.
 
-    * `outputs`: what the training loop holds of a micro-batch, by its local variable: bytes of the outputs; `loss_bytes`: of the loss.
-    * `building`: on CPU ranks, how high memory goes while the model is built and cast, and what is left of it then.
+    * `outputs`: what the training loop holds of a micro-batch, by its local variable: bytes of the
+      outputs; `loss_bytes`: of the loss.
+    * `building`: on CPU ranks, how high memory goes while the model is built and cast, and what is
+      left of it then.
     * `problem`: why there are no events, though the model could be built; empty if there are.
-    * `calls`: of events that are scratch of a CUDA kernel, by their place, the call that asked for it; `silent`: calls that asked for none.
+    * `calls`: of events that are scratch of a CUDA kernel, by their place, the call that asked for
+      it; `silent`: calls that asked for none.
     * `versions`: of the packages whose code was run. `about`: what was asked, in a few words.
     """
 

@@ -1,7 +1,8 @@
-"""What a function of the user's own had read when it was recorded: an answer holds as long as all of that is as it was.
+"""What a function of the user's own had read when it was recorded: an answer holds as long as all
+of that is as it was.
 
-Files count by size and time, as `make` has it, variables of the environment by a digest of their value. What a function asks a network or
-a clock is not seen.
+Files count by size and time, as `make` has it, variables of the environment by a digest of their
+value. What a function asks a network or a clock is not seen.
 """
 
 from __future__ import annotations

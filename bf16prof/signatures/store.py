@@ -1,6 +1,8 @@
-"""Where signatures are kept: in this process, as files in the user's cache directory, and as those that ship with the package.
+"""Where signatures are kept: in this process, as files in the user's cache directory, and as those
+that ship with the package.
 
-Files are written whole or not at all, and one name always means the same content, so that any number of processes may read and write.
+Files are written whole or not at all, and one name always means the same content, so that any
+number of processes may read and write.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ _known = _Known({}, {}, {}, None)
 
 
 def folder() -> Path:
-    """`BF16PROF_CACHE`, else `bf16prof` in the user's cache directory; signatures have a folder of their own in it."""
+    """`BF16PROF_CACHE`, else `bf16prof` in the user's cache directory; signatures have a folder of
+    their own in it."""
     chosen = os.environ.get(FOLDER_VARIABLE)
     root = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bf16prof"
     return root / "signatures"
@@ -69,9 +72,11 @@ def problem(inquiry: Inquiry) -> str | None:
 
 
 def keep(inquiry: Inquiry, content: bytes, sources: bytes | None = None) -> None:
-    """Remember an answer, and keep it for other processes as far as its folder can be written; without that it still is an answer.
+    """Remember an answer, and keep it for other processes as far as its folder can be written;
+    without that it still is an answer.
 
-    `sources`: what it depends on besides the inquiry (`ReadSources`), without which one that is not lasting is not kept.
+    `sources`: what it depends on besides the inquiry (`ReadSources`), without which one that is not
+    lasting is not kept.
     """
     _known.signatures[inquiry.digest] = Signature.unpacked(content)
     if not inquiry.is_lasting and sources is None:
@@ -120,7 +125,8 @@ def _in_general(inquiry: Inquiry) -> Signature | None:
 
 
 def general_of(inquiry: Inquiry, *, is_shipped: bool = True) -> General | None:
-    """What is known of the inquiry's model at any batch and length: remembered, from a file, or shipped."""
+    """What is known of the inquiry's model at any batch and length: remembered, from a file, or
+    shipped."""
     if not (name := inquiry.general):
         return None
     if name not in _known.generals:
@@ -132,7 +138,8 @@ def general_of(inquiry: Inquiry, *, is_shipped: bool = True) -> General | None:
 
 
 def keep_general(inquiry: Inquiry, general: General) -> None:
-    """Remember what holds beside one point, and what was known before; keep it as far as its folder can be written."""
+    """Remember what holds beside one point, and what was known before; keep it as far as its folder
+    can be written."""
     before = _known.generals.get(inquiry.general)
     if before is not None:
         general = dataclasses.replace(general, pieces=(*general.pieces, *before.pieces))
@@ -157,7 +164,8 @@ def _of_a_function(inquiry: Inquiry) -> Signature | None:
 
 
 def _of_other_code(inquiry: Inquiry) -> Signature | None:
-    """Where nothing could be traced anew, what other code has answered; it says which (`versions`)."""
+    """Where nothing could be traced anew, what other code has answered; it says which
+    (`versions`)."""
     if can_trace(inquiry.job.profile.model):
         return None
     others: list[Path] = []
@@ -168,7 +176,8 @@ def _of_other_code(inquiry: Inquiry) -> Signature | None:
 
 @dataclass(frozen=True)
 class CachedSignature:
-    """A file of the cache: its bytes, what was traced in a few words, and the versions of the code that ran."""
+    """A file of the cache: its bytes, what was traced in a few words, and the versions of the code
+    that ran."""
 
     name: str
     about: str

@@ -1,7 +1,9 @@
-"""ZeRO-3's hooks on a model, DeepSpeed's own (`zero/parameter_offload.py`), around parameters that come and go without being partitioned.
+"""ZeRO-3's hooks on a model, DeepSpeed's own (`zero/parameter_offload.py`), around parameters that
+come and go without being partitioned.
 
-DeepSpeed says when a module is entered and left, forwards and backwards; here its parameters are then made and dropped, so that what
-autograd holds of them shows (a `pin`). Who gathers them when is the emulator's business (`closed_form/gathers.py`).
+DeepSpeed says when a module is entered and left, forwards and backwards; here its parameters are
+then made and dropped, so that what autograd holds of them shows (a `pin`). Who gathers them when is
+the emulator's business (`closed_form/gathers.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from bf16prof.tracing.recorder import Recorder
 
 
 class Hooks(offload.DeepSpeedZeRoOffload):  # type: ignore[misc]
-    """Put on a model before its first pass, in which it is learned which parameters a module uses besides its own."""
+    """Put on a model before its first pass, in which it is learned which parameters a module uses
+    besides its own."""
 
     def __init__(self, model: nn.Module, recorder: Recorder, home: torch.device) -> None:
         self.module, self._recorder, self._home = model, recorder, home
@@ -64,7 +67,8 @@ class Hooks(offload.DeepSpeedZeRoOffload):  # type: ignore[misc]
         return [module for module in self.module.modules() if z3_leaf_module(module)]
 
     def start(self) -> None:
-        """What is learned is learned: from now on parameters are there only while a module has them."""
+        """What is learned is learned: from now on parameters are there only while a module has
+        them."""
         self._is_learning = False
         self.empty()
 
@@ -75,7 +79,8 @@ class Hooks(offload.DeepSpeedZeRoOffload):  # type: ignore[misc]
             self._drop(parameter)
 
     def used(self, parameter: Tensor) -> None:
-        """Somebody reads a parameter: one that no running module has is that of the innermost (`ZeROOrderedDict.__getitem__`)."""
+        """Somebody reads a parameter: one that no running module has is that of the innermost
+        (`ZeROOrderedDict.__getitem__`)."""
         if self._active.get(id(parameter)) or id(parameter) not in self._shapes or torch._C._current_graph_task_id() != -1:
             return
         if self._is_learning and len(self._stack) > 1:

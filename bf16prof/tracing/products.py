@@ -1,4 +1,5 @@
-"""The operations of matrix products as PyTorch's own counter has them (torch/utils/flop_counter.py)."""
+"""The operations of matrix products as PyTorch's own counter has them
+(torch/utils/flop_counter.py)."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ ATTENTION = {
     }.items()
     if hasattr(_ATEN, name)
 }
-"""Fused kernels count as the products that they stand for: two forward and four backward. What a kernel computes again is its own
-business, and no part of a model's work (the counter under `SDPBackend.MATH`)."""
+"""Fused kernels count as the products that they stand for: two forward and four backward. What a
+kernel computes again is its own business, and no part of a model's work (the counter under
+`SDPBackend.MATH`)."""
 
 _FUSED = {getattr(_ATEN, name): times for name, times in ATTENTION.items()}
 _GROUPED = getattr(_ATEN, "_grouped_mm", None)
@@ -49,8 +51,9 @@ def operations(func: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 def part() -> str:
-    """Which part of a micro-step runs: in backward autograd has gradients off, unless a layer is computed again. A function of Python's own
-    has them off then too, and is inside of what checkpointing calls."""
+    """Which part of a micro-step runs: in backward autograd has gradients off, unless a layer is
+    computed again. A function of Python's own has them off then too, and is inside of what
+    checkpointing calls."""
     if torch._C._current_graph_task_id() == -1:
         return "forward"
     return RECOMPUTED if torch.is_grad_enabled() or _is_called_by_checkpointing() else "backward"
@@ -66,6 +69,6 @@ def _is_called_by_checkpointing() -> bool:
 
 
 def _grouped(first: Tensor, out: Tensor) -> int:
-    """Rows by the matrix of their group, or, for the gradient of the matrices, columns by columns: every element of the first meets as
-    many of the second as its row has in the result."""
+    """Rows by the matrix of their group, or, for the gradient of the matrices, columns by columns:
+    every element of the first meets as many of the second as its row has in the result."""
     return 2 * int(first.numel()) * int(out.shape[-1])

@@ -1,4 +1,5 @@
-"""Sees what a process reads: files, by Python's audit hook, and variables of the environment. For a process that ends soon: it stays."""
+"""Sees what a process reads: files, by Python's audit hook, and variables of the environment. For a
+process that ends soon: it stays."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Reads:
         environment.__getitem__ = seen
 
     def files(self, besides: str) -> Iterator[str]:
-        """The files that were read, those below the folder `besides` left out; of compiled ones the source as well."""
+        """The files that were read, those below the folder `besides` left out; of compiled ones the
+        source as well."""
         for path in list(self._paths):
             if path.startswith((*NOT_FILES, besides)):
                 continue

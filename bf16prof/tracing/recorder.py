@@ -1,4 +1,5 @@
-"""Puts the events of a model's modules between those of its storages, which the dry run's ledger keeps in order anyway."""
+"""Puts the events of a model's modules between those of its storages, which the dry run's ledger
+keeps in order anyway."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Marked:
 
 @dataclass(frozen=True)
 class Renamed:
-    """From here on an allocation is for something else; a gradient (`is_given_away`) is the engine's, and ends when the engine says."""
+    """From here on an allocation is for something else; a gradient (`is_given_away`) is the
+    engine's, and ends when the engine says."""
 
     position: int
     index: int
@@ -64,7 +66,8 @@ class Recorder:
         self._marks.clear()
 
     def explain(self, call: KernelCall, label: Label, *, has_scratch: bool) -> None:
-        """The scratch that was allocated just now is this call's; or it would have been, on another batch or length."""
+        """The scratch that was allocated just now is this call's; or it would have been, on another
+        batch or length."""
         if has_scratch:
             self._calls[len(self._ledger.allocations) - 1] = call
         else:
@@ -79,7 +82,8 @@ class Recorder:
         return self._rename(tensor, GRADIENT, is_given_away=True)
 
     def keep(self, tensor: Tensor, label: Label) -> int:
-        """The training loop holds a tensor under this label: its bytes, or 0 for one that was there before."""
+        """The training loop holds a tensor under this label: its bytes, or 0 for one that was there
+        before."""
         return self._rename(tensor, label, is_given_away=False)
 
     def _rename(self, tensor: Tensor, label: Label, *, is_given_away: bool) -> int:
@@ -102,7 +106,8 @@ class Recorder:
             self._not_ours.update(range(before, len(self._ledger.allocations)))
 
     def events(self) -> list[Event]:
-        """Everything since the start. What was there before it ends unseen: the loop and the engine are known to let go of it."""
+        """Everything since the start. What was there before it ends unseen: the loop and the engine
+        are known to let go of it."""
         end = self._ledger.now().events
         labels: dict[int, Label] = {}
         given_away: set[int] = set()

@@ -1,4 +1,5 @@
-"""Asks for signatures in processes of their own, and keeps what they answer. torch-free on this side."""
+"""Asks for signatures in processes of their own, and keeps what they answer. torch-free on this
+side."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ OnProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class TraceFiles:
-    """The files of trace number `index`: what to trace, the signature or why there is none, how far it has come."""
+    """The files of trace number `index`: what to trace, the signature or why there is none, how far
+    it has come."""
 
     folder: Path
     index: int
@@ -69,7 +71,8 @@ class TraceFiles:
 
 
 class Session:
-    """A process that has imported torch and traces whatever it is asked; started by the first inquiry, ended with this one."""
+    """A process that has imported torch and traces whatever it is asked; started by the first
+    inquiry, ended with this one."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -90,7 +93,8 @@ class Session:
             self._take(files, inquiry)
 
     def record(self, inquiries: Sequence[Inquiry], on_progress: OnProgress = lambda done, total, words: None) -> dict[str, Signature]:
-        """Trace all of these, and keep none: the answers by digest, without those that failed; none with releases that are refused."""
+        """Trace all of these, and keep none: the answers by digest, without those that failed; none
+        with releases that are refused."""
         try:
             check(installed([inquiry.job for inquiry in inquiries]))
         except InputError:

@@ -1,6 +1,8 @@
-"""Records one signature: builds the model of a job as ranks do, and runs a micro-batch through it twice in the dry run's world.
+"""Records one signature: builds the model of a job as ranks do, and runs a micro-batch through it
+twice in the dry run's world.
 
-The first pass makes what a model makes once (caches, masks), the second is recorded. One trace per process, as with dry runs.
+The first pass makes what a model makes once (caches, masks), the second is recorded. One trace per
+process, as with dry runs.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def trace(job: Job, on_progress: Callable[[str], None] = lambda _: None) -> Signature:
-    """The signature of the job's model on the job's micro-batch. Raises `InputError` for a model that cannot be built."""
+    """The signature of the job's model on the job's micro-batch. Raises `InputError` for a model
+    that cannot be built."""
     warnings.simplefilter("ignore")
     import_peft(job.profile.peft)
     import_liger(job.profile.workload.liger)
@@ -99,7 +102,8 @@ class _Trace:
         )
 
     def _built(self) -> tuple[nn.Module, tuple[int, int]]:
-        """The model on its device in its dtype, and how high memory went on CPU ranks until it was."""
+        """The model on its device in its dtype, and how high memory went on CPU ranks until it
+        was."""
         self._say("building the model")
         torch.manual_seed(self._job.profile.workload.seed)
         self._ledger.take_phase_peak()
@@ -122,8 +126,9 @@ class _Trace:
         _mark_leaves(model)
         if zero_settings(self._config).memory_efficient_linear:
             nn.functional.linear = zero3_linear_wrap
-        # A checkpoint compares what it saved, by shape. Here a parameter that is not trained has already been dropped by then, and comes
-        # back when its module is entered; the engine keeps those that are used again soon.
+        # A checkpoint compares what it saved, by shape. Here a parameter that is not trained has
+        # already been dropped by then, and comes back when its module is entered; the engine keeps
+        # those that are used again soon.
         checkpoint._allowed_determinism_checks_to_fns["default"] = checkpoint._allowed_determinism_checks_to_fns["none"]
         return Hooks(model, self._recorder, self._home)
 
@@ -154,7 +159,8 @@ class _Trace:
         return batch
 
     def _held(self, model: nn.Module) -> Iterator[HeldTensor]:
-        """Storages on the device that are no parameters and stay when a step is over: buffers, and what no module has registered."""
+        """Storages on the device that are no parameters and stay when a step is over: buffers, and
+        what no module has registered."""
         gc.collect()
         known = {self._tracker.index_of(parameter) for parameter in model.parameters()}
         for name, buffer in model.named_buffers():
@@ -169,7 +175,8 @@ class _Trace:
 
 
 class Bare:
-    """What the training loop takes for an engine: the model and autograd, and nothing of DeepSpeed but its hooks."""
+    """What the training loop takes for an engine: the model and autograd, and nothing of DeepSpeed
+    but its hooks."""
 
     def __init__(self, model: nn.Module, recorder: Recorder, *, tracker: Tracker, hooks: Hooks | None, gpu: Gpu | None) -> None:
         self.module, self.device = model, HOST if gpu is None else GPU
@@ -239,7 +246,8 @@ class Bare:
             self._recorder.mark("gradient", self._order[id(parameter)], size)
 
     def _release_gradients(self, leaf: nn.Module) -> None:
-        """`reduce_leaf_module_grads` (zero/stage3.py): in the model's order, with zeros for parameters that had no part in it."""
+        """`reduce_leaf_module_grads` (zero/stage3.py): in the model's order, with zeros for
+        parameters that had no part in it."""
         known = {id(parameter): size for parameter, size in self._late.pop(id(leaf), ())}
         for parameter in leaf.parameters():
             if parameter.requires_grad:
@@ -253,7 +261,8 @@ CONSTRUCTORS = ("tensor", "empty", "zeros", "ones", "full", "arange", "eye", "ra
 
 @contextmanager
 def _as_in_zero_init(job: Job, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, floating-point tensors are made in that dtype where the job has `zero.Init`: buffers of ones are the parameters' then.
+    """Inside, floating-point tensors are made in that dtype where the job has `zero.Init`: buffers
+    of ones are the parameters' then.
 
     What DeepSpeed's own wrapper does, which transformers changes for its rotary positions.
     """
@@ -273,7 +282,8 @@ def _as_in_zero_init(job: Job, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _mark_leaves(model: nn.Module) -> None:
-    """The modules that this DeepSpeed takes as leaves by default (`runtime/engine.py`, _configure_distributed_model)."""
+    """The modules that this DeepSpeed takes as leaves by default (`runtime/engine.py`,
+    _configure_distributed_model)."""
     try:
         from deepspeed.runtime.zero.leaf_module_config import DeepSpeedZeroLeafModuleConfig
         from deepspeed.utils.z3_leaf_module import apply_zero_leaf_module_config

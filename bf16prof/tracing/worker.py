@@ -1,6 +1,8 @@
-"""The process that traces: imports torch once and forks for each trace, as many at a time as there are cores.
+"""The process that traces: imports torch once and forks for each trace, as many at a time as there
+are cores.
 
-Run as `python -m bf16prof.tracing.worker FOLDER`; jobs appear there, by number, and are answered beside it (`session.TraceFiles`).
+Run as `python -m bf16prof.tracing.worker FOLDER`; jobs appear there, by number, and are answered
+beside it (`session.TraceFiles`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The HTML report in a real headless Chromium: it draws, it sorts, it loads nothing, and hostile names stay names."""
+"""The HTML report in a real headless Chromium: it draws, it sorts, it loads nothing, and hostile
+names stay names."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def shows(self, expected: object, read: str | Callable[[], object], *arguments: object) -> None:
-        """Assert what a script or a reading comes to: an event is answered when the page gets to it, on a busy machine late."""
+        """Assert what a script or a reading comes to: an event is answered when the page gets to
+        it, on a busy machine late."""
         deadline = time.monotonic() + 60
         while (found := read() if callable(read) else self.run(read, *arguments)) != expected and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -1,4 +1,5 @@
-"""The Python API: the terminal's answers as values, its arguments frozen, its errors one kind, no torch."""
+"""The Python API: the terminal's answers as values, its arguments frozen, its errors one kind, no
+torch."""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ def test_light_calls_import_no_torch() -> None:
 
 
 def test_a_script_is_what_stands_after_two_dashes(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The words reach the runner from both sides; a failed script has its record on the error, as the terminal shows it."""
+    """The words reach the runner from both sides; a failed script has its record on the error, as
+    the terminal shows it."""
     from bf16prof.dry_run import runner
     from bf16prof.dry_run.script import runner as of_scripts
 

@@ -1,4 +1,5 @@
-"""Every answer says what it is about: defaults that are nobody's preset, the line over everything, origins, identity, schemas."""
+"""Every answer says what it is about: defaults that are nobody's preset, the line over everything,
+origins, identity, schemas."""
 
 from __future__ import annotations
 

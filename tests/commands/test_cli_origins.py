@@ -1,4 +1,5 @@
-"""Where the values of a command come from: flags, variables, profiles, and models and configurations of the user's own."""
+"""Where the values of a command come from: flags, variables, profiles, and models and
+configurations of the user's own."""
 
 from __future__ import annotations
 
@@ -230,7 +231,8 @@ def test_batch_sizes_of_a_deepspeed_json(folder: Path, main: Main) -> None:
 
 
 def test_a_predicted_case_has_the_batch_of_its_number_of_ranks(folder: Path, main: Main) -> None:
-    """Logits of 2 micro-batches, or of 1, in bf16: the only bytes of ZeRO-0 that depend on the number of ranks."""
+    """Logits of 2 micro-batches, or of 1, in bf16: the only bytes of ZeRO-0 that depend on the
+    number of ranks."""
     ds = ("--ds-config", ds_json(folder, train_batch_size=4, gradient_accumulation_steps=2, bf16={"enabled": True}), "--gpus", "1,2")
 
     records = json.loads(main("estimate", "-p", "cpu-demo", "--device", "cpu", "--json", *ds)[1])["records"]

@@ -40,7 +40,8 @@ def test_json_is_one_document_on_stdout_and_nothing_else(arguments: tuple[str, .
 
 
 def test_the_published_run_from_the_command_line(main: Main) -> None:
-    """The published 25.74 and 16.17 GiB (DeepSpeedExamples training/bf16_master_weight), to 0.2 %; the peaks 31.38 and 18.93 to 1 %."""
+    """The published 25.74 and 16.17 GiB (DeepSpeedExamples training/bf16_master_weight), to 0.2 %;
+    the peaks 31.38 and 18.93 to 1 %."""
     recipes = "bf16-fp32-master,bf16-full-autocast"
     arguments = ("--profile", "deepspeed-bf16-example", "--zero", "3", "--gpus", "4", "--recipe", recipes, "--json")
 

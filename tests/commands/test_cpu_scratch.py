@@ -1,7 +1,9 @@
-"""The table of CPU kernels' scratch against the kernels themselves: each runs under the counting allocator, in a process of its own.
+"""The table of CPU kernels' scratch against the kernels themselves: each runs under the counting
+allocator, in a process of its own.
 
-This file is also that process: `python test_cpu_scratch.py THREADS` prints by case what the allocator counted beside the operator's
-outputs, and what the table says for those tensors and for fake ones.
+This file is also that process: `python test_cpu_scratch.py THREADS` prints by case what the
+allocator counted beside the operator's outputs, and what the table says for those tensors and for
+fake ones.
 """
 
 from __future__ import annotations
@@ -151,7 +153,8 @@ def readings(threads: int) -> dict[str, list[int]]:
 TO_CHECK = [
     (name, threads) for name, (operator, *_) in CASES.items() for threads in THREADS if operator is not ATTENTION_BACKWARD or threads == 1
 ]
-"""Each thread of attention's backward allocates its row sums when it gets to run, so with several not always all at once."""
+"""Each thread of attention's backward allocates its row sums when it gets to run, so with several
+not always all at once."""
 
 
 @pytest.mark.parametrize(("name", "threads"), TO_CHECK)

@@ -1,4 +1,5 @@
-"""Several nodes: a case is whole only when all of them report and all ranks finish, and a node that does not is named."""
+"""Several nodes: a case is whole only when all of them report and all ranks finish, and a node that
+does not is named."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def rank(number: int, status: Status = Status.FINISHED, message: str = "", at: f
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
-    """Launch a case on two nodes, whose agents do what they are told, beside what ranks have written."""
+    """Launch a case on two nodes, whose agents do what they are told, beside what ranks have
+    written."""
     monkeypatch.setattr(fleet, "FAILING_S", 1.0)
 
     def call(*what: str, ranks: tuple[RankResult, ...] = (), timeout_s: float = 30.0) -> RanksOutcome:

@@ -1,4 +1,5 @@
-"""A model by a file, a folder, an id in the local Hugging Face cache, or the preset of that id; and MODEL, which may be any of them."""
+"""A model by a file, a folder, an id in the local Hugging Face cache, or the preset of that id; and
+MODEL, which may be any of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is imported when, and in which direction: heavy libraries late, and packages only from the floors below."""
+"""What is imported when, and in which direction: heavy libraries late, and packages only from the
+floors below."""
 
 from __future__ import annotations
 
@@ -223,7 +224,8 @@ def test_commands_work_where_torch_and_deepspeed_are_not_installed(arguments: tu
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every import of bf16prof's own in a file, wherever it stands, those for type checkers only left out."""
+    """Line and dotted name of every import of bf16prof's own in a file, wherever it stands, those
+    for type checkers only left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         node
@@ -255,7 +257,8 @@ def edges() -> Iterator[tuple[str, str, str]]:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    """Of those that other modules may use. Whoever reads `Plan` in a traceback or in a search finds one."""
+    """Of those that other modules may use. Whoever reads `Plan` in a traceback or in a search finds
+    one."""
     root = Path(__file__).parents[2]
     paths = [path for folder in (PACKAGE, root / "benchmarks", root / "docs") for path in folder.rglob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]

@@ -1,4 +1,5 @@
-"""What is recorded of a machine, and what `bf16prof doctor` says of it: complete ones, bare ones and broken ones."""
+"""What is recorded of a machine, and what `bf16prof doctor` says of it: complete ones, bare ones
+and broken ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Planning: what the layout promises about the knobs, the order of plans, limits, advice, the written JSON, and the command."""
+"""Planning: what the layout promises about the knobs, the order of plans, limits, advice, the
+written JSON, and the command."""
 
 from __future__ import annotations
 
@@ -82,11 +83,12 @@ def a_job(model: dict[str, object], setting: Setting) -> Job:
     return question(settings=jobs.small_profile(dict(model))).job(setting)
 
 
-# What DeepSpeed's layout promises, and the search relies on. It does not promise
-# * that peaks fall with the number of GPUs: ZeRO-3 gathers the same parameters, keeps small ones whole from the second GPU on, and pads;
-# * that ZeRO-3 needs less than ZeRO-2: its reduce bucket stays, and so do gathered parameters below stage3_max_live_parameters;
-# * that checkpointing lowers the peak: a model of one layer has all its activations there again in backward.
-# A test each shows that these do happen.
+# What DeepSpeed's layout promises, and the search relies on. It does not promise * that peaks fall
+# with the number of GPUs: ZeRO-3 gathers the same parameters, keeps small ones whole from the
+# second GPU on, and pads; * that ZeRO-3 needs less than ZeRO-2: its reduce bucket stays, and so do
+# gathered parameters below stage3_max_live_parameters; * that checkpointing lowers the peak: a
+# model of one layer has all its activations there again in backward. A test each shows that these
+# do happen.
 
 
 @given(models, settings_)
@@ -222,7 +224,8 @@ def test_less_offloading_then_throughput_then_risk_in_learning(found: Answer) ->
 
 
 def test_of_the_micro_batches_the_smallest_of_the_fastest_is_taken() -> None:
-    # GIVEN a job that computes so little that ZeRO-3's communication shows until the micro-batch is large enough to hide it
+    # GIVEN a job that computes so little that ZeRO-3's communication shows until the micro-batch is
+    # large enough to hide it
     asked = question(80 << 30, jobs.profile("gpt2-xl", workload__sequence_length=128), stages=(3,), recipes=("bf16-full",))
     asked = dataclasses.replace(asked, micro_batches=powers_of_two(64), checkpointing=(False,), offloads=(Offload.NONE,))
     judge = Judge(asked)
@@ -343,7 +346,8 @@ def test_no_change_is_told_that_saves_nothing() -> None:
 
 
 def test_zero3_against_zero2_names_the_bucket_and_the_gathered_parameters() -> None:
-    # GIVEN a model under a billion parameters on few GPUs, of which ZeRO-3 keeps everything gathered
+    # GIVEN a model under a billion parameters on few GPUs, of which ZeRO-3 keeps everything
+    # gathered
     small = jobs.profile("gpt2-xl", model__num_layers=12, workload__sequence_length=64)
 
     comparison = answer(Judge(question(settings=small, recipes=("bf16-full",))), 2, most=1).outlook.stages
@@ -422,7 +426,8 @@ def calibration(seconds_per: dict[str, float]) -> Calibration:
 
 
 def test_calibrated_plans_are_ranked_by_their_time() -> None:
-    # GIVEN a machine that was measured in bf16, on which each collective takes so long that what the floor says fastest is not
+    # GIVEN a machine that was measured in bf16, on which each collective takes so long that what
+    # the floor says fastest is not
     asked = question(recipes=("bf16-full", "fp32"), offloads=(Offload.NONE, Offload.OPTIMIZER))
     seconds_per = {"operations bf16": 1 / 60e12, "optimizer bytes": 2e-12, "sent bytes": 1 / 25e9, "collectives": 5e-3}
 
@@ -460,7 +465,8 @@ def small_choices(world_size: int) -> list[Judged]:
 
 
 def test_an_engine_starts_from_what_is_written() -> None:
-    """Every stage, recipe and offloading: the config is valid, and the engine that `deepspeed.initialize` makes of it is the plan."""
+    """Every stage, recipe and offloading: the config is valid, and the engine that
+    `deepspeed.initialize` makes of it is the plan."""
     with fake_ranks(3):
         for choice in small_choices(3):
             beside = {} if choice.job.recipe.is_json else deepspeed_config(choice.job)  # a cast, a library's optimizer
@@ -472,7 +478,8 @@ def test_an_engine_starts_from_what_is_written() -> None:
 
 
 def test_changes_that_only_work_together_are_found() -> None:
-    # GIVEN a job, and a GPU on which no change that leaves the learning alone makes it fit, but two together do
+    # GIVEN a job, and a GPU on which no change that leaves the learning alone makes it fit, but two
+    # together do
     profile = jobs.profile("gpt2-xl", model__num_layers=24, model__vocab_size=32000, workload__sequence_length=1024)
     start = Setting(3, 64, "bf16-full", Offload.NONE, 12, checkpointing=False, zero_init=False, sequence_length=1024)
     pinned = {"stages": (3,), "recipes": ("bf16-full",), "micro_batches": (12,), "checkpointing": (False,)}

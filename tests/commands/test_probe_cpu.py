@@ -1,4 +1,5 @@
-"""The counting allocator, each time in a fresh process, against sequences of allocations whose bytes anybody can add up."""
+"""The counting allocator, each time in a fresh process, against sequences of allocations whose
+bytes anybody can add up."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def note():
 
 
 def readings(body: str, **variables: str) -> list[Any]:
-    """Run the body after the prologue; what it noted: [allocated, peak since the last note, peak of the run] each."""
+    """Run the body after the prologue; what it noted: [allocated, peak since the last note, peak of
+    the run] each."""
     script = PROLOGUE + body + "\nprint(json.dumps(seen))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, **variables}, timeout=250

@@ -1,6 +1,8 @@
-"""The simulated GPU against real ones: public measurements that this project neither made nor fitted anything to.
+"""The simulated GPU against real ones: public measurements that this project neither made nor
+fitted anything to.
 
-A difference is expected only where the data file says how many bytes and why (`docs/against-gpus.md` shows it); nothing is tolerated.
+A difference is expected only where the data file says how many bytes and why
+(`docs/against-gpus.md` shows it); nothing is tolerated.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def test_a_row_of_the_benchmark_to_every_printed_digit(kernel: Kernel) -> None:
 
 
 def test_differences_are_few_and_small() -> None:
-    """All but the mixture of experts, whose blocks depend on what Liger's own kernels left behind."""
+    """All but the mixture of experts, whose blocks depend on what Liger's own kernels left
+    behind."""
     differing = [kernel for kernel in kernels() if kernel.difference and kernel.table["kernel"] != "fused_moe"]
 
     assert len(differing) <= 4

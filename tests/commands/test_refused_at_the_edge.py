@@ -1,4 +1,5 @@
-"""Input that once ended in a traceback: refused where it is read, in one line that names what is wrong."""
+"""Input that once ended in a traceback: refused where it is read, in one line that names what is
+wrong."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def test_files_do_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:
 
 
 def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
-    """A shell removes the folder that it is in: this process may be too large to be forked with a function of ours."""
+    """A shell removes the folder that it is in: this process may be too large to be forked with a
+    function of ours."""
     gone = tmp_path / "gone"
     gone.mkdir()
     line = f"rmdir {gone} && exec {sys.executable} -m bf16prof {' '.join(ESTIMATE)} --profile cpu-demo"
@@ -132,7 +134,8 @@ def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("words", [("report", "x" * 300), ("report", "a/" * 3000), ("estimate", "y" * 300, "--gpus", "2")])
 def test_a_path_that_the_system_does_not_take(words: tuple[str, ...], main: Main) -> None:
-    """Not even whether it exists can be asked; so it is where a folder above it is another user's."""
+    """Not even whether it exists can be asked; so it is where a folder above it is another
+    user's."""
     refused(main(*words))
 
 

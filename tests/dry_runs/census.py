@@ -1,12 +1,16 @@
-"""One operator of PyTorch's own database, on real CPU tensors and in the dry run: what it keeps, and the highest on the way.
+"""One operator of PyTorch's own database, on real CPU tensors and in the dry run: what it keeps,
+and the highest on the way.
 
 Two readings of each sample:
 
-* the whole sample: bytes kept after the forward pass, after the gradient, and both peaks, really and in the dry run;
-* every operator below it (`aten.mm.default`, ...): bytes of its outputs and of its scratch memory, really and as the dry run says -
-  by shapes and formulas alone, and after asking the kernel. This is what says which operator is wrong.
+* the whole sample: bytes kept after the forward pass, after the gradient, and both peaks, really
+  and in the dry run;
+* every operator below it (`aten.mm.default`, ...): bytes of its outputs and of its scratch memory,
+  really and as the dry run says - by shapes and formulas alone, and after asking the kernel. This
+  is what says which operator is wrong.
 
-`python census.py NAME...` prints one line of JSON an operator. Each runs in a process of its own with a limit of time.
+`python census.py NAME...` prints one line of JSON an operator. Each runs in a process of its own
+with a limit of time.
 """
 
 from __future__ import annotations
@@ -32,16 +36,19 @@ MODULE = "module "
 """Before the name of one of `torch.nn`."""
 SAMPLES = 3
 AMONG = 13
-"""Of the first so many samples that many are taken, the same distance apart: the first ones are often scalars."""
+"""Of the first so many samples that many are taken, the same distance apart: the first ones are
+often scalars."""
 SECONDS = 40
 DTYPES = (torch.float32, torch.bfloat16)
 
 Reading = tuple[int, ...]
-"""Bytes kept by forward, the peak of forward, bytes kept by backward, the peak of backward; without a gradient the first two."""
+"""Bytes kept by forward, the peak of forward, bytes kept by backward, the peak of backward; without
+a gradient the first two."""
 
 
 def names() -> list[str]:
-    """Every operator and module that has samples with floating-point tensors, in the order of PyTorch's databases."""
+    """Every operator and module that has samples with floating-point tensors, in the order of
+    PyTorch's databases."""
     from torch.testing._internal.common_methods_invocations import op_db
     from torch.testing._internal.common_modules import module_db
 
@@ -53,7 +60,8 @@ def _name(op: Any) -> str:
 
 
 class Sample:
-    """A function of tensors: the arguments hold all of them, a module's parameters too, so that they can be exchanged for fake ones."""
+    """A function of tensors: the arguments hold all of them, a module's parameters too, so that
+    they can be exchanged for fake ones."""
 
     def __init__(self, run: Callable[..., Any], arguments: Any) -> None:
         self.run, self.arguments = run, arguments
@@ -230,7 +238,8 @@ def census(name: str, probe: Any, *, asks_all: bool = False) -> dict[str, Any]:
 
 
 def _leave_random_state_alone() -> None:
-    """Samples of random operators save the generator's state around each call, which is no memory of the operator."""
+    """Samples of random operators save the generator's state around each call, which is no memory
+    of the operator."""
     for module in [each for key, each in sys.modules.items() if key.startswith("torch.testing.")]:
         if hasattr(module, "freeze_rng_state"):
             module.freeze_rng_state = contextlib.nullcontext  # type: ignore[attr-defined]
@@ -256,7 +265,8 @@ def _said_by(error: Exception) -> str:
 
 
 def run(chosen: Sequence[str], seconds: float = SECONDS, *, asks_all: bool = False) -> Iterator[dict[str, Any]]:
-    """The readings of these operators, one process each; one that takes too long, or dies, says so."""
+    """The readings of these operators, one process each; one that takes too long, or dies, says
+    so."""
     import bf16prof.dry_run.world  # noqa: F401 - what the forks will not have to import again
     from bf16prof.measuring.probes.cpu import CpuProbe
 

@@ -1,7 +1,8 @@
-"""Dry-run jobs and print, for the second step of each, DeepSpeed's collectives and PyTorch's count of operations, as JSON lines.
+"""Dry-run jobs and print, for the second step of each, DeepSpeed's collectives and PyTorch's count
+of operations, as JSON lines.
 
-Run as `python count_work.py < JOBS`, one `JobFile` per line; one job per process, so each is forked. Collectives are counted where
-DeepSpeed hands them to torch.distributed.
+Run as `python count_work.py < JOBS`, one `JobFile` per line; one job per process, so each is
+forked. Collectives are counted where DeepSpeed hands them to torch.distributed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ NAMES = {
     "reduce_scatter_tensor": ("reduce-scatter", 1),
     "all_gather_into_tensor": ("all-gather", 0),
 }
-"""Methods of DeepSpeed's backend, what they are called, and which of their tensors is the whole one."""
+"""Methods of DeepSpeed's backend, what they are called, and which of their tensors is the whole
+one."""
 
 SCALARS = 64
 """Collectives of fewer bytes carry norms and flags."""

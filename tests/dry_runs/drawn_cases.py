@@ -1,4 +1,5 @@
-"""Jobs drawn over everything that moves memory, of a depth that a dry run does in seconds: seeded, or searched by hypothesis."""
+"""Jobs drawn over everything that moves memory, of a depth that a dry run does in seconds: seeded,
+or searched by hypothesis."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     f"{ZERO}.round_robin_gradients": ("false", "true"),
 }
 ATTEMPTS = 20
-"""DeepSpeed runs three in five; a list of ten would be given up nearly always if one refusal gave it up."""
+"""DeepSpeed runs three in five; a list of ten would be given up nearly always if one refusal gave
+it up."""
 
 Choose = Callable[[Sequence[object]], object]
 """Picks one of several."""

@@ -1,4 +1,5 @@
-"""Small models of every model type that the installed transformers has: its own default configuration, with sizes drawn anew."""
+"""Small models of every model type that the installed transformers has: its own default
+configuration, with sizes drawn anew."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ INNER = (
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 HEAD = ("head_dim", "d_kv", "d_head")
 LATENT = ("kv_lora_rank", "qk_rope_head_dim")
-"""Multi-head latent attention has as many key heads as heads, and the widths of its parts, which stay as they are."""
+"""Multi-head latent attention has as many key heads as heads, and the widths of its parts, which
+stay as they are."""
 CHOSEN = ("num_experts_per_tok", "moe_k")
 ROUTING_GROUPS = ("n_group", "topk_group")
 """Experts are chosen from some of the groups that they are parted into."""

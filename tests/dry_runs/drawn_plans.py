@@ -1,4 +1,5 @@
-"""Plans drawn at random (seeded), each at the largest micro-batch that it says fits. Few layers, so that a dry run takes seconds."""
+"""Plans drawn at random (seeded), each at the largest micro-batch that it says fits. Few layers, so
+that a dry run takes seconds."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def question(family: str, gpu: str, *sets: str, expandable: bool = False, margin
 
 
 def draw(seed: int, count: int, *, expandable: bool = False, margin: float | None = None) -> list[DrawnPlan]:
-    """So many plans, each of a question of its own; `margin`: the share of the allocator's memory that is left, `plan`'s if not given."""
+    """So many plans, each of a question of its own; `margin`: the share of the allocator's memory
+    that is left, `plan`'s if not given."""
     rng = random.Random(seed)
     drawn: list[DrawnPlan] = []
     while len(drawn) < count:

@@ -17,9 +17,11 @@ REMAINDERS = "remainders of blocks too small to be split off"
 
 @dataclass(frozen=True)
 class Judgement:
-    """A job's errors: signed bytes of the steady state and of the end of every phase, and relative ones of the peak of every phase.
+    """A job's errors: signed bytes of the steady state and of the end of every phase, and relative
+    ones of the peak of every phase.
 
-    `margin`: by how much the highest training phase is above the second; `dry`: the record that was judged against.
+    `margin`: by how much the highest training phase is above the second; `dry`: the record that was
+    judged against.
     """
 
     job: Job

@@ -1,4 +1,5 @@
-"""What the census found, as the table that the dry run reads and as pages of the documentation; and CUDA's registry as a page."""
+"""What the census found, as the table that the dry run reads and as pages of the documentation; and
+CUDA's registry as a page."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Operator:
 
 @dataclass
 class Findings:
-    """Operators by name; samples that differ, each with its readings; samples that could not run."""
+    """Operators by name; samples that differ, each with its readings; samples that could not
+    run."""
 
     entries: int = 0
     samples: int = 0

@@ -1,4 +1,5 @@
-"""A short form of the census (`make operators`): operators drawn from PyTorch's database, and those that once were wrong."""
+"""A short form of the census (`make operators`): operators drawn from PyTorch's database, and those
+that once were wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ ALIKE = (
     "nn.functional.huber_loss", "nn.functional.group_norm", "nn.functional.max_pool2d", "topk", "sort", "var", "where", "bmm", "linalg.qr",
 )  # fmt: skip
 LSTM_BACKWARD = 0.005
-"""oneDNN's backward gives two gradients of a bias where fake tensors give one: 48 bytes of these samples' peaks."""
+"""oneDNN's backward gives two gradients of a bias where fake tensors give one: 48 bytes of these
+samples' peaks."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,8 @@ def test_real_kernels_and_the_dry_run_agree_in_every_byte(rows: list[dict[str, A
 
 
 def test_the_shipped_table_agrees_with_what_is_found_now(rows: list[dict[str, Any]]) -> None:
-    """An operator that the table calls exact is exact, and one that it has asked says the truth when it is asked."""
+    """An operator that the table calls exact is exact, and one that it has asked says the truth
+    when it is asked."""
     from bf16prof.profiles.shipped import shipped_table
 
     table = shipped_table("cpu-operators.toml", "bf16prof.dry_run.hardware")

@@ -1,7 +1,8 @@
-"""The closed form against the dry run of the real engine, on a GPU that is not there: every component, and the host's bytes, exactly.
+"""The closed form against the dry run of the real engine, on a GPU that is not there: every
+component, and the host's bytes, exactly.
 
-What differs between ranks (stage 2, accumulating on the host) is left to `test_exact.py`: the dry run is rank 0, the closed form speaks
-of the rank that holds most.
+What differs between ranks (stage 2, accumulating on the host) is left to `test_exact.py`: the dry
+run is rank 0, the closed form speaks of the rank that holds most.
 """
 
 from __future__ import annotations

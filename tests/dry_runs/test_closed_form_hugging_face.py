@@ -1,7 +1,9 @@
-"""The closed form of transformers' models against the dry run of the real engine: one case on a GPU and one on CPUs for every model type.
+"""The closed form of transformers' models against the dry run of the real engine: one case on a GPU
+and one on CPUs for every model type.
 
-Which stage, world size and recipe a model type has changes from one to the next, so that all together see all of them. DeepSpeed refuses
-fp16 on CPUs, and torch knows the shapes of a mixture's grouped products only in bf16, so these have cases of their own.
+Which stage, world size and recipe a model type has changes from one to the next, so that all
+together see all of them. DeepSpeed refuses fp16 on CPUs, and torch knows the shapes of a mixture's
+grouped products only in bf16, so these have cases of their own.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ CASES = {
     (Device.GPU, True): [(3, 2, "bf16-full"), (0, 2, "bf16-fp32-master")],
     (Device.CPU, True): [(1, 4, "bf16-fp32-master"), (3, 1, "bf16-full")],
 }
-"""Stages, world sizes and recipes in turn, by device and by whether the model is a mixture of experts."""
+"""Stages, world sizes and recipes in turn, by device and by whether the model is a mixture of
+experts."""
 
 
 def job(model_type: str, device: Device, stage: int, world: int, recipe: str, *, zero_init: bool = False) -> Job:

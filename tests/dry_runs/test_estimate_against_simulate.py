@@ -1,8 +1,11 @@
-"""The closed form against the dry run of the real engine, over drawn jobs: steady state, the peak of every phase, which phase is highest.
+"""The closed form against the dry run of the real engine, over drawn jobs: steady state, the peak
+of every phase, which phase is highest.
 
-hypothesis draws and looks for the worst case (`make peaks` lets it look for longer). Under expandable segments the caching allocator has
-no unsplit remainders, so that every phase is judged as it is. With default segments a block may be up to 1 MiB larger than what is kept in
-it, of jobs as small as some of these a few percent: there the closed form may never be above, nor the floor of reserved memory.
+hypothesis draws and looks for the worst case (`make peaks` lets it look for longer). Under
+expandable segments the caching allocator has no unsplit remainders, so that every phase is judged
+as it is. With default segments a block may be up to 1 MiB larger than what is kept in it, of jobs
+as small as some of these a few percent: there the closed form may never be above, nor the floor of
+reserved memory.
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ def test_drawn_jobs() -> None:
 
 
 def holds(each: Judgement, ends: Sequence[JobPhase] = TRAINING) -> None:
-    """Assert that a job's closed form agrees with its dry run; what these phases leave, to the byte."""
+    """Assert that a job's closed form agrees with its dry run; what these phases leave, to the
+    byte."""
     assert each.steady_error_bytes == STEADY, each.label
     assert {phase: each.end_error_bytes[phase] for phase in ends} == dict.fromkeys(ends, 0), each.label
     assert abs(each.worst) <= PEAK, f"{each.label}: {each.errors}"

@@ -1,4 +1,5 @@
-"""What the dry run leaves out to be fast changes nothing: remembered answers, DeepSpeed's loops over ranks, and steps that repeat."""
+"""What the dry run leaves out to be fast changes nothing: remembered answers, DeepSpeed's loops
+over ranks, and steps that repeat."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def server() -> Iterator[multiprocessing.context.ForkServerContext]:
 
 @pytest.fixture
 def trace(tmp_path: Path, server: multiprocessing.context.ForkServerContext) -> Trace:
-    """A function that gives the record of a job's dry run in which something is not left out (see `trace_fully`)."""
+    """A function that gives the record of a job's dry run in which something is not left out (see
+    `trace_fully`)."""
 
     def run(job: Job, what: str, steps: int = 2) -> dict[str, Any]:
         task, out = tmp_path / "task.json", tmp_path / f"{what}.json"
@@ -86,7 +88,8 @@ def test_a_full_trace_gives_the_same_record(trace: Trace, job: Job) -> None:
 
 
 def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(trace: Trace) -> None:
-    """Most parameters have fewer elements than there are ranks. Only the timeline is another: its events are fewer."""
+    """Most parameters have fewer elements than there are ranks. Only the timeline is another: its
+    events are fewer."""
     (job,) = jobs(SMALL, [3], 600, ["bf16-fp32-master"])
 
     with_tensors, without = trace(job, "ranks"), trace(job, "nothing")
@@ -97,7 +100,8 @@ def test_padding_for_many_ranks_is_what_a_tensor_for_each_of_them_takes(trace: T
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_steps_that_are_run_are_those_that_are_repeated(trace: Trace, job: Job) -> None:
-    """On CPU ranks, where the order of events is all there is; and on a GPU, where the caching allocator settles meanwhile."""
+    """On CPU ranks, where the order of events is all there is; and on a GPU, where the caching
+    allocator settles meanwhile."""
     on_cpu = dataclasses.replace(job, device=Device.CPU, gpu=None)
     if job.case.offload is Offload.NONE:
         assert trace(on_cpu, "steps", steps=4) == trace(on_cpu, "nothing")
@@ -109,7 +113,8 @@ def test_steps_that_are_run_are_those_that_are_repeated(trace: Trace, job: Job) 
 
 @pytest.mark.parametrize("job", LONG, ids=LONG_IDS)
 def test_micro_steps_that_are_left_out_are_those_that_would_be_run(trace: Trace, job: Job) -> None:
-    """Everything but the timeline, which has fewer events where some are left out: on a GPU, and on CPU ranks."""
+    """Everything but the timeline, which has fewer events where some are left out: on a GPU, and on
+    CPU ranks."""
     on_cpu = dataclasses.replace(job, device=Device.CPU, gpu=None)
     runs_on_cpu = job.case.offload is Offload.NONE and "fp16" not in job.case.recipe
     for each in (job, on_cpu) if runs_on_cpu else (job,):

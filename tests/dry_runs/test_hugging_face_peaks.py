@@ -1,6 +1,8 @@
-"""The peaks of transformers' models, from recorded passes, against the dry run of the real engine, over drawn configurations and jobs.
+"""The peaks of transformers' models, from recorded passes, against the dry run of the real engine,
+over drawn configurations and jobs.
 
-They are judged as those of our own families, under expandable segments (see `test_estimate_against_simulate`).
+They are judged as those of our own families, under expandable segments (see
+`test_estimate_against_simulate`).
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
 
 
 def draw(seed: int) -> Iterator[Job]:
-    """Jobs of drawn model types, each with another configuration, stage and recipe; those that DeepSpeed refuses are left out."""
+    """Jobs of drawn model types, each with another configuration, stage and recipe; those that
+    DeepSpeed refuses are left out."""
     rng = random.Random(seed)
     while True:
         for model_type in rng.sample(sorted(TYPES), len(TYPES)):

@@ -1,4 +1,5 @@
-"""megatron-core's engine in the dry run, on GPUs and at many ranks: what it holds between steps has a closed form."""
+"""megatron-core's engine in the dry run, on GPUs and at many ranks: what it holds between steps has
+a closed form."""
 
 from __future__ import annotations
 

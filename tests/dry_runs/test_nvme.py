@@ -1,4 +1,5 @@
-"""An optimizer on NVMe, run dry by DeepSpeed's own swapper, against one in host memory: the GPU's bytes, and the host's."""
+"""An optimizer on NVMe, run dry by DeepSpeed's own swapper, against one in host memory: the GPU's
+bytes, and the host's."""
 
 from __future__ import annotations
 
@@ -19,17 +20,20 @@ from bf16prof.vocabulary import Phase
 pytestmark = pytest.mark.timeout(280)
 
 FP32, STATES, BUFFERS = 4, 4, 5
-"""Bytes; master parameter, gradient, momentum and variance, which are in host memory with `cpu`; buffers of the test."""
+"""Bytes; master parameter, gradient, momentum and variance, which are in host memory with `cpu`;
+buffers of the test."""
 
 ALIGNED = 256
-"""Elements that a buffer is a multiple of: 1024 bytes for each thread (runtime/swap_tensor/utils.py, AIO_ALIGNED_BYTES)."""
+"""Elements that a buffer is a multiple of: 1024 bytes for each thread
+(runtime/swap_tensor/utils.py, AIO_ALIGNED_BYTES)."""
 
 LEAST_SWAPPED = 2**20
 """Bytes of a tensor below which it stays in memory (the same file, MIN_AIO_BYTES)."""
 
 
 def offloaded(device: str) -> Job:
-    """Four sub-groups of half a million elements on each of two ranks, three of them large enough to be swapped."""
+    """Four sub-groups of half a million elements on each of two ranks, three of them large enough
+    to be swapped."""
     zero = {"device": device, "nvme_path": "/nowhere", "buffer_count": BUFFERS}
     sizes: dict[str, Any] = {"model__hidden_size": 256, "model__num_layers": 4, "model__num_heads": 4, "model__vocab_size": 512}
     sizes |= {"optimizer__torch_adam": False, "optimizer__fused": None}
@@ -41,12 +45,13 @@ def test_buffers_take_the_place_of_states_in_host_memory() -> None:
     # GIVEN the same job with its optimizer in host memory and in files
     cpu, nvme = simulate(jobs := [offloaded("cpu"), offloaded("nvme")])
 
-    # THEN the GPU holds the same between steps and until backward, which leaves small gradients there (swap_tensor/optimizer_utils.py,
-    # is_swappable_tensor)
+    # THEN the GPU holds the same between steps and until backward, which leaves small gradients
+    # there (swap_tensor/optimizer_utils.py, is_swappable_tensor)
     assert nvme.allocated_bytes == cpu.allocated_bytes
     assert (nvme.phases[Phase.INIT], nvme.phases[Phase.FORWARD]) == (cpu.phases[Phase.INIT], cpu.phases[Phase.FORWARD])
     assert (nvme.phases[Phase.BACKWARD].end_bytes or 0) > (cpu.phases[Phase.BACKWARD].end_bytes or 0)
-    # and the host so many page-locked buffers in the place of the states of all sub-groups that are large enough to be swapped
+    # and the host so many page-locked buffers in the place of the states of all sub-groups that are
+    # large enough to be swapped
     parts = sub_groups(partition_numels(Engine.of(jobs[0]).numels, 2), 500_000)
     swapped = [part for part in parts if FP32 * part >= LEAST_SWAPPED]
     largest = -(-max(parts) // ALIGNED) * ALIGNED

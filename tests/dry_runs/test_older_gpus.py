@@ -1,4 +1,5 @@
-"""GPUs before compute capability 8.0: the closed form of the passes against the dry run, and which attention runs there."""
+"""GPUs before compute capability 8.0: the closed form of the passes against the dry run, and which
+attention runs there."""
 
 from __future__ import annotations
 
@@ -75,8 +76,9 @@ def test_the_closed_form_is_what_the_dry_run_finds(judged: dict[tuple[str, str],
     ],
 )
 def test_which_attention_keeps_score_matrices(judged: dict[tuple[str, str], Judgement], model: str, gpu: str, kept: bool) -> None:
-    """Flash attention begins at 8.0 (`check_flash_attention_hardware_support`). Before it the memory-efficient kernel takes fp16 and fp32,
-    no bf16 (`less_than_sm80_mem_efficient_dtypes`), and no heads that share keys; what it does not take runs in full, in fp32."""
+    """Flash attention begins at 8.0 (`check_flash_attention_hardware_support`). Before it the
+    memory-efficient kernel takes fp16 and fp32, no bf16 (`less_than_sm80_mem_efficient_dtypes`),
+    and no heads that share keys; what it does not take runs in full, in fp32."""
     scores = {item.bytes for item in judged[model, gpu].dry.peak_items if "_safe_softmax" in item.name}
 
     assert (max(scores, default=0) >= 4 * SEQUENCES * HEADS * SEQUENCE**2) is kept

@@ -1,4 +1,5 @@
-"""Plans against the dry run of the real engine: what is said to fit does, and the DeepSpeed JSON that is written is the plan."""
+"""Plans against the dry run of the real engine: what is said to fit does, and the DeepSpeed JSON
+that is written is the plan."""
 
 from __future__ import annotations
 

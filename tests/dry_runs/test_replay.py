@@ -1,4 +1,5 @@
-"""What the allocator reserves: the closed form, replayed, against the dry run of the real engine."""
+"""What the allocator reserves: the closed form, replayed, against the dry run of the real
+engine."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def test_a_replay_reserves_what_the_real_engine_does_but_for_its_margin(expandab
         found = replay(job, engine, walked(job, engine), expandable=expandable)
         assert dry.reserved_bytes
 
-        # THEN what is reserved falls short by the margin at most (what is allocated is held in test_closed_form.py)
+        # THEN what is reserved falls short by the margin at most (what is allocated is held in
+        # test_closed_form.py)
         errors.append(found.reserved_bytes / dry.reserved_bytes - 1)
         assert errors[-1] > -MARGIN, job.case.label
     assert sum(abs(error) < 0.01 for error in errors) >= len(errors) / 2, errors

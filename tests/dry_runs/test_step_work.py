@@ -1,4 +1,5 @@
-"""The work of a step against the real engine: DeepSpeed's collectives and PyTorch's operations in dry runs (see `count_work.py`)."""
+"""The work of a step against the real engine: DeepSpeed's collectives and PyTorch's operations in
+dry runs (see `count_work.py`)."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ STAGES = {"accumulated in fp32": (1,)}
 
 
 def _jobs(family: str) -> list[Job]:
-    """Every variant and stage for gpt2, autocast where it makes a difference; for the other families those whose order of calls shows."""
+    """Every variant and stage for gpt2, autocast where it makes a difference; for the other
+    families those whose order of calls shows."""
     jobs = []
     for name, variant in VARIANTS.items():
         settings = profile("cpu-demo", model__family=family, **SMALL, **variant)

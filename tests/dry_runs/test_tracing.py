@@ -1,4 +1,5 @@
-"""Signatures: recorded from real code, held against the passes that are written by hand, and against dry runs of what has none.
+"""Signatures: recorded from real code, held against the passes that are written by hand, and
+against dry runs of what has none.
 
 All traces of this file are made at once, and kept in a folder of its own.
 """
@@ -67,7 +68,8 @@ class Net(nn.Module):
 def adapted():
     return Net()
 """
-"""Most parameters frozen, one tied, and a module that uses another's parameters without calling it."""
+"""Most parameters frozen, one tied, and a module that uses another's parameters without calling
+it."""
 
 SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 1000, "max_position_embeddings": 256}
 LLAMA = config("llama", **SIZES, head_dim=64)

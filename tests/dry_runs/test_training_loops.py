@@ -1,4 +1,5 @@
-"""What a training loop keeps: no item below zero in jobs that are drawn, and a public measurement of a loop that drops its outputs."""
+"""What a training loop keeps: no item below zero in jobs that are drawn, and a public measurement
+of a loop that drops its outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ LLAMA_8B = {
 
 @pytest.mark.parametrize("seed", range(4))
 def test_items_of_every_phase_add_up_and_none_is_below_zero(seed: int) -> None:
-    """An item below zero cannot be made (`records.Item`); the closed form once did in one of four jobs that accumulate."""
+    """An item below zero cannot be made (`records.Item`); the closed form once did in one of four
+    jobs that accumulate."""
     drawn = drawn_from(random.Random(seed))
     for job in (next(drawn) for _ in range(100)):
         engine, record = Engine.of(job), predict(job)
@@ -56,7 +58,8 @@ def test_dry_runs_that_accumulate_name_all_that_is_alive_and_which_layer_allocat
 
 
 def public_job(keeps_outputs: bool) -> Job:
-    """Llama-3.1-8B, 32,000 tokens, ZeRO-3 on one H100, optimizer and parameters offloaded, checkpointing (snowflakedb/ArcticTraining)."""
+    """Llama-3.1-8B, 32,000 tokens, ZeRO-3 on one H100, optimizer and parameters offloaded,
+    checkpointing (snowflakedb/ArcticTraining)."""
     values = {
         "model.hf_config": LLAMA_8B, "workload.sequence_length": 32_000, "workload.activation_checkpointing": True,
         "workload.zero_init": True, "workload.keeps_outputs": keeps_outputs,
@@ -70,7 +73,8 @@ def public_job(keeps_outputs: bool) -> Job:
 
 
 def test_a_public_loop_that_drops_its_outputs_holds_71_91_gib() -> None:
-    """ArcticTraining's baseline at 32,000 tokens, by NVML, with expandable segments; logits in bf16 are 7.64 GiB."""
+    """ArcticTraining's baseline at 32,000 tokens, by NVML, with expandable segments; logits in bf16
+    are 7.64 GiB."""
     kept, dropped = simulate([public_job(True), public_job(False)], options=Options(expandable_segments=True))
 
     assert (dropped.device_bytes or 0) / GIB == pytest.approx(71.91, rel=0.02)

@@ -1,7 +1,9 @@
-"""A dry run in this process with nothing left out, whose record is written to a file; the process ends with it.
+"""A dry run in this process with nothing left out, whose record is written to a file; the process
+ends with it.
 
-What is not to be left out has a name. `answers`: no answer is remembered. `ranks`: DeepSpeed's own loops over all ranks run. `steps`: all
-steps are run, none is repeated. `micro-steps`: nor is any of these.
+What is not to be left out has a name. `answers`: no answer is remembered. `ranks`: DeepSpeed's own
+loops over all ranks run. `steps`: all steps are run, none is repeated. `micro-steps`: nor is any of
+these.
 """
 
 from __future__ import annotations

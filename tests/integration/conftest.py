@@ -1,4 +1,5 @@
-"""Measurements that several tests look at are made once: those that look at the same one are a group, which one process runs."""
+"""Measurements that several tests look at are made once: those that look at the same one are a
+group, which one process runs."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ from bf16prof.step_records import PhaseMemory
 from bf16prof.vocabulary import Phase
 
 WARMUP = 4
-"""Steps before the one measured; the second to the last of them repeat each other, so that the quickest gloo can be taken."""
+"""Steps before the one measured; the second to the last of them repeat each other, so that the
+quickest gloo can be taken."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every test of a measurement, which is known by its words, into that measurement's group."""
+    """Put every test of a measurement, which is known by its words, into that measurement's
+    group."""
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if words := parameters.get("run") or parameters.get("words"):
@@ -36,10 +39,12 @@ class Measured:
     folder: Path
 
     def quickest(self, stage: int, recipe: str, rank: int = 0) -> dict[Phase, PhaseMemory]:
-        """The phases of a rank of a case, with the peaks of those moments in which gloo was quickest.
+        """The phases of a rank of a case, with the peaks of those moments in which gloo was
+        quickest.
 
-        When a collective is over, gloo's threads may hold its tensors for a moment longer, in one step and not in the next. The first step
-        counts, and of the warm-up steps after it, which repeat each other, the smallest peak of each phase.
+        When a collective is over, gloo's threads may hold its tensors for a moment longer, in one
+        step and not in the next. The first step counts, and of the warm-up steps after it, which
+        repeat each other, the smallest peak of each phase.
         """
         (label,) = {
             each.case.label for each in runs.load(self.folder).records if (each.case.zero_stage, each.case.recipe) == (stage, recipe)
@@ -55,7 +60,8 @@ class Measured:
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Measured]:
-    """A function that measures as told, with a witness in every rank; the same words twice measure once."""
+    """A function that measures as told, with a witness in every rank; the same words twice measure
+    once."""
     made: dict[tuple[str, ...], Measured] = {}
 
     def get(*arguments: str) -> Measured:

@@ -1,4 +1,5 @@
-"""Fault classes times commands, each tried some times: the exit codes, and what is said. `make faults` writes `docs/faults.md` of it."""
+"""Fault classes times commands, each tried some times: the exit codes, and what is said. `make
+faults` writes `docs/faults.md` of it."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 @dataclass(frozen=True)
 class FaultRow:
-    """What came of a fault: the commands, how often each was tried, the exit codes, and what was said (where that differs: last)."""
+    """What came of a fault: the commands, how often each was tried, the exit codes, and what was
+    said (where that differs: last)."""
 
     fault: str
     commands: tuple[str, ...]
@@ -58,7 +60,8 @@ class FaultRow:
 
 
 def reading(command: str, folder: Path, old_run: Path) -> tuple[list[str], Path]:
-    """The words of a command that reads a valid file in that folder, which is made here, and the file."""
+    """The words of a command that reads a valid file in that folder, which is made here, and the
+    file."""
     folder.mkdir()
     path = folder / READS.get(command, "profile.toml")
     if command == "report":
@@ -71,7 +74,8 @@ def reading(command: str, folder: Path, old_run: Path) -> tuple[list[str], Path]
 
 
 def line(stderr: str, folder: Path) -> str:
-    """The line in which a command says how it ended, without names of folders and places in a file."""
+    """The line in which a command says how it ended, without names of folders and places in a
+    file."""
     found = [text for text in stderr.splitlines() if text.startswith("bf16prof: ")]
     said = (found[-1] if found else "").replace(str(folder), "…").removeprefix("bf16prof: ")
     return re.sub(r"bf16prof-\w{8}|line \d+ column \d+ \(char \d+\)", "…", said)
@@ -80,7 +84,8 @@ def line(stderr: str, folder: Path) -> str:
 def tried(
     tries: int, usual_s: dict[str, float], folder: Path, old_run: Path, say: Callable[[str], None]
 ) -> Iterator[tuple[FaultRow, list[Soaked]]]:
-    """Every fault of every command that it can have, and of its tries those that ended wrongly or left something behind."""
+    """Every fault of every command that it can have, and of its tries those that ended wrongly or
+    left something behind."""
     for fault, each in FAULTS.items():
         if fault == "nothing":
             continue

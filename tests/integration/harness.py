@@ -1,4 +1,5 @@
-"""bf16prof as its users start it: in a process of its own, watched from outside, and gone with all its ranks at the end."""
+"""bf16prof as its users start it: in a process of its own, watched from outside, and gone with all
+its ranks at the end."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Finished:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This environment without what a launcher or a terminal may have left in it; a test that wants a model's code traced says so."""
+    """This environment without what a launcher or a terminal may have left in it; a test that wants
+    a model's code traced says so."""
     kept = {key: value for key, value in os.environ.items() if key not in UNWANTED_VARIABLES and not key.startswith("BF16PROF_")}
     return {**kept, "NO_COLOR": "1", "DS_ACCELERATOR": "cpu", "BF16PROF_TRACE": "0", **changes}
 
@@ -82,7 +84,8 @@ def inside(what: str) -> dict[str, str]:
 def start(
     *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, before: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
-    """Start `bf16prof ARGUMENTS` and do not wait. `before`: what is typed before it, and becomes it."""
+    """Start `bf16prof ARGUMENTS` and do not wait. `before`: what is typed before it, and becomes
+    it."""
     return subprocess.Popen(
         [*before, sys.executable, "-m", "bf16prof", *arguments],
         env=environment(**(env or {})),
@@ -97,7 +100,8 @@ def start(
 
 
 def finish(process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> Finished:
-    """Wait for the end of a command; end it and everything it started when it takes too long, or when the test does."""
+    """Wait for the end of a command; end it and everything it started when it takes too long, or
+    when the test does."""
     try:
         stdout, stderr = process.communicate(timeout=limit_s)
     except BaseException:
@@ -169,7 +173,8 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Training:
-    """A command that is training: its process, its run directory, the case that runs, everything it started, and its ranks' pids."""
+    """A command that is training: its process, its run directory, the case that runs, everything it
+    started, and its ranks' pids."""
 
     process: subprocess.Popen[str]
     folder: Path
@@ -184,7 +189,8 @@ class Training:
 
 @contextlib.contextmanager
 def training(folder: Path, *arguments: str, env: Mapping[str, str] | None = None, world_size: int = 2) -> Iterator[Training]:
-    """Start a measurement without end, wait until all ranks have written steps, and leave nothing of it behind."""
+    """Start a measurement without end, wait until all ranks have written steps, and leave nothing
+    of it behind."""
     process = start(*measure_arguments(folder, "--zero", "1", "--recipe", "bf16-full", *arguments, steps=10**6), env=env)
     family: list[psutil.Process] = []
     try:
@@ -205,7 +211,8 @@ def training(folder: Path, *arguments: str, env: Mapping[str, str] | None = None
 
 
 def without_the_second(first: subprocess.Popen[str], second: subprocess.Popen[str], folder: Path) -> Finished:
-    """How the first of two nodes ends when the second is killed while both train; of the first's own processes none is left.
+    """How the first of two nodes ends when the second is killed while both train; of the first's
+    own processes none is left.
 
     `folder`: where the ranks write what they have measured.
     """

@@ -1,5 +1,5 @@
-"""Small runs of every command with a random fault each, and what each leaves behind: processes, file handles, temporary files, shared
-memory, locks, and run directories that nobody can read.
+"""Small runs of every command with a random fault each, and what each leaves behind: processes,
+file handles, temporary files, shared memory, locks, and run directories that nobody can read.
 
 `test_soak.py` makes a few; `make soak` two hundred (`benchmarks/soak.py`).
 """
@@ -29,7 +29,8 @@ from bf16prof.runs import LOCK, MANIFEST, Status, load
 
 DATA = Path(__file__).parents[1] / "data"
 MARK = "SOAK"
-"""A variable that every process of a run inherits: who has its value is of this run, whoever its parent is."""
+"""A variable that every process of a run inherits: who has its value is of this run, whoever its
+parent is."""
 LIMIT_S = 600.0
 ENOUGH_TO_DIE_S = 5.0
 SMALLEST_FILE = 4000
@@ -53,7 +54,8 @@ SLOW = ("simulate", "measure")
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong: a signal after a share of the usual time, how the process starts, its variables; and exit codes that are right.
+    """What goes wrong: a signal after a share of the usual time, how the process starts, its
+    variables; and exit codes that are right.
 
     `spoils`: the command cannot end well (`0` is no right answer).
     """
@@ -91,7 +93,8 @@ FAULTS: dict[str, Fault] = {
 
 @dataclass(frozen=True)
 class Soaked:
-    """One run: the command, the fault, the exit code, what it said on stderr, and everything that is wrong with how it ended."""
+    """One run: the command, the fault, the exit code, what it said on stderr, and everything that
+    is wrong with how it ended."""
 
     command: str
     fault: str
@@ -101,7 +104,8 @@ class Soaked:
 
 
 def draw(seed: int, slow: float) -> tuple[str, str, float]:
-    """A command (a slow one with that probability), a fault that it can have, and when a signal comes, as a share of the usual time."""
+    """A command (a slow one with that probability), a fault that it can have, and when a signal
+    comes, as a share of the usual time."""
     rng = random.Random(seed)
     command = rng.choice(SLOW if rng.random() < slow else [name for name in COMMANDS if name not in SLOW])
     fault = rng.choice([name for name, each in FAULTS.items() if command in each.only])
@@ -150,7 +154,8 @@ def suffer(drawn: tuple[str, str, float], folder: Path, old_run: Path, usual_s: 
 
 
 def _start(fault: Fault) -> None:
-    """In the new process. A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and what is ignored stays so."""
+    """In the new process. A shell starts background jobs with SIGINT ignored, nohup with SIGHUP,
+    and what is ignored stays so."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     if fault.starts is not None:
@@ -158,7 +163,8 @@ def _start(fault: Fault) -> None:
 
 
 def _has_begun(pid: int) -> bool:
-    """Whether the program's own first instructions have run: it catches SIGHUP, which Python does not. Before, a signal ends Python."""
+    """Whether the program's own first instructions have run: it catches SIGHUP, which Python does
+    not. Before, a signal ends Python."""
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))

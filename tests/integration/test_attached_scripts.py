@@ -1,4 +1,5 @@
-"""A user's own script on real ranks: measured, reconciled with its dry run, and untouched, whoever has started it."""
+"""A user's own script on real ranks: measured, reconciled with its dry run, and untouched, whoever
+has started it."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def steady(folder: Path) -> tuple[Any, ...]:
     run = load(folder)
     assert run.manifest.status is Status.FINISHED
     (record,) = (record for record in run.records if record.source is Source.MEASURE)
-    # not the peak: gloo's threads let go of a finished collective's tensors a little later in one run than in another
+    # not the peak: gloo's threads let go of a finished collective's tensors a little later in one
+    # run than in another
     return record.allocated_bytes, record.components, [step.loss for step in record.steps]
 
 

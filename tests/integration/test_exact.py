@@ -1,4 +1,5 @@
-"""Real DeepSpeed ranks hold, to the byte, what the estimate says; and what they are said to hold is what their processes hold."""
+"""Real DeepSpeed ranks hold, to the byte, what the estimate says; and what they are said to hold is
+what their processes hold."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ CASES = [
 ]
 
 NUMBER_BYTES = 8
-"""A Python number that a tensor with a gradient is multiplied by: autograd keeps it as a tensor of the host, which a dry run never sees.
-The loss is one of those products; of each layer, one for one expert for each token and two for two (moe/sharded_moe.py, l_aux)."""
+"""A Python number that a tensor with a gradient is multiplied by: autograd keeps it as a tensor of
+the host, which a dry run never sees. The loss is one of those products; of each layer, one for one
+expert for each token and two for two (moe/sharded_moe.py, l_aux)."""
 
 
 @pytest.mark.parametrize(("words", "stage"), CASES)
@@ -40,7 +41,8 @@ def test_ranks_with_experts_of_their_own_hold_what_the_dry_run_says(words: str, 
 
 
 def _require_exchanges(record: dict[str, Any]) -> None:
-    """Out to the experts and back, for two layers, in forward and again in backward; room for 1.5 times the share of a token's experts."""
+    """Out to the experts and back, for two layers, in forward and again in backward; room for 1.5
+    times the share of a token's experts."""
     said, k = record["workload"], 2 if "two_of" in record["workload"]["model"] else 1
     tokens = said["micro_batch_size"] * said["sequence_length"]
     room = -(-3 * k * tokens // (2 * 4))

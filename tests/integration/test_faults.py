@@ -1,4 +1,5 @@
-"""What goes wrong in the field: ranks that die, hang or run out of memory, and bf16prof itself being stopped."""
+"""What goes wrong in the field: ranks that die, hang or run out of memory, and bf16prof itself
+being stopped."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def measurements(run: Run) -> list[MemoryRecord]:
 
 
 def partial_record(done: Finished, folder: Path, status: Status) -> MemoryRecord:
-    """The only measurement of a run that failed in training: kept, marked, and without a steady state that nobody saw."""
+    """The only measurement of a run that failed in training: kept, marked, and without a steady
+    state that nobody saw."""
     run = load(folder)
     assert done.code == 3
     assert run.manifest.status is status
@@ -146,7 +148,8 @@ class Starved:
 
 @pytest.fixture(scope="module")
 def starved(tmp_path_factory: pytest.TempPathFactory) -> Starved:
-    """Both get through init; training peaks at 2.4 million bytes in fp32 and at 1.25 million in bf16-full."""
+    """Both get through init; training peaks at 2.4 million bytes in fp32 and at 1.25 million in
+    bf16-full."""
     folder, limit = tmp_path_factory.mktemp("starved") / "run", 1_700_000
     small_bucket = "deepspeed.zero_optimization.reduce_bucket_size=10007"
     limited = {"BF16PROF_CPU_MEMORY_LIMIT": str(limit)}
@@ -223,14 +226,16 @@ def test_killed_while_ranks_start_it_takes_them_along(tmp_path: Path) -> None:
         end(process)
 
 
-# What is allocated between steps is exact. A peak on CPU ranks is not: the loss, its gradient and gloo's counters are a few bytes
-# each, and gloo's threads let go of them at a time of their own. A ten-thousandth of a percent of this job's 42 MB is 42 bytes.
+# What is allocated between steps is exact. A peak on CPU ranks is not: the loss, its gradient and
+# gloo's counters are a few bytes each, and gloo's threads let go of them at a time of their own. A
+# ten-thousandth of a percent of this job's 42 MB is 42 bytes.
 A_FEW_BYTES = "0.001%"
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A run where another launcher's variables are set and its port is taken: its end, its folder, and the shared memory it left."""
+    """A run where another launcher's variables are set and its port is taken: its end, its folder,
+    and the shared memory it left."""
 
     done: Finished
     folder: Path
@@ -263,7 +268,8 @@ def test_no_shared_memory_is_left_behind(surroundings: Surroundings) -> None:
 
 @pytest.mark.alone
 def test_fail_over_looks_at_every_prediction(surroundings: Surroundings) -> None:
-    """Predictions that are right pass a narrow tolerance (the fixture gave it); a measurement that says otherwise does not."""
+    """Predictions that are right pass a narrow tolerance (the fixture gave it); a measurement that
+    says otherwise does not."""
     records = surroundings.folder / "records.json"
     text = records.read_text(encoding="utf-8")
     try:

@@ -1,5 +1,5 @@
-"""Real DeepSpeed ranks that do more than steps of one model, and the dry run of the same: evaluation, packed rows, DPO, reward
-models, QLoRA, tiles."""
+"""Real DeepSpeed ranks that do more than steps of one model, and the dry run of the same:
+evaluation, packed rows, DPO, reward models, QLoRA, tiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.nightly]
 LOGITS = "--eval-batch-size 3 --set workload.evaluation.prediction_loss_only=false --set workload.evaluation.batches=3"
 LORA = "--lora r=4,targets=all-linear"
 SCALAR = 8
-"""What PyTorch makes of a Python number beside a tensor, which only real ranks count: the scaling of an adapter, the loss of a pair."""
+"""What PyTorch makes of a Python number beside a tensor, which only real ranks count: the scaling
+of an adapter, the loss of a pair."""
 
 CASES = [
     pytest.param(0, "--eval-batch-size 3", 0, id="evaluation-zero0"),

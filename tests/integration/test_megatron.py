@@ -1,4 +1,5 @@
-"""megatron-core's engine on real gloo ranks: the bytes that the recipes, the closed form and the dry run say."""
+"""megatron-core's engine on real gloo ranks: the bytes that the recipes, the closed form and the
+dry run say."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from bf16prof.vocabulary import Component
 pytestmark = pytest.mark.timeout(600)
 
 LAYERS, NUMBER_BYTES = 3, 8
-"""Attention multiplies by a number, which autograd keeps as a tensor of the host; a dry run never sees it."""
+"""Attention multiplies by a number, which autograd keeps as a tensor of the host; a dry run never
+sees it."""
 
 LLAMA = Path(__file__).parents[1] / "data" / "hf-llama.json"
 
@@ -51,7 +53,8 @@ def test_ranks_hold_what_all_sources_say(words: str, stage: int, recipe: str, me
 
 
 def _is_as_the_recipe_says(record: dict[str, Any], id_: str) -> None:
-    """Bytes per parameter: those of the recipe, and with bf16 gradients the fp32 copies that stay until the next step begins."""
+    """Bytes per parameter: those of the recipe, and with bf16 gradients the fp32 copies that stay
+    until the next step begins."""
     sizes = find_recipe(id_).bytes_per_parameter() | ({str(Component.MASTER_GRADIENTS): 4} if id_ == "nemo-bf16" else {})
     assert {name: size * record["parameters"] for name, size in sizes.items()} == {name: record["components"][name] for name in sizes}
 

@@ -1,4 +1,5 @@
-"""One measurement on several nodes: two agents on loopback, started by hand on "both", or by DeepSpeed's hostfile over a local ssh."""
+"""One measurement on several nodes: two agents on loopback, started by hand on "both", or by
+DeepSpeed's hostfile over a local ssh."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def node(folder: Path, number: int, steps: int) -> list[str]:
 
 
 def require_one_run_on_two_nodes(done: Finished, folder: Path) -> None:
-    """Exact to the byte, every rank with the place where it ran, threads by the ranks of a host, and nothing left over."""
+    """Exact to the byte, every rank with the place where it ran, threads by the ranks of a host,
+    and nothing left over."""
     measurement, estimate = (done.record(source, 3, "bf16-full") for source in ("measure", "estimate"))
     assert measurement["components"] == estimate["components"]
     assert [(rank["rank"], rank["node"], rank["host"], rank["device"]) for rank in measurement["ranks"]] == [
@@ -75,7 +77,8 @@ def test_a_node_that_is_killed_is_named_and_the_other_ends(tmp_path: Path) -> No
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Variables with which `ssh NAME` reaches this machine through a server of our own, whatever the name."""
+    """Variables with which `ssh NAME` reaches this machine through a server of our own, whatever
+    the name."""
     server = shutil.which("sshd") or "/usr/sbin/sshd"
     if not Path(server).exists() or not shutil.which("ssh") or not shutil.which("ssh-keygen"):
         pytest.skip("no ssh server here")

@@ -14,7 +14,8 @@ NUMBER_BYTES = 4
 """gloo may hold a number that was reduced a moment longer."""
 
 COUNTS_BYTES = 16
-"""Two numbers of parameters that the engine adds up over the stages: a dry run counts the list's tensor beside the one that is reduced."""
+"""Two numbers of parameters that the engine adds up over the stages: a dry run counts the list's
+tensor beside the one that is reduced."""
 
 CASES = [
     pytest.param(f"{GPT2} --num-gpus 2 --pp 2 --gas 3", 1, id="tied"),

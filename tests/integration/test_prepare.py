@@ -1,4 +1,5 @@
-"""Compiling before the ranks start: once per version, under no dead process's lock, and with one clear line when it does not work."""
+"""Compiling before the ranks start: once per version, under no dead process's lock, and with one
+clear line when it does not work."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ VERSIONS = re.escape(
 
 
 def cache(home: Path) -> Path:
-    """Where bf16prof keeps compiled extensions under that XDG_CACHE_HOME: one folder, as there is one environment."""
+    """Where bf16prof keeps compiled extensions under that XDG_CACHE_HOME: one folder, as there is
+    one environment."""
     (folder,) = (home / "bf16prof").iterdir()
     assert re.fullmatch(VERSIONS + "-[0-9a-f]{12}", folder.name)
     return folder
@@ -42,7 +44,8 @@ def leave_lock(home: Path, extension: str) -> Path:
 
 
 def path_without_ninja(folder: Path) -> str:
-    """The PATH as it is, but for the ninja: as on a bare machine where nobody activated the virtual environment."""
+    """The PATH as it is, but for the ninja: as on a bare machine where nobody activated the virtual
+    environment."""
     for entry in map(Path, os.environ["PATH"].split(os.pathsep)):
         for command in entry.glob("*"):
             if command.name != "ninja" and not (folder / command.name).is_symlink():
@@ -81,7 +84,8 @@ def test_extensions_are_cached_by_version(home: Path) -> None:
 
 @shared_cache
 def test_what_killed_processes_leave_does_not_hang_the_next_run(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
-    """Ranks take torch's locks even to load what is compiled already. Somebody else uses the cache all the time."""
+    """Ranks take torch's locks even to load what is compiled already. Somebody else uses the cache
+    all the time."""
     before = compiled(home)
     for extension in ("bf16prof_allocator", "deepspeed_shm_comm"):
         leave_lock(home, extension)
@@ -98,7 +102,8 @@ def test_what_killed_processes_leave_does_not_hang_the_next_run(home: Path, vari
 @shared_cache
 @pytest.mark.nightly
 def test_another_environment_shares_nothing(home: Path, variables: dict[str, str], tmp_path: Path) -> None:
-    """It has another compiler; its extensions are compiled before the clock of a case runs, and said."""
+    """It has another compiler; its extensions are compiled before the clock of a case runs, and
+    said."""
     before = compiled(home)
     wrapper = tmp_path / "my c++"
     wrapper.write_text('#!/bin/sh\nexec c++ "$@"\n', encoding="utf-8")
@@ -159,7 +164,8 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_a_hint(tmp_path: Path) -
 
 @pytest.mark.parametrize("victim", ["bf16prof by SIGINT", "bf16prof by SIGKILL", "the compiling process by SIGKILL", "ninja by SIGKILL"])
 def test_stopped_while_compiling_it_leaves_no_compiler_behind(tmp_path: Path, victim: str) -> None:
-    """The compiler is one that does not end once ninja runs it, which gives it a process group of its own."""
+    """The compiler is one that does not end once ninja runs it, which gives it a process group of
+    its own."""
     compiler = tmp_path / "c++"
     compiler.write_text(
         '#!/bin/sh\ncase "$*" in *" -c "*) touch "${TMPDIR:-/tmp}/cc1.s"; sleep 600;; esac\nexec c++ "$@"\n', encoding="utf-8"

@@ -1,4 +1,5 @@
-"""What a person sees while ranks train: one line per case in a pipe, the state of rank 0 on a terminal, nothing when quiet."""
+"""What a person sees while ranks train: one line per case in a pipe, the state of rank 0 on a
+terminal, nothing when quiet."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The published run in a dry run, from first principles: the four memory numbers of DeepSpeed's bf16 example, to the printed digit.
+"""The published run in a dry run, from first principles: the four memory numbers of DeepSpeed's
+bf16 example, to the printed digit.
 
-The run was made with DeepSpeed 0.18.4 and, as its numbers tell, with the script's default vocabulary of 50,000. Under 0.19.8 three numbers
-are the same; the fourth, the low-precision peak, is lower: since 0.19.4 `zero.Init(module=...)` replaces `nn.functional.linear`, whose
-backward lets go of gathered parameters earlier (runtime/zero/linear.py).
+The run was made with DeepSpeed 0.18.4 and, as its numbers tell, with the script's default
+vocabulary of 50,000. Under 0.19.8 three numbers are the same; the fourth, the low-precision peak,
+is lower: since 0.19.4 `zero.Init(module=...)` replaces `nn.functional.linear`, whose backward lets
+go of gathered parameters earlier (runtime/zero/linear.py).
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ RECIPES = ("bf16-fp32-master", "bf16-full-autocast")
 
 OLDEST, OF_THE_TIME = "0.18.3", "0.18.4"
 INSTALLED_0_19_8 = "18.84"
-"""What DeepSpeed 0.19.8 needs at the low-precision peak, in GiB: an independent replay over real storages gave 18.837."""
+"""What DeepSpeed 0.19.8 needs at the low-precision peak, in GiB: an independent replay over real
+storages gave 18.837."""
 
 
 def deepspeed(version: str) -> dict[str, str]:
-    """The environment in which that version is imported; `make test` puts it beside the installed one."""
+    """The environment in which that version is imported; `make test` puts it beside the installed
+    one."""
     folder = Path(sys.prefix) / f"deepspeed-{version}"
     assert folder.is_dir(), f"{folder} is missing: `make test` installs it"
     return {"PYTHONPATH": str(folder)}
@@ -73,7 +77,8 @@ def test_the_bytes_that_make_up_the_peaks_have_names() -> None:
         assert sum(item["bytes"] for item in record["peak_items"]) == record["peak_allocated_bytes"]
         assert record["peak_components"]["other"] == 0
     step = {item["name"]: item["bytes"] for item in simulated(OF_THE_TIME)[0]["peak_items"]}
-    # Sub-group 0 of DeepSpeed's ZeRO-3 has 1,008,277,504 elements: its gradients as one flat bf16 tensor, and the fp32 copy of it.
+    # Sub-group 0 of DeepSpeed's ZeRO-3 has 1,008,277,504 elements: its gradients as one flat bf16
+    # tensor, and the fp32 copy of it.
     assert step["gradients for the optimizer"] == 6 * 1_008_277_504
 
 

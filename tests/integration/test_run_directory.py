@@ -1,4 +1,5 @@
-"""The folder that a measurement leaves: complete, readable by every command, and never overwritten unasked."""
+"""The folder that a measurement leaves: complete, readable by every command, and never overwritten
+unasked."""
 
 from __future__ import annotations
 

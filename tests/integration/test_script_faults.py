@@ -1,4 +1,5 @@
-"""Scripts that misbehave on real ranks: the rank that did it is named in one line, what was measured is kept, and nothing outlives it."""
+"""Scripts that misbehave on real ranks: the rank that did it is named in one line, what was
+measured is kept, and nothing outlives it."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ SCRIPTS = {
     "deaf": (RUDE.replace("train(99)", "time.sleep(600)"), "not finished after 60 s: ranks 0 and 1 were between steps, after step 1"),
     "rude": (RUDE, ""),
 }  # fmt: skip
-"""By name: the script after its beginning, and the line that is said of it; empty where it is measured to its end."""
+"""By name: the script after its beginning, and the line that is said of it; empty where it is
+measured to its end."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -10,7 +10,8 @@ from conftest import Measured
 pytestmark = [pytest.mark.timeout(600), pytest.mark.nightly]
 
 LAYERS, NUMBER_BYTES = 3, 8
-"""Attention multiplies by a number, which autograd keeps as a tensor of the host; a dry run never sees it."""
+"""Attention multiplies by a number, which autograd keeps as a tensor of the host; a dry run never
+sees it."""
 
 
 def test_ranks_that_share_a_second_copy_hold_what_the_dry_run_says(measured: Callable[..., Measured]) -> None:

@@ -50,7 +50,8 @@ def test_ranks_that_share_a_batch_hold_what_the_dry_run_says(
     for phase, memory in measurement["phases"].items():
         assert dry["phases"][phase]["end_bytes"] == memory["end_bytes"], phase
         found, least = dry["phases"][phase]["peak_bytes"], quickest[Phase(phase)].peak_bytes
-        # gloo's threads may hold what they have sent for a moment longer: of two ranks what one layer exchanges, of more whatever they do.
+        # gloo's threads may hold what they have sent for a moment longer: of two ranks what one
+        # layer exchanges, of more whatever they do.
         assert least is not None
         assert found <= least, phase
         if measurement["case"]["world_size"] == 2:
@@ -64,7 +65,8 @@ def _of_one_layer(record: dict[str, Any], phase: str, model: dict[str, Any]) -> 
 
 
 def _require_ulysses(record: dict[str, Any], model: dict[str, Any]) -> None:
-    """Queries and results with all heads, keys and values with one for each rank at least, once a layer (arXiv 2309.14509, section 3)."""
+    """Queries and results with all heads, keys and values with one for each rank at least, once a
+    layer (arXiv 2309.14509, section 3)."""
     said, ranks = record["workload"], record["case"]["sequence_parallel"]
     heads, kept, layers = (model[f"num_{name}"] for name in ("attention_heads", "key_value_heads", "hidden_layers"))
     width = model.get("head_dim", model["hidden_size"] // heads)

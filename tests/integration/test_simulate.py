@@ -1,7 +1,9 @@
-"""The dry run against the allocator: real ranks on CPU, and the same cases on fake tensors, phase by phase.
+"""The dry run against the allocator: real ranks on CPU, and the same cases on fake tensors, phase
+by phase.
 
-What is allocated at the end of init, backward and step is equal to the byte, and so are the peaks but for what gloo's threads still hold
-when a collective is over, which is different from step to step of one run, and for eight bytes a layer.
+What is allocated at the end of init, backward and step is equal to the byte, and so are the peaks
+but for what gloo's threads still hold when a collective is over, which is different from step to
+step of one run, and for eight bytes a layer.
 """
 
 from __future__ import annotations
@@ -65,18 +67,22 @@ ALL = [by_day_or_night(*case[:3]) for case in CASES] + [
 
 ENDS = ("init", "backward", "step")
 LATE_IN_STEP = 640
-"""Bytes of small collectives of the step (norms, overflow flags, small parameters) that gloo has finished and still holds."""
+"""Bytes of small collectives of the step (norms, overflow flags, small parameters) that gloo has
+finished and still holds."""
 LATE = 0.002
-"""The same for gradients of small tensors in backward, as a share of the peak; and eight bytes a layer, a number that autograd keeps."""
+"""The same for gradients of small tensors in backward, as a share of the peak; and eight bytes a
+layer, a number that autograd keeps."""
 
 Phases = dict[Phase, PhaseMemory]
 Pairs = dict[tuple[int, str], tuple[MemoryRecord, Phases, MemoryRecord, int]]
-"""By stage and recipe: the measured record, the phases of its rank 0, the dry run's record, which is of rank 0, and `late_in_init`."""
+"""By stage and recipe: the measured record, the phases of its rank 0, the dry run's record, which
+is of rank 0, and `late_in_init`."""
 
 
 @pytest.fixture(scope="session")
 def simulated(measured: Callable[..., Measured]) -> Callable[[tuple[str, ...]], Pairs]:
-    """A function that gives, for the words of a measurement, each case's measured and dry-run record."""
+    """A function that gives, for the words of a measurement, each case's measured and dry-run
+    record."""
     made: dict[tuple[str, ...], Pairs] = {}
 
     def get(words: tuple[str, ...]) -> Pairs:
@@ -116,8 +122,9 @@ def test_the_dry_run_holds_what_real_ranks_hold(
 
 
 def late_in_init(job: Job) -> int:
-    """Bytes that gloo may hold longer than it needs them: ZeRO-3's init broadcasts one parameter after the other, and each of gloo's two
-    threads (ProcessGroupGloo's options) may still hold the last that it has sent."""
+    """Bytes that gloo may hold longer than it needs them: ZeRO-3's init broadcasts one parameter
+    after the other, and each of gloo's two threads (ProcessGroupGloo's options) may still hold the
+    last that it has sent."""
     if job.case.zero_stage < 3:
         return 0
     width = DTYPE_BYTES[find_recipe(job.case.recipe).dtypes[Component.PARAMETERS]]

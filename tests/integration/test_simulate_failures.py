@@ -1,4 +1,5 @@
-"""Several dry runs of which one fails: the right one is named, the records of the others are shown and written."""
+"""Several dry runs of which one fails: the right one is named, the records of the others are shown
+and written."""
 
 from __future__ import annotations
 

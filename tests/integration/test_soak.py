@@ -1,4 +1,5 @@
-"""A short form of `make soak`: a few commands with a fault each leave nothing behind, and end as they should."""
+"""A short form of `make soak`: a few commands with a fault each leave nothing behind, and end as
+they should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One measurement on two hosts: network namespaces of this machine, each with its own name and address, and a cable between them."""
+"""One measurement on two hosts: network namespaces of this machine, each with its own name and
+address, and a cable between them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Runs many scripts from one process that has imported everything: `python forks.py JOBS`, each line of JOBS a job in JSON.
+"""Runs many scripts from one process that has imported everything: `python forks.py JOBS`, each
+line of JOBS a job in JSON.
 
-A job of the kind "import" imports a module for all that follow. A dry one has a folder with a task (`dry_run.script.worker`); a real one
-is a script on two gloo ranks, whose memory is counted by the allocator. Each runs in forked copies. What becomes of them lies in their
-folders.
+A job of the kind "import" imports a module for all that follow. A dry one has a folder with a task
+(`dry_run.script.worker`); a real one is a script on two gloo ranks, whose memory is counted by the
+allocator. Each runs in forked copies. What becomes of them lies in their folders.
 """
 
 from __future__ import annotations

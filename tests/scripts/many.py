@@ -1,4 +1,5 @@
-"""Many scripts at the price of one import: they are run by `forks.py`, and what became of them is read here."""
+"""Many scripts at the price of one import: they are run by `forks.py`, and what became of them is
+read here."""
 
 from __future__ import annotations
 

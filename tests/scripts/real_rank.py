@@ -1,4 +1,5 @@
-"""One real rank of a script: the hooks of `bf16prof.scripts`, the probe of `measure`, and what they saw, in a file."""
+"""One real rank of a script: the hooks of `bf16prof.scripts`, the probe of `measure`, and what they
+saw, in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Scripts of every style, dry-run and on two real gloo ranks: what is held between steps and in every phase is the same to the byte."""
+"""Scripts of every style, dry-run and on two real gloo ranks: what is held between steps and in
+every phase is the same to the byte."""
 
 from __future__ import annotations
 
@@ -29,9 +30,11 @@ Folder = Callable[[str], Path]
 
 @dataclass(frozen=True)
 class Real:
-    """What one real rank saw: bytes after each step, and peak and end of every phase, step by step; the first step's begin with init's.
+    """What one real rank saw: bytes after each step, and peak and end of every phase, step by step;
+    the first step's begin with init's.
 
-    Gloo's threads let go of some bytes late, now and then, so of steps that repeat each other the least is taken.
+    Gloo's threads let go of some bytes late, now and then, so of steps that repeat each other the
+    least is taken.
     """
 
     message: str
@@ -43,14 +46,16 @@ class Real:
         return min(step[phase][1] for step in self.steps[1:] or self.steps if phase in step)
 
     def peak(self, phase: str) -> int:
-        """The highest in a phase over all steps; the first step, in which states are made, may have the highest."""
+        """The highest in a phase over all steps; the first step, in which states are made, may have
+        the highest."""
         repeated = min(step[phase][0] for step in self.steps[1:] if phase in step)
         return max(repeated, *(step[phase][0] for step in self.steps[:1] if phase in step), 0)
 
 
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A function that gives the folder of a style, in it one for each way it was run; all quick ones are run at once, and all others."""
+    """A function that gives the folder of a style, in it one for each way it was run; all quick
+    ones are run at once, and all others."""
     roots: dict[bool, Path] = {}
 
     def get(style: str) -> Path:
@@ -64,7 +69,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def _jobs(folder: Path) -> list[dict[str, object]]:
-    """A style as two CPU ranks, dry and real, and on a GPU; none where its library is not installed."""
+    """A style as two CPU ranks, dry and real, and on a GPU; none where its library is not
+    installed."""
     style = folder.name
     if style in LIBRARIES and importlib.util.find_spec(LIBRARIES[style]) is None:
         return []

@@ -1,4 +1,5 @@
-"""Scripts that do more than train, or that end otherwise than by training to the last step: what is recorded, and what is said."""
+"""Scripts that do more than train, or that end otherwise than by training to the last step: what is
+recorded, and what is said."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ SCRIPTS = {
     "counts": ("torch.bincount(torch.ones(999, device='cuda').long())", "counts.py depends on values", True, 0),
     "rude": (RUDE, "", False, STEPS),
 }  # fmt: skip
-"""By name: the script after its beginning, the line that is said of it, whether that is bad input, and the steps that are recorded."""
+"""By name: the script after its beginning, the line that is said of it, whether that is bad input,
+and the steps that are recorded."""
 
 
 @pytest.fixture(scope="module")

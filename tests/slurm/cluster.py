@@ -1,4 +1,5 @@
-"""A cluster of Slurm's on this machine, without root's files and without systemd: two nodes, each a daemon with a share of the cores."""
+"""A cluster of Slurm's on this machine, without root's files and without systemd: two nodes, each a
+daemon with a share of the cores."""
 
 from __future__ import annotations
 

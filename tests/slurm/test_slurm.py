@@ -1,4 +1,5 @@
-"""`measure --launcher slurm` on a small cluster of Slurm's own daemons: submitted, waited for, collected, and cancelled."""
+"""`measure --launcher slurm` on a small cluster of Slurm's own daemons: submitted, waited for,
+collected, and cancelled."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def only_record(folder: Path) -> MemoryRecord:
 
 
 def test_srun_starts_the_ranks_of_an_attached_script(slurm: dict[str, str], tmp_path: Path) -> None:
-    """The nodes of this cluster have no names that resolve; the port is agreed on without a word."""
+    """The nodes of this cluster have no names that resolve; the port is agreed on without a
+    word."""
     words = ("srun", "--nodes", "2", "--ntasks-per-node", "1", "python", "-m", "bf16prof.attach", "-d", "run", str(PLAIN), "--steps", "5")
     done = slurms(slurm, tmp_path, *words)
 

@@ -1,4 +1,5 @@
-"""The command line in tests: the whole program in this process or in one of its own, and what its refusals look like."""
+"""The command line in tests: the whole program in this process or in one of its own, and what its
+refusals look like."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def refused(result: Result) -> str:
-    """The one line of a refusal: exit code 2, nothing on stdout, no traceback, at most a hint after it."""
+    """The one line of a refusal: exit code 2, nothing on stdout, no traceback, at most a hint after
+    it."""
     code, out, err = result
     lines = err.splitlines()
     assert code == 2, err

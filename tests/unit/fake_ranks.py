@@ -1,7 +1,8 @@
 """DeepSpeed's own engine in this process, as rank 0 of any number of ranks that do not exist.
 
-PyTorch's `fake` process group answers every collective without communicating, so DeepSpeed's own code partitions, pads and allocates as
-on a real job. Compiled operators are replaced by stubs that do nothing: what is looked at is what is allocated, never what is computed.
+PyTorch's `fake` process group answers every collective without communicating, so DeepSpeed's own
+code partitions, pads and allocates as on a real job. Compiled operators are replaced by stubs that
+do nothing: what is looked at is what is allocated, never what is computed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 
 
 def build_engine(job: Job, config: Mapping[str, Any] | None = None) -> Any:
-    """DeepSpeed's engine for a job (or for another DeepSpeed configuration of its model). Raises what DeepSpeed raises."""
+    """DeepSpeed's engine for a job (or for another DeepSpeed configuration of its model). Raises
+    what DeepSpeed raises."""
     model = build(job.profile.model, activation_checkpointing=False)
     return initialize(model, deepspeed_config(job) if config is None else config, dist_init_required=False)
 

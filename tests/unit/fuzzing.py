@@ -1,6 +1,8 @@
-"""Mutants of valid files, given to the commands that read them. An answer is a record that can be read again, or one line and exit code 2.
+"""Mutants of valid files, given to the commands that read them. An answer is a record that can be
+read again, or one line and exit code 2.
 
-`test_fuzz.py` draws a few of each; `make fuzz` ten thousand (`benchmarks/fuzz.py`). What once broke a reader lies in `tests/data/found`.
+`test_fuzz.py` draws a few of each; `make fuzz` ten thousand (`benchmarks/fuzz.py`). What once broke
+a reader lies in `tests/data/found`.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ TOKEN = re.compile(r'"[^"\n]*"|[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?|\w+|[^\w\s]', re
 
 @dataclass(frozen=True)
 class Reader:
-    """A command that reads a file: the valid content, what is typed, where the file lies, and what lies beside it.
+    """A command that reads a file: the valid content, what is typed, where the file lies, and what
+    lies beside it.
 
     `{file}` and `{folder}` stand for the mutant and its folder.
     """
@@ -155,7 +158,8 @@ READERS = _readers()
 
 @st.composite
 def mutants(draw: st.DrawFn, valid: tuple[bytes, ...]) -> bytes:
-    """A valid file after one to three changes: of its tree where it is JSON, of its words where it is text, of its bytes."""
+    """A valid file after one to three changes: of its tree where it is JSON, of its words where it
+    is text, of its bytes."""
     content = draw(st.sampled_from(valid))
     for _ in range(draw(st.integers(1, 3))):
         content = draw(st.sampled_from((_tree, _words, _bytes)))(draw, content)
@@ -235,7 +239,8 @@ class Answer:
 def ask(reader: Reader, content: bytes, folder: Path) -> Answer:
     """Give a mutant to its reader, in this process. Whatever the program raises is raised here.
 
-    The code of a model that is not known is not run: it is the reader that is asked, and a failure is remembered for the same model later.
+    The code of a model that is not known is not run: it is the reader that is asked, and a failure
+    is remembered for the same model later.
     """
     folder.mkdir()
     try:

@@ -1,4 +1,5 @@
-"""Tiny configurations of every model type whose closed form is known, one of each and randomly drawn ones."""
+"""Tiny configurations of every model type whose closed form is known, one of each and randomly
+drawn ones."""
 
 from __future__ import annotations
 
@@ -153,5 +154,6 @@ def drawn(model_type: str) -> st.SearchStrategy[Mapping[str, Any]]:
 
 
 def _turns_pairs(content: Mapping[str, Any]) -> bool:
-    """Whether a yarn is over whole heads: over an odd number of dimensions it is either refused or broken."""
+    """Whether a yarn is over whole heads: over an odd number of dimensions it is either refused or
+    broken."""
     return "yarn" not in str(content.get("rope_scaling")) or not {"partial_rotary_factor", "rotary_pct"} & set(content)

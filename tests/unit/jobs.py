@@ -27,7 +27,8 @@ SMALL_MODEL = {
 
 
 def write_profile(path: Path, text: str = "", **model: Any) -> Path:
-    """A valid profile file of a small model, some of its sizes replaced, with more TOML after it."""
+    """A valid profile file of a small model, some of its sizes replaced, with more TOML after
+    it."""
     sizes = {**SMALL_MODEL, **model}
     lines = ["[model]", *(f"{key} = {_toml(value)}" for key, value in sizes.items()), "[workload]", "sequence_length = 5", text]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

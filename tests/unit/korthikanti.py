@@ -1,11 +1,13 @@
-"""Korthikanti et al. 2022 (arXiv 2205.05198): what a transformer's activations, parameters, gradients and optimizer take."""
+"""Korthikanti et al. 2022 (arXiv 2205.05198): what a transformer's activations, parameters,
+gradients and optimizer take."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 ADAM_BYTES = 18
-"""Bytes per parameter of Megatron's mixed precision: 2 + 4 of its gradients, 12 of the optimizer."""
+"""Bytes per parameter of Megatron's mixed precision: 2 + 4 of its gradients, 12 of the
+optimizer."""
 
 
 def layer_bytes(
@@ -20,8 +22,8 @@ def layer_bytes(
 ) -> float:
     """Activations that a transformer layer keeps for backward, table 2, in bytes.
 
-    16-bit, with dropout, an MLP of 4 x hidden, and attention that keeps its score matrix unless `recompute` is selective (it is computed
-    again) or full (only the layer's input is kept).
+    16-bit, with dropout, an MLP of 4 x hidden, and attention that keeps its score matrix unless
+    `recompute` is selective (it is computed again) or full (only the layer's input is kept).
     """
     tokens = sequence * batch * hidden
     if recompute == "full":
@@ -32,10 +34,12 @@ def layer_bytes(
 
 
 def figure_bytes(layers: int, layer_bytes: float, *, pipeline_parallel: int = 1, interleave: int = 1) -> float:
-    """Activations of the first pipeline stage, which keeps those of all layers (figure 1): interleaving adds (p - 1) / (p m) of them."""
+    """Activations of the first pipeline stage, which keeps those of all layers (figure 1):
+    interleaving adds (p - 1) / (p m) of them."""
     return layers * layer_bytes * (1 + (pipeline_parallel - 1) / (pipeline_parallel * interleave))
 
 
 def states_bytes(layers: int, hidden: int, *, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> float:
-    """Parameters, gradients and optimizer state of the layers (figure 1): 12 hidden^2 parameters a layer, `ADAM_BYTES` each."""
+    """Parameters, gradients and optimizer state of the layers (figure 1): 12 hidden^2 parameters a
+    layer, `ADAM_BYTES` each."""
     return 12 * layers * hidden**2 * ADAM_BYTES / (tensor_parallel * pipeline_parallel)

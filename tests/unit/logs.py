@@ -1,4 +1,5 @@
-"""Logs to import: one that DeepSpeed printed here, one as the published example prints it, and what is written by hand."""
+"""Logs to import: one that DeepSpeed printed here, one as the published example prints it, and what
+is written by hand."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from bf16prof.records import Case, MemoryRecord
 
 DATA = Path(__file__).parents[1] / "data"
 EXAMPLE = DATA / "example-stdout.log"
-"""Two of four ranks, laid out as train.py prints; the bytes are those of the dry run of the published case under DeepSpeed 0.18.4."""
+"""Two of four ranks, laid out as train.py prints; the bytes are those of the dry run of the
+published case under DeepSpeed 0.18.4."""
 
 BREAKDOWN = DATA / "deepspeed-breakdown.log"
-"""stdout of two gloo ranks under DeepSpeed 0.19.8, ZeRO-2, two micro-steps a step, memory_breakdown and wall_clock_breakdown on."""
+"""stdout of two gloo ranks under DeepSpeed 0.19.8, ZeRO-2, two micro-steps a step, memory_breakdown
+and wall_clock_breakdown on."""
 
 SAMPLES = """\
 timestamp, index, name, memory.used [MiB], memory.total [MiB], utilization.gpu [%], power.draw [W]

@@ -1,4 +1,5 @@
-"""Measurements of real GPUs from `tests/data`, and what the simulated GPU gives for them, in processes of their own."""
+"""Measurements of real GPUs from `tests/data`, and what the simulated GPU gives for them, in
+processes of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ STEPS: dict[str, Any] = json.loads((DATA / "gpu-steps.json").read_text(encoding=
 
 @dataclass(frozen=True)
 class Kernel:
-    """One row of the benchmark: what was measured in MiB (float32 digits), and by how many bytes the simulated GPU differs from it."""
+    """One row of the benchmark: what was measured in MiB (float32 digits), and by how many bytes
+    the simulated GPU differs from it."""
 
     table: dict[str, Any]
     peak_mib: float
@@ -55,7 +57,8 @@ def answer(module: str, asked: Any) -> list[int]:
 
 @functools.cache
 def simulated_kernels(*, slow: bool = False) -> dict[str, int]:
-    """The peak of every row (or of every row that is not slow) on its simulated GPU in bytes, by label."""
+    """The peak of every row (or of every row that is not slow) on its simulated GPU in bytes, by
+    label."""
     rows = [kernel for kernel in kernels() if slow or not kernel.is_slow]
     return dict(zip([row.label for row in rows], answer("rows", [row.table for row in rows]), strict=True))
 

@@ -1,4 +1,5 @@
-"""Lines in the forms in which people paste them: facts made up, forms those of DeepSpeed, torch, transformers and nvidia-smi."""
+"""Lines in the forms in which people paste them: facts made up, forms those of DeepSpeed, torch,
+transformers and nvidia-smi."""
 
 from __future__ import annotations
 

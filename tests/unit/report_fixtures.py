@@ -1,4 +1,5 @@
-"""Runs to feed the reports with: a realistic one of six cases, partial and failed ones, and one whose every name is hostile."""
+"""Runs to feed the reports with: a realistic one of six cases, partial and failed ones, and one
+whose every name is hostile."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def case(stage: int = 3, recipe: str = "bf16-fp32-master", world: int = 2, profi
 
 
 def components(which: Case, error: int = 0) -> dict[Component, int]:
-    """The textbook sizes of a case, sharded as ZeRO does; `error` bytes are added to the communication buckets."""
+    """The textbook sizes of a case, sharded as ZeRO does; `error` bytes are added to the
+    communication buckets."""
     weight, state = RECIPES.get(which.recipe, (2, 4))
     shard = PARAMETERS // which.world_size
     return {
@@ -116,7 +118,8 @@ def measure(which: Case) -> MemoryRecord:
 
 
 def timeline(which: Case, points: int = 800) -> Timeline:
-    """A step in which activations rise in forward and fall in backward, while gradients come; the highest point is in backward."""
+    """A step in which activations rise in forward and fall in backward, while gradients come; the
+    highest point is in backward."""
     parts = components(which)
     backward, step = points // 4, points * 3 // 4
     sizes: dict[Component, list[int]] = {c: [size] * points for c, size in parts.items()}
@@ -130,7 +133,8 @@ def timeline(which: Case, points: int = 800) -> Timeline:
 
 
 def simulate(which: Case, points: int = 800) -> MemoryRecord:
-    """A dry run on an H100: exact between steps, with the inside of a step, what is alive at its peak, and what the device adds."""
+    """A dry run on an H100: exact between steps, with the inside of a step, what is alive at its
+    peak, and what the device adds."""
     line = timeline(which, points)
     peak, at = max((sum(values), i) for i, values in enumerate(zip(*line.components.values(), strict=True)))
     alive = {c: values[at] for c, values in line.components.items()}
@@ -166,7 +170,8 @@ def cases(stages: tuple[int, ...] = (1, 2, 3)) -> list[Case]:
 
 
 def run(records: list[MemoryRecord] | None = None, statuses: list[CaseStatus] | None = None, name: str = "sweep-2026-03-01") -> Run:
-    """A finished run; by default the six cases, each estimated exactly (but for the last) and measured."""
+    """A finished run; by default the six cases, each estimated exactly (but for the last) and
+    measured."""
     if records is None:
         chosen = cases()
         records = [r for which in chosen for r in (estimate(which, 0 if which is not chosen[-1] else 1200), measure(which))]
@@ -201,7 +206,8 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def failed_run() -> Run:
-    """Six cases planned: one finished, one out of memory, one crashed, the others never started; only the estimates are complete."""
+    """Six cases planned: one finished, one out of memory, one crashed, the others never started;
+    only the estimates are complete."""
     chosen = cases()
     tail = (
         'step 3 rank 1\nTraceback (most recent call last):\n  File "worker.py", line 88\ntorch.OutOfMemoryError: tried to allocate 2.91 GiB'
@@ -236,7 +242,8 @@ def watched(layer: str = "layers.0") -> QualityStep:
 
 
 def hostile_run(texts: tuple[str, ...] = HOSTILE) -> Run:
-    """One case per hostile string, which stands wherever a string may stand; harmless `texts` make a run of the same shape."""
+    """One case per hostile string, which stands wherever a string may stand; harmless `texts` make
+    a run of the same shape."""
     records: list[MemoryRecord] = []
     statuses = []
     for text in texts:

@@ -1,4 +1,5 @@
-"""Where autograd adds in place: the dry run's answer against what PyTorch does with plain tensors."""
+"""Where autograd adds in place: the dry run's answer against what PyTorch does with plain
+tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Adapters as people write them: what `--lora`, `[peft]` and PEFT's own file mean, and what PEFT makes of it."""
+"""Adapters as people write them: what `--lora`, `[peft]` and PEFT's own file mean, and what PEFT
+makes of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The model of PyTorch's caching allocator against what its source and its own tests on GPUs say, and against a naive one.
+"""The model of PyTorch's caching allocator against what its source and its own tests on GPUs say,
+and against a naive one.
 
-Sizes are from c10/cuda/CUDACachingAllocator.cpp: blocks of 512 bytes, a small pool up to 1 MiB in segments of 2 MiB, a large pool in
-segments of 20 MiB, and from 10 MiB on segments of their own, multiples of 2 MiB.
+Sizes are from c10/cuda/CUDACachingAllocator.cpp: blocks of 512 bytes, a small pool up to 1 MiB in
+segments of 2 MiB, a large pool in segments of 20 MiB, and from 10 MiB on segments of their own,
+multiples of 2 MiB.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ def test_no_bytes_cost_nothing() -> None:
 def test_pytorchs_own_expectations_hold(  # noqa: PLR0917 - a row of its table
     size: int, segments: int, reserved: int, reserved_if_expandable: int, emptied: int, emptied_if_expandable: int, expandable: bool
 ) -> None:
-    """`cases` of test_graph_memory_stats_and_use_result_after_destroy_graph in PyTorch's test/test_cuda.py, which runs on GPUs."""
+    """`cases` of test_graph_memory_stats_and_use_result_after_destroy_graph in PyTorch's
+    test/test_cuda.py, which runs on GPUs."""
     # GIVEN its program: b = a.clone(), then five times b = b.clone() + 1
     gpu = CachingAllocator(expandable_segments=expandable)
     b = gpu.allocate(size)
@@ -299,7 +302,8 @@ def test_free_pages_of_an_expandable_segment_are_given_back_and_filled_again() -
     base = front.address
     gpu.free(front)
 
-    # WHEN the cache is emptied, THEN one page goes, and the half that shares a page with the other block stays
+    # WHEN the cache is emptied, THEN one page goes, and the half that shares a page with the other
+    # block stays
     events.clear()
     gpu.empty_cache()
     assert events == [("segment_unmap", base, 20 * MIB, 0)]
@@ -338,7 +342,8 @@ def test_events_are_those_of_a_memory_snapshot() -> None:
 class NaiveSegment:
     """A stretch of addresses, what is used of it, and which of its pages are backed by memory.
 
-    A use is [offset, size, requested, whether it is freed and pending, whether another stream uses it].
+    A use is [offset, size, requested, whether it is freed and pending, whether another stream uses
+    it].
     """
 
     stream: int
@@ -368,7 +373,8 @@ class NaiveSegment:
 
 
 class Naive:
-    """The same rules without any data structure: every question is answered by looking at all segments."""
+    """The same rules without any data structure: every question is answered by looking at all
+    segments."""
 
     def __init__(self, limit: int | None, expandable: bool) -> None:
         self.limit, self.expandable = limit, expandable

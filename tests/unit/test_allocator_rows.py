@@ -1,4 +1,5 @@
-"""Many equal requests in a row, as the allocator takes them together, against the same requests one by one."""
+"""Many equal requests in a row, as the allocator takes them together, against the same requests one
+by one."""
 
 from __future__ import annotations
 

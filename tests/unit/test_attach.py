@@ -1,4 +1,5 @@
-"""Attaching to ranks that others start: whose arguments are whose, what a script sees of torch's counters, and how ranks are joined."""
+"""Attaching to ranks that others start: whose arguments are whose, what a script sees of torch's
+counters, and how ranks are joined."""
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ def test_losses_are_means_over_the_micro_steps_that_are_known() -> None:
 
 
 class Memory:
-    """A probe that writes down how often it was asked to settle, and a clock that it moves on by ten seconds then."""
+    """A probe that writes down how often it was asked to settle, and a clock that it moves on by
+    ten seconds then."""
 
     device_type = "cpu"
 

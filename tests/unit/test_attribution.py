@@ -1,4 +1,5 @@
-"""Attribution over engines made by hand from real tensors: each storage once, to the component with the most telling name."""
+"""Attribution over engines made by hand from real tensors: each storage once, to the component with
+the most telling name."""
 
 from __future__ import annotations
 
@@ -160,7 +161,8 @@ def test_holders_that_contain_themselves_end() -> None:
     ("RAdam", {}), ("Adadelta", {}), ("AdamW", {"amsgrad": True}), ("ASGD", {}), ("Rprop", {}), ("Adafactor", {}), ("Muon", {}),
 ])  # fmt: skip
 def test_no_state_of_an_optimizer_of_pytorch_is_other(name: str, options: dict[str, Any]) -> None:
-    """A real optimizer makes a real step; what is as large as its parameter is an average of gradients or of their squares."""
+    """A real optimizer makes a real step; what is as large as its parameter is an average of
+    gradients or of their squares."""
     parameter = nn.Parameter(torch.ones(4, 6))
     optimizer = getattr(torch.optim, name)([parameter], **options)
     parameter.grad = torch.ones_like(parameter)

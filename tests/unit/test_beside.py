@@ -8,7 +8,8 @@ from bf16prof.profiles.beside import beside_the_allocator, generation_of, pairs
 
 
 def test_a_message_is_what_it_says() -> None:
-    """PyTorch's message of an A100 with 40 GB: 14.25 GiB in use, 12.87 allocated, 912.01 MiB reserved beyond."""
+    """PyTorch's message of an A100 with 40 GB: 14.25 GiB in use, 12.87 allocated, 912.01 MiB
+    reserved beyond."""
     (pair,) = (pair for pair in pairs() if pair.gpu == "A100 40 GB")
 
     assert pair.beside_bytes == pytest.approx((14.25 - 12.87) * 2**30 - 912.01 * 2**20, abs=1)

@@ -1,4 +1,5 @@
-"""No reader of people's files waits for ever or fills the memory: what is no regular file is refused, in one line and at once."""
+"""No reader of people's files waits for ever or fills the memory: what is no regular file is
+refused, in one line and at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is not fully counted is said wherever a total of it is shown: in the terminal, on the page, in Markdown; each operator once."""
+"""What is not fully counted is said wherever a total of it is shown: in the terminal, on the page,
+in Markdown; each operator once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The script of the GPU check: its table, and what it does where a case fails or no time is left; the folder for a node without network."""
+"""The script of the GPU check: its table, and what it does where a case fails or no time is left;
+the folder for a node without network."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def test_the_bundle_holds_the_wheels_as_they_are(tmp_path: Path, monkeypatch: py
 
 
 def test_the_script_sees_every_folder_that_its_python_sees(tmp_path: Path) -> None:
-    """torch's libraries may lie in another folder than torch: `libcudnn.so.9` was not found in such an environment."""
+    """torch's libraries may lie in another folder than torch: `libcudnn.so.9` was not found in such
+    an environment."""
     script = (BENCHMARKS / "bundle" / "gpu-check.sh").read_text(encoding="utf-8")
     (code,) = re.findall(r"-c '(import os, sys, sysconfig\n.*?)' >", script, re.DOTALL)
     (tmp_path / "nvidia").mkdir()

@@ -1,4 +1,5 @@
-"""Calibration: constants that made the times are found again, and what was not measured is not predicted."""
+"""Calibration: constants that made the times are found again, and what was not measured is not
+predicted."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def test_constants_are_found_again() -> None:
 
 
 def test_host_overhead_is_what_launching_costs() -> None:
-    """Three launches (one forward, two backward) of every micro-step, and what is between the phases."""
+    """Three launches (one forward, two backward) of every micro-step, and what is between the
+    phases."""
     fit = calibrate("run", [_measured(r) for r in _cases("fp32", "bf16-fp32-master")])
     work = _record(2, "fp32", 1).work
     assert work is not None

@@ -1,4 +1,5 @@
-"""Models of others and what they are called with: images, tokens that a file does not name, infinite numbers, and who is to blame."""
+"""Models of others and what they are called with: images, tokens that a file does not name,
+infinite numbers, and who is to blame."""
 
 from __future__ import annotations
 

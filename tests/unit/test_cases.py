@@ -69,7 +69,8 @@ def test_offloading_is_what_was_asked_whatever_the_profile_says(written: Offload
     settings = small_profile(**zero)
     assert offload_of(settings) is written
 
-    # WHEN nothing is asked, THEN that is the case; WHEN another way is asked, THEN it is that one, and other settings stay
+    # WHEN nothing is asked, THEN that is the case; WHEN another way is asked, THEN it is that one,
+    # and other settings stay
     (as_written,) = expand(selection(profile=settings))
     (job,) = expand(selection(profile=settings, offload=asked))
     assert as_written.case.offload is written

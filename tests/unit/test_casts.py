@@ -1,4 +1,5 @@
-"""What lower precisions cannot hold: counted by hand at the ends of bf16's and fp16's ranges, added up over ranks, and shown."""
+"""What lower precisions cannot hold: counted by hand at the ends of bf16's and fp16's ranges, added
+up over ranks, and shown."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ LARGEST = {"bf16": (2 - 2.0**-7) * 2.0**127, "fp16": 65504.0}
 
 
 def test_values_at_the_ends_of_the_ranges() -> None:
-    """Half of the smallest number is a tie, which goes to zero; half of a step above the largest goes to infinity."""
+    """Half of the smallest number is a tie, which goes to zero; half of a step above the largest
+    goes to infinity."""
     values = [0.0, 1.0, SMALLEST["fp16"], SMALLEST["fp16"] / 2, SMALLEST["bf16"] / 2, LARGEST["fp16"], 65520.0, math.inf, math.nan]
     found = counted(torch.tensor(values, dtype=torch.float64))
 

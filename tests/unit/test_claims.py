@@ -1,4 +1,5 @@
-"""Who may write a run directory, and what --force may remove: our own files, and nothing else whatever it is called."""
+"""Who may write a run directory, and what --force may remove: our own files, and nothing else
+whatever it is called."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def replace(folder: Path, *beside: Path) -> None:
 
 
 def refusal(folder: Path, *, force: bool = False) -> InputError:
-    """How claiming a folder is refused: in one line, with exit code 2, and with all that was in it untouched."""
+    """How claiming a folder is refused: in one line, with exit code 2, and with all that was in it
+    untouched."""
     before = tree(folder)
     with pytest.raises(InputError) as caught, claimed(folder, "x", force=force):
         pytest.fail("it was claimed")
@@ -50,7 +52,8 @@ def refusal(folder: Path, *, force: bool = False) -> InputError:
 
 @pytest.fixture
 def old_run(run_folder: Path) -> Path:
-    """A run directory with all that a run writes, and with the temporary file of a killed writer."""
+    """A run directory with all that a run writes, and with the temporary file of a killed
+    writer."""
     case = run_folder / CASE
     case.mkdir()
     for name in ("spec.json", "exits.json", "launcher.log", "rank0.json", "rank1.json", "rank0.log", ".rank1.json.0123abcd.part"):
@@ -75,7 +78,8 @@ def test_without_force_a_run_is_refused(old_run: Path) -> None:
 
 
 def test_nothing_is_removed_before_it_is_said(old_run: Path) -> None:
-    """The old run goes when the new one begins, not when it is claimed: predictions may fail in between."""
+    """The old run goes when the new one begins, not when it is claimed: predictions may fail in
+    between."""
     before = tree(old_run)
     with claimed(old_run, "x", force=True):
         now = tree(old_run)
@@ -326,12 +330,14 @@ def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
         process.communicate("")
 
     assert sorted(line == "claimed\n" for line in said) == [False] * 7 + [True]
-    # Whoever made the folder removes it again. When another process got its lock in between, nobody does: an empty folder may remain.
+    # Whoever made the folder removes it again. When another process got its lock in between, nobody
+    # does: an empty folder may remain.
     assert list(tmp_path.rglob("*")) in ([], [tmp_path / "run"])
 
 
 def test_one_process_after_the_other_gets_it(tmp_path: Path) -> None:
-    """Whoever gets a lock file that its owner has just removed must not believe that it holds the lock."""
+    """Whoever gets a lock file that its owner has just removed must not believe that it holds the
+    lock."""
     count = 300
     counter = tmp_path / "counter"
     counter.write_text("0")

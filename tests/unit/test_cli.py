@@ -68,7 +68,8 @@ FLAGS = {
     "recipes list": {"--json", "--run"},
     "recipes show": {"--json", "--run", "name"},
 }  # fmt: skip
-"""The frozen command line: what is here, people type in scripts. Add to it freely; take nothing away."""
+"""The frozen command line: what is here, people type in scripts. Add to it freely; take nothing
+away."""
 
 
 def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -249,7 +250,8 @@ def test_every_error_has_its_exit_code(error: type[Bf16profError], code: int, ma
 
 
 def program_whose_prediction_runs(statement: str) -> Result:
-    """`bf16prof estimate` in a process of its own, some other code in the place of the prediction."""
+    """`bf16prof estimate` in a process of its own, some other code in the place of the
+    prediction."""
     source = (
         "import os, signal, sys, bf16prof.cli, bf16prof.closed_form.predict as p\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts background jobs with SIGINT ignored
@@ -310,7 +312,8 @@ def test_before_anything_is_imported_a_signal_ends_it_in_one_line(number: signal
 
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_after_the_end_changes_no_exit_code(number: signal.Signals) -> None:
-    """While Python takes its modules apart, it has no handlers any more: the default would end the process by the signal."""
+    """While Python takes its modules apart, it has no handlers any more: the default would end the
+    process by the signal."""
     late = f"type('Late', (), {{'__del__': lambda self, kill=os.kill, pid=os.getpid(): kill(pid, {number:d})}})()"
 
     assert program_whose_prediction_runs(f"(setattr(sys, 'late', {late}), (_ for _ in ()).throw(__import__('typer').Exit(0)))") == (

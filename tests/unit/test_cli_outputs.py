@@ -1,4 +1,5 @@
-"""Nothing of a user's is overwritten: not by a flag that names a file, not by a default, not by --force where it cannot be meant."""
+"""Nothing of a user's is overwritten: not by a flag that names a file, not by a default, not by
+--force where it cannot be meant."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ def test_a_report_reconciles_and_writes_the_page_into_the_run(run_folder: Path, 
 
 @pytest.mark.parametrize(("tolerance", "code"), [("1%", 4), ("0.01", 4), ("40%", 0), ("0.4", 0)])
 def test_the_tolerance_of_a_report(tolerance: str, code: int, run_folder: Path, main: Main) -> None:
-    """The fixture's reserved memory is 1.4 times the allocated; the estimates of allocated are exact but one, 1,200 bytes off."""
+    """The fixture's reserved memory is 1.4 times the allocated; the estimates of allocated are
+    exact but one, 1,200 bytes off."""
     records = list(fixtures.run().records)
     records[0] = type(records[0])(**{**vars(records[0]), "peak_allocated_bytes": int((records[1].peak_allocated_bytes or 0) * 1.1)})
     runs.save(runs.Run(run_folder, fixtures.run().manifest, tuple(records)))

@@ -1,4 +1,5 @@
-"""Refusals: every rule against DeepSpeed itself where DeepSpeed refuses, and by its reason where DeepSpeed spoils a run in silence."""
+"""Refusals: every rule against DeepSpeed itself where DeepSpeed refuses, and by its reason where
+DeepSpeed spoils a run in silence."""
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ RAW: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("case", RAW)
 def test_configurations_that_no_recipe_makes_are_refused_too(case: str) -> None:
-    """What a configuration of the user's own may bring, at stage 1; two of them DeepSpeed accepts and spoils."""
+    """What a configuration of the user's own may bring, at stage 1; two of them DeepSpeed accepts
+    and spoils."""
     blocks, ours, theirs = RAW[case]
     job = a_job(1, "fp32")
     config = {**deepspeed_config(job), **blocks}
@@ -181,7 +183,8 @@ def test_configurations_that_no_recipe_makes_are_refused_too(case: str) -> None:
 
 
 def test_flags_that_bf16_optimizer_ignores_leave_fp32_masters_behind() -> None:
-    """The spoiled run itself: DeepSpeed was asked for bf16 masters and keeps fp32 ones without a word."""
+    """The spoiled run itself: DeepSpeed was asked for bf16 masters and keeps fp32 ones without a
+    word."""
     import torch
 
     job = a_job(1, "bf16-full", data_types={"grad_accum_dtype": "fp32"})

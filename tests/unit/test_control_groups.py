@@ -1,4 +1,5 @@
-"""What the kernel says of a container: its limit of memory, and how many of its processes were killed for it."""
+"""What the kernel says of a container: its limit of memory, and how many of its processes were
+killed for it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What operators on the simulated GPU keep and allocate, against what PyTorch's CUDA kernels keep and allocate.
+"""What operators on the simulated GPU keep and allocate, against what PyTorch's CUDA kernels keep
+and allocate.
 
-The numbers are worked out from the sources that `docs/cuda-operators.md` names; where PyTorch itself can say what CUDA does without a GPU,
-a fake `cuda` tensor is asked.
+The numbers are worked out from the sources that `docs/cuda-operators.md` names; where PyTorch
+itself can say what CUDA does without a GPU, a fake `cuda` tensor is asked.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def tensor(*shape: int, dtype: torch.dtype = BF16, device: torch.device = GPU, g
 
 
 def kept(run: Callable[[], Tensor]) -> Kept:
-    """Shapes and types that autograd keeps for the backward pass, which must then run on the right device."""
+    """Shapes and types that autograd keeps for the backward pass, which must then run on the right
+    device."""
     saved: Kept = []
 
     def pack(each: Tensor) -> Tensor:
@@ -114,7 +116,8 @@ def operators(run: Callable[[], Any]) -> Operators:
 
 
 def qkv(dim: int = 64, *, heads: int = 4, kv_heads: int = 4, sequence: int = 16, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As a model has them: [batch, sequence, heads, dim] in memory, seen as [batch, heads, sequence, dim]."""
+    """As a model has them: [batch, sequence, heads, dim] in memory, seen as [batch, heads,
+    sequence, dim]."""
     return tuple(tensor(2, sequence, each, dim, **options).transpose(1, 2) for each in (heads, kv_heads, kv_heads))  # type: ignore[return-value]
 
 
@@ -389,7 +392,8 @@ def test_efficient_backward_has_tiles_of_64_or_128(ampere: None) -> None:
 
 
 def test_efficient_forward_and_backward_of_wide_heads(ampere: None) -> None:
-    """256 > 128: the output in fp32; two tiles across, and sums of dK and dV: two splits of 64 keys by 256 for each of 8 heads."""
+    """256 > 128: the output in fp32; two tiles across, and sums of dK and dV: two splits of 64 keys
+    by 256 for each of 8 heads."""
     mask = tensor(128, 128, grad=False)
     out = operators(lambda: functional.scaled_dot_product_attention(*qkv(256, sequence=128), attn_mask=mask))
     assert out.scratch("_scaled_dot_product_efficient_attention") == 4 * 2 * 4 * 128 * 256
@@ -410,7 +414,8 @@ def test_embedding_backward_of_few_tokens_needs_nothing() -> None:
 
 
 def test_embedding_backward_of_many_tokens_sums_rows_in_fp32() -> None:
-    """5120 tokens: 5 lists of 5120 indices, one of 512 + 5120, two numbers (a block each), and [5632, 64] in fp32."""
+    """5120 tokens: 5 lists of 5120 indices, one of 512 + 5120, two numbers (a block each), and
+    [5632, 64] in fp32."""
     assert embedding_backward(5120) == 8 * (5 * 5120 + 5632) + 2 * BLOCK + 4 * 5632 * 64
     assert embedding_backward(5120, vocabulary=512) == 8 * (3 * 5120 + 2 * 512 + 1024) + 2 * BLOCK + 4 * 1024 * 64
 
@@ -473,7 +478,8 @@ def test_optimizers_work_on_lists_for_parameters_on_the_gpu() -> None:
 
 
 def test_a_step_on_lists_holds_one_more_copy_of_the_parameters() -> None:
-    """torch/optim/adam.py `_multi_tensor_adam`: of its operators that do not work in place, only the square root is as large."""
+    """torch/optim/adam.py `_multi_tensor_adam`: of its operators that do not work in place, only
+    the square root is as large."""
     with cuda_optimizers():
         seen = step(GPU).seen
     made = [(name, out) for name, out in seen if out and not name.split(".")[1].endswith("_") and out[0][0] == (64,)]

@@ -1,4 +1,5 @@
-"""Token streams: deterministic, disjoint between ranks, faithful to the text they read, and free of torch."""
+"""Token streams: deterministic, disjoint between ranks, faithful to the text they read, and free of
+torch."""
 
 from __future__ import annotations
 

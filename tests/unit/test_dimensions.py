@@ -1,6 +1,8 @@
-"""Plans that search the dimensions: what is tried, in which order, how often, and what is said of the rest.
+"""Plans that search the dimensions: what is tried, in which order, how often, and what is said of
+the rest.
 
-The real engine is left out here: dry runs need so much more than the bound, by a rule of each test's own.
+The real engine is left out here: dry runs need so much more than the bound, by a rule of each
+test's own.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def record_of(each: Job, peak: int) -> MemoryRecord:
 
 
 class Engine:
-    """Stands for dry runs: a job needs what a rule says of it and of its bound. Remembers what it was asked."""
+    """Stands for dry runs: a job needs what a rule says of it and of its bound. Remembers what it
+    was asked."""
 
     def __init__(self, needs: Needs) -> None:
         self.asked: list[list[Job]] = []
@@ -87,8 +90,9 @@ def test_the_bound_is_below_every_peak_in_closed_form(name: str, stage: int) -> 
 
 
 def test_shared_layers_divide_all_that_a_stage_leaves_whole() -> None:
-    """By hand, with masters and two moments in fp32: 2 + 12 bytes a parameter, which stage 0 cuts among no ranks that share nothing.
-    Stage 3 has gradients between steps as well, and a bucket of 5e8 elements."""
+    """By hand, with masters and two moments in fp32: 2 + 12 bytes a parameter, which stage 0 cuts
+    among no ranks that share nothing. Stage 3 has gradients between steps as well, and a bucket of
+    5e8 elements."""
     alone = profile("llama3.2-1b")
     parameters = sum(each.numel for each in anatomy_of(job(alone)).parameters)
     shared = Way("tensor", 8).laid_over(alone)

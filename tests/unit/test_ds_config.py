@@ -1,4 +1,5 @@
-"""A user's DeepSpeed JSON: what becomes of it, held against DeepSpeed's own reading of the same file."""
+"""A user's DeepSpeed JSON: what becomes of it, held against DeepSpeed's own reading of the same
+file."""
 
 from __future__ import annotations
 
@@ -194,7 +195,8 @@ def ranks_that_deepspeed_knows(world: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("case", FILES)
 def test_deepspeed_reads_what_it_would_have_read(case: str, tmp_path: Path) -> None:
-    # GIVEN a file, with the batch sizes and the optimizer that the profile has where it says nothing
+    # GIVEN a file, with the batch sizes and the optimizer that the profile has where it says
+    # nothing
     content = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1, **FILES[case]}
     job = job_of(read_ds_config(write(tmp_path, **content)))
 
@@ -202,7 +204,8 @@ def test_deepspeed_reads_what_it_would_have_read(case: str, tmp_path: Path) -> N
     with ranks_that_deepspeed_knows(2):
         theirs, ours = deepspeeds(content), deepspeeds(deepspeed_config(job))
 
-    # THEN it is the same, in DeepSpeed's names of dtypes and with its defaults of optimizers written out
+    # THEN it is the same, in DeepSpeed's names of dtypes and with its defaults of optimizers
+    # written out
     ours["optimizer_params"] = {k: v for k, v in (ours["optimizer_params"] or {}).items() if k in (theirs["optimizer_params"] or {})}
     if "optimizer" not in content:
         ours |= {"optimizer_name": None, "optimizer_params": None}

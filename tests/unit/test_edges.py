@@ -1,4 +1,5 @@
-"""Formulas where they change: a bucket that is just full, a partition with padding, weight decay that is coupled, updates of nothing.
+"""Formulas where they change: a bucket that is just full, a partition with padding, weight decay
+that is coupled, updates of nothing.
 
 Each number follows from DeepSpeed's or PyTorch's own code, or is what that code does here.
 """
@@ -17,7 +18,8 @@ from jobs import job, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bf16prof.closed_form.engine import Engine
-from bf16prof.closed_form.gathers import Gathers, GatherSettings
+from bf16prof.closed_form.gather_settings import GatherSettings
+from bf16prof.closed_form.gathers import Gathers
 from bf16prof.closed_form.gradients import (
     CAST,
     AccumulatedGradients,
@@ -105,8 +107,9 @@ def test_temporaries_of_adam_are_those_of_pytorchs(decay: float, *, decoupled: b
 
 @pytest.mark.parametrize(("rank", "flat"), [(0, False), (1, True)])
 def test_a_partition_with_padding_is_copied_flat(rank: int, *, flat: bool) -> None:
-    """zero/stage_1_and_2.py, get_flat_partition: one gradient that fills its partition is handed on as it is; one with padding is flattened
-    with it. One parameter of 150 elements in two partitions of 100, in fp32 throughout."""
+    """zero/stage_1_and_2.py, get_flat_partition: one gradient that fills its partition is handed on
+    as it is; one with padding is flattened with it. One parameter of 150 elements in two partitions
+    of 100, in fp32 throughout."""
     engine = Engine.of(job(profile("cpu-demo", deepspeed__zero_optimization__compute_grad_norm=False), 1, 2, "fp32", device=Device.CPU))
     meter = Meter(1)
 
@@ -135,12 +138,14 @@ def logged(bucket_size: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize(("size", "buckets"), [(101, [(A, B, C)]), (100, [(A, B), (C,)]), (99, [(A,), (B, C)])])
 def test_a_bucket_may_be_just_full(size: int, buckets: list[tuple[Any, ...]]) -> None:
-    """zero/stage_1_and_2.py, reduce_independent_p_g_buckets_and_remove_grads: `elements + numel > reduce_bucket_size` reduces first."""
+    """zero/stage_1_and_2.py, reduce_independent_p_g_buckets_and_remove_grads: `elements + numel >
+    reduce_bucket_size` reduces first."""
     assert logged(size) == buckets
 
 
 def test_pieces_of_a_large_gradient_are_reduced_when_they_are_more_than_a_bucket() -> None:
-    """zero/stage_1_and_2.py, allreduce_and_scatter: `numel > numel_per_bucket`. Three pieces of 50 elements, a bucket of 50."""
+    """zero/stage_1_and_2.py, allreduce_and_scatter: `numel > numel_per_bucket`. Three pieces of 50
+    elements, a bucket of 50."""
     assert list(Share({A: (0, 150)}, 50).chunks([A], 50)) == [(100, 2), (50, 1)]
     assert list(Share({A: (0, 150)}, 50).chunks([A], 49)) == [(50, 1), (50, 1), (50, 1)]
     assert list(Share({A: (0, 50), B: (50, 100)}, 50).chunks([B], 50)) == [(50, 1)], "of the second rank alone"
@@ -148,7 +153,8 @@ def test_pieces_of_a_large_gradient_are_reduced_when_they_are_more_than_a_bucket
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 3), st.integers(1, 20))
 def test_partitions_and_chunks_hold_the_elements_that_lie_in_them(numels: list[int], partition: int, rank: int, bucket: int) -> None:
-    """Element by element: the rank that owns it, and a slice for every run of elements of one rank."""
+    """Element by element: the rank that owns it, and a slice for every run of elements of one
+    rank."""
     spans = {ParameterKey(0, str(index)): span for index, span in enumerate(pairwise(accumulate(numels, initial=0)))}
     owners = {key: [element // partition for element in range(*span)] for key, span in spans.items()}
     share = Share(spans, partition, rank)
@@ -168,8 +174,8 @@ def test_partitions_and_chunks_hold_the_elements_that_lie_in_them(numels: list[i
     ("size", "buckets", "copied"), [(100, [(A, B)], 200), (99, [(A,), (B,)], 200), (60, [(A,), (B,)], 200), (59, [(A,), (B,)], 80)]
 )
 def test_stage_3s_bucket_may_be_just_full(size: int, buckets: list[tuple[Any, ...]], copied: int) -> None:
-    """zero/stage3.py: `elements + ds_numel > reduce_bucket_size` reduces first, and `elements + numel <= reduce_bucket_size` is copied into
-    the bucket, so that the gradient itself is gone."""
+    """zero/stage3.py: `elements + ds_numel > reduce_bucket_size` reduces first, and `elements +
+    numel <= reduce_bucket_size` is copied into the bucket, so that the gradient itself is gone."""
     numels = {A: 60, B: 40}
     two = dict.fromkeys(numels, 2)
     how = GatherSettings(2, 0, 10**9, 10**9, size, contiguous=True, itemsize=2, gradient=2, persistent=frozenset())
@@ -193,7 +199,8 @@ def _reduced(gathers: Gathers, numels: dict[Any, int], size: int) -> int:
 
 @pytest.mark.parametrize(("second", "launched"), [(2, [(A, B, C)]), (3, [(A, B), (C,)])])
 def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, launched: list[tuple[Any, ...]]) -> None:
-    """engine.py, allreduce_no_retain: `numel > MEMORY_OPT_ALLREDUCE_SIZE`, 500,000,000, looked at after each gradient."""
+    """engine.py, allreduce_no_retain: `numel > MEMORY_OPT_ALLREDUCE_SIZE`, 500,000,000, looked at
+    after each gradient."""
     numels = {A: 499_999_998, B: second, C: 1}
     gradients = Gradients(Meter(1), numels)
     gradients.start(is_boundary=True)
@@ -221,8 +228,9 @@ def test_stage_0_reduces_when_it_has_more_than_so_many_elements(second: int, lau
 def test_bf16_optimizer_casts_each_gradient_to_add_it(
     *, immediate: bool, communication: int, is_boundary: bool, highest: int, left: int
 ) -> None:
-    """bf16_optimizer.py, update_hp_grads, or accumulate_hp_grads_and_remove_lp as soon as it is there: `lp.grad.to(fp32)`; then engine.py,
-    allreduce_bucket: the whole flat gradient in the communication dtype where that is not fp32, in the last micro-step.
+    """bf16_optimizer.py, update_hp_grads, or accumulate_hp_grads_and_remove_lp as soon as it is
+    there: `lp.grad.to(fp32)`; then engine.py, allreduce_bucket: the whole flat gradient in the
+    communication dtype where that is not fp32, in the last micro-step.
 
     Three gradients of 50, 40 and 30 elements in bf16.
     """
@@ -246,8 +254,9 @@ def test_bf16_optimizer_casts_each_gradient_to_add_it(
 
 
 def test_bf16_optimizer_updates_a_partition_in_fp32_and_lets_go_of_gradients() -> None:
-    """bf16_optimizer.py, step, on two ranks: one tensor, half of the parameters in fp32, padded to two elements a rank; PyTorch's `foreach`
-    makes denominators of its size (torch/optim/adam.py). `clear_lp_grads` lets go of the gradients in bf16."""
+    """bf16_optimizer.py, step, on two ranks: one tensor, half of the parameters in fp32, padded to
+    two elements a rank; PyTorch's `foreach` makes denominators of its size (torch/optim/adam.py).
+    `clear_lp_grads` lets go of the gradients in bf16."""
     more = {
         "deepspeed__data_types__grad_accum_dtype": "fp32",
         "optimizer__torch_adam": True,
@@ -269,7 +278,8 @@ def test_bf16_optimizer_updates_a_partition_in_fp32_and_lets_go_of_gradients() -
 
 
 def test_the_unfused_step_leaves_nothing() -> None:
-    """fp16/unfused_optimizer.py, step: the copies in fp32 go after the update, and so do the gradients."""
+    """fp16/unfused_optimizer.py, step: the copies in fp32 go after the update, and so do the
+    gradients."""
     engine = Engine.of(job(profile("cpu-demo", optimizer__torch_adam=True), 0, 1, "bf16-fp32-master", device=Device.CPU))
     meter = Meter(1)
     gradients = Gradients(meter, {A: 5, B: 10})
@@ -289,9 +299,10 @@ IN_PIECES = (*[8 * 4000] * 5, 8 * 4400, 8, 8, 4 * 8 * 4400)
 def test_the_gradient_of_a_table_is_summed_in_pieces_of_ten_rows(rows: int, scratch: int) -> None:
     """cuda/EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel: `NROWS_PER_THREAD` is 10.
 
-    4000 indices into a table of 50,257 rows of 8: three lists of indices as they are sorted, the segments' starts and their numbers (4000
-    each at most), the starts of 4000 / 10 + 4000 partial segments, and how many there are of both, all int64; the partial sums of these
-    in fp32. Each is a block of the allocator's, of 512 bytes or a multiple.
+    4000 indices into a table of 50,257 rows of 8: three lists of indices as they are sorted, the
+    segments' starts and their numbers (4000 each at most), the starts of 4000 / 10 + 4000 partial
+    segments, and how many there are of both, all int64; the partial sums of these in fp32. Each is
+    a block of the allocator's, of 512 bytes or a multiple.
     """
     tape = Tape(Precision(2))
     out = embedding(tape, tape.parameter("weight", 50_257 * 8), rows, 8)

@@ -1,4 +1,5 @@
-"""What we say DeepSpeed makes of a configuration, against what DeepSpeed makes of it: the real engine, on ranks that do not exist."""
+"""What we say DeepSpeed makes of a configuration, against what DeepSpeed makes of it: the real
+engine, on ranks that do not exist."""
 
 from __future__ import annotations
 
@@ -143,7 +144,8 @@ def moments(optimizer: Any, name: str) -> int:
 
 
 def tensors_of_the_engine(engine: Any, wrapper: Wrapper) -> dict[str, int]:
-    """Bytes of DeepSpeed's persistent tensors, by our names for them, found under DeepSpeed's own attributes."""
+    """Bytes of DeepSpeed's persistent tensors, by our names for them, found under DeepSpeed's own
+    attributes."""
     optimizer, basic = engine.optimizer, engine.basic_optimizer
     states = {key for state in basic.state.values() for key, value in state.items() if isinstance(value, torch.Tensor) and key != "step"}
     found = {f"optimizer state {key}": moments(basic, key) for key in states}
@@ -210,7 +212,8 @@ def test_the_closed_form_counts_the_bytes_that_deepspeed_allocates(world: int) -
             facts = engine_facts(config)
             expected = {a.label[1]: a.bytes for a in model_states(Engine(config, inventory(job.profile.model), world))}
 
-            # WHEN DeepSpeed has built its engine and taken a step (the moments are created in the first)
+            # WHEN DeepSpeed has built its engine and taken a step (the moments are created in the
+            # first)
             engine = build_engine(job)
             step(engine, job)
             found = tensors_of_the_engine(engine, facts.wrapper)

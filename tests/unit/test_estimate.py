@@ -1,4 +1,5 @@
-"""The closed form against published measurements, against sums written out by hand, and against what must hold for any sizes."""
+"""The closed form against published measurements, against sums written out by hand, and against
+what must hold for any sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def test_the_published_measurement_to_its_last_digit_with_the_scripts_default_vo
 
 @pytest.mark.parametrize(("recipe", "replayed"), [("bf16-fp32-master", 27_583_506_432), ("bf16-full-autocast", 17_296_495_104)])
 def test_storages_are_those_of_the_replay_of_deepspeed(recipe: str, replayed: int) -> None:
-    """Bytes of all storages of a replay of DeepSpeed, cuBLAS apart. A few scalars and token ids differ."""
+    """Bytes of all storages of a replay of DeepSpeed, cuBLAS apart. A few scalars and token ids
+    differ."""
     record = predict(job(profile("deepspeed-bf16-example"), 3, 4, recipe))
 
     assert record.allocated_bytes is not None
@@ -62,7 +64,8 @@ def test_storages_are_those_of_the_replay_of_deepspeed(recipe: str, replayed: in
 
 
 def test_stage_2_by_hand() -> None:
-    """6,535 parameters: embeddings 31*12 + 9*12, head 31*12 + 31, three layers of 36*12+36 + 12*12+12 + 4*12 + 48*12+48 + 12*48+12 = 1,884.
+    """6,535 parameters: embeddings 31*12 + 9*12, head 31*12 + 31, three layers of 36*12+36 +
+    12*12+12 + 4*12 + 48*12+48 + 12*48+12 = 1,884.
 
     Padded to 2 * 4 ranks: 6,536; a rank's partition is 1,634. Ten tokens in a micro-batch.
     """
@@ -81,18 +84,19 @@ def test_stage_2_by_hand() -> None:
         "input ids kept by the training loop": 8 * 10,
         "labels kept by the training loop": 8 * 10,
         "cuBLAS workspaces": 2 * 32 * 2**20,
-        # to the next multiple of 512: 13,072 + 240; 6,536 + 120, three times; 620 + 404; 2 + 510; 80 + 432, twice; 4 + 508, twice
+        # to the next multiple of 512: 13,072 + 240; 6,536 + 120, three times; 620 + 404; 2 + 510;
+        # 80 + 432, twice; 4 + 508, twice
         "blocks rounded up to 512 bytes": 240 + 3 * 120 + 404 + 510 + 2 * 432 + 2 * 508,
     }
 
 
 def test_stage_3_by_hand() -> None:
-    """Seven ranks. Each parameter is cut by itself: 372 -> 54, 108 -> 16; a layer 432 -> 62, 36 -> 6, 144 -> 21, five of 12 -> 2,
-    576 -> 83, 48 -> 7, 576 -> 83, 12 -> 2; head 372 -> 54, 31 -> 5.
+    """Seven ranks. Each parameter is cut by itself: 372 -> 54, 108 -> 16; a layer 432 -> 62, 36 ->
+    6, 144 -> 21, five of 12 -> 2, 576 -> 83, 48 -> 7, 576 -> 83, 12 -> 2; head 372 -> 54, 31 -> 5.
     A layer's share: 62+6+21+2+4*2+83+7+83+2 = 274; all: 54+16+3*274+54+5 = 951.
 
-    Persistent below 40 elements: per layer 36 and six of 12, and the head's bias of 31, gathered to 7 times their share:
-    3 * (42 + 6 * 14) + 35 = 413.
+    Persistent below 40 elements: per layer 36 and six of 12, and the head's bias of 31, gathered to
+    7 times their share: 3 * (42 + 6 * 14) + 35 = 413.
     """
     record = predict(small_job(3, 7, "bf16-full", stage3_param_persistence_threshold=40, sub_group_size=400))
 
@@ -105,17 +109,19 @@ def test_stage_3_by_hand() -> None:
 
 
 def test_autocast_over_fp32_keeps_a_bucket_for_each_communication_dtype() -> None:
-    """runtime/zero/stage3.py: one IPG bucket of reduce_bucket_size elements in bf16 (Linear weights) and one in fp32 (the rest)."""
+    """runtime/zero/stage3.py: one IPG bucket of reduce_bucket_size elements in bf16 (Linear
+    weights) and one in fp32 (the rest)."""
     record = predict(small_job(3, 2, "autocast-fp32"))
 
     assert items(record)["reduce bucket"] == 1000 * (2 + 4)
 
 
 def test_offloading_moves_the_optimizer_to_the_host() -> None:
-    """Stage 2, 4 ranks, partition 1,634, largest parameter 576 elements (zero/stage_1_and_2.py, __init__).
+    """Stage 2, 4 ranks, partition 1,634, largest parameter 576 elements (zero/stage_1_and_2.py,
+    __init__).
 
-    Host: master 4 * 1,634, both moments, fp32 gradients, a bf16 copy, a buffer of the largest parameter, and the gradient norm, computed
-    there (one fp32). Device: that buffer too.
+    Host: master 4 * 1,634, both moments, fp32 gradients, a bf16 copy, a buffer of the largest
+    parameter, and the gradient norm, computed there (one fp32). Device: that buffer too.
     """
     record = predict(small_job(2, 4, "bf16-fp32-master", offload=Offload.OPTIMIZER))
 
@@ -138,7 +144,8 @@ def test_ranks_on_a_cpu_have_one_memory_and_no_cublas() -> None:
 
 @pytest.mark.parametrize(("gpu", "mib"), [("h100-80gb", 32), ("h200-141gb", 32), ("a100-80gb", 8.125), ("rtx-4090-24gb", 8.125)])
 def test_cublas_workspace_is_pytorchs_default(gpu: str, mib: float) -> None:
-    """PyTorch's documentation of CUBLAS_WORKSPACE_CONFIG: 32 MiB on Hopper, else :4096:2:16:8 = 2 * 4096 KiB + 8 * 16 KiB = 8.125 MiB."""
+    """PyTorch's documentation of CUBLAS_WORKSPACE_CONFIG: 32 MiB on Hopper, else :4096:2:16:8 = 2 *
+    4096 KiB + 8 * 16 KiB = 8.125 MiB."""
     assert cublas_workspace_bytes(find_gpu(gpu)) == mib * 2**20
 
 
@@ -196,7 +203,8 @@ def test_all_ranks_together_hold_every_parameter_at_stage_3(world: int, recipe: 
 @given(st.sampled_from(RECIPES), st.integers(0, 600))
 @settings(deadline=None, max_examples=30)
 def test_on_one_rank_persistent_parameters_cost_nothing(recipe: str, threshold: int) -> None:
-    """A parameter gathered from one rank is its own partition (partition_parameters.py, NoGatherHandle)."""
+    """A parameter gathered from one rank is its own partition (partition_parameters.py,
+    NoGatherHandle)."""
     one, none = (small_job(3, 1, recipe, param_persistence_threshold=t) for t in (threshold, 0))
     assume(refusal_reason(one) is None)
 
@@ -219,8 +227,9 @@ def test_stage_0_does_not_depend_on_the_number_of_ranks() -> None:
 
 
 def test_the_ratio_of_offloaded_sub_groups_keeps_the_others_on_the_gpu() -> None:
-    """Stage 3, seven ranks, partitions in sub-groups of at least 400 elements (see above for the shares): embeddings, the first layer and
-    62 of the second, 54 + 16 + 274 + 62 = 406; then 401; then 144. int((1 - 0.5) * 3) = 1 of them stays: 406 elements.
+    """Stage 3, seven ranks, partitions in sub-groups of at least 400 elements (see above for the
+    shares): embeddings, the first layer and 62 of the second, 54 + 16 + 274 + 62 = 406; then 401;
+    then 144. int((1 - 0.5) * 3) = 1 of them stays: 406 elements.
     """
     whole, half = (
         predict(small_job(3, 7, "bf16-fp32-master", sub_group_size=400, offload_optimizer={"device": "cpu", "ratio": ratio}))

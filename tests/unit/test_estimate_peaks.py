@@ -1,4 +1,5 @@
-"""The peaks of the closed form: the published example's numbers, and what must hold for every job."""
+"""The peaks of the closed form: the published example's numbers, and what must hold for every
+job."""
 
 from __future__ import annotations
 
@@ -103,8 +104,9 @@ def test_overlapping_communication_takes_a_second_bucket() -> None:
 
 @pytest.mark.parametrize(("recipe", "width"), [("bf16-fp32-master", 2), ("fp32", 4)])
 def test_what_is_left_at_the_end_of_backward(recipe: str, width: int) -> None:
-    """Stage 0 has every gradient, in blocks of 512 bytes of PyTorch's allocator. Stages 1 and 2 have no less than those of a rank's
-    partition. Stage 3 has them in a buffer that is there all the time."""
+    """Stage 0 has every gradient, in blocks of 512 bytes of PyTorch's allocator. Stages 1 and 2
+    have no less than those of a rank's partition. Stage 3 has them in a buffer that is there all
+    the time."""
     chosen = job(recipe, 0, 4, *SMALL)
     sizes = [spec.numel for spec in inventory(chosen.profile.model)]
     left = {}
@@ -118,7 +120,8 @@ def test_what_is_left_at_the_end_of_backward(recipe: str, width: int) -> None:
 
 
 def test_the_unfused_fp16_step_copies_every_gradient_to_fp32() -> None:
-    """fp16/unfused_optimizer.py, step: beside the gradients in fp16, in blocks of 512 bytes each. Fused Adam takes nothing more."""
+    """fp16/unfused_optimizer.py, step: beside the gradients in fp16, in blocks of 512 bytes each.
+    Fused Adam takes nothing more."""
     fused = (*SMALL[:-1], "optimizer.torch_adam=true", "optimizer.fused=true")
     chosen = job("fp16-fp32-master", 0, 1, *fused)
     record = predict(chosen)
@@ -132,7 +135,8 @@ def test_the_unfused_fp16_step_copies_every_gradient_to_fp32() -> None:
 
 
 def test_the_fused_fp16_step_has_a_flat_copy_beside_those_of_every_gradient() -> None:
-    """fp16/fused_optimizer.py, step: the gradients in fp16, each in fp32, and all of these once more in one piece."""
+    """fp16/fused_optimizer.py, step: the gradients in fp16, each in fp32, and all of these once
+    more in one piece."""
     record = small(0, recipe="fp16-fp32-master", world=1)
     sizes = [spec.numel for spec in inventory(job("fp16-fp32-master", 0, 1, *SMALL).profile.model)]
     pieces = [*(width * size for size in sizes for width in (2, 4)), 4 * sum(sizes)]
@@ -142,7 +146,8 @@ def test_the_fused_fp16_step_has_a_flat_copy_beside_those_of_every_gradient() ->
 
 
 def test_clipping_takes_a_norm_of_every_gradient() -> None:
-    """torch/nn/utils clip_grad_norm_ by way of DeepSpeed's utils.py: a scalar each, in a block of 512 bytes, beside gradients in fp32."""
+    """torch/nn/utils clip_grad_norm_ by way of DeepSpeed's utils.py: a scalar each, in a block of
+    512 bytes, beside gradients in fp32."""
     fused = (*SMALL[:-1], "optimizer.torch_adam=true", "optimizer.fused=true", "deepspeed.gradient_clipping=1.0")
     chosen = job("fp32", 0, 1, *fused)
     record = predict(chosen)
@@ -169,7 +174,8 @@ def test_zero_init_never_holds_the_whole_model() -> None:
 
 
 def test_unfused_kernels_of_torch_take_memory_for_denominators() -> None:
-    """At stage 0 in fp32 without clipping nothing else is taken in the step: foreach has one for every parameter, 4 bytes an element."""
+    """At stage 0 in fp32 without clipping nothing else is taken in the step: foreach has one for
+    every parameter, 4 bytes an element."""
     fused, foreach, single = (
         predict(job("fp32", 0, 1, *SMALL, "deepspeed.gradient_clipping=0", "optimizer.torch_adam=true", *more))
         .phases[Phase.STEP]

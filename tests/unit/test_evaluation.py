@@ -1,4 +1,5 @@
-"""An evaluation between steps, and packed rows: how they are said, what is refused, and which answers stand."""
+"""An evaluation between steps, and packed rows: how they are said, what is refused, and which
+answers stand."""
 
 from __future__ import annotations
 

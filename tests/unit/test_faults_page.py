@@ -1,4 +1,5 @@
-"""The page about faults says what commands do now: its rows of broken input are tried again, and it has a row for everything else."""
+"""The page about faults says what commands do now: its rows of broken input are tried again, and it
+has a row for everything else."""
 
 from __future__ import annotations
 

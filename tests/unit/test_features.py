@@ -1,4 +1,5 @@
-"""The table of DeepSpeed's keys: complete against DeepSpeed's own classes, and the same verdict from every command."""
+"""The table of DeepSpeed's keys: complete against DeepSpeed's own classes, and the same verdict
+from every command."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def test_the_keys_that_deepspeed_has_removed_are_told_so() -> None:
 
 
 def test_every_key_that_deepspeed_reads_has_a_row() -> None:
-    """What its class is asked for at the top of the file, found by handing it a table that remembers."""
+    """What its class is asked for at the top of the file, found by handing it a table that
+    remembers."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     class Remembering(dict[str, Any]):

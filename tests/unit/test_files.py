@@ -50,7 +50,8 @@ def test_a_folder_that_takes_no_files_is_one_line(path: str) -> None:
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
-    # GIVEN a run, and a writer that is killed once its temporary file is full and before it takes the old one's place
+    # GIVEN a run, and a writer that is killed once its temporary file is full and before it takes
+    # the old one's place
     path = tmp_path / "run.json"
     path.write_text("old")
     program = f"""

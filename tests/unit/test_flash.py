@@ -1,4 +1,5 @@
-"""FlashAttention's package: where it runs, and what its backward asks for, against the kernel that PyTorch calls for rows."""
+"""FlashAttention's package: where it runs, and what its backward asks for, against the kernel that
+PyTorch calls for rows."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ GPU = Processor(132, 2048)
 
 @pytest.mark.parametrize("key_heads", [8, 2])
 def test_packed_rows_take_what_rows_do_and_a_block_between_sequences(key_heads: int) -> None:
-    """`mha_bwd` and `mha_varlen_bwd` (flash_api.cpp): of 128 rows more for each sequence, dQ in fp32 and a sum."""
+    """`mha_bwd` and `mha_varlen_bwd` (flash_api.cpp): of 128 rows more for each sequence, dQ in
+    fp32 and a sum."""
     sequences, tokens, heads, dim = 3, 256, 8, 64
     rows = AttentionCall(sequences, heads, tokens, dim, key_heads, tokens, dim, 2)
     packed = (sequences * tokens, heads, dim, key_heads, sequences * tokens, sequences, 2)

@@ -1,4 +1,5 @@
-"""Models that are not ours, built and trained: Hugging Face's own parameters and losses, and what a user's function may return."""
+"""Models that are not ours, built and trained: Hugging Face's own parameters and losses, and what a
+user's function may return."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def test_an_architecture_trains_on_its_own_loss(model_type: str, checkpointing: 
     # WHEN it takes a step
     loop = trained(job(hf(model_type), workload__activation_checkpointing=checkpointing))
 
-    # THEN the loss is what transformers computes from labels that are the input ids, and the outputs are kept by their names
+    # THEN the loss is what transformers computes from labels that are the input ids, and the
+    # outputs are kept by their names
     assert torch.equal(loop.batches[-1]["input_ids"], loop.batches[-1]["labels"])
     assert loop.batches[-1]["input_ids"] is not loop.batches[-1]["labels"]
     assert loop.loss is loop.outputs.loss

@@ -1,4 +1,5 @@
-"""A short form of `make fuzz`: a few mutants for every reader of people's files, and all that once broke one."""
+"""A short form of `make fuzz`: a few mutants for every reader of people's files, and all that once
+broke one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Signatures of any batch and length: fitted through points, folded over layers, confirmed, refused where something does not agree.
+"""Signatures of any batch and length: fitted through points, folded over layers, confirmed, refused
+where something does not agree.
 
-The model here is a small program that writes signatures, so that what it does at every point is known.
+The model here is a small program that writes signatures, so that what it does at every point is
+known.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def embedding(batch: int, length: int) -> KernelCall:
 
 
 def recorded(asked: Job, extra: EXTRA = lambda batch, length: 0) -> Signature:
-    """What a model does that keeps one tensor and one pinned weight for each layer, and scores for each pair of positions."""
+    """What a model does that keeps one tensor and one pinned weight for each layer, and scores for
+    each pair of positions."""
     batch, length = asked.profile.workload.micro_batch_size, asked.profile.workload.sequence_length
     layers = asked.profile.model.hf_config["num_hidden_layers"]  # type: ignore[union-attr]
     size, scores = 2 * batch * length * WIDTH, batch * length**2 + extra(batch, length)
@@ -227,7 +230,8 @@ def test_a_window_that_the_configuration_names_parts_the_lengths() -> None:
 
 
 def test_lengths_are_multiples_whatever_the_window_is() -> None:
-    """Else all that are recorded after a window of 2047 are 7 above a multiple of 8, and padding to 8 looks like none."""
+    """Else all that are recorded after a window of 2047 are 7 above a multiple of 8, and padding to
+    8 looks like none."""
 
     def padded(batch: int, length: int) -> int:
         return batch * length * (-length % 8)

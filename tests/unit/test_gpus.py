@@ -1,4 +1,5 @@
-"""The GPU table: its schema, and its figures against facts that are not in it (SM counts, clocks, bus widths)."""
+"""The GPU table: its schema, and its figures against facts that are not in it (SM counts, clocks,
+bus widths)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def test_row_is_complete_and_positive(id_: str) -> None:
 
 @pytest.mark.parametrize("id_", GPUS)
 def test_what_bf16_runs_on_is_said(id_: str) -> None:
-    """NVIDIA's first architecture with bf16 tensor cores is 8.0; before it fp16 alone has them, and bf16 is multiplied in fp32."""
+    """NVIDIA's first architecture with bf16 tensor cores is 8.0; before it fp16 alone has them, and
+    bf16 is multiplied in fp32."""
     gpu = find_gpu(id_)
 
     assert (gpu.compute_capability < (8, 0)) == (gpu.bf16_tflops == gpu.fp32_tflops) == bool(gpu.fp16_tflops)
@@ -58,7 +60,8 @@ CORES = {
     "v100-32gb": (5120, 64), "t4-16gb": (2560, 64), "rtx-2080-ti-11gb": (4352, 64), "titan-rtx-24gb": (4608, 64),
     "mi250x-64gb": (14080 // 2, 64), "mi300x-192gb": (19456, 64),
 }  # fmt: skip
-"""CUDA cores (of AMD: stream processors; MI250X: of one of two GCDs) of the datasheets, and how many a multiprocessor has."""
+"""CUDA cores (of AMD: stream processors; MI250X: of one of two GCDs) of the datasheets, and how
+many a multiprocessor has."""
 
 
 @pytest.mark.parametrize("id_", CORES)
@@ -93,7 +96,8 @@ def test_multiprocessors_are_the_cores_of_the_datasheet_over_those_of_one(id_: s
     ],
 )
 def test_arithmetic_is_dense_and_agrees_with_the_clock(id_: str, flop_per_clock: int, boost_ghz: float) -> None:
-    """Multiprocessors x dense FLOP in fp16 per clock and multiprocessor x boost clock, from the vendors' architecture whitepapers."""
+    """Multiprocessors x dense FLOP in fp16 per clock and multiprocessor x boost clock, from the
+    vendors' architecture whitepapers."""
     gpu = find_gpu(id_)
 
     assert (gpu.fp16_tflops or gpu.bf16_tflops) == pytest.approx(gpu.multiprocessors * flop_per_clock * boost_ghz / 1e3, rel=0.015)
@@ -228,5 +232,6 @@ def test_a_memory_that_no_gpu_has_is_refused(typed: str) -> None:
     ],
 )  # fmt: skip
 def test_the_workspace_of_matrix_products_is_pytorchs_default(id_: str, mib: float) -> None:
-    """`parseChosenWorkspaceSize` of aten/src/ATen/cuda/CublasHandlePool.cpp, in its main branch of summer 2026."""
+    """`parseChosenWorkspaceSize` of aten/src/ATen/cuda/CublasHandlePool.cpp, in its main branch of
+    summer 2026."""
     assert cublas_workspace_bytes(find_gpu(id_)) == mib * 2**20

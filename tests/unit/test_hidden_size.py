@@ -1,4 +1,5 @@
-"""The hidden size that DeepSpeed's "auto" is resolved from, against what the configuration classes of transformers answer."""
+"""The hidden size that DeepSpeed's "auto" is resolved from, against what the configuration classes
+of transformers answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Text of the Hugging Face Hub as data of a job: from a folder, which `datasets` reads like a cached dataset, never from the network."""
+"""Text of the Hugging Face Hub as data of a job: from a folder, which `datasets` reads like a
+cached dataset, never from the network."""
 
 from __future__ import annotations
 

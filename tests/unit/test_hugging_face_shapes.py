@@ -1,4 +1,5 @@
-"""The closed form's list of parameters and buffers against what transformers builds from the same configuration, on the meta device."""
+"""The closed form's list of parameters and buffers against what transformers builds from the same
+configuration, on the meta device."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
     "Qwen1.5-MoE-A2.7B": ("qwen2_moe", {}, 14_315_784_192),
     "Qwen3-30B-A3B": ("qwen3_moe", sizes(2048, 6144, 48, 32, 4, 151_936, head_dim=128, moe_intermediate_size=768), 30_532_122_624),
 }  # fmt: skip
-"""Published models: what their configurations say beside transformers' defaults, and how many parameters they have."""
+"""Published models: what their configurations say beside transformers' defaults, and how many
+parameters they have."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,4 +1,5 @@
-"""`bf16prof import`: the case, the estimate beside it, exit codes, and that rounding is no error."""
+"""`bf16prof import`: the case, the estimate beside it, exit codes, and that rounding is no
+error."""
 
 from __future__ import annotations
 

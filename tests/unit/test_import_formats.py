@@ -60,7 +60,8 @@ def test_the_highest_of_two_rounded_readings_is_the_rounded_highest(one: int, ot
 )
 @pytest.mark.parametrize("is_floor", [False, True])
 def test_a_reading_is_no_lower_than_what_it_includes(low: int, left: tuple[int, int], *, is_floor: bool) -> None:
-    """From 90 to 110. What contradicts it changes nothing; 95 to 110 has no middle, so that there is one below."""
+    """From 90 to 110. What contradicts it changes nothing; 95 to 110 has no middle, so that there
+    is one below."""
     found = Reading(100, 10, is_floor).no_lower_than(Reading(low + 3, 3))
 
     assert (found.low, found.top) == left
@@ -164,7 +165,8 @@ def test_losses_are_read_and_those_that_are_no_numbers_are_said(tmp_path: Path) 
 
 
 def test_a_loss_that_one_format_says_was_not_finite_is_not_filled_in_by_another() -> None:
-    """A rank's NaN in the stdout, and rank 0's own loss in its CSV; a timer, which knows no loss, says nothing of it."""
+    """A rank's NaN in the stdout, and rank 0's own loss in its CSV; a timer, which knows no loss,
+    says nothing of it."""
     stdout = [StepRecord(0, 5.0, 0.1, None), StepRecord(1, None, 0.1, None, loss_not_finite=True)]
     csv = [StepRecord(step, 4.0, None, None) for step in (1, 2)]
     timers = [StepRecord(step, None, 0.2, None) for step in range(4)]

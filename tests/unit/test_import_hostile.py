@@ -1,4 +1,5 @@
-"""Files that are no logs, or are made to harm: one line and exit code 2, nothing run, nothing printed raw."""
+"""Files that are no logs, or are made to harm: one line and exit code 2, nothing run, nothing
+printed raw."""
 
 from __future__ import annotations
 

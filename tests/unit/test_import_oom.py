@@ -1,4 +1,5 @@
-"""torch's out-of-memory messages: every form, the rank, the phase by the traceback, and what they prove."""
+"""torch's out-of-memory messages: every form, the rank, the phase by the traceback, and what they
+prove."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def test_free_of_whole_bytes_and_of_a_message_that_begins_in_its_middle() -> Non
 )
 @pytest.mark.parametrize("tag", ["", "[rank1]: ", "1: "])
 def test_the_traceback_says_the_phase_and_the_tag_the_rank(traceback: str, phase: Phase | None, tag: str, tmp_path: Path) -> None:
-    """Backward runs forward again under checkpointing, and init steps the optimizer: the outermost frame decides."""
+    """Backward runs forward again under checkpointing, and init steps the optimizer: the outermost
+    frame decides."""
     text = "\n".join(tag + line for line in (traceback + OUT_OF_MEMORY).splitlines())
 
     message = read(tmp_path, text).failed
@@ -274,7 +276,8 @@ def test_a_message_without_its_numbers_is_no_shortage(missing: str) -> None:
 
 
 def test_what_a_message_leaves_out_is_not_made_up() -> None:
-    """Without what is free, the limit is what was reserved; of a whole device without what is free, nothing is said."""
+    """Without what is free, the limit is what was reserved; of a whole device without what is free,
+    nothing is said."""
     reader = OutOfMemoryReader()
     reader.line(LogLine(OUT_OF_MEMORY.replace(" of which 1.50 GiB is free", "").replace("2.25 GiB", "0 bytes")))
 

@@ -1,4 +1,5 @@
-"""What people paste, format by format: each against the software that prints it where that runs here, and as other versions print it."""
+"""What people paste, format by format: each against the software that prints it where that runs
+here, and as other versions print it."""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def test_what_the_real_throughput_timer_prints_of_any_bytes_is_read(memory: list
 
 
 def test_the_peak_counter_that_see_memory_usage_resets_is_of_the_rest_of_the_run(tmp_path: Path) -> None:
-    """Versions of DeepSpeed that print lines of init unasked: the highest of both is the whole run's."""
+    """Versions of DeepSpeed that print lines of init unasked: the highest of both is the whole
+    run's."""
     init = "After initializing ZeRO optimizer\nMA 7.0 GB         Max_MA 30.0 GB         CA 31.0 GB         Max_CA 31 GB \n"
 
     found = record(written(tmp_path, init + THROUGHPUT))

@@ -1,4 +1,5 @@
-"""A log proves what it proves: lower bounds are kept, compared and shown as such, and nothing is said of what was not seen."""
+"""A log proves what it proves: lower bounds are kept, compared and shown as such, and nothing is
+said of what was not seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Memory snapshots: plain pickles and no others, exact where the allocator is, and a lower bound where its events do not say more."""
+"""Memory snapshots: plain pickles and no others, exact where the allocator is, and a lower bound
+where its events do not say more."""
 
 from __future__ import annotations
 

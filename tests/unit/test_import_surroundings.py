@@ -1,4 +1,5 @@
-"""What lies around what a log says: tags of launchers, colours, time stamps, encodings, compression; and who said it."""
+"""What lies around what a log says: tags of launchers, colours, time stamps, encodings,
+compression; and who said it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What kernels hold beyond shapes: losses that keep a whole storage, recurrent layers, and notes about what is not known."""
+"""What kernels hold beyond shapes: losses that keep a whole storage, recurrent layers, and notes
+about what is not known."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def gpu() -> Iterator[Tracker]:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_holds_the_storage_that_the_real_one_holds(name: str, reduction: str) -> None:
-    """The real loss is asked, on real tensors; the storage's size follows from how it is computed, on a GPU as on a CPU."""
+    """The real loss is asked, on real tensors; the storage's size follows from how it is computed,
+    on a GPU as on a CPU."""
     loss = getattr(functional, name)
     real = loss(torch.rand(6, 7), torch.rand(6, 7), reduction=reduction).untyped_storage().nbytes()
     with FakeTensorMode(), Tracker(Ledger(), GPU, cuda_kernels(H100)):
@@ -212,7 +214,8 @@ def test_every_operator_of_the_cuda_model_is_in_the_registry() -> None:
 
 @pytest.mark.parametrize(("multiprocessors", "widest"), [(108, 1727), (132, 2111), (84, 1343)])
 def test_norms_split_their_rows_by_the_gpus_multiprocessors(multiprocessors: int, widest: int) -> None:
-    """cuda/layer_norm_kernel.cu: `N / warp_size < multi_processor_count / 2` for the width N, and more than 64 Ki rows."""
+    """cuda/layer_norm_kernel.cu: `N / warp_size < multi_processor_count / 2` for the width N, and
+    more than 64 Ki rows."""
     rows = 64 * 1024 + 1
     assert norm_partial_sums(rows, widest, 2, multiprocessors) > 0
     assert norm_partial_sums(rows, widest + 1, 2, multiprocessors) == 0
@@ -247,7 +250,8 @@ def test_a_plain_tensor_has_no_answer_of_its_own() -> None:
     lambda x: x.max(dim=0).values,
 ])  # fmt: skip
 def test_derivatives_fill_fresh_zeros_in_place(cpu: Tracker, run: Any) -> None:
-    """As on real tensors: one tensor of the input's size beside its gradient would be what a subclass gets."""
+    """As on real tensors: one tensor of the input's size beside its gradient would be what a
+    subclass gets."""
     x: Tensor = torch.empty(32, 64, requires_grad=True)
     out = run(x)
     seed = torch.empty_like(out)

@@ -1,4 +1,5 @@
-"""How a case ended, told from what its ranks and torchrun have left in its folder; and the end of processes that do not want to end."""
+"""How a case ended, told from what its ranks and torchrun have left in its folder; and the end of
+processes that do not want to end."""
 
 from __future__ import annotations
 

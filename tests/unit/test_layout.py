@@ -1,4 +1,5 @@
-"""Partition arithmetic against DeepSpeed's own functions, called without ranks, and against what must hold for any sizes."""
+"""Partition arithmetic against DeepSpeed's own functions, called without ranks, and against what
+must hold for any sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ ELEMENT = {2: torch.bfloat16, 4: torch.float32}
 def deepspeed_flat_group(
     numels: list[int], world: int, zero: ZeroSettings, element_bytes: int
 ) -> tuple[list[torch.Tensor], list[int], int]:
-    """The parameters in flat order, the padding after each, and the flat length, by stage_1_and_2.py's own functions on meta tensors."""
+    """The parameters in flat order, the padding after each, and the flat length, by
+    stage_1_and_2.py's own functions on meta tensors."""
     from deepspeed.runtime.utils import align_dense_tensors
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -169,7 +171,8 @@ def test_published_partition_sizes_of_the_example() -> None:
 
 
 class Watched(torch.nn.Module):
-    """A module that says when its parameters are made, and when it is whole, as `deepspeed.zero.Init` sees it: after its `__init__`."""
+    """A module that says when its parameters are made, and when it is whole, as
+    `deepspeed.zero.Init` sees it: after its `__init__`."""
 
     def __init__(self, name: str, content: Sequence[Any], seen: list[Any]) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The ledger of a dry run: what is alive, what it is for, and when; steps done again on the allocator's side; the snapshot."""
+"""The ledger of a dry run: what is alive, what it is for, and when; steps done again on the
+allocator's side; the snapshot."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def gpu_ledger(limit: int | None = None) -> Ledger:
 
 
 def a_step(ledger: Ledger, carried: Allocation | None, activations: int = 3 * MIB) -> Allocation:
-    """One optimizer step: what the last one left is replaced, something is allocated and freed in forward and backward."""
+    """One optimizer step: what the last one left is replaced, something is allocated and freed in
+    forward and backward."""
     ledger.begin_step()
     ledger.mark(Phase.FORWARD)
     saved = ledger.begin(activations, ACTIVATIONS)
@@ -352,7 +354,8 @@ def test_the_first_request_without_room_is_written_down_and_the_run_goes_on() ->
 
 
 def test_what_is_allocated_in_a_row_takes_one_block_of_each_segment() -> None:
-    """Five storages of 600,000 bytes: blocks of 512 bytes x 1172, three to a segment of 2 MiB. The fourth needed the second segment."""
+    """Five storages of 600,000 bytes: blocks of 512 bytes x 1172, three to a segment of 2 MiB. The
+    fourth needed the second segment."""
     ledger = gpu_ledger()
 
     row = ledger.begin(600_000, WEIGHTS, count=5)

@@ -36,7 +36,8 @@ def test_a_model_that_has_none_is_named() -> None:
 
 @pytest.fixture
 def llama_is_mended() -> Iterator[None]:
-    """Liger replaces classes and functions of transformers' module, too: for whoever builds a llama next in this process."""
+    """Liger replaces classes and functions of transformers' module, too: for whoever builds a llama
+    next in this process."""
     from transformers.models.llama import modeling_llama
 
     before = dict(vars(modeling_llama))

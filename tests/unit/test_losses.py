@@ -1,4 +1,5 @@
-"""The statistics of losses: intervals, the running mean, what counts as another seed, and the gap to a reference."""
+"""The statistics of losses: intervals, the running mean, what counts as another seed, and the gap
+to a reference."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_runs_that_differ_in_the_seed_only_are_one_group() -> None:
 
 
 def test_the_gap_is_taken_seed_by_seed() -> None:
-    """The seeds are 1 apart, the recipes 0.1 and 0.3: unpaired, the interval would hold 0 by far."""
+    """The seeds are 1 apart, the recipes 0.1 and 0.3: unpaired, the interval would hold 0 by
+    far."""
     runs = [a_run([base], seed, "fp32") for seed, base in ((1, 2.0), (2, 3.0))]
     runs += [a_run([base], seed, "bf16-pure") for seed, base in ((1, 2.1), (2, 3.3), (9, 9.0))]
     runs += [a_run([5.0], 1, "bf16-full", lr=1e-4)]
@@ -187,7 +189,8 @@ def test_one_diverged_seed_leaves_no_mean_of_the_others_and_no_gap() -> None:
 
 
 def test_steps_of_which_a_log_says_no_loss_are_not_lost() -> None:
-    """A log that prints every tenth loss, beside timers that know every step; and one that prints a NaN."""
+    """A log that prints every tenth loss, beside timers that know every step; and one that prints a
+    NaN."""
     steps = tuple(StepRecord(i, 5.0 - i if i in (0, 2) else None, 0.1, None) for i in range(3))
     quiet = dataclasses.replace(measured([]), source=Source.IMPORT, steps=steps)
     loud = dataclasses.replace(quiet, steps=(*steps[:2], StepRecord(2, None, 0.1, None, loss_not_finite=True)))

@@ -1,4 +1,5 @@
-"""The ranks of a script meet at torchrun's store, whatever port the script names, and whoever has that port."""
+"""The ranks of a script meet at torchrun's store, whatever port the script names, and whoever has
+that port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Remembered answers are those that PyTorch's fake tensors give; DeepSpeed's loops over ranks and what stands for them agree."""
+"""Remembered answers are those that PyTorch's fake tensors give; DeepSpeed's loops over ranks and
+what stands for them agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Micro-steps that are left out: what the ledger does in their place, and when nothing may be left out."""
+"""Micro-steps that are left out: what the ledger does in their place, and when nothing may be left
+out."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SIZES = (3 * MIB, 700, 9 * MIB, 40_000)
 
 
 def micro_step(ledger: Ledger, carried: Sequence[Allocation], sizes: Sequence[int] = SIZES) -> list[Allocation]:
-    """One micro-step: two storages take the place of two that the last one left, the others end with it."""
+    """One micro-step: two storages take the place of two that the last one left, the others end
+    with it."""
     ledger.mark(Phase.FORWARD)
     kept = [ledger.begin(sizes[0], LABEL), ledger.begin(sizes[1], LABEL)]
     for each in carried:
@@ -35,7 +37,8 @@ def micro_step(ledger: Ledger, carried: Sequence[Allocation], sizes: Sequence[in
 
 
 def step(ledger: Ledger, carried: Sequence[Allocation], count: int, run: int | None = None) -> list[Allocation]:
-    """An optimizer step of so many micro-steps, after the third of which all but the last are done by the ledger alone if `run` is 3."""
+    """An optimizer step of so many micro-steps, after the third of which all but the last are done
+    by the ledger alone if `run` is 3."""
     ledger.begin_step()
     starts: list[Instant] = []
     kept, number = list(carried), 0
@@ -60,7 +63,8 @@ def told(ledger: Ledger) -> tuple[Any, ...]:
 @pytest.mark.parametrize("count", [5, 6, 9, 16, 41])
 @pytest.mark.parametrize("expandable", [False, True])
 def test_the_ledger_ends_where_it_would_have_come_to(count: int, *, expandable: bool) -> None:
-    """After two steps, and after steps that repeat the second; real holders of storages may let go of them at any time."""
+    """After two steps, and after steps that repeat the second; real holders of storages may let go
+    of them at any time."""
     one, other = (Ledger(CachingAllocator(expandable_segments=expandable)) for _ in range(2))
     left: dict[Ledger, list[Allocation]] = {one: [], other: []}
     for _ in range(2):

@@ -1,4 +1,5 @@
-"""The three kinds of [model] in a profile: read without torch, refused in one line, and carried whole into job files."""
+"""The three kinds of [model] in a profile: read without torch, refused in one line, and carried
+whole into job files."""
 
 from __future__ import annotations
 

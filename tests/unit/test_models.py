@@ -1,4 +1,5 @@
-"""The parameter inventory, computed without torch, against real modules: ours and Hugging Face's, on the meta device."""
+"""The parameter inventory, computed without torch, against real modules: ours and Hugging Face's,
+on the meta device."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from bf16prof.profiles.models import Model, ModelSettings
 
 
 def module_inventory(model: Model) -> list[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and holder's class of every parameter of the torch module, each shared one once, in torch's own order."""
+    """Name, shape and holder's class of every parameter of the torch module, each shared one once,
+    in torch's own order."""
     with torch.device("meta"):
         module = build(model, activation_checkpointing=False)
     return [
@@ -131,7 +133,8 @@ def test_small_gpt2s_have_hugging_faces_parameters(tie: bool | None) -> None:
 
 
 def test_the_published_block_is_a_transformer_encoder_layer() -> None:
-    """The example's model wraps nn.TransformerEncoderLayer-like blocks; PyTorch's own layer has the same twelve parameters."""
+    """The example's model wraps nn.TransformerEncoderLayer-like blocks; PyTorch's own layer has the
+    same twelve parameters."""
     with torch.device("meta"):
         layer = torch.nn.TransformerEncoderLayer(12, 3, 48)
 

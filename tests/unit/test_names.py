@@ -1,4 +1,5 @@
-"""Names that people type: what counts as the same, what is found by a part, and what is suggested."""
+"""Names that people type: what counts as the same, what is found by a part, and what is
+suggested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The NVML sampler through the real `pynvml`, over a stub of NVIDIA's library compiled here (`nvml_stub.c`); a process for each case."""
+"""The NVML sampler through the real `pynvml`, over a stub of NVIDIA's library compiled here
+(`nvml_stub.c`); a process for each case."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(code: str, library: Path, **stub: str) -> Any:
-    """The JSON that `code` prints in a fresh interpreter in which pynvml loads its library from that folder."""
+    """The JSON that `code` prints in a fresh interpreter in which pynvml loads its library from
+    that folder."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(library), **{f"STUB_{name.upper()}": value for name, value in stub.items()}}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

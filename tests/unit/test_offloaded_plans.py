@@ -1,4 +1,5 @@
-"""Plans over a DeepSpeed JSON that offloads: what it says of files stays, and the next command says what the plan decides."""
+"""Plans over a DeepSpeed JSON that offloads: what it says of files stays, and the next command says
+what the plan decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The table of optimizers against the optimizers: what they keep after a step on bf16 parameters, key by key and byte by byte."""
+"""The table of optimizers against the optimizers: what they keep after a step on bf16 parameters,
+key by key and byte by byte."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def test_a_library_is_told_the_settings_of_the_profile(layout: Any) -> None:
 
 
 def test_steps_that_are_calls_are_marked() -> None:
-    """An optimizer whose counter is the group's and not the tensor's takes every call for a step."""
+    """An optimizer whose counter is the group's and not the tensor's takes every call for a
+    step."""
     by_the_group = {layout.id for layout in CLIENTS if "step" in stepped(layout.id)[0].param_groups[0]}
 
     assert {layout.id for layout in CLIENTS if layout.counts_calls} == by_the_group

@@ -1,4 +1,5 @@
-"""Ranks that share a batch: how it is said, what DeepSpeed's rules refuse, and what every source makes of it."""
+"""Ranks that share a batch: how it is said, what DeepSpeed's rules refuse, and what every source
+makes of it."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_a_case_says_how_its_ranks_share_the_work() -> None:
 
 
 def test_stages_follow_one_another_and_replicas_lie_within() -> None:
-    """As DeepSpeed lays them out (runtime/pipe/topology.py, PipeDataParallelTopology: axes pipe, data)."""
+    """As DeepSpeed lays them out (runtime/pipe/topology.py, PipeDataParallelTopology: axes pipe,
+    data)."""
     case = job(staged(2), 1, world=6).case
 
     assert (case.label, case.parallelism.words) == ("zero1-w6-pp2-bf16-fp32-master", "3 data x 2 pipeline")
@@ -298,7 +300,8 @@ def test_what_cannot_be_planned_over_shared_ranks_is_one_line(config: dict[str, 
 
 
 def test_a_plan_over_shared_sequences_is_run_dry_from_what_needs_least() -> None:
-    """The real engine is left out: a dry run that says how much a setting needs by rules of its own."""
+    """The real engine is left out: a dry run that says how much a setting needs by rules of its
+    own."""
     room, asked = find_gpu("h100-80gb").memory_bytes, list[tuple[int, str, bool, int]]()
 
     def dry_run(jobs: Sequence[Job]) -> list[MemoryRecord | None]:
@@ -364,7 +367,8 @@ def test_sizes_that_were_nobodys_wish_are_left_out_where_groups_do_not_fit(main:
 
 
 def test_a_rank_holds_its_own_tokens_and_reduces_in_a_dtype_of_its_own() -> None:
-    """The dtype is that of seq_parallel_communication_data_type, which is fp32 where nobody says it (runtime/constants.py)."""
+    """The dtype is that of seq_parallel_communication_data_type, which is fp32 where nobody says it
+    (runtime/constants.py)."""
     settings = shared(2, keeps_outputs=True)
     one, two = job(shared(1, keeps_outputs=True), world=4), job(settings, world=4)
 

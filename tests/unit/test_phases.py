@@ -15,7 +15,8 @@ from bf16prof.vocabulary import Phase
 
 
 class Meter:
-    """A memory that goes where it is told; its phase peak is the highest since it was last taken."""
+    """A memory that goes where it is told; its phase peak is the highest since it was last
+    taken."""
 
     def __init__(self, now: int = 0) -> None:
         self.now = self.peak = now
@@ -74,7 +75,8 @@ def test_micro_steps_keep_the_highest_peak_and_the_last_end() -> None:
 
 
 def test_nothing_is_lost_between_open_phases() -> None:
-    """Whenever the memory moves, the move is seen by exactly one phase: the peaks cover the highest of all levels."""
+    """Whenever the memory moves, the move is seen by exactly one phase: the peaks cover the highest
+    of all levels."""
     meter = Meter(3)
     marks = PhaseMarks(meter)
     levels = [4, 90, 2, 17, 60, 1, 33, 20]

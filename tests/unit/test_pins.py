@@ -49,7 +49,8 @@ def test_no_package_is_without_a_pin() -> None:
 
 
 def test_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
-    """Or every process would measure what only one has to: a release of pytest has broken it before, and no test failed."""
+    """Or every process would measure what only one has to: a release of pytest has broken it
+    before, and no test failed."""
     (tmp_path / "test_group.py").write_text(
         "import os, pathlib, pytest\n"
         "@pytest.mark.xdist_group('together')\n"

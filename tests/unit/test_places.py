@@ -1,4 +1,5 @@
-"""Where ranks run: what the flags mean together, how ranks lie on nodes, and what is typed to start them."""
+"""Where ranks run: what the flags mean together, how ranks lie on nodes, and what is typed to start
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Preference optimization: its loss against TRL's formula, its batches, the reference's configuration, and what is refused."""
+"""Preference optimization: its loss against TRL's formula, its batches, the reference's
+configuration, and what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def test_both_answers_of_each_pair_are_rows_of_a_batch(dpo: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_that_of_the_paper(dtype: torch.dtype) -> None:
-    """Rafailov et al. 2023 (arXiv 2305.18290), equation 7, written out for one pair of one token each."""
+    """Rafailov et al. 2023 (arXiv 2305.18290), equation 7, written out for one pair of one token
+    each."""
     torch.manual_seed(0)
     logits, theirs = torch.randn(2, 2, 5).to(dtype), torch.randn(2, 2, 5).to(dtype)
     batch = {"input_ids": torch.tensor([[0, 1], [0, 3]]), "attention_mask": torch.ones(2, 2), "completion_mask": torch.tensor([[0, 1]] * 2)}
@@ -102,7 +104,8 @@ def test_the_closed_form_leaves_it_to_the_dry_run_in_one_line(main: Main, tmp_pa
 
 @pytest.mark.filterwarnings("ignore")  # of torchao and others, which PEFT imports
 def test_dropout_is_off_in_the_adapter_as_well() -> None:
-    """TRL puts the adapter on and then turns dropout off in all of it (trl/trainer/dpo_trainer.py, reward_trainer.py)."""
+    """TRL puts the adapter on and then turns dropout off in all of it (trl/trainer/dpo_trainer.py,
+    reward_trainer.py)."""
     lora = {"r": 2, "lora_dropout": 0.5, "target_modules": "all-linear"}
     rates = {
         dpo: {module.p for module in build_trained(paired(dpo, peft=lora)).modules() if isinstance(module, torch.nn.Dropout)}

@@ -1,4 +1,5 @@
-"""The presets of the models that people train: the model and nothing else, with the published number of parameters."""
+"""The presets of the models that people train: the model and nothing else, with the published
+number of parameters."""
 
 from __future__ import annotations
 
@@ -34,8 +35,9 @@ PUBLISHED = {
     "olmo2-1b": 1_484_916_736, "olmo2-7b": 7_298_617_344, "olmo2-13b": 13_716_198_400, "olmo2-32b": 32_234_279_936,
     "gpt-oss-20b": 20_914_757_184, "smollm3-3b": 3_075_098_624,
 }  # fmt: skip
-"""`safetensors.total` that the Hugging Face Hub's API gives for the checkpoints (of Qwen3 0.6B and 1.7B less the tied head, which those
-files hold twice; of GPT-OSS the count of its model card, since its files pack experts in four bits)."""
+"""`safetensors.total` that the Hugging Face Hub's API gives for the checkpoints (of Qwen3 0.6B and
+1.7B less the tied head, which those files hold twice; of GPT-OSS the count of its model card, since
+its files pack experts in four bits)."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

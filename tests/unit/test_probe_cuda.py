@@ -1,4 +1,5 @@
-"""The probe of a GPU, over a stand-in for PyTorch's allocator counters: what survives a reset of them."""
+"""The probe of a GPU, over a stand-in for PyTorch's allocator counters: what survives a reset of
+them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from bf16prof.measuring.probes.cuda import CudaProbe
 
 
 class Counters:
-    """`torch.cuda`'s counters of one device: what is held now, and the most since the last reset."""
+    """`torch.cuda`'s counters of one device: what is held now, and the most since the last
+    reset."""
 
     def __init__(self) -> None:
         self.allocated = self.reserved = self.most_allocated = self.most_reserved = 0

@@ -1,4 +1,5 @@
-"""Profiles: the presets, overrides and where values come from, and what cannot be used, refused in one line."""
+"""Profiles: the presets, overrides and where values come from, and what cannot be used, refused in
+one line."""
 
 from __future__ import annotations
 

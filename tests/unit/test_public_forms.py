@@ -1,6 +1,8 @@
-"""DeepSpeed JSONs in the forms that are met in public: each is taken as it is, or refused in one line for a reason of its own.
+"""DeepSpeed JSONs in the forms that are met in public: each is taken as it is, or refused in one
+line for a reason of its own.
 
-The forms are facts (which keys stand together, which are `auto`, how they are spelled); the values are ours.
+The forms are facts (which keys stand together, which are `auto`, how they are spelled); the values
+are ours.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ PUBLISHED = "published:deepspeed-bf16-example"
 
 
 def test_the_published_figures_are_those_of_the_collection() -> None:
-    """The figures were copied twice, by hand: into the package, and into the tests' collection of published numbers."""
+    """The figures were copied twice, by hand: into the package, and into the tests' collection of
+    published numbers."""
     baseline, low = find_published("deepspeed-bf16-example").records
 
     assert "deepspeed-bf16-example" in published_names()
@@ -36,7 +37,8 @@ def test_the_published_figures_are_those_of_the_collection() -> None:
 
 
 def test_prediction_against_publication(main: Main, tmp_path: Path) -> None:
-    """Both steady states and the baseline's peak are what was printed; the other peak is lower since DeepSpeed 0.19.4."""
+    """Both steady states and the baseline's peak are what was printed; the other peak is lower
+    since DeepSpeed 0.19.4."""
     code, out, _ = main("report", PUBLISHED, "--json", "-o", tmp_path / "published.html")
     document = json.loads(out)
 
@@ -77,7 +79,8 @@ def test_the_published_run_has_no_folder_to_write_into(main: Main, tmp_path: Pat
 
 
 def test_the_published_losses_are_a_table_with_its_citation(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As printed, 2.90 included, and with nothing that nobody published: no curve, no seed, no time, no command."""
+    """As printed, 2.90 included, and with nothing that nobody published: no curve, no seed, no
+    time, no command."""
     monkeypatch.chdir(tmp_path)
 
     _, out, _ = main("report", PUBLISHED, "--fail-over", "1", "-o", "a.html", "-o", "a.md")
@@ -110,13 +113,15 @@ def test_every_published_run_is_listed_with_its_error_and_what_is_open(main: Mai
     assert abs(errors["issue-3734", "allocated_bytes", "zero3"]) < 0.0005
     assert abs(errors["opt-1.3b-single", "allocated_bytes", "zero0"]) < 0.0005
     assert abs(errors["galactica-30b-init", "phases.init.peak_bytes", "zero3"]) < 0.001
-    # Issue 3734, ZeRO-2: what is missing is the partition of the gradients, 2 bytes of an eighth of 13.0e9 elements, to 5 %.
+    # Issue 3734, ZeRO-2: what is missing is the partition of the gradients, 2 bytes of an eighth of
+    # 13.0e9 elements, to 5 %.
     zero2 = next(row for row in document["rows"] if row["name"] == "issue-3734" and row["case"].startswith("zero2"))
     assert zero2["published_bytes"] - zero2["predicted_bytes"] == pytest.approx(2 * 13_015_864_320 / 8, rel=0.05)
 
 
 def test_a_lower_bound_is_said_as_one(main: Main) -> None:
-    """LLaMA-7B ran out of memory in the step: what was allocated and what was asked for together is the least that it needs."""
+    """LLaMA-7B ran out of memory in the step: what was allocated and what was asked for together is
+    the least that it needs."""
     _, out, _ = main("published", "list")
 
     (line,) = (line for line in out.splitlines() if line.startswith("llama-7b-v100-oom"))

@@ -1,4 +1,5 @@
-"""Lost updates and effective descent quality: by hand, against optimizers in float64, and on real optimizers' steps in bf16."""
+"""Lost updates and effective descent quality: by hand, against optimizers in float64, and on real
+optimizers' steps in bf16."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def f64(*values: float) -> Tensor:
 
 
 def test_half_of_the_update_arrives() -> None:
-    """Intended (3, 4, 0): the first is lost, the second arrives, what was not intended does not count: 16 of 25."""
+    """Intended (3, 4, 0): the first is lost, the second arrives, what was not intended does not
+    count: 16 of 25."""
     sums = measured_sums(f64(3, 4, 0), f64(1, 1, 1), f64(1, 5, 2))
 
     assert sums == Sums(elements=3, intended=2, lost=1, projected=16.0, square=25.0)
@@ -76,7 +78,8 @@ def test_what_is_not_finite_is_left_out() -> None:
 
 
 def test_bf16_loses_an_update_below_half_of_its_spacing() -> None:
-    """Between 1 and 2 the bf16 numbers are 2^-7 apart: an update of 2^-9 is lost, one of 2^-7 arrives."""
+    """Between 1 and 2 the bf16 numbers are 2^-7 apart: an update of 2^-9 is lost, one of 2^-7
+    arrives."""
     before = torch.ones(2, dtype=torch.bfloat16)
     intended = f64(2**-9, 2**-7)
     sums = measured_sums(intended, before, (before.double() + intended).bfloat16())
@@ -98,7 +101,8 @@ def test_sums_add_up_over_tensors_as_over_one() -> None:
 
 
 def test_the_first_step_of_adam_by_hand() -> None:
-    """Its moments are the gradient and its square: the step is the learning rate, whatever the gradient, and then the decay."""
+    """Its moments are the gradient and its square: the step is the learning rate, whatever the
+    gradient, and then the decay."""
     adam = AdamSettings(lr=0.1, beta1=0.9, beta2=0.99, eps=0.0, weight_decay=0.5, decoupled=True, step=1)
 
     assert intended_update(f64(2, 2), f64(5, -0.001), None, None, adam).tolist() == pytest.approx([-0.1 - 0.1, 0.1 - 0.1])
@@ -140,7 +144,8 @@ def library(layout: str, parameter: nn.Parameter, **changed: float) -> Any:
 
 @pytest.mark.parametrize("layout", [layout.id for layout in all_optimizers().values() if layout.class_ and layout.is_adam])
 def test_libraries_intend_what_we_compute(layout: str) -> None:
-    """On fp32 parameters, where next to nothing is lost: counters, corrections and decay are read as each optimizer means them."""
+    """On fp32 parameters, where next to nothing is lost: counters, corrections and decay are read
+    as each optimizer means them."""
     torch.manual_seed(2)
     parameter = nn.Parameter(torch.randn(300))
     optimizer = library(layout, parameter)
@@ -321,7 +326,8 @@ def test_records_with_quality_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_a_case_is_a_point_of_its_bytes_and_its_descent() -> None:
-    """Ten parameters in bf16 with two moments, and a buffer that is no state of the model: 6 bytes each."""
+    """Ten parameters in bf16 with two moments, and a buffer that is no state of the model: 6 bytes
+    each."""
     sizes = {Component.PARAMETERS: 20, Component.MOMENTUM: 20, Component.VARIANCE: 20, Component.BUFFERS: 1000}
     record = a_record(components=sizes, allocated_bytes=1060)
     (view,) = run_views([report_fixtures.run([record])])

@@ -1,4 +1,5 @@
-"""A 4-bit base under an adapter: what bitsandbytes keeps of a weight, by the rule that the page states; how it is said, what is refused."""
+"""A 4-bit base under an adapter: what bitsandbytes keeps of a weight, by the rule that the page
+states; how it is said, what is refused."""
 
 from __future__ import annotations
 

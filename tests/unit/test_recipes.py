@@ -1,4 +1,5 @@
-"""Precision recipes: all of them there, their bytes as their sources state them, and what they give DeepSpeed accepted by it."""
+"""Precision recipes: all of them there, their bytes as their sources state them, and what they give
+DeepSpeed accepted by it."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def test_bytes_per_parameter_between_steps_are_those_of_the_source(recipe: str, 
 
 @pytest.mark.parametrize(("recipe", "total"), [("bf16-fp32-master", 20), ("bf16-full-autocast", 12)])
 def test_the_published_readme_counts_master_gradients_too(recipe: str, total: int) -> None:
-    """DeepSpeedExamples training/bf16_master_weight/README.md: 20 and 12 bytes per parameter in all."""
+    """DeepSpeedExamples training/bf16_master_weight/README.md: 20 and 12 bytes per parameter in
+    all."""
     assert sum(find_recipe(recipe).bytes_per_parameter().values()) == total
 
 
@@ -117,7 +119,8 @@ def test_a_mistyped_recipe_names_the_nearest() -> None:
 
 
 def test_apex_is_described_and_equals_what_runs() -> None:
-    """O1 has no master copy: neither has DeepSpeed at ZeRO 0, where the optimizer works on fp32 parameters."""
+    """O1 has no master copy: neither has DeepSpeed at ZeRO 0, where the optimizer works on fp32
+    parameters."""
     facts = engine_facts(deepspeed_config(job(small_profile(), 0, 1, "autocast-fp32")))
     o1, o2 = find_recipe("apex-o1"), find_recipe("apex-o2")
 
@@ -165,7 +168,8 @@ def test_megatrons_distributed_optimizer_over_ranks() -> None:
 def test_bytes_per_parameter_are_the_same_wherever_they_are_shown(
     recipe: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the list of recipes, in the README's table and on the study's page, under the same header."""
+    """In the list of recipes, in the README's table and on the study's page, under the same
+    header."""
     monkeypatch.setenv("COLUMNS", "200")
     list_recipes()
     listed = capsys.readouterr().out

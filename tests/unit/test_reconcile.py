@@ -123,7 +123,8 @@ def test_no_records_no_comparisons() -> None:
 @pytest.mark.parametrize("reference", [Source.MEASURE, Source.IMPORT])
 @pytest.mark.parametrize(("predicted", "ends"), [(1051, True), (949, True), (1050, False), (950, False), (1000, False)])
 def test_the_tolerance_holds_in_both_directions(quantity: str, reference: Source, predicted: int, ends: bool) -> None:
-    # The closed form only replays the allocator for reserved memory, and is not held to it: the dry run is.
+    # The closed form only replays the allocator for reserved memory, and is not held to it: the dry
+    # run is.
     source = Source.SIMULATE if quantity == "reserved_bytes" else Source.ESTIMATE
     comparisons = reconcile([record(source, **{quantity: predicted}), record(reference, **{quantity: 1000})])
 

@@ -1,4 +1,5 @@
-"""What CUDA's reductions leave in global memory, against real GPUs, and where one block of threads does it alone."""
+"""What CUDA's reductions leave in global memory, against real GPUs, and where one block of threads
+does it alone."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ MIB = 2**20
 
 @pytest.mark.parametrize(
     ("width", "beyond_mib"),
-    # Liger-Kernel's RMS norm rows on an A100 (2,048 rows): the measured peak without the tensors that are alive, in MiB.
+    # Liger-Kernel's RMS norm rows on an A100 (2,048 rows): the measured peak without the tensors
+    # that are alive, in MiB.
     [
         (1024, 36.02392578125 - 20.0234375),
         (2048, 72.03955078125 - 40.0390625),

@@ -1,4 +1,5 @@
-"""Records on a console: what is said, that nothing is cut off, and that hostile names do nothing."""
+"""Records on a console: what is said, that nothing is cut off, and that hostile names do
+nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The HTML report as text, and the views behind it. What only a browser can say is in tests/browser."""
+"""The HTML report as text, and the views behind it. What only a browser can say is in
+tests/browser."""
 
 from __future__ import annotations
 

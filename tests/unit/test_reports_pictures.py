@@ -28,7 +28,8 @@ LIMIT = 70 * GIB
 
 
 def sized(gibs: float, stage: int = 3, world: int = 2, recipe: str = "bf16-full") -> MemoryRecord:
-    """An estimate of a job on an H100 with so much at its peak, half of it parameters, and half of that between steps."""
+    """An estimate of a job on an H100 with so much at its peak, half of it parameters, and half of
+    that between steps."""
     size = int(gibs * GIB)
     parts = {Component.PARAMETERS: size // 2, Component.ACTIVATIONS: size - size // 2}
     steady = {Component.PARAMETERS: size // 2}

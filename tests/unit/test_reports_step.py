@@ -1,4 +1,5 @@
-"""The inside of a step in the HTML report: what is drawn, what is thinned, and what is alive at the peak."""
+"""The inside of a step in the HTML report: what is drawn, what is thinned, and what is alive at the
+peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A series that was interrupted goes on: what is finished stays, what is not is measured, and nothing is mixed."""
+"""A series that was interrupted goes on: what is finished stays, what is not is measured, and
+nothing is mixed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def result(rank: int) -> RankResult:
 
 
 class Ranks:
-    """Ranks that finish at once, but for those of one number of ranks; it remembers what was launched."""
+    """Ranks that finish at once, but for those of one number of ranks; it remembers what was
+    launched."""
 
     def __init__(self, failing: int = 0) -> None:
         self.failing, self.launched = failing, []  # type: tuple[int, list[str]]

@@ -32,7 +32,8 @@ SMALL = 124_439_808
     ],
 )
 def test_optimizer_reads_and_writes_each_state_once(stage: int, recipe: str, per_parameter: int) -> None:
-    """Read: gradient, master, two moments. Written: master, two moments, and the parameter where it is another tensor."""
+    """Read: gradient, master, two moments. Written: master, two moments, and the parameter where it
+    is another tensor."""
     world = 1 if stage == 0 else 4
 
     work = step_work(job(profile("gpu-check"), stage, world, recipe))
@@ -41,9 +42,11 @@ def test_optimizer_reads_and_writes_each_state_once(stage: int, recipe: str, per
 
 
 def test_bf16_optimizers_flat_buffer_knows_no_settings_of_zero() -> None:
-    """bf16_optimizer.py flattens without `parameter_alignment`: 6,535 parameters, padded to 2 * 4 ranks, and a quarter of them a rank.
+    """bf16_optimizer.py flattens without `parameter_alignment`: 6,535 parameters, padded to 2 * 4
+    ranks, and a quarter of them a rank.
 
-    Per element: gradient, master parameter and both moments, each of four bytes; stages 1 and 2 align every parameter to 16 bytes.
+    Per element: gradient, master parameter and both moments, each of four bytes; stages 1 and 2
+    align every parameter to 16 bytes.
     """
     zero = small_profile(parameter_alignment=True)
     bf16 = zero.model_copy(
@@ -55,7 +58,8 @@ def test_bf16_optimizers_flat_buffer_knows_no_settings_of_zero() -> None:
 
 
 def test_floor_of_one_gpu_is_compute_and_optimizer() -> None:
-    """GPT-2 small, 2 x 512 tokens on an H100: operations over 989.5 TFLOP/s, 28 bytes per parameter over 3.35 TB/s, nothing sent."""
+    """GPT-2 small, 2 x 512 tokens on an H100: operations over 989.5 TFLOP/s, 28 bytes per parameter
+    over 3.35 TB/s, nothing sent."""
     record = predict(job(profile("gpu-check"), 0, 1))
 
     assert record.work is not None
@@ -96,7 +100,8 @@ def test_fp32_is_held_against_the_fp32_peak() -> None:
 
 
 def test_offloaded_optimizer_has_no_floor_but_bytes_on_the_link() -> None:
-    """bf16 gradients go down while backward runs, parameters come up when the optimizer is done: over PCIe 5.0 x16 in one direction."""
+    """bf16 gradients go down while backward runs, parameters come up when the optimizer is done:
+    over PCIe 5.0 x16 in one direction."""
     work = step_work(job(profile("gpu-check"), 2, 1, offload=Offload.OPTIMIZER))
 
     assert work.floor_s["optimizer"] == 0
@@ -107,7 +112,8 @@ def test_offloaded_optimizer_has_no_floor_but_bytes_on_the_link() -> None:
 
 @pytest.mark.parametrize(("steps", "moved"), [(1, 2), (3, 6)])
 def test_offloaded_parameters_come_up_whenever_they_are_gathered(steps: int, moved: int) -> None:
-    """Once in forward and once in backward of every micro-step, where nothing stays; the rank's own half of every parameter."""
+    """Once in forward and once in backward of every micro-step, where nothing stays; the rank's own
+    half of every parameter."""
     zero = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}
     changes = {f"deepspeed__zero_optimization__{key}": value for key, value in zero.items()}
     settings = profile("llama3-8b", workload__gradient_accumulation_steps=steps, workload__activation_checkpointing=False, **changes)
@@ -118,7 +124,8 @@ def test_offloaded_parameters_come_up_whenever_they_are_gathered(steps: int, mov
 
 
 def test_what_leaves_the_node_is_charged_by_the_host_link() -> None:
-    """Eight nodes of one GPU send everything over PCIe, one node of eight over NVLink, which is 900 / 128 times as fast."""
+    """Eight nodes of one GPU send everything over PCIe, one node of eight over NVLink, which is 900
+    / 128 times as fast."""
     found = job(profile("gpu-check"), 2, 8)
     inside, outside = (step_work(found, per_node).floor_s["communication"] for per_node in (8, 1))
 
@@ -126,7 +133,8 @@ def test_what_leaves_the_node_is_charged_by_the_host_link() -> None:
 
 
 def test_tf32_is_named_where_it_would_lower_the_floor() -> None:
-    """624 TFLOP/s with sparsity, and so 156 in TF32, against 19.5 outside the tensor cores: NVIDIA A100 datasheet."""
+    """624 TFLOP/s with sparsity, and so 156 in TF32, against 19.5 outside the tensor cores: NVIDIA
+    A100 datasheet."""
     record = predict(dataclasses.replace(job(profile("gpu-check"), 0, 1, "fp32"), gpu=find_gpu("a100-80gb")))
 
     assert record.work is not None

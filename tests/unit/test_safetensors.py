@@ -1,4 +1,5 @@
-"""A checkpoint's header as a list of parameters: read as data, refused in one line, and judged by the library that writes such files."""
+"""A checkpoint's header as a list of parameters: read as data, refused in one line, and judged by
+the library that writes such files."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ BERT = {
 
 @pytest.fixture
 def bert(tmp_path: Path) -> dict[str, torch.Tensor]:
-    """A model that has no closed form of its own; its checkpoint, in one file and in two with an index, lies in the folder."""
+    """A model that has no closed form of its own; its checkpoint, in one file and in two with an
+    index, lies in the folder."""
     module = build(HuggingFaceSettings(hf_config=BERT), activation_checkpointing=False)
     tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
     (tmp_path / "config.json").write_text(json.dumps(BERT))

@@ -1,4 +1,5 @@
-"""The closed form beside a script's record: of the model's configuration and of what the engine was given."""
+"""The closed form beside a script's record: of the model's configuration and of what the engine was
+given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Engines of a script are watched: phases are marked and steps are counted, whatever the script calls."""
+"""Engines of a script are watched: phases are marked and steps are counted, whatever the script
+calls."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ sliding_window_pattern spatial_pool_mode speech_encoder_hidden_act stem_act_func
 time_step_init_scheme tokenize_function topk_method upsampler use_bidirectional_attention vision_aspect_ratio
 vision_feature_select_strategy visual_prompter_apply visual_prompter_type weight_mode
 """
-"""Keys whose default in a configuration class of transformers 5.24 is a text, or a list of texts, or may be one; without those that name
-data, languages' prefixes and versions."""
+"""Keys whose default in a configuration class of transformers 5.24 is a text, or a list of texts,
+or may be one; without those that name data, languages' prefixes and versions."""
 
 
 def test_secrets_are_taken_out_and_nothing_that_decides_memory() -> None:

@@ -1,4 +1,5 @@
-"""A measurement whose disk fills up: what was measured is kept, the run is marked failed, and the exit code is 3."""
+"""A measurement whose disk fills up: what was measured is kept, the run is marked failed, and the
+exit code is 3."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> session.Measurement
 
 
 class Full(session.Watcher):
-    """Fills the disk when the second case begins; there is room again as soon as the reserve is given back."""
+    """Fills the disk when the second case begins; there is room again as soon as the reserve is
+    given back."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, for_good: bool = False) -> None:
         self._reserve, self._patch, self._for_good = folder / RESERVE, monkeypatch, for_good

@@ -1,4 +1,5 @@
-"""Signatures as data: packed and unpacked, kept in files, found again, listed and removed; what is said where there is none."""
+"""Signatures as data: packed and unpacked, kept in files, found again, listed and removed; what is
+said where there is none."""
 
 from __future__ import annotations
 
@@ -245,7 +246,8 @@ def test_a_preset_has_peaks_on_gpus_that_run_the_kernels_of_an_a100(gpu: str, mo
 
 
 def test_no_preset_has_heads_that_a_small_gpu_runs_with_other_kernels() -> None:
-    """Of more than 192 elements: up to 224, or with dropout (`dry_run/hardware/cuda_operators/attention.py`)."""
+    """Of more than 192 elements: up to 224, or with dropout
+    (`dry_run/hardware/cuda_operators/attention.py`)."""
     models = [load_profile(name).profile.model for name in preset_names()]
     configs = [model.hf_config for model in models if isinstance(model, HuggingFaceSettings)]
     wide = [(each, max(_widths_of_heads(each))) for each in (config.get("text_config", config) for config in configs)]

@@ -1,4 +1,5 @@
-"""Nothing that is allocated is below zero: not in the type, and not in what any source says of a job."""
+"""Nothing that is allocated is below zero: not in the type, and not in what any source says of a
+job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The steady state in closed form against the tensors that DeepSpeed holds: every wrapper, in this process, as rank 0 of played ranks."""
+"""The steady state in closed form against the tensors that DeepSpeed holds: every wrapper, in this
+process, as rank 0 of played ranks."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def small(name: str, world: int) -> Job:
 
 
 ONE_RANK = ("stage 2, offloaded",)
-"""What rank 0 of several does not hold as much of as another: gradients of all parameters that touch the partition (`test_layout`)."""
+"""What rank 0 of several does not hold as much of as another: gradients of all parameters that
+touch the partition (`test_layout`)."""
 
 
 @pytest.mark.parametrize(("name", "world"), [(name, world) for name in CASES for world in (1, 3) if world == 1 or name not in ONE_RANK])
@@ -80,7 +82,8 @@ def test_every_tensor_that_deepspeed_holds_is_named_with_its_bytes(name: str, wo
 
 
 def test_sources_name_what_deepspeed_has() -> None:
-    """The file and the names in it that each allocation is said to come from; only the model's own tensors come from none."""
+    """The file and the names in it that each allocation is said to come from; only the model's own
+    tensors come from none."""
     found = find_spec("deepspeed")
     assert found is not None
     assert found.origin is not None

@@ -1,8 +1,9 @@
-"""The closed form against what the real engine held in dry runs of drawn jobs, which are stored (`make dry-runs`).
+"""The closed form against what the real engine held in dry runs of drawn jobs, which are stored
+(`make dry-runs`).
 
-The dry runs take minutes, these tests three seconds; `tests/dry_runs` makes others anew. Bytes between steps, and after each phase of a
-step, are the same. A peak may be lower by scalars, which the closed form leaves out; one may be higher, where in a kernel two small tensors
-overlap.
+The dry runs take minutes, these tests three seconds; `tests/dry_runs` makes others anew. Bytes
+between steps, and after each phase of a step, are the same. A peak may be lower by scalars, which
+the closed form leaves out; one may be higher, where in a kernel two small tensors overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from bf16prof.vocabulary import TRAINING, Offload, Phase
 
 STORED: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "dry-runs.json").read_text())["jobs"]
 SCALARS = 2 * ALLOCATOR_BLOCK_BYTES
-"""For each of a model's parameters there may be two at a time, as its gradient's norm and the optimizer's count of its steps."""
+"""For each of a model's parameters there may be two at a time, as its gradient's norm and the
+optimizer's count of its steps."""
 PEAK = 0.002
 
 
@@ -40,7 +42,8 @@ def test_the_closed_form_is_what_the_real_engine_held(few: list[dict[str, Any]])
 
 
 def agrees(record: MemoryRecord, held: dict[str, Any], scalars: int) -> None:
-    """Assert that bytes between steps and after each phase are the same, and peaks as near as they can be."""
+    """Assert that bytes between steps and after each phase are the same, and peaks as near as they
+    can be."""
     name, peaks = record.case.label, held["peaks"]
     errors = {phase: (memory.peak_bytes or 0) - peaks[phase] for phase, memory in record.phases.items()}
 

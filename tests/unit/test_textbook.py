@@ -30,7 +30,8 @@ def test_the_zero_papers_table_is_whole() -> None:
 
 
 def test_without_zero_everything_is_on_every_gpu() -> None:
-    """Figure 1 of the paper: 7.5B parameters take (2 + 2 + 12) * 7.5e9 = 120 GB on each GPU, whatever their number."""
+    """Figure 1 of the paper: 7.5B parameters take (2 + 2 + 12) * 7.5e9 = 120 GB on each GPU,
+    whatever their number."""
     assert zero_paper_bytes(7.5e9, 0, 1) == zero_paper_bytes(7.5e9, 0, 64) == 120e9
 
 
@@ -39,7 +40,8 @@ BASELINE, LOW = rows("example README", "bytes_per_param_sum")
 
 @pytest.mark.parametrize(("recipe", "row"), [("bf16-fp32-master", BASELINE), ("bf16-full-autocast", LOW)])
 def test_the_published_readme(recipe: str, row: dict[str, Any]) -> None:
-    """Its memory breakdown: 20N bytes for the baseline, 12N in bf16 throughout, all of it partitioned at stage 3."""
+    """Its memory breakdown: 20N bytes for the baseline, 12N in bf16 throughout, all of it
+    partitioned at stage 3."""
     parameters = row["parameters"]
 
     assert readme_bytes(parameters, 3, row["gpus"], find_recipe(recipe)) == row["value"] * parameters / row["gpus"]
@@ -54,7 +56,8 @@ def test_both_accountings_side_by_side_for_the_published_run() -> None:
 
 
 def test_stages_1_and_2_of_a_low_precision_recipe() -> None:
-    """bf16-full on 4 GPUs, 1,000 parameters. Stage 1: 2 + 2 + 6/4 = 5.5 bytes; stage 2: 2 + (2 + 6)/4 = 4 bytes per parameter.
+    """bf16-full on 4 GPUs, 1,000 parameters. Stage 1: 2 + 2 + 6/4 = 5.5 bytes; stage 2: 2 + (2 +
+    6)/4 = 4 bytes per parameter.
 
     With master gradients (README): 2 + 2 + 8/4 = 6 and 2 + (2 + 8)/4 = 4.5.
     """
@@ -111,9 +114,11 @@ def test_the_states_of_figure_1(row: dict[str, Any]) -> None:
 
 
 def test_what_our_layers_keep_of_the_papers() -> None:
-    """GPT-2 without dropout, and with attention that keeps no scores: the paper's 34 less the two masks of 1, so 32 s b h.
+    """GPT-2 without dropout, and with attention that keeps no scores: the paper's 34 less the two
+    masks of 1, so 32 s b h.
 
-    Besides, each layer keeps what the paper leaves out: mean and deviation of two norms, fp32 log-sums of the scores, and random seeds.
+    Besides, each layer keeps what the paper leaves out: mean and deviation of two norms, fp32
+    log-sums of the scores, and random seeds.
     """
     sequence, batch, hidden, heads = 512, 2, 768, 12
     kept = []

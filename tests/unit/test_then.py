@@ -1,4 +1,5 @@
-"""Models of published runs as the libraries of their time ran them: what they keep, and that they compute the same."""
+"""Models of published runs as the libraries of their time ran them: what they keep, and that they
+compute the same."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_the_loss_of_opt_in_2023_is_over_all_tokens_but_the_first() -> None:
 
 
 def test_the_vision_transformer_has_the_parameters_that_timm_prints() -> None:
-    """timm, results/model_metadata-in1k.csv and README: vit_gigantic_patch14_224 has 1,844.44 million."""
+    """timm, results/model_metadata-in1k.csv and README: vit_gigantic_patch14_224 has 1,844.44
+    million."""
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in vit.make().parameters())
 
@@ -61,7 +63,8 @@ def test_the_vision_transformer_has_the_parameters_that_timm_prints() -> None:
 
 
 def test_published_runs_name_what_they_set() -> None:
-    """Issue 1302: its table, and settings that no two rows share but for the two that it prints alike."""
+    """Issue 1302: its table, and settings that no two rows share but for the two that it prints
+    alike."""
     runs = find_published("issue-1302").runs
     table = {
         (zero.contiguous_gradients, zero.overlap_comm, zero.reduce_scatter, zero.reduce_bucket_size): round(

@@ -1,4 +1,5 @@
-"""Long runs: running means in linear time, exactly; figures and the page with as many points as can be told apart."""
+"""Long runs: running means in linear time, exactly; figures and the page with as many points as can
+be told apart."""
 
 from __future__ import annotations
 

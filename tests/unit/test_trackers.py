@@ -1,4 +1,5 @@
-"""Runs in experiment trackers: read back with TensorBoard's own reader, and handed to Weights & Biases as its library takes them."""
+"""Runs in experiment trackers: read back with TensorBoard's own reader, and handed to Weights &
+Biases as its library takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`auto` against the real thing: what transformers' HfTrainerDeepSpeedConfig and accelerate's plugin make of the same file."""
+"""`auto` against the real thing: what transformers' HfTrainerDeepSpeedConfig and accelerate's
+plugin make of the same file."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ ARGUMENTS = st.fixed_dictionaries(
 
 
 def theirs(content: Mapping[str, Any], arguments: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """What the Trainer's own classes make of a JSON. Raises their `ValueError` where it and the arguments differ."""
+    """What the Trainer's own classes make of a JSON. Raises their `ValueError` where it and the
+    arguments differ."""
     from accelerate.utils import DeepSpeedPlugin
     from transformers import TrainingArguments
     from transformers.integrations import deepspeed as integration

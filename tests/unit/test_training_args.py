@@ -1,4 +1,5 @@
-"""Files of TrainingArguments: what is read of them, what becomes of it, and the Trainer's optimizers by name."""
+"""Files of TrainingArguments: what is read of them, what becomes of it, and the Trainer's
+optimizers by name."""
 
 from __future__ import annotations
 
@@ -157,7 +158,8 @@ def test_every_optimizer_of_the_trainer_has_a_row() -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
 def test_deepspeed_makes_of_our_json_what_the_trainer_hands_it(name: str, stage: int) -> None:
-    """The class that transformers makes, handed to DeepSpeed, against the optimizer that DeepSpeed makes from our JSON."""
+    """The class that transformers makes, handed to DeepSpeed, against the optimizer that DeepSpeed
+    makes from our JSON."""
     import deepspeed
     import torch
     from jobs import job, small_profile
@@ -254,7 +256,8 @@ def test_flags_and_training_arguments_resolve_the_same_file_alike(main: Main, tm
 
 
 def test_foreach_takes_memory_in_the_step_that_fused_does_not(main: Main) -> None:
-    """At stage 0 the update is the peak: beside fp32 copies of the gradients, a list of denominators as large (torch/optim/adam.py)."""
+    """At stage 0 the update is the peak: beside fp32 copies of the gradients, a list of
+    denominators as large (torch/optim/adam.py)."""
     asked = ["estimate", "llama3-8b", "--gpus", "4", "--zero", "0", "--recipe", "bf16-fp32-master", "--sequence-length", "64", "--json"]
     answers = [main(*asked, "--optim", name)[1] for name in ("adamw_torch_fused", "adamw_torch")]
     fused, foreach = (json.loads(answer)["records"][0] for answer in answers)

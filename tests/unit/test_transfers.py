@@ -1,4 +1,5 @@
-"""What ranks send: against the ZeRO paper's volumes. Against DeepSpeed's own collectives: see tests/dry_runs/test_step_work.py."""
+"""What ranks send: against the ZeRO paper's volumes. Against DeepSpeed's own collectives: see
+tests/dry_runs/test_step_work.py."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ def _volume(found: Job) -> float:
 
 @pytest.mark.parametrize(("stage", "volume"), [(0, 2), (1, 2), (2, 2), (3, 3)])
 def test_volume_is_the_zero_papers(stage: int, volume: int) -> None:
-    """Rajbhandari et al. 2020 (arXiv 1910.02054), section 7: 2 for data parallelism and stages 1 and 2, 3 for stage 3, for many ranks.
+    """Rajbhandari et al. 2020 (arXiv 1910.02054), section 7: 2 for data parallelism and stages 1
+    and 2, 3 for stage 3, for many ranks.
 
-    Of many ranks one sends (ranks - 1) / ranks of it. At stage 3 the output head is gathered once: backward begins with it, so that it is
-    needed again within `max_reuse_distance`.
+    Of many ranks one sends (ranks - 1) / ranks of it. At stage 3 the output head is gathered once:
+    backward begins with it, so that it is needed again within `max_reuse_distance`.
     """
     head = 128_256 * 4096 if stage == 3 else 0
 
@@ -62,8 +64,9 @@ def test_gathered_parameters_that_are_needed_again_soon_stay() -> None:
 
 @pytest.mark.parametrize(("stage", "more"), [(0, 1.0), (1, 1.0), (2, 7 / 3), (3, 3.0)])
 def test_gradient_accumulation_multiplies_what_every_micro_step_sends(stage: int, more: float) -> None:
-    """Stages 0 and 1 reduce at the boundary; stage 2 reduces in each of three micro-steps and gathers once; stage 3 does all in each but
-    for its 65 norms, which stay gathered from one step to the next."""
+    """Stages 0 and 1 reduce at the boundary; stage 2 reduces in each of three micro-steps and
+    gathers once; stage 3 does all in each but for its 65 norms, which stay gathered from one step
+    to the next."""
     volume = _volume(_job(stage))
     once = 65 * 4096 / 8_030_261_248 * (RANKS - 1) / RANKS if stage == 3 else 0
 

@@ -172,7 +172,8 @@ def test_estimate_and_plan_say_the_same_of_every_job(gib: int, expandable: bool)
             # WHEN each is judged by both commands' ways
             estimate = predict(question.job(setting), allocator=Allocator(expandable))
 
-            # THEN the verdict is one, whether the allocator is replayed where it decides or everywhere
+            # THEN the verdict is one, whether the allocator is replayed where it decides or
+            # everywhere
             assert plan.plan.verdict is estimate.verdict is answer(estimate)
             assert predict(question.job(setting), allocator=Allocator(expandable), replays=Replays.ALL).verdict is estimate.verdict
             assert plan.plan.fits is (estimate.verdict is Verdict.FITS)

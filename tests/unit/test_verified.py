@@ -1,4 +1,5 @@
-"""Plans that are tried: which are run dry, what becomes of those that fail, and what is said of it."""
+"""Plans that are tried: which are run dry, what becomes of those that fail, and what is said of
+it."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def test_who_waits_for_others_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_the_line_is_one_of_the_users_own(tmp_path: Path) -> None:
-    """Also where it waits inside of a library, however deep; with none of its own, it is the innermost of all."""
+    """Also where it waits inside of a library, however deep; with none of its own, it is the
+    innermost of all."""
     library = '  File "/x/site-packages/torch/autograd/graph.py", line 9 in backward\n'
     rank(tmp_path, 0, 3, THREAD + library + '  File "/home/u/train.py", line 31 in main\n  File "/home/u/run.py", line 2 in <module>\n')
     rank(tmp_path, 1, 3, THREAD + library)

@@ -1,4 +1,5 @@
-"""Operations of a step: against a published count, PaLM's formula and PyTorch's own counter over our modules."""
+"""Operations of a step: against a published count, PaLM's formula and PyTorch's own counter over
+our modules."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def _small(name: str, checkpointing: bool) -> Profile:
 
 
 def test_gpt2_small_is_as_in_nanogpts_notebook() -> None:
-    """nanoGPT's transformer_sizing.ipynb (github.com/karpathy/nanoGPT), GPT-2 124M at 1024 tokens: forward_total, backward_total, total."""
+    """nanoGPT's transformer_sizing.ipynb (github.com/karpathy/nanoGPT), GPT-2 124M at 1024 tokens:
+    forward_total, backward_total, total."""
     settings = profile("gpu-check", workload__micro_batch_size=1, workload__sequence_length=1024)
 
     work = step_work(job(settings, 0, 1))
@@ -43,7 +45,8 @@ def test_gpt2_small_is_as_in_nanogpts_notebook() -> None:
 
 @pytest.mark.parametrize("name", ["llama3-8b", "llama3-70b", "gpt2-xl", "deepspeed-bf16-example"])
 def test_operations_per_token_are_palms(name: str) -> None:
-    """6 N + 12 L H Q T (arXiv 2204.02311, appendix B), N over all matrices that tokens are multiplied by: no norms, biases, lookups."""
+    """6 N + 12 L H Q T (arXiv 2204.02311, appendix B), N over all matrices that tokens are
+    multiplied by: no norms, biases, lookups."""
     settings = profile(name)
     model, tokens = settings.model, settings.workload.sequence_length
     assert isinstance(model, ModelSettings)
@@ -58,7 +61,8 @@ def test_operations_per_token_are_palms(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "checkpointing"), list(itertools.product(FAMILIES, (False, True))))
 def test_pytorch_counts_the_same(name: str, checkpointing: bool) -> None:
-    """On the meta device attention is taken apart into its matrix products, so that the counter sees each of them."""
+    """On the meta device attention is taken apart into its matrix products, so that the counter
+    sees each of them."""
     settings = _small(name, checkpointing)
     with torch.device("meta"):
         module = build(settings.model, activation_checkpointing=checkpointing)

@@ -1,4 +1,5 @@
-"""ZeRO-3's coordinator, written down once and played with other activations: the same as a walk with the coordinator at work."""
+"""ZeRO-3's coordinator, written down once and played with other activations: the same as a walk
+with the coordinator at work."""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def first_step_at_work(plan: WalkPlan) -> Meter:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_played_is_what_is_walked(seed: int) -> None:
-    # GIVEN a drawn plan; WHEN it is walked with the coordinator at work, and with what was written of it
+    # GIVEN a drawn plan; WHEN it is walked with the coordinator at work, and with what was written
+    # of it
     plan = draw(random.Random(seed))
     meter, launched = walked_at_work(plan)
     played, first_played = training._walked.__wrapped__(plan), training._first_step.__wrapped__(plan)

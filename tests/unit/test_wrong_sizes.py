@@ -1,4 +1,5 @@
-"""Sizes of a Hugging Face configuration that cannot be: refused where it is read, by the key; two that clash, where running it failed."""
+"""Sizes of a Hugging Face configuration that cannot be: refused where it is read, by the key; two
+that clash, where running it failed."""
 
 from __future__ import annotations
 

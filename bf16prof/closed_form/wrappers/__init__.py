@@ -1,4 +1,5 @@
-"""DeepSpeed's optimizer wrappers: `wrapper_of` says which one an engine has, and the wrapper answers everything that depends on it."""
+"""DeepSpeed's optimizer wrappers: `wrapper_of` says which one an engine has, and the wrapper
+answers everything that depends on it."""
 
 from __future__ import annotations
 

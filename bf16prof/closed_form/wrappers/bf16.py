@@ -1,4 +1,5 @@
-"""`BF16_Optimizer` (bf16_optimizer.py): stage 1 with bf16 parameters and gradients that are accumulated in fp32, in full on every rank."""
+"""`BF16_Optimizer` (bf16_optimizer.py): stage 1 with bf16 parameters and gradients that are
+accumulated in fp32, in full on every rank."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Bf16Optimizer(FlatOptimizer):
         return ZeroSettings()
 
     def states(self) -> list[Storages]:
-        """Flat parameters, a partition of the master copy and of the optimizer's states, and all gradients."""
+        """Flat parameters, a partition of the master copy and of the optimizer's states, and all
+        gradients."""
         source = "bf16_optimizer.py _setup_for_real_optimizer"
         return [
             allocation(labels.FLAT_PARAMETERS, self.parameter_bytes * self.flat_numel, source),
@@ -47,7 +49,8 @@ class Bf16Optimizer(FlatOptimizer):
         ]
 
     def initial(self, meter: Meter) -> None:
-        """The model is flattened, its partition cast from a clone, and gradients are made for all of it."""
+        """The model is flattened, its partition cast from a clone, and gradients are made for all
+        of it."""
         size, partition = self.parameter_bytes, self.partition_numel
         self.flatten_the_model(meter)
         meter.take(labels.FLAT_PARAMETERS, size * partition)

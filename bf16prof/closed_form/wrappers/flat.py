@@ -1,4 +1,5 @@
-"""What the wrappers of stages 1 and 2 share: one flat buffer of parameters, of which each rank updates a partition."""
+"""What the wrappers of stages 1 and 2 share: one flat buffer of parameters, of which each rank
+updates a partition."""
 
 from __future__ import annotations
 

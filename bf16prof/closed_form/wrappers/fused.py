@@ -1,4 +1,5 @@
-"""`FP16_Optimizer` (fp16/fused_optimizer.py): stage 0 in bf16 or fp16 over FusedAdam, with one flat fp32 copy of all parameters."""
+"""`FP16_Optimizer` (fp16/fused_optimizer.py): stage 0 in bf16 or fp16 over FusedAdam, with one flat
+fp32 copy of all parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""No wrapper: the basic optimizer works on the parameters themselves (stage 0 in fp32, or in one dtype throughout)."""
+"""No wrapper: the basic optimizer works on the parameters themselves (stage 0 in fp32, or in one
+dtype throughout)."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class PlainOptimizer(ReplicatedOptimizer):
         meter.give(GRADIENT, *gradients.sizes)
 
     def _clip(self, meter: Meter) -> None:
-        """utils.py clip_grad_norm_, which the engine calls itself: norms, each of a gradient in fp32 (clipping is on by default)."""
+        """utils.py clip_grad_norm_, which the engine calls itself: norms, each of a gradient in
+        fp32 (clipping is on by default)."""
         if not clips_gradients(self.config):
             return
         numels = self.engine.numels

@@ -1,4 +1,5 @@
-"""What the wrappers of ZeRO stage 0 share: every rank holds all parameters, and the engine all-reduces all gradients."""
+"""What the wrappers of ZeRO stage 0 share: every rank holds all parameters, and the engine
+all-reduces all gradients."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class ReplicatedOptimizer(OptimizerWrapper, ABC):
         return AllReduction(self.communication_bytes if casts else 0)
 
     def collectives(self, done: Walked, ranks: Ranks) -> Iterable[Transfer]:
-        """The engine all-reduces the gradients of the last micro-step, into which all have accumulated."""
+        """The engine all-reduces the gradients of the last micro-step, into which all have
+        accumulated."""
         size = self.communication_bytes * self.partition_numel
         source = "engine.py buffered_allreduce_fallback"
         yield ranks.transfer("gradients", Collective.ALL_REDUCE, Phase.BACKWARD, len(done.reduced), size, source)

@@ -1,4 +1,5 @@
-"""`FP16_UnfusedOptimizer` (fp16/unfused_optimizer.py): stage 0 in bf16 or fp16, with an fp32 copy of every parameter."""
+"""`FP16_UnfusedOptimizer` (fp16/unfused_optimizer.py): stage 0 in bf16 or fp16, with an fp32 copy
+of every parameter."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class UnfusedOptimizer(ReplicatedOptimizer):
     """Nothing is flat."""
 
     def states(self) -> list[Storages]:
-        """Parameters, master copies and the optimizer's states, each of the shape of its parameter."""
+        """Parameters, master copies and the optimizer's states, each of the shape of its
+        parameter."""
         numels = self.engine.numels
         return [
             allocation(labels.PARAMETERS, [self.parameter_bytes * n for n in numels], "the model's own tensors"),

@@ -1,4 +1,5 @@
-"""What every optimizer wrapper of DeepSpeed is asked for: one class for each, in a file of its own beside this one.
+"""What every optimizer wrapper of DeepSpeed is asked for: one class for each, in a file of its own
+beside this one.
 
 | question | answered by |
 |---|---|
@@ -10,7 +11,8 @@
 | What does the optimizer read and write? | `optimizer_traffic` |
 | What of it is not modelled? | `gap`, `work_gap` |
 
-Sizes are bytes and numbers of elements on one rank. References are to DeepSpeed 0.19.8 (`runtime/` unless said otherwise).
+Sizes are bytes and numbers of elements on one rank. References are to DeepSpeed 0.19.8 (`runtime/`
+unless said otherwise).
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ class OptimizerWrapper(ABC):
     hides_communication: ClassVar[bool] = False
     """Whether `overlap_comm` lets communication run beside backward."""
     streams: ClassVar[Mapping[Label, int]] = {}
-    """What is allocated on a stream of DeepSpeed's own in forward and backward, where communication overlaps. The allocator does not give
-    blocks of one stream to another."""
+    """What is allocated on a stream of DeepSpeed's own in forward and backward, where communication
+    overlaps. The allocator does not give blocks of one stream to another."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.config, self.facts, self.zero = engine, engine.config, engine.facts, engine.zero
@@ -83,7 +85,8 @@ class OptimizerWrapper(ABC):
 
     @functools.cached_property
     def model_states(self) -> Sequence[Storages]:
-        """Everything that DeepSpeed holds between steps, from the second step on: the optimizer makes its states in the first.
+        """Everything that DeepSpeed holds between steps, from the second step on: the optimizer
+        makes its states in the first.
 
         No wrapper keeps master gradients on the device: they are built inside the step and dropped.
         """
@@ -94,7 +97,8 @@ class OptimizerWrapper(ABC):
         """What it holds of the parameters that are trained."""
 
     def frozen_parameters(self) -> list[Storages]:
-        """Parameters that are not trained: no optimizer knows them, and they stay whole where the model has them."""
+        """Parameters that are not trained: no optimizer knows them, and they stay whole where the
+        model has them."""
         sizes = [self.parameter_bytes * n for n in self.engine.frozen]
         return [allocation(labels.PARAMETERS, sizes, "the model's own tensors, which are not trained")] if sizes else []
 
@@ -115,25 +119,30 @@ class OptimizerWrapper(ABC):
         """How gradients are kept and reduced, and at stage 3 parameters gathered."""
 
     def autocast_communication(self) -> bool:
-        """Whether gradients of parameters that autocast casts are reduced in autocast's dtype, those of others in their own."""
+        """Whether gradients of parameters that autocast casts are reduced in autocast's dtype,
+        those of others in their own."""
         return False
 
     def with_partition(self, done: Walked) -> Meter:
-        """The levels and peaks of a walk through forward and backward, with what depends on the number of ranks filled in."""
+        """The levels and peaks of a walk through forward and backward, with what depends on the
+        number of ranks filled in."""
         return done.meter
 
     def buckets(self, done: Walked) -> BucketsOfPartition | None:
-        """What the same adds to the requests of a replay; `None` where nothing depends on the number of ranks."""
+        """What the same adds to the requests of a replay; `None` where nothing depends on the
+        number of ranks."""
         return None
 
     @property
     def waiting_norms(self) -> int:
-        """How many norms of gradients that have gone to the host wait at the end of backward for the step, which adds them up."""
+        """How many norms of gradients that have gone to the host wait at the end of backward for
+        the step, which adds them up."""
         return 0
 
     @abstractmethod
     def step(self, meter: Meter, gradients: Strategy) -> None:
-        """What the optimizer's step allocates and frees, from the end of backward to the next forward pass."""
+        """What the optimizer's step allocates and frees, from the end of backward to the next
+        forward pass."""
 
     def transfers(self, done: Walked, ranks: Ranks) -> tuple[Transfer, ...]:
         """All collectives of one optimizer step of one rank; none on a single rank."""
@@ -144,11 +153,14 @@ class OptimizerWrapper(ABC):
         """The same on several ranks, perhaps of no bytes."""
 
     def optimizer_traffic(self) -> tuple[int, int]:
-        """Bytes read and bytes written by the optimizer of one rank in one step, each tensor once, in its own dtype.
+        """Bytes read and bytes written by the optimizer of one rank in one step, each tensor once,
+        in its own dtype.
 
-        Per element: the gradient, the master parameter and the optimizer's states (Adam has two moments: Kingma and Ba 2015, algorithm 1)
-        are read; all but the gradient, and the parameter that the model computes with where it is another tensor, are written. It is a
-        lower bound: wrappers also read gradients for their norm, clip them and copy them, and every such pass costs more.
+        Per element: the gradient, the master parameter and the optimizer's states (Adam has two
+        moments: Kingma and Ba 2015, algorithm 1) are read; all but the gradient, and the parameter
+        that the model computes with where it is another tensor, are written. It is a lower bound:
+        wrappers also read gradients for their norm, clip them and copy them, and every such pass
+        costs more.
         """
         numel = self.partition_numel
         states = sum(sum(state.sizes(self.facts.master_dtype, [(numel,)])) for state in layout_of(self.engine).states)
@@ -156,7 +168,8 @@ class OptimizerWrapper(ABC):
         return numel * (self.gradient_bytes + self.master_bytes) + states, numel * (self.master_bytes + copy) + states
 
     def host_link(self, done: Walked) -> HostLink:
-        """What offloading moves: gradients down with every micro-step in which they are reduced, updated parameters up after the step."""
+        """What offloading moves: gradients down with every micro-step in which they are reduced,
+        updated parameters up after the step."""
         numel = self.partition_numel if self.offloads else 0
         reductions = sum(times for times, launched in done.launched if launched.reduced)
         return HostLink(down=numel * reductions * self.gradient_bytes, after=self.parameter_bytes * numel)
@@ -176,8 +189,8 @@ def global_norm(*, size: int = FP32_BYTES, on_host: bool = False) -> Storages:
 
 
 def flattened(meter: Meter, numel: int, itemsize: int, master: int, *, is_copied: bool) -> int:
-    """Gradients of `itemsize` bytes an element become one flat tensor, unless they are one already, in the master's dtype: the bytes that
-    this leaves for the optimizer."""
+    """Gradients of `itemsize` bytes an element become one flat tensor, unless they are one already,
+    in the master's dtype: the bytes that this leaves for the optimizer."""
     flat = itemsize * numel if is_copied else 0
     meter.take(labels.STEP_GRADIENTS, flat)
     if master == itemsize:

@@ -1,4 +1,5 @@
-"""`DeepSpeedZeroOptimizer` (zero/stage_1_and_2.py): ZeRO stages 1 and 2. Gradients go through buckets into the partition of a rank."""
+"""`DeepSpeedZeroOptimizer` (zero/stage_1_and_2.py): ZeRO stages 1 and 2. Gradients go through
+buckets into the partition of a rank."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ SOURCE = "zero/stage_1_and_2.py"
 
 
 class Zero12Optimizer(FlatOptimizer):
-    """Parameters are flat and whole; master copies and the optimizer's states are partitioned, at stage 2 gradients as well."""
+    """Parameters are flat and whole; master copies and the optimizer's states are partitioned, at
+    stage 2 gradients as well."""
 
     hides_communication: ClassVar[bool] = True
     updated_by: ClassVar[str] = f"{SOURCE} step"
@@ -57,7 +59,8 @@ class Zero12Optimizer(FlatOptimizer):
         return Share(_spans(self.engine.anatomy, ranks, self.zero, self.parameter_bytes), self.partition_numel)
 
     def states(self) -> list[Storages]:
-        """Flat parameters, and a partition of the master copy and of the optimizer's states, perhaps in host memory."""
+        """Flat parameters, and a partition of the master copy and of the optimizer's states,
+        perhaps in host memory."""
         out = [
             allocation(labels.FLAT_PARAMETERS, self.parameter_bytes * self.flat_numel, f"{SOURCE} __init__: bit16_groups_flat"),
             allocation(
@@ -85,7 +88,8 @@ class Zero12Optimizer(FlatOptimizer):
         ]
 
     def _accumulated(self) -> list[Storages]:
-        """Stage 2 with an offloaded fp32 master keeps, once it has accumulated, gradients of all parameters that touch its partition."""
+        """Stage 2 with an offloaded fp32 master keeps, once it has accumulated, gradients of all
+        parameters that touch its partition."""
         if self.stage != 2 or self.config["gradient_accumulation_steps"] == 1 or self.facts.master_dtype != "fp32":
             return []
         spans = flat_spans(self.engine.numels, self.engine.world_size, self.zero, self.parameter_bytes)
@@ -127,7 +131,8 @@ class Zero12Optimizer(FlatOptimizer):
         return True
 
     def with_partition(self, done: Walked) -> Meter:
-        """What the partition takes, and which gradients are gone because they have been copied to it."""
+        """What the partition takes, and which gradients are gone because they have been copied to
+        it."""
         return partitioned(done.meter, done.numels, _settings(done), self.share)
 
     def buckets(self, done: Walked) -> BucketsOfPartition:
@@ -144,7 +149,8 @@ class Zero12Optimizer(FlatOptimizer):
         self.step_of(self.share, meter)
 
     def step_of(self, share: Share, meter: Meter) -> None:
-        """The step of a rank: the norm of every gradient in fp64, one flat copy of them, and another in the master's dtype."""
+        """The step of a rank: the norm of every gradient in fp64, one flat copy of them, and
+        another in the master's dtype."""
         parts = list(share.parts.values())
         if self.offloads:
             meter.touch(labels.GRADIENT_NORM, *[FP64_BYTES] * len(parts))
@@ -169,8 +175,8 @@ class Zero12Optimizer(FlatOptimizer):
         yield self.updated_parameters(ranks)
 
     def _more_reductions(self, done: Walked, *, to_owners: bool) -> int:
-        """Collectives beyond one per bucket: one for each owner of a part of it, or, as a parameter that is too large for a bucket is alone
-        in one, one for each piece of it."""
+        """Collectives beyond one per bucket: one for each owner of a part of it, or, as a parameter
+        that is too large for a bucket is alone in one, one for each piece of it."""
         share, size = self.share, self.zero.reduce_bucket_size
         if to_owners:
             return sum(times * (len({rank for key in keys for rank in share.ranks(key)}) - 1) for times, keys in done.reduced)

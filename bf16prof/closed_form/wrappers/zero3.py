@@ -1,4 +1,5 @@
-"""`DeepSpeedZeroOptimizer_Stage3` (zero/stage3.py): everything is partitioned, and parameters are gathered where they are used."""
+"""`DeepSpeedZeroOptimizer_Stage3` (zero/stage3.py): everything is partitioned, and parameters are
+gathered where they are used."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.anatomy import Anatomy
 from bf16prof.closed_form.engine import FP32_BYTES, FP64_BYTES
-from bf16prof.closed_form.gathers import GatherSettings, padding_bytes
+from bf16prof.closed_form.gather_settings import GatherSettings
+from bf16prof.closed_form.gathers import padding_bytes
 from bf16prof.closed_form.layout import kept_groups, partition_numels, persistent, persistent_places, sub_groups
 from bf16prof.closed_form.optimizer import update
 from bf16prof.closed_form.passes import REMEMBERED, Meter
@@ -46,7 +48,8 @@ SWITCHES = {
 
 
 class Zero3Optimizer(OptimizerWrapper):
-    """Partitions are flat and belong to sub-groups, which the optimizer updates one after the other."""
+    """Partitions are flat and belong to sub-groups, which the optimizer updates one after the
+    other."""
 
     hides_communication: ClassVar[bool] = True
     streams: ClassVar[Mapping[Label, int]] = {
@@ -81,7 +84,8 @@ class Zero3Optimizer(OptimizerWrapper):
     def persistent_sizes(self) -> list[int]:
         """Bytes of the small parameters that stay gathered beside their partitions.
 
-        On one rank a gathered parameter is its partition and costs nothing, unless that is in another memory.
+        On one rank a gathered parameter is its partition and costs nothing, unless that is in
+        another memory.
         """
         is_elsewhere = self.offloads_parameters and self.engine.device is Device.GPU
         world = self.engine.world_size
@@ -90,7 +94,8 @@ class Zero3Optimizer(OptimizerWrapper):
         return [self.parameter_bytes * world * n for n in partition_numels(persistent(self.engine.all_numels, self.zero), world)]
 
     def states(self) -> list[Storages]:
-        """Partitions of parameters, of gradients and of what the optimizer updates and keeps; a reduce bucket; what stays gathered."""
+        """Partitions of parameters, of gradients and of what the optimizer updates and keeps; a
+        reduce bucket; what stays gathered."""
         partition = self.partition_numel
         flat = f"{SOURCE} _create_fp16_partitions_with_defragmentation"
         gradients = f"{BUFFERS}: grad_partitions_flat_buffer"
@@ -105,7 +110,8 @@ class Zero3Optimizer(OptimizerWrapper):
         ]
 
     def frozen_parameters(self) -> list[Storages]:
-        """Parameters that are not trained are cut like all others (zero/partition_parameters.py), but are in no flat buffer."""
+        """Parameters that are not trained are cut like all others (zero/partition_parameters.py),
+        but are in no flat buffer."""
         if not self.engine.frozen:
             return []
         sizes = [self.parameter_bytes * n for n in partition_numels(self.engine.frozen, self.engine.world_size)]
@@ -133,8 +139,8 @@ class Zero3Optimizer(OptimizerWrapper):
         return [dtype_bytes(d) * self.zero.reduce_bucket_size for d in sorted(dtypes)]
 
     def _optimized(self) -> list[Storages]:
-        """Master parameters, moments and, when offloading, master gradients by sub-group; `ratio` keeps the first sub-groups on the
-        device."""
+        """Master parameters, moments and, when offloading, master gradients by sub-group; `ratio`
+        keeps the first sub-groups on the device."""
         groups, ratio = self.sub_groups, self.zero.offload_optimizer.ratio
         kept = len(kept_groups(groups, ratio)) if self.offloads else len(groups)
         out = []
@@ -151,16 +157,19 @@ class Zero3Optimizer(OptimizerWrapper):
         return [*out, *self._placeholder(kept)] if ratio < 1 and self.offloads else out
 
     def _placeholder(self, kept: int) -> list[Storages]:
-        """What the torch.optim.AdamW of the sub-groups that stay was made with, while it has none to do.
+        """What the torch.optim.AdamW of the sub-groups that stay was made with, while it has none
+        to do.
 
-        On CPU ranks every sub-group counts as offloaded: its device has the same name as the host (_optimizer_step).
+        On CPU ranks every sub-group counts as offloaded: its device has the same name as the host
+        (_optimizer_step).
         """
         if kept and self.engine.device is Device.GPU:
             return []
         return [allocation(labels.PLACEHOLDER, self.parameter_bytes, f"{SOURCE} __init__: backup_gpu_tensor")]
 
     def take_the_model(self, meter: Meter) -> None:
-        """The parameters of a whole model are cut one by one (zero/partition_parameters.py `_convert_to_zero_parameters`)."""
+        """The parameters of a whole model are cut one by one (zero/partition_parameters.py
+        `_convert_to_zero_parameters`)."""
         super().take_the_model(meter)
         part = 0 if self.offloads_parameters else self.parameter_bytes
         pairs = zip(self.engine.all_numels, partition_numels(self.engine.all_numels, self.engine.world_size), strict=True)
@@ -188,8 +197,8 @@ class Zero3Optimizer(OptimizerWrapper):
         self._make_hooks(meter)
 
     def _copy_to_master(self, meter: Meter, groups: Sequence[int]) -> None:
-        """`_create_fp32_partitions`: a sub-group is converted, unless its dtype is the master's, and cloned; a conversion stays until the
-        next."""
+        """`_create_fp32_partitions`: a sub-group is converted, unless its dtype is the master's,
+        and cloned; a conversion stays until the next."""
         converts = self.facts.master_dtype != self.facts.parameter_dtype or self.offloads_parameters
         last = 0
         for group in groups:
@@ -201,7 +210,8 @@ class Zero3Optimizer(OptimizerWrapper):
         meter.give(labels.MASTER_PARAMETERS, last)
 
     def _make_hooks(self, meter: Meter) -> None:
-        """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy of what is on the host."""
+        """`create_reduce_and_remove_grad_hooks` gathers every parameter for a moment, from a copy
+        of what is on the host."""
         world, partition = self.engine.world_size, self.parameter_bytes * max(self.partitions)
         copied = partition if self.offloads_parameters else 0
         if self.engine.device is Device.CPU and world > 1:
@@ -237,8 +247,8 @@ class Zero3Optimizer(OptimizerWrapper):
         return len(self.partitions) if self.offloads else 0
 
     def step(self, meter: Meter, gradients: Strategy) -> None:
-        """Overflow and norms, then sub-group by sub-group a flat copy of the gradients in the master's dtype. Gathered parameters have been
-        let go of already."""
+        """Overflow and norms, then sub-group by sub-group a flat copy of the gradients in the
+        master's dtype. Gathered parameters have been let go of already."""
         partitions = self.partitions
         meter.give(labels.PERSISTENT_PARAMETERS, *self.persistent_sizes)
         if self.offloads:
@@ -265,9 +275,11 @@ class Zero3Optimizer(OptimizerWrapper):
         meter.give(labels.GATHERED_PARAMETERS, *copies)
 
     def collectives(self, done: Walked, ranks: Ranks) -> Iterable[Transfer]:
-        """Parameters are gathered and gradients scattered in every micro-step, both padded to whole pieces of a parameter per rank.
+        """Parameters are gathered and gradients scattered in every micro-step, both padded to whole
+        pieces of a parameter per rank.
 
-        Without `reduce_scatter`, gradients in the bucket's buffer are all-reduced instead; one that is too large for it is not in it.
+        Without `reduce_scatter`, gradients in the bucket's buffer are all-reduced instead; one that
+        is too large for it is not in it.
         """
         zero = self.zero
         source = "zero/partitioned_param_coordinator.py fetch_sub_module"
@@ -282,7 +294,8 @@ class Zero3Optimizer(OptimizerWrapper):
         yield ranks.transfer("persistent parameters", Collective.ALL_GATHER, Phase.STEP, len(sizes), sum(sizes), f"{SOURCE} _post_step")
 
     def host_link(self, done: Walked) -> HostLink:
-        """Offloaded parameters go up whenever they are gathered, and after the step those that stay gathered."""
+        """Offloaded parameters go up whenever they are gathered, and after the step those that stay
+        gathered."""
         link = super().host_link(done)
         if not self.offloads_parameters:
             return link
@@ -320,9 +333,11 @@ def _counts(partitions: Sequence[int], groups: Sequence[int]) -> list[int]:
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _like(anatomy: Anatomy, world_size: int) -> int:
-    """A number of ranks for which ZeRO-3 gathers and reduces the same bytes, but for `NEGLIGIBLE` padding: 2 if possible.
+    """A number of ranks for which ZeRO-3 gathers and reduces the same bytes, but for `NEGLIGIBLE`
+    padding: 2 if possible.
 
-    Parameters are gathered whole; what differs is the padding, and whether a single gradient can be reduced in place.
+    Parameters are gathered whole; what differs is the padding, and whether a single gradient can be
+    reduced in place.
     """
     if world_size <= 2:
         return world_size

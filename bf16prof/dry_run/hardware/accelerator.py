@@ -1,5 +1,6 @@
-"""The accelerator that DeepSpeed is told it runs on: a GPU as far as its decisions go (streams, overlap, prefetch, pinned host memory, the
-memory that is left), a second CPU device as far as PyTorch goes (`tracker.GPU`)."""
+"""The accelerator that DeepSpeed is told it runs on: a GPU as far as its decisions go (streams,
+overlap, prefetch, pinned host memory, the memory that is left), a second CPU device as far as
+PyTorch goes (`tracker.GPU`)."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ from bf16prof.scripts.face.streams import GpuEvent, GpuStream
 
 
 class StubOperators:
-    """DeepSpeed's compiled operators read memory that fake tensors do not have. The optimizers' work in place and allocate nothing."""
+    """DeepSpeed's compiled operators read memory that fake tensors do not have. The optimizers'
+    work in place and allocate nothing."""
 
     aio_handle = FileHandle
 
     @staticmethod
     def quantize(tensor: torch.Tensor, groups: int, bits: int, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """ZeRO++'s quantized weights and their scales (csrc/quantization/pt_binding.cpp, `quantize`)."""
+        """ZeRO++'s quantized weights and their scales (csrc/quantization/pt_binding.cpp,
+        `quantize`)."""
         shape = (*tensor.shape[:-1], tensor.shape[-1] * bits // 8)
         scales = torch.empty((groups, 1), dtype=torch.float32, device=tensor.device)
         return torch.empty(shape, dtype=torch.int8, device=tensor.device), scales
@@ -56,11 +59,13 @@ class _Simulated(CPU_Accelerator):  # type: ignore[misc]
     """What both simulated devices share: operators that are not compiled."""
 
     def create_op_builder(self, class_name: str) -> StubBuilder | None:
-        """A builder of operators that do nothing; none for the shared-memory collectives, without which DeepSpeed asks PyTorch's."""
+        """A builder of operators that do nothing; none for the shared-memory collectives, without
+        which DeepSpeed asks PyTorch's."""
         return None if class_name == SHARED_MEMORY_BUILDER else StubBuilder()
 
     def device_count(self) -> int:
-        """One: this rank's own. (DeepSpeed's CPU accelerator starts a process to count NUMA nodes, at every call.)"""
+        """One: this rank's own. (DeepSpeed's CPU accelerator starts a process to count NUMA nodes,
+        at every call.)"""
         return 1
 
     def get_op_builder(self, class_name: str) -> type[StubBuilder]:
@@ -73,7 +78,8 @@ class SimulatedCpu(_Simulated):
 
 
 class SimulatedGpu(_Simulated):
-    """A GPU of a given size. What DeepSpeed's CUDA accelerator asks of the driver is answered from the tracker."""
+    """A GPU of a given size. What DeepSpeed's CUDA accelerator asks of the driver is answered from
+    the tracker."""
 
     def __init__(self, tracker: Tracker, memory_bytes: int) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
-"""Asks PyTorch what a kernel on the CPU really allocates: runs it once, on tensors of the same layout, and reads PyTorch's own account.
+"""Asks PyTorch what a kernel on the CPU really allocates: runs it once, on tensors of the same
+layout, and reads PyTorch's own account.
 
-Fake tensors answer with shapes only. Some kernels hold more: a library's packed weights, a workspace for backward, an output that was
-larger before it was reduced. Where no formula of ours says how much, the kernel itself is the only source.
+Fake tensors answer with shapes only. Some kernels hold more: a library's packed weights, a
+workspace for backward, an output that was larger before it was reduced. Where no formula of ours
+says how much, the kernel itself is the only source.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 ASKED_BYTES = 64 << 20
-"""A call whose tensors hold more bytes a thread is not run: it would take the time of the real job."""
+"""A call whose tensors hold more bytes a thread is not run: it would take the time of the real
+job."""
 
 Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 """Dtype, sizes and strides of a tensor."""
@@ -25,7 +28,8 @@ Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class OutputStorage:
-    """An output in a storage of its own: its shape, the bytes of the storage, and its dtype where that is not the fake tensor's to say."""
+    """An output in a storage of its own: its shape, the bytes of the storage, and its dtype where
+    that is not the fake tensor's to say."""
 
     shape: tuple[int, ...]
     bytes: int
@@ -34,7 +38,8 @@ class OutputStorage:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a kernel allocated: `scratch`, bytes beside its outputs, and the outputs with storages of their own (`None`: the others)."""
+    """What a kernel allocated: `scratch`, bytes beside its outputs, and the outputs with storages
+    of their own (`None`: the others)."""
 
     scratch: int
     outputs: tuple[OutputStorage | None, ...]
@@ -51,7 +56,8 @@ class Oracle:
         self._known: dict[Hashable, Reply | None] = {}
 
     def reply(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reply | None:
-        """What the kernel allocated; `None` where it was not run, because the call is too large or refused these values.
+        """What the kernel allocated; `None` where it was not run, because the call is too large or
+        refused these values.
 
         Raises `UnequalDtypes` where the kernel refuses the dtypes: a real rank would end there.
         """
@@ -75,7 +81,8 @@ def outputs_of(out: Any) -> Sequence[Any]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
-    """The most bytes that `run` holds beyond what was there before, by PyTorch's own account, and what it returns."""
+    """The most bytes that `run` holds beyond what was there before, by PyTorch's own account, and
+    what it returns."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below that the profiler announces itself on stderr
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = run()
@@ -103,7 +110,8 @@ def _run(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reply
 
 
 def _runs_in_fp32(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the same call is taken once all of its floating tensors are fp32, so that their dtypes are what was refused."""
+    """Whether the same call is taken once all of its floating tensors are fp32, so that their
+    dtypes are what was refused."""
     made: dict[int, Tensor] = {}
     try:
         operator(*_real(args, made, torch.float32), **_real(dict(kwargs), made, torch.float32))
@@ -120,7 +128,8 @@ def _held(output: Any, taken: set[int]) -> OutputStorage | None:
 
 
 def _real(value: Any, made: dict[int, Tensor], floating: torch.dtype | None = None) -> Any:
-    """The same arguments with tensors of zeros, floating ones in another dtype if one is given. One that occurs twice is one tensor."""
+    """The same arguments with tensors of zeros, floating ones in another dtype if one is given. One
+    that occurs twice is one tensor."""
     if isinstance(value, Tensor):
         if id(value) not in made:
             dtype = floating if floating and value.is_floating_point() else value.dtype

@@ -1,8 +1,9 @@
 """CUDA's autocast list on the simulated GPU.
 
-The simulated GPU is a CPU to PyTorch, whose autocast list is shorter than CUDA's: layer norms, softmax and losses stay in bf16 there and
-run in fp32 on a GPU. The operators that differ are registered anew for the autocast key of the CPU, with CUDA's policy
-(aten/src/ATen/autocast_mode.h: AT_FORALL_FP32, AT_FORALL_FP32_SET_OPT_DTYPE).
+The simulated GPU is a CPU to PyTorch, whose autocast list is shorter than CUDA's: layer norms,
+softmax and losses stay in bf16 there and run in fp32 on a GPU. The operators that differ are
+registered anew for the autocast key of the CPU, with CUDA's policy (aten/src/ATen/autocast_mode.h:
+AT_FORALL_FP32, AT_FORALL_FP32_SET_OPT_DTYPE).
 """
 
 from __future__ import annotations

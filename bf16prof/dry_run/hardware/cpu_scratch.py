@@ -1,10 +1,13 @@
-"""What kernels on the CPU allocate while they run and free before they return: fake tensors do not, and it sets the peaks of small models.
+"""What kernels on the CPU allocate while they run and free before they return: fake tensors do not,
+and it sets the peaks of small models.
 
-Every formula is read off PyTorch's source (each docstring names its file, in `aten/src/ATen/native` unless said otherwise); no number is
-fitted. What comes from PyTorch's own allocator counts, so MKL's buffers and the stack do not.
+Every formula is read off PyTorch's source (each docstring names its file, in `aten/src/ATen/native`
+unless said otherwise); no number is fitted. What comes from PyTorch's own allocator counts, so
+MKL's buffers and the stack do not.
 
-oneDNN cuts a matrix product in half precision into blocks by instruction set, caches and threads, which no formula here covers. PyTorch is
-`asked` instead: it runs the product once, on tensors of the same layout that nobody fills.
+oneDNN cuts a matrix product in half precision into blocks by instruction set, caches and threads,
+which no formula here covers. PyTorch is `asked` instead: it runs the product once, on tensors of
+the same layout that nobody fills.
 
 Ranks and dry run must have the same number of threads (`torch.set_num_threads`).
 """
@@ -27,10 +30,12 @@ from bf16prof.dry_run.hardware.asking import ASKED_BYTES, Layout, layout, peak_b
 HALF = (torch.bfloat16, torch.float16)
 FLOAT_BYTES = 4
 NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
-"""Dtypes of the tensors of 0 dimensions that Python's numbers become (aten/src/ATen/ScalarOps.h, scalar_to_tensor)."""
+"""Dtypes of the tensors of 0 dimensions that Python's numbers become (aten/src/ATen/ScalarOps.h,
+scalar_to_tensor)."""
 
 KEY_BLOCK = 512
-"""Columns of the attention matrix at a time (cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl)."""
+"""Columns of the attention matrix at a time (cpu/FlashAttentionKernel.cpp,
+flash_attention_kernel_impl)."""
 
 Number = bool | int | float
 
@@ -58,7 +63,8 @@ def _common(first: Tensor | Number, second: Tensor | Number) -> torch.dtype:
 
 
 def _cast(operand: Tensor | Number, common: torch.dtype) -> int:
-    """An operand in the common dtype (aten/src/ATen/TensorIterator.cpp, compute_types: copies on the CPU); a number is a tensor first."""
+    """An operand in the common dtype (aten/src/ATen/TensorIterator.cpp, compute_types: copies on
+    the CPU); a number is a tensor first."""
     if isinstance(operand, Tensor):
         return 0 if operand.dtype is common else _copy(operand, common)
     own = NUMBERS[type(operand)]
@@ -72,7 +78,8 @@ def _binary(first: Tensor | Number, second: Tensor | Number, *_: Any, **__: Any)
 
 
 def _binary_in_place(changed: Tensor, second: Tensor | Number, *_: Any, **__: Any) -> int:
-    """The same in place: where the common dtype is another, so is at first the result (compute_types, cast_common_dtype_to_outputs)."""
+    """The same in place: where the common dtype is another, so is at first the result
+    (compute_types, cast_common_dtype_to_outputs)."""
     common = _common(changed, second)
     return 2 * _cast(changed, common) + _cast(second, common)
 
@@ -93,8 +100,9 @@ def _isinf(tensor: Tensor) -> int:
 
 
 def _sum(tensor: Tensor, dims: Sequence[int] | None, _keepdim: bool = False, *, dtype: torch.dtype | None = None) -> int:
-    """The input in the result's dtype (ReduceOpsUtils.h, make_reduction); where half precision would be reduced over two dimensions that
-    are not one in memory, both input and result in fp32 (ReduceOps.cpp, sum_out and should_use_acc_buffer).
+    """The input in the result's dtype (ReduceOpsUtils.h, make_reduction); where half precision
+    would be reduced over two dimensions that are not one in memory, both input and result in fp32
+    (ReduceOps.cpp, sum_out and should_use_acc_buffer).
     """
     if dtype is None and not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         dtype = torch.int64
@@ -106,7 +114,8 @@ def _sum(tensor: Tensor, dims: Sequence[int] | None, _keepdim: bool = False, *, 
 
 
 def _mean(tensor: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> int:
-    """The sum, then a division by a number; for half precision in fp32 (ReduceOps.cpp, mean_out)."""
+    """The sum, then a division by a number; for half precision in fp32 (ReduceOps.cpp,
+    mean_out)."""
     half = (dtype or tensor.dtype) in HALF
     exact = torch.float32 if half else dtype or tensor.dtype
     result = FLOAT_BYTES * _reduced_numel(tensor, dims) if half else 0
@@ -125,15 +134,17 @@ def _reduced_numel(tensor: Tensor, dims: Sequence[int] | None) -> int:
 
 
 def _reduced_runs(tensor: Tensor, dims: Sequence[int] | None) -> int:
-    """How many dimensions are reduced once those that are one in memory are (TensorIterator.cpp, coalesce_dimensions)."""
+    """How many dimensions are reduced once those that are one in memory are (TensorIterator.cpp,
+    coalesce_dimensions)."""
     shape, strides = tensor.shape, tensor.stride()
     gone = sorted((dim for dim in _reduced_dims(tensor, dims) if shape[dim] > 1), key=lambda dim: (strides[dim], -dim))
     return min(1, len(gone)) + sum(strides[outer] != shape[inner] * strides[inner] for inner, outer in pairwise(gone))
 
 
 def _layer_norm_backward(gradient: Tensor, tensor: Tensor, shape: Sequence[int], *others: Any) -> int:
-    """Each thread's sums for the gradients of weight and bias (cpu/layer_norm_kernel.cpp, LayerNormBackwardKernelImplInternal), and the
-    input and its gradient where they are not contiguous (layer_norm.cpp, layer_norm_backward_cpu).
+    """Each thread's sums for the gradients of weight and bias (cpu/layer_norm_kernel.cpp,
+    LayerNormBackwardKernelImplInternal), and the input and its gradient where they are not
+    contiguous (layer_norm.cpp, layer_norm_backward_cpu).
     """
     wanted = any(others[-1][1:])
     sums = 2 * torch.get_num_threads() * prod(shape) * tensor.dtype.itemsize if wanted else 0
@@ -151,15 +162,18 @@ def _embedding_backward(gradient: Tensor, indices: Tensor, *_: Any) -> int:
 
 
 def _attention_block(query: Tensor, key: Tensor) -> tuple[int, int]:
-    """Rows and columns of the attention matrix at a time (cpu/FlashAttentionKernel.cpp, flash_attention_kernel_impl)."""
+    """Rows and columns of the attention matrix at a time (cpu/FlashAttentionKernel.cpp,
+    flash_attention_kernel_impl)."""
     rows, columns = query.shape[2], key.shape[2]
     return min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32), min(columns, KEY_BLOCK)
 
 
 def _attention(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Each thread's block of the attention matrix, of the result, and its maxima and sums (FlashAttentionKernel.cpp, cpu_flash_attention).
+    """Each thread's block of the attention matrix, of the result, and its maxima and sums
+    (FlashAttentionKernel.cpp, cpu_flash_attention).
 
-    Where keys are packed (heads of a multiple of 64 on CPUs with AMX) the block may be wider, which is left out.
+    Where keys are packed (heads of a multiple of 64 on CPUs with AMX) the block may be wider, which
+    is left out.
     """
     rows, columns = _attention_block(query, key)
     reduced = rows * columns * query.dtype.itemsize if query.dtype in HALF else 0
@@ -167,10 +181,12 @@ def _attention(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
 
 
 def _attention_backward(gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Each thread's block of the attention matrix and of its gradient, and its row sums (FlashAttentionKernel.cpp,
-    cpu_flash_attention_backward), and the gradient if its heads are not next to each other (flash_attention_backward_kernel_impl).
+    """Each thread's block of the attention matrix and of its gradient, and its row sums
+    (FlashAttentionKernel.cpp, cpu_flash_attention_backward), and the gradient if its heads are not
+    next to each other (flash_attention_backward_kernel_impl).
 
-    In half precision each thread also runs products by oneDNN; what they allocate is left out, since its sum depends on timing.
+    In half precision each thread also runs products by oneDNN; what they allocate is left out,
+    since its sum depends on timing.
     """
     rows, columns = _attention_block(query, key)
     width = FLOAT_BYTES + (query.dtype.itemsize if query.dtype in HALF else 0)
@@ -184,7 +200,8 @@ def _matrix_product(first: Tensor, second: Tensor) -> int:
 
 
 def _biased_matrix_product(bias: Tensor, first: Tensor, second: Tensor, *, beta: Number = 1, **_: Any) -> int:
-    """`addmm`, see `_blas_layout` and `asked`; without an inner dimension it is the bias times `beta` (addmm_impl_cpu_)."""
+    """`addmm`, see `_blas_layout` and `asked`; without an inner dimension it is the bias times
+    `beta` (addmm_impl_cpu_)."""
     if first.numel() == 0:
         return _cast(beta, bias.dtype) if beta else 0
     return _product(_ATEN.addmm.default, _blas_layout, first, second, bias)
@@ -196,7 +213,8 @@ def _batched_matrix_product(first: Tensor, second: Tensor) -> int:
 
 
 def _product(operator: Any, fits: Callable[[Tensor], bool], first: Tensor, second: Tensor, *added: Tensor) -> int:
-    """Copies of operands that do not lie as the library wants them, and what the library takes itself."""
+    """Copies of operands that do not lie as the library wants them, and what the library takes
+    itself."""
     odd = [not fits(first), not fits(second)]
     copies = odd[0] * _copy(first) + odd[1] * _copy(second)
     work = _copy(first) + _copy(second) + first.shape[:-1].numel() * second.shape[-1] * first.dtype.itemsize
@@ -208,25 +226,29 @@ def _product(operator: Any, fits: Callable[[Tensor], bool], first: Tensor, secon
 
 
 def _blas_layout(matrix: Tensor) -> bool:
-    """Whether a matrix needs no copy: its rows or its columns are dense (LinearAlgebra.cpp, addmm_impl_cpu_)."""
+    """Whether a matrix needs no copy: its rows or its columns are dense (LinearAlgebra.cpp,
+    addmm_impl_cpu_)."""
     (rows, columns), (down, across) = matrix.shape, matrix.stride()
     return bool((across == 1 and down >= max(1, columns)) or (down == 1 and across >= max(1, rows)))
 
 
 def _onednn_layout(batch: Tensor) -> bool:
-    """Whether a batch of matrices needs no copy: it is dense, as it is or transposed (mkldnn/Matmul.cpp, mkldnn_matmul)."""
+    """Whether a batch of matrices needs no copy: it is dense, as it is or transposed
+    (mkldnn/Matmul.cpp, mkldnn_matmul)."""
     _, rows, columns = batch.shape
     return batch.is_contiguous() or batch.stride() == (rows * columns, 1, rows)
 
 
 def _uses_onednn(first: Tensor, second: Tensor) -> bool:
-    """Whether a batched product is oneDNN's (mkldnn/Matmul.cpp, use_mkldnn_matmul and checksize)."""
+    """Whether a batched product is oneDNN's (mkldnn/Matmul.cpp, use_mkldnn_matmul and
+    checksize)."""
     return first.dtype in HALF and first.numel() * second.shape[2] > 16**3 and _onednn_multiplies(first.dtype)
 
 
 @cache
 def _onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU can, in half precision (mkldnn/Utils.h, mkldnn_bf16_device_check and mkldnn_fp16_device_check)."""
+    """Whether this CPU can, in half precision (mkldnn/Utils.h, mkldnn_bf16_device_check and
+    mkldnn_fp16_device_check)."""
     name = "bf16" if dtype is torch.bfloat16 else "fp16"
     return bool(torch._C._get_mkldnn_enabled() and getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")())
 
@@ -239,7 +261,8 @@ def _layout(tensor: Tensor, *, dense: bool = False) -> Layout:
 
 @cache
 def asked(operator: Any, _threads: int, *layouts: Layout) -> int:
-    """Bytes that an operator allocates beside its result when it really runs on tensors of these layouts, by PyTorch's own account."""
+    """Bytes that an operator allocates beside its result when it really runs on tensors of these
+    layouts, by PyTorch's own account."""
     with _disable_current_modes():
         operands = [torch.empty_strided(shape, strides, dtype=dtype) for dtype, shape, strides in layouts]
         peak, result = peak_bytes(lambda: operator(*operands))
@@ -247,12 +270,14 @@ def asked(operator: Any, _threads: int, *layouts: Layout) -> int:
 
 
 def _reduce_scatter(_: Tensor, source: Tensor, *__: Any) -> int:
-    """Gloo works on a clone of the input (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp, _reduce_scatter_base)."""
+    """Gloo works on a clone of the input (torch/csrc/distributed/c10d/ProcessGroupGloo.cpp,
+    _reduce_scatter_base)."""
     return source.untyped_storage().nbytes()
 
 
 def _reduce_scatter_coalesced(_: Sequence[Tensor], sources: Sequence[Tensor], *__: Any) -> int:
-    """The same of several, without what lies beside them in their storages (reduce_scatter_tensor_coalesced)."""
+    """The same of several, without what lies beside them in their storages
+    (reduce_scatter_tensor_coalesced)."""
     return sum(map(_copy, sources))
 
 
@@ -291,4 +316,5 @@ CPU_SCRATCH: dict[Any, Callable[..., int]] = {
     _C10D.reduce_scatter_tensor_coalesced_.default: _reduce_scatter_coalesced,
     _C10D.allgather_into_tensor_coalesced_.default: _all_gather_coalesced,
 }
-"""By operator, the bytes that its kernel holds beside its outputs while it runs, as a function of its arguments."""
+"""By operator, the bytes that its kernel holds beside its outputs while it runs, as a function of
+its arguments."""

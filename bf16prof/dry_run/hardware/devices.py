@@ -16,7 +16,8 @@ from bf16prof.reductions import processor_of
 
 
 def cpu_kernels(*, asks_all: bool = False) -> Kernels:
-    """This machine's CPU, which can be asked: of what the census did not find exact, or of everything that has no formula."""
+    """This machine's CPU, which can be asked: of what the census did not find exact, or of
+    everything that has no formula."""
     return Kernels(CPU_SCRATCH, NOTHING if asks_all else cpu_registry(), STORAGES, Oracle(), asks_all=asks_all)
 
 

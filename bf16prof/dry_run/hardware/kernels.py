@@ -1,8 +1,9 @@
-"""What the kernels of the modelled device hold beyond the shapes of their outputs, and how well that is known.
+"""What the kernels of the modelled device hold beyond the shapes of their outputs, and how well
+that is known.
 
-The tracker asks here for every operator. There are four answers: the shapes alone, where the operator is known to hold
-nothing more; a formula, read off PyTorch's source; the real kernel, where the census found that it can be asked (`asking`); and a note that
-the number is a lower bound.
+The tracker asks here for every operator. There are four answers: the shapes alone, where the
+operator is known to hold nothing more; a formula, read off PyTorch's source; the real kernel, where
+the census found that it can be asked (`asking`); and a note that the number is a lower bound.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from bf16prof.dry_run.hardware.registry import OperatorState, Registry
 from bf16prof.dry_run.hardware.storages import Storages
 
 Scratch = Mapping[Any, Callable[..., int]]
-"""By operator, the bytes that its kernel allocates while it runs beyond its outputs, as a function of its arguments."""
+"""By operator, the bytes that its kernel allocates while it runs beyond its outputs, as a function
+of its arguments."""
 
 
 class How(enum.Enum):
@@ -34,8 +36,9 @@ class How(enum.Enum):
 class Kernels:
     """The kernels of one device.
 
-    `scratch` and `storages` are formulas; `registry` says which operators are known; `oracle` runs those that are asked, on a CPU (with
-    `asks_all` whatever has no formula, which only the census does: a kernel may crash on zeros).
+    `scratch` and `storages` are formulas; `registry` says which operators are known; `oracle` runs
+    those that are asked, on a CPU (with `asks_all` whatever has no formula, which only the census
+    does: a kernel may crash on zeros).
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class Kernels:
         """Operators whose memory the run did not fully count, each with the reason."""
 
     def finish(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-        """Give the outputs of a call the storages that the kernel gives them; the bytes of its scratch memory."""
+        """Give the outputs of a call the storages that the kernel gives them; the bytes of its
+        scratch memory."""
         how = self._how.get(operator)
         if how is None:
             how = self._how[operator] = self._choose(operator)

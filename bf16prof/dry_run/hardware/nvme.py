@@ -1,4 +1,5 @@
-"""DeepSpeed's files on NVMe as far as they decide memory: page-locked buffers on the host. Nothing is read or written."""
+"""DeepSpeed's files on NVMe as far as they decide memory: page-locked buffers on the host. Nothing
+is read or written."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ TREES: Any = SimpleNamespace(rmtree=lambda *_, **__: None)
 
 
 LOCKED = "is_page_locked"
-"""An attribute of the storages of page-locked tensors, which all handles know (deepspeed_pin_tensor.cpp): it goes with the storage, whose
-address another one may have later."""
+"""An attribute of the storages of page-locked tensors, which all handles know
+(deepspeed_pin_tensor.cpp): it goes with the storage, whose address another one may have later."""
 
 
 class FileHandle:
@@ -58,7 +59,8 @@ class FileHandle:
 
 
 def buffers_note(optimizer: Any) -> list[str]:
-    """How much host memory DeepSpeed has locked to swap an optimizer's states, in words; none where it swaps none."""
+    """How much host memory DeepSpeed has locked to swap an optimizer's states, in words; none where
+    it swaps none."""
     buffers = getattr(getattr(optimizer, "optimizer_swapper", None), "swap_buffer_manager", None)
     if buffers is None:
         return []

@@ -1,8 +1,9 @@
 """Which operators' memory is known, on a CPU and on CUDA, and from where.
 
-On a CPU the census says it (`cpu-operators.toml`, written by `make operators`): it runs PyTorch's own samples of every operator on real
-tensors and holds what is allocated against the dry run. On CUDA nobody here can run them, so `cuda-operators.toml` names for every operator
-of the model the source that was read, and the measurement that confirmed it, if there is one.
+On a CPU the census says it (`cpu-operators.toml`, written by `make operators`): it runs PyTorch's
+own samples of every operator on real tensors and holds what is allocated against the dry run. On
+CUDA nobody here can run them, so `cuda-operators.toml` names for every operator of the model the
+source that was read, and the measurement that confirmed it, if there is one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """By operator (`add` or, for one overload, `add.Tensor`) what is known; by tag what is known of all operators that have it."""
+    """By operator (`add` or, for one overload, `add.Tensor`) what is known; by tag what is known of
+    all operators that have it."""
 
     entries: Mapping[str, Entry]
     unseen: str

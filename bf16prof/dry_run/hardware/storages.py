@@ -1,7 +1,8 @@
-"""Operators whose output holds a larger storage than its shape says, on every device: they compute elementwise and reduce in place.
+"""Operators whose output holds a larger storage than its shape says, on every device: they compute
+elementwise and reduce in place.
 
-Fake tensors answer with the shape alone. Sources are in PyTorch's `aten/src/ATen/native`. Each function gives the bytes of the outputs'
-storages, in their order; 0 where the shape says it.
+Fake tensors answer with the shape alone. Sources are in PyTorch's `aten/src/ATen/native`. Each
+function gives the bytes of the outputs' storages, in their order; 0 where the shape says it.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ def _promoted(input: Tensor, target: Tensor) -> int:
 
 
 def _pointwise_loss(input: Tensor, target: Tensor, reduction: int = MEAN, *_: Any, **__: Any) -> Sequence[int]:
-    """The meta function plans one loss an element, and then resizes the output to a scalar (BinaryOps.cpp, TORCH_META_FUNC(mse_loss),
-    TORCH_META_FUNC(smooth_l1_loss)). A tensor that is made smaller keeps its storage."""
+    """The meta function plans one loss an element, and then resizes the output to a scalar
+    (BinaryOps.cpp, TORCH_META_FUNC(mse_loss), TORCH_META_FUNC(smooth_l1_loss)). A tensor that is
+    made smaller keeps its storage."""
     return () if reduction == NONE else (_promoted(input, target),)
 
 
 def _soft_margin_loss(input: Tensor, target: Tensor, reduction: int = MEAN) -> Sequence[int]:
-    """`soft_margin_loss_out` fills the output with one loss an element and resizes it (Loss.cpp)."""
+    """`soft_margin_loss_out` fills the output with one loss an element and resizes it
+    (Loss.cpp)."""
     return () if reduction == NONE else (int(target.numel() * input.itemsize),)
 
 
 def _binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN) -> Sequence[int]:
-    """`binary_cross_entropy_cpu` and `binary_cross_entropy_cuda` resize their losses to the sum (Loss.cpp, cuda/Loss.cu)."""
+    """`binary_cross_entropy_cpu` and `binary_cross_entropy_cuda` resize their losses to the sum
+    (Loss.cpp, cuda/Loss.cu)."""
     return () if reduction == NONE else (int(input.numel() * input.itemsize),)
 
 

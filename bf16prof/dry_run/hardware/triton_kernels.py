@@ -1,7 +1,9 @@
-"""Triton's kernels in a dry run: they are not launched, and the Python around them, which allocates all memory, runs as on a GPU.
+"""Triton's kernels in a dry run: they are not launched, and the Python around them, which allocates
+all memory, runs as on a GPU.
 
-Liger-Kernel asks a tensor for the type of its device, which is "cpu" here, and chooses other code then. Its modules are compiled once more
-with "cuda" in the place of that question; nothing else of them changes.
+Liger-Kernel asks a tensor for the type of its device, which is "cpu" here, and chooses other code
+then. Its modules are compiled once more with "cuda" in the place of that question; nothing else of
+them changes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ LIGER = "liger_kernel.ops."
 
 @contextlib.contextmanager
 def triton_kernels(gpu: Gpu) -> Iterator[None]:
-    """On a GPU of that kind; put back at the end. Nothing where Liger-Kernel has not been imported."""
+    """On a GPU of that kind; put back at the end. Nothing where Liger-Kernel has not been
+    imported."""
     modules = [module for name, module in sorted(sys.modules.items()) if name.startswith(LIGER) and getattr(module, "__file__", None)]
     if not modules:
         yield
@@ -58,8 +61,8 @@ def _not_launched(*_: Any, **__: Any) -> None:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Liger asks whether the gradient of the loss is 1, and else multiplies in place, which takes no memory. What the question itself
-    takes: aten/src/ATen/native/cuda/Equal.cpp."""
+    """Liger asks whether the gradient of the loss is 1, and else multiplies in place, which takes
+    no memory. What the question itself takes: aten/src/ATen/native/cuda/Equal.cpp."""
     torch.eq(one, other).all()
     return True
 
@@ -86,7 +89,8 @@ class _OnCuda(ast.NodeTransformer):
 
 @contextlib.contextmanager
 def _as_on_a_gpu(module: ModuleType) -> Iterator[None]:
-    """The functions of a module, compiled from its source as on a GPU; a class keeps its identity, and asks these functions."""
+    """The functions of a module, compiled from its source as on a GPU; a class keeps its identity,
+    and asks these functions."""
     path = Path(str(module.__file__))
     tree = _OnCuda().visit(ast.parse(path.read_text(encoding="utf-8")))
     plain: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.decorator_list]

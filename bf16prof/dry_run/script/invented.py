@@ -1,4 +1,5 @@
-"""All that was made up for a script, counted, with the script's own lines: values that do not exist, files that were not written."""
+"""All that was made up for a script, counted, with the script's own lines: values that do not
+exist, files that were not written."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ class Invented:
         self._seen: dict[str, dict[str, int]] = {}
 
     def note(self, what: str, depth: int = 1) -> None:
-        """This was made up now, for the line of the script that runs; not where DeepSpeed asked for it on its own account."""
+        """This was made up now, for the line of the script that runs; not where DeepSpeed asked for
+        it on its own account."""
         where = place(depth + 1)
         if where is not None:
             places = self._seen.setdefault(what, {})

@@ -1,9 +1,9 @@
-"""Values of small GPU tensors that follow from the host: counters, lengths and flags that a script puts on its GPU, lets its ranks agree on
-and reads again.
+"""Values of small GPU tensors that follow from the host: counters, lengths and flags that a script
+puts on its GPU, lets its ranks agree on and reads again.
 
-A fake tensor remembers a real one beside it. What is computed from such tensors alone is computed for real as well; what is written in
-place by anything else is forgotten, as PyTorch counts the writes to a storage. DeepSpeed's own scalars are left as they are in every dry
-run.
+A fake tensor remembers a real one beside it. What is computed from such tensors alone is computed
+for real as well; what is written in place by anything else is forgotten, as PyTorch counts the
+writes to a storage. DeepSpeed's own scalars are left as they are in every dry run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def remember(tensor: Tensor, real: Tensor | None) -> None:
 
 
 def follow(func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """An operator has run on fake tensors: remember what it gave where all that it was given is known."""
+    """An operator has run on fake tensors: remember what it gave where all that it was given is
+    known."""
     made = out if isinstance(out, list | tuple) else (out,)
     if not made or not all(isinstance(each, FakeTensor) and each.numel() <= MOST and not each.is_inference() for each in made):
         return
@@ -86,7 +87,8 @@ def _computed(func: Any, args: Any, kwargs: Any, values: dict[int, Any]) -> Sequ
 
 
 def true_elements(tensor: Tensor) -> Tensor | None:
-    """The indices of the elements that are not zero, on the host; `None` where the values are not known."""
+    """The indices of the elements that are not zero, on the host; `None` where the values are not
+    known."""
     real = value(tensor)
     with torch._C._DisableTorchDispatch():
         return None if real is None else real.nonzero()

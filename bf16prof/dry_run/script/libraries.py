@@ -111,7 +111,8 @@ class _Libraries:
         module.get_peft_model_state_dict = skipped(self._invented, "saving an adapter was skipped", {})  # type: ignore[attr-defined]
 
     def triton(self, module: ModuleType) -> None:
-        """Triton's kernels allocate nothing: they write into tensors that are there already, and have no values here."""
+        """Triton's kernels allocate nothing: they write into tensors that are there already, and
+        have no values here."""
         run = skipped(self._invented, "a Triton kernel was not run: what it writes has no values")
         for name in ("JITFunction", "Autotuner", "Heuristics"):
             if hasattr(module, name):
@@ -119,7 +120,8 @@ class _Libraries:
 
 
 def _from_config(cls: Any, name: Any, kwargs: Mapping[str, Any], invented: Invented) -> Any:
-    """The model of a config as `from_pretrained` gives it: in the dtype that was asked for, for evaluation."""
+    """The model of a config as `from_pretrained` gives it: in the dtype that was asked for, for
+    evaluation."""
     import torch
 
     given = {key: value for key, value in kwargs.items() if key not in OF_THE_MODEL}
@@ -139,7 +141,8 @@ def _from_config(cls: Any, name: Any, kwargs: Mapping[str, Any], invented: Inven
 
 
 def _dtype(asked: Any, config: Any) -> Any:
-    """The dtype of the weights: as asked for, or as the config says; before transformers 5 that had to be asked for by "auto"."""
+    """The dtype of the weights: as asked for, or as the config says; before transformers 5 that had
+    to be asked for by "auto"."""
     import torch
     import transformers
 
@@ -153,7 +156,8 @@ def _dtype(asked: Any, config: Any) -> Any:
 
 
 def _without_initialization() -> contextlib.AbstractContextManager[Any]:
-    """As weights that are read afterwards are not initialized, which transformers 4 could not do with partitioned ones."""
+    """As weights that are read afterwards are not initialized, which transformers 4 could not do
+    with partitioned ones."""
     from transformers import modeling_utils
 
     without: Callable[[], contextlib.AbstractContextManager[Any]] = getattr(modeling_utils, "no_init_weights", contextlib.nullcontext)

@@ -1,4 +1,5 @@
-"""Parameters of a script's dry run have no values, whatever they are made of: `nn.Parameter(torch.randn(3))` is fake."""
+"""Parameters of a script's dry run have no values, whatever they are made of:
+`nn.Parameter(torch.randn(3))` is fake."""
 
 from __future__ import annotations
 

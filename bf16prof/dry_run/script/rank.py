@@ -1,4 +1,5 @@
-"""The rank that runs the script: it watches the script's engines, and makes the record of what it saw."""
+"""The rank that runs the script: it watches the script's engines, and makes the record of what it
+saw."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ BATCH_WORDS = "batches or shapes differ from step to step"
 
 @dataclass(frozen=True)
 class JobStep:
-    """A step of the job that is over: what is allocated after it, its phases, and what the engines and the loop hold."""
+    """A step of the job that is over: what is allocated after it, its phases, and what the engines
+    and the loop hold."""
 
     allocated_bytes: int
     phases: dict[Phase, PhaseMemory]
@@ -131,7 +133,8 @@ class ScriptRank:
         return described(engine, self._calls.get(id(engine), Calls()))
 
     def _highest_between_steps(self) -> list[str]:
-        """What a script does between steps belongs to the step before, where it holds more than any phase; said if so."""
+        """What a script does between steps belongs to the step before, where it holds more than any
+        phase; said if so."""
         between = self._marks.between
         if between <= max(memory.peak_bytes or 0 for phase, memory in self._phases.items() if phase is not Phase.INIT):
             return []
@@ -139,7 +142,8 @@ class ScriptRank:
         return [f"the script holds {between:,} bytes between two steps, more than in any phase: counted as the step's"]
 
     def _last_whole_step(self) -> int:
-        """The step whose timeline is shown: the last one of the ledger, unless that has only been begun."""
+        """The step whose timeline is shown: the last one of the ledger, unless that has only been
+        begun."""
         return self._ledger.step if self._is_repeating else len(self.steps) - 1
 
     def _notes(self, calls: Calls) -> list[str]:
@@ -182,9 +186,11 @@ class ScriptRank:
 
 
 def spread(steps: Sequence[JobStep]) -> list[str]:
-    """What differs between the steps after the first, in which optimizer states and ZeRO-3's trace are made.
+    """What differs between the steps after the first, in which optimizer states and ZeRO-3's trace
+    are made.
 
-    Compared are the bytes of what is held; where the caching allocator finds room for it differs from step to step in any case.
+    Compared are the bytes of what is held; where the caching allocator finds room for it differs
+    from step to step in any case.
     """
     held = [sum(item.bytes for item in step.items if item.component is not Component.ROUNDING) for step in steps[1:]]
     if len(set(held)) < 2:

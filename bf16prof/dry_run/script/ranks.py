@@ -1,4 +1,5 @@
-"""The other ranks of a dry-run script, who are not there: whoever asks them hears this rank's answer."""
+"""The other ranks of a dry-run script, who are not there: whoever asks them hears this rank's
+answer."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ OTHERS = "other ranks' objects: all have this rank's"
 
 
 def replacements(invented: Invented, backend: str) -> Iterator[Row]:
-    """All that is replaced in `torch.distributed`. `backend` is the one that the script believes in."""
+    """All that is replaced in `torch.distributed`. `backend` is the one that the script believes
+    in."""
     real_group, real_mesh, real_backend = dist.new_group, device_mesh.init_device_mesh, dist.get_backend
 
     def new_group(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +58,8 @@ def replacements(invented: Invented, backend: str) -> Iterator[Row]:
 
 
 def _reductions() -> Iterator[Row]:
-    """Collectives of tensors whose values are known: what all ranks would agree on if they had this one's."""
+    """Collectives of tensors whose values are known: what all ranks would agree on if they had this
+    one's."""
     real_reduce, real_gather, real_into = dist.all_reduce, dist.all_gather, dist.all_gather_into_tensor
 
     def all_reduce(tensor: Any, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:

@@ -27,7 +27,8 @@ from bf16prof.whereabouts import DEADLINE, read_where, where_they_were
 
 @dataclass(frozen=True)
 class ScriptOutcome:
-    """What came of a script: the record of its steps, or why there is none, or both where it failed after some steps.
+    """What came of a script: the record of its steps, or why there is none, or both where it failed
+    after some steps.
 
     `described`: the model of a record, for its estimate.
     """
@@ -38,7 +39,8 @@ class ScriptOutcome:
 
 
 def simulate_script(task: ScriptTask, timeout: float, on_progress: Callable[[Progress], None], options: Options) -> ScriptOutcome:
-    """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the options name a file."""
+    """Run it; it gets `timeout` seconds. Where there is a record, a snapshot is written if the
+    options name a file."""
     name = task.script.name
     require_proc("simulating")
     with temporary_folder() as folder:
@@ -77,7 +79,8 @@ def _record(files: Files, task: ScriptTask) -> MemoryRecord:
 
 
 def _failure(fault: Fault, log: Path) -> DryRunFailed | DryRunRefused:
-    """The fault as an error, whose hint is the end of what the script printed, where nothing better is known."""
+    """The fault as an error, whose hint is the end of what the script printed, where nothing better
+    is known."""
     tail = " ".join(last_lines(log, 1))
     hint = fault.hint or (f"its output ended with: {tail[:300]}" if tail and tail not in fault.message else "")
     return (DryRunRefused if fault.is_input else DryRunFailed)(fault.message, hint=hint)

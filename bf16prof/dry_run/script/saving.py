@@ -39,7 +39,8 @@ def replacements(invented: Invented) -> Iterator[Row]:
 
 
 def _files(invented: Invented) -> Iterator[Row]:
-    """`torch.save` and `torch.load`: what has values can be read again, as scripts do with samples that they have prepared."""
+    """`torch.save` and `torch.load`: what has values can be read again, as scripts do with samples
+    that they have prepared."""
     real_save, real_load = torch.save, torch.load
     kept: dict[str, bytes] = {}
 

@@ -1,4 +1,5 @@
-"""All that a dry-run script finds in the place of the real thing, put there before its first import and taken away in the end."""
+"""All that a dry-run script finds in the place of the real thing, put there before its first import
+and taken away in the end."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from bf16prof.vocabulary import STRICT
 
 @dataclass(frozen=True)
 class ScriptTask:
-    """One dry run: the script, as which rank of how many, the GPU (by id; none for CPU ranks), and the optimizer steps to run."""
+    """One dry run: the script, as which rank of how many, the GPU (by id; none for CPU ranks), and
+    the optimizer steps to run."""
 
     __pydantic_config__ = STRICT
 

@@ -1,7 +1,8 @@
-"""The tracker of a script's dry run: host tensors keep their values, and what depends on values that do not exist is answered.
+"""The tracker of a script's dry run: host tensors keep their values, and what depends on values
+that do not exist is answered.
 
-Loaders, samplers, collators, padding and masks work on tensors of the host with values. A tensor becomes fake when it meets a fake one,
-goes to the GPU, or becomes a parameter.
+Loaders, samplers, collators, padding and masks work on tensors of the host with values. A tensor
+becomes fake when it meets a fake one, goes to the GPU, or becomes a parameter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from bf16prof.engine.nested import tensors_in
 from bf16prof.scripts.face.callers import asked_by_deepspeed
 
 REAL_MOST = 32 << 20
-"""Bytes of a host tensor made from nothing (`zeros`, `randn`) that is given values; a larger one is nobody's batch."""
+"""Bytes of a host tensor made from nothing (`zeros`, `randn`) that is given values; a larger one is
+nobody's batch."""
 
 _ATEN = torch.ops.aten
 NAMESPACES = frozenset({"aten", "prims", "prim"})
@@ -98,7 +100,8 @@ def _has_values(tensor: Tensor) -> bool:
 
 
 def _bytes_of_factory(args: Any, kwargs: Any) -> int:
-    """Bytes of what is made of a size, as its first list of numbers says it; of anything else a number of elements is no size."""
+    """Bytes of what is made of a size, as its first list of numbers says it; of anything else a
+    number of elements is no size."""
     size = next((value for value in args if isinstance(value, list | tuple) and all(isinstance(n, int) for n in value)), ())
     count = 1
     for extent in size:

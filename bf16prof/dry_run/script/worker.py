@@ -1,7 +1,8 @@
-"""The process that dry-runs a script. Run as `python -m bf16prof.dry_run.script.worker FOLDER`; leaves a record, a fault, or both.
+"""The process that dry-runs a script. Run as `python -m bf16prof.dry_run.script.worker FOLDER`;
+leaves a record, a fault, or both.
 
-The record is written as soon as there is one, and the process is ended there and then: nothing that the script catches, waits for or does
-in the end can come between.
+The record is written as soon as there is one, and the process is ended there and then: nothing that
+the script catches, waits for or does in the end can come between.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ WITHOUT_VALUES = frozenset({
 """What fake tensors raise where a script depends on values (torch/_subclasses/fake_tensor.py)."""
 
 ENOUGH_STEPS = 2
-"""The first step makes the optimizer's states; after the second there is a state between steps to speak of."""
+"""The first step makes the optimizer's states; after the second there is a state between steps to
+speak of."""
 
 MEASURE = "bf16prof measure runs it on real ranks"
 

@@ -1,1 +1,2 @@
-"""megatron-core as an engine beside DeepSpeed: what it is asked for, and how it is built and driven."""
+"""megatron-core as an engine beside DeepSpeed: what it is asked for, and how it is built and
+driven."""

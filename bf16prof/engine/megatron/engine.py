@@ -1,10 +1,13 @@
-"""megatron-core's engine for a job: `DistributedDataParallel` with its contiguous buffers, and the mixed-precision optimizer over them.
+"""megatron-core's engine for a job: `DistributedDataParallel` with its contiguous buffers, and the
+mixed-precision optimizer over them.
 
-What Megatron-LM does around them in a step (megatron/training/training.py, `train_step`; core/pipeline_parallel/schedules.py,
-`forward_backward_no_pipelining`) is done here, so that our loop drives it as it drives DeepSpeed's: `backward`, then `step`, of every
-micro-step. Communication does not overlap with computation, as by default.
+What Megatron-LM does around them in a step (megatron/training/training.py, `train_step`;
+core/pipeline_parallel/schedules.py, `forward_backward_no_pipelining`) is done here, so that our
+loop drives it as it drives DeepSpeed's: `backward`, then `step`, of every micro-step. Communication
+does not overlap with computation, as by default.
 
-megatron-core asks for CUDA devices by name. Where there are none, whoever builds it wears the face (`scripts/face`).
+megatron-core asks for CUDA devices by name. Where there are none, whoever builds it wears the face
+(`scripts/face`).
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from bf16prof.models.modules import build_trained
 
 
 class MegatronEngine(nn.Module):
-    """What trains a model: called as the model is, and told of every loss and every end of a micro-step.
+    """What trains a model: called as the model is, and told of every loss and every end of a
+    micro-step.
 
-    `module`: the model; `optimizer`: megatron-core's, which holds master parameters; `basic_optimizer`: the Adam in it.
+    `module`: the model; `optimizer`: megatron-core's, which holds master parameters;
+    `basic_optimizer`: the Adam in it.
     """
 
     def __init__(self, ranks: Any, chain: Any, micro_steps: int) -> None:
@@ -39,7 +44,8 @@ class MegatronEngine(nn.Module):
 
     @property
     def contiguous(self) -> list[Any]:
-        """The buffers that parameters and gradients are views of, one per dtype (core/distributed/param_and_grad_buffer.py)."""
+        """The buffers that parameters and gradients are views of, one per dtype
+        (core/distributed/param_and_grad_buffer.py)."""
         return list(self._ranks.buffers)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,10 +70,12 @@ class MegatronEngine(nn.Module):
 
 
 def build_megatron_engine(job: Job) -> MegatronEngine:
-    """The engine of a job, on the device that `torch.cuda` calls current; the process group must be initialised.
+    """The engine of a job, on the device that `torch.cuda` calls current; the process group must be
+    initialised.
 
-    The model is cast whole and moved as Megatron-LM's `get_model` does it. Its own sizes mean nothing to the buffers, so the configuration
-    that they are handed has those of a model of one unit.
+    The model is cast whole and moved as Megatron-LM's `get_model` does it. Its own sizes mean
+    nothing to the buffers, so the configuration that they are handed has those of a model of one
+    unit.
     """
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig

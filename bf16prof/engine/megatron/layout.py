@@ -1,5 +1,5 @@
-"""How megatron-core's distributed optimizer lays parameters out in its buffers, and what of them each rank has the states of. Imports no
-torch; all counts are elements.
+"""How megatron-core's distributed optimizer lays parameters out in its buffers, and what of them
+each rank has the states of. Imports no torch; all counts are elements.
 
 References are to megatron-core 0.16.1 (distributed/param_and_grad_buffer.py).
 """
@@ -16,12 +16,13 @@ from bf16prof.rounding import round_up
 Span = tuple[int, int]
 
 BUCKET_ALIGNMENT, PARAMETER_ALIGNMENT = 128, 64
-"""To multiples of these buffers are padded, and the start of each parameter in them (_pad_end_of_bucket_if_needed and
-_pad_start_of_param_if_needed)."""
+"""To multiples of these buffers are padded, and the start of each parameter in them
+(_pad_end_of_bucket_if_needed and _pad_start_of_param_if_needed)."""
 
 
 def buffer_spans(numels: Sequence[int], ranks: int) -> tuple[list[Span], int]:
-    """Where each parameter starts and ends in the buffer, the last of the model first, and the size of the whole."""
+    """Where each parameter starts and ends in the buffer, the last of the model first, and the size
+    of the whole."""
     spans, end = list[Span](), 0
     for n in reversed(numels):
         start = round_up(end, PARAMETER_ALIGNMENT)
@@ -31,7 +32,8 @@ def buffer_spans(numels: Sequence[int], ranks: int) -> tuple[list[Span], int]:
 
 
 def shards(numels: Sequence[int], ranks: int, rank: int) -> list[int]:
-    """What lies in a rank's part of the buffer, by parameter: the padding between them has no states."""
+    """What lies in a rank's part of the buffer, by parameter: the padding between them has no
+    states."""
     spans, total = buffer_spans(numels, ranks)
     begin, end = (total // ranks * number for number in (rank, rank + 1))
     return [min(stop, end) - max(start, begin) for start, stop in spans if start < end and stop > begin]
@@ -48,7 +50,8 @@ def fullest_rank(numels: Sequence[int], ranks: int) -> int:
 
 
 def fullest_rank_of(job: Job) -> int:
-    """The same of a job; the first where nobody knows its model's parameters, and where ranks have no parts."""
+    """The same of a job; the first where nobody knows its model's parameters, and where ranks have
+    no parts."""
     if job.case.zero_stage == 0:
         return 0
     try:

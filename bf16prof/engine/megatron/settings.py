@@ -20,16 +20,19 @@ MODULE = "megatron.core.optimizer"
 """What imports all of it that is needed."""
 
 STAGES = {0: "whole optimizer states on every rank", 1: "the distributed optimizer"}
-"""What ZeRO stages stand for: 1 is the stage that the distributed optimizer is, with gradient buffers whole on every rank."""
+"""What ZeRO stages stand for: 1 is the stage that the distributed optimizer is, with gradient
+buffers whole on every rank."""
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """The options that the job sets, by megatron-core's names; all others are as by default, so that nothing overlaps."""
+    """The options that the job sets, by megatron-core's names; all others are as by default, so
+    that nothing overlaps."""
     return {"use_distributed_optimizer": job.case.zero_stage == 1, **(job.recipe.megatron or {})}
 
 
 def megatron_facts(job: Job) -> EngineFacts:
-    """What megatron-core makes of a job: torch's AdamW where neither Transformer Engine nor Apex is installed, whose states are alike."""
+    """What megatron-core makes of a job: torch's AdamW where neither Transformer Engine nor Apex is
+    installed, whose states are alike."""
     dtypes = job.recipe.dtypes
     return EngineFacts(
         wrapper=Wrapper.MEGATRON_DISTRIBUTED if job.case.zero_stage else Wrapper.MEGATRON,
@@ -60,12 +63,14 @@ def update_note(job: Job) -> tuple[str, ...]:
 
 
 def _has_fused_adam() -> bool:
-    """Whether a module is there that megatron-core takes FusedAdam from. The index has another project by the name of apex."""
+    """Whether a module is there that megatron-core takes FusedAdam from. The index has another
+    project by the name of apex."""
     return bool(find_spec("transformer_engine") or (find_spec("apex") and find_spec("apex.optimizers")))
 
 
 def megatron_refusal(job: Job) -> str | None:
-    """Why megatron-core cannot run this job as described, or nobody has held it against ranks; `None` if it runs."""
+    """Why megatron-core cannot run this job as described, or nobody has held it against ranks;
+    `None` if it runs."""
     profile, case = job.profile, job.case
     workload = profile.workload
     shared = next((flag for flag, ranks in _dimensions(job).items() if ranks > 1), "")

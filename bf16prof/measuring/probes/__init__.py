@@ -1,4 +1,5 @@
-"""Memory probes behind one interface: what a rank's allocator says, on a GPU (`cuda`) or a CPU (`cpu`); `nvml` sees the whole device."""
+"""Memory probes behind one interface: what a rank's allocator says, on a GPU (`cuda`) or a CPU
+(`cpu`); `nvml` sees the whole device."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from bf16prof.vocabulary import Device
 class Probe(Protocol):
     """Reads one rank's memory. Bytes, all of them.
 
-    `name` is the device in words, `device_type` is torch's word for it. Readings never allocate and never synchronise.
+    `name` is the device in words, `device_type` is torch's word for it. Readings never allocate and
+    never synchronise.
     """
 
     name: str
@@ -26,7 +28,8 @@ class Probe(Protocol):
         ...
 
     def run_peak_bytes(self) -> int:
-        """The highest of `allocated_bytes` since the probe was made, untouched by `take_phase_peak`."""
+        """The highest of `allocated_bytes` since the probe was made, untouched by
+        `take_phase_peak`."""
         ...
 
     def reserved_bytes(self) -> int | None:
@@ -34,15 +37,18 @@ class Probe(Protocol):
         ...
 
     def retries(self) -> int | None:
-        """How often the caching allocator had to give memory back and try again; `None` where there is none."""
+        """How often the caching allocator had to give memory back and try again; `None` where there
+        is none."""
         ...
 
     def free_workspaces(self) -> int:
-        """Free the workspaces that libraries (cuBLAS) hold inside the allocator; the bytes that this gave back. Call it last."""
+        """Free the workspaces that libraries (cuBLAS) hold inside the allocator; the bytes that
+        this gave back. Call it last."""
         ...
 
     def settle(self) -> None:
-        """Wait until memory that is free in principle is counted as free. Never inside a timed step."""
+        """Wait until memory that is free in principle is counted as free. Never inside a timed
+        step."""
         ...
 
     def synchronize(self) -> None:

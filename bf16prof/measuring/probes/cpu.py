@@ -1,7 +1,9 @@
-"""Exact memory of a rank on CPU: a counting allocator around PyTorch's own (`allocator.cpp`), compiled on first use and cached.
+"""Exact memory of a rank on CPU: a counting allocator around PyTorch's own (`allocator.cpp`),
+compiled on first use and cached.
 
-Every tensor's bytes are counted when its storage is allocated and freed, on any thread; RSS is no substitute (it hides frees and counts
-Python), and the profiler's memory events miss what other threads free.
+Every tensor's bytes are counted when its storage is allocated and freed, on any thread; RSS is no
+substitute (it hides frees and counts Python), and the profiler's memory events miss what other
+threads free.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ NAME = "bf16prof_allocator"
 SOURCE = Path(__file__).with_name("allocator.cpp")
 READ_EVERY_S = 0.002
 CALM_READINGS = 10
-"""Memory counts as settled when so many readings in a row agree (on a busy machine gloo was seen to take 4 ms)."""
+"""Memory counts as settled when so many readings in a row agree (on a busy machine gloo was seen to
+take 4 ms)."""
 
 
 def compile_allocator() -> Path:
-    """Compile the allocator, or find it compiled, in PyTorch's extension cache; the path of the shared library.
+    """Compile the allocator, or find it compiled, in PyTorch's extension cache; the path of the
+    shared library.
 
     Raises `RuntimeError` or `OSError` when there is no C++ compiler (see `bf16prof doctor`).
     """
@@ -75,7 +79,8 @@ class CpuProbe:
         return 0
 
     def settle(self) -> None:
-        """Wait until gloo's threads have let go of the tensors of finished collectives, which they do some milliseconds late."""
+        """Wait until gloo's threads have let go of the tensors of finished collectives, which they
+        do some milliseconds late."""
         last, calm = self.allocated_bytes(), 0
         while calm < CALM_READINGS:
             time.sleep(READ_EVERY_S)

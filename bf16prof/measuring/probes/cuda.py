@@ -1,4 +1,5 @@
-"""Memory of a rank on its GPU, as PyTorch's caching allocator counts it (`torch.cuda.memory_stats`)."""
+"""Memory of a rank on its GPU, as PyTorch's caching allocator counts it
+(`torch.cuda.memory_stats`)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from bf16prof.vocabulary import Device
 class CudaProbe:
     """Reads the allocator of the current CUDA device.
 
-    Phase peaks come from resetting the allocator's peak counter at every mark; the peak of the whole run is the highest of them.
+    Phase peaks come from resetting the allocator's peak counter at every mark; the peak of the
+    whole run is the highest of them.
     """
 
     device = Device.GPU
@@ -38,15 +40,18 @@ class CudaProbe:
         return max(self._run_peak, torch.cuda.max_memory_allocated())
 
     def reserved_bytes(self) -> int:
-        """`torch.cuda.max_memory_reserved` since the probe was made: DeepSpeed empties the cache while it builds an engine."""
+        """`torch.cuda.max_memory_reserved` since the probe was made: DeepSpeed empties the cache
+        while it builds an engine."""
         return max(self._run_reserved, torch.cuda.max_memory_reserved())
 
     def retries(self) -> int:
-        """`num_alloc_retries`: allocations that failed first, then succeeded after the cache was freed."""
+        """`num_alloc_retries`: allocations that failed first, then succeeded after the cache was
+        freed."""
         return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
 
     def free_workspaces(self) -> int:
-        """Free cuBLAS's workspaces, one per thread that has run a matrix product; the bytes that this gave back."""
+        """Free cuBLAS's workspaces, one per thread that has run a matrix product; the bytes that
+        this gave back."""
         before = torch.cuda.memory_allocated()
         torch._C._cuda_clearCublasWorkspaces()
         return before - torch.cuda.memory_allocated()

@@ -1,8 +1,11 @@
-"""What the driver sees: process and device memory, utilisation and power, sampled through NVML while a job runs.
+"""What the driver sees: process and device memory, utilisation and power, sampled through NVML
+while a job runs.
 
-PyTorch's counters end at its allocator; the CUDA context, NCCL and library workspaces are only visible here. NVML has no peak counter,
-so the peak is the highest *sample*: an allocation shorter than the interval can be missed. A machine without NVML is normal: the sampler
-then does nothing, `summary()` is None and `reason` says why. What one GPU cannot tell (MIG, vGPU, unified memory) is None.
+PyTorch's counters end at its allocator; the CUDA context, NCCL and library workspaces are only
+visible here. NVML has no peak counter, so the peak is the highest *sample*: an allocation shorter
+than the interval can be missed. A machine without NVML is normal: the sampler then does nothing,
+`summary()` is None and `reason` says why. What one GPU cannot tell (MIG, vGPU, unified memory) is
+None.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from types import TracebackType
 from typing import Any, Self
 
 JOIN_TIMEOUT_S = 5.0
-"""How long to wait for a sample under way when sampling ends; a wedged driver must not hold up the job."""
+"""How long to wait for a sample under way when sampling ends; a wedged driver must not hold up the
+job."""
 
 
 @dataclass(frozen=True)
 class NvmlSummary:
-    """What was sampled. `peak_process_bytes` is None when NVML does not list this process, as in a container with its own process ids.
+    """What was sampled. `peak_process_bytes` is None when NVML does not list this process, as in a
+    container with its own process ids.
 
-    * `peak_device_bytes`: used on the device by everybody, without what the driver reserves for itself.
+    * `peak_device_bytes`: used on the device by everybody, without what the driver reserves for
+      itself.
     * `mean_utilisation`: share of the time in which a kernel ran, 0 to 1.
     * `mean_power_w`: watts of the whole device.
     """
@@ -52,7 +58,8 @@ class NvmlGpu:
 
 
 def available() -> str | None:
-    """Why NVML cannot be used here, in one line; None if it can. Never raises: no driver and no GPU are normal."""
+    """Why NVML cannot be used here, in one line; None if it can. Never raises: no driver and no GPU
+    are normal."""
     import pynvml
 
     try:
@@ -63,7 +70,8 @@ def available() -> str | None:
 
 
 def list_gpus() -> tuple[NvmlGpu, ...]:
-    """The GPUs that NVML sees, CUDA_VISIBLE_DEVICES notwithstanding; empty where NVML cannot be used."""
+    """The GPUs that NVML sees, CUDA_VISIBLE_DEVICES notwithstanding; empty where NVML cannot be
+    used."""
     import pynvml
 
     try:
@@ -85,7 +93,8 @@ def driver_version() -> str | None:
 
 
 def cuda_uuid(cuda_index: int) -> str:
-    """The UUID of a CUDA device as torch numbers them, for `NvmlSampler`. It holds under any CUDA_VISIBLE_DEVICES and for MIG slices."""
+    """The UUID of a CUDA device as torch numbers them, for `NvmlSampler`. It holds under any
+    CUDA_VISIBLE_DEVICES and for MIG slices."""
     import torch
 
     return str(torch.cuda.get_device_properties(cuda_index).uuid)
@@ -94,8 +103,9 @@ def cuda_uuid(cuda_index: int) -> str:
 class NvmlSampler:
     """Samples one GPU in a daemon thread, between `with` and its end.
 
-    `device` is a UUID (`GPU-...`, `MIG-...`, or as torch prints it, without the prefix), a PCI bus id (`00000000:0F:00.0`), or NVML's
-    index. A CUDA index is none of these: CUDA_VISIBLE_DEVICES renumbers, and CUDA sorts by speed; use `cuda_uuid`.
+    `device` is a UUID (`GPU-...`, `MIG-...`, or as torch prints it, without the prefix), a PCI bus
+    id (`00000000:0F:00.0`), or NVML's index. A CUDA index is none of these: CUDA_VISIBLE_DEVICES
+    renumbers, and CUDA sorts by speed; use `cuda_uuid`.
     """
 
     def __init__(self, device: int | str, interval_s: float = 0.05) -> None:
@@ -138,7 +148,8 @@ class NvmlSampler:
         return self._series["used"].asked
 
     def summary(self) -> NvmlSummary | None:
-        """Peaks and means of the samples so far; None if NVML could not be used (`reason` says why)."""
+        """Peaks and means of the samples so far; None if NVML could not be used (`reason` says
+        why)."""
         if self._thread is None:
             return None
         utilisation, power = self._series["utilisation"].mean, self._series["power"].mean
@@ -194,7 +205,8 @@ class _Series:
 
 @contextlib.contextmanager
 def _session() -> Iterator[Any]:
-    """The `pynvml` module, initialised; shut down at the end whatever happens. Raises `pynvml.NVMLError` where there is no driver."""
+    """The `pynvml` module, initialised; shut down at the end whatever happens. Raises
+    `pynvml.NVMLError` where there is no driver."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -227,7 +239,8 @@ def _handle(nvml: Any, device: int | str) -> Any:
 
 
 def _memory(nvml: Any, handle: Any) -> Any:
-    """Memory with `total` and `used` bytes. Version 2, as `nvidia-smi` shows it, leaves the driver's own share out of `used`."""
+    """Memory with `total` and `used` bytes. Version 2, as `nvidia-smi` shows it, leaves the
+    driver's own share out of `used`."""
     try:
         return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported):

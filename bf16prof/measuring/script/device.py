@@ -1,4 +1,5 @@
-"""The driver's view of the GPU that a script uses, from its first engine to the last step that is watched: as for our own ranks."""
+"""The driver's view of the GPU that a script uses, from its first engine to the last step that is
+watched: as for our own ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Joins what the ranks of a script have written into a run: whatever launcher they had, there is one file per rank and nothing else."""
+"""Joins what the ranks of a script have written into a run: whatever launcher they had, there is
+one file per rank and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Sequence[MemoryRecord] = (), created: str = "") -> Run:
-    """The run of the ranks in that directory, saved. `outcome`: how it ended, where the ranks were started by us.
+    """The run of the ranks in that directory, saved. `outcome`: how it ended, where the ranks were
+    started by us.
 
     Raises `InputError` where the files are not those of one job.
     """
@@ -80,7 +82,8 @@ def join(run_folder: Path, outcome: RanksOutcome | None = None, predictions: Seq
 
 
 def load_ranks(folder: Path) -> tuple[RankResult | None, ...]:
-    """All ranks of the job, those that have written nothing as `None`. Raises `InputError` unless they are of one job."""
+    """All ranks of the job, those that have written nothing as `None`. Raises `InputError` unless
+    they are of one job."""
     numbers = sorted(int(file.stem[4:]) for file in folder.glob("rank*.json") if file.stem[4:].isdecimal())
     found = {number: load_rank(folder, number) for number in numbers}
     told = {number: rank.of_script for number, rank in found.items() if rank is not None and rank.of_script is not None}

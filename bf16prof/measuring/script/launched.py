@@ -1,4 +1,5 @@
-"""One rank of `measure -- SCRIPT`: run by our own agent as `python -m bf16prof.measuring.script.launched FOLDER`."""
+"""One rank of `measure -- SCRIPT`: run by our own agent as `python -m
+bf16prof.measuring.script.launched FOLDER`."""
 
 from __future__ import annotations
 

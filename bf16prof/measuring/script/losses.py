@@ -1,4 +1,5 @@
-"""The losses of a script, as it hands them to `engine.backward` or calls `backward` on them: read without waiting for the device."""
+"""The losses of a script, as it hands them to `engine.backward` or calls `backward` on them: read
+without waiting for the device."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ MOST = 4096
 class Losses:
     """The mean loss of each step over its micro-steps.
 
-    On a GPU a loss is copied into pinned memory of the host, behind the kernels that make it, and read once they are done.
+    On a GPU a loss is copied into pinned memory of the host, behind the kernels that make it, and
+    read once they are done.
     """
 
     def __init__(self, probe: Probe) -> None:
@@ -56,7 +58,8 @@ class Losses:
             self._values = [float(value) for value in self._pinned[: self._count]]
 
     def of(self, steps: Sequence[StepRecord]) -> tuple[StepRecord, ...]:
-        """The steps with their losses, up to the first whose loss is still on its way; all as they are if no loss was ever seen."""
+        """The steps with their losses, up to the first whose loss is still on its way; all as they
+        are if no loss was ever seen."""
         found: list[StepRecord] = []
         for step, begin, end in zip(steps, [0, *self._ends], self._ends, strict=False):
             if end > len(self._values):

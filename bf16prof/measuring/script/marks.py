@@ -1,4 +1,5 @@
-"""Phase marks of a script on a real rank. A mark within a timed step writes down what it reads and no more; all else is done later.
+"""Phase marks of a script on a real rank. A mark within a timed step writes down what it reads and
+no more; all else is done later.
 
 An evaluation between two steps is measured closely, and belongs to no step's time.
 """
@@ -17,7 +18,8 @@ from bf16prof.vocabulary import Phase
 
 
 class MarkReading(NamedTuple):
-    """A moment at which a phase begins (`None`: none does): the peak since the last reading, what is allocated, and the time."""
+    """A moment at which a phase begins (`None`: none does): the peak since the last reading, what
+    is allocated, and the time."""
 
     phase: Phase | None
     peak: int
@@ -62,7 +64,8 @@ class GuestMarks:
             self._on_mark(phase)
 
     def _evaluation(self, phase: Phase | None) -> None:
-        """It begins or ends: what was asked of the device before is done first, and is the step's or the evaluation's time."""
+        """It begins or ends: what was asked of the device before is done first, and is the step's
+        or the evaluation's time."""
         self._probe.synchronize()
         if self.phase is not Phase.EVAL:
             self._began = time.perf_counter()
@@ -73,7 +76,8 @@ class GuestMarks:
 
 
 def memory_of(readings: Sequence[MarkReading]) -> dict[Phase, PhaseMemory]:
-    """The memory of each phase that ends in these: of those that come several times the highest peak and the last end."""
+    """The memory of each phase that ends in these: of those that come several times the highest
+    peak and the last end."""
     found: dict[Phase, PhaseMemory] = {}
     for begin, end in itertools.pairwise(readings):
         if begin.phase is not None:

@@ -1,7 +1,9 @@
-"""Where the ranks of a script meet: at the store of the torchrun that has started them, whatever address and port the script names.
+"""Where the ranks of a script meet: at the store of the torchrun that has started them, whatever
+address and port the script names.
 
-torchrun lets no rank open a port of its own, so ranks that look for one where the script says would wait for half an hour; and a port that
-stands in a script is taken by whoever else runs it on the same machine.
+torchrun lets no rank open a port of its own, so ranks that look for one where the script says would
+wait for half an hour; and a port that stands in a script is taken by whoever else runs it on the
+same machine.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 @contextlib.contextmanager
 def at_torchrun(note: Callable[[str], None]) -> Iterator[None]:
-    """Inside, all ranks of the job meet where torchrun's own variables say. `note` is told if the script has named another port."""
+    """Inside, all ranks of the job meet where torchrun's own variables say. `note` is told if the
+    script has named another port."""
     distributed_c10d: Any = importlib.import_module("torch.distributed.distributed_c10d")  # typed, it exports nothing of its own
     own = {name: os.environ[name] for name in ADDRESS}
     everybody = (-1, int(os.environ["WORLD_SIZE"]))

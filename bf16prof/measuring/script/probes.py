@@ -23,9 +23,11 @@ def is_in_use() -> bool:
 
 
 class GuestProbe:
-    """Reads the caching allocator of the device that the script has chosen, and touches CUDA only when the script has.
+    """Reads the caching allocator of the device that the script has chosen, and touches CUDA only
+    when the script has.
 
-    There is one peak counter, which is reset at every phase and by the script itself: each of both gets its own peak (`shown`).
+    There is one peak counter, which is reset at every phase and by the script itself: each of both
+    gets its own peak (`shown`).
     """
 
     device = Device.GPU
@@ -94,7 +96,8 @@ class GuestProbe:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Let the script see the peaks that it would see without this probe, and reset them. Of other devices it sees all."""
+        """Let the script see the peaks that it would see without this probe, and reset them. Of
+        other devices it sees all."""
 
         def memory_stats(device: Any = None) -> dict[str, Any]:
             found = dict(self._stats(device))
@@ -125,7 +128,8 @@ class GuestProbe:
 
 
 def make_guest_probe() -> tuple[Probe, contextlib.AbstractContextManager[None, bool | None]]:
-    """The probe for this process, and a context in which the script sees what it would see without."""
+    """The probe for this process, and a context in which the script sees what it would see
+    without."""
     if torch.cuda.is_available():
         guest = GuestProbe()
         return guest, guest.shown()

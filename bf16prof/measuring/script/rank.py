@@ -1,4 +1,5 @@
-"""The observer of a script's engines on a real rank: it collects steps, and writes what it saw as the rank's result."""
+"""The observer of a script's engines on a real rank: it collects steps, and writes what it saw as
+the rank's result."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ OURS = str(Path(__file__).parents[2])
 
 
 class GuestRank:
-    """This process as a rank of a script's job. `enough` is called when all steps that were asked for have been seen.
+    """This process as a rank of a script's job. `enough` is called when all steps that were asked
+    for have been seen.
 
     `whereabouts`: where the rank says what it is about, if anybody wants to know.
     """
@@ -126,7 +128,8 @@ class GuestRank:
             self._whereabouts.say(f"past the {len(self._steps)} steps that were watched")
 
     def save(self, *, force: bool = True, **changes: Any) -> None:
-        """Update the result and write it; without `force`, only if the last write is long ago, and a full disk does not matter yet."""
+        """Update the result and write it; without `force`, only if the last write is long ago, and
+        a full disk does not matter yet."""
         outside = self._steps.outside
         changes["init"], changes["evaluation"] = outside.get(Phase.INIT, self.result.init), outside.get(Phase.EVAL)
         changes = {"run_peak_bytes": self._probe.run_peak_bytes(), "reserved_bytes": self._probe.reserved_bytes(), **changes}
@@ -146,7 +149,8 @@ class GuestRank:
         self.save(status=status, message=message, **changes)
 
     def _attribute(self, allocated: int, frame: FrameType) -> None:
-        """What engines and loop hold now, by name; and the case, as the engine that trains most has it."""
+        """What engines and loop hold now, by name; and the case, as the engine that trains most has
+        it."""
         kept = held_by_frames(frame, (OURS,))
         items, host_items = attribute(self.watch.engines, kept, self._probe.device_type)
         self._keeps_outputs = are_outputs(kept)
@@ -172,7 +176,8 @@ class GuestRank:
         return notes
 
     def _know_times(self) -> None:
-        """Times of phases by the device's own clock, which could not be asked while the script ran."""
+        """Times of phases by the device's own clock, which could not be asked while the script
+        ran."""
         self._probe.synchronize()
         self._losses.wait()
         self.result = dataclasses.replace(self.result, steps=self._losses.of(self._steps.timed_records()))

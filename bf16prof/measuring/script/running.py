@@ -1,4 +1,5 @@
-"""Runs a script in this process as one rank of somebody's job, with the probes attached before its first import."""
+"""Runs a script in this process as one rank of somebody's job, with the probes attached before its
+first import."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ from bf16prof.whereabouts import Whereabouts
 def run_attached(
     task: GuestTask, run_folder: Path, *, replace: bool = False, deadline: float | None = None, is_launched: bool = False
 ) -> int:
-    """Run the script to its end; the exit code that python would leave with. The rank's result is written into the run directory.
+    """Run the script to its end; the exit code that python would leave with. The rank's result is
+    written into the run directory.
 
-    `is_launched`: we have started the ranks, by torchrun; `deadline`: when this one will be ended, by the monotonic clock.
-    Raises `InputError` before the script begins where there is a result of this rank already, or where it cannot be written.
+    `is_launched`: we have started the ranks, by torchrun; `deadline`: when this one will be ended,
+    by the monotonic clock. Raises `InputError` before the script begins where there is a result of
+    this rank already, or where it cannot be written.
     """
     folder = claimed_rank(run_folder, replace=replace)
     whereabouts = None if deadline is None else Whereabouts(folder, int(os.environ.get("RANK", "0")), deadline)
@@ -71,7 +74,8 @@ def run_attached(
 
 @contextlib.contextmanager
 def _as_by_a_launcher(note: Callable[[str], None]) -> Iterator[None]:
-    """What a script that torchrun has started finds, and the argument that DeepSpeed's launcher would give it."""
+    """What a script that torchrun has started finds, and the argument that DeepSpeed's launcher
+    would give it."""
     from bf16prof.measuring.script.meeting import at_torchrun
     from bf16prof.scripts import arguments
     from bf16prof.scripts.face.worn import replaced
@@ -81,7 +85,8 @@ def _as_by_a_launcher(note: Callable[[str], None]) -> Iterator[None]:
 
 
 def claimed_rank(run_folder: Path, *, replace: bool = False) -> Path:
-    """The folder for this rank's result. Raises `InputError` where it has one already, or where the folder cannot be made."""
+    """The folder for this rank's result. Raises `InputError` where it has one already, or where the
+    folder cannot be made."""
     folder, rank = run_folder.resolve() / SCRIPT_FOLDER, int(os.environ.get("RANK", "0"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +99,11 @@ def claimed_rank(run_folder: Path, *, replace: bool = False) -> Path:
 
 @contextlib.contextmanager
 def own_extensions() -> Iterator[None]:
-    """Compile the counting allocator for ranks on the CPU, once for all of this host; the script's own extensions stay where they are.
+    """Compile the counting allocator for ranks on the CPU, once for all of this host; the script's
+    own extensions stay where they are.
 
-    A lock that a killed process has left in the cache of extensions is waited for by nobody (`batons.py`).
+    A lock that a killed process has left in the cache of extensions is waited for by nobody
+    (`batons.py`).
     """
     from bf16prof.measuring.batons import use_dying_batons
     from bf16prof.measuring.cache import CACHE_VARIABLE

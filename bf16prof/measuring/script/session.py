@@ -1,4 +1,5 @@
-"""A measurement of a script on ranks that we start: a run directory that is valid at every moment, and the join of what ranks wrote."""
+"""A measurement of a script on ranks that we start: a run directory that is valid at every moment,
+and the join of what ranks wrote."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ from bf16prof.vocabulary import Device
 
 @dataclass(frozen=True)
 class ScriptPlan:
-    """What to measure: the task of every rank, the run directory, where ranks run and how many, on what, and for how long at most."""
+    """What to measure: the task of every rank, the run directory, where ranks run and how many, on
+    what, and for how long at most."""
 
     task: GuestTask
     folder: Path
@@ -50,7 +52,8 @@ class ScriptPlan:
 
 
 def measure_script(plan: ScriptPlan, say: Callable[[str], None]) -> Run:
-    """Run the script on all ranks and join what they wrote. On KeyboardInterrupt the run is saved as interrupted, and it goes on.
+    """Run the script on all ranks and join what they wrote. On KeyboardInterrupt the run is saved
+    as interrupted, and it goes on.
 
     Raises `RunFailed` when the run directory cannot be written any more.
     """

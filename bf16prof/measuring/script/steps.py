@@ -1,4 +1,5 @@
-"""The steps of a script on a real rank: while they run, readings are kept; records are made of them when somebody asks."""
+"""The steps of a script on a real rank: while they run, readings are kept; records are made of them
+when somebody asks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from bf16prof.vocabulary import TRAINING, Phase
 
 
 def stamps(probe: Probe) -> tuple[Callable[[], Any], Callable[[Any, Any], float]]:
-    """Notes a moment by the device's own time, and gives the seconds from one to another once the device has done its work.
+    """Notes a moment by the device's own time, and gives the seconds from one to another once the
+    device has done its work.
 
     Before the script uses CUDA there is no such time, and no event may be made.
     """
@@ -50,7 +52,8 @@ class SeenSteps:
         stamp, self._between = stamps(probe)
         self.marks = GuestMarks(probe, stamp, on_mark)
         self.outside: dict[Phase, PhaseMemory] = {}
-        """The memory of what is in no step, as far as records were asked for: of init and of evaluations."""
+        """The memory of what is in no step, as far as records were asked for: of init and of
+        evaluations."""
         self._seen: list[_SeenStep] = []
         self._records: list[StepRecord] = []
         self._began = 0.0
@@ -64,7 +67,8 @@ class SeenSteps:
         self.marks.evaluated_s, self._began = 0.0, time.perf_counter()
 
     def ends(self, *, is_warmup: bool, is_last: bool) -> int:
-        """The step that has begun is over, and no phase is open; what is allocated now. Memory settles after the last."""
+        """The step that has begun is over, and no phase is open; what is allocated now. Memory
+        settles after the last."""
         seconds = time.perf_counter() - self._began - self.marks.evaluated_s
         readings = self.marks.take()
         if is_last:

@@ -1,4 +1,5 @@
-"""`with bf16prof.watch(engine): ...`: the same measurement from within a script or a notebook, of engines that exist already."""
+"""`with bf16prof.watch(engine): ...`: the same measurement from within a script or a notebook, of
+engines that exist already."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ BEFORE = "what was allocated before bf16prof.watch began is counted as far as th
 
 @contextlib.contextmanager
 def watch(engine: Any, output_dir: str | Path | None = None, *, warmup: int = 3, steps: int = 10, force: bool = False) -> Iterator[Path]:
-    """Measure the training steps that this engine makes inside, and write this rank's result into the run directory, which it yields.
+    """Measure the training steps that this engine makes inside, and write this rank's result into
+    the run directory, which it yields.
 
-    All ranks have to enter it. `bf16prof report RUN` joins what they have written. The first `warmup` steps are watched closely, the next
-    `steps` are timed, and nobody looks at those that follow. Raises `InputError` where the run directory has a result of this rank already.
+    All ranks have to enter it. `bf16prof report RUN` joins what they have written. The first
+    `warmup` steps are watched closely, the next `steps` are timed, and nobody looks at those that
+    follow. Raises `InputError` where the run directory has a result of this rank already.
     """
     from bf16prof.measuring.script.probes import make_guest_probe
     from bf16prof.measuring.script.rank import GuestRank

@@ -1,1 +1,2 @@
-"""A miniature of PyTorch's autograd, without torch: which storages a forward and backward pass keeps, and when it lets go of them."""
+"""A miniature of PyTorch's autograd, without torch: which storages a forward and backward pass
+keeps, and when it lets go of them."""

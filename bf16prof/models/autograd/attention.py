@@ -1,7 +1,8 @@
-"""Scaled dot product attention: which kernel CUDA chooses, what it keeps and what its backward needs, without torch.
+"""Scaled dot product attention: which kernel CUDA chooses, what it keeps and what its backward
+needs, without torch.
 
-The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous heads
-(`dry_run/hardware/cuda_operators/attention.py` has all of them).
+The conditions are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` for contiguous
+heads (`dry_run/hardware/cuda_operators/attention.py` has all of them).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ FLASH_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Heads:
-    """The shape of an attention: heads of queries and of keys, positions, elements of a head, the GPU's kind (`None`: a CPU)."""
+    """The shape of an attention: heads of queries and of keys, positions, elements of a head, the
+    GPU's kind (`None`: a CPU)."""
 
     batch: int
     queries: int
@@ -43,7 +45,8 @@ class Heads:
 
 
 def backend(heads: Heads, element: int, *, is_bf16: bool = True) -> str:
-    """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`. `is_bf16`: whether elements of two bytes are bf16."""
+    """The kernel that runs it: `cudnn`, `flash`, `efficient`, `math`, or `cpu`. `is_bf16`: whether
+    elements of two bytes are bf16."""
     capability, half, grouped = heads.capability, element < FP32, heads.queries != heads.keys
     if capability is None:
         return "cpu"
@@ -110,7 +113,8 @@ def _cut(tape: Tape, x: Tensor, head_dim: int, padding: int) -> Tensor:
 
 
 def _statistics(kernel: str, heads: Heads) -> int:
-    """Elements of the logarithms of the rows' sums; the memory-efficient kernel rounds the rows up to 32 (kernel_forward.h, kAlignLSE)."""
+    """Elements of the logarithms of the rows' sums; the memory-efficient kernel rounds the rows up
+    to 32 (kernel_forward.h, kAlignLSE)."""
     if kernel == "efficient":
         return heads.batch * heads.queries * round_up(heads.sequence, 32)
     return heads.rows
@@ -185,7 +189,8 @@ def head_by_head(tape: Tape, x: Tensor, batch: int) -> Tensor:
 
 
 def by_position(tape: Tape, x: Tensor, batch: int) -> Tensor:
-    """The result of a matrix product by sequence and head: its gradient comes position by position, and is copied as `head_by_head`."""
+    """The result of a matrix product by sequence and head: its gradient comes position by position,
+    and is copied as `head_by_head`."""
     return strided(x) if batch == 1 else swapped(tape, x)
 
 

@@ -1,4 +1,5 @@
-"""What happens in a forward and backward pass, as events: a `Tape` writes them, a tracer records them, the closed form walks them.
+"""What happens in a forward and backward pass, as events: a `Tape` writes them, a tracer records
+them, the closed form walks them.
 
 | kind | subject | bytes |
 |---|---|---|
@@ -33,11 +34,13 @@ RECOMPUTED = "recomputed"
 """What operations are part of that run again in backward; others are part of the phase."""
 
 NO_LAYER = -1
-"""The layer of what is outside the layers, and of all of a recorded model, whose names are whole."""
+"""The layer of what is outside the layers, and of all of a recorded model, whose names are
+whole."""
 
 
 class ParameterKey(NamedTuple):
-    """What events call a parameter, or a module: its layer, and its name inside it. `h.3.attn.weight` is layer 3, `attn.weight`."""
+    """What events call a parameter, or a module: its layer, and its name inside it.
+    `h.3.attn.weight` is layer 3, `attn.weight`."""
 
     layer: int
     name: str
@@ -59,8 +62,8 @@ BEFORE, BEHIND = "before the layers", "behind the layers"
 
 
 class SectionKey(NamedTuple):
-    """A section of a tape, which begins at a cut: `forward`, `backward` or `forget` (autocast's casts of weights), and a layer or one of
-    `BEFORE` and `BEHIND`."""
+    """A section of a tape, which begins at a cut: `forward`, `backward` or `forget` (autocast's
+    casts of weights), and a layer or one of `BEFORE` and `BEHIND`."""
 
     kind: str
     place: int | str

@@ -1,7 +1,9 @@
-"""PyTorch's operators as a `Tape` sees them: what each allocates, what it saves for backward, and what its backward allocates.
+"""PyTorch's operators as a `Tape` sees them: what each allocates, what it saves for backward, and
+what its backward allocates.
 
-Formulas of the derivatives are those of `tools/autograd/derivatives.yaml`; the dtypes under autocast those of CUDA
-(`aten/src/ATen/autocast_mode.h`). A backward function unpacks what was saved at its start and holds it to its end.
+Formulas of the derivatives are those of `tools/autograd/derivatives.yaml`; the dtypes under
+autocast those of CUDA (`aten/src/ATen/autocast_mode.h`). A backward function unpacks what was saved
+at its start and holds it to its end.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ TOKEN_BYTES = 8
 
 
 def cast(tape: Tape, x: Tensor, itemsize: int) -> Tensor:
-    """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient (`validate_outputs`)."""
+    """`x.to(dtype)`. Its backward is the cast that the engine makes of every gradient
+    (`validate_outputs`)."""
     return x if x.itemsize == itemsize else tape.new(x.numel, itemsize, "_to_copy", tape.node((x,), _same), x.layout)
 
 
@@ -111,7 +114,8 @@ def activation(tape: Tape, name: str, x: Tensor) -> Tensor:
 
 
 def layer_norm(tape: Tape, x: Tensor, hidden: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """`native_layer_norm` over rows of `hidden` elements; the statistics of half-precision rows are kept in fp32."""
+    """`native_layer_norm` over rows of `hidden` elements; the statistics of half-precision rows are
+    kept in fp32."""
     x = to_fp32(tape, x)
     weight, bias = (None if each is None else to_fp32(tape, each) for each in (weight, bias))
     affine = (weight is not None) + (bias is not None)
@@ -176,19 +180,22 @@ def strided(x: Tensor) -> Tensor:
 
 
 def reshaped(tape: Tape, x: Tensor) -> Tensor:
-    """A view in another shape and order, whose gradient is copied where it cannot be viewed in the old shape."""
+    """A view in another shape and order, whose gradient is copied where it cannot be viewed in the
+    old shape."""
     return strided(viewed(tape, x))
 
 
 def viewed(tape: Tape, x: Tensor) -> Tensor:
-    """A view in another shape, whose gradient is copied where it cannot be viewed in the old one."""
+    """A view in another shape, whose gradient is copied where it cannot be viewed in the old
+    one."""
     out = x.view()
     out.node, out.slot = tape.node((x,), lambda _, grads: (_viewable(tape, grads[0]),)), 0
     return out
 
 
 def swapped(tape: Tape, x: Tensor) -> Tensor:
-    """A matrix product's result with its dimensions swapped: the gradient comes swapped and is copied."""
+    """A matrix product's result with its dimensions swapped: the gradient comes swapped and is
+    copied."""
     out = strided(x.view())
     out.node, out.slot = tape.node((x,), lambda _, grads: (tape.new(grads[0].numel, grads[0].itemsize, "clone"),)), 0
     return out
@@ -203,7 +210,8 @@ def _rows(tape: Tape, x: Tensor) -> Tensor:
 
 
 def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transposed: bool = False) -> Tensor:
-    """`bmm` of two batches of matrices over a common dimension of `inner`, of which b may be transposed. b's gradient comes first."""
+    """`bmm` of two batches of matrices over a common dimension of `inner`, of which b may be
+    transposed. b's gradient comes first."""
     a, b = autocast(tape, a), autocast(tape, b)
     sizes = (a.numel, b.numel)
     operations = 2 * numel * inner
@@ -222,7 +230,8 @@ def product(tape: Tape, a: Tensor, b: Tensor, numel: int, *, inner: int, transpo
 
 
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool = False) -> Tensor:
-    """`F.linear` of x [..., inputs]: `addmm` with a bias, `mm` without or where x is copied; under ZeRO-3 DeepSpeed's own."""
+    """`F.linear` of x [..., inputs]: `addmm` with a bias, `mm` without or where x is copied; under
+    ZeRO-3 DeepSpeed's own."""
     if tape.zero3_linear:
         return _zero3_linear(tape, x, weight, bias, inputs, is_matrix=is_matrix)
     bias = None if bias is None else autocast(tape, bias)
@@ -234,7 +243,8 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: i
 
 
 def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Tensor | None = None, *, is_matrix: bool = False) -> Tensor:
-    """Through a view of x as rows, unless it is a matrix: what is to be done with a gradient of the parameters comes before that of x."""
+    """Through a view of x as rows, unless it is a matrix: what is to be done with a gradient of the
+    parameters comes before that of x."""
     x = x if is_matrix else viewed(tape, x)
     of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
     operations = 2 * (of_x // inputs) * of_weight
@@ -258,8 +268,9 @@ def _matrix_product(tape: Tape, x: Tensor, weight: Tensor, inputs: int, bias: Te
 
 
 def _sum_of_rows(tape: Tape, numel: int, columns: int, itemsize: int, out_itemsize: int | None = None) -> Tensor:
-    """The gradient of a bias: the sum over the rows of [numel / columns, columns]. Where several blocks of threads share a column, they
-    leave their parts in global memory until the sum is done (`reductions.py`)."""
+    """The gradient of a bias: the sum over the rows of [numel / columns, columns]. Where several
+    blocks of threads share a column, they leave their parts in global memory until the sum is done
+    (`reductions.py`)."""
     out_itemsize = out_itemsize or itemsize
     out = tape.new(columns, out_itemsize, "sum")
     is_half = itemsize < FP32
@@ -276,7 +287,8 @@ def _add_bias(tape: Tape, x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _zero3_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int, *, is_matrix: bool) -> Tensor:
-    """`LinearFunctionForZeroStage3`: saves its arguments as they came, and casts and copies them again in backward."""
+    """`LinearFunctionForZeroStage3`: saves its arguments as they came, and casts and copies them
+    again in backward."""
     half = tape.precision.autocast
     of_x, of_weight, of_bias = x.numel, weight.numel, 0 if bias is None else bias.numel
     operations = 2 * (of_x // inputs) * of_weight
@@ -322,7 +334,8 @@ def _product_with(tape: Tape, x: Tensor, itemsize: int, numel: int, name: str, *
 
 
 def embedding(tape: Tape, weight: Tensor, rows: int, hidden: int, indices: Tensor | None = None) -> Tensor:
-    """Rows of a table, by indices that are kept (`None`: the loop's own); its gradient is as large as the table."""
+    """Rows of a table, by indices that are kept (`None`: the loop's own); its gradient is as large
+    as the table."""
     table = weight.numel
 
     def run(node: GraphNode, grads: list[Any]) -> Sequence[Any]:

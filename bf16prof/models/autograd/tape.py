@@ -1,9 +1,12 @@
-"""A miniature of PyTorch's autograd that allocates nothing: what a model's forward and backward pass keep, and when they let go.
+"""A miniature of PyTorch's autograd that allocates nothing: what a model's forward and backward
+pass keep, and when they let go.
 
-A model family writes its forward pass with the operators of `operators.py`. Storages end when nobody holds them any more, exactly
-as in PyTorch, because Python's own reference counts decide it here as well; the graph is run backwards in PyTorch's order (`torch/csrc/
-autograd/engine.cpp`: the node that was recorded last goes first). What comes out is a list of events: storages that begin and end,
-gradients that are ready, modules that are entered and left, operations that matrix products take.
+A model family writes its forward pass with the operators of `operators.py`. Storages end when
+nobody holds them any more, exactly as in PyTorch, because Python's own reference counts decide it
+here as well; the graph is run backwards in PyTorch's order (`torch/csrc/ autograd/engine.cpp`: the
+node that was recorded last goes first). What comes out is a list of events: storages that begin and
+end, gradients that are ready, modules that are entered and left, operations that matrix products
+take.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ from bf16prof.reductions import USUAL_PROCESSOR, Processor
 from bf16prof.vocabulary import Component, Label
 
 LOCAL = 2
-"""`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's argument."""
+"""`sys.getrefcount` of what one variable (or attribute) holds alone: that one and the call's
+argument."""
 LAST = 1 << 60
-"""Gradients of parameters are entered as soon as they are there (`sequence_nr` of `AccumulateGrad`, accumulate_grad.h)."""
+"""Gradients of parameters are entered as soon as they are there (`sequence_nr` of `AccumulateGrad`,
+accumulate_grad.h)."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast); whether the half precision is fp16.
+    """The dtypes of a forward pass: bytes of a parameter, and of autocast's dtype (0: no autocast);
+    whether the half precision is fp16.
 
     `has_fp32_islands`: CUDA's autocast runs norms and softmax in fp32, a CPU's does not.
     """
@@ -54,7 +60,8 @@ class Storage:
 
 
 class Pin:
-    """A view of a gathered parameter (ZeRO-3): holds the parameter's memory even when DeepSpeed lets go of it."""
+    """A view of a gathered parameter (ZeRO-3): holds the parameter's memory even when DeepSpeed
+    lets go of it."""
 
     __slots__ = ("_events", "_number", "_parameter")
     bytes = 0
@@ -68,13 +75,16 @@ class Pin:
 
 
 STRIDED, VIEWABLE, CONTIGUOUS = range(3)
-"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a matrix product has; in order."""
+"""How the elements lie in memory: a view in another shape has to copy them; it has not, but a
+matrix product has; in order."""
 
 
 class Tensor:
-    """A tensor: its storage, elements, bytes per element, the node that made it, and how its elements lie in memory.
+    """A tensor: its storage, elements, bytes per element, the node that made it, and how its
+    elements lie in memory.
 
-    `is_view`: not the tensor that the storage was made for. PyTorch's views hold that one, and so a second time the storage.
+    `is_view`: not the tensor that the storage was made for. PyTorch's views hold that one, and so a
+    second time the storage.
     """
 
     __slots__ = ("__weakref__", "is_view", "itemsize", "layout", "node", "numel", "slot", "storage")
@@ -110,7 +120,8 @@ Run = Callable[["GraphNode", list[Any]], Sequence[Any]]
 
 
 class GraphNode:
-    """A function of the graph: who gets its gradients, in how many elements of what size, what it saved, and how it computes them."""
+    """A function of the graph: who gets its gradients, in how many elements of what size, what it
+    saved, and how it computes them."""
 
     __slots__ = ("__weakref__", "edges", "run", "saved", "sequence", "sizes")
 
@@ -139,7 +150,8 @@ def _accumulate(tape: Tape, key: ParameterKey) -> Run:
 
 
 class StopRecomputation(Exception):
-    """Everything that backward needs of a checkpointed layer has been recomputed (`torch.utils.checkpoint`, early stop)."""
+    """Everything that backward needs of a checkpointed layer has been recomputed
+    (`torch.utils.checkpoint`, early stop)."""
 
 
 class RecomputedTensor:
@@ -161,7 +173,8 @@ class RecomputedTensor:
 
 
 class Frame:
-    """A checkpointed layer: its function and its input, and what its recomputation saved (`checkpoint.py`, _CheckpointFrame)."""
+    """A checkpointed layer: its function and its input, and what its recomputation saved
+    (`checkpoint.py`, _CheckpointFrame)."""
 
     def __init__(self, tape: Tape, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self._tape, self._function, self._inputs = tape, function, inputs
@@ -260,7 +273,8 @@ class Tape:
         return Pin(self.events, self._pins, tensor)
 
     def node(self, inputs: Sequence[Tensor | None], run: Run, *saved: Tensor | None) -> GraphNode | None:
-        """The node of an operator, if any input needs a gradient. It saves its inputs before the operator runs."""
+        """The node of an operator, if any input needs a gradient. It saves its inputs before the
+        operator runs."""
         if all(each is None or each.node is None for each in inputs):
             return None
         self._sequence += 1
@@ -281,7 +295,8 @@ class Tape:
         self.events.append(Event(kind, subject, 0))
 
     def keep(self, tensor: Tensor, label: Label) -> None:
-        """The training loop holds the tensor from now on, under the label of the variable that holds it."""
+        """The training loop holds the tensor from now on, under the label of the variable that
+        holds it."""
         self._kept.append(tensor)
         storage: Storage = tensor.storage
         self.events += (Event("memory", storage.label, -storage.bytes), Event("memory", label, storage.bytes))
@@ -328,7 +343,8 @@ class Tape:
         return self._alias(x, lambda: self.mark("cut", SectionKey("backward", preceding)))
 
     def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters (`zero/parameter_offload.py`).
+        """Call a module: under ZeRO-3 with the hooks that fetch and release its parameters
+        (`zero/parameter_offload.py`).
 
         `inputs` are the positional ones; hooks see no others.
         """
@@ -399,13 +415,15 @@ class Tape:
                     heapq.heappush(ready, (-following.sequence, pushed, following))
 
     def _validated(self, grad: Tensor, numel: int, itemsize: int) -> Tensor:
-        """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where the input was repeated."""
+        """`validate_outputs`: a gradient in the shape and dtype of its input. It is summed where
+        the input was repeated."""
         if grad.numel != numel:
             grad = self.new(numel, grad.itemsize, "sum")
         return grad if grad.itemsize == itemsize else self.new(numel, itemsize, "_to_copy", None, grad.layout)
 
     def _receive(self, buffer: list[Any], slot: int, outputs: list[Any], index: int) -> None:
-        """`InputBuffer::add`: a second gradient is added to the first; in a new tensor where somebody else holds the first."""
+        """`InputBuffer::add`: a second gradient is added to the first; in a new tensor where
+        somebody else holds the first."""
         buffer += [None] * (slot + 1 - len(buffer))
         grad, outputs[index] = outputs[index], None
         if grad is None:

@@ -1,4 +1,5 @@
-"""The torch modules of the model families: token ids [batch, sequence] in, logits [batch, sequence, vocabulary] out.
+"""The torch modules of the model families: token ids [batch, sequence] in, logits [batch, sequence,
+vocabulary] out.
 
 `build` makes any model of a profile; those that are not ours are made in `models/foreign.py`.
 """
@@ -63,7 +64,8 @@ def build(model: Model, *, activation_checkpointing: bool | Checkpointing | None
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, *extra: Tensor, checkpointing: bool) -> Tensor:
-    """Run layers one after the other on x [batch, sequence, hidden]; with checkpointing keep only each layer's input."""
+    """Run layers one after the other on x [batch, sequence, hidden]; with checkpointing keep only
+    each layer's input."""
     from torch.utils.checkpoint import checkpoint
 
     for layer in layers:

@@ -1,4 +1,5 @@
-"""Both ends of a model as layers of a pipeline: learned positions, and a head that is the embedding."""
+"""Both ends of a model as layers of a pipeline: learned positions, and a head that is the
+embedding."""
 
 from __future__ import annotations
 

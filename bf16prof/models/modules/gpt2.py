@@ -1,4 +1,5 @@
-"""GPT-2 (see `shapes/gpt2.py`): causal scaled-dot-product attention, tanh GELU, no dropout (so that runs repeat)."""
+"""GPT-2 (see `shapes/gpt2.py`): causal scaled-dot-product attention, tanh GELU, no dropout (so that
+runs repeat)."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ class Gpt2Model(nn.Module):
 
 
 def pipeline_layers(model: ModelSettings) -> list[Any]:
-    """The model as DeepSpeed's PipelineModule takes it: the head is the embedding again, unless they are untied."""
+    """The model as DeepSpeed's PipelineModule takes it: the head is the embedding again, unless
+    they are untied."""
     from deepspeed.runtime.pipe.module import LayerSpec, TiedLayerSpec
 
     vocabulary, hidden = model.vocab_size, model.hidden_size

@@ -1,4 +1,5 @@
-"""Llama (see `shapes/llama.py`): rotary positions, RMSNorm, SwiGLU and grouped-query attention through PyTorch's SDPA."""
+"""Llama (see `shapes/llama.py`): rotary positions, RMSNorm, SwiGLU and grouped-query attention
+through PyTorch's SDPA."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ NORM_EPSILON = 1e-5
 
 
 class LlamaAttention(nn.Module):
-    """Causal grouped-query attention. x: [batch, sequence, hidden]; cos, sin: [sequence, head width]."""
+    """Causal grouped-query attention. x: [batch, sequence, hidden]; cos, sin: [sequence, head
+    width]."""
 
     def __init__(self, hidden: int, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -102,20 +104,23 @@ class LlamaModel(nn.Module):
 
 
 def _rotary(sequence: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [sequence, width] of the rotary angles, computed in fp32, in the dtype and on the device of `like`."""
+    """Cosines and sines [sequence, width] of the rotary angles, computed in fp32, in the dtype and
+    on the device of `like`."""
     frequencies = ROPE_BASE ** (-torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(sequence, device=like.device, dtype=torch.float32), frequencies).repeat(1, 2)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + width / 2) of x [batch, heads, sequence, width] by the rotary angles."""
+    """Turn the pairs (i, i + width / 2) of x [batch, heads, sequence, width] by the rotary
+    angles."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class RotaryBlock(LlamaBlock):
-    """A block that makes the rotary angles itself: what a stage of a pipeline hands on is x alone."""
+    """A block that makes the rotary angles itself: what a stage of a pipeline hands on is x
+    alone."""
 
     def __init__(self, model: ModelSettings) -> None:
         super().__init__(model)

@@ -1,4 +1,5 @@
-"""The model of the published example (see `shapes/transformer_postln.py`): no causal mask, no dropout, as published."""
+"""The model of the published example (see `shapes/transformer_postln.py`): no causal mask, no
+dropout, as published."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from bf16prof.profiles.models import ModelSettings
 
 
 class PostLnBlock(nn.Module):
-    """Self-attention and MLP, each followed by a residual sum and a layer norm. x: [batch, sequence, hidden]."""
+    """Self-attention and MLP, each followed by a residual sum and a layer norm. x: [batch,
+    sequence, hidden]."""
 
     def __init__(self, hidden: int, heads: int, intermediate: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The parameter inventory: every parameter of a model, in the order in which `nn.Module.parameters()` yields them, without torch."""
+"""The parameter inventory: every parameter of a model, in the order in which
+`nn.Module.parameters()` yields them, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from bf16prof.profiles.models import HuggingFaceSettings, Model, ModelSettings
 from bf16prof.profiles.names import unknown
 
 CAST_BY_AUTOCAST = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
-"""Classes whose own parameters DeepSpeed communicates in autocast's dtype (`runtime/torch_autocast.py`, LOWER_PRECISION_SAFE_MODULES)."""
+"""Classes whose own parameters DeepSpeed communicates in autocast's dtype
+(`runtime/torch_autocast.py`, LOWER_PRECISION_SAFE_MODULES)."""
 
 
 class NoInventory(InputError):
@@ -23,9 +25,11 @@ class NoInventory(InputError):
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One parameter: its name, its shape, the class of the module that holds it, and that of another one that shares it.
+    """One parameter: its name, its shape, the class of the module that holds it, and that of
+    another one that shares it.
 
-    `also`: its other names, where it has some that are not the usual one (`TIED_HEAD`). `trainable`: whether it has a gradient.
+    `also`: its other names, where it has some that are not the usual one (`TIED_HEAD`).
+    `trainable`: whether it has a gradient.
     """
 
     name: str
@@ -56,9 +60,11 @@ def families() -> list[str]:
 
 
 def inventory(model: Model) -> list[ParameterSpec]:
-    """The parameters of a model, each shared one once; those of a safetensors file where the model names one.
+    """The parameters of a model, each shared one once; those of a safetensors file where the model
+    names one.
 
-    Raises `NoInventory` when only building the model tells, `InputError` when a family is unknown or its sizes do not fit together.
+    Raises `NoInventory` when only building the model tells, `InputError` when a family is unknown
+    or its sizes do not fit together.
     """
     if isinstance(model, ModelSettings):
         return _inventory(model)
@@ -70,8 +76,9 @@ def inventory(model: Model) -> list[ParameterSpec]:
 def _of_hugging_face(model: HuggingFaceSettings) -> list[ParameterSpec]:
     """Of a safetensors file as it lists them, else of the model that transformers builds.
 
-    A file does not say which class holds a tensor: for autocast, one of two dimensions or more counts as that of an `nn.Linear`, any other
-    as not cast, so that both kinds of reduce bucket are there, as in every model with linear layers and norms.
+    A file does not say which class holds a tensor: for autocast, one of two dimensions or more
+    counts as that of an `nn.Linear`, any other as not cast, so that both kinds of reduce bucket are
+    there, as in every model with linear layers and norms.
     """
     from bf16prof.models.shapes.huggingface import skeleton
 

@@ -1,6 +1,8 @@
-"""GPT-2 (Radford et al. 2019): learned positions, causal pre-LN blocks with biases, the head tied to the embedding by default.
+"""GPT-2 (Radford et al. 2019): learned positions, causal pre-LN blocks with biases, the head tied
+to the embedding by default.
 
-Sizes and order as in Hugging Face's GPT2LMHeadModel; the projections are stored as `nn.Linear` weights (its Conv1D stores the transpose).
+Sizes and order as in Hugging Face's GPT2LMHeadModel; the projections are stored as `nn.Linear`
+weights (its Conv1D stores the transpose).
 """
 
 from __future__ import annotations

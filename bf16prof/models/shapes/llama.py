@@ -1,4 +1,5 @@
-"""Llama (Touvron et al. 2023; Llama 3, 2024): rotary positions, RMSNorm, SwiGLU, grouped-query attention, an untied head by default.
+"""Llama (Touvron et al. 2023; Llama 3, 2024): rotary positions, RMSNorm, SwiGLU, grouped-query
+attention, an untied head by default.
 
 Sizes and order as in Hugging Face's LlamaForCausalLM; no biases.
 """

@@ -1,6 +1,8 @@
-"""The model of the published example: learned positions, bidirectional post-LN blocks, an untied output head with bias.
+"""The model of the published example: learned positions, bidirectional post-LN blocks, an untied
+output head with bias.
 
-Structure: DeepSpeedExamples training/bf16_master_weight (train.py, SimpleTransformerModel); 12 parameters per layer and 4 outside.
+Structure: DeepSpeedExamples training/bf16_master_weight (train.py, SimpleTransformerModel); 12
+parameters per layer and 4 outside.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The forward passes of our own families as a `Tape` records them (no torch): the operators of `models/modules` in their order.
+"""The forward passes of our own families as a `Tape` records them (no torch): the operators of
+`models/modules` in their order.
 
-They answer for these families without torch, in any size, and are what the tracer is held against. All other models are recorded.
+They answer for these families without torch, in any size, and are what the tracer is held against.
+All other models are recorded.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from bf16prof.reductions import USUAL_PROCESSOR, Processor
 
 @dataclass(frozen=True)
 class ForwardRun:
-    """What a forward pass is run on: the model, sequences of tokens, a GPU's compute capability (`None`: a CPU), the parameters' dtype,
-    and the GPU as its reductions see it."""
+    """What a forward pass is run on: the model, sequences of tokens, a GPU's compute capability
+    (`None`: a CPU), the parameters' dtype, and the GPU as its reductions see it."""
 
     model: Model
     batch: int
@@ -28,7 +30,8 @@ class ForwardRun:
     capability: tuple[int, int] | None
     dtype: str
     keeps_outputs: bool = True
-    """Whether the training loop still has the model's outputs in backward (`profiles/schema.py`)."""
+    """Whether the training loop still has the model's outputs in backward
+    (`profiles/schema.py`)."""
     processor: Processor = USUAL_PROCESSOR
 
     @property
@@ -39,7 +42,8 @@ class ForwardRun:
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A model of our own families on a tape: the loop computes the loss of its logits. All layers are alike."""
+    """A model of our own families on a tape: the loop computes the loss of its logits. All layers
+    are alike."""
 
     run: ForwardRun
 
@@ -55,7 +59,8 @@ class OwnNetwork:
         return self.model.intermediate_size or 4 * self.model.hidden_size
 
     def loss(self, tape: Tape, layers: Sequence[int]) -> Tensor:
-        """Record the forward pass with only these layers, up to the loss; marks when the loop has the logits, and when the loss."""
+        """Record the forward pass with only these layers, up to the loss; marks when the loop has
+        the logits, and when the loss."""
         family = importlib.import_module(f"{__name__}.{self.model.family.replace('-', '_')}")
         logits = tape.module("", lambda: family.forward(tape, self, layers))
         if self.run.keeps_outputs:

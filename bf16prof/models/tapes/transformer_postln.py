@@ -1,4 +1,5 @@
-"""The model of the published example (see `modules/transformer_postln.py`): `nn.MultiheadAttention` with averaged weights."""
+"""The model of the published example (see `modules/transformer_postln.py`): `nn.MultiheadAttention`
+with averaged weights."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def _attention(tape: Tape, net: OwnNetwork, inputs: Sequence[Tensor], weights: l
 
 
 def _projected(tape: Tape, net: OwnNetwork, given: Sequence[Tensor]) -> list[Tensor]:
-    """`_in_projection_packed`: one product for the three, or three when ZeRO-3's hooks made them different tensors."""
+    """`_in_projection_packed`: one product for the three, or three when ZeRO-3's hooks made them
+    different tensors."""
     hidden = net.model.hidden_size
     weight, bias = tape.parameter("attention.in_proj_weight", 3 * hidden * hidden), tape.parameter("attention.in_proj_bias", 3 * hidden)
     inputs = [strided(each.view()) if net.run.batch > 1 else each for each in given]

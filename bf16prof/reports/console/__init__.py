@@ -1,6 +1,8 @@
-"""Records on a terminal, or in a pipe: the estimate grid, plans, the breakdown of one record, the reconciliation, the summary of a run.
+"""Records on a terminal, or in a pipe: the estimate grid, plans, the breakdown of one record, the
+reconciliation, the summary of a run.
 
-Every function prints on the `Console` it is given; `make_console` makes one that keeps to NO_COLOR, FORCE_COLOR and COLUMNS.
+Every function prints on the `Console` it is given; `make_console` makes one that keeps to NO_COLOR,
+FORCE_COLOR and COLUMNS.
 """
 
 from bf16prof.reports.console.answer import answer

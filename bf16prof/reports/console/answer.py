@@ -1,4 +1,5 @@
-"""The answer of a command that has runs to show: one screen, or with `-v` everything that is known."""
+"""The answer of a command that has runs to show: one screen, or with `-v` everything that is
+known."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from bf16prof.runs import Run
 
 
 def answer(runs: Sequence[Run], console: Console, *, verbose: bool) -> None:
-    """Print what was asked, the verdict, the picture, the table and what failed; verbosely every quantity and item of every case."""
+    """Print what was asked, the verdict, the picture, the table and what failed; verbosely every
+    quantity and item of every case."""
     if verbose:
         reconciliation(runs, console)
     else:

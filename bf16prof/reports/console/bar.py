@@ -1,4 +1,5 @@
-"""Memory as a bar of characters: a letter per component, on its colour where there are colours, up to what the allocator may hold."""
+"""Memory as a bar of characters: a letter per component, on its colour where there are colours, up
+to what the allocator may hold."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ _FREE, _LIMIT, _UNTOLD = ".", "|", "?"
 
 
 def memory_bar(parts: Mapping[Component, int], total: int, limit: int | None, console: Console) -> None:
-    """Print the bytes of each component, what is left of the total and what is free, then what the letters mean.
+    """Print the bytes of each component, what is left of the total and what is free, then what the
+    letters mean.
 
-    The bar is as long as the limit, or as the total where that is more; its limit is a vertical line.
+    The bar is as long as the limit, or as the total where that is more; its limit is a vertical
+    line.
     """
     width = min(console.width, WIDEST)
     whole = max(total, limit or 0)

@@ -1,4 +1,5 @@
-"""One record, component by component and item by item: where the bytes went, and who allocated them."""
+"""One record, component by component and item by item: where the bytes went, and who allocated
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _COLUMNS = (Column("component", "left", key=True), Column("size"), Column("bytes
 
 
 def breakdown(record: MemoryRecord, console: Console) -> None:
-    """Print the components of one record, largest first, with their items; the same for its peak; its other totals, verdict and notes."""
+    """Print the components of one record, largest first, with their items; the same for its peak;
+    its other totals, verdict and notes."""
     heading(console, Text.assemble(case_label(record.case), f", {record.source}, {inert(record.case.profile)}"))
     rows: list[list[Text | str]] = []
     for component, size in sorted(record.components.items(), key=lambda pair: -pair[1]):

@@ -18,7 +18,8 @@ SMALLEST = 0.01
 
 
 def changes_view(changes: Sequence[Change], console: Console) -> None:
-    """Print the single changes that save most, the largest first; nothing where none saves enough."""
+    """Print the single changes that save most, the largest first; nothing where none saves
+    enough."""
     worth = sorted((c for c in changes if c.saved_bytes >= (c.plan.peak_bytes + c.saved_bytes) * SMALLEST), key=lambda c: -c.saved_bytes)
     if not worth:
         return

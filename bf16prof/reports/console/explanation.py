@@ -1,4 +1,5 @@
-"""An out-of-memory message in words: the numbers, what follows from them, what was predicted, what would fit."""
+"""An out-of-memory message in words: the numbers, what follows from them, what was predicted, what
+would fit."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _CHANGES = (Column("change", "left", key=True), Column("saves"), Column("needs")
 
 
 def explanation_view(found: Explanation, proved: Sequence[tuple[str, int, bool]], console: Console) -> None:
-    """Print an explanation. `proved`: what a log without a message says, as (quantity, bytes, whether it is a lower bound)."""
+    """Print an explanation. `proved`: what a log without a message says, as (quantity, bytes,
+    whether it is a lower bound)."""
     if found.failure:
         heading(console, Text(f"{mark(console, 'bad')} {inert(found.failure, 400)}"))
     else:

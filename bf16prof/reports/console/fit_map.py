@@ -1,4 +1,5 @@
-"""The map of a grid in characters: for each recipe GPUs across, ZeRO stages down, and in each cell what is left in GiB."""
+"""The map of a grid in characters: for each recipe GPUs across, ZeRO stages down, and in each cell
+what is left in GiB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One table that is never split: where there is no room for all columns, those that a reader misses least go first."""
+"""One table that is never split: where there is no room for all columns, those that a reader misses
+least go first."""
 
 from __future__ import annotations
 

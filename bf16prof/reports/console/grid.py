@@ -1,4 +1,5 @@
-"""The estimate grid: ZeRO stages and GPU counts down, precision recipes across, and in each cell the bytes and whether they fit."""
+"""The estimate grid: ZeRO stages and GPU counts down, precision recipes across, and in each cell
+the bytes and whether they fit."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ def estimate_grid(
 ) -> None:
     """Print one grid per profile and device.
 
-    Cells of a GPU say what is left free, or what is missing. `textbook` adds one row per named rule (16N and the like) under each estimate,
-    with its signed error against the estimate.
+    Cells of a GPU say what is left free, or what is missing. `textbook` adds one row per named rule
+    (16N and the like) under each estimate, with its signed error against the estimate.
     """
     for profile, device in dict.fromkeys((r.case.profile, r.device) for r in records):
         chosen = [r for r in records if (r.case.profile, r.device) == (profile, device)]

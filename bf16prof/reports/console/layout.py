@@ -1,7 +1,8 @@
 """The console itself, and the one way in which all tables are laid out on it.
 
-A table that is wider than the console folds its last column, if that has words and room for some of them; else it is split into several,
-one under the other, each with the key columns repeated. Nothing is cut off, neither in a narrow terminal nor in a pipe.
+A table that is wider than the console folds its last column, if that has words and room for some of
+them; else it is split into several, one under the other, each with the key columns repeated.
+Nothing is cut off, neither in a narrow terminal nor in a pipe.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _GAP = 2
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. Key columns are repeated when the table is split, and folded where they are long."""
+    """A column of a table. Key columns are repeated when the table is split, and folded where they
+    are long."""
 
     header: str
     justify: Literal["left", "right"] = "right"
@@ -41,9 +43,11 @@ class Column:
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A console on stdout or stderr. A terminal or COLUMNS limits its width; a pipe is as wide as the tables need.
+    """A console on stdout or stderr. A terminal or COLUMNS limits its width; a pipe is as wide as
+    the tables need.
 
-    NO_COLOR and FORCE_COLOR are rich's own. A character that the stream cannot encode is printed as `?` instead of ending the program.
+    NO_COLOR and FORCE_COLOR are rich's own. A character that the stream cannot encode is printed as
+    `?` instead of ending the program.
     """
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
@@ -82,7 +86,8 @@ def note(console: Console, text: str) -> None:
 
 
 def mark(console: Console, name: Literal["good", "warn", "bad"]) -> str:
-    """A symbol for a verdict, so that colour is never the only sign; ASCII where the stream cannot encode the nicer one."""
+    """A symbol for a verdict, so that colour is never the only sign; ASCII where the stream cannot
+    encode the nicer one."""
     plain = {"good": "+", "warn": "!", "bad": "x"}
     return (SYMBOLS if console.encoding.lower().startswith("utf") else plain)[name]
 
@@ -127,7 +132,8 @@ def _longest_word(header: str, cells: Sequence[Text]) -> int:
 
 
 def _split(width: int, widths: Sequence[int], keys: Sequence[int], floor: int) -> tuple[int, list[list[int]]]:
-    """The columns left beside the keys, and the value columns in groups that fit there. Keys fold between words, below `floor` within."""
+    """The columns left beside the keys, and the value columns in groups that fit there. Keys fold
+    between words, below `floor` within."""
     room = width - min(floor, width // 2)
     parts: list[list[int]] = [[]]
     used = 0

@@ -1,4 +1,5 @@
-"""Losses and the price in learning, where there is more to say than the summary's first and last loss."""
+"""Losses and the price in learning, where there is more to say than the summary's first and last
+loss."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ def learning(runs: Sequence[Run], console: Console) -> None:
 
 
 def losses_in_numbers(views: Sequence[CaseView], console: Console) -> None:
-    """Print one row per case with its statistics: where there are several seeds, a gap between cases, a loss that was not finite, or
-    statistics that were published; nothing else, as the summary says the losses."""
+    """Print one row per case with its statistics: where there are several seeds, a gap between
+    cases, a loss that was not finite, or statistics that were published; nothing else, as the
+    summary says the losses."""
     groups = seed_groups(views)
     lost = any(found.lost for group in groups for found in group.statistics)
     told = lost or any(len(group.views) > 1 for group in groups) or any(view.main.loss_summary for view in views) or loss_gaps(groups)
@@ -41,7 +43,8 @@ def losses_in_numbers(views: Sequence[CaseView], console: Console) -> None:
 
 
 def price_in_learning(views: Sequence[CaseView], console: Console) -> None:
-    """Print one row per case whose updates were watched, and of each what casts would have made of its values."""
+    """Print one row per case whose updates were watched, and of each what casts would have made of
+    its values."""
     if found := price_table(views):
         _print(found, console)
     for view in views:

@@ -1,6 +1,8 @@
-"""One screen of an answer, in the same order everywhere: what was asked, the verdict, the picture, the table.
+"""One screen of an answer, in the same order everywhere: what was asked, the verdict, the picture,
+the table.
 
-What to change and the next command follow, which the command knows. Everything else is in `-v` and on the page.
+What to change and the next command follow, which the command knows. Everything else is in `-v` and
+on the page.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ _Column = tuple[str, Callable[[CaseView], Text], int]
 
 
 def outcome(runs: Sequence[Run], console: Console) -> None:
-    """Print what was asked, the verdict on all cases, the peak of one as a bar, and one row per case, of a grid a map.
+    """Print what was asked, the verdict on all cases, the peak of one as a bar, and one row per
+    case, of a grid a map.
 
-    Of one case from a log the table has a row for each quantity that was logged: logs seldom hold both of those that the columns name.
+    Of one case from a log the table has a row for each quantity that was logged: logs seldom hold
+    both of those that the columns name.
     """
     views = run_views(runs)
     asked([record for run in runs for record in run.records], console)
@@ -65,7 +69,8 @@ def _is_logged(view: CaseView) -> bool:
 
 
 def verdicts(runs: Sequence[Run], views: Sequence[CaseView]) -> list[tuple[Style, str]]:
-    """What came of it, one sentence each: how the cases ended, whether they fit, how good the predictions were."""
+    """What came of it, one sentence each: how the cases ended, whether they fit, how good the
+    predictions were."""
     said: list[tuple[Style, str]] = []
     statuses = [case.status for run in runs for case in run.manifest.cases]
     ended = [status for status in statuses if status is not Status.FINISHED]
@@ -122,7 +127,8 @@ def _within(worst: tuple[CaseView, Line, Source]) -> str:
 
 
 def picture(view: CaseView, console: Console) -> None:
-    """Print the peak of a case as a bar of its components against the limit; what is held between steps where no more is known."""
+    """Print the peak of a case as a bar of its components against the limit; what is held between
+    steps where no more is known."""
     record = next((r for r in (view.main, *view.predictions) if r.peak_components), view.main)
     parts = record.peak_components or (record.components if record.peak_allocated_bytes is None else {})
     total, limit = sum(parts.values()) or needs(view), limit_of(view)
@@ -134,20 +140,23 @@ def picture(view: CaseView, console: Console) -> None:
 
 
 def _instant(record: MemoryRecord, *, told_apart: bool) -> str:
-    """The moment that the bar shows: of a record whose components are known between steps only, that one."""
+    """The moment that the bar shows: of a record whose components are known between steps only,
+    that one."""
     if record.peak_allocated_bytes is not None:
         return "at the training peak" + (f", in {record.peak_phase}" if record.peak_phase else "")
     return "between steps" if told_apart or record.run_peak_allocated_bytes is None else "at the peak of the whole run"
 
 
 def _best(view: CaseView) -> MemoryRecord | None:
-    """The prediction to show beside the measurement: the dry run, which knows the peaks everywhere, else the estimate."""
+    """The prediction to show beside the measurement: the dry run, which knows the peaks everywhere,
+    else the estimate."""
     known = {record.source: record for record in view.predictions}
     return known.get(Source.SIMULATE) or known.get(Source.ESTIMATE)
 
 
 def _table(views: Sequence[CaseView], width: int) -> Table:
-    """One row per case. Where there is no room for all columns, the predicted bytes go first: their errors stay."""
+    """One row per case. Where there is no room for all columns, the predicted bytes go first: their
+    errors stay."""
     columns = _Columns(views)
     every = columns.measured() if any(view.reference for view in views) else columns.predicted()
     fitting = [Fitted(header, drop, "left" if header == "case" else "right") for header, _, drop in every]
@@ -155,7 +164,8 @@ def _table(views: Sequence[CaseView], width: int) -> Table:
 
 
 class _Columns:
-    """The columns of a table over these cases, bytes and seconds in one unit each, which the headers name."""
+    """The columns of a table over these cases, bytes and seconds in one unit each, which the
+    headers name."""
 
     def __init__(self, views: Sequence[CaseView]) -> None:
         self._divisor, self._unit = scale(max((needs(view) for view in views), default=0))

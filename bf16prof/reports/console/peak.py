@@ -1,4 +1,5 @@
-"""What is alive at the training peak, by component and by name, and whether the job has room on its GPU."""
+"""What is alive at the training peak, by component and by name, and whether the job has room on its
+GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _ITEMS = (Column("largest", "left", key=True), Column("component", "left"), Colu
 
 
 def training_peak(record: MemoryRecord, console: Console) -> None:
-    """Print what a record knows of the moment of its training peak: a table by component, then the largest tensors by name."""
+    """Print what a record knows of the moment of its training peak: a table by component, then the
+    largest tensors by name."""
     peak_components(record, console)
     if record.peak_items:
         table(console, _ITEMS, _item_rows(record))

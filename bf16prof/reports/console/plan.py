@@ -1,4 +1,5 @@
-"""What fits a GPU, for a person who has to choose: the ranked plans, what the first of them is made of, and what the others lose."""
+"""What fits a GPU, for a person who has to choose: the ranked plans, what the first of them is made
+of, and what the others lose."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _FOLDED = {"micro-batch": "micro-\nbatch", "tokens/s at most": "tokens/s\nat mos
 def plan_view(
     outlook: Outlook, console: Console, *, profile: str, parameters: int, record: MemoryRecord | None, verbose: bool = False
 ) -> None:
-    """Print an outlook: on one screen, or all that is known of each plan. `record`: that of the first plan."""
+    """Print an outlook: on one screen, or all that is known of each plan. `record`: that of the
+    first plan."""
     if record is not None and not verbose:
         _one_screen(outlook, console, record)
         return
@@ -54,7 +56,8 @@ def plan_sizes(outlooks: Sequence[Outlook], console: Console, *, profile: str, p
 
 
 def _one_screen(outlook: Outlook, console: Console, record: MemoryRecord) -> None:
-    """The verdict on the first choice, its peak as a bar, one row per plan, and how far the first choice goes."""
+    """The verdict on the first choice, its peak as a bar, one row per plan, and how far the first
+    choice goes."""
     first = outlook.plans[0]
     style = STYLES[first.verdict] if first.verdict else "good"
     console.print(Text(f"{mark(console, style)} {plan_rows.first_choice(outlook)}", CONSOLE[style]))

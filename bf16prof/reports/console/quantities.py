@@ -1,4 +1,5 @@
-"""One case in detail: a row per quantity, a column per source, and the difference of each prediction."""
+"""One case in detail: a row per quantity, a column per source, and the difference of each
+prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from bf16prof.vocabulary import Source
 
 
 def quantities(view: CaseView, console: Console, *, logged_only: bool = False) -> None:
-    """Print every quantity of a case by source, with what each prediction misses. `logged_only`: those that the reference knows."""
+    """Print every quantity of a case by source, with what each prediction misses. `logged_only`:
+    those that the reference knows."""
     known = view.reference.source if logged_only and view.reference else None
     lines = [line for line in view.lines() if known is None or known in line.values]
     compared = {source for line in lines for source in (*line.differences, *line.consistent)}

@@ -1,4 +1,5 @@
-"""Predictions beside the measurement: every quantity of each case with its signed difference, then one row per case."""
+"""Predictions beside the measurement: every quantity of each case with its signed difference, then
+one row per case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a run was and how it ended: its machine, the status of each case, and the end of the log where a case failed."""
+"""What a run was and how it ended: its machine, the status of each case, and the end of the log
+where a case failed."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def run_summary(run: Run, console: Console) -> None:
 
 
 def failures(run: Run, console: Console, *, named: bool = False) -> None:
-    """Print what went wrong in each case in which something did: the message, what was predicted, the end of the log.
+    """Print what went wrong in each case in which something did: the message, what was predicted,
+    the end of the log.
 
     `named`: by its run.
     """

@@ -1,1 +1,2 @@
-"""`torch.cuda` as a script sees it on a machine without a GPU: every CUDA device is the one that stands for it."""
+"""`torch.cuda` as a script sees it on a machine without a GPU: every CUDA device is the one that
+stands for it."""

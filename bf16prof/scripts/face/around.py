@@ -1,4 +1,5 @@
-"""What else knows CUDA: default devices, generators, autocast, and the tensors that stand for a GPU's."""
+"""What else knows CUDA: default devices, generators, autocast, and the tensors that stand for a
+GPU's."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from bf16prof.scripts.face.module import Row
 
 
 def replacements(home: torch.device) -> Iterator[Row]:
-    """All that is replaced. Autocast on the device that stands for the GPU is the CPU's to PyTorch."""
+    """All that is replaced. Autocast on the device that stands for the GPU is the CPU's to
+    PyTorch."""
     real_context = _device.DeviceContext.__init__
 
     def context(self: Any, device: Any) -> None:
@@ -96,7 +98,8 @@ def _of_the_cpu(real: Any, name: str) -> Any:
 
 
 def tensors(cls: Any, home: torch.device, index: int) -> Iterator[Row]:
-    """What tensors of a class say of their device: those on `home` are the GPU's to the script, and at home to PyTorch and DeepSpeed."""
+    """What tensors of a class say of their device: those on `home` are the GPU's to the script, and
+    at home to PyTorch and DeepSpeed."""
     real = cls.device
     cuda = torch.device("cuda", index)
 
@@ -113,7 +116,8 @@ def tensors(cls: Any, home: torch.device, index: int) -> Iterator[Row]:
 
 
 def cpu_autocast() -> Any:
-    """`torch.autocast` for the CPU, which every simulated device is to PyTorch, under whichever name it is asked for."""
+    """`torch.autocast` for the CPU, which every simulated device is to PyTorch, under whichever
+    name it is asked for."""
     real = torch.autocast
 
     class Autocast(real):  # type: ignore[misc, valid-type]

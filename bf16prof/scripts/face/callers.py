@@ -1,5 +1,6 @@
-"""Who is asking: the script and the libraries that it trains with, which must find a GPU, or PyTorch's and DeepSpeed's own code, which must
-not: compiled parts of theirs would go looking for a driver."""
+"""Who is asking: the script and the libraries that it trains with, which must find a GPU, or
+PyTorch's and DeepSpeed's own code, which must not: compiled parts of theirs would go looking for a
+driver."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ OURS = str(Path(__file__).parents[2])
 
 @functools.cache
 def package_of(filename: str) -> str:
-    """The installed package that a file belongs to; this one's name for its own files, empty for the user's and Python's."""
+    """The installed package that a file belongs to; this one's name for its own files, empty for
+    the user's and Python's."""
     if filename.startswith(OURS):
         return "bf16prof"
     parts = Path(filename).parts
@@ -34,7 +36,8 @@ def asked_from_inside(depth: int = 1) -> bool:
 
 
 def asked_by_deepspeed() -> bool:
-    """Whether the innermost code besides PyTorch's and this package's is DeepSpeed's, and not what it does to a script's data."""
+    """Whether the innermost code besides PyTorch's and this package's is DeepSpeed's, and not what
+    it does to a script's data."""
     frame = sys._getframe(1)
     while frame is not None and package_of(frame.f_code.co_filename) in ("torch", "bf16prof"):
         frame = frame.f_back  # type: ignore[assignment]
@@ -42,9 +45,11 @@ def asked_by_deepspeed() -> bool:
 
 
 def place(depth: int = 1) -> str | None:
-    """The script's own line that runs now, `train.py:12`; that of a library where none of the script's runs.
+    """The script's own line that runs now, `train.py:12`; that of a library where none of the
+    script's runs.
 
-    `None` where the innermost code besides PyTorch's is DeepSpeed's: what that asks for is answered by the dry run in any case.
+    `None` where the innermost code besides PyTorch's is DeepSpeed's: what that asks for is answered
+    by the dry run in any case.
     """
     frame = sys._getframe(depth + 1)
     library = ""

@@ -1,7 +1,8 @@
 """Lets every torch call that names a CUDA device work on the device that stands for it.
 
-A mode sees factories, `Tensor.to` and `.cuda`, `nn.Module.to` (`_parse_to`) and the rest of what can be overridden. Devices stay CUDA's in
-the script's hands, so that what it compares and prints is what it would find on a GPU.
+A mode sees factories, `Tensor.to` and `.cuda`, `nn.Module.to` (`_parse_to`) and the rest of what
+can be overridden. Devices stay CUDA's in the script's hands, so that what it compares and prints is
+what it would find on a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def is_cuda(value: Any) -> bool:
 
 
 def means(home: torch.device, value: Any) -> bool:
-    """Whether a value names the rank's device: a CUDA device, and where there is none "cpu:0", which to real tensors is the host."""
+    """Whether a value names the rank's device: a CUDA device, and where there is none "cpu:0",
+    which to real tensors is the host."""
     if is_cuda(value) or home.index is not None or not isinstance(value, str | torch.device):
         return is_cuda(value)
     device, _, index = str(value).partition(":")
@@ -78,7 +80,8 @@ class CudaFace(TorchFunctionMode):
         return args, kwargs
 
     def _type(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`Tensor.type`: names such as "torch.cuda.FloatTensor", of the tensor or to be made of it."""
+        """`Tensor.type`: names such as "torch.cuda.FloatTensor", of the tensor or to be made of
+        it."""
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
         if wanted is None:
             said = str(func(*args, **kwargs))
@@ -93,7 +96,8 @@ class CudaFace(TorchFunctionMode):
 
 
 def in_backward(face: CudaFace) -> Iterator[Row]:
-    """What has to be told of the mode again: autograd calls Python without it, for a function's own backward and to recompute."""
+    """What has to be told of the mode again: autograd calls Python without it, for a function's own
+    backward and to recompute."""
     real_apply, real_checkpoint = BackwardCFunction.apply, checkpoint._checkpoint_without_reentrant_generator
 
     def apply(self: Any, *gradients: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What takes the place of functions in `torch.cuda`, `torch.accelerator` and around them: answers of the GPU that is modelled."""
+"""What takes the place of functions in `torch.cuda`, `torch.accelerator` and around them: answers
+of the GPU that is modelled."""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def replacements(gpu: ModelledGpu) -> Iterator[Row]:
 
 
 def of_deepspeed(accelerator: Any, index: int) -> Iterator[Row]:
-    """The names of the device that DeepSpeed's accelerator gives to a script; DeepSpeed itself goes by those of the one at home."""
+    """The names of the device that DeepSpeed's accelerator gives to a script; DeepSpeed itself goes
+    by those of the one at home."""
     from deepspeed import DeepSpeedEngine
 
     cls = type(accelerator)
@@ -132,7 +134,8 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _named(name: str, value: Any) -> Any:
-    """A function object of its own for every name: PyTorch's compiler takes no two names for one."""
+    """A function object of its own for every name: PyTorch's compiler takes no two names for
+    one."""
     if not isinstance(value, types.FunctionType):
         return value
     copied = types.FunctionType(value.__code__, value.__globals__, name, value.__defaults__, value.__closure__)

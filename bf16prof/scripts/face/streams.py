@@ -1,4 +1,5 @@
-"""Streams and events where nothing runs behind the host: of the modelled GPU, and of a CPU that stands for one."""
+"""Streams and events where nothing runs behind the host: of the modelled GPU, and of a CPU that
+stands for one."""
 
 from __future__ import annotations
 

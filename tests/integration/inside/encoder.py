@@ -1,4 +1,5 @@
-"""A model that copies its layers and uses parameters of modules that it does not call (`nn.MultiheadAttention`'s `out_proj`)."""
+"""A model that copies its layers and uses parameters of modules that it does not call
+(`nn.MultiheadAttention`'s `out_proj`)."""
 
 import torch
 from torch import Tensor, nn

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 
 class Mixture(nn.Module):
-    """Token ids and labels to a loss, through two layers of four experts each, which lie on so many ranks."""
+    """Token ids and labels to a loss, through two layers of four experts each, which lie on so many
+    ranks."""
 
     def __init__(self, ranks: int, k: int, **gate: Any) -> None:
         from deepspeed.moe.layer import MoE

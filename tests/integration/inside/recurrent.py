@@ -1,4 +1,5 @@
-"""A model whose layers keep for backward what only their kernels know: recurrent layers and cells, and every kind of norm."""
+"""A model whose layers keep for backward what only their kernels know: recurrent layers and cells,
+and every kind of norm."""
 
 import torch
 from torch import Tensor, nn

@@ -1,8 +1,9 @@
-"""First on PYTHONPATH of a measurement, this does in every rank what `INSIDE` says: nothing in bf16prof knows of it.
+"""First on PYTHONPATH of a measurement, this does in every rank what `INSIDE` says: nothing in
+bf16prof knows of it.
 
 * `witness`: count all live tensors that Python's garbage collector knows, but for the tables that a
-  library made when it was imported, and write them to `witness<RANK>.json` beside the rank's result.
-  This shares nothing with bf16prof's allocator and attribution.
+  library made when it was imported, and write them to `witness<RANK>.json` beside the rank's
+  result. This shares nothing with bf16prof's allocator and attribution.
 * `raise`: let rank 1 raise in its second step.
 * `hang in init`, `hang in backward`: let rank 1 do that and not come back.
 * `os._exit`, `sys.exit`, `SIGTERM`, `garble`, `no memory`: let rank 1 leave like that then, or with

@@ -1,4 +1,5 @@
-"""A plain DeepSpeed script as people have it: its own arguments, `loss.backward()` where asked, and a line per step."""
+"""A plain DeepSpeed script as people have it: its own arguments, `loss.backward()` where asked, and
+a line per step."""
 
 import argparse
 import os

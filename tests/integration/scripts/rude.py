@@ -1,4 +1,5 @@
-"""Does what scripts do: prints megabytes, changes directory, forks, catches everything, and leaves without a word."""
+"""Does what scripts do: prints megabytes, changes directory, forks, catches everything, and leaves
+without a word."""
 
 import multiprocessing
 import os

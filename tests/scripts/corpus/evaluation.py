@@ -1,4 +1,5 @@
-"""An evaluation after every update, on larger batches, whose logits are gathered; the engine says that it is none of the micro-steps."""
+"""An evaluation after every update, on larger batches, whose logits are gathered; the engine says
+that it is none of the micro-steps."""
 
 import deepspeed
 import torch

@@ -1,4 +1,5 @@
-"""What scripts do besides: environment, loaders with workers, progress bars, evaluation, checkpoints, collectives, counters of memory."""
+"""What scripts do besides: environment, loaders with workers, progress bars, evaluation,
+checkpoints, collectives, counters of memory."""
 
 import argparse
 import os

@@ -1,4 +1,5 @@
-"""What scripts do with values, devices and models besides training, each with what has to come of it."""
+"""What scripts do with values, devices and models besides training, each with what has to come of
+it."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The model is built inside zero.Init, which partitions each parameter as soon as it is there; activations are recomputed."""
+"""The model is built inside zero.Init, which partitions each parameter as soon as it is there;
+activations are recomputed."""
 
 import deepspeed
 import torch

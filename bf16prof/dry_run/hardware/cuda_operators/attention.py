@@ -1,8 +1,11 @@
-"""Scaled dot product attention on the simulated GPU: the backend that CUDA would choose, and what it keeps.
+"""Scaled dot product attention on the simulated GPU: the backend that CUDA would choose, and what
+it keeps.
 
-`scaled_dot_product_attention` is one operator per backend below; each has its own backward, saved tensors and scratch. The conditions are
-those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.h`), the padding is that of
-`aten/src/ATen/native/transformers/attention.cpp`, for PyTorch 2.13 and its default wheel (CUDA 13.0, cuDNN 9.20).
+`scaled_dot_product_attention` is one operator per backend below; each has its own backward, saved
+tensors and scratch. The conditions are those of
+`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.h`), the padding is that
+of `aten/src/ATen/native/transformers/attention.cpp`, for PyTorch 2.13 and its default wheel (CUDA
+13.0, cuDNN 9.20).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from torch import Tensor
 from bf16prof.profiles.gpus import FIRST_WITH_BF16, has_small_shared_memory
 
 OLDEST_EFFICIENT, NEWEST = (5, 0), (12, 1)
-"""The compute capabilities for which PyTorch has memory-efficient attention (`check_mem_efficient_hardware_support`)."""
+"""The compute capabilities for which PyTorch has memory-efficient attention
+(`check_mem_efficient_hardware_support`)."""
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -78,7 +82,8 @@ def attention(capability: tuple[int, int]) -> Callable[..., Any]:
 
 
 def choose(call: Call, capability: tuple[int, int]) -> Backend:
-    """`_fused_sdp_choice_cuda`: the first backend, in CUDA's order of preference, that is enabled and takes the call."""
+    """`_fused_sdp_choice_cuda`: the first backend, in CUDA's order of preference, that is enabled
+    and takes the call."""
     for backend in _order(capability):
         if _ENABLED[backend]() and _TAKES[backend](call, capability):
             return backend
@@ -86,7 +91,8 @@ def choose(call: Call, capability: tuple[int, int]) -> Backend:
 
 
 def _order(capability: tuple[int, int]) -> tuple[Backend, ...]:
-    """cuDNN comes first on compute capability 9.x and 10.x (`check_prefer_cudnn_attention`), elsewhere after the math backend."""
+    """cuDNN comes first on compute capability 9.x and 10.x (`check_prefer_cudnn_attention`),
+    elsewhere after the math backend."""
     fused = (Backend.FLASH, Backend.EFFICIENT, Backend.MATH)
     return (Backend.CUDNN, *fused) if capability[0] in (9, 10) else (*fused, Backend.CUDNN)
 
@@ -106,7 +112,8 @@ def _takes_cudnn(call: Call, capability: tuple[int, int]) -> bool:
 
 
 def _sizes_fit_cudnn(call: Call, capability: tuple[int, int]) -> bool:
-    """`check_cudnn_tensor_shapes`: above a head dimension of 128, only on Hopper, or as DeepSeek's 192 and 128 on Blackwell."""
+    """`check_cudnn_tensor_shapes`: above a head dimension of 128, only on Hopper, or as DeepSeek's
+    192 and 128 on Blackwell."""
     batch, heads, queries, dim = call.query.shape
     keys, value_dim = call.key.shape[2], call.value.shape[3]
     largest = 256 if capability == (9, 0) else 192 if capability[0] == 10 and (dim, value_dim) == (192, 128) else 128
@@ -121,7 +128,8 @@ def _sizes_fit_cudnn(call: Call, capability: tuple[int, int]) -> bool:
 
 
 def _mask_fits_cudnn(call: Call) -> bool:
-    """`check_attn_mask_shape`: no gradient, two or four dimensions, each as large as the attention matrix's, or 1."""
+    """`check_attn_mask_shape`: no gradient, two or four dimensions, each as large as the attention
+    matrix's, or 1."""
     mask = call.mask
     if mask is None:
         return True
@@ -148,14 +156,15 @@ def _takes_flash(call: Call, capability: tuple[int, int]) -> bool:
 
 
 def _too_wide_to_train(call: Call, capability: tuple[int, int]) -> bool:
-    """`check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`: the shared memory of these GPUs is too small."""
+    """`check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`: the shared memory of
+    these GPUs is too small."""
     dim = call.query.shape[-1]
     return has_small_shared_memory(capability) and call.trains and dim > 192 and (dim <= 224 or call.dropout > 0)
 
 
 def _takes_efficient(call: Call, capability: tuple[int, int]) -> bool:
-    """Never groups heads in 2.13: the backward's shapes are those of the query's heads. Below compute capability 8.0 it takes no bf16, and
-    fp32 of any width (`minimum_gemm_alignment`)."""
+    """Never groups heads in 2.13: the backward's shapes are those of the query's heads. Below
+    compute capability 8.0 it takes no bf16, and fp32 of any width (`minimum_gemm_alignment`)."""
     is_old = capability < FIRST_WITH_BF16
     alignment = 8 if call.query.dtype in HALF else 1 if is_old else 4
     dims = [each.shape[-1] for each in call]
@@ -171,12 +180,14 @@ def _takes_efficient(call: Call, capability: tuple[int, int]) -> bool:
 
 
 def _supported(capability: tuple[int, int]) -> bool:
-    """Whether flash and cuDNN attention run on it (`check_flash_attention_hardware_support`, `check_cudnn_hardware_support`)."""
+    """Whether flash and cuDNN attention run on it (`check_flash_attention_hardware_support`,
+    `check_cudnn_hardware_support`)."""
     return FIRST_WITH_BF16 <= capability <= NEWEST
 
 
 def _shapes_fit(call: Call) -> bool:
-    """`check_tensor_shapes`, `check_nonzero_sequence_lengths_dense`, and the batch of `check_batch_size_and_num_heads_dense`."""
+    """`check_tensor_shapes`, `check_nonzero_sequence_lengths_dense`, and the batch of
+    `check_batch_size_and_num_heads_dense`."""
     if any(each.dim() != 4 for each in call):
         return False
     return len({each.shape[0] for each in call}) == 1 and call.query.shape[2] > 0 and call.key.shape[2] > 0
@@ -224,7 +235,8 @@ def _run_math(call: Call, scale: float | None) -> Tensor:
 
 
 def _additive(call: Call) -> Tensor | None:
-    """`convert_boolean_attn_mask`: the mask that is added to the scores, a new tensor where the caller's is boolean."""
+    """`convert_boolean_attn_mask`: the mask that is added to the scores, a new tensor where the
+    caller's is boolean."""
     mask, dtype = call.mask, call.query.dtype
     if mask is None or mask.dtype is not torch.bool:
         return mask
@@ -232,7 +244,8 @@ def _additive(call: Call) -> Tensor | None:
 
 
 def _aligned(mask: Tensor) -> Tensor:
-    """`preprocess_mask`: a copy with padded rows where the rows of the mask do not start at multiples of the alignment."""
+    """`preprocess_mask`: a copy with padded rows where the rows of the mask do not start at
+    multiples of the alignment."""
     if mask.stride(-1) == 1 and all(stride % MASK_ALIGNMENT == 0 for stride in mask.stride()[:-1]):
         return mask
     size = mask.shape[-1]

@@ -1,4 +1,5 @@
-"""Operators that CUDA runs as one kernel where a CPU runs several, or another that keeps other tensors.
+"""Operators that CUDA runs as one kernel where a CPU runs several, or another that keeps other
+tensors.
 
 Each returns `NotImplemented` where CUDA takes the same path as a CPU.
 """
@@ -19,14 +20,16 @@ _ATEN = torch.ops.aten
 
 
 def dropout(input: Tensor, p: float, train: bool) -> Any:
-    """`native_dropout`, which keeps a mask of one byte per element; a CPU keeps the noise in the input's type."""
+    """`native_dropout`, which keeps a mask of one byte per element; a CPU keeps the noise in the
+    input's type."""
     if not train or not 0 < p < 1 or input.numel() == 0:
         return NotImplemented
     return _ATEN.native_dropout(input, p, train)[0]
 
 
 def softmax(operator: Any) -> Callable[..., Any]:
-    """`softmax` or `log_softmax` of fp16 into fp32, without the fp32 copy of the input that a CPU makes. Not so for bf16."""
+    """`softmax` or `log_softmax` of fp16 into fp32, without the fp32 copy of the input that a CPU
+    makes. Not so for bf16."""
 
     def run(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
         if input.dtype is not torch.float16 or dtype is not torch.float32:
@@ -37,21 +40,24 @@ def softmax(operator: Any) -> Callable[..., Any]:
 
 
 def layer_norm(input: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, *rest: Any) -> Any:
-    """`native_layer_norm`, which keeps the mean and the reciprocal deviation of half-precision rows in fp32."""
+    """`native_layer_norm`, which keeps the mean and the reciprocal deviation of half-precision rows
+    in fp32."""
     if input.dtype not in HALF:
         return NotImplemented
     return _LayerNorm.apply(input, shape, rest[0] if rest else LAYER_NORM_EPSILON, weight, bias)  # type: ignore[no-untyped-call]
 
 
 def rms_norm(input: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Any:
-    """`_fused_rms_norm`, which keeps its input and the rows' reciprocal root mean squares; a CPU keeps every step in fp32."""
+    """`_fused_rms_norm`, which keeps its input and the rows' reciprocal root mean squares; a CPU
+    keeps every step in fp32."""
     if weight is not None and weight.dtype is not input.dtype:
         return NotImplemented
     return _RmsNorm.apply(input, shape, weight, eps)  # type: ignore[no-untyped-call]
 
 
 class _LayerNorm(torch.autograd.Function):
-    """The formula of `native_layer_norm` in derivatives.yaml. For a CPU, fake tensors give the statistics the input's type."""
+    """The formula of `native_layer_norm` in derivatives.yaml. For a CPU, fake tensors give the
+    statistics the input's type."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, shape: list[int], eps: float, *affine: Tensor | None) -> Tensor:
@@ -70,7 +76,8 @@ class _LayerNorm(torch.autograd.Function):
 
 
 class _RmsNorm(torch.autograd.Function):
-    """The formula of `_fused_rms_norm` in derivatives.yaml, which a CPU, without that kernel, does not reach."""
+    """The formula of `_fused_rms_norm` in derivatives.yaml, which a CPU, without that kernel, does
+    not reach."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:

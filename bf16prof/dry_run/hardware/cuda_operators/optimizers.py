@@ -1,4 +1,5 @@
-"""The optimizers of PyTorch as they are on a GPU: they work on lists of parameters unless told otherwise, with a temporary list."""
+"""The optimizers of PyTorch as they are on a GPU: they work on lists of parameters unless told
+otherwise, with a temporary list."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _CHOICE = "_default_to_fused_or_foreach"
 
 @contextlib.contextmanager
 def cuda_optimizers() -> Iterator[None]:
-    """Let `torch.optim` choose for parameters on the simulated GPU as for native CUDA tensors; put back at the end."""
+    """Let `torch.optim` choose for parameters on the simulated GPU as for native CUDA tensors; put
+    back at the end."""
     modules = [module for name, module in sys.modules.items() if name.startswith("torch.optim.") and hasattr(module, _CHOICE)]
     with contextlib.ExitStack() as stack:
         for module in modules:
@@ -27,7 +29,8 @@ def cuda_optimizers() -> Iterator[None]:
 
 
 def _choose(params: Sequence[Tensor | None], differentiable: bool, use_fused: bool = False) -> tuple[bool, bool]:
-    """torch/optim/optimizer.py: `(fused, foreach)`; the real one knows neither fake tensors nor lists of parameters on a CPU."""
+    """torch/optim/optimizer.py: `(fused, foreach)`; the real one knows neither fake tensors nor
+    lists of parameters on a CPU."""
     if differentiable or any(p is not None and p.device != GPU for p in params):
         return _default_to_fused_or_foreach(list(params), differentiable, use_fused)  # type: ignore[arg-type]
     fused = use_fused and all(p is None or torch.is_floating_point(p) for p in params)

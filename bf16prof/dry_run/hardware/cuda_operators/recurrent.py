@@ -1,8 +1,10 @@
-"""Recurrent layers on the simulated GPU: cuDNN runs all steps of all layers in one operator, and keeps a reserve for backward.
+"""Recurrent layers on the simulated GPU: cuDNN runs all steps of all layers in one operator, and
+keeps a reserve for backward.
 
-A CPU runs oneDNN, or one step at a time. Sources: aten/src/ATen/native/RNN.cpp (who is called), aten/src/ATen/native/cudnn/RNN.cpp (what is
-allocated), aten/src/ATen/native/cuda/RNN.cu (single cells). The size of cuDNN's reserve is not public; `RESERVED` is the least that
-backward can do with.
+A CPU runs oneDNN, or one step at a time. Sources: aten/src/ATen/native/RNN.cpp (who is called),
+aten/src/ATen/native/cudnn/RNN.cpp (what is allocated), aten/src/ATen/native/cuda/RNN.cu (single
+cells). The size of cuDNN's reserve is not public; `RESERVED` is the least that backward can do
+with.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ GATES = {0: 1, 1: 1, 2: 4, 3: 3}
 """Rows of a weight matrix, in hidden sizes, by mode."""
 
 RESERVED = {0: 1, 1: 1, 2: 5, 3: 4}
-"""What backward needs of each step, in hidden sizes: the new state; LSTM: four gates and the cell; GRU: three gates, and the hidden part of
-the new gate before it is multiplied (the derivatives of the equations in PyTorch's documentation of these layers)."""
+"""What backward needs of each step, in hidden sizes: the new state; LSTM: four gates and the cell;
+GRU: three gates, and the hidden part of the new gate before it is multiplied (the derivatives of
+the equations in PyTorch's documentation of these layers)."""
 
 _ATEN = torch.ops.aten
 
@@ -49,9 +52,11 @@ def recurrent(mode: int) -> Callable[..., Any]:
 
 
 def _weight_buffer(params: Sequence[Tensor]) -> Tensor:
-    """`try_get_weight_buf`: weights that do not lie in one buffer, as `flatten_parameters` leaves them, are copied into a new one.
+    """`try_get_weight_buf`: weights that do not lie in one buffer, as `flatten_parameters` leaves
+    them, are copied into a new one.
 
-    DeepSpeed moves parameters into buffers of its own, in its own order; those that it left alone are cuDNN's.
+    DeepSpeed moves parameters into buffers of its own, in its own order; those that it left alone
+    are cuDNN's.
     """
     copied = 0 if all(_is_whole(each) for each in params) else sum(each.numel() for each in params)
     return torch.empty(copied, dtype=params[0].dtype, device=params[0].device)
@@ -62,19 +67,22 @@ def _is_whole(parameter: Tensor) -> bool:
 
 
 def _dropout_state(input: Tensor, dropout: float, train: bool) -> Tensor | None:
-    """The generators' states, which PyTorch keeps for good; cuDNN's size for them is not public, so none are counted."""
+    """The generators' states, which PyTorch keeps for good; cuDNN's size for them is not public, so
+    none are counted."""
     return torch.empty(0, dtype=torch.uint8, device=input.device) if dropout and train else None
 
 
 def reserve(input: Tensor, *args: Any) -> Sequence[int]:
-    """Bytes of the outputs' storages of `_cudnn_rnn`: the fourth is the reserve, where the call is made to train."""
+    """Bytes of the outputs' storages of `_cudnn_rnn`: the fourth is the reserve, where the call is
+    made to train."""
     mode, size, layers, train, bidirectional = args[5], args[6], args[8], args[11], args[12]
     steps = input.numel() // input.shape[-1]
     return (0, 0, 0, steps * layers * (2 if bidirectional else 1) * RESERVED[mode] * size * input.itemsize if train else 0)
 
 
 def contiguous_input(input: Tensor, *args: Any) -> int:
-    """Scratch of `_cudnn_rnn`: cuDNN takes the steps first, so a batch that comes first is copied."""
+    """Scratch of `_cudnn_rnn`: cuDNN takes the steps first, so a batch that comes first is
+    copied."""
     batch_first = args[9]
     return input.nbytes if batch_first and 1 not in input.shape[:2] and input.device == GPU else 0
 

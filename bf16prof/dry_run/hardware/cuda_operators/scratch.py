@@ -1,6 +1,8 @@
-"""What CUDA kernels allocate while they run and free before they return: no output shows it, so fake tensors do not either.
+"""What CUDA kernels allocate while they run and free before they return: no output shows it, so
+fake tensors do not either.
 
-Each function here describes a call of its operator by the numbers that its kernel's memory depends on; `bf16prof.kernels` has the bytes.
+Each function here describes a call of its operator by the numbers that its kernel's memory depends
+on; `bf16prof.kernels` has the bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def _flash_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out
 
 
 def _flash_package_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *more: Any, **_: Any) -> KernelCall:
-    """Heads come after tokens here; where sequences fill one row, `starts` says where they begin."""
+    """Heads come after tokens here; where sequences fill one row, `starts` says where they
+    begin."""
     out, _, starts = more[:3]
     copies = _copies(grad, out)
     if starts is None:
@@ -77,7 +80,8 @@ def _softmax_backward(grad: Tensor, output: Tensor, *_: Any, **__: Any) -> Kerne
 
 
 def _safe_softmax(input: Tensor, dim: int, *_: Any, **__: Any) -> KernelCall:
-    """`_safe_softmax` (transformers/attention.cpp): which scores are masked, and in which rows all are."""
+    """`_safe_softmax` (transformers/attention.cpp): which scores are masked, and in which rows all
+    are."""
     return _allocations(input.numel(), input.numel() // max(input.shape[dim], 1))
 
 
@@ -135,14 +139,15 @@ CALLS: Mapping[Any, Callable[..., KernelCall]] = {
 
 
 def kernel_call(operator: Any, args: Any, kwargs: Any) -> KernelCall | None:
-    """The call of a kernel that allocates on the simulated GPU while it runs; `None` of any other."""
+    """The call of a kernel that allocates on the simulated GPU while it runs; `None` of any
+    other."""
     describe = CALLS.get(operator)
     return describe(*args, **kwargs) if describe is not None and args[0].device == GPU else None
 
 
 def cuda_scratch(processor: Processor) -> dict[Any, Callable[..., int]]:
-    """By operator, the bytes that kernels on such a GPU allocate while they run, beyond their outputs; called with the operator's
-    arguments."""
+    """By operator, the bytes that kernels on such a GPU allocate while they run, beyond their
+    outputs; called with the operator's arguments."""
 
     def scratch_of(operator: Any) -> Callable[..., int]:
         def scratch(*args: Any, **kwargs: Any) -> int:

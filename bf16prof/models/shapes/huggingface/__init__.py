@@ -1,8 +1,10 @@
-"""The parameters and buffers of transformers' causal language models, from the content of a `config.json`, without building anything.
+"""The parameters and buffers of transformers' causal language models, from the content of a
+`config.json`, without building anything.
 
-Facts are of transformers 5.23.0: its configuration classes say what a missing key means, its modeling files which module holds what in
-which order. A file in `families` describes the model types that share a block; there is no list to extend. Whatever these files do not
-describe - another architecture, a key that changes what is held or returned - has no skeleton, and says so.
+Facts are of transformers 5.23.0: its configuration classes say what a missing key means, its
+modeling files which module holds what in which order. A file in `families` describes the model
+types that share a block; there is no list to extend. Whatever these files do not describe - another
+architecture, a key that changes what is held or returned - has no skeleton, and says so.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ FAMILIES_PACKAGE = f"{__name__}.families"
 NOT_MODELLED = (
     "output_hidden_states", "output_attentions", "output_router_logits", "per_layer_config", "add_cross_attention", "quantization_config",
 )  # fmt: skip
-"""Keys that, when set, change what a model holds or what it returns, and the training loop keeps."""
+"""Keys that, when set, change what a model holds or what it returns, and the training loop
+keeps."""
 
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """A tensor of fp32 that is no parameter and that the model holds on its device. DeepSpeed 0.19.8 leaves its dtype as it is
-    (`runtime/engine.py`, _configure_distributed_model: only parameters are cast).
+    """A tensor of fp32 that is no parameter and that the model holds on its device. DeepSpeed
+    0.19.8 leaves its dtype as it is (`runtime/engine.py`, _configure_distributed_model: only
+    parameters are cast).
 
     * `is_registered`: whether `nn.Module.buffers()` knows it; a plain attribute belongs to nobody.
-    * `is_value`: whether it is made of a number by `torch.tensor`, to which `zero.Init` gives the parameters' dtype.
+    * `is_value`: whether it is made of a number by `torch.tensor`, to which `zero.Init` gives the
+      parameters' dtype.
     """
 
     name: str
@@ -43,7 +48,8 @@ class BufferSpec:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a model holds: its parameters in the order of `nn.Module.parameters()`, each shared one once, and its buffers."""
+    """What a model holds: its parameters in the order of `nn.Module.parameters()`, each shared one
+    once, and its buffers."""
 
     parameters: tuple[ParameterSpec, ...]
     buffers: tuple[BufferSpec, ...] = ()
@@ -53,10 +59,11 @@ class Skeleton:
 class Family:
     """One model type.
 
-    * `architecture`: its causal language model, which transformers also takes when a configuration names no architecture.
+    * `architecture`: its causal language model, which transformers also takes when a configuration
+      names no architecture.
     * `build`: from a configuration to the skeleton.
-    * `defaults`: what its configuration class says of the keys that `build` reads. `aliases`: its `attribute_map` and older names, whose
-      values win over those of the names they stand for.
+    * `defaults`: what its configuration class says of the keys that `build` reads. `aliases`: its
+      `attribute_map` and older names, whose values win over those of the names they stand for.
     """
 
     architecture: str
@@ -79,12 +86,14 @@ def families_of(package: str) -> dict[str, Any]:
 
 
 def skeleton(hf_config: Mapping[str, Any]) -> Skeleton:
-    """The skeleton of the model that transformers builds from this configuration. Raises `NoInventory` saying why there is none."""
+    """The skeleton of the model that transformers builds from this configuration. Raises
+    `NoInventory` saying why there is none."""
     return _skeleton(json.dumps(hf_config))
 
 
 def configuration(hf_config: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Config:
-    """The values of a configuration whose model type is described, over its defaults and `more` of them. Raises `NoInventory`."""
+    """The values of a configuration whose model type is described, over its defaults and `more` of
+    them. Raises `NoInventory`."""
     values = dict(hf_config)
     family = _family(values)
     renamed = {family.aliases[key]: value for key, value in values.items() if key in family.aliases}

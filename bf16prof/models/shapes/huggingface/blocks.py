@@ -1,4 +1,5 @@
-"""What the families have in common: attention with grouped heads, gated MLPs, experts, and the way from embedding to output head."""
+"""What the families have in common: attention with grouped heads, gated MLPs, experts, and the way
+from embedding to output head."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Layer = Callable[[str, int], list[ParameterSpec]]
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """The sizes of attention: `width` elements for each of the heads and of the key and value heads."""
+    """The sizes of attention: `width` elements for each of the heads and of the key and value
+    heads."""
 
     hidden: int
     heads: int
@@ -44,7 +46,8 @@ class HeadSizes:
 
 
 def attention(name: str, sizes: HeadSizes, *, bias: bool, output: str = "o_proj", output_bias: bool | None = None) -> list[ParameterSpec]:
-    """Query, key, value and output projections; the output's bias is as the others' when not said."""
+    """Query, key, value and output projections; the output's bias is as the others' when not
+    said."""
     rows = zip(("q_proj", "k_proj", "v_proj"), sizes.inputs, strict=True)
     out = linear(f"{name}.{output}", sizes.hidden, sizes.inputs[0], bias=bias if output_bias is None else output_bias)
     return [*(spec for part, width in rows for spec in linear(f"{name}.{part}", width, sizes.hidden, bias=bias)), *out]
@@ -60,7 +63,8 @@ def gated_mlp(name: str, hidden: int, intermediate: int, *, bias: bool = False) 
 
 
 def experts(name: str, layer: str, count: int, hidden: int, intermediate: int) -> list[ParameterSpec]:
-    """All experts of a layer: since transformers 5, two tensors with the experts as their first dimension."""
+    """All experts of a layer: since transformers 5, two tensors with the experts as their first
+    dimension."""
     return [
         ParameterSpec(f"{name}.gate_up_proj", (count, 2 * intermediate, hidden), layer),
         ParameterSpec(f"{name}.down_proj", (count, hidden, intermediate), layer),
@@ -73,7 +77,8 @@ def weights(name: str, layer: str, width: int, *parts: str) -> list[ParameterSpe
 
 
 def language_model(config: Config, embedding: ParameterSpec, body: Sequence[ParameterSpec], *, bias: bool = False) -> list[ParameterSpec]:
-    """Token embedding, body and output head, whose weight is the embedding's when `tie_word_embeddings`."""
+    """Token embedding, body and output head, whose weight is the embedding's when
+    `tie_word_embeddings`."""
     vocabulary, width = embedding.shape
     head = linear("lm_head", vocabulary, width, bias=bias)
     if config.flag("tie_word_embeddings"):
@@ -82,7 +87,8 @@ def language_model(config: Config, embedding: ParameterSpec, body: Sequence[Para
 
 
 def decoder(config: Config, layer: Layer, *, norm: str, buffers: Sequence[BufferSpec], embedding: str = "Embedding") -> Skeleton:
-    """A model as Llama's: `model.embed_tokens`, `model.layers.N`, `model.norm`, `lm_head`. `norm` and `embedding` are classes."""
+    """A model as Llama's: `model.embed_tokens`, `model.layers.N`, `model.norm`, `lm_head`. `norm`
+    and `embedding` are classes."""
     hidden = config.count("hidden_size")
     tokens = ParameterSpec("model.embed_tokens.weight", (config.count("vocab_size"), hidden), embedding)
     layers = [spec for index in config.layers() for spec in layer(f"model.layers.{index}", index)]

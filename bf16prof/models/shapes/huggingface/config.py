@@ -1,4 +1,5 @@
-"""Reads the values of a `config.json` that decide shapes; whatever cannot be one has no closed form, and the key is named."""
+"""Reads the values of a `config.json` that decide shapes; whatever cannot be one has no closed
+form, and the key is named."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ LAYER_TYPES = ("sliding_attention", "full_attention")
 
 @dataclass(frozen=True)
 class Config:
-    """The content of a `config.json` laid over the defaults of its model type; `null` stands for what another value decides."""
+    """The content of a `config.json` laid over the defaults of its model type; `null` stands for
+    what another value decides."""
 
     values: Mapping[str, Any]
 

@@ -1,7 +1,9 @@
-"""The buffers of rotary embeddings: the inverse frequencies, and a copy of them from which scaled kinds start again.
+"""The buffers of rotary embeddings: the inverse frequencies, and a copy of them from which scaled
+kinds start again.
 
-transformers 5.23.0, `modeling_rope_utils.py` (ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin) and each model's own RotaryEmbedding. All
-kinds that are modelled have one frequency for every two of the head's dimensions that are turned.
+transformers 5.23.0, `modeling_rope_utils.py` (ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin) and
+each model's own RotaryEmbedding. All kinds that are modelled have one frequency for every two of
+the head's dimensions that are turned.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ def rotary(
 ) -> list[BufferSpec]:
     """The buffers of a model whose layers all turn alike.
 
-    * `share`: of the dimensions that are turned, where the configuration says nothing; all of them when absent.
+    * `share`: of the dimensions that are turned, where the configuration says nothing; all of them
+      when absent.
     * `by_default`: whether the unscaled kind heeds the share as well, or turns all.
-    * `stored`: the name under which the configuration may hold the share, where that is not transformers' own.
+    * `stored`: the name under which the configuration may hold the share, where that is not
+      transformers' own.
     """
     table = {**(config.table("rope_scaling") or config.table("rope_parameters"))}
     if any(isinstance(value, dict) for value in table.values()):

@@ -1,6 +1,8 @@
-"""BLOOM: ALiBi (computed in every forward, so no buffers), a layer norm on the embedding, an MLP of four times the hidden size.
+"""BLOOM: ALiBi (computed in every forward, so no buffers), a layer norm on the embedding, an MLP of
+four times the hidden size.
 
-transformers 5.23.0: `models/bloom/modeling_bloom.py` (BloomBlock, BloomForCausalLM), `configuration_bloom.py`.
+transformers 5.23.0: `models/bloom/modeling_bloom.py` (BloomBlock, BloomForCausalLM),
+`configuration_bloom.py`.
 """
 
 from __future__ import annotations

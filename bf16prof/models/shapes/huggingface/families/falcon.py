@@ -1,7 +1,9 @@
-"""Falcon: one key and value head, groups of them (the new decoder architecture) or as many as heads; one, two or two other layer norms.
+"""Falcon: one key and value head, groups of them (the new decoder architecture) or as many as
+heads; one, two or two other layer norms.
 
-transformers 5.23.0: `models/falcon/modeling_falcon.py` (FalconDecoderLayer, FalconForCausalLM), `configuration_falcon.py`. Its rotary
-embedding is built, and holds its buffers, even where ALiBi takes its place.
+transformers 5.23.0: `models/falcon/modeling_falcon.py` (FalconDecoderLayer, FalconForCausalLM),
+`configuration_falcon.py`. Its rotary embedding is built, and holds its buffers, even where ALiBi
+takes its place.
 """
 
 from __future__ import annotations

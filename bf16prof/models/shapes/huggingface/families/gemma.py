@@ -1,7 +1,8 @@
-"""Gemma, Gemma 2 and the text model of Gemma 3: a scaled embedding, which the head shares, and from Gemma 2 on four norms a layer.
+"""Gemma, Gemma 2 and the text model of Gemma 3: a scaled embedding, which the head shares, and from
+Gemma 2 on four norms a layer.
 
-transformers 5.23.0: `models/{gemma,gemma2,gemma3}/`, `modeling_*.py` (…DecoderLayer, …ForCausalLM, …RotaryEmbedding) and
-`configuration_*.py`.
+transformers 5.23.0: `models/{gemma,gemma2,gemma3}/`, `modeling_*.py` (…DecoderLayer, …ForCausalLM,
+…RotaryEmbedding) and `configuration_*.py`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def _model(config: Config, family: str, norms: Sequence[str], turning: Sequence[
 
 
 def _rotary_by_type(config: Config) -> list[BufferSpec]:
-    """Gemma 3 turns by the type of layer, each type with frequencies of its own; `rope_scaling` is of full attention."""
+    """Gemma 3 turns by the type of layer, each type with frequencies of its own; `rope_scaling` is
+    of full attention."""
     pattern, table, scaling = config.count("sliding_window_pattern"), config.table("rope_parameters"), config.table("rope_scaling")
     types = config.items("layer_types") or [LAYER_TYPES[(index + 1) % pattern == 0] for index in config.layers()]
     buffers = []

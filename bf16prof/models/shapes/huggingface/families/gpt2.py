@@ -1,6 +1,8 @@
-"""GPT-2: learned positions, projections stored the other way round (Conv1D: [inputs, outputs]), no buffers.
+"""GPT-2: learned positions, projections stored the other way round (Conv1D: [inputs, outputs]), no
+buffers.
 
-transformers 5.23.0: `models/gpt2/modeling_gpt2.py` (GPT2Block, GPT2LMHeadModel), `configuration_gpt2.py`; `pytorch_utils.py` Conv1D.
+transformers 5.23.0: `models/gpt2/modeling_gpt2.py` (GPT2Block, GPT2LMHeadModel),
+`configuration_gpt2.py`; `pytorch_utils.py` Conv1D.
 """
 
 from __future__ import annotations

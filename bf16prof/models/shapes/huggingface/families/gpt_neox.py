@@ -1,6 +1,8 @@
-"""GPT-NeoX (Pythia): rotary positions over a part of each head, attention and MLP side by side, an output head of its own.
+"""GPT-NeoX (Pythia): rotary positions over a part of each head, attention and MLP side by side, an
+output head of its own.
 
-transformers 5.23.0: `models/gpt_neox/modeling_gpt_neox.py` (GPTNeoXLayer, GPTNeoXForCausalLM), `configuration_gpt_neox.py`.
+transformers 5.23.0: `models/gpt_neox/modeling_gpt_neox.py` (GPTNeoXLayer, GPTNeoXForCausalLM),
+`configuration_gpt_neox.py`.
 """
 
 from __future__ import annotations

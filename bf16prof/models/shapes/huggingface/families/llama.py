@@ -1,6 +1,7 @@
 """Llama and those built like it: rotary positions, RMSNorm before attention and a gated MLP.
 
-transformers 5.23.0: `models/{llama,mistral,qwen2,qwen3}/`, `modeling_*.py` (…DecoderLayer, …ForCausalLM) and `configuration_*.py`.
+transformers 5.23.0: `models/{llama,mistral,qwen2,qwen3}/`, `modeling_*.py` (…DecoderLayer,
+…ForCausalLM) and `configuration_*.py`.
 """
 
 from __future__ import annotations

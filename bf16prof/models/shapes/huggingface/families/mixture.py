@@ -1,7 +1,8 @@
-"""Mixtures of experts: Mixtral, Qwen2-MoE with its shared expert, Qwen3-MoE with normed heads; layers without experts where they say so.
+"""Mixtures of experts: Mixtral, Qwen2-MoE with its shared expert, Qwen3-MoE with normed heads;
+layers without experts where they say so.
 
-transformers 5.23.0: `models/{mixtral,qwen2_moe,qwen3_moe}/`, `modeling_*.py` (…SparseMoeBlock, …DecoderLayer, …ForCausalLM) and
-`configuration_*.py`.
+transformers 5.23.0: `models/{mixtral,qwen2_moe,qwen3_moe}/`, `modeling_*.py` (…SparseMoeBlock,
+…DecoderLayer, …ForCausalLM) and `configuration_*.py`.
 """
 
 from __future__ import annotations

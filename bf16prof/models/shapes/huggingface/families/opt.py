@@ -1,6 +1,8 @@
-"""OPT: learned positions with two rows in front, an embedding that may be narrower than the model, no buffers.
+"""OPT: learned positions with two rows in front, an embedding that may be narrower than the model,
+no buffers.
 
-transformers 5.23.0: `models/opt/modeling_opt.py` (OPTDecoder, OPTDecoderLayer, OPTForCausalLM), `configuration_opt.py`.
+transformers 5.23.0: `models/opt/modeling_opt.py` (OPTDecoder, OPTDecoderLayer, OPTForCausalLM),
+`configuration_opt.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Phi (1 to 2): attention and MLP side by side behind one layer norm, biases everywhere, the output head's included.
+"""Phi (1 to 2): attention and MLP side by side behind one layer norm, biases everywhere, the output
+head's included.
 
-transformers 5.23.0: `models/phi/modeling_phi.py` (PhiDecoderLayer, PhiForCausalLM), `configuration_phi.py`.
+transformers 5.23.0: `models/phi/modeling_phi.py` (PhiDecoderLayer, PhiForCausalLM),
+`configuration_phi.py`.
 """
 
 from __future__ import annotations

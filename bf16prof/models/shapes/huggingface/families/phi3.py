@@ -1,6 +1,8 @@
-"""Phi-3 and Phi-4: Llama's layer with one projection for query, key and value, and one for gate and up.
+"""Phi-3 and Phi-4: Llama's layer with one projection for query, key and value, and one for gate and
+up.
 
-transformers 5.23.0: `models/phi3/modeling_phi3.py` (Phi3DecoderLayer, Phi3ForCausalLM), `configuration_phi3.py`.
+transformers 5.23.0: `models/phi3/modeling_phi3.py` (Phi3DecoderLayer, Phi3ForCausalLM),
+`configuration_phi3.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from bf16prof.models.shapes.huggingface.rotary import rotary
 
 NORM = "Phi3RMSNorm"
 ALSO_LONGROPE = ("su", "yarn")
-"""Older names of the one kind of scaling that Phi-3 has (Phi3Config.convert_rope_params_to_dict)."""
+"""Older names of the one kind of scaling that Phi-3 has
+(Phi3Config.convert_rope_params_to_dict)."""
 
 
 def _phi3(config: Config) -> Skeleton:
