@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import FP32_BYTES, Engine
 from bf16prof.closed_form.optimizer import optimizer_states
+from bf16prof.closed_form.wrappers.wrapper import whole_frozen_parameters
 from bf16prof.engine import labels
 from bf16prof.engine.config import Wrapper, dtype_bytes
 from bf16prof.engine.megatron.layout import buffer_spans, fullest_rank, shards
@@ -22,8 +23,7 @@ BUFFERS = "distributed/param_and_grad_buffer.py _ParamAndGradBuffer"
 def megatron_states(engine: Engine) -> list[Storages]:
     """Everything that the rank which holds most has between steps, from the second step on."""
     states = _distributed(engine) if engine.facts.wrapper is Wrapper.MEGATRON_DISTRIBUTED else _whole(engine)
-    frozen = [dtype_bytes(engine.facts.parameter_dtype) * n for n in engine.frozen]
-    return [*states, allocation(labels.PARAMETERS, frozen, "the model's own tensors, which are not trained")]
+    return [*states, *whole_frozen_parameters(engine)]
 
 
 def _whole(engine: Engine) -> list[Storages]:

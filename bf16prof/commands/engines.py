@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from bf16prof.commands.flags import Asked
+from bf16prof.engine.megatron.settings import PACKAGE, STAGES
 from bf16prof.errors import InputError
-from bf16prof.profiles.recipes import megatron_recipes
 from bf16prof.profiles.schema import Profile
 from bf16prof.records import MemoryRecord
 
@@ -16,8 +16,6 @@ ANSWERING = ("estimate", "simulate", "measure")
 
 OF_DEEPSPEED = ("ds_config", "training_args", "optim")
 """Flags that are about DeepSpeed, and the Trainer over it."""
-
-USUAL_STAGES = "0,1"
 
 
 def check_engine(asked: Asked[Any], profile: Profile) -> None:
@@ -37,14 +35,15 @@ def check_engine(asked: Asked[Any], profile: Profile) -> None:
 
 def is_on_megatron(record: MemoryRecord) -> bool:
     """Whether a record is about megatron-core."""
-    return record.workload is not None and record.workload.engine != "deepspeed"
+    return record.workload is not None and record.workload.engine == PACKAGE
 
 
 def usual_zero(profile: Profile, default: Any) -> Any:
     """The stages that are looked at where nobody named any: of megatron-core those that it has."""
-    return USUAL_STAGES if profile.is_for_megatron else default
+    return ",".join(map(str, STAGES)) if profile.is_for_megatron else default
 
 
 def usual_recipe(profile: Profile, default: Any) -> Any:
-    """The recipes that are looked at where nobody named any: of megatron-core all that it runs."""
-    return ",".join(megatron_recipes()) if profile.is_for_megatron else default
+    """The recipes that are looked at where nobody named any: of megatron-core all that it runs,
+    which is what no name at all means (`cases.expand`)."""
+    return "" if profile.is_for_megatron else default

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, deepspeed_config, engine_facts
+from bf16prof.engine.megatron.settings import PACKAGE, megatron_facts, megatron_optimizer_words, megatron_refusal, settings_of
 
 
 @dataclass(frozen=True)
@@ -112,32 +113,24 @@ class OnDeepSpeed(TrainingEngine):
 class OnMegatron(TrainingEngine):
     """megatron-core, data parallel."""
 
-    package: ClassVar[str] = "megatron-core"
-    name: ClassVar[str] = "megatron-core"
+    package: ClassVar[str] = PACKAGE
+    name: ClassVar[str] = PACKAGE
     depends_on_recipe: ClassVar[bool] = False
 
     def facts(self, job: Job) -> EngineFacts:
         """The recipe's dtypes, and one of its two optimizers."""
-        from bf16prof.engine.megatron.settings import megatron_facts
-
         return megatron_facts(job)
 
     def settings(self, job: Job) -> dict[str, Any]:
         """The options that the job sets."""
-        from bf16prof.engine.megatron.settings import settings_of
-
         return settings_of(job)
 
     def refusal(self, job: Job) -> str | None:
         """What it does not have, and what nobody has held against ranks."""
-        from bf16prof.engine.megatron.settings import megatron_refusal
-
         return megatron_refusal(job)
 
     def words(self, job: Job) -> EngineWords:
         """Its options."""
-        from bf16prof.engine.megatron.settings import megatron_optimizer_words, settings_of
-
         return EngineWords(megatron_optimizer_words(job), megatron=settings_of(job))
 
     def import_libraries(self, job: Job) -> None:

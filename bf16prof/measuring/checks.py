@@ -59,6 +59,7 @@ def checks() -> list[Check]:
         _nvcc(gpu.status is State.OK),
         _package("tokenizers", "only BPE data (text-bpe, pydoc-bpe) needs it"),
         _package("transformers", "only models given by a Hugging Face config need it", hint=install_hint("hf")),
+        _package("megatron-core", "only --engine megatron-core needs it", hint=install_hint("megatron")),
         *_optimizer_libraries(),
         *(
             _asked(name, check)

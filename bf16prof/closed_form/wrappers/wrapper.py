@@ -99,8 +99,7 @@ class OptimizerWrapper(ABC):
     def frozen_parameters(self) -> list[Storages]:
         """Parameters that are not trained: no optimizer knows them, and they stay whole where the
         model has them."""
-        sizes = [self.parameter_bytes * n for n in self.engine.frozen]
-        return [allocation(labels.PARAMETERS, sizes, "the model's own tensors, which are not trained")] if sizes else []
+        return whole_frozen_parameters(self.engine)
 
     def optimizer_states(self, numels: Sequence[int], **how: Any) -> list[Storages]:
         """The states of updated tensors of so many elements (`optimizer.optimizer_states`)."""
@@ -181,6 +180,12 @@ class OptimizerWrapper(ABC):
     def work_gap(self) -> str | None:
         """The same of what a step has to do."""
         return None
+
+
+def whole_frozen_parameters(engine: Engine) -> list[Storages]:
+    """Parameters that are not trained, whole: they stay where the model has them."""
+    sizes = [dtype_bytes(engine.facts.parameter_dtype) * n for n in engine.frozen]
+    return [allocation(labels.PARAMETERS, sizes, "the model's own tensors, which are not trained")] if sizes else []
 
 
 def global_norm(*, size: int = FP32_BYTES, on_host: bool = False) -> Storages:
