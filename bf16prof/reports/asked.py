@@ -135,12 +135,14 @@ def planned_line(workload: Workload, profile: str, parameters: int, chosen: Sequ
 
 def settings(profile: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Every resolved setting of a profile by its dotted key: its value, and where it comes from
-    ("default": the library's own)."""
+    ("default": the library's own). Those of DeepSpeed are left out where another engine trains."""
     from bf16prof.profiles.explain import documented
     from bf16prof.profiles.identity import PLACES
 
     places = {f"{table}.{key}" for table, keys in dotted(PLACES).items() for key in keys}
-    keys = {documented(key): value for key, value in dotted(profile).items() if key not in {"name", "description", *places}}
+    left_out = {"name", "description", *places}
+    said = profile if profile.get("engine", "deepspeed") == "deepspeed" else {**profile, "deepspeed": {}}
+    keys = {documented(key): value for key, value in dotted(said).items() if key not in left_out}
     return {key: {"value": value, "origin": _origin(key, origins)} for key, value in keys.items()}
 
 
