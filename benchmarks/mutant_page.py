@@ -20,6 +20,8 @@ JUDGED = ROOT / "mutants"
 PAGE = ROOT / "docs" / "mutants.md"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
 EQUAL = "equal"
+CRASHED = -11
+"""The exit code of a test process that a mutant made read memory that is not there."""
 COLUMNS = ("killed", "timeout", EQUAL, "survived", "no tests", "not checked")
 WORDS = ("killed", "by time", "equal", "alive", "no test", "not judged")
 
@@ -66,12 +68,14 @@ def _status(mutant: str, code: int | None, module: str, kinds: Sequence[Kind], r
         if kind := next((kind for kind in kinds if kind.holds(mutant, diff)), None):
             reasons[kind.why] += 1
             return EQUAL
-    return status if status in COLUMNS else "killed"  # it broke the tests in another way
+    if status in COLUMNS:
+        return status
+    return "killed" if code == CRASHED else "not checked"  # ended by somebody, or for want of memory
 
 
 def _tables(modules: dict[str, Counter[str]], reasons: Counter[str]) -> Iterator[str]:
     date = subprocess.run(["git", "show", "-s", "--format=%cs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    yield f"The code of {date}:\n"
+    yield f"Written {date}:\n"
     yield f"| module | mutants | {' | '.join(WORDS)} |"
     yield f"| --- |{' ---: |' * (1 + len(WORDS))}"
     yield from (_row(f"`{name.removeprefix('bf16prof/')}`", counts) for name, counts in modules.items())

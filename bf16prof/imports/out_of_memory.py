@@ -62,6 +62,8 @@ _WRAPPED_LINES = 12
 
 MOST = 65_536
 """So many messages are kept."""
+PATIENCE = 10_000
+"""After so many lines of others, a message that a rank has begun is over."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ class OutOfMemoryReader:
         """Where a message is of whose traceback does not say it."""
         self._frames: dict[str, Frames] = {}
         self._open: dict[str, list[str]] = {}
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, int] = {}
+        """Whose message goes on, the longest silent first: after how many lines they spoke last."""
+        self._lines = 0
         self._seen: dict[object, set[int | None]] = {}
         self.messages: list[Message] = []
 
@@ -185,9 +189,21 @@ class OutOfMemoryReader:
         message that they lead to."""
         frames = self._frames.setdefault(line.speaker, Frames()) if len(self._frames) < MOST else Frames()
         count = self._line(line, frames)
-        goes_on = line.speaker in self._open or frames.code_follows
-        (self._waiting.add if goes_on else self._waiting.discard)(line.speaker)
+        self._lines += 1
+        self._waiting.pop(line.speaker, None)
+        if line.speaker in self._open or frames.code_follows:
+            self._waiting[line.speaker] = self._lines
+        self._give_up_on_the_silent()
         return count
+
+    def _give_up_on_the_silent(self) -> None:
+        """A rank that was killed in the middle of a message never ends it."""
+        while self._waiting and self._lines - next(iter(self._waiting.values())) > PATIENCE:
+            speaker = next(iter(self._waiting))
+            del self._waiting[speaker]
+            self._frames[speaker].code_follows = False
+            if (began := self._open.pop(speaker, None)) is not None:
+                self._keep(" ".join(began), LogLine("", speaker), self._frames[speaker])
 
     def _line(self, line: LogLine, frames: Frames) -> int:
         began = self._open.get(line.speaker)

@@ -2,8 +2,8 @@
 reader has to look at them.
 
 Every reader names its `marks`: a line that holds none of them says nothing to it, unless it waits
-for the lines after one that did. Whole blocks are searched for all marks, which costs a fraction of
-the way of each line through all readers.
+for the lines after one that did. Whole blocks are searched for all marks, which takes far less time
+than giving each line to every reader.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Skipped:
 
 
 class Sieve:
-    """Keeps lines that hold a mark, letters in any case, and those of which it is not plain what
-    they hold; counts the others.
+    """Keeps lines that hold a mark, letters in any case, and lines that have to be read to know
+    whether they hold one; counts the others.
 
     `is_open`: somebody waits for the next lines, whatever they hold. It may change after each of
     the parts.
@@ -58,15 +58,30 @@ class Sieve:
     def _block(self, block: bytes) -> Iterator[bytes | Skipped]:
         at = 0
         for begin in [*self._marked(block), len(block)]:
-            while self.is_open and at < begin:
-                end = _end_of_line(block, at)
-                yield block[at:end]
-                at = end
-            if at < begin:
-                yield from _between(block[at:begin])
+            yield from self._between(block[at:begin])
             at = _end_of_line(block, begin)
             if begin < at:
                 yield block[begin:at]
+
+    def _between(self, lines: bytes) -> Iterator[bytes | Skipped]:
+        """Lines without a mark: how many there are, or those themselves that have to be read to
+        know. One of these may open a reader, which waits for the lines that follow it."""
+        at = 0
+        while self.is_open and at < len(lines):
+            end = _end_of_line(lines, at)
+            yield lines[at:end]
+            at = end
+        lines = lines[at:]
+        middle = _end_of_line(lines, len(lines) // 2)
+        if not lines:
+            return
+        if (count := _plain_lines(lines)) is not None:
+            yield Skipped(count)
+        elif middle < len(lines):
+            yield from self._between(lines[:middle])
+            yield from self._between(lines[middle:])
+        else:
+            yield from io.BytesIO(lines)
 
     def _marked(self, block: bytes) -> list[int]:
         """Where the lines begin that hold a mark."""
@@ -82,19 +97,6 @@ class Sieve:
 def _end_of_line(content: bytes, at: int) -> int:
     """The end of the line that a position lies in."""
     return content.find(b"\n", at) + 1 or len(content)
-
-
-def _between(lines: bytes) -> Iterator[bytes | Skipped]:
-    """Lines without a mark: how many there are, or those themselves that have to be looked at to
-    know."""
-    middle = _end_of_line(lines, len(lines) // 2)
-    if (count := _plain_lines(lines)) is not None:
-        yield Skipped(count)
-    elif middle < len(lines):
-        yield from _between(lines[:middle])
-        yield from _between(lines[middle:])
-    else:
-        yield from io.BytesIO(lines)
 
 
 def _plain_lines(block: bytes) -> int | None:
