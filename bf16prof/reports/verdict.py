@@ -109,7 +109,7 @@ def _text(record: MemoryRecord, found: Judgement) -> str:
 
 
 def _peak(found: Judgement) -> str:
-    whose = "the run's peak" if found.phase is None else "init's peak" if found.phase is Phase.INIT else "the step's peak"
+    whose = {None: "the run's peak", Phase.INIT: "init's peak", Phase.EVAL: "the evaluation's peak"}.get(found.phase, "the step's peak")
     phase = f" ({found.phase})" if found.phase not in (None, Phase.INIT) else ""
     said = f"{whose} is {gib(found.peak_bytes)}{phase}"
     if found.limit_bytes is None:

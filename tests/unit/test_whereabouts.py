@@ -72,7 +72,7 @@ def test_the_line_is_one_of_the_users_own(tmp_path: Path) -> None:
 
 def test_what_a_rank_has_forked_says_nothing(tmp_path: Path) -> None:
     program = (  # a process of its own: one that has mapped more than there is memory, as a tester may, cannot fork
-        "import os, pathlib, sys\nfrom bf16prof.records import Phase\nfrom bf16prof.whereabouts import Whereabouts\n"
+        "import os, pathlib, sys\nfrom bf16prof.vocabulary import Phase\nfrom bf16prof.whereabouts import Whereabouts\n"
         "whereabouts = Whereabouts(pathlib.Path(sys.argv[1]), 0, None)\n"
         "if not (child := os.fork()):\n    whereabouts.enter(Phase.STEP, 7)\n    os._exit(0)\nos.waitpid(child, 0)\n"
     )
