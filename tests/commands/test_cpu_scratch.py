@@ -46,6 +46,7 @@ ATTENTION_BACKWARD = ATEN._scaled_dot_product_flash_attention_for_cpu_backward.d
 MM, ADDMM, BMM = ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default
 PRODUCTS = (MM, ADDMM, BMM)
 GATHER, SCATTER = C10D._allgather_base_.default, C10D._reduce_scatter_base_.default
+GATHER_SEVERAL, SCATTER_SEVERAL = C10D.allgather_into_tensor_coalesced_.default, C10D.reduce_scatter_tensor_coalesced_.default
 
 
 def some(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
@@ -133,6 +134,10 @@ CASES: dict[str, Case] = {
     "gather half": (GATHER, lambda: (half(7), half(7)), {}),
     "scatter": (SCATTER, lambda: (torch.empty(50), some(50)), {}),
     "scatter half": (SCATTER, lambda: (half(7), half(7)), {}),
+    "gather several": (GATHER_SEVERAL, lambda: ([torch.empty(50), torch.empty(7)], [some(50), some(7)]), {}),
+    "gather several half": (GATHER_SEVERAL, lambda: ([half(7)], [half(7)]), {}),
+    "scatter several": (SCATTER_SEVERAL, lambda: ([torch.empty(50), torch.empty(7)], [some(50), some(7)]), {}),
+    "scatter several half": (SCATTER_SEVERAL, lambda: ([half(7)], [half(9)[1:8]]), {}),
 }  # fmt: skip
 FREE = {
     *(f"{name} equal" for name in COMPARISONS), "sum of one run", "sum of two runs in fp32", "norm without weights", "embedding",
@@ -209,9 +214,15 @@ def reading(probe: Any, operator: Any, make: Callable[[], Arguments], named: dic
 
 
 def run(operator: Any, given: Arguments, named: dict[str, Any]) -> Any:
-    if operator is GATHER:
-        return dist.all_gather_into_tensor(*given)
-    return dist.reduce_scatter_tensor(*given) if operator is SCATTER else operator(*given, **named)
+    world = dist.group.WORLD
+    assert world is not None
+    collectives: dict[Any, Callable[..., Any]] = {
+        GATHER: dist.all_gather_into_tensor,
+        SCATTER: dist.reduce_scatter_tensor,
+        GATHER_SEVERAL: lambda *tensors: world.allgather_into_tensor_coalesced(*tensors).wait(),
+        SCATTER_SEVERAL: lambda *tensors: world.reduce_scatter_tensor_coalesced(*tensors).wait(),
+    }
+    return collectives.get(operator, operator)(*given, **named)
 
 
 if __name__ == "__main__":

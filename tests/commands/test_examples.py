@@ -23,4 +23,4 @@ def test_an_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_docstrings_lines_print_what_stands_there() -> None:
-    assert doctest.testmod(api) == (0, 5)
+    assert doctest.testmod(api) == (0, 6)

@@ -20,8 +20,8 @@ TRAINING = {"torch", "deepspeed", "transformers", "tokenizers", "numpy"}
 DRAWING = {"pandas", "plotly", "jinja2"}
 
 FLOORS: list[set[str]] = [
-    {"errors", "locks", "parallelism", "processes", "rounding", "scratch", "started_by", "summaries"},
-    {"control_groups", "records", "documents", "files", "memory_kills"},
+    {"errors", "locks", "parallelism", "processes", "rounding", "scratch", "started_by", "summaries", "vocabulary"},
+    {"control_groups", "records", "step_records", "documents", "files", "memory_kills"},
     {
         "bounds",
         "profiles",

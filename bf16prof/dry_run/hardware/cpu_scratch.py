@@ -286,9 +286,10 @@ def _all_gather(output: Tensor, *_: Any) -> int:
     return output.untyped_storage().nbytes()
 
 
-def _all_gather_coalesced(outputs: Sequence[Tensor], *_: Any) -> int:
-    """The same of several (ProcessGroupGloo.cpp, AsyncAllgatherCoalescedWork)."""
-    return sum(map(_copy, outputs))
+def _all_gather_coalesced(outputs: Sequence[Tensor], sources: Sequence[Tensor], *_: Any) -> int:
+    """The same of several, which are flattened before they are sent (ProcessGroupGloo.cpp,
+    AsyncAllgatherCoalescedWork)."""
+    return sum(map(_copy, outputs)) + (sum(map(_copy, sources)) if len(sources) > 1 else 0)
 
 
 _ARITHMETIC = ("add", "sub", "mul", "div")
