@@ -34,6 +34,7 @@ CLOSE = 0.02
 """Phases whose peaks are nearer to each other may be taken for one another."""
 
 
+@pytest.mark.nightly  # a search; the same comparison is made with stored dry runs, and below with six new ones
 @settings(
     max_examples=2,
     derandomize=True,

@@ -27,7 +27,7 @@ _get_param_groups). gloo's threads may hold it for a moment, while the optimizer
 LLAMA = Path(__file__).parents[1] / "data" / "hf-llama.json"
 
 CASES = [
-    pytest.param("--num-gpus 1 --recipe megatron-bf16 --quality 2", 0, "megatron-bf16", id="18-bytes"),
+    pytest.param("--num-gpus 1 --recipe megatron-bf16 --quality 2", 0, "megatron-bf16", id="18-bytes", marks=pytest.mark.nightly),
     pytest.param("--num-gpus 2 --recipe nemo-bf16 --gas 3", 1, "nemo-bf16", id="bf16-gradients-distributed"),
     pytest.param("--num-gpus 2 --recipe megatron-bf16", 1, "megatron-bf16", id="distributed", marks=pytest.mark.nightly),
     pytest.param("--num-gpus 2 --recipe nemo-bf16 --activation-checkpointing", 0, "nemo-bf16", id="checkpoints", marks=pytest.mark.nightly),
