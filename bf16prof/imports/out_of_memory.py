@@ -201,9 +201,8 @@ class OutOfMemoryReader:
         while self._waiting and self._lines - next(iter(self._waiting.values())) > PATIENCE:
             speaker = next(iter(self._waiting))
             del self._waiting[speaker]
-            self._frames[speaker].code_follows = False
-            if (began := self._open.pop(speaker, None)) is not None:
-                self._keep(" ".join(began), LogLine("", speaker), self._frames[speaker])
+            self._frames.get(speaker, Frames()).code_follows = False
+            self._close(speaker)
 
     def _line(self, line: LogLine, frames: Frames) -> int:
         began = self._open.get(line.speaker)
@@ -282,9 +281,13 @@ class OutOfMemoryReader:
             self.messages.append(message)
 
     def _end(self) -> None:
-        for speaker, began in list(self._open.items()):
+        for speaker in list(self._open):
+            self._close(speaker)
+
+    def _close(self, speaker: str) -> None:
+        """What a speaker has begun, if anything, is over."""
+        if (began := self._open.pop(speaker, None)) is not None:
             self._keep(" ".join(began), LogLine("", speaker), self._frames.get(speaker, Frames()))
-        self._open.clear()
 
 
 def _floors(message: Message) -> dict[str, Reading]:

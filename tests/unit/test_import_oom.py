@@ -406,3 +406,15 @@ def test_more_than_the_gpu_has_is_the_hosts_memory() -> None:
 
     assert lent is not None
     assert "lends host memory" in " ".join(advice(lent))
+
+
+def test_a_speaker_too_many_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_memory, "MOST", 1)
+    monkeypatch.setattr(out_of_memory, "PATIENCE", 3)
+    reader = OutOfMemoryReader()
+    begun = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    for line in [LogLine("word", "rank0"), LogLine(begun, "rank1"), *[LogLine("word", "rank0")] * 5]:
+        reader.line(line)
+
+    assert not reader.is_open
+    assert len(reader.messages) == 1
