@@ -184,7 +184,7 @@ def _step(engine: Engine, meter: Requests, done: Walked, *, is_first: bool) -> R
         retelling.release_all()
         step(wrapper_of(engine), meter, known.gathers)
         return meter.cut()
-    gradients = plan.reduction.strategy(plan, meter, done.program)
+    gradients = plan.strategy_settings.strategy(plan, meter, done.program)
     handlers = gradients.handlers() | loop(meter, plan)
     if meter.buckets is not None:
         meter.buckets.begin_step()

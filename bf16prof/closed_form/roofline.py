@@ -27,7 +27,7 @@ from bf16prof.closed_form.engine import Engine
 from bf16prof.closed_form.transfers import HostLink, Ranks
 from bf16prof.closed_form.walks import Walked
 from bf16prof.closed_form.wrappers import wrapper_of
-from bf16prof.engine.config import offloads_optimizer, overlaps_communication
+from bf16prof.engine.config import overlaps_communication
 from bf16prof.models.autograd.events import RECOMPUTED
 from bf16prof.profiles.gpus import GPUS_PER_NODE, Gpu
 from bf16prof.step_records import StepWork, Transfer
@@ -47,7 +47,7 @@ def engine_work(job: Job, engine: Engine, done: Walked, per_node: int = GPUS_PER
     read, written = wrapper.optimizer_traffic()
     offloaded = wrapper.host_link(done) if job.device is Device.GPU else HostLink()
     hidden = wrapper.hides_communication and overlaps_communication(engine.config)
-    busy = 0 if offloads_optimizer(engine.config) else read + written
+    busy = 0 if wrapper.offloads else read + written
     work = StepWork(
         tokens=micro_steps * workload.micro_batch_size * workload.sequence_length,
         micro_steps=micro_steps,

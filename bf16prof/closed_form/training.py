@@ -73,7 +73,7 @@ def plan_of(job: Job, engine: Engine) -> WalkPlan:
         outputs=tuple((each.label, each.bytes) for each in outputs),
         loss=loss.bytes,
         communication=(half, itemsize) if is_mixed else (wrapper.communication_bytes,) * 2,
-        reduction=wrapper.reduction(job),
+        strategy_settings=wrapper.strategy_settings(job),
         memory_efficient_linear=engine.zero.memory_efficient_linear,
         workspace=cublas_workspace_bytes(job.gpu) if job.gpu else 0,
         zero_init=job.is_inside_zero_init,
@@ -86,7 +86,7 @@ def _walked(plan: WalkPlan) -> Walked:
     if (known := coordinated(plan, whole, is_first=False)) is not None:
         return _played(plan, whole, known)
     meter = Meter(plan.block)
-    gradients = plan.reduction.strategy(plan, meter, whole)
+    gradients = plan.strategy_settings.strategy(plan, meter, whole)
     handlers = gradients.handlers() | loop(meter, plan)
     launched = []
     for number, is_last in plan.walked_micro_steps():
@@ -131,10 +131,10 @@ _COORDINATED: dict[Hashable, Coordinated] = {}
 def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated | None:
     """What ZeRO-3 does in the micro-steps of a plan, those of a job's first step or later ones;
     `None` below stage 3."""
-    if not plan.reduction.is_partitioned:
+    if not plan.strategy_settings.is_partitioned:
         return None
     sizes = plan.gathered_itemsizes, plan.communication
-    key = (plan.anatomy.number, *sizes, plan.reduction, plan.zero_init, plan.block, plan.micro_steps, is_first, whole.of_the_engine)
+    key = (plan.anatomy.number, *sizes, plan.strategy_settings, plan.zero_init, plan.block, plan.micro_steps, is_first, whole.of_the_engine)
     if key not in _COORDINATED:
         if len(_COORDINATED) >= REMEMBERED:
             _COORDINATED.clear()
@@ -144,7 +144,7 @@ def coordinated(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinate
 
 def _coordinate(plan: WalkPlan, whole: Program, *, is_first: bool) -> Coordinated:
     writing = Writing(plan.block)
-    gathers = plan.reduction.strategy(plan, writing.meter, whole)
+    gathers = plan.strategy_settings.strategy(plan, writing.meter, whole)
     assert isinstance(gathers, Gathers), "other strategies keep parameters whole"
     if is_first:
         gathers.forget()

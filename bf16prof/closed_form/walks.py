@@ -38,7 +38,7 @@ class WalkPlan:
     communication: tuple[int, int]
     """Bytes of an element of a gradient when it is reduced: of parameters that autocast casts, and
     of the others."""
-    reduction: StrategySettings
+    strategy_settings: StrategySettings
     memory_efficient_linear: bool
     workspace: int
     """Bytes of the cuBLAS workspace of a thread."""
@@ -79,7 +79,7 @@ class WalkPlan:
         """A micro-step of the model."""
         if self.anatomy.signature is not None:
             return recorded(self.anatomy.signature, self.block)
-        has_hooks = self.reduction.is_partitioned
+        has_hooks = self.strategy_settings.is_partitioned
         return program(self.run, self.precision, has_hooks, self.memory_efficient_linear or not has_hooks, self.block)
 
 

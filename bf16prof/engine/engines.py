@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from bf16prof.cases import Job
 from bf16prof.engine.config import EngineFacts, deepspeed_config, engine_facts
-from bf16prof.engine.megatron.settings import PACKAGE, megatron_facts, megatron_optimizer_words, megatron_refusal, settings_of
+from bf16prof.engine.megatron.settings import MODULE, PACKAGE, megatron_facts, megatron_optimizer_words, megatron_refusal, settings_of
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,6 @@ class OnMegatron(TrainingEngine):
 
     def import_libraries(self, job: Job) -> None:
         """Its optimizer."""
-        from bf16prof.engine.megatron.settings import MODULE
-
         importlib.import_module(MODULE)
 
     def build(self, job: Job) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from bf16prof.engine.pipeline import mark_instructions
@@ -94,11 +94,17 @@ class PhaseClock:
         """Seconds by phase since the last call, in the order of `Phase`; the phase that is open
         does not count."""
         marks, self._marks = self._marks, self._marks[-1:]
-        found: dict[Phase, float] = {}
-        for (phase, begin), (_, end) in itertools.pairwise(marks):
-            if phase is not None:
-                found[phase] = found.get(phase, 0.0) + self._between(begin, end)
-        return {phase: found[phase] for phase in Phase if phase in found}
+        return seconds_by_phase(marks, self._between)
+
+
+def seconds_by_phase(marks: Iterable[tuple[Phase | None, Any]], between: Callable[[Any, Any], float]) -> dict[Phase, float]:
+    """Seconds in each phase, in the order of `Phase`. `marks`: the phases that begin, each with its
+    stamp; `between` gives the seconds from one stamp to another."""
+    found: dict[Phase, float] = {}
+    for (phase, begin), (_, end) in itertools.pairwise(marks):
+        if phase is not None:
+            found[phase] = found.get(phase, 0.0) + between(begin, end)
+    return {phase: found[phase] for phase in Phase if phase in found}
 
 
 def attach(engine: Any, marks: PhaseMarks) -> None:

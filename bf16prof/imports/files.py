@@ -25,7 +25,7 @@ from bf16prof.imports import nvidia_smi
 from bf16prof.imports.by_rank import ByRank, Shared
 from bf16prof.imports.config_print import ConfigReader
 from bf16prof.imports.example import ExampleReader
-from bf16prof.imports.finding import Finding, Reader
+from bf16prof.imports.finding import Finding, MarkedReader, Reader
 from bf16prof.imports.frames import SaidPhase
 from bf16prof.imports.losses import COLUMNS, LossReader
 from bf16prof.imports.megatron import MegatronReader
@@ -91,15 +91,8 @@ class Sources:
         return next((finding.failure for finding in self.findings if finding.failure), "")
 
 
-class _TextReader(Reader, Protocol):
-    """A reader of lines that knows who speaks."""
-
-    format: str
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """One of them is in every line that concerns it, letters in any case."""
-        ...
+class _TextReader(MarkedReader, Protocol):
+    """One that knows who speaks."""
 
     @property
     def is_open(self) -> bool:

@@ -152,7 +152,7 @@ class Reader(Protocol):
         ...
 
 
-class LineReader(Reader, Protocol):
+class MarkedReader(Reader, Protocol):
     """A reader of lines in a text that also holds others."""
 
     format: str
@@ -161,6 +161,11 @@ class LineReader(Reader, Protocol):
     def marks(self) -> tuple[str, ...]:
         """One of them is in every line that concerns it, letters in any case."""
         ...
+
+
+class LineReader(MarkedReader, Protocol):
+    """One that is told the text of a line alone. No line may concern it only for what came before
+    (see `_TextReader.is_open` in `files.py`)."""
 
     def line(self, text: str) -> int:
         """Read one line; how many lines it explains: none, itself, or itself and the line

@@ -23,8 +23,6 @@ from bf16prof.vocabulary import Component, Label
 FORMAT = 1
 """Counted up when the form of the file changes."""
 
-PARAMETERS_OF = ("gradient",)
-MODULES_OF = ("fetch", "release", "fetch backward", "release backward")
 PINS_OF = ("pin", "unpin")
 
 

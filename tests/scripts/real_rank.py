@@ -15,6 +15,7 @@ from typing import Any
 
 from bf16prof.engine.phases import PhaseMarks
 from bf16prof.measuring.batons import use_dying_batons
+from bf16prof.measuring.face import ProbeMemory
 from bf16prof.measuring.probes.cpu import CpuProbe
 from bf16prof.processes import threads_per_rank
 from bf16prof.scripts.command import read_script
@@ -23,24 +24,6 @@ from bf16prof.scripts.hooks import hooked
 from bf16prof.scripts.main import SeenEnough
 from bf16prof.scripts.main import run as run_script
 from bf16prof.scripts.watch import Watch
-
-
-class Memory:
-    """The allocator's counts as `torch.cuda` would give them."""
-
-    def __init__(self, probe: CpuProbe) -> None:
-        self._probe = probe
-
-    def allocated(self) -> int:
-        return self._probe.allocated_bytes()
-
-    def peak(self) -> int:
-        return self._probe.run_peak_bytes()
-
-    reserved, peak_reserved = allocated, peak
-
-    def reset_peaks(self) -> None:
-        pass
 
 
 class Rank:
@@ -78,7 +61,7 @@ def run(path: Path, words: list[str], steps: int) -> None:
     backend.build_shm_op = lambda: None  # type: ignore[attr-defined] # collectives over shared memory, which the dry run leaves out as well
     rank = Rank(CpuProbe(), steps)
     watch = Watch(rank.marks, rank)
-    gpu = cpu_as_gpu(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Memory(rank.probe))
+    gpu = cpu_as_gpu(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), ProbeMemory(rank.probe))
     with hooked(watch), replaced(gloo_for_nccl()), worn(gpu, torch.device("cpu")):
         watch.begin()
         ending = run_script(read_script(words))

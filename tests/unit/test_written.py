@@ -63,7 +63,7 @@ def known(meter: Meter) -> tuple[object, ...]:
 
 def at_work(plan: WalkPlan, meter: Meter) -> Gathers:
     """The coordinator itself, on a meter."""
-    gathers = plan.reduction.strategy(plan, meter, plan.program())
+    gathers = plan.strategy_settings.strategy(plan, meter, plan.program())
     assert isinstance(gathers, Gathers)
     return gathers
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import FP32_BYTES
 from bf16prof.closed_form.gradients import Accumulation
-from bf16prof.closed_form.optimizer import update
+from bf16prof.closed_form.optimizer import optimizer_states, update
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.transfers import Ranks
 from bf16prof.closed_form.wrappers.flat import FlatOptimizer
@@ -44,7 +44,7 @@ class Bf16Optimizer(FlatOptimizer):
             allocation(labels.FLAT_PARAMETERS, self.parameter_bytes * self.flat_numel, source),
             allocation(labels.MASTER_PARAMETERS, FP32_BYTES * self.partition_numel, source),
             allocation(labels.GRADIENT_PARTITION, self.gradient_bytes * self.flat_numel, f"{source}: full size, not partitioned"),
-            *self.optimizer_states([self.partition_numel]),
+            *optimizer_states(self.engine, [self.partition_numel]),
             global_norm(),
         ]
 
@@ -58,7 +58,7 @@ class Bf16Optimizer(FlatOptimizer):
         meter.give(labels.FLAT_PARAMETERS, size * partition)
         meter.take(labels.GRADIENT_PARTITION, self.gradient_bytes * self.flat_numel)
 
-    def reduction(self, job: Job) -> Accumulation:
+    def strategy_settings(self, job: Job) -> Accumulation:
         """Gradients are added to those in fp32."""
         return Accumulation(self.communication_bytes, bool(self.config["bf16"].get("immediate_grad_update")))
 

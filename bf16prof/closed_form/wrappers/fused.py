@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import FP32_BYTES
+from bf16prof.closed_form.optimizer import optimizer_states
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.wrappers.stage0 import ReplicatedOptimizer
 from bf16prof.engine import labels
@@ -30,7 +31,7 @@ class FusedOptimizer(ReplicatedOptimizer):
         return [
             allocation(labels.FLAT_PARAMETERS, self.parameter_bytes * total, source),
             allocation(labels.MASTER_PARAMETERS, FP32_BYTES * total, source),
-            *self.optimizer_states([total]),
+            *optimizer_states(self.engine, [total]),
         ]
 
     def initial(self, meter: Meter) -> None:

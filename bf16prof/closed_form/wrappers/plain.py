@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import FP32_BYTES
-from bf16prof.closed_form.optimizer import update
+from bf16prof.closed_form.optimizer import optimizer_states, update
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.wrappers.stage0 import ReplicatedOptimizer
 from bf16prof.engine import labels
@@ -27,7 +27,7 @@ class PlainOptimizer(ReplicatedOptimizer):
         """The parameters, and the optimizer's states."""
         sizes = [self.parameter_bytes * n for n in self.engine.numels]
         parameters = allocation(labels.PARAMETERS, sizes, "the model's own tensors")
-        return [parameters, *self.optimizer_states(self.engine.numels, shapes=self.engine.shapes)]
+        return [parameters, *optimizer_states(self.engine, self.engine.numels, shapes=self.engine.shapes)]
 
     def initial(self, meter: Meter) -> None:
         """The model, and nothing else before the first step."""

@@ -26,7 +26,7 @@ class ReplicatedOptimizer(OptimizerWrapper, ABC):
         """Elements of all parameters that are trained."""
         return sum(self.engine.numels)
 
-    def reduction(self, job: Job) -> AllReduction:
+    def strategy_settings(self, job: Job) -> AllReduction:
         """Gradients stay where they are, and are reduced at the end of the last backward."""
         casts = self.facts.communication_dtype != self.facts.gradient_dtype
         return AllReduction(self.communication_bytes if casts else 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import FP32_BYTES
-from bf16prof.closed_form.optimizer import layout_of, update
+from bf16prof.closed_form.optimizer import layout_of, optimizer_states, update
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.wrappers.stage0 import ReplicatedOptimizer
 from bf16prof.engine import labels
@@ -27,7 +27,7 @@ class UnfusedOptimizer(ReplicatedOptimizer):
         return [
             allocation(labels.PARAMETERS, [self.parameter_bytes * n for n in numels], "the model's own tensors"),
             allocation(labels.MASTER_PARAMETERS, [FP32_BYTES * n for n in numels], "fp16/unfused_optimizer.py __init__"),
-            *self.optimizer_states(numels, shapes=self.engine.shapes),
+            *optimizer_states(self.engine, numels, shapes=self.engine.shapes),
         ]
 
     def initial(self, meter: Meter) -> None:

@@ -5,7 +5,7 @@ beside this one.
 |---|---|
 | What is allocated between two steps? | `states` |
 | What does DeepSpeed allocate while it is built? | `initial` |
-| Where do gradients go in forward and backward? | `reduction` (the settings of a `Strategy`) |
+| Where do gradients go in forward and backward? | `strategy_settings` |
 | What does the optimizer's step allocate for a while? | `step` |
 | What does a rank send, and move over its host link? | `transfers`, `host_link` |
 | What does the optimizer read and write? | `optimizer_traffic` |
@@ -20,11 +20,11 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bf16prof.closed_form.allocation import Storages, allocation
 from bf16prof.closed_form.engine import FP32_BYTES, Engine
-from bf16prof.closed_form.optimizer import layout_of, optimizer_states
+from bf16prof.closed_form.optimizer import layout_of
 from bf16prof.closed_form.passes import Meter
 from bf16prof.closed_form.transfers import HostLink, Ranks
 from bf16prof.engine import labels
@@ -101,10 +101,6 @@ class OptimizerWrapper(ABC):
         model has them."""
         return whole_frozen_parameters(self.engine)
 
-    def optimizer_states(self, numels: Sequence[int], **how: Any) -> list[Storages]:
-        """The states of updated tensors of so many elements (`optimizer.optimizer_states`)."""
-        return optimizer_states(self.engine, numels, **how)
-
     def take_the_model(self, meter: Meter) -> None:
         """Init begins with a model that was built whole."""
         meter.take(labels.THE_MODEL, *(self.parameter_bytes * n for n in self.engine.all_numels))
@@ -114,7 +110,7 @@ class OptimizerWrapper(ABC):
         """What it allocates and frees while it is built, from the model on."""
 
     @abstractmethod
-    def reduction(self, job: Job) -> StrategySettings:
+    def strategy_settings(self, job: Job) -> StrategySettings:
         """How gradients are kept and reduced, and at stage 3 parameters gathered."""
 
     def autocast_communication(self) -> bool:
@@ -142,6 +138,17 @@ class OptimizerWrapper(ABC):
     def step(self, meter: Meter, gradients: Strategy) -> None:
         """What the optimizer's step allocates and frees, from the end of backward to the next
         forward pass."""
+
+    def flattened(self, meter: Meter, numel: int, *, is_copied: bool) -> int:
+        """In the step gradients become one flat tensor, unless they are one already, in the
+        master's dtype: the bytes that this leaves for the optimizer."""
+        flat = self.gradient_bytes * numel if is_copied else 0
+        meter.take(labels.STEP_GRADIENTS, flat)
+        if self.master_bytes == self.gradient_bytes:
+            return flat
+        meter.take(labels.STEP_GRADIENTS, self.master_bytes * numel)
+        meter.give(labels.STEP_GRADIENTS, flat)
+        return self.master_bytes * numel
 
     def transfers(self, done: Walked, ranks: Ranks) -> tuple[Transfer, ...]:
         """All collectives of one optimizer step of one rank; none on a single rank."""
@@ -191,15 +198,3 @@ def whole_frozen_parameters(engine: Engine) -> list[Storages]:
 def global_norm(*, size: int = FP32_BYTES, on_host: bool = False) -> Storages:
     """The norm of all gradients, which the engine keeps until the next step."""
     return allocation(labels.GLOBAL_NORM, size, "engine.py _take_model_step", on_host=on_host)
-
-
-def flattened(meter: Meter, numel: int, itemsize: int, master: int, *, is_copied: bool) -> int:
-    """Gradients of `itemsize` bytes an element become one flat tensor, unless they are one already,
-    in the master's dtype: the bytes that this leaves for the optimizer."""
-    flat = itemsize * numel if is_copied else 0
-    meter.take(labels.STEP_GRADIENTS, flat)
-    if master == itemsize:
-        return flat
-    meter.take(labels.STEP_GRADIENTS, master * numel)
-    meter.give(labels.STEP_GRADIENTS, flat)
-    return master * numel

@@ -13,12 +13,12 @@ from bf16prof.closed_form.anatomy import Anatomy
 from bf16prof.closed_form.engine import FP64_BYTES
 from bf16prof.closed_form.gradients import GradientReduction, Share, partitioned
 from bf16prof.closed_form.layout import dealt_out, flat_spans, touched_numel
-from bf16prof.closed_form.optimizer import update
+from bf16prof.closed_form.optimizer import optimizer_states, update
 from bf16prof.closed_form.passes import REMEMBERED, Meter
 from bf16prof.closed_form.requests import BucketsOfPartition
 from bf16prof.closed_form.transfers import REDUCE_STREAM, Ranks, reduced
 from bf16prof.closed_form.wrappers.flat import FlatOptimizer
-from bf16prof.closed_form.wrappers.wrapper import flattened, global_norm
+from bf16prof.closed_form.wrappers.wrapper import global_norm
 from bf16prof.engine import labels
 from bf16prof.engine.config import overlaps_communication
 from bf16prof.models.autograd.events import ParameterKey
@@ -69,7 +69,7 @@ class Zero12Optimizer(FlatOptimizer):
                 f"{SOURCE} __init__: single_partition_of_fp32_groups",
                 on_host=self.offloads,
             ),
-            *self.optimizer_states([self.partition_numel], on_host=self.offloads),
+            *optimizer_states(self.engine, [self.partition_numel], on_host=self.offloads),
         ]
         if self.offloads:
             out += self._offloaded()
@@ -112,7 +112,7 @@ class Zero12Optimizer(FlatOptimizer):
         meter.give(labels.FLAT_PARAMETERS, clone)
         meter.touch(labels.FIRST_GRADIENTS, master * partition)
 
-    def reduction(self, job: Job) -> GradientReduction:
+    def strategy_settings(self, job: Job) -> GradientReduction:
         """Stage 1 reduces with the last micro-step, stage 2 in each."""
         overlap, is_second = overlaps_communication(self.config), self.stage == 2
         return GradientReduction(
@@ -159,7 +159,7 @@ class Zero12Optimizer(FlatOptimizer):
         if self.zero.compute_grad_norm and parts:
             meter.touch(labels.GRADIENT_NORM, FP64_BYTES * max(parts))
         is_copied = len(parts) > 1 or sum(parts) < share.partition
-        copy = flattened(meter, share.partition, self.gradient_bytes, self.master_bytes, is_copied=is_copied)
+        copy = self.flattened(meter, share.partition, is_copied=is_copied)
         _drop_partition(meter)
         update(self.engine, meter, [self.master_bytes * share.partition])
         meter.give(labels.STEP_GRADIENTS, copy)
@@ -196,8 +196,8 @@ class Zero12Optimizer(FlatOptimizer):
 
 
 def _settings(done: Walked) -> GradientReduction:
-    assert isinstance(done.plan.reduction, GradientReduction), "as `reduction` asks for"
-    return done.plan.reduction
+    assert isinstance(done.plan.strategy_settings, GradientReduction), "as `strategy_settings` says"
+    return done.plan.strategy_settings
 
 
 def _drop_partition(meter: Meter) -> None:

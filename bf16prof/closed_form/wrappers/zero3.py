@@ -13,10 +13,10 @@ from bf16prof.closed_form.engine import FP32_BYTES, FP64_BYTES
 from bf16prof.closed_form.gather_settings import GatherSettings
 from bf16prof.closed_form.gathers import padding_bytes
 from bf16prof.closed_form.layout import kept_groups, partition_numels, persistent, persistent_places, sub_groups
-from bf16prof.closed_form.optimizer import update
+from bf16prof.closed_form.optimizer import optimizer_states, update
 from bf16prof.closed_form.passes import REMEMBERED, Meter
 from bf16prof.closed_form.transfers import GATHER_STREAM, REDUCE_STREAM, HostLink, Ranks, gathered, reduced
-from bf16prof.closed_form.wrappers.wrapper import OptimizerWrapper, flattened, global_norm
+from bf16prof.closed_form.wrappers.wrapper import OptimizerWrapper, global_norm
 from bf16prof.engine import labels
 from bf16prof.engine.config import dtype_bytes, offloads_parameters
 from bf16prof.profiles.gpus import ALLOCATOR_BLOCK_BYTES
@@ -153,7 +153,7 @@ class Zero3Optimizer(OptimizerWrapper):
                 source = f"{SOURCE} initialize_optimizer_states: kept when offloading"
                 out.append(allocation(labels.MASTER_GRADIENTS, sizes, source, on_host=on_host))
             is_second = self.offloads and not on_host and self.engine.device is Device.GPU
-            out += self.optimizer_states(numels, on_host=on_host, layout=all_optimizers()["torch.optim"] if is_second else None)
+            out += optimizer_states(self.engine, numels, on_host=on_host, layout=all_optimizers()["torch.optim"] if is_second else None)
         return [*out, *self._placeholder(kept)] if ratio < 1 and self.offloads else out
 
     def _placeholder(self, kept: int) -> list[Storages]:
@@ -218,7 +218,7 @@ class Zero3Optimizer(OptimizerWrapper):
             copied = partition * world  # gloo gathers into a flat tensor first
         meter.touch(labels.GATHERED_PARAMETERS, partition * world, copied)
 
-    def reduction(self, job: Job) -> GatherSettings:
+    def strategy_settings(self, job: Job) -> GatherSettings:
         """What the coordinator of gathers and the reduce buckets go by."""
         engine, zero = self.engine, self.zero
         return GatherSettings(
@@ -261,7 +261,7 @@ class Zero3Optimizer(OptimizerWrapper):
             largest = max(partitions)
             meter.touch(labels.GRADIENT_NORM, FP64_BYTES * largest, *[FP64_BYTES] * partitions.index(largest))
             for group, count in zip(self.sub_groups, _counts(partitions, self.sub_groups), strict=True):
-                copy = flattened(meter, group, self.gradient_bytes, self.master_bytes, is_copied=count > 1)
+                copy = self.flattened(meter, group, is_copied=count > 1)
                 update(self.engine, meter, [self.master_bytes * group])
                 meter.give(labels.STEP_GRADIENTS, copy)
         self._gather_persistent(meter)

@@ -83,12 +83,3 @@ def memory_of(readings: Sequence[MarkReading]) -> dict[Phase, PhaseMemory]:
         if begin.phase is not None:
             found = merge_phases(found, {begin.phase: PhaseMemory(end.peak, end.end)})
     return {phase: found[phase] for phase in Phase if phase in found}
-
-
-def seconds_of(readings: Sequence[MarkReading], between: Callable[[Any, Any], float]) -> dict[Phase, float]:
-    """Seconds in each phase. `between` gives those from one stamp to another."""
-    found: dict[Phase, float] = {}
-    for begin, end in itertools.pairwise(readings):
-        if begin.phase is not None:
-            found[begin.phase] = found.get(begin.phase, 0.0) + between(begin.stamp, end.stamp)
-    return {phase: found[phase] for phase in Phase if phase in found}

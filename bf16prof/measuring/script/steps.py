@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bf16prof.engine.phases import seconds_by_phase
 from bf16prof.measuring.probes import Probe
-from bf16prof.measuring.script.marks import GuestMarks, MarkReading, memory_of, seconds_of
+from bf16prof.measuring.script.marks import GuestMarks, MarkReading, memory_of
 from bf16prof.measuring.worker import recorded_event
 from bf16prof.records import merge_phases
 from bf16prof.step_records import PhaseMemory, StepRecord
@@ -96,7 +97,7 @@ class SeenSteps:
 
     def timed_records(self) -> list[StepRecord]:
         """The steps with the times of their phases, once the device has done its work."""
-        times = [seconds_of(seen.readings, self._between) for seen in self._seen]
+        times = [seconds_by_phase([(each.phase, each.stamp) for each in seen.readings], self._between) for seen in self._seen]
         of_steps = [{phase: seconds for phase, seconds in each.items() if phase in TRAINING} for each in times]
         return [dataclasses.replace(step, phase_time_s=each) for step, each in zip(self.records(), of_steps, strict=True)]
 
